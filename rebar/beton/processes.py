@@ -1,0 +1,170 @@
+"""The same work on many tasks, in processes of its own, results in the order of the tasks.
+
+``concurrent.futures.ProcessPoolExecutor`` waits for ever where a process dies half-way through sending a
+result, because all of its processes share one pipe whose writing end stays open. Here each has its own,
+so the end of a process is the end of its pipe, whenever it comes. It works the other way round, too:
+processes whose parent is gone end themselves.
+"""
+
+import multiprocessing
+import pickle
+import signal
+import traceback
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+from rebar.errors import RebarError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+TASKS_A_PROCESS = 2
+"""One in work and one waiting, so that no process waits for the parent."""
+RESULTS_A_PROCESS = 4
+"""Tasks handed out and not yet yielded, for each process: what bounds the memory."""
+_READY = -1
+
+
+@dataclass(eq=False)
+class _Process:
+    process: multiprocessing.process.BaseProcess
+    connection: "Connection[Any, Any]"
+    ready: bool = False
+    tasks: list[int] = field(default_factory=list)
+
+
+def map_in_processes(
+    job: Callable[[Task], Result], tasks: Iterable[Task], *, num_workers: int
+) -> Generator[Result, None, None]:
+    """Yield ``job(task)`` for every task, in order, worked out by ``num_workers`` processes.
+
+    ``job`` is pickled once and sent to each process once; tasks should be small. Close the generator
+    (``contextlib.closing``) to end the processes early. An exception of the job is raised in its task's
+    turn: a RebarError as it is, any other as a RuntimeError with the traceback. Raises RebarError where a
+    process dies.
+    """
+    if num_workers < 1:
+        raise ValueError(f"num_workers must be at least 1, not {num_workers}")
+    content = pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+    todo = enumerate(tasks)
+    workers: list[_Process] = []
+    finished: dict[int, tuple[Any, Exception | None]] = {}
+    num_issued, num_yielded, exhausted = 0, 0, False
+    try:
+        _start(workers, num_workers)
+        while True:
+            while not exhausted and num_issued - num_yielded < num_workers * RESULTS_A_PROCESS:
+                worker = _least_busy(workers)
+                if worker is None:
+                    break
+                item = next(todo, None)
+                if item is None:
+                    exhausted = True
+                else:
+                    _send(worker, pickle.dumps(item))
+                    worker.tasks.append(item[0])
+                    num_issued += 1
+            if exhausted and num_issued == num_yielded:
+                return
+            by_connection: dict[Any, _Process] = {worker.connection: worker for worker in workers}
+            for connection in wait(list(by_connection), timeout=0 if num_yielded in finished else None):
+                _receive(by_connection[connection], content, finished)
+            if num_yielded in finished:
+                result, error = finished.pop(num_yielded)
+                num_yielded += 1
+                if error is not None:
+                    raise error
+                yield result
+    finally:
+        _stop(workers)
+
+
+def _start(workers: list[_Process], num_workers: int) -> None:
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([__name__.rpartition(".")[0]])
+    # Ctrl-C reaches the whole process group, but is the parent's to answer: the processes are born with
+    # it blocked. The tracker goes first because starting it unblocks the signal.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for _ in range(num_workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()  # else the pipe would not end with the process
+            workers.append(_Process(process, ours))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stop(workers: list[_Process]) -> None:
+    for worker in workers:
+        worker.process.terminate()
+        worker.connection.close()
+    for worker in workers:
+        worker.process.join(timeout=5)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+
+
+def _least_busy(workers: list[_Process]) -> _Process | None:
+    """The process with the fewest tasks, if any has room for another."""
+    free = [worker for worker in workers if worker.ready and len(worker.tasks) < TASKS_A_PROCESS]
+    return min(free, key=lambda worker: len(worker.tasks), default=None)
+
+
+def _send(worker: _Process, message: bytes) -> None:
+    try:
+        worker.connection.send_bytes(message)
+    except OSError:
+        raise _died(worker) from None
+
+
+def _receive(worker: _Process, job: bytes, finished: dict[int, tuple[Any, Exception | None]]) -> None:
+    try:
+        number, result, error = worker.connection.recv()
+    except (EOFError, OSError):
+        raise _died(worker) from None
+    if number == _READY:
+        _send(worker, job)  # not before: a process that still starts would keep the parent waiting
+        worker.ready = True
+    else:
+        worker.tasks.remove(number)
+        finished[number] = (result, error)
+
+
+def _died(worker: _Process) -> RebarError:
+    worker.process.join(timeout=5)
+    code = worker.process.exitcode
+    if code is not None and code < 0:
+        how = f"was killed by {signal.Signals(-code).name}"
+    else:
+        how = f"ended with exit status {code}"
+    hint = "; the machine may be out of memory: try fewer workers" if code == -signal.SIGKILL else ""
+    return RebarError(f"a worker process (pid {worker.process.pid}) {how}{hint}")
+
+
+def _work(connection: "Connection[Any, Any]") -> None:
+    """What a process does: take the job, then tasks, until it is ended or its parent is gone."""
+    try:
+        connection.send((_READY, None, None))
+        job = pickle.loads(connection.recv_bytes())
+        while True:
+            number, task = connection.recv()
+            result: Any = None
+            error: Exception | None = None
+            try:
+                result = job(task)
+            except RebarError as expected:
+                error = expected
+            except Exception:
+                error = RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
+            connection.send((number, result, error))
+    except (EOFError, OSError):
+        pass

@@ -1,0 +1,108 @@
+"""A .beton file opened for reading: what is wrong with it is found here, not while training."""
+
+import os
+import stat
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rebar.beton.format import BetonError
+from rebar.beton.sidecar import read_sidecar
+from rebar.beton.tables import read_tables
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BetonFile:
+    """A validated .beton file with one picture and one label a sample. Make one with :meth:`open`.
+
+    The arrays have one element a sample and are read-only; ``data`` is the mapped file.
+    """
+
+    path: Path
+    num_samples: int
+    page_size: int
+    """Bytes."""
+    field_names: tuple[str, ...]
+    labels: np.ndarray
+    """int64"""
+    heights: np.ndarray
+    """uint16, pixels"""
+    widths: np.ndarray
+    """uint16, pixels"""
+    modes: np.ndarray
+    """uint8, MODE_JPG or MODE_RAW"""
+    offsets: np.ndarray
+    """uint64, where in the file the picture's bytes begin"""
+    sizes: np.ndarray
+    """uint64, how many bytes the picture has"""
+    data: np.memmap
+    """uint8, the whole file"""
+    class_names: tuple[str, ...] | None
+    """The name of every label, where a sidecar tells them."""
+
+    @staticmethod
+    def open(path: Path | str) -> "BetonFile":
+        """Read and check a file's tables; the pictures themselves are not touched.
+
+        Raises BetonError for a file that is missing, cut short, unfinished, damaged, or that lacks
+        pictures or labels.
+        """
+        path = Path(path)
+        file_size = _size_of_regular_file(path)
+        try:
+            with path.open("rb") as file:
+                tables = read_tables(file, path, file_size)
+            data = np.memmap(path, np.uint8, mode="r")
+        except OSError as error:
+            raise BetonError(f"{path}: cannot be read: {error.strerror or error}") from None
+        sidecar = read_sidecar(path)
+        return BetonFile(path=path, data=data, class_names=sidecar.class_names if sidecar else None, **tables)
+
+    @cached_property
+    def num_classes(self) -> int:
+        """The number of classes: the sidecar's, else the largest label plus one.
+
+        Raises BetonError where labels are negative or beyond the sidecar's classes.
+        """
+        lowest, highest = int(self.labels.min()), int(self.labels.max())
+        if lowest < 0:
+            raise BetonError(f"{self.path}: label {lowest} is negative, so these labels are no class numbers")
+        if self.class_names is None:
+            return highest + 1
+        if highest >= len(self.class_names):
+            raise BetonError(f"{self.path}: has label {highest}, but its sidecar names {len(self.class_names)} classes")
+        return len(self.class_names)
+
+    def image_bytes(self, index: int) -> np.ndarray:
+        """The stored bytes of a sample's picture: a uint8 view of the mapped file."""
+        start = int(self.offsets[index])
+        return self.data[start : start + int(self.sizes[index])]
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __repr__(self) -> str:
+        return f"<BetonFile {self.path}: {self.num_samples} samples>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BetonFile.open, (self.path,)  # a memmap would be pickled with all of its content
+
+
+def _size_of_regular_file(path: Path) -> int:
+    """The size in bytes; checked before opening, because opening a pipe may wait for ever."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise BetonError(f"{path}: no such file; write_dataset.py writes one") from None
+    except (OSError, ValueError) as error:
+        raise BetonError(f"{path}: cannot be read: {error}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise BetonError(f"{path}: is a folder; give the .beton file itself")
+    if not stat.S_ISREG(status.st_mode):
+        raise BetonError(f"{path}: is no regular file (a pipe or device cannot be mapped); give a .beton file")
+    if status.st_size == 0:
+        raise BetonError(f"{path}: is empty; copy it again, or write it with write_dataset.py")
+    return status.st_size

@@ -1,0 +1,1 @@
+"""JPEG pictures: decoding them into memory. Knows nothing of betons."""

@@ -1,0 +1,109 @@
+"""libturbojpeg through ctypes: a whole JPEG to RGB.
+
+ctypes gives up the interpreter lock during a call, so threads decode side by side. A decompressor
+belongs to the thread that made it.
+
+API: https://libjpeg-turbo.org/Documentation (TurboJPEG 2.x; 3.x keeps these functions).
+"""
+
+import ctypes
+import ctypes.util
+import functools
+import os
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rebar.errors import RebarError
+
+LIBRARY_VARIABLE = "TURBOJPEG_LIBRARY"
+_CANDIDATES = ("libturbojpeg.so.0", "libturbojpeg.so", "libturbojpeg.dylib")
+_PIXEL_FORMAT_RGB = 0
+_INSTALL = (
+    "install it with 'apt-get install libturbojpeg0' (Ubuntu: libturbojpeg) or 'conda install libjpeg-turbo', "
+    f"or point {LIBRARY_VARIABLE} at it; 'python -m rebar.doctor' shows what is there"
+)
+
+
+class JpegError(Exception):
+    """A JPEG that cannot be decoded, or only in part."""
+
+
+@functools.cache
+def load_turbojpeg() -> ctypes.CDLL:
+    """The shared library. Raises RebarError, saying how to install it, where there is none."""
+    named = os.environ.get(LIBRARY_VARIABLE)
+    found = ctypes.util.find_library("turbojpeg")
+    candidates = [named] if named else [*_CANDIDATES, *([found] if found else [])]
+    for candidate in candidates:
+        try:
+            return _declare(ctypes.CDLL(candidate))
+        except (OSError, AttributeError):
+            continue
+    what = f"{LIBRARY_VARIABLE}={named} is no turbojpeg library" if named else "libturbojpeg is not installed"
+    raise RebarError(f"{what}: {_INSTALL}")
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    handle, pointer, size, integer = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int
+    out = ctypes.POINTER(ctypes.c_int)
+    library.tjInitDecompress.restype = handle
+    library.tjInitDecompress.argtypes = []
+    library.tjDestroy.argtypes = [handle]
+    library.tjDecompressHeader3.argtypes = [handle, pointer, size, out, out, out, out]
+    library.tjDecompress2.argtypes = [
+        handle,
+        pointer,
+        size,
+        pointer,
+        integer,
+        integer,
+        integer,
+        integer,
+        integer,
+    ]
+    library.tjGetErrorStr2.restype = ctypes.c_char_p
+    library.tjGetErrorStr2.argtypes = [handle]
+    return library
+
+
+class _Decompressor:
+    """One libturbojpeg handle, freed with its owner."""
+
+    def __init__(self) -> None:
+        self.library = load_turbojpeg()
+        self.handle = self.library.tjInitDecompress()
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.library.tjDestroy(self.handle)
+
+    def check(self, status: int) -> None:
+        if status != 0:
+            raise JpegError(self.library.tjGetErrorStr2(self.handle).decode(errors="replace"))
+
+
+_of_this_thread = threading.local()
+
+
+def _decompressor() -> _Decompressor:
+    if not hasattr(_of_this_thread, "decompressor"):
+        _of_this_thread.decompressor = _Decompressor()
+    return _of_this_thread.decompressor
+
+
+def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Decode a JPEG to RGB, uint8 ``[height, width, 3]``; grayscale becomes three equal channels.
+
+    Raises JpegError where libturbojpeg reports anything, a stream cut short included.
+    """
+    tj = _decompressor()
+    source = np.ascontiguousarray(jpeg)
+    width, height, subsampling, colorspace = (ctypes.c_int() for _ in range(4))
+    header = (ctypes.byref(width), ctypes.byref(height), ctypes.byref(subsampling), ctypes.byref(colorspace))
+    tj.check(tj.library.tjDecompressHeader3(tj.handle, source.ctypes.data, source.size, *header))
+    rgb = np.empty((height.value, width.value, 3), np.uint8)
+    layout = (width.value, 0, height.value, _PIXEL_FORMAT_RGB, 0)
+    tj.check(tj.library.tjDecompress2(tj.handle, source.ctypes.data, source.size, rgb.ctypes.data, *layout))
+    return rgb

@@ -1,0 +1,110 @@
+"""Which part of a picture to take: boxes and flips for a batch of samples.
+
+A box is (top, left, height, width) in the stored picture's pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rebar.loading.randomness import Stream, uniforms
+
+_ATTEMPTS = 10
+IMAGENET_CENTER_RATIO = 224 / 256
+
+
+@dataclass(frozen=True)
+class Crops:
+    """``boxes`` int64 ``[n, 4]`` and ``flips`` bool ``[n]``."""
+
+    boxes: NDArray[np.int64]
+    flips: NDArray[np.bool_]
+
+
+class Cropper(Protocol):
+    """Chooses crops from the pictures' sizes; random ones by (seed, epoch, sample) alone."""
+
+    def crops(
+        self,
+        heights: NDArray[np.int64],
+        widths: NDArray[np.int64],
+        *,
+        indices: NDArray[np.int64],
+        seed: int,
+        epoch: int,
+    ) -> Crops: ...
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random share of the area at a random aspect ratio, mirrored half of the time.
+
+    Same distribution as torchvision's and FFCV's: up to ten attempts of (area, aspect), the first that
+    fits; else the largest centred crop whose aspect is allowed (Szegedy et al., "Going deeper with
+    convolutions", 2015).
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_probability: float = 0.5
+
+    def crops(
+        self,
+        heights: NDArray[np.int64],
+        widths: NDArray[np.int64],
+        *,
+        indices: NDArray[np.int64],
+        seed: int,
+        epoch: int,
+    ) -> Crops:
+        draws = uniforms(seed, epoch, indices, stream=Stream.CROP, draws=2 * _ATTEMPTS + 2)
+        height, width = heights[:, None], widths[:, None]
+        area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, :_ATTEMPTS])
+        low, high = np.log(self.ratio)
+        aspect = np.exp(low + (high - low) * draws[:, _ATTEMPTS:-2])
+        crop_width = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+        crop_height = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+        fits = (crop_width > 0) & (crop_width <= width) & (crop_height > 0) & (crop_height <= height)
+        first = np.argmax(fits, axis=1)
+        rows = np.arange(len(indices))
+        fallback_height, fallback_width = self._largest(heights, widths)
+        found = fits[rows, first]
+        crop_height = np.where(found, crop_height[rows, first], fallback_height)
+        crop_width = np.where(found, crop_width[rows, first], fallback_width)
+        place = np.where(found[:, None], draws[:, -2:], 0.5)  # the fallback is centred
+        top = np.minimum((place[:, 0] * (heights - crop_height + 1)).astype(np.int64), heights - crop_height)
+        left = np.minimum((place[:, 1] * (widths - crop_width + 1)).astype(np.int64), widths - crop_width)
+        flips = uniforms(seed, epoch, indices, stream=Stream.FLIP)[:, 0] < self.flip_probability
+        return Crops(np.stack([top, left, crop_height, crop_width], axis=1), flips)
+
+    def _largest(
+        self, heights: NDArray[np.int64], widths: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        aspect = widths / heights
+        narrow = np.rint(widths / self.ratio[0]).astype(np.int64)
+        wide = np.rint(heights * self.ratio[1]).astype(np.int64)
+        height = np.where(aspect < self.ratio[0], np.minimum(narrow, heights), heights)
+        width = np.where(aspect > self.ratio[1], np.minimum(wide, widths), widths)
+        return height, width
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The centred square of ``ratio`` times the shorter side, as FFCV's and ffcv-imagenet's validation."""
+
+    ratio: float = IMAGENET_CENTER_RATIO
+
+    def crops(
+        self,
+        heights: NDArray[np.int64],
+        widths: NDArray[np.int64],
+        *,
+        indices: NDArray[np.int64],
+        seed: int,
+        epoch: int,
+    ) -> Crops:
+        side = np.maximum((self.ratio * np.minimum(heights, widths)).astype(np.int64), 1)
+        boxes = np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
+        return Crops(boxes, np.zeros(len(indices), np.bool_))

@@ -1,0 +1,70 @@
+"""What a person sees while a run goes on: one progress bar, one line an epoch, a summary.
+
+All of it is made from metrics under the log's names (``train/loss`` ...), shares of 1 shown in percent.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from rebar.reporting.run_folder import RunFolder
+
+Metrics = Mapping[str, Any]
+
+
+def progress(batches: Iterable[Any], title: str, *, total: int, enabled: bool) -> Any:
+    """A progress bar over ``batches``. Written to a file it speaks only now and then."""
+    between = 0.2 if sys.stderr.isatty() else 30.0  # seconds
+    return tqdm(batches, desc=title, total=total, unit="batch", leave=False, disable=not enabled, mininterval=between)
+
+
+def epoch_line(epoch: int, epochs: int, metrics: Metrics) -> str:
+    """One line for the ``epoch``-th of ``epochs`` epochs, counted from 1."""
+    line = (
+        f"epoch {epoch:3d}/{epochs}  {metrics['train/resolution']} px  lr {metrics['train/lr']:.4f}  "
+        f"train loss {metrics['train/loss']:.3f} top-1 {metrics['train/top1']:.2%}"
+    )
+    if "val/top1" in metrics:
+        line += f"  |  val loss {metrics['val/loss']:.3f} top-1 {metrics['val/top1']:.2%}"
+        if metrics.get("val/top1_tta") is not None:
+            line += f" (mirrored too {metrics['val/top1_tta']:.2%})"
+    return line + (
+        f"  |  {metrics['throughput/samples_per_second']:,.0f} pictures/s, "
+        f"{metrics['time/data_wait_fraction']:.0%} waiting for data"
+    )
+
+
+def accuracy_line(metrics: Metrics) -> str:
+    """Top-1 and top-5 of an evaluation, with mirror averaging where that was done."""
+    line = f"top-1 {metrics['val/top1']:.2%}, top-5 {metrics['val/top5']:.2%}"
+    if metrics.get("val/top1_tta") is not None:
+        line += (
+            f"; averaged with the mirror image: top-1 {metrics['val/top1_tta']:.2%}, "
+            f"top-5 {metrics['val/top5_tta']:.2%}"
+        )
+    return line
+
+
+def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: RunFolder) -> str:
+    """How a finished run ended, and where its files are."""
+    gpu = f", GPU {metrics['memory/gpu_peak_gb']:.1f} GB" if "memory/gpu_peak_gb" in metrics else ""
+    facts = {
+        "accuracy": accuracy_line(metrics),
+        "model": f"{arch}, {parameters:,} parameters, {epochs} epochs",
+        "time": f"{metrics['time/train_seconds']:,.0f} s of training, without validation",
+        "throughput": f"{metrics['throughput/samples_per_second']:,.0f} pictures/s in the last epoch",
+        "memory": f"at most {metrics['memory/host_peak_gb']:.1f} GB{gpu} in the first process",
+        "log": str(folder.log),
+        "plot": str(folder.plot),
+        "checkpoint": str(folder.last_checkpoint),
+    }
+    return table(facts, title="finished")
+
+
+def table(facts: Mapping[str, str], *, title: str | None = None) -> str:
+    """Names and values, one a line, the names aligned."""
+    width = max(map(len, facts)) + 2
+    lines = [f"{name:>{width}}: {value}" for name, value in facts.items()]
+    return "\n".join([title, *lines] if title else lines)

@@ -1,0 +1,97 @@
+"""The log of a run: one JSON object a line in ``log.jsonl``, and Weights & Biases if asked.
+
+Every record has ``event`` (start, step, epoch or end) and ``time`` (seconds since 1970). Metrics have
+slashed names such as ``train/loss``, the same in both places.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rebar.cli import warn
+from rebar.config import knob
+from rebar.errors import RebarError
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Logging."""
+
+    folder: str = knob("", help="folder of the run; default runs/NAME, NAME the config file's")
+    log_level: int = knob(1, help="0: evaluate and report after the last epoch only; 1: after each", minimum=0)
+    log_every: int = knob(50, help="steps between records of the training loss", minimum=1)
+    wandb: bool = knob(False, help="also log to Weights & Biases (WANDB_MODE=offline works)")
+    wandb_project: str = knob("rebar", help="Weights & Biases project")
+    wandb_name: str = knob("", help="Weights & Biases run name; default the run folder's")
+
+
+class RunLog:
+    """Appends records; in processes other than the first it does nothing."""
+
+    def __init__(self, path: Path | None, wandb_run: Any = None) -> None:
+        self.path = path
+        self._wandb_run = wandb_run
+
+    def write(self, event: str, values: Mapping[str, Any]) -> None:
+        """Append one record, whole lines only, so that a killed run leaves a readable log."""
+        if self.path is None:
+            return
+        record = {"event": event, "time": round(time.time(), 3), **values}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._wandb_run is not None and event in ("step", "epoch"):
+            self._wandb_run.log({key: value for key, value in values.items() if value is not None})
+
+
+@contextmanager
+def open_log(path: Path, config: LoggingConfig, *, is_main: bool, settings: Mapping[str, Any]) -> Iterator[RunLog]:
+    """The run's log, closed (wandb's run finished) at the end. ``settings`` is shown in wandb."""
+    if not is_main:
+        yield RunLog(None)
+        return
+    run = _start_wandb(path.parent, config, settings) if config.wandb else None
+    try:
+        yield RunLog(path, run)
+    except BaseException:
+        if run is not None:
+            run.finish(exit_code=1)
+        raise
+    if run is not None:
+        run.finish()
+
+
+def _start_wandb(folder: Path, config: LoggingConfig, settings: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise RebarError("logging.wandb: wandb is not installed: 'pip install wandb'") from None
+    mode: Any = os.environ.get("WANDB_MODE")
+    if mode is None and not wandb.api.api_key:  # wandb would ask on the terminal, and wait
+        warn("not logged in to Weights & Biases: logging offline; 'wandb sync' in the run folder uploads it later")
+        mode = "offline"
+    try:
+        return wandb.init(
+            project=config.wandb_project,
+            name=config.wandb_name or folder.name,
+            dir=str(folder),
+            config=dict(settings),
+            mode=mode,
+        )
+    except wandb.Error as error:
+        raise RebarError(f"logging.wandb: {error}") from None
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """All records of a ``log.jsonl``; a last line cut off by a kill is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records

@@ -1,0 +1,56 @@
+"""BlurPool: blur before every strided convolution, so that subsampling does not alias.
+
+Zhang, "Making convolutional networks shift-invariant again", ICML 2019. As in ffcv-imagenet: every
+convolution with a stride above 1 and at least 16 input channels gets a 3x3 binomial blur (stride 1)
+before it; its own weights stay as they are.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+_MIN_CHANNELS = 16
+
+
+class BlurPoolConv2d(nn.Conv2d):
+    """A strided convolution of the blurred input. Its state_dict is the plain convolution's."""
+
+    blur: torch.Tensor
+
+    @classmethod
+    def wrap(cls, conv: nn.Conv2d) -> "BlurPoolConv2d":
+        """Turn ``conv`` into a blurred one that shares its parameters."""
+        blurred = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            stride=conv.stride,  # type: ignore[arg-type]
+            padding=conv.padding,  # type: ignore[arg-type]
+            dilation=conv.dilation,  # type: ignore[arg-type]
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+            device="meta",
+        )
+        blurred.weight, blurred.bias = conv.weight, conv.bias
+        binomial = torch.tensor([1.0, 2.0, 1.0], dtype=conv.weight.dtype, device=conv.weight.device) / 4
+        kernel = torch.outer(binomial, binomial).expand(conv.in_channels, 1, 3, 3).contiguous()
+        blurred.register_buffer("blur", kernel, persistent=False)
+        return blurred
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        blurred = F.conv2d(x, self.blur.to(x.dtype), padding=1, groups=self.in_channels)
+        return super().forward(blurred)
+
+
+def apply_blurpool(module: nn.Module) -> int:
+    """Replace, in place, the convolutions that qualify; returns how many."""
+    replaced = 0
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d):
+            if max(child.stride) > 1 and child.in_channels >= _MIN_CHANNELS:
+                setattr(module, name, BlurPoolConv2d.wrap(child))
+                replaced += 1
+        else:
+            replaced += apply_blurpool(child)
+    return replaced

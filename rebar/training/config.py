@@ -1,0 +1,65 @@
+"""All knobs of a training run: the schema of the files in ``rn50_configs/``.
+
+Names and defaults are ffcv-imagenet's where it has them, so that its configs run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from rebar.config import knob, section
+from rebar.loading.imagenet import DataConfig
+from rebar.reporting.run_log import LoggingConfig
+from rebar.training.checkpoint import CheckpointConfig
+from rebar.training.evaluation import ValidationConfig
+from rebar.training.model import ModelConfig
+from rebar.training.precision import Precision
+from rebar.training.resolution import ResolutionConfig
+from rebar.training.schedule import LearningRateConfig
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Training."""
+
+    eval_only: bool = knob(False, help="evaluate the checkpoint (or pretrained model) and stop")
+    batch_size: int = knob(512, help="batch size per process", minimum=1)
+    epochs: int = knob(30, help="epochs", minimum=1)
+    optimizer: Literal["sgd"] = knob("sgd", help="optimizer")
+    momentum: float = knob(0.9, help="SGD momentum", minimum=0, maximum=1)
+    weight_decay: float = knob(4e-5, help="weight decay of all but biases and normalisation", minimum=0)
+    label_smoothing: float = knob(0.1, help="label smoothing", minimum=0, maximum=1)
+    use_blurpool: bool = knob(False, help="blur before strided convolutions")
+    precision: Precision = knob("auto", help="of the forward pass; auto: fp16 on a GPU, 32 on the CPU")
+    decay_downsample_bn: bool = knob(False, help="choose what decays by name as ffcv-imagenet does, to compare with it")
+    seed: int = knob(0, help="seed of weights, order and augmentation")
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """Processes (torchrun starts them)."""
+
+    world_size: int = knob(0, help="processes the recipe is written for; a warning if there are others", minimum=0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything ``train_imagenet.py`` can be told."""
+
+    model: ModelConfig = section(ModelConfig)
+    resolution: ResolutionConfig = section(ResolutionConfig)
+    data: DataConfig = section(DataConfig)
+    lr: LearningRateConfig = section(LearningRateConfig)
+    training: TrainingConfig = section(TrainingConfig)
+    validation: ValidationConfig = section(ValidationConfig)
+    logging: LoggingConfig = section(LoggingConfig)
+    checkpoint: CheckpointConfig = section(CheckpointConfig)
+    dist: DistributedConfig = section(DistributedConfig)
+
+    ignored_keys: ClassVar[Mapping[str, str]] = {
+        "training.bn_wd": "ffcv-imagenet never read it either",
+        "data.gpu": "ffcv-imagenet never read it either",
+        "training.distributed": "torchrun says how many processes there are",
+        "dist.address": "torchrun says where the processes meet",
+        "dist.port": "torchrun says where the processes meet",
+    }

@@ -1,0 +1,100 @@
+"""The processes of a run, as torchrun's environment describes them.
+
+Started by plain ``python`` a run is a world of one, and nothing here communicates.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from rebar.errors import RebarError
+
+_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """Who we are: ``rank`` of ``size`` processes, ``local_rank`` of ``local_size`` on this machine."""
+
+    rank: int
+    local_rank: int
+    size: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    @property
+    def distributed(self) -> bool:
+        return self.size > 1
+
+
+@contextmanager
+def join_world() -> Iterator[World]:
+    """Take our place among the processes torchrun started: NCCL on GPUs, Gloo on CPUs.
+
+    Raises RebarError where this machine has fewer GPUs than processes.
+    """
+    rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+    size, local_size = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = _device_of(local_rank, local_size)
+    world = World(rank=rank, local_rank=local_rank, size=size, local_size=local_size, device=device)
+    if not world.distributed:
+        yield world
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=_TIMEOUT, device_id=device if device.type == "cuda" else None)
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def _device_of(local_rank: int, local_size: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_size > torch.cuda.device_count():
+        raise RebarError(
+            f"{local_size} processes but {torch.cuda.device_count()} GPUs on this machine: "
+            f"start torchrun with --nproc_per_node={torch.cuda.device_count()}"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def wrap_distributed(model: nn.Module, world: World) -> nn.Module:
+    """The model as DistributedDataParallel, or as it is in a world of one."""
+    if not world.distributed:
+        return model
+    device_ids = [world.device] if world.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+
+
+def share_buffers(model: nn.Module, world: World) -> None:
+    """Give every process the first one's BatchNorm statistics, so that all evaluate the model that is saved."""
+    if world.distributed:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def sum_over_world(values: torch.Tensor, world: World) -> torch.Tensor:
+    """``values`` added up over all processes, on all of them (in place)."""
+    if world.distributed:
+        dist.all_reduce(values)
+    return values
+
+
+def wait_for_all(world: World) -> None:
+    """Return when every process has come here."""
+    if world.distributed:
+        dist.barrier()

@@ -1,0 +1,75 @@
+"""Exact accuracy: every sample once, however many processes share the work."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rebar.config import knob
+from rebar.training.distributed import World, sum_over_world
+from rebar.training.precision import Precision, autocast
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Validation."""
+
+    batch_size: int = knob(512, help="batch size per process", minimum=1)
+    resolution: int = knob(224, help="resolution, pixels", minimum=1)
+    lr_tta: bool = knob(True, help="also average each prediction with the mirrored picture's")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Shares of 1, over ``num_samples`` pictures; ``*_tta`` with mirror averaging, None where not done."""
+
+    num_samples: int
+    loss: float
+    top1: float
+    top5: float
+    top1_tta: float | None = None
+    top5_tta: float | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """Under the log's names, without what was not done."""
+        names = ("loss", "top1", "top5", "top1_tta", "top5_tta")
+        return {f"val/{name}": getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def _count_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How many labels are the first, and among the first five: float64 ``[2]``."""
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return torch.stack([ranked[:, 0].sum(), ranked.sum()]).to(torch.float64)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    *,
+    world: World,
+    precision: Precision,
+    mirror: bool,
+) -> Evaluation:
+    """Evaluate the bare (not DDP) model on this process's batches, and add up over the world."""
+    model.eval()
+    # count, loss, top1, top5, top1 mirrored, top5 mirrored; float64 counts exactly far beyond any dataset
+    sums = torch.zeros(6, dtype=torch.float64, device=world.device)
+    for images, labels in batches:
+        if len(labels) == 0:
+            continue
+        with autocast(precision, world.device):
+            logits = model(images)
+            mirrored = model(images.flip(3)) if mirror else logits
+        logits = logits.float()
+        sums[0] += len(labels)
+        sums[1] += F.cross_entropy(logits, labels, reduction="sum")
+        sums[2:4] += _count_correct(logits, labels)
+        sums[4:6] += _count_correct(logits + mirrored.float(), labels)
+    count, *totals = sum_over_world(sums, world).tolist()
+    loss, top1, top5, top1_tta, top5_tta = (total / count for total in totals)
+    if not mirror:
+        return Evaluation(int(count), loss, top1, top5)
+    return Evaluation(int(count), loss, top1, top5, top1_tta, top5_tta)

@@ -1,0 +1,64 @@
+"""The network: any torchvision classifier, by default as its authors initialise it."""
+
+import difflib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rebar.cli import warn
+from rebar.config import knob
+from rebar.errors import RebarError
+from rebar.training.blurpool import apply_blurpool
+from rebar.training.torchvision_import import import_torchvision
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model."""
+
+    arch: str = knob("resnet18", help="torchvision classifier, e.g. resnet50")
+    pretrained: bool = knob(False, help="start from torchvision's weights")
+    num_classes: int = knob(0, help="classes of the last layer; 0 takes the dataset's", minimum=0)
+
+
+def build_model(arch: str, *, num_classes: int, use_blurpool: bool, pretrained: bool = False) -> nn.Module:
+    """A classifier in train mode on the CPU, its weights drawn from torch's global generator.
+
+    Raises RebarError for an architecture that torchvision does not have.
+    """
+    models = import_torchvision().models
+    known = models.list_models(module=models)
+    if arch not in known:
+        near = difflib.get_close_matches(arch, known, n=3)
+        raise RebarError(f"model.arch: torchvision has no '{arch}'; near it: {', '.join(near) or 'nothing'}")
+    if pretrained:
+        model = _pretrained(models, arch, num_classes)
+    else:
+        model = models.get_model(arch, weights=None, num_classes=num_classes)
+    if use_blurpool and apply_blurpool(model) == 0:
+        warn(f"training.use_blurpool has no effect: {arch} has no strided convolution to blur")
+    return model
+
+
+def _pretrained(models: object, arch: str, num_classes: int) -> nn.Module:
+    try:
+        model: nn.Module = models.get_model(arch, weights="DEFAULT")  # type: ignore[attr-defined]
+    except OSError as error:
+        raise RebarError(f"model.pretrained: torchvision's weights cannot be downloaded: {error}") from None
+    head = getattr(model, "fc", None)
+    if not isinstance(head, nn.Linear):
+        raise RebarError(f"model.pretrained: do not know how to fit the head of {arch} to a dataset")
+    if head.out_features != num_classes:
+        model.fc = nn.Linear(head.in_features, num_classes)
+    return model
+
+
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on ``device``, its convolutions in channels_last layout."""
+    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters; 25,557,032 for ResNet-50 with 1000 classes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,80 @@
+"""Everything of a run that changes while it trains: what a checkpoint must hold."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rebar.cli import warn
+from rebar.training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+
+# Settings that say where and how to run, not what is trained.
+_FREE_TO_CHANGE = ("data.", "logging.", "checkpoint.", "validation.", "dist.", "training.eval_only")
+
+
+@dataclass
+class TrainState:
+    """The bare model (not its DDP wrapper), what trains it, and how far it has come."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    arch: str
+    class_names: list[str]
+    epoch: int = 0
+    """Complete epochs."""
+    train_seconds: float = 0.0
+    last_metrics: dict[str, float] = field(default_factory=dict)
+
+    def save(self, path: Path, settings: dict[str, Any]) -> None:
+        """Write a checkpoint; ``settings`` is the flat configuration. Raises CheckpointError."""
+        content = {
+            "arch": self.arch,
+            "class_names": self.class_names,
+            "epoch": self.epoch,
+            "train_seconds": self.train_seconds,
+            "last_metrics": self.last_metrics,
+            "config": settings,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+        }
+        save_checkpoint(path, content)
+
+    def load(self, path: Path, settings: dict[str, Any]) -> None:
+        """Go on from a checkpoint. Raises CheckpointError where it is of another model or dataset."""
+        content = read_checkpoint(path)
+        check_fits(content, path, arch=self.arch, class_names=self.class_names)
+        for name, value in settings.items():
+            before = content["config"].get(name)
+            if before != value and not name.startswith(_FREE_TO_CHANGE):
+                warn(f"resuming with {name} = {value}; {path} was trained with {before}")
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if content["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(content["scaler"])
+        torch.set_rng_state(content["torch_rng"])
+        self.epoch = content["epoch"]
+        self.train_seconds = content["train_seconds"]
+        self.last_metrics = content["last_metrics"]
+
+
+def check_fits(content: dict[str, Any], path: Path, *, arch: str, class_names: list[str]) -> None:
+    """Raise CheckpointError where a checkpoint's architecture or classes are not the ones at hand."""
+    if content["arch"] != arch:
+        raise CheckpointError(
+            f"checkpoint {path} holds a {content['arch']}, not a {arch}: give --arch {content['arch']}, "
+            "or another --logging.folder (or --resume none --overwrite) to start afresh"
+        )
+    saved = content["class_names"]
+    if len(saved) != len(class_names):
+        raise CheckpointError(f"checkpoint {path} knows {len(saved)} classes, the dataset has {len(class_names)}")
+    if saved != class_names:
+        wrong = next(i for i, names in enumerate(zip(saved, class_names, strict=True)) if names[0] != names[1])
+        raise CheckpointError(
+            f"checkpoint {path} calls class {wrong} '{saved[wrong]}', the dataset '{class_names[wrong]}': "
+            "the labels do not mean the same"
+        )

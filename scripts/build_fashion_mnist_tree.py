@@ -1,0 +1,213 @@
+"""Build a folder shaped like ImageNet from Fashion-MNIST: small, real pictures, ten classes.
+
+    python scripts/build_fashion_mnist_tree.py --out quickstart_run/tree
+    python scripts/build_fashion_mnist_tree.py --out /tmp/small --train-per-class 20 --val-per-class 5
+
+gives ``train/<class>/*.JPEG`` and ``val/<class>/*.JPEG``. Takes the files of Debian's package
+dataset-fashion-mnist, or of --source, or else downloads them. The folder appears when it is complete;
+where it is there already, nothing is done.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import struct
+import sys
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+CLASSES = (  # the digit keeps the order of the labels when folders are sorted by name
+    "0_t-shirt",
+    "1_trouser",
+    "2_pullover",
+    "3_dress",
+    "4_coat",
+    "5_sandal",
+    "6_shirt",
+    "7_sneaker",
+    "8_bag",
+    "9_ankle-boot",
+)
+FILES = {"train": "train", "val": "t10k"}  # our split: how Fashion-MNIST's files begin
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+# Fashion-MNIST's own server; the sums are those torchvision checks.
+URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+MD5 = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
+MANIFEST = "fashion_mnist.json"
+JPEG_QUALITY = 95
+PICTURES_PER_TASK = 500
+
+
+class UserError(Exception):
+    """What a user can mend: told in one line, without a traceback."""
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Read a gzipped IDX file of bytes: magic number, the sizes, the values."""
+    try:
+        data = gzip.decompress(path.read_bytes())
+        magic, *shape = struct.unpack_from(f">{1 + dimensions}I", data)
+    except (OSError, EOFError, struct.error) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    values = np.frombuffer(data, np.uint8, offset=4 * (1 + dimensions))
+    if magic != 0x800 + dimensions or values.size != np.prod(shape):
+        raise UserError(f"{path} is not a complete IDX file of {dimensions} dimensions")
+    return values.reshape(shape)
+
+
+def read_split(source: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The pictures ``[n, 28, 28]`` and the labels ``[n]`` of a split."""
+    images = read_idx(source / f"{FILES[split]}-images-idx3-ubyte.gz", dimensions=3)
+    labels = read_idx(source / f"{FILES[split]}-labels-idx1-ubyte.gz", dimensions=1)
+    if len(images) != len(labels) or labels.max() >= len(CLASSES):
+        raise UserError(f"pictures and labels in {source} do not belong together")
+    return images, labels
+
+
+def first_of_each_class(labels: NDArray[np.uint8], per_class: int | None) -> NDArray[np.intp]:
+    """The indices to keep: all, or the first ``per_class`` of every class."""
+    kept = [np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASSES))]
+    return np.sort(np.concatenate(kept))
+
+
+def write_pictures(images: NDArray[np.uint8], paths: list[str]) -> int:
+    """Save each picture as a colour JPEG, as nearly all of ImageNet's are; return how many."""
+    for image, path in zip(images, paths, strict=True):
+        Image.fromarray(image).convert("RGB").save(path, "JPEG", quality=JPEG_QUALITY)
+    return len(paths)
+
+
+def split_tasks(
+    folder: Path, split: str, source: Path, per_class: int | None
+) -> Iterator[tuple[NDArray[np.uint8], list[str]]]:
+    """Make the class folders of a split and cut its pictures into portions for the workers."""
+    images, labels = read_split(source, split)
+    for name in CLASSES:
+        (folder / split / name).mkdir(parents=True)
+    names = [CLASSES[label] for label in labels]
+    kept = first_of_each_class(labels, per_class)
+    for start in range(0, len(kept), PICTURES_PER_TASK):
+        part = kept[start : start + PICTURES_PER_TASK]
+        yield images[part], [str(folder / split / names[i] / f"{names[i]}_{i:05d}.JPEG") for i in part]
+
+
+def count_pictures(folder: Path) -> int:
+    """How many pictures lie below a folder shaped like ours."""
+    return sum(1 for split in FILES for _ in (folder / split).glob("*/*.JPEG"))
+
+
+def is_complete(out: Path, wanted: dict[str, int | None]) -> bool:
+    """Whether ``out`` holds this very tree. Raises UserError if it holds something else."""
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    try:
+        found = json.loads((out / MANIFEST).read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{out} holds something else; choose another --out") from None
+    pictures = found.pop("pictures", None)
+    if found != wanted:
+        raise UserError(f"{out} holds another selection ({found}); remove it or choose another --out")
+    return count_pictures(out) == pictures
+
+
+def build_tree(source: Path, out: Path, wanted: dict[str, int | None]) -> int:
+    """Write the tree beside its place and rename it when it is complete; return how many pictures."""
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        tasks = [task for split in FILES for task in split_tasks(partial, split, source, wanted[split])]
+        total = sum(len(paths) for _, paths in tasks)
+        with (
+            ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+            tqdm(total=total, unit=" pictures", disable=None) as bar,
+        ):
+            for written in pool.map(write_pictures, *zip(*tasks, strict=True)):
+                bar.update(written)
+        (partial / MANIFEST).write_text(json.dumps({**wanted, "pictures": total}) + "\n")
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return total
+
+
+def download(folder: Path) -> Path:
+    """Fetch Fashion-MNIST's four files (30 MB), each checked, unless they are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, md5 in tqdm(MD5.items(), desc="downloading Fashion-MNIST", unit=" files"):
+        path = folder / name
+        if path.exists():
+            continue
+        try:
+            with urllib.request.urlopen(URL + name, timeout=30) as answer:
+                data = answer.read()
+        except OSError as error:
+            raise UserError(
+                f"cannot download {URL + name} ({error}): 'apt-get install dataset-fashion-mnist', "
+                "or name a folder that holds the four files with --source"
+            ) from None
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+            raise UserError(f"{URL + name} is not the file we know; try again later")
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(data)
+        partial.rename(path)
+    return folder
+
+
+def find_source(named: Path | None) -> Path:
+    """The folder of the four files: the one named, Debian's, or a download."""
+    if named is not None:
+        if missing := [name for name in MD5 if not (named / name).exists()]:
+            raise UserError(f"{named} lacks {', '.join(missing)}")
+        return named
+    if DEBIAN_FOLDER.is_dir():
+        return DEBIAN_FOLDER
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return download(cache / "rebar" / "fashion-mnist")
+
+
+def positive(text: str) -> int:
+    """A whole number above zero, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def main() -> None:
+    """Read the command line and build the tree, or say why not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--train-per-class", type=positive, metavar="N", help="default: all, 6,000")
+    parser.add_argument("--val-per-class", type=positive, metavar="N", help="default: all, 1,000")
+    parser.add_argument("--source", type=Path, help="folder with the four .gz files of Fashion-MNIST")
+    options = parser.parse_args()
+    wanted = {"train": options.train_per_class, "val": options.val_per_class}
+    try:
+        if is_complete(options.out, wanted):
+            print(f"{options.out} is there already")
+            return
+        pictures = build_tree(find_source(options.source), options.out, wanted)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{options.out}: {pictures:,} pictures in {len(CLASSES)} classes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+#
+# Train on several GPUs of one machine, one process each.
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+config=${CONFIG:-$repo/rn50_configs/rn50_16_epochs.yaml}
+
+usage() {
+    cat >&2 <<TEXT
+usage: $0 NGPUS DATA EPOCHS BATCH WORKERS [flags of train_imagenet.py]
+
+  NGPUS    how many GPUs, each with a process of its own
+  DATA     folder that holds train.beton and val.beton
+  EPOCHS   how many epochs to train
+  BATCH    training batch size of each GPU
+  WORKERS  loader threads of each process; about cores / NGPUS
+
+  CONFIG=FILE chooses the recipe; default rn50_configs/rn50_16_epochs.yaml
+
+example: $0 8 /data/betons 16 128 12 --lr.lr 1.7
+TEXT
+    exit 2
+}
+
+die() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+require_count() { [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 must be a whole number above zero, not '$2'"; }
+
+# Quiet where there is no driver: then there are none.
+visible_gpus() {
+    if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+        tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^[:space:]]' || true
+    else
+        { nvidia-smi --list-gpus 2>/dev/null || true; } | grep -c '^GPU' || true
+    fi
+}
+
+(($# >= 5)) || usage
+gpus=$1 data=$2 epochs=$3 batch=$4 workers=$5
+shift 5
+require_count NGPUS "$gpus"
+require_count EPOCHS "$epochs"
+require_count BATCH "$batch"
+require_count WORKERS "$workers"
+for file in "$data/train.beton" "$data/val.beton" "$config"; do
+    [[ -f $file ]] || die "there is no $file"
+done
+
+visible=$(visible_gpus)
+if ((visible == 0)); then
+    echo "warning: no GPU is visible: training on the CPU" >&2
+elif ((gpus > visible)); then
+    echo "warning: $gpus processes, but only $visible visible GPUs" >&2
+fi
+
+python=$repo/.venv/bin/python
+[[ -x $python ]] || python=python3
+
+# One process needs no rendezvous; torchrun, called as a module, runs under this very Python.
+launcher=("$python")
+if ((gpus > 1)); then launcher+=(-m torch.distributed.run --standalone "--nproc_per_node=$gpus"); fi
+
+exec "${launcher[@]}" "$repo/train_imagenet.py" --config-file "$config" \
+    --data.train_dataset "$data/train.beton" --data.val_dataset "$data/val.beton" \
+    --epochs "$epochs" --training.batch_size "$batch" --data.num_workers "$workers" "$@"

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+#
+# Train on one GPU (or, without any, on the CPU). See launch_multi_gpu.sh for more than one.
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+usage() {
+    cat >&2 <<TEXT
+usage: $0 DATA EPOCHS BATCH WORKERS [flags of train_imagenet.py]
+
+  DATA     folder that holds train.beton and val.beton
+  EPOCHS   how many epochs to train
+  BATCH    training batch size
+  WORKERS  loader threads; about the number of cores
+
+  CONFIG=FILE chooses the recipe; default rn50_configs/rn50_16_epochs.yaml
+
+example: $0 /data/betons 16 512 12 --lr.lr 0.5
+TEXT
+    exit 2
+}
+
+(($# >= 4)) || usage
+exec "$repo/scripts/launch_multi_gpu.sh" 1 "$@"

@@ -1,0 +1,148 @@
+"""From any picture file to stored pixels."""
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from rebar.beton.format import MODE_JPG, MODE_RAW
+from rebar.beton.images import ImagePolicy, PictureError, decode_rgb, encode_picture, shrink
+from tests.beton.conftest import synthetic_photograph
+
+RGB = synthetic_photograph(7, 30, 40)
+
+
+def as_file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_lossless_pixels_come_through() -> None:
+    assert np.array_equal(decode_rgb(as_file(Image.fromarray(RGB))), RGB)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "PA"])
+def test_every_mode_becomes_what_pillow_makes_of_it(mode: str) -> None:
+    base = Image.fromarray(RGB).convert("L" if mode in ("LA", "PA") else "RGB")
+    image = base.convert("P").convert(mode) if mode == "PA" else base.convert(mode)
+    kind = "TIFF" if mode in ("CMYK", "YCbCr", "PA", "LA") else "PNG"
+    decoded = decode_rgb(as_file(image, kind))
+    assert decoded.dtype == np.uint8
+    assert np.array_equal(decoded, np.array(image.convert("RGB")))
+
+
+def test_cmyk_jpeg() -> None:
+    content = as_file(Image.fromarray(RGB).convert("CMYK"), "JPEG", quality=95)
+    assert np.abs(decode_rgb(content).astype(int) - RGB).mean() < 6
+
+
+def test_transparency_is_dropped_and_the_colour_below_kept() -> None:
+    transparent = np.dstack([RGB, np.zeros(RGB.shape[:2], np.uint8)])
+    assert np.array_equal(decode_rgb(as_file(Image.fromarray(transparent))), RGB)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bits_keep_their_upper_8(kind: str) -> None:
+    levels = np.arange(0, 60_000, 50, np.uint16).reshape(30, 40)
+    decoded = decode_rgb(as_file(Image.fromarray(levels), kind))
+    assert np.array_equal(decoded, np.repeat((levels >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied(orientation: int) -> None:
+    upright_by_opencv = {  # rows and columns of the stored picture -> upright
+        1: RGB,
+        2: RGB[:, ::-1],
+        3: RGB[::-1, ::-1],
+        4: RGB[::-1],
+        5: RGB.transpose(1, 0, 2),
+        6: np.rot90(RGB, -1),
+        7: np.rot90(RGB, 2).transpose(1, 0, 2),
+        8: np.rot90(RGB),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(decode_rgb(as_file(Image.fromarray(RGB), exif=exif)), upright_by_opencv[orientation])
+
+
+def test_a_broken_exif_block_is_passed_over() -> None:
+    content = as_file(Image.fromarray(RGB), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff nonsense")
+    assert decode_rgb(content).shape == RGB.shape
+
+
+def test_a_single_pixel() -> None:
+    picture = encode_picture(as_file(Image.fromarray(RGB[:1, :1])), ImagePolicy(), 0)
+    assert (picture.width, picture.height) == (1, 1)
+    assert cv2.imdecode(picture.data, cv2.IMREAD_COLOR).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b"not a picture at all", "no kind of picture"),
+        (as_file(Image.fromarray(RGB), "JPEG")[:-200], "truncated"),
+        (as_file(Image.fromarray(RGB))[:-500], "truncated"),
+        (as_file(Image.fromarray(RGB[..., 0].astype(np.float32)), "TIFF"), "floating-point"),
+    ],
+)
+def test_what_cannot_be_decoded_says_why(content: bytes, reason: str) -> None:
+    with pytest.raises(PictureError, match=reason):
+        decode_rgb(content)
+
+
+def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(PictureError, match="larger than Pillow allows"):
+        decode_rgb(as_file(Image.fromarray(RGB)))
+
+
+@pytest.mark.parametrize("max_resolution", [None, 0, 1, 37, 100, 255, 256, 500, 1000])
+def test_sizes_and_pixels_are_ffcvs(max_resolution: int | None) -> None:
+    resizer = pytest.importorskip("ffcv.fields.rgb_image").resizer
+    for height, width in [(255, 301), (333, 77), (100, 100), (499, 501)]:
+        picture = synthetic_photograph(3, height, width)
+        assert np.array_equal(shrink(picture, max_resolution), resizer(picture, max_resolution or None))
+
+
+def test_no_side_becomes_zero() -> None:
+    assert shrink(np.zeros((3, 2000, 3), np.uint8), 500).shape == (1, 500, 3)
+
+
+def test_jpegs_are_ffcvs() -> None:
+    encode_jpeg = pytest.importorskip("ffcv.fields.rgb_image").encode_jpeg
+    stored = encode_picture(as_file(Image.fromarray(RGB)), ImagePolicy(jpeg_quality=83), 0)
+    assert stored.mode == MODE_JPG
+    assert np.array_equal(stored.data, encode_jpeg(RGB, 83))
+
+
+def test_raw_is_the_pixels() -> None:
+    stored = encode_picture(as_file(Image.fromarray(RGB)), ImagePolicy(write_mode="raw"), 0)
+    assert (stored.mode, stored.height, stored.width) == (MODE_RAW, *RGB.shape[:2])
+    assert np.array_equal(stored.data.reshape(RGB.shape), RGB)
+
+
+def test_proportion_is_a_function_of_seed_and_index() -> None:
+    policy = ImagePolicy(write_mode="proportion", compress_probability=0.3, seed=5)
+    drawn = [policy.stores_jpeg(index) for index in range(3000)]
+    assert drawn == [policy.stores_jpeg(index) for index in range(3000)]
+    assert np.mean(drawn) == pytest.approx(0.3, abs=0.03)
+    assert drawn != [replace(policy, seed=6).stores_jpeg(index) for index in range(3000)]
+
+
+@pytest.mark.parametrize(("probability", "expected"), [(0.0, False), (1.0, True)])
+def test_proportions_of_none_and_all(probability: float, expected: bool) -> None:
+    policy = ImagePolicy(write_mode="proportion", compress_probability=probability)
+    assert all(policy.stores_jpeg(index) is expected for index in range(100))
+
+
+def test_a_side_beyond_the_format_is_refused() -> None:
+    wide = as_file(Image.new("RGB", (66_000, 1)))
+    for write_mode in ("jpg", "raw"):
+        with pytest.raises(PictureError, match="66000 x 1 pixels"):
+            encode_picture(wide, ImagePolicy(max_resolution=0, write_mode=write_mode), 0)

@@ -1,0 +1,231 @@
+"""Every YAML in rn50_configs: it loads, says how to run it, and holds the numbers it claims."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rebar.config import load_config_files, parse_config
+from rebar.training.config import TrainConfig
+from rebar.training.resolution import resolution_at
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "rn50_configs"
+NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+RUNNABLE = [name for name in NAMES if name != "rn50_base.yaml"]
+INSTANCES = [name for name in NAMES if re.fullmatch(r"[a-z0-9]+_\d+gpu\.yaml", name)]
+
+# ffcv-imagenet's rn50_configs and rn18_configs, as facts.
+RAMPS = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
+SHARED = {
+    "lr.lr_schedule_type": "cyclic",
+    "resolution.min_res": 160,
+    "resolution.max_res": 192,
+    "training.label_smoothing": 0.1,
+    "training.momentum": 0.9,
+    "training.optimizer": "sgd",
+    "training.use_blurpool": 1,
+    "validation.lr_tta": True,
+    "validation.resolution": 256,
+}
+RN50 = SHARED | {
+    "model.arch": "resnet50",
+    "lr.lr": 1.7,
+    "training.batch_size": 512,
+    "training.weight_decay": 1e-4,
+    "dist.world_size": 8,
+}
+RN18 = SHARED | {
+    "model.arch": "resnet18",
+    "lr.lr": 0.5,
+    "lr.lr_peak_epoch": 2,
+    "training.batch_size": 1024,
+    "training.weight_decay": 5e-5,
+    "dist.world_size": 1,
+}
+# Keys that carry no meaning here: paths, machine, and those that ffcv-imagenet itself never reads.
+RN50_REST = {
+    "data.in_memory": 1,
+    "data.num_workers": 12,
+    "logging.folder": "/tmp/",
+    "training.distributed": 1,
+}
+RN18_REST = RN50_REST | {"training.distributed": 0, "logging.log_level": 0, "data.gpu": 0}
+
+# vCPUs per GPU where the file is written for one machine; 0 where it serves a family of one-GPU machines.
+WORKERS = {"g4dn_4gpu": 12, "g4dn_8gpu": 12, "g5_4gpu": 12, "g5_8gpu": 24, "g6_4gpu": 12, "p3_1gpu": 8}
+WORKERS |= {
+    "p3_4gpu": 8,
+    "p3_8gpu": 8,
+    "p4d_8gpu": 12,
+    "p5_8gpu": 24,
+    "g4dn_1gpu": 0,
+    "g5_1gpu": 0,
+    "g6_1gpu": 0,
+}
+SMALL_MEMORY = {"g4dn_1gpu", "g5_1gpu", "g6_1gpu", "p3_1gpu"}
+
+
+def resolve(path, *arguments):
+    data = ["--data.train_dataset", "train.beton", "--data.val_dataset", "val.beton"]
+    return parse_config(TrainConfig, ["--config-file", str(path), *data, *arguments], description="test")
+
+
+def value_of(config, path):
+    section, name = path.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def header_of(name):
+    lines = (CONFIGS / name).read_text().splitlines()
+    count = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(lines[:count])
+
+
+def reference_values(arch, epochs):
+    start_ramp, end_ramp = RAMPS[epochs]
+    length = {"training.epochs": epochs, "resolution.start_ramp": start_ramp, "resolution.end_ramp": end_ramp}
+    return (RN50 if arch == "resnet50" else RN18) | length
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_resolves_without_warnings(name, capsys):
+    resolve(CONFIGS / name)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_are_numbers_to_every_yaml_reader(name):
+    strings = {key: value for key, value in load_config_files([CONFIGS / name]).items() if isinstance(value, str)}
+    assert not [key for key, value in strings.items() if re.fullmatch(r"[-+.\deE]+", value)]
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_header_gives_the_command_and_the_expectation(name):
+    header = header_of(name)
+    command = re.search(r"torchrun --nproc_per_node=(\d+) train_imagenet\.py --config-file (\S+)", header)
+    assert command
+    assert command[2] == f"rn50_configs/{name}"
+    world_size = resolve(CONFIGS / name).dist.world_size
+    assert int(command[1]) == (world_size or 1)
+    assert "top-1" in header.lower()
+    assert "measured" in header or name == "tiny.yaml"
+
+
+@pytest.mark.parametrize("epochs", RAMPS)
+def test_recipe_equals_the_reference(epochs):
+    config = resolve(CONFIGS / f"rn50_{epochs}_epochs.yaml")
+    expected = reference_values("resnet50", epochs) | {"lr.lr_peak_epoch": 2}
+    assert {path: value_of(config, path) for path in expected} == expected
+
+
+@pytest.mark.parametrize("epochs", RAMPS)
+def test_ramps_follow_the_documented_rule(epochs):
+    assert RAMPS[epochs] == (epochs * 3 / 4 - 1, epochs * 7 / 8 - 1)
+
+
+@pytest.mark.parametrize("epochs", RAMPS)
+def test_a_fifth_or_so_of_the_epochs_is_large(epochs):
+    resolution = resolve(CONFIGS / f"rn50_{epochs}_epochs.yaml").resolution
+    sizes = [resolution_at(epoch, resolution) for epoch in range(epochs)]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {160, 192}
+    assert 0.19 < sizes.count(192) / epochs <= 0.25
+
+
+def test_demo_grows_to_its_largest_size():
+    config = resolve(CONFIGS / "demo.yaml")
+    sizes = [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)]
+    assert (sizes[0], sizes[-1]) == (config.resolution.min_res, config.resolution.max_res)
+
+
+def test_there_is_a_file_for_each_recipe_and_instance():
+    assert {f"rn50_{epochs}_epochs.yaml" for epochs in RAMPS} <= set(NAMES)
+    assert {f"{name}.yaml" for name in WORKERS} == set(INSTANCES)
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_instance_changes_only_facts_of_its_machine(name):
+    own = {path for path, _ in flat(yaml.safe_load((CONFIGS / name).read_text()))}
+    allowed = {"data.num_workers", "data.in_memory", "lr.lr", "dist.world_size"}
+    assert own == allowed | {"training.batch_size", "training.precision", "extends"}
+
+
+def flat(content):
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_instance_fits_its_machine(name):
+    config, stem = resolve(CONFIGS / name), name.removesuffix(".yaml")
+    family, gpus = re.fullmatch(r"(\w+)_(\d+)gpu", stem).groups()
+    assert config.dist.world_size == int(gpus)
+    assert config.training.precision == ("fp16" if family in ("g4dn", "p3") else "bf16")
+    assert config.data.num_workers == WORKERS[stem]
+    assert config.data.in_memory == (stem not in SMALL_MEMORY)
+
+
+@pytest.mark.parametrize("name", [*INSTANCES, *(f"rn50_{epochs}_epochs.yaml" for epochs in RAMPS)])
+def test_learning_rate_is_linear_in_the_global_batch(name):
+    config = resolve(CONFIGS / name)
+    global_batch = config.training.batch_size * config.dist.world_size
+    assert config.lr.lr == pytest.approx(1.7 * global_batch / 4096)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("rn50_")] + INSTANCES)
+def test_the_page_names_every_config_and_its_settings(name):
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    if name in INSTANCES:
+        config = resolve(CONFIGS / name)
+        cells = [cell.strip() for cell in rows[0].split("|")]
+        expected = [config.training.batch_size, config.lr.lr, config.training.precision]
+        assert cells[4:7] == [str(value) for value in expected]
+        assert int(cells[7].split()[0]) == config.data.num_workers
+        assert cells[8] == str(config.data.in_memory).lower()
+    else:
+        assert f"`{name}`" in page
+
+
+def test_another_length_is_three_flags():
+    config = resolve(CONFIGS / "g5_4gpu.yaml", "--epochs", "88", "--start-ramp", "65", "--end-ramp", "76")
+    whole = resolve(CONFIGS / "rn50_88_epochs.yaml")
+    assert (config.training.epochs, config.resolution) == (whole.training.epochs, whole.resolution)
+    assert (config.training.batch_size, config.lr.lr) == (256, 0.425)
+
+
+def test_the_pages_own_config_works(tmp_path):
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    own = re.search(r"```yaml\n# rn50_configs/(\S+)\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / own[1]
+    path.write_text(own[2].replace("extends: ", f"extends: {CONFIGS}/"))
+    flags = ["--epochs", "88", "--start-ramp", "65", "--end-ramp", "76"]
+    assert resolve(path) == resolve(CONFIGS / "g5_4gpu.yaml", *flags)
+
+
+@pytest.mark.parametrize("arch", ["resnet50", "resnet18"])
+@pytest.mark.parametrize("epochs", RAMPS)
+def test_ffcv_imagenets_own_configs_run(arch, epochs, tmp_path, capsys):
+    expected = reference_values(arch, epochs)
+    values = expected | (RN50_REST if arch == "resnet50" else RN18_REST) | {"training.bn_wd": 0}
+    if arch == "resnet18":
+        values["training.weight_decay"] = "5e-5"  # as its files have it: a string in YAML 1.1
+    sections = {}
+    for path, value in values.items():
+        section, name = path.split(".")
+        sections.setdefault(section, {})[name] = value
+    path = tmp_path / f"{arch}_{epochs}.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    if arch == "resnet18":
+        assert "weight_decay: 5e-5\n" in path.read_text()
+
+    config = resolve(path)
+    assert {key: value_of(config, key) for key in expected} == expected
+    warnings = capsys.readouterr().err
+    assert "training.bn_wd" in warnings
+    assert ("data.gpu" in warnings) == (arch == "resnet18")

@@ -1,0 +1,316 @@
+"""Train an ImageNet classifier from .beton files, on one or many GPUs, or on the CPU.
+
+    python write_dataset.py --split train && python write_dataset.py --split val      # once
+    python train_imagenet.py --config-file rn50_configs/g5_1gpu.yaml
+    torchrun --nproc_per_node=4 train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml
+
+The same command goes on where an earlier one stopped. `--help` lists every knob, `--print-config`
+shows what a command would run with. The recipe is the one of ffcv-imagenet: SGD with momentum, a
+learning rate that rises and falls linearly, label smoothing, BlurPool, small pictures first.
+"""
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rebar.cli import run_command, warn
+from rebar.config import config_name, flatten_config, parse_config, to_yaml
+from rebar.errors import RebarError
+from rebar.loading import Loader, Normalizer, WaitTimer, build_train_loader, build_val_loader
+from rebar.reporting import console
+from rebar.reporting.memory import peak_host_gb
+from rebar.reporting.plot import plot_run
+from rebar.reporting.run_folder import RunFolder
+from rebar.reporting.run_log import RunLog, open_log
+from rebar.training.config import TrainConfig
+from rebar.training.distributed import World, join_world, share_buffers, wait_for_all, wrap_distributed
+from rebar.training.evaluation import Evaluation, evaluate
+from rebar.training.meter import TrainMeter
+from rebar.training.model import build_model, count_parameters, to_device
+from rebar.training.optimizer import build_sgd, parameter_groups, set_learning_rate
+from rebar.training.precision import autocast, gradient_scaler, resolve_precision
+from rebar.training.resolution import resolution_at
+from rebar.training.schedule import lr_at
+from rebar.training.state import TrainState
+
+
+def main(argv: Sequence[str]) -> None:
+    """Resolve the configuration, join the other processes, train."""
+    config = parse_config(
+        TrainConfig,
+        argv,
+        description="Train an ImageNet classifier from .beton files.",
+        example="torchrun --nproc_per_node=4 train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml",
+    )
+    config = fill_in_paths(config, config_name(argv))
+    with join_world() as world:
+        train(config, world)
+
+
+def train(config: TrainConfig, world: World) -> None:
+    """The whole run, from the data to the summary."""
+    torch.manual_seed(config.training.seed)
+    torch.backends.cudnn.benchmark = True
+    precision = resolve_precision(config.training.precision, world.device)
+
+    train_loader, val_loader = open_data(config, world)
+    state = build_state(config, train_loader, world)
+    folder = RunFolder(Path(config.logging.folder))
+    resume_or_start(config, state, folder, world)
+    ddp_model = wrap_distributed(state.model, world)
+
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.training.label_smoothing)
+    normalizer = Normalizer(world.device)
+    settings = flatten_config(config)
+
+    def validate() -> Evaluation:
+        share_buffers(state.model, world)
+        batches = val_loader.epoch(0, config.validation.resolution)
+        shown = console.progress(batches, "validation", total=len(val_loader), enabled=world.is_main)
+        return evaluate(
+            state.model,
+            normalizer.each(shown),
+            world=world,
+            precision=precision,
+            mirror=config.validation.lr_tta,
+        )
+
+    if config.training.eval_only:
+        result = validate()
+        if world.is_main:
+            print(f"{result.num_samples:,} pictures: {console.accuracy_line(result.metrics())}")
+        return
+
+    with open_log(folder.log, config.logging, is_main=world.is_main, settings=settings) as log:
+        announce(config, state, train_loader, val_loader, folder, log, world)
+        while state.epoch < config.training.epochs:
+            started = time.perf_counter()
+            metrics = train_one_epoch(
+                config, state, ddp_model, criterion, train_loader, normalizer, precision, log, world
+            )
+            state.train_seconds += time.perf_counter() - started
+            state.epoch += 1
+
+            is_last = state.epoch == config.training.epochs
+            if config.logging.log_level > 0 or is_last:
+                metrics |= validate().metrics()
+            state.last_metrics = metrics
+            log.write("epoch", {"epoch": state.epoch - 1, "time/train_seconds": state.train_seconds, **metrics})
+            if world.is_main:
+                state.save(folder.last_checkpoint, settings)
+                print(console.epoch_line(state.epoch, config.training.epochs, metrics), flush=True)
+            wait_for_all(world)
+        finish(config, state, folder, log, world)
+
+
+def train_one_epoch(
+    config: TrainConfig,
+    state: TrainState,
+    ddp_model: nn.Module,
+    criterion: nn.Module,
+    loader: Loader,
+    normalizer: Normalizer,
+    precision: Any,
+    log: RunLog,
+    world: World,
+) -> dict[str, float]:
+    """One pass over the training data; returns its metrics. The recipe itself is the loop below."""
+    ddp_model.train()
+    resolution = resolution_at(state.epoch, config.resolution)
+    batches = WaitTimer(loader.epoch(state.epoch, resolution))
+    title = f"epoch {state.epoch + 1}/{config.training.epochs}"
+    bar = console.progress(batches, title, total=len(loader), enabled=world.is_main)
+    meter = TrainMeter(world.device)
+    started = time.perf_counter()
+
+    for step_of_epoch, (images, labels) in enumerate(normalizer.each(bar)):
+        step = state.epoch * len(loader) + step_of_epoch
+        lr = lr_at(step, config.lr, epochs=config.training.epochs, steps_per_epoch=len(loader))
+        set_learning_rate(state.optimizer, lr)
+
+        state.optimizer.zero_grad(set_to_none=True)
+        with autocast(precision, world.device):
+            logits = ddp_model(images)
+            loss = criterion(logits, labels)
+        state.scaler.scale(loss).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+
+        meter.add(loss, logits, labels)
+        if step % config.logging.log_every == 0:  # the only place in the loop that waits for the device
+            value = check_finite(loss.item(), step)
+            bar.set_postfix(loss=f"{value:.3f}", lr=f"{lr:.4f}", px=resolution, refresh=False)
+            log.write("step", {"step": step, "epoch_float": step / len(loader), "train/loss": value, "train/lr": lr})
+
+    loss_mean, top1 = meter.averages(world)
+    check_finite(loss_mean, state.epoch * len(loader) + len(loader) - 1)
+    seconds = time.perf_counter() - started
+    return {
+        "train/loss": loss_mean,
+        "train/top1": top1,
+        "train/lr": lr,
+        "train/resolution": resolution,
+        "throughput/samples_per_second": len(loader) * loader.batch_size * world.size / seconds,
+        "time/epoch_seconds": seconds,
+        "time/data_wait_fraction": batches.seconds / seconds,
+        **memory_metrics(world),
+    }
+
+
+# ------------------------------------------------------------------ before the first step
+
+
+def fill_in_paths(config: TrainConfig, name: str | None) -> TrainConfig:
+    """Default the data to $WRITE_DIR and the run's folder to runs/NAME."""
+    write_dir = os.environ.get("WRITE_DIR")
+    paths: dict[str, str] = {}
+    for knob, split in (("train_dataset", "train"), ("val_dataset", "val")):
+        paths[knob] = getattr(config.data, knob) or (str(Path(write_dir) / f"{split}.beton") if write_dir else "")
+        if not paths[knob]:
+            raise RebarError(
+                f"no {split} data: give --data.{knob} FILE.beton, or set WRITE_DIR to the folder that holds "
+                f"{split}.beton (python write_dataset.py --split {split} writes it)"
+            )
+    folder = config.logging.folder or str(Path("runs") / (name or config.model.arch))
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, train_dataset=paths["train_dataset"], val_dataset=paths["val_dataset"]),
+        logging=dataclasses.replace(config.logging, folder=folder),
+    )
+
+
+def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:
+    """The training and the validation loader, their classes the same."""
+    shares = {"rank": world.rank, "world_size": world.size, "local_world_size": world.local_size}
+    pin_memory = world.device.type == "cuda"
+    train_loader = build_train_loader(
+        config.data,
+        batch_size=config.training.batch_size,
+        seed=config.training.seed,
+        pin_memory=pin_memory,
+        **shares,
+    )
+    val_loader = build_val_loader(config.data, batch_size=config.validation.batch_size, pin_memory=pin_memory, **shares)
+    names, val_names = train_loader.beton.class_names, val_loader.beton.class_names
+    if names is not None and val_names is not None and names != val_names:
+        raise RebarError(
+            f"{config.data.train_dataset} and {config.data.val_dataset} do not name the same classes in the same "
+            "order: write both from one dataset"
+        )
+    return train_loader, val_loader
+
+
+def build_state(config: TrainConfig, train_loader: Loader, world: World) -> TrainState:
+    """Model, optimizer and gradient scaler at their start; the same weights in every process."""
+    beton = train_loader.beton
+    num_classes = config.model.num_classes or beton.num_classes
+    if num_classes < beton.num_classes:
+        raise RebarError(f"model.num_classes is {num_classes}, but {beton.path} has {beton.num_classes} classes")
+    model = build_model(
+        config.model.arch,
+        num_classes=num_classes,
+        use_blurpool=config.training.use_blurpool,
+        pretrained=config.model.pretrained,
+    )
+    model = to_device(model, world.device)
+    groups = parameter_groups(
+        model, config.training.weight_decay, decay_downsample_bn=config.training.decay_downsample_bn
+    )
+    names = list(beton.class_names or [str(label) for label in range(num_classes)])
+    precision = resolve_precision(config.training.precision, world.device)
+    return TrainState(
+        model=model,
+        optimizer=build_sgd(groups, momentum=config.training.momentum),
+        scaler=gradient_scaler(precision, world.device),
+        arch=config.model.arch,
+        class_names=names,
+    )
+
+
+def resume_or_start(config: TrainConfig, state: TrainState, folder: RunFolder, world: World) -> None:
+    """Load the checkpoint that --resume means, or make the run's folder ready for a new run."""
+    resume = config.checkpoint.resume
+    folder.check_free(resume, overwrite=config.checkpoint.overwrite)
+    checkpoint = folder.checkpoint_to_resume(resume)
+    if checkpoint is not None:
+        state.load(checkpoint, flatten_config(config))
+    wait_for_all(world)  # nobody looks for the checkpoint any more
+    if world.is_main and not config.training.eval_only:
+        folder.prepare(afresh=checkpoint is None)
+        folder.config.write_text(to_yaml(config))
+
+
+def announce(
+    config: TrainConfig,
+    state: TrainState,
+    train_loader: Loader,
+    val_loader: Loader,
+    folder: RunFolder,
+    log: RunLog,
+    world: World,
+) -> None:
+    """Say what is about to run, and warn where it is not what the recipe was written for."""
+    per_process = config.training.batch_size
+    if config.dist.world_size not in (0, world.size):
+        warn(
+            f"this recipe is written for {config.dist.world_size} processes; with {world.size} the global batch is "
+            f"{per_process * world.size} instead of {per_process * config.dist.world_size}, at the same learning rate"
+        )
+    facts = {
+        "model": f"{state.arch}, {count_parameters(state.model):,} parameters",
+        "data": f"{train_loader.num_samples:,} training and {val_loader.num_samples:,} validation pictures, "
+        f"{len(state.class_names)} classes",
+        "world": f"{world.size} x {device_name(world)}, global batch {per_process * world.size}",
+        "run": str(folder.path) + (f", from epoch {state.epoch + 1}" if state.epoch else ""),
+    }
+    if world.is_main:
+        print(console.table(facts), flush=True)
+    start = {"epoch": state.epoch, "parameters": count_parameters(state.model), "world_size": world.size}
+    log.write("start", {**start, "device": device_name(world), "torch": torch.__version__})
+
+
+# ------------------------------------------------------------------ while it runs, and at the end
+
+
+def check_finite(loss: float, step: int) -> float:
+    """The loss, unless it is NaN or infinite: then training is over, and the last checkpoint is good."""
+    if not math.isfinite(loss):
+        raise RebarError(
+            f"the training loss became {loss} at or before step {step}: the last checkpoint is from before. "
+            "Lower --lr, or try --training.precision bf16 or 32"
+        )
+    return loss
+
+
+def device_name(world: World) -> str:
+    """The GPU's name, or 'CPU'."""
+    return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
+
+
+def memory_metrics(world: World) -> dict[str, float]:
+    """Peak memory of this process, GB."""
+    metrics = {"memory/host_peak_gb": round(peak_host_gb(), 3)}
+    if world.device.type == "cuda":
+        metrics["memory/gpu_peak_gb"] = round(torch.cuda.max_memory_allocated(world.device) / 1e9, 3)
+    return metrics
+
+
+def finish(config: TrainConfig, state: TrainState, folder: RunFolder, log: RunLog, world: World) -> None:
+    """Log how the run ended, draw it, and print the summary."""
+    parameters = count_parameters(state.model)
+    metrics = {**state.last_metrics, "time/train_seconds": state.train_seconds}
+    log.write("end", {"epoch": state.epoch, "parameters": parameters, **metrics})
+    if world.is_main:
+        plot_run(folder.log, folder.plot)
+        print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, folder), flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

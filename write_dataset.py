@@ -1,0 +1,189 @@
+"""Turn a folder of pictures into a .beton file, which training reads.
+
+    export IMAGENET_DIR=/data/imagenet WRITE_DIR=/data/betons
+    python write_dataset.py --split train
+    python write_dataset.py --split val
+
+The training pictures are shuffled once here, by the seed, so that reading the file from front to back is
+already mixed; validation keeps the order of the classes. Beside the file goes a sidecar, train.beton.json,
+with the names of the classes and how the pictures were stored.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rebar.beton import ImageFolder, ImagePolicy, WriteReport, read_sidecar, write_beton
+from rebar.cli import run_command
+from rebar.config import knob, parse_config, section
+from rebar.errors import RebarError
+
+IMAGENET_SUBFOLDERS = ("{split}", "ILSVRC/Data/CLS-LOC/{split}")
+"""Where below ``data_dir`` a split may lie; else ``data_dir`` is the split's own folder."""
+
+
+@dataclass(frozen=True)
+class WriterSection:
+    """Which pictures to write, where to, and how they are stored."""
+
+    dataset: Literal["imagenet"] = knob("imagenet", help="layout of the source: a folder of class folders")
+    split: Literal["train", "val"] = knob(required=True, help="train is shuffled, val stays in order")
+    data_dir: str = knob("", help="folder of class folders, or the one above train/ and val/; else $IMAGENET_DIR")
+    write_path: str = knob("", help="file to write, or a folder for <split>.beton; else $WRITE_DIR")
+    write_mode: Literal["jpg", "raw", "proportion"] = knob(
+        "jpg", help="proportion: JPEG with compress_probability, else raw"
+    )
+    max_resolution: int = knob(500, help="pixels of the longer side, larger is shrunk; 0: no limit", minimum=0)
+    jpeg_quality: int = knob(90, help="quality of the JPEGs", minimum=1, maximum=100)
+    compress_probability: float = knob(0.5, help="share of JPEGs with write_mode=proportion", minimum=0, maximum=1)
+    subset: int = knob(-1, help="write only so many pictures, chosen by the seed; -1: all", minimum=-1)
+    seed: int = knob(0, help="of the order and every other draw", minimum=0)
+    num_workers: int = knob(0, help="processes that encode; 0: one for every core", minimum=0)
+    chunk_size: int = knob(100, help="pictures a process takes at a time", minimum=1)
+    overwrite: bool = knob(False, help="replace an existing file")
+
+
+@dataclass(frozen=True)
+class WriteConfig:
+    """Everything write_dataset.py can be told."""
+
+    cfg: WriterSection = section(WriterSection)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write one split, as the command line says."""
+    config = parse_config(
+        WriteConfig,
+        argv,
+        description=__doc__.splitlines()[0],
+        example="python write_dataset.py --split train",
+    ).cfg
+    folder = find_split(Path(given("--data-dir", config.data_dir, "IMAGENET_DIR")), config.split)
+    target = find_target(given("--write-path", config.write_path, "WRITE_DIR"), config.split)
+    refuse_existing(target, overwrite=config.overwrite)
+
+    source = ImageFolder(folder)
+    if config.split == "val":
+        check_classes_agree(source, target.with_name("train.beton"))
+    order = writing_order(len(source), config.subset, shuffle=config.split == "train", seed=config.seed)
+    policy = ImagePolicy(
+        max_resolution=config.max_resolution,
+        jpeg_quality=config.jpeg_quality,
+        write_mode=config.write_mode,
+        compress_probability=config.compress_probability,
+        seed=config.seed,
+    )
+    num_workers = config.num_workers or len(os.sched_getaffinity(0))
+
+    print(f"pictures  {len(order):,} of {len(source):,} in {len(source.class_names):,} classes, from {folder}")
+    print(f"stored    {in_words(policy)}")
+    print(f"order     {'shuffled' if config.split == 'train' else 'by class'}, seed {config.seed}")
+    print(f"target    {target}, {num_workers} processes", flush=True)
+    report = write_beton(
+        source, target, policy=policy, order=order, num_workers=num_workers, chunk_size=config.chunk_size
+    )
+    print_report(report, config.split)
+
+
+def given(flag: str, value: str, variable: str) -> str:
+    """A path from the command line, else from the environment. Raises RebarError where neither has it."""
+    if chosen := value or os.environ.get(variable, ""):
+        return chosen
+    raise RebarError(f"{flag} is missing: give {flag} PATH, or set the environment variable {variable}")
+
+
+def find_split(data_dir: Path, split: str) -> Path:
+    """The folder of a split's class folders: ``data_dir`` itself or one below it.
+
+    Raises RebarError where ``data_dir`` evidently holds splits, but not this one.
+    """
+    for pattern in IMAGENET_SUBFOLDERS:
+        if (folder := data_dir / pattern.format(split=split)).is_dir():
+            return folder
+        other = "val" if split == "train" else "train"
+        if (data_dir / pattern.format(split=other)).is_dir():
+            raise RebarError(f"{data_dir}: there is {pattern.format(split=other)}/ in it, but no {split}/ beside that")
+    return data_dir
+
+
+def find_target(write_path: str, split: str) -> Path:
+    """The file to write: ``write_path`` itself, or ``<split>.beton`` in it where it means a folder.
+
+    It does where it is one, ends in a slash, or has no suffix. Raises RebarError where the folder is missing.
+    """
+    path = Path(write_path)
+    if path.is_dir() or write_path.endswith("/") or not path.suffix:
+        path = path / f"{split}.beton"
+    if not path.parent.is_dir():
+        raise RebarError(f"{path.parent}: no such folder to write to; make it first: mkdir -p {path.parent}")
+    return path
+
+
+def refuse_existing(target: Path, *, overwrite: bool) -> None:
+    """Raises RebarError where the target exists and may not be replaced."""
+    if target.is_dir():
+        raise RebarError(f"{target}: is a folder, so no file of this name can be written")
+    if target.exists() and not overwrite:
+        raise RebarError(f"{target}: exists already; add --overwrite to replace it, or write elsewhere")
+
+
+def check_classes_agree(source: ImageFolder, train_file: Path) -> None:
+    """Raises RebarError where a training file has other classes, so that labels would not mean the same."""
+    sidecar = read_sidecar(train_file) if train_file.exists() else None
+    if sidecar is None or list(sidecar.class_names) == source.class_names:
+        return
+    differing = sorted(set(sidecar.class_names) ^ set(source.class_names))
+    shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
+    raise RebarError(
+        f"{source.root}: its {len(source.class_names)} classes are not the {len(sidecar.class_names)} of "
+        f"{train_file} (differing: {shown}), so labels would not mean the same; write from the folder that "
+        "matches, or elsewhere"
+    )
+
+
+def writing_order(num_pictures: int, subset: int, *, shuffle: bool, seed: int) -> np.ndarray:
+    """Which pictures to write and in which order: int64 indices, a function of the arguments alone.
+
+    ``subset`` is the number of pictures to choose, -1 for all. Raises RebarError where it is 0 or more
+    than there are.
+    """
+    if subset == 0 or subset > num_pictures:
+        raise RebarError(f"--subset {subset} does not fit the {num_pictures:,} pictures found; -1 takes all")
+    # Sorting raw draws, because numpy may change what Generator.permutation makes of a seed.
+    shuffled = np.argsort(np.random.Philox(key=seed % 2**64).random_raw(num_pictures), kind="stable")
+    chosen = shuffled if subset < 0 else shuffled[:subset]
+    return chosen if shuffle else np.sort(chosen)
+
+
+def in_words(policy: ImagePolicy) -> str:
+    """How pictures are stored, for people."""
+    size = f"longer side at most {policy.max_resolution} px" if policy.max_resolution else "full size"
+    jpeg = f"JPEG quality {policy.jpeg_quality}"
+    kinds = {
+        "jpg": jpeg,
+        "raw": "raw RGB",
+        "proportion": f"{policy.compress_probability:.0%} {jpeg}, the rest raw RGB",
+    }
+    return f"{kinds[policy.write_mode]}, {size}"
+
+
+def print_report(report: WriteReport, split: str) -> None:
+    """What was written, and what to do next."""
+    per_picture, per_second = report.picture_bytes / report.num_samples, report.num_samples / report.seconds
+    fewest, most = report.class_counts.min(), report.class_counts.max()
+    print(f"written   {report.path}: {report.bytes / 1e9:,.3f} GB")
+    print(f"          {report.num_samples:,} pictures, {fewest:,} to {most:,} a class, {per_picture:,.0f} bytes each")
+    print(f"          {report.seconds:,.1f} s, {per_second:,.0f} pictures/s")
+    train, val = (report.path.with_name(f"{name}.beton") for name in ("train", "val"))
+    if split == "train" and not val.exists():
+        print(f"next      python write_dataset.py --split val --write-path {val}")
+    else:
+        print(f"next      python train_imagenet.py --train-dataset {train} --val-dataset {val}")
+
+
+if __name__ == "__main__":
+    run_command(main)
