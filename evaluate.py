@@ -94,7 +94,7 @@ def restore_model(checkpoint: dict[str, Any], trained: TrainConfig, world: World
     """The checkpoint's network on this process's device."""
     model = build_model(
         checkpoint["arch"],
-        num_classes=len(checkpoint["class_names"]),
+        num_classes=checkpoint["num_classes"],
         use_blurpool=trained.training.use_blurpool,
     )
     model.load_state_dict(checkpoint["model"])

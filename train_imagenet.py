@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -58,86 +57,58 @@ def train(config: TrainConfig, world: World) -> None:
     """The whole run, from the data to the summary."""
     torch.manual_seed(config.training.seed)
     torch.backends.cudnn.benchmark = True
-    precision = resolve_precision(config.training.precision, world.device)
 
     train_loader, val_loader = open_data(config, world)
     state = build_state(config, train_loader, world)
     folder = RunFolder(Path(config.logging.folder))
     resume_or_start(config, state, folder, world)
-    ddp_model = wrap_distributed(state.model, world)
-
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.training.label_smoothing)
-    normalizer = Normalizer(world.device)
-    settings = flatten_config(config)
-
-    def validate() -> Evaluation:
-        share_buffers(state.model, world)
-        batches = val_loader.epoch(0, config.validation.resolution)
-        shown = console.progress(batches, "validation", total=len(val_loader), enabled=world.is_main)
-        return evaluate(
-            state.model,
-            normalizer.each(shown),
-            world=world,
-            precision=precision,
-            mirror=config.validation.lr_tta,
-        )
+    model = wrap_distributed(state.model, world)
 
     if config.training.eval_only:
-        result = validate()
+        result = validate(config, state, val_loader, world)
         if world.is_main:
             print(f"{result.num_samples:,} pictures: {console.accuracy_line(result.metrics())}")
         return
 
+    settings = flatten_config(config)
     with open_log(folder.log, config.logging, is_main=world.is_main, settings=settings) as log:
         announce(config, state, train_loader, val_loader, folder, log, world)
         while state.epoch < config.training.epochs:
-            started = time.perf_counter()
-            metrics = train_one_epoch(
-                config, state, ddp_model, criterion, train_loader, normalizer, precision, log, world
-            )
-            state.train_seconds += time.perf_counter() - started
+            metrics = train_one_epoch(config, state, model, train_loader, log, world)
+            state.train_seconds += metrics["time/epoch_seconds"]
             state.epoch += 1
-
-            is_last = state.epoch == config.training.epochs
-            if config.logging.log_level > 0 or is_last:
-                metrics |= validate().metrics()
+            if config.logging.log_level > 0 or state.epoch == config.training.epochs:
+                metrics |= validate(config, state, val_loader, world).metrics()
             state.last_metrics = metrics
             log.write("epoch", {"epoch": state.epoch - 1, "time/train_seconds": state.train_seconds, **metrics})
             if world.is_main:
                 state.save(folder.last_checkpoint, settings)
                 print(console.epoch_line(state.epoch, config.training.epochs, metrics), flush=True)
             wait_for_all(world)
-        finish(config, state, folder, log, world)
+        finish(state, folder, log, world)
 
 
 def train_one_epoch(
-    config: TrainConfig,
-    state: TrainState,
-    ddp_model: nn.Module,
-    criterion: nn.Module,
-    loader: Loader,
-    normalizer: Normalizer,
-    precision: Any,
-    log: RunLog,
-    world: World,
+    config: TrainConfig, state: TrainState, model: nn.Module, loader: Loader, log: RunLog, world: World
 ) -> dict[str, float]:
     """One pass over the training data; returns its metrics. The recipe itself is the loop below."""
-    ddp_model.train()
+    epochs, steps_per_epoch = config.training.epochs, len(loader)
     resolution = resolution_at(state.epoch, config.resolution)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.training.label_smoothing)
     batches = WaitTimer(loader.epoch(state.epoch, resolution))
-    title = f"epoch {state.epoch + 1}/{config.training.epochs}"
-    bar = console.progress(batches, title, total=len(loader), enabled=world.is_main)
+    title = f"epoch {state.epoch + 1}/{epochs}"
+    bar = console.progress(batches, title, total=steps_per_epoch, enabled=world.is_main)
     meter = TrainMeter(world.device)
     started = time.perf_counter()
 
-    for step_of_epoch, (images, labels) in enumerate(normalizer.each(bar)):
-        step = state.epoch * len(loader) + step_of_epoch
-        lr = lr_at(step, config.lr, epochs=config.training.epochs, steps_per_epoch=len(loader))
+    model.train()
+    for step, (images, labels) in enumerate(Normalizer(world.device).each(bar), start=state.epoch * steps_per_epoch):
+        lr = lr_at(step, config.lr, epochs=epochs, steps_per_epoch=steps_per_epoch)
         set_learning_rate(state.optimizer, lr)
 
         state.optimizer.zero_grad(set_to_none=True)
-        with autocast(precision, world.device):
-            logits = ddp_model(images)
+        with autocast(state.precision, world.device):
+            logits = model(images)
             loss = criterion(logits, labels)
         state.scaler.scale(loss).backward()
         state.scaler.step(state.optimizer)
@@ -147,21 +118,34 @@ def train_one_epoch(
         if step % config.logging.log_every == 0:  # the only place in the loop that waits for the device
             value = check_finite(loss.item(), step)
             bar.set_postfix(loss=f"{value:.3f}", lr=f"{lr:.4f}", px=resolution, refresh=False)
-            log.write("step", {"step": step, "epoch_float": step / len(loader), "train/loss": value, "train/lr": lr})
+            log.write("step", {"step": step, "epoch": step / steps_per_epoch, "train/loss": value, "train/lr": lr})
 
-    loss_mean, top1 = meter.averages(world)
-    check_finite(loss_mean, state.epoch * len(loader) + len(loader) - 1)
+    train_loss, train_top1 = meter.averages(world)
     seconds = time.perf_counter() - started
     return {
-        "train/loss": loss_mean,
-        "train/top1": top1,
+        "train/loss": check_finite(train_loss, step),
+        "train/top1": train_top1,
         "train/lr": lr,
         "train/resolution": resolution,
-        "throughput/samples_per_second": len(loader) * loader.batch_size * world.size / seconds,
+        "throughput/samples_per_second": steps_per_epoch * loader.batch_size * world.size / seconds,
         "time/epoch_seconds": seconds,
         "time/data_wait_fraction": batches.seconds / seconds,
         **memory_metrics(world),
     }
+
+
+def validate(config: TrainConfig, state: TrainState, loader: Loader, world: World) -> Evaluation:
+    """Exact accuracy of the model on the validation data, every picture once over all processes."""
+    share_buffers(state.model, world)
+    batches = loader.epoch(0, config.validation.resolution)
+    shown = console.progress(batches, "validation", total=len(loader), enabled=world.is_main)
+    return evaluate(
+        state.model,
+        Normalizer(world.device).each(shown),
+        world=world,
+        precision=state.precision,
+        mirror=config.validation.lr_tta,
+    )
 
 
 # ------------------------------------------------------------------ before the first step
@@ -223,13 +207,15 @@ def build_state(config: TrainConfig, train_loader: Loader, world: World) -> Trai
     groups = parameter_groups(
         model, config.training.weight_decay, decay_downsample_bn=config.training.decay_downsample_bn
     )
-    names = list(beton.class_names or [str(label) for label in range(num_classes)])
+    names = list(beton.class_names or [str(label) for label in range(beton.num_classes)])
     precision = resolve_precision(config.training.precision, world.device)
     return TrainState(
         model=model,
         optimizer=build_sgd(groups, momentum=config.training.momentum),
         scaler=gradient_scaler(precision, world.device),
+        precision=precision,
         arch=config.model.arch,
+        num_classes=num_classes,
         class_names=names,
     )
 
@@ -239,6 +225,11 @@ def resume_or_start(config: TrainConfig, state: TrainState, folder: RunFolder, w
     resume = config.checkpoint.resume
     folder.check_free(resume, overwrite=config.checkpoint.overwrite)
     checkpoint = folder.checkpoint_to_resume(resume)
+    if checkpoint is None and config.training.eval_only and not config.model.pretrained:
+        raise RebarError(
+            f"training.eval_only: {folder.path} has no checkpoint; give --resume FILE, or --pretrained for "
+            "torchvision's weights"
+        )
     if checkpoint is not None:
         state.load(checkpoint, flatten_config(config))
     wait_for_all(world)  # nobody looks for the checkpoint any more
@@ -268,12 +259,21 @@ def announce(
         "data": f"{train_loader.num_samples:,} training and {val_loader.num_samples:,} validation pictures, "
         f"{len(state.class_names)} classes",
         "world": f"{world.size} x {device_name(world)}, global batch {per_process * world.size}",
-        "run": str(folder.path) + (f", from epoch {state.epoch + 1}" if state.epoch else ""),
+        "run": str(folder.path) + progress_note(state, config),
     }
     if world.is_main:
         print(console.table(facts), flush=True)
     start = {"epoch": state.epoch, "parameters": count_parameters(state.model), "world_size": world.size}
     log.write("start", {**start, "device": device_name(world), "torch": torch.__version__})
+
+
+def progress_note(state: TrainState, config: TrainConfig) -> str:
+    """Where a resumed run stands; nothing for a new one."""
+    if state.epoch == 0:
+        return ""
+    if state.epoch >= config.training.epochs:
+        return ", complete already: more --epochs go on with it, --resume none --overwrite starts afresh"
+    return f", going on after epoch {state.epoch}"
 
 
 # ------------------------------------------------------------------ while it runs, and at the end
@@ -302,7 +302,7 @@ def memory_metrics(world: World) -> dict[str, float]:
     return metrics
 
 
-def finish(config: TrainConfig, state: TrainState, folder: RunFolder, log: RunLog, world: World) -> None:
+def finish(state: TrainState, folder: RunFolder, log: RunLog, world: World) -> None:
     """Log how the run ended, draw it, and print the summary."""
     parameters = count_parameters(state.model)
     metrics = {**state.last_metrics, "time/train_seconds": state.train_seconds}

@@ -175,9 +175,9 @@ def print_report(report: WriteReport, split: str) -> None:
     """What was written, and what to do next."""
     per_picture, per_second = report.picture_bytes / report.num_samples, report.num_samples / report.seconds
     fewest, most = report.class_counts.min(), report.class_counts.max()
-    print(f"written   {report.path}: {report.bytes / 1e9:,.3f} GB")
-    print(f"          {report.num_samples:,} pictures, {fewest:,} to {most:,} a class, {per_picture:,.0f} bytes each")
-    print(f"          {report.seconds:,.1f} s, {per_second:,.0f} pictures/s")
+    print(f"written   {report.path}: {report.bytes / 1e9:,.3f} GB in {report.seconds:,.1f} s")
+    print(f"          {report.num_samples:,} pictures, {fewest:,} to {most:,} a class")
+    print(f"          {per_picture:,.0f} bytes a picture, {per_second:,.0f} pictures/s")
     train, val = (report.path.with_name(f"{name}.beton") for name in ("train", "val"))
     if split == "train" and not val.exists():
         print(f"next      python write_dataset.py --split val --write-path {val}")

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,19 +28,11 @@ from typing import Literal
 REPOSITORY = Path(__file__).resolve().parent.parent
 SETUP = "run ./scripts/setup.sh"
 GIB = 2**30
-PACKAGES = {  # distribution: the module it brings
-    "numpy": "numpy",
-    "numba": "numba",
-    "pillow": "PIL",
-    "PyYAML": "yaml",
-    "tqdm": "tqdm",
-    "fastargs": "fastargs",
-    "opencv-python-headless": "cv2",
-    "matplotlib": "matplotlib",
-    "psutil": "psutil",
-}
+MODULES = {"pillow": "PIL", "PyYAML": "yaml", "opencv-python-headless": "cv2"}  # where the name differs
+PACKAGES = ("numpy", "numba", "tqdm", "fastargs", "matplotlib", "psutil", *MODULES)
 # Where NVIDIA's own tool says nothing, the device file still does.
 NVIDIA_DEVICE = Path("/dev/nvidia0")
+CGROUP = Path("/sys/fs/cgroup")
 
 Status = Literal["ok", "warning", "problem"]
 
@@ -90,9 +83,9 @@ def check_python() -> Check:
 def check_packages() -> Check:
     """The plain Python packages: all must import."""
     found, broken = [], []
-    for distribution, module in PACKAGES.items():
+    for distribution in PACKAGES:
         try:
-            importlib.import_module(module)
+            importlib.import_module(MODULES.get(distribution, distribution))
             found.append(f"{distribution} {importlib.metadata.version(distribution)}")
         except Exception as error:  # a broken binary package may raise anything
             broken.append(f"{distribution} ({one_line(error)})")
@@ -168,11 +161,9 @@ def check_threading_layers() -> Check:
     modules = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
     usable = []
     for layer, module in modules.items():
-        try:
+        with suppress(Exception):
             importlib.import_module(f"numba.np.ufunc.{module}")
             usable.append(layer)
-        except Exception:
-            continue
     if not usable:
         return Check("numba threads", "problem", "no threading layer loads", SETUP)
     return Check("numba threads", "ok", ", ".join(usable))
@@ -199,42 +190,43 @@ def check_gpus() -> Check:
     return Check("GPUs", "warning", "none", "training runs on the CPU: fine to try out, too slow for ImageNet")
 
 
-def read_number(path: str) -> int | None:
-    """The first number of a file such as those of cgroups; None if there is none ('max')."""
+def read_numbers(*names: str) -> list[int]:
+    """The numbers in files of the container's limits; none if one is missing or says 'max'."""
     try:
-        return int(Path(path).read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return None
+        return [int(word) for name in names for word in (CGROUP / name).read_text().split()]
+    except (OSError, ValueError):
+        return []
 
 
 def cgroup_cores() -> float | None:
     """The container's limit on CPU time, in cores; None where there is none."""
-    quota, period = read_number("/sys/fs/cgroup/cpu.max"), 100_000
-    if quota is not None:
-        period = int(Path("/sys/fs/cgroup/cpu.max").read_text().split()[1])
-    else:
-        quota = read_number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        period = read_number("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or period
-    return quota / period if quota is not None and quota > 0 else None
+    quota, period = read_numbers("cpu.max") or read_numbers("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us") or (-1, 1)
+    return quota / period if quota > 0 else None
 
 
 def check_cores() -> Check:
     """The cores this process may use: affinity and container limits considered."""
     present, allowed = os.cpu_count() or 1, len(os.sched_getaffinity(0))
-    limit = cgroup_cores()
-    usable = allowed if limit is None else min(float(allowed), limit)
-    found = f"{usable:g} of {present} usable"
-    advice = "give the container more CPU (docker run --cpus)" if limit and limit < 2 <= present else ""
-    return judge("CPU cores", found, warning=advice)
+    usable = min(allowed, cgroup_cores() or allowed)
+    advice = "give the container more CPU (docker run --cpus)" if usable < 2 <= present else ""
+    return judge("CPU cores", f"{usable:g} of {present} usable", warning=advice)
+
+
+def cached_in_cgroup() -> int:
+    """Bytes the container's memory counts as used, though they are only cached files."""
+    with suppress(OSError):
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("file "))
+    return 0
 
 
 def check_memory() -> Check:
     """Free memory: the machine's, or what the container may still take."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    limit, used = read_number("/sys/fs/cgroup/memory.max"), read_number("/sys/fs/cgroup/memory.current")
-    if limit is not None and used is not None:
-        available = min(available, max(limit - used, 0))
+    if numbers := read_numbers("memory.max", "memory.current"):
+        limit, used = numbers
+        available = min(available, limit - used + cached_in_cgroup())
     advice = "less than 2 GiB: use fewer workers and a smaller batch" if available < 2 * GIB else ""
     return judge("free memory", f"{available / GIB:.1f} GiB", warning=advice)
 

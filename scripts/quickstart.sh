@@ -28,6 +28,12 @@ heading() {
     printf '\n[%d/%d] %s  (%d:%02d min)\n' "$step" "$steps" "$1" $((SECONDS / 60)) $((SECONDS % 60))
 }
 
+say_where_it_stopped() {
+    local status=$?
+    ((status == 0)) || printf '\nStopped in step %d of %d. Start it again to go on from there.\n' "$step" "$steps" >&2
+}
+trap say_where_it_stopped EXIT
+
 # Show a command, so that it can be learnt from, and run it.
 run_python() {
     printf '   $ python %s\n' "$*"
@@ -78,8 +84,8 @@ train
 heading "Evaluate the checkpoint"
 run_python evaluate.py --checkpoint "$run/checkpoints/last.pt" --data "$work/val.beton" | tee "$run/evaluation.txt"
 
-printf '\nDone in %d:%02d min. Top-1: %s\n' $((SECONDS / 60)) $((SECONDS % 60)) \
-    "$(grep -i -m 1 'top.\?1' "$run/evaluation.txt")"
+printf '\nDone in %d:%02d min.\n' $((SECONDS / 60)) $((SECONDS % 60))
+printf '   result      %s\n' "$(grep -m 1 'top-1' "$run/evaluation.txt")"
 printf '   log         %s\n' "$run/log.jsonl"
 printf '   plot        %s\n' "$run/plot.png"
 printf '   checkpoint  %s\n' "$run/checkpoints/last.pt"

@@ -202,6 +202,10 @@ install_system_and_python() {
         install_system_packages "${missing[@]}"
         return
     fi
+    if "$venv/bin/python" -c '' 2>/dev/null && ! python_fits "$venv/bin/python"; then
+        die ".venv holds Python $(python_version "$venv/bin/python"); Rebar needs 3.10 to 3.13." \
+            "Remove $venv and start this script again."
+    fi
     if python=$(find_python); then
         mapfile -t -O "${#missing[@]}" missing < <(missing_for_python "$python")
     elif [[ -n ${PYTHON:-} ]]; then

@@ -13,14 +13,20 @@ cd "$repo"
 echo "== set-up"
 ./scripts/setup.sh --dev
 
-if (($# == 0)); then
-    echo "== ruff check"
-    "$bin/ruff" check
-    echo "== ruff format"
-    "$bin/ruff" format --check
-    echo "== mypy"
-    "$bin/mypy"
-fi
+status=0
 
-echo "== pytest"
-exec "$bin/python" -m pytest "$@"
+# Everything runs, whatever fails before it: one round shows all there is to mend.
+check() {
+    echo "== $1"
+    shift
+    "$@" || status=1
+}
+
+if (($# == 0)); then
+    check "ruff check" "$bin/ruff" check
+    check "ruff format" "$bin/ruff" format --check
+    check "mypy" "$bin/mypy"
+    if ((status)); then echo "== not clean: see above (the tests still run)" >&2; fi
+fi
+check "pytest" "$bin/python" -m pytest "$@"
+exit "$status"

@@ -141,7 +141,7 @@ def _check_space(path: Path, needed: int) -> None:
         raise RebarError(f"{path.parent}: cannot be written to: {error.strerror}") from None
     if needed > free:
         raise RebarError(
-            f"{path}: about {needed / 1e9:,.1f} GB are needed but only {free / 1e9:,.1f} GB are free; free "
+            f"{path}: about {needed / 1e6:,.0f} MB are needed but only {free / 1e6:,.0f} MB are free; free "
             "some space, write elsewhere, or store smaller pictures"
         )
 

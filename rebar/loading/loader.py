@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rebar.beton.format import MODE_JPG
 from rebar.beton.reader import BetonFile
 from rebar.errors import RebarError
+from rebar.jpeg.turbojpeg import load_turbojpeg
 from rebar.loading.crops import Cropper, Crops
 from rebar.loading.decode import decode_into
 from rebar.loading.order import epoch_order, rank_batches
@@ -70,6 +72,8 @@ class Loader:
         self.batches_ahead = batches_ahead
         self.read_ahead = read_ahead
         self.pin_memory = pin_memory
+        if (self.beton.modes == MODE_JPG).any():
+            load_turbojpeg()  # where it is missing, say so now and not at the first batch
         if len(self) == 0:
             raise RebarError(
                 f"{self.beton.path} holds {self.beton.num_samples} samples, less than one global batch of "

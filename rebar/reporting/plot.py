@@ -51,7 +51,7 @@ def plot_run(log_path: Path, picture_path: Path) -> None:
         scale = 100 if "%" in title else 1
         if steps and curves[0][0] in steps[0]:
             name = curves[0][0]
-            axes.plot([s["epoch_float"] for s in steps], [s[name] for s in steps], color="0.75", lw=1)
+            axes.plot([s["epoch"] for s in steps], [s[name] for s in steps], color="0.75", lw=1)
         for name, label in curves:
             points = [(e["epoch"] + 1, e[name] * scale) for e in epochs if e.get(name) is not None]
             if points:

@@ -56,7 +56,7 @@ def _pretrained(models: object, arch: str, num_classes: int) -> nn.Module:
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     """The model on ``device``, its convolutions in channels_last layout."""
-    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def count_parameters(model: nn.Module) -> int:

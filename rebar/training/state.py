@@ -9,6 +9,7 @@ from torch import nn
 
 from rebar.cli import warn
 from rebar.training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from rebar.training.precision import Precision
 
 # Settings that say where and how to run, not what is trained.
 _FREE_TO_CHANGE = ("data.", "logging.", "checkpoint.", "validation.", "dist.", "training.eval_only")
@@ -21,7 +22,9 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    precision: Precision
     arch: str
+    num_classes: int
     class_names: list[str]
     epoch: int = 0
     """Complete epochs."""
@@ -32,6 +35,7 @@ class TrainState:
         """Write a checkpoint; ``settings`` is the flat configuration. Raises CheckpointError."""
         content = {
             "arch": self.arch,
+            "num_classes": self.num_classes,
             "class_names": self.class_names,
             "epoch": self.epoch,
             "train_seconds": self.train_seconds,

@@ -10,8 +10,8 @@ ffcv_types = pytest.importorskip("ffcv.types")
 
 def test_version_and_records_are_ffcvs() -> None:
     assert layout.VERSION == ffcv_types.CURRENT_VERSION
-    assert layout.HEADER == ffcv_types.HeaderType
-    assert layout.FIELD_DESCRIPTOR == ffcv_types.FieldDescType
+    assert ffcv_types.HeaderType == layout.HEADER
+    assert ffcv_types.FieldDescType == layout.FIELD_DESCRIPTOR
     assert layout.ALLOCATION == ffcv_types.ALLOC_TABLE_TYPE
 
 

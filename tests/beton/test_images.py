@@ -11,9 +11,9 @@ from PIL import Image
 
 from rebar.beton.format import MODE_JPG, MODE_RAW
 from rebar.beton.images import ImagePolicy, PictureError, decode_rgb, encode_picture, shrink
-from tests.beton.conftest import synthetic_photograph
 
-RGB = synthetic_photograph(7, 30, 40)
+RGB = np.stack([*np.mgrid[60:180:4, 50:210:4], np.full((30, 40), 99)], axis=-1).astype(np.uint8)
+NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
 
 
 def as_file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -86,8 +86,8 @@ def test_a_single_pixel() -> None:
     [
         (b"", "is empty"),
         (b"not a picture at all", "no kind of picture"),
-        (as_file(Image.fromarray(RGB), "JPEG")[:-200], "truncated"),
-        (as_file(Image.fromarray(RGB))[:-500], "truncated"),
+        (as_file(Image.fromarray(NOISE), "JPEG")[:-1000], "truncated"),
+        (as_file(Image.fromarray(NOISE))[:-1000], "truncated"),
         (as_file(Image.fromarray(RGB[..., 0].astype(np.float32)), "TIFF"), "floating-point"),
     ],
 )
@@ -102,11 +102,12 @@ def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         decode_rgb(as_file(Image.fromarray(RGB)))
 
 
-@pytest.mark.parametrize("max_resolution", [None, 0, 1, 37, 100, 255, 256, 500, 1000])
+@pytest.mark.parametrize("max_resolution", [None, 0, 37, 100, 255, 256, 500, 1000])
 def test_sizes_and_pixels_are_ffcvs(max_resolution: int | None) -> None:
     resizer = pytest.importorskip("ffcv.fields.rgb_image").resizer
+    rng = np.random.default_rng(0)
     for height, width in [(255, 301), (333, 77), (100, 100), (499, 501)]:
-        picture = synthetic_photograph(3, height, width)
+        picture = rng.integers(0, 256, (height, width, 3), np.uint8)
         assert np.array_equal(shrink(picture, max_resolution), resizer(picture, max_resolution or None))
 
 

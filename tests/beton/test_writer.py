@@ -1,0 +1,207 @@
+"""The writer: FFCV reads it, its bytes do not depend on the processes, and it leaves nothing half done."""
+
+import errno
+import os
+import shutil
+import signal
+from collections import namedtuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from rebar.beton import BetonFile, ImageFolder, ImagePolicy, write_beton
+from rebar.beton.format import MIN_PAGE_SIZE, MODE_JPG, MODE_RAW
+from rebar.beton.sidecar import sidecar_path
+from rebar.errors import RebarError
+
+
+@dataclass(frozen=True)
+class OnePicture:
+    """A source of one picture many times over; at a certain one it does something else."""
+
+    content: bytes
+    count: int = 300
+    kill_at: int = -1
+    class_names: Sequence[str] = ("only",)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def label(self, index: int) -> int:
+        return 0
+
+    def read(self, index: int) -> bytes:
+        if index == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.content
+
+    def name(self, index: int) -> str:
+        return f"picture {index}"
+
+
+@pytest.fixture(scope="module")
+def one_picture(picture_tree: Path) -> bytes:
+    return next(picture_tree.glob("*/*")).read_bytes()
+
+
+def write(source: object, path: Path, **options: object) -> BetonFile:
+    settings = {"policy": ImagePolicy(), "order": np.arange(len(source)), "num_workers": 2, "progress": False}
+    write_beton(source, path, **{**settings, **options})
+    return BetonFile.open(path)
+
+
+def as_rgb(file: BetonFile, index: int) -> np.ndarray:
+    if file.modes[index] == MODE_RAW:
+        return file.image_bytes(index).reshape(file.heights[index], file.widths[index], 3)
+    return cv2.cvtColor(cv2.imdecode(file.image_bytes(index), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def test_pictures_and_labels_stay_together(picture_tree: Path, tmp_path: Path) -> None:
+    source = ImageFolder(picture_tree)
+    order = np.random.default_rng(3).permutation(len(source))[:15]
+    path = tmp_path / "raw.beton"
+    policy = ImagePolicy(max_resolution=0, write_mode="raw")
+    report = write_beton(source, path, policy=policy, order=order, num_workers=2, chunk_size=4, progress=False)
+    file = BetonFile.open(path)
+    assert report.num_samples == len(file) == 15
+    assert report.bytes == path.stat().st_size
+    assert report.picture_bytes == file.sizes.sum()
+    assert np.array_equal(report.class_counts, np.bincount(file.labels, minlength=3))
+    for sample, index in enumerate(order):
+        assert file.labels[sample] == source.label(index)
+        with Image.open(source.name(index)) as image:
+            assert np.array_equal(as_rgb(file, sample), np.array(image))
+
+
+def test_the_bytes_do_not_depend_on_processes_or_chunks(picture_tree: Path, tmp_path: Path) -> None:
+    source = ImageFolder(picture_tree)
+    policy = ImagePolicy(max_resolution=100, write_mode="proportion", seed=9)
+    contents = set()
+    for number, (num_workers, chunk_size) in enumerate([(1, 100), (1, 1), (3, 2)]):
+        path = tmp_path / f"{number}.beton"
+        write(source, path, policy=policy, num_workers=num_workers, chunk_size=chunk_size)
+        contents.add((path.read_bytes(), sidecar_path(path).read_bytes()))
+    assert len(contents) == 1
+
+
+def test_no_picture_lies_on_two_pages(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (500, 413, 3), np.uint8)
+    content = cv2.imencode(".bmp", noise)[1].tobytes()
+    policy = ImagePolicy(write_mode="raw")
+    file = write(OnePicture(content, 12), tmp_path / "a.beton", policy=policy, page_size=MIN_PAGE_SIZE)
+    first, last = file.offsets // MIN_PAGE_SIZE, (file.offsets + file.sizes - 1) // MIN_PAGE_SIZE
+    assert np.array_equal(first, last)
+    assert np.array_equal(np.unique(first, return_counts=True)[1], [3, 3, 3, 3])
+    assert all(np.array_equal(as_rgb(file, index), noise[..., ::-1]) for index in range(12))
+
+
+def test_stock_ffcv_reads_it(picture_tree: Path, tmp_path: Path) -> None:
+    """The same pixels and labels through FFCV's own loader, from memory and from its page cache."""
+    loader = pytest.importorskip("ffcv.loader")
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.decoders import CenterCropRGBImageDecoder
+
+    policy = ImagePolicy(write_mode="proportion", max_resolution=160)
+    order = np.random.default_rng(0).permutation(24)
+    file = write(ImageFolder(picture_tree), tmp_path / "a.beton", policy=policy, order=order)
+    assert set(file.modes) == {MODE_JPG, MODE_RAW}
+    side = 64
+    decoder = CenterCropRGBImageDecoder((side, side), 1.0)
+    for os_cache in (True, False):
+        batches = loader.Loader(
+            str(file.path),
+            batch_size=8,
+            num_workers=1,
+            os_cache=os_cache,
+            order=loader.OrderOption.SEQUENTIAL,
+            pipelines={"image": [decoder], "label": [IntDecoder()]},
+        )
+        seen = 0
+        for images, labels in batches:
+            for image, label in zip(np.array(images), np.array(labels), strict=True):
+                rgb = as_rgb(file, seen)
+                crop = min(rgb.shape[:2])
+                top, left = ((length - crop) // 2 for length in rgb.shape[:2])
+                square = rgb[top : top + crop, left : left + crop]
+                expected = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA)
+                # FFCV brings its own OpenCV and decodes JPEGs with the fast transform.
+                tolerance = 8 if file.modes[seen] == MODE_JPG else 1
+                assert np.abs(image.astype(int) - expected).max() <= tolerance
+                assert label.item() == file.labels[seen]
+                seen += 1
+        assert seen == len(file)
+
+
+class TestNothingIsLeftBehind:
+    """Whatever goes wrong, an existing file stays as it was and no other appears."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        (tmp_path / "a.beton").write_bytes(b"as it was")
+        return tmp_path
+
+    @pytest.fixture(autouse=True)
+    def check(self, folder: Path) -> object:
+        yield
+        assert [path.name for path in folder.iterdir()] == ["a.beton"]
+        assert (folder / "a.beton").read_bytes() == b"as it was"
+
+    def test_when_a_picture_is_corrupt(self, picture_tree: Path, folder: Path, tmp_path_factory) -> None:
+        tree = shutil.copytree(picture_tree, tmp_path_factory.mktemp("corrupt") / "tree")
+        corrupt = tree / "n01" / "picture_12.JPEG"
+        corrupt.write_bytes(corrupt.read_bytes()[:1500])
+        with pytest.raises(RebarError, match=r"n01/picture_12\.JPEG: cannot be decoded: .*truncated"):
+            write(ImageFolder(tree), folder / "a.beton")
+
+    def test_when_a_picture_vanishes(self, picture_tree: Path, folder: Path, tmp_path_factory) -> None:
+        tree = shutil.copytree(picture_tree, tmp_path_factory.mktemp("vanishing") / "tree")
+        source = ImageFolder(tree)
+        (tree / "n02" / "picture_20.JPEG").unlink()
+        with pytest.raises(RebarError, match=r"picture_20\.JPEG: cannot be read: No such file"):
+            write(source, folder / "a.beton")
+
+    def test_when_a_process_is_killed(self, one_picture: bytes, folder: Path) -> None:
+        with pytest.raises(RebarError, match="was killed by SIGKILL"):
+            write(OnePicture(one_picture, kill_at=151), folder / "a.beton", chunk_size=10)
+
+    def test_when_a_picture_does_not_fit_into_a_page(self, folder: Path) -> None:
+        content = cv2.imencode(".png", np.zeros((1000, 1000, 3), np.uint8))[1].tobytes()
+        options = {"policy": ImagePolicy(1000, write_mode="raw"), "page_size": MIN_PAGE_SIZE}
+        with pytest.raises(RebarError, match=r"picture 0: takes 3,000,000 bytes .* page of 2,097,152"):
+            write(OnePicture(content, 3), folder / "a.beton", **options)
+
+    def test_when_space_is_short_beforehand(self, one_picture, folder, monkeypatch) -> None:
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
+        with pytest.raises(RebarError, match=r"are needed but only 1 MB are free"):
+            write(OnePicture(one_picture), folder / "a.beton")
+
+    @pytest.mark.parametrize(
+        ("number", "message"), [(errno.ENOSPC, "the disk is full"), (errno.EIO, "Input/output error")]
+    )
+    def test_when_the_disk_fails(self, one_picture, folder, monkeypatch, number: int, message: str) -> None:
+        def fail(descriptor: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(RebarError, match=f"a.beton: .*{message}"):
+            write(OnePicture(one_picture), folder / "a.beton")
+
+    def test_when_there_is_nothing_to_write(self, one_picture: bytes, folder: Path) -> None:
+        with pytest.raises(RebarError, match="nothing to write"):
+            write(OnePicture(one_picture, 0), folder / "a.beton")
+
+    @pytest.mark.parametrize("options", [{"page_size": 3 << 20}, {"order": np.array([300])}])
+    def test_when_arguments_are_wrong(self, one_picture: bytes, folder: Path, options: dict) -> None:
+        with pytest.raises(ValueError, match=r"page_size|order"):
+            write(OnePicture(one_picture), folder / "a.beton", **options)
+
+
+def test_a_folder_that_is_missing(one_picture: bytes, tmp_path: Path) -> None:
+    with pytest.raises(RebarError, match="cannot be written to: No such file"):
+        write(OnePicture(one_picture), tmp_path / "absent" / "a.beton")

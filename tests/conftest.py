@@ -1,0 +1,95 @@
+"""What the end-to-end tests share: real pictures, the commands as a user types them, a small run."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TRAIN_PER_CLASS, VAL_PER_CLASS = 32, 21
+NUM_VAL = 203  # not divisible by any number of processes or batch size in use
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side on few cores
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def run(*words: str | Path, expect: int | None = 0, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run ``python WORDS`` in the repository, and check its exit status (None: any)."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if expect is not None:
+        assert done.returncode == expect, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def torchrun(processes: int, *words: str | Path) -> list[str | Path]:
+    """The words for :func:`run` that start ``processes`` processes of a script."""
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *words]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A small real data set: the folder of pictures, and the two files written of it."""
+
+    tree: Path
+    folder: Path
+
+    @property
+    def train(self) -> Path:
+        return self.folder / "train.beton"
+
+    @property
+    def val(self) -> Path:
+        return self.folder / "val.beton"
+
+    def training_command(self, run_folder: Path, *words: str) -> list[str | Path]:
+        """``train_imagenet.py`` with the tests' recipe on this data."""
+        data = ["--data.train_dataset", self.train, "--data.val_dataset", self.val, "--logging.folder", run_folder]
+        return ["train_imagenet.py", "--config-file", "rn50_configs/tiny.yaml", *data, *words]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageNet-shaped tree of Fashion-MNIST pictures, 32 a class to train and 21 to validate."""
+    tree = tmp_path_factory.mktemp("pictures") / "tree"
+    counts = ["--train-per-class", str(TRAIN_PER_CLASS), "--val-per-class", str(VAL_PER_CLASS)]
+    done = run("scripts/build_fashion_mnist_tree.py", "--out", tree, *counts, expect=None)
+    if done.returncode != 0:
+        pytest.skip(f"no Fashion-MNIST here: {done.stderr.strip()}")
+    return tree
+
+
+@pytest.fixture(scope="session")
+def data(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """``train.beton`` and ``val.beton``, written through the command line."""
+    folder = tmp_path_factory.mktemp("betons")
+    where = ["--data-dir", pictures, "--write-path", f"{folder}/"]
+    run("write_dataset.py", "--split", "train", *where)
+    run("write_dataset.py", "--split", "val", "--subset", str(NUM_VAL), *where)
+    return Data(tree=pictures, folder=folder)
+
+
+@pytest.fixture(scope="session")
+def finished_run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a complete two-epoch run in one process."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    run(*data.training_command(folder))
+    return folder
+
+
+def read_events(folder: Path, event: str) -> list[dict[str, Any]]:
+    """The records of one event in a run's log."""
+    lines: Sequence[str] = (folder / "log.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["event"] == event]

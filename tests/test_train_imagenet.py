@@ -1,0 +1,232 @@
+"""The main path as a user walks it: write, train, be killed, go on, evaluate."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_imagenet
+from rebar.cli import run_command
+from rebar.config import build_config, load_config_files
+from rebar.training.checkpoint import read_checkpoint
+from rebar.training.config import TrainConfig
+from tests.conftest import NUM_VAL, REPOSITORY, Data, read_events, run, torchrun
+
+ACCURACY = re.compile(r"top-1 ([\d.]+)%, top-5 ([\d.]+)%; .*mirror.*top-1 ([\d.]+)%, top-5 ([\d.]+)%")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = (read_checkpoint(folder / "checkpoints/last.pt")["model"] for folder in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def kill_in_the_middle(command: list[str | Path], folder: Path) -> None:
+    """Start a run, and SIGKILL all of its processes in the middle of the second epoch."""
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=REPOSITORY, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not any(record["epoch"] > 1 for record in _steps(folder)):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _steps(folder: Path) -> list[dict[str, float]]:
+    return read_events(folder, "step") if (folder / "log.jsonl").exists() else []
+
+
+# ------------------------------------------------------------------ one process
+
+
+def test_a_run_leaves_its_config_log_checkpoint_and_plot(finished_run: Path) -> None:
+    assert (finished_run / "plot.png").read_bytes().startswith(b"\x89PNG")
+    epochs = read_events(finished_run, "epoch")
+    assert [record["epoch"] for record in epochs] == [0, 1]
+    wanted = {"train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "val/top1_tta", "train/lr"}
+    wanted |= {"train/resolution", "throughput/samples_per_second", "time/data_wait_fraction"}
+    assert all(wanted <= record.keys() for record in epochs)
+    (end,) = read_events(finished_run, "end")
+    assert end["parameters"] == 11_181_642  # ResNet-18 with ten classes
+
+
+def test_the_saved_config_is_itself_runnable(finished_run: Path) -> None:
+    again = run("train_imagenet.py", "--config-file", finished_run / "config.yaml", "--print-config")
+    assert again.stdout == (finished_run / "config.yaml").read_text()
+
+
+def test_the_learning_rate_of_every_step_is_the_references(finished_run: Path) -> None:
+    # peak 0.05 after one of two epochs of 20 steps: up linearly from 1e-4 of it, then down to 0
+    for record in read_events(finished_run, "step"):
+        epoch = record["epoch"]
+        expected = 0.05 * (1e-4 + (1 - 1e-4) * epoch) if epoch <= 1 else 0.05 * (2 - epoch)
+        assert record["train/lr"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(data: Data, finished_run: Path, tmp_path: Path) -> None:
+    command = data.training_command(tmp_path / "run")
+    kill_in_the_middle(command, tmp_path / "run")
+    resumed = run(*command)
+    assert "going on after epoch 1" in resumed.stdout
+    assert same_weights(tmp_path / "run", finished_run)
+
+
+def test_a_finished_run_is_left_as_it_is(finished_run: Path) -> None:
+    config = finished_run / "config.yaml"
+    before = (finished_run / "checkpoints/last.pt").read_bytes()
+    assert "complete already" in run("train_imagenet.py", "--config-file", config).stdout
+    assert (finished_run / "checkpoints/last.pt").read_bytes() == before
+    refused = run("train_imagenet.py", "--config-file", config, "--resume", "none", expect=1)
+    assert "--overwrite" in refused.stderr
+
+
+def test_evaluate_counts_every_picture_once_and_agrees_with_the_log(data: Data, finished_run: Path) -> None:
+    logged = read_events(finished_run, "epoch")[-1]
+    shown = run("evaluate.py", "--checkpoint", finished_run, "--data", data.val).stdout
+    assert shown.startswith(f"{NUM_VAL} pictures")
+    match = ACCURACY.search(shown)
+    assert match
+    names = ("val/top1", "val/top5", "val/top1_tta", "val/top5_tta")
+    for printed, name in zip(match.groups(), names, strict=True):
+        assert float(printed) == pytest.approx(100 * logged[name], abs=0.005)
+        assert logged[name] * NUM_VAL == pytest.approx(round(logged[name] * NUM_VAL), abs=1e-9)
+    eval_only = run(*data.training_command(finished_run, "--eval-only"))
+    assert match.group(0) in eval_only.stdout
+
+
+def test_progressive_resizing_blurpool_and_steps_run(data: Data, tmp_path: Path) -> None:
+    recipe = ["--min-res", "32", "--max-res", "96", "--end-ramp", "2", "--epochs", "3", "--use-blurpool"]
+    run(*data.training_command(tmp_path, *recipe, "--lr-schedule-type", "step", "--step-length", "1"))
+    epochs = read_events(tmp_path, "epoch")
+    assert [record["train/resolution"] for record in epochs] == [32, 64, 96]
+
+
+def test_wandb_offline_writes_a_run(data: Data, tmp_path: Path) -> None:
+    run(*data.training_command(tmp_path, "--wandb", "--epochs", "1"), WANDB_MODE="offline")
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+# ------------------------------------------------------------------ several processes
+
+
+def test_two_processes_train_are_killed_go_on_and_evaluate_exactly(data: Data, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = torchrun(2, *data.training_command(folder, "--training.batch_size", "8"))
+    kill_in_the_middle(command, folder)
+    assert "going on after epoch 1" in run(*command).stdout
+
+    logged = read_events(folder, "epoch")[-1]
+    alone = ACCURACY.search(run("evaluate.py", "--checkpoint", folder, "--data", data.val).stdout)
+    three = ACCURACY.search(run(*torchrun(3, "evaluate.py", "--checkpoint", folder, "--data", data.val)).stdout)
+    assert alone
+    assert three
+    assert alone.groups() == three.groups()
+    assert float(alone.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
+    assert float(alone.group(3)) == pytest.approx(100 * logged["val/top1_tta"], abs=0.005)
+
+
+# ------------------------------------------------------------------ every recipe starts
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (REPOSITORY / "rn50_configs").glob("*.yaml")))
+def test_every_recipe_trains(recipe: str, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real script and recipe, shrunk in pictures and pixels only to fit one CPU core."""
+    small = [
+        "--min-res=32",
+        "--max-res=32",
+        "--validation.resolution=32",
+        "--training.batch_size=64",
+        "--num-workers=1",
+    ]
+    paths = [f"--data.train_dataset={data.train}", f"--data.val_dataset={data.val}", f"--logging.folder={tmp_path}"]
+    recipe_file = REPOSITORY / "rn50_configs" / recipe
+    train_imagenet.main(["--config-file", str(recipe_file), *small, *paths, "--epochs=1", "--model.num_classes=0"])
+    (end,) = read_events(tmp_path, "end")
+    arch = build_config(TrainConfig, load_config_files([recipe_file])).model.arch
+    assert end["parameters"] == {"resnet18": 11_181_642, "resnet50": 23_528_522}[arch]
+    assert "finished" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+def refusal(*words: str | Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command says on stderr when it refuses; one line, exit status 1."""
+    with pytest.raises(SystemExit) as stopped:
+        run_command(train_imagenet.main, [str(word) for word in words[1:]])
+    message = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+def cut_short(data: Data, tmp_path: Path) -> list[str | Path]:
+    short = tmp_path / "short.beton"
+    short.write_bytes(data.train.read_bytes()[:-1_000_000])
+    return ["--data.train_dataset", short]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda data, tmp_path: ["--data.train_dataset", tmp_path / "none.beton"], "none.beton: no such file"),
+        (lambda data, tmp_path: ["--data.train_dataset", tmp_path], "is a folder"),
+        (cut_short, "short.beton"),
+        (lambda data, tmp_path: ["--epoch", "3"], "did you mean --epochs?"),
+        (lambda data, tmp_path: ["--batch-size", "3"], "--training.batch_size or --validation.batch_size"),
+        (lambda data, tmp_path: ["--min-res", "0"], "resolution.min_res = '0'"),
+        (lambda data, tmp_path: ["--max-res", "16"], "max_res 16 is below min_res 32"),
+        (lambda data, tmp_path: ["--training.batch_size", "100000"], "choose a smaller batch size"),
+        (lambda data, tmp_path: ["--arch", "resnet51"], "resnet50"),
+        (lambda data, tmp_path: ["--config-file", tmp_path / "my.yaml"], "my.yaml does not exist"),
+        (lambda data, tmp_path: ["--resume", tmp_path / "my.pt"], "my.pt does not exist"),
+        (lambda data, tmp_path: ["--eval-only"], "has no checkpoint"),
+        (lambda data, tmp_path: ["--num-classes", "3"], "has 10 classes"),
+    ],
+)
+def test_a_mistake_gets_one_clear_line(
+    change: Callable[[Data, Path], list[str | Path]],
+    expected: str,
+    data: Data,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = data.training_command(tmp_path / "run") + change(data, tmp_path)
+    assert expected in refusal(*words, capsys=capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(
+    data: Data, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(*data.training_command(finished_run, "--arch", "resnet34"), capsys=capsys)
+    assert "holds a resnet18, not a resnet34" in message
+
+
+def test_a_missing_turbojpeg_is_explained(data: Data, tmp_path: Path) -> None:
+    refused = run(*data.training_command(tmp_path), expect=1, TURBOJPEG_LIBRARY="/nowhere/libturbojpeg.so")
+    assert "apt-get install" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_data_and_folder_have_defaults(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = ["train_imagenet.py", "--config-file", REPOSITORY / "rn50_configs/tiny.yaml"]
+    assert "WRITE_DIR" in refusal(*tiny, capsys=capsys)
+    monkeypatch.setenv("WRITE_DIR", str(data.folder))
+    train_imagenet.main([str(word) for word in [*tiny[1:], "--epochs", "1"]])
+    assert (tmp_path / "runs/tiny/checkpoints/last.pt").is_file()

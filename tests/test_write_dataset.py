@@ -1,0 +1,224 @@
+"""write_dataset.py as people run it: a command, its output, its files."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+
+from rebar.beton import BetonFile
+from rebar.errors import RebarError
+from write_dataset import find_split, find_target, writing_order
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and val/ of three classes; every picture is of one grey, its own."""
+    root = tmp_path_factory.mktemp("imagenet")
+    for split, count in (("train", 10), ("val", 3)):
+        for number in range(3 * count):
+            folder = root / split / f"n{number // count}"
+            folder.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / f"{number}.JPEG"), np.full((60, 80, 3), 5 * number, np.uint8))
+    return root
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "write_dataset.py"), *map(str, arguments)]
+
+
+def environment(**extra: object) -> dict[str, str]:
+    ours = {key: value for key, value in os.environ.items() if key not in ("IMAGENET_DIR", "WRITE_DIR")}
+    return {**ours, **{key: str(value) for key, value in extra.items()}}
+
+
+def run(*arguments: object, **extra: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), env=environment(**extra), capture_output=True, text=True, timeout=60)
+
+
+def error_of(*arguments: object, **extra: object) -> str:
+    """The one line that a run which must fail prints."""
+    done = run(*arguments, **extra)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    return line
+
+
+def test_both_splits_from_the_environment_alone(imagenet: Path, tmp_path: Path) -> None:
+    greys = {}
+    for split, count in (("train", 30), ("val", 9)):
+        done = run("--split", split, IMAGENET_DIR=imagenet, WRITE_DIR=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"{count} of {count} in 3 classes" in done.stdout
+        assert re.search(r"[\d.,]+ pictures/s", done.stdout)
+        assert "next      python" in done.stdout
+        file = BetonFile.open(tmp_path / f"{split}.beton")
+        assert len(file) == count
+        assert file.class_names == ("n0", "n1", "n2")
+        pixels = [cv2.imdecode(file.image_bytes(index), cv2.IMREAD_COLOR)[0, 0, 0] for index in range(count)]
+        greys[split] = np.rint(np.array(pixels) / 5).astype(int)
+        assert np.array_equal(greys[split] // (count // 3), file.labels)
+    assert np.array_equal(greys["val"], np.arange(9))
+    assert not np.array_equal(greys["train"], np.arange(30))
+    assert sorted(greys["train"]) == list(range(30))
+    assert "train_imagenet.py" in done.stdout
+
+
+def test_options_reach_the_file(imagenet: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small.beton"
+    options = ("--write-mode", "raw", "--max-resolution", "32", "--subset", "7", "--cfg.seed=4", "--num-workers", 1)
+    done = run("--split=train", "--data-dir", imagenet / "train", "--write-path", target, *options)
+    assert done.returncode == 0, done.stderr
+    file = BetonFile.open(target)
+    assert len(file) == 7
+    assert set(zip(file.heights, file.widths, file.modes, strict=True)) == {(24, 32, 1)}
+    assert json.loads((tmp_path / "small.beton.json").read_text())["seed"] == 4
+
+
+def test_an_existing_file_is_replaced_only_when_asked(imagenet: Path, tmp_path: Path) -> None:
+    (tmp_path / "val.beton").write_bytes(b"precious")
+    arguments = ("--split", "val", "--data-dir", imagenet, "--write-path", tmp_path)
+    assert "exists already; add --overwrite" in error_of(*arguments)
+    assert (tmp_path / "val.beton").read_bytes() == b"precious"
+    assert run(*arguments, "--overwrite").returncode == 0
+    assert len(BetonFile.open(tmp_path / "val.beton")) == 9
+
+
+def test_what_is_missing_is_named_with_both_ways_to_give_it(imagenet: Path, tmp_path: Path) -> None:
+    assert "--data-dir PATH, or set the environment variable IMAGENET_DIR" in error_of("--split", "val")
+    assert "WRITE_DIR" in error_of("--split", "val", IMAGENET_DIR=imagenet)
+    assert "--split" in error_of(IMAGENET_DIR=imagenet, WRITE_DIR=tmp_path)
+
+
+def test_mistakes_are_told_in_one_line(imagenet: Path, tmp_path: Path) -> None:
+    given = {"IMAGENET_DIR": imagenet, "WRITE_DIR": tmp_path}
+    assert "did you mean" in error_of("--split", "val", "--jpg-quality", "80", **given)
+    assert "1 to 100" in error_of("--split", "val", "--jpeg-quality", "101", **given)
+    assert "does not fit the 9 pictures" in error_of("--split", "val", "--subset", "10", **given)
+    assert "no such folder" in error_of("--split", "val", "--data-dir", tmp_path / "absent", **given)
+    assert "mkdir -p" in error_of("--split", "val", "--write-path", tmp_path / "absent" / "a.beton", **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corrupt_picture_is_named(imagenet: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    (tmp_path / "pictures" / "a" / "broken.jpg").write_bytes(b"\xff\xd8 and no more")
+    out = tmp_path / "out"
+    out.mkdir()
+    assert "a/broken.jpg: cannot be decoded" in error_of(
+        "--split", "val", "--data-dir", tmp_path / "pictures", "--write-path", out
+    )
+    assert list(out.iterdir()) == []
+
+
+def test_validation_must_have_the_classes_of_training(imagenet: Path, tmp_path: Path) -> None:
+    assert run("--split", "train", IMAGENET_DIR=imagenet, WRITE_DIR=tmp_path).returncode == 0
+    other = tmp_path / "other" / "n9"
+    other.mkdir(parents=True)
+    cv2.imwrite(str(other / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    message = error_of("--split", "val", "--data-dir", other.parent, "--write-path", tmp_path)
+    assert "(differing: n0, n1, n2, n9), so labels would not mean the same" in message
+
+
+def processes_of_session(session: int) -> list[psutil.Process]:
+    """What still runs of a session; ended processes that nobody has waited for do not count."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def test_ctrl_c_leaves_no_file_and_no_process(imagenet: Path, tmp_path: Path) -> None:
+    """As a terminal does it: the signal goes to every process of the group at once."""
+    pictures = tmp_path / "pictures"
+    (pictures / "a").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
+    cv2.imwrite(str(pictures / "a" / "0.png"), noise)
+    for number in range(1, 3000):
+        (pictures / "a" / f"{number}.png").hardlink_to(pictures / "a" / "0.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    arguments = ("--split", "train", "--data-dir", pictures, "--write-path", out, "--chunk-size", 5)
+    process = subprocess.Popen(
+        command(*arguments),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while sum(path.stat().st_size for path in out.iterdir()) < 10_000_000:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)  # ends only when no process holds the pipe any more
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert list(out.iterdir()) == []
+    deadline = time.monotonic() + 5
+    while left := processes_of_session(process.pid):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+class TestFindSplit:
+    def test_the_folder_above_or_the_splits_own(self, imagenet: Path) -> None:
+        assert find_split(imagenet, "val") == imagenet / "val"
+        assert find_split(imagenet / "val", "val") == imagenet / "val"
+
+    def test_the_layout_of_the_ilsvrc_archive(self, tmp_path: Path) -> None:
+        (tmp_path / "ILSVRC/Data/CLS-LOC/train").mkdir(parents=True)
+        assert find_split(tmp_path, "train") == tmp_path / "ILSVRC/Data/CLS-LOC/train"
+
+    def test_the_other_split_is_no_class(self, tmp_path: Path) -> None:
+        (tmp_path / "train").mkdir()
+        with pytest.raises(RebarError, match=r"there is train/ in it, but no val/"):
+            find_split(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("write_path", "expected"),
+    [("{}", "{}/val.beton"), ("{}/", "{}/val.beton"), ("{}/a.beton", "{}/a.beton"), ("{}/a.b", "{}/a.b")],
+)
+def test_find_target(write_path: str, expected: str, tmp_path: Path) -> None:
+    assert find_target(write_path.format(tmp_path), "val") == Path(expected.format(tmp_path))
+
+
+class TestWritingOrder:
+    def test_shuffled_by_the_seed(self) -> None:
+        order = writing_order(1000, -1, shuffle=True, seed=3)
+        assert sorted(order) == list(range(1000))
+        assert np.array_equal(order, writing_order(1000, -1, shuffle=True, seed=3))
+        assert not np.array_equal(order, writing_order(1000, -1, shuffle=True, seed=4))
+
+    def test_it_never_changes(self) -> None:
+        assert writing_order(8, -1, shuffle=True, seed=0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+
+    def test_in_order(self) -> None:
+        assert np.array_equal(writing_order(10, -1, shuffle=False, seed=3), np.arange(10))
+
+    def test_a_subset_is_the_same_pictures_in_either_order(self) -> None:
+        shuffled, in_order = (writing_order(1000, 50, shuffle=shuffle, seed=1) for shuffle in (True, False))
+        assert len(set(shuffled)) == 50
+        assert np.array_equal(np.sort(shuffled), in_order)
+
+    @pytest.mark.parametrize("subset", [0, 11])
+    def test_subsets_that_cannot_be(self, subset: int) -> None:
+        with pytest.raises(RebarError, match="does not fit the 10 pictures"):
+            writing_order(10, subset, shuffle=True, seed=0)
