@@ -30,8 +30,7 @@ SETUP = "run ./scripts/setup.sh"
 GIB = 2**30
 MODULES = {"pillow": "PIL", "PyYAML": "yaml", "opencv-python-headless": "cv2"}  # where the name differs
 PACKAGES = ("numpy", "numba", "tqdm", "fastargs", "matplotlib", "psutil", *MODULES)
-# Where NVIDIA's own tool says nothing, the device file still does.
-NVIDIA_DEVICE = Path("/dev/nvidia0")
+NVIDIA_DEVICE = Path("/dev/nvidia0")  # there even where nvidia-smi is not
 CGROUP = Path("/sys/fs/cgroup")
 
 Status = Literal["ok", "warning", "problem"]

@@ -1,8 +1,6 @@
 """The main path as a user walks it: write, train, be killed, go on, evaluate."""
 
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -28,9 +26,12 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 def kill_in_the_middle(command: list[str | Path], folder: Path) -> None:
-    """Start a run, and SIGKILL all of its processes in the middle of the second epoch."""
+    """Start a run, and SIGKILL what was started in the middle of the second epoch."""
     process = subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=REPOSITORY, start_new_session=True, stderr=subprocess.DEVNULL
+        [sys.executable, *map(str, command)],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + 200
@@ -39,7 +40,7 @@ def kill_in_the_middle(command: list[str | Path], folder: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
 
 

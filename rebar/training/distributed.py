@@ -3,7 +3,10 @@
 Started by plain ``python`` a run is a world of one, and nothing here communicates.
 """
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from torch import nn
 from rebar.errors import RebarError
 
 _TIMEOUT = timedelta(minutes=10)
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,19 @@ def join_world() -> Iterator[World]:
     if not world.distributed:
         yield world
         return
+    _end_with_launcher()
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_TIMEOUT, device_id=device if device.type == "cuda" else None)
     try:
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Ask Linux to end this process when torchrun dies, which otherwise leaves its workers training on."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _device_of(local_rank: int, local_size: int) -> torch.device:

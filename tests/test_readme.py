@@ -1,0 +1,80 @@
+"""What the README and the documents tell a reader to type works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, Data, read_events, run, torchrun
+
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/datasets.md", "docs/recipes.md"]
+TINY = ["--config-file", "rn50_configs/tiny.yaml", "--num-classes", "0"]
+
+
+def commands(page: str) -> list[list[str]]:
+    """The commands in a page's bash blocks, as words, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / page).read_text(), flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def script_arguments(words: list[str]) -> list[str] | None:
+    """``[script, argument, ...]`` of a command that starts one of our Python scripts."""
+    for position, word in enumerate(words):
+        if word in ("write_dataset.py", "train_imagenet.py", "evaluate.py"):
+            return words[position:]
+    return None
+
+
+ALL_COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
+SCRIPT_COMMANDS = [(page, arguments) for page, words in ALL_COMMANDS if (arguments := script_arguments(words))]
+
+
+def test_the_pages_have_commands() -> None:
+    assert {page for page, _ in ALL_COMMANDS} == set(PAGES)
+    assert {arguments[0] for _, arguments in SCRIPT_COMMANDS} >= {
+        "write_dataset.py",
+        "train_imagenet.py",
+        "evaluate.py",
+    }
+
+
+@pytest.mark.parametrize("arguments", [arguments for _, arguments in SCRIPT_COMMANDS], ids=" ".join)
+def test_every_flag_in_the_pages_is_known(arguments: list[str]) -> None:
+    if "--help" in arguments:
+        run(*arguments)
+    else:
+        run(*arguments, "--print-config")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_a_page_mentions_exists(page: str) -> None:
+    text = (REPOSITORY / page).read_text()
+    linked = re.findall(r"\]\(([^)#:]+)\)", text)
+    typed = re.findall(r"\b(?:scripts|rn50_configs)/\w+\.\w+", " ".join(" ".join(words) for words in commands(page)))
+    assert [name for name in linked if not ((REPOSITORY / page).parent / name).exists()] == []
+    assert [name for name in typed if not (REPOSITORY / name).exists()] == []
+
+
+def test_the_readmes_way_from_pictures_to_accuracy(data: Data, tmp_path: Path) -> None:
+    """The block under "ImageNet", typed as it stands; only the recipe is shrunk, by a second file of settings."""
+    way = [words for words in commands("README.md") if script_arguments(words)][:4]
+    assert [words[0] for words in way] == ["python", "python", "torchrun", "python"]
+    environment = {"IMAGENET_DIR": str(data.tree), "WRITE_DIR": str(tmp_path)}
+    folder = tmp_path / "run"
+    for words in way:
+        arguments = [word.replace("$WRITE_DIR", str(tmp_path)) for word in script_arguments(words) or []]
+        arguments = [word.replace("runs/g5_4gpu", str(folder)) for word in arguments]
+        if words[0] == "torchrun":
+            small = [*TINY, "--epochs", "1", "--logging.folder", folder, "--world-size", "0"]
+            done = run(*torchrun(2, *arguments, *small), **environment)
+        else:
+            done = run(*arguments, **environment)
+    assert "top-1" in done.stdout
+    assert len(read_events(folder, "epoch")) == 1
+
+
+def test_the_launch_scripts_and_the_tools_run(data: Data, finished_run: Path) -> None:
+    run("-m", "rebar.reporting.plot", finished_run)
+    run("-m", "rebar.doctor", "--quiet")
