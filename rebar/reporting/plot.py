@@ -12,23 +12,17 @@ from rebar.cli import run_command
 from rebar.errors import RebarError
 from rebar.reporting.run_log import read_log
 
-_PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-    ("loss", (("train/loss", "train"), ("val/loss", "validation"))),
-    (
-        "accuracy, %",
-        (
-            ("train/top1", "train top-1"),
-            ("val/top1", "top-1"),
-            ("val/top1_tta", "top-1, mirrored too"),
-            ("val/top5", "top-5"),
-        ),
-    ),
-    ("learning rate", (("train/lr", "learning rate"),)),
-    ("resolution, px", (("train/resolution", "resolution"),)),
+Record = dict[str, Any]
+_LOSSES = (("train/loss", "train"), ("val/loss", "validation"))
+_ACCURACIES = (
+    ("train/top1", "train top-1"),
+    ("val/top1", "top-1"),
+    ("val/top1_tta", "top-1, mirrored too"),
+    ("val/top5", "top-5"),
 )
 
 
-def latest_records(records: Sequence[dict[str, Any]], event: str, key: str) -> list[dict[str, Any]]:
+def latest_records(records: Sequence[Record], event: str, key: str) -> list[Record]:
     """The records of one event ordered by ``key``; of those a resumed run wrote twice, the last."""
     latest = {record[key]: record for record in records if record["event"] == event}
     return [latest[value] for value in sorted(latest)]
@@ -44,25 +38,48 @@ def plot_run(log_path: Path, picture_path: Path) -> None:
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # the object interface: no global figure, no display
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
-        scale = 100 if "%" in title else 1
-        if steps and curves[0][0] in steps[0]:
-            name = curves[0][0]
-            axes.plot([s["epoch"] for s in steps], [s[name] for s in steps], color="0.75", lw=1)
-        for name, label in curves:
-            points = [(e["epoch"] + 1, e[name] * scale) for e in epochs if e.get(name) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker=".", label=label)
+    loss, accuracy, learning_rate, resolution = figure.subplots(2, 2).flat
+    _draw_losses(loss, epochs, steps)
+    _draw_accuracies(accuracy, epochs)
+    learning_rate.plot([s["epoch"] for s in steps], [s["train/lr"] for s in steps])
+    resolution.stairs([e["train/resolution"] for e in epochs], [*(e["epoch"] for e in epochs), epochs[-1]["epoch"] + 1])
+    resolution.set_ylim(0, 1.1 * max(e["train/resolution"] for e in epochs))
+    titles = ("loss", "accuracy, %", "learning rate", "resolution, px")
+    for axes, title in zip(figure.axes, titles, strict=True):
         axes.set_title(title)
         axes.set_xlabel("epoch")
+        axes.set_xlim(0, 1.02 * (epochs[-1]["epoch"] + 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        if len(curves) > 1:
-            axes.legend()
-    figure.suptitle(log_path.parent.name)
+    figure.suptitle(log_path.resolve().parent.name)
     figure.savefig(picture_path, dpi=100)
+
+
+def _draw_losses(axes: Any, epochs: Sequence[Record], steps: Sequence[Record]) -> None:
+    axes.plot(
+        [s["epoch"] for s in steps], [s["train/loss"] for s in steps], color="0.8", lw=1, label="train, one batch"
+    )
+    _draw_curves(axes, epochs, _LOSSES, scale=1)
+    shown = [e[name] for e in epochs for name, _ in _LOSSES if e.get(name) is not None]
+    if max(shown) > 10 * min(shown):  # an epoch that went wrong should not flatten the others
+        axes.set_yscale("log")
+
+
+def _draw_accuracies(axes: Any, epochs: Sequence[Record]) -> None:
+    _draw_curves(axes, epochs, _ACCURACIES, scale=100)
+    axes.set_ylim(0, 100)
+
+
+def _draw_curves(axes: Any, epochs: Sequence[Record], curves: Sequence[tuple[str, str]], *, scale: float) -> None:
+    for name, label in curves:
+        points = [(e["epoch"] + 1, e[name] * scale) for e in epochs if e.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=".", label=label)
+    axes.legend()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,0 +1,104 @@
+"""Small betons whose pictures tell which sample they are."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from rebar.beton import BetonFile, ImagePolicy, write_beton
+
+NUM_CLASSES = 7
+
+
+def label_of(number: int) -> int:
+    return number % NUM_CLASSES
+
+
+def size_of(number: int) -> tuple[int, int]:
+    """(height, width) of a picture, its own for each number."""
+    return 20 + number % 5, 24 + 3 * (number % 4)
+
+
+def plain_picture(number: int) -> NDArray[np.uint8]:
+    """A picture of one colour that holds the number: 5 times its two digits in the base of 50, and 128."""
+    picture = np.empty((*size_of(number), 3), np.uint8)
+    picture[:] = 5 * (number // 50), 5 * (number % 50), 128
+    return picture
+
+
+def number_of(pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The numbers that :func:`plain_picture` put into pictures ``[n, height, width, 3]``, JPEGs or not."""
+    digits = np.rint(pictures.mean(axis=(1, 2)) / 5).astype(np.int64)
+    return digits[:, 0] * 50 + digits[:, 1]
+
+
+def textured_picture(number: int) -> NDArray[np.uint8]:
+    """Smooth enough for a JPEG, and with no symmetry that would hide a mirroring."""
+    height, width = 60 + 13 * (number % 5), 90 - 11 * (number % 4)
+    y, x = np.mgrid[:height, :width]
+    waves = [127 + 80 * np.sin(x / (5 + c + number % 3) + y / 9) + 40 * x / width for c in range(3)]
+    return np.clip(np.stack(waves, axis=-1), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A source of pictures in memory."""
+
+    contents: Sequence[NDArray[np.uint8]]
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return [f"class {label}" for label in range(NUM_CLASSES)]
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def label(self, index: int) -> int:
+        return label_of(index)
+
+    def read(self, index: int) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(self.contents[index]).save(file, "PNG")
+        return file.getvalue()
+
+    def name(self, index: int) -> str:
+        return f"picture {index}"
+
+
+def write(path: Path, contents: Sequence[NDArray[np.uint8]], policy: ImagePolicy) -> BetonFile:
+    order = np.arange(len(contents))
+    write_beton(Pictures(contents), path, policy=policy, order=order, progress=False, chunk_size=1000)
+    return BetonFile.open(path)
+
+
+WriteBeton = Callable[..., BetonFile]
+
+
+@pytest.fixture
+def write_numbers(tmp_path: Path) -> WriteBeton:
+    """Writes a beton of ``count`` pictures that hold their numbers: ``write_numbers(count, mode="raw")``."""
+
+    def make(count: int, mode: str = "raw") -> BetonFile:
+        policy = ImagePolicy(write_mode=mode)  # type: ignore[arg-type]
+        return write(tmp_path / f"{mode}_{count}.beton", [plain_picture(number) for number in range(count)], policy)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
+    """103 pictures that hold their numbers, half of them JPEGs, half raw."""
+    path = tmp_path_factory.mktemp("betons") / "numbers.beton"
+    return write(path, [plain_picture(number) for number in range(103)], ImagePolicy(write_mode="proportion"))
+
+
+@pytest.fixture(scope="session")
+def textures(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
+    """Twelve JPEGs of several sizes with a texture."""
+    path = tmp_path_factory.mktemp("betons") / "textures.beton"
+    return write(path, [textured_picture(number) for number in range(12)], ImagePolicy())

@@ -1,0 +1,69 @@
+"""Imports go one way: each layer knows itself and the ones below it."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
+
+LAYERS: dict[str, set[str]] = {  # layer -> the layers it may import besides itself
+    "errors": set(),
+    "cli": {"errors"},
+    "config": {"cli", "errors"},
+    "jpeg": {"config", "cli", "errors"},
+    "reporting": {"config", "cli", "errors"},
+    "beton": {"jpeg", "reporting", "config", "cli", "errors"},
+    "loading": {"beton", "jpeg", "reporting", "config", "cli", "errors"},
+    "training": {"loading", "beton", "jpeg", "reporting", "config", "cli", "errors"},
+}
+MODULES = sorted((ROOT / "rebar").rglob("*.py"))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The absolute names of all imported modules, those inside of functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(ROOT / "rebar").parts[0].removesuffix(".py")
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {layer_of(path) for path in MODULES} - {"__init__", "doctor"} == LAYERS.keys()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_lower_layers(path: Path) -> None:
+    layer = layer_of(path)
+    if layer == "doctor":  # stands aside: looks at everything, but only when asked
+        names = [name for node in parse(path).body if not isinstance(node, ast.FunctionDef) for name in imported(node)]
+        allowed = {"errors", "cli"}
+    else:
+        names = list(imported(parse(path)))
+        allowed = {layer} | LAYERS.get(layer, set())
+    own = [name.split(".") for name in names if name.split(".")[0] == "rebar"]
+    used = {name[1] for name in own if len(name) > 1}
+    assert used <= allowed
+    assert not {name.split(".")[0] for name in names} & SCRIPTS
+
+
+@pytest.mark.parametrize("package", ["rebar.beton", "rebar.jpeg.turbojpeg", "rebar.doctor", "rebar.config"])
+def test_is_imported_without_torch_and_ffcv(package: str) -> None:
+    code = f"import sys, {package}; print(sorted({{'torch', 'torchvision', 'ffcv', 'numba'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
