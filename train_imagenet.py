@@ -202,6 +202,7 @@ def build_state(config: TrainConfig, train_loader: Loader, world: World) -> Trai
         num_classes=num_classes,
         use_blurpool=config.training.use_blurpool,
         pretrained=config.model.pretrained,
+        zero_init_residual=config.model.zero_init_residual,
     )
     model = to_device(model, world.device)
     groups = parameter_groups(

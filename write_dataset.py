@@ -179,6 +179,8 @@ def print_report(report: WriteReport, split: str) -> None:
     print(f"          {report.num_samples:,} pictures, {fewest:,} to {most:,} a class")
     print(f"          {per_picture:,.0f} bytes a picture, {per_second:,.0f} pictures/s")
     train, val = (report.path.with_name(f"{name}.beton") for name in ("train", "val"))
+    if report.path not in (train, val):
+        return
     if split == "train" and not val.exists():
         print(f"next      python write_dataset.py --split val --write-path {val}")
     else:

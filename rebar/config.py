@@ -90,12 +90,13 @@ class Knob(Checker):
         Raises ValueError, with what was expected, where that is not possible.
         """
         converted = _convert(value, self.type)
-        if converted is not None:
-            below = self.minimum is not None and converted < self.minimum
-            above = self.maximum is not None and converted > self.maximum
-            if below or above:
-                raise ValueError(f"expected {self.help()}")
+        if converted is not None and not self._in_range(converted):
+            raise ValueError(f"expected {self.help()}")
         return converted
+
+    def _in_range(self, value: Any) -> bool:
+        # "not below" would let NaN through, for which no comparison is true
+        return (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
 
     def help(self) -> str:
         """What a value must be, in words."""
@@ -173,9 +174,20 @@ def _short_names(knobs: Sequence[Knob]) -> dict[str, Knob]:
 # ---------------------------------------------------------------- YAML files
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which plain YAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader=_StrictLoader)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
         hint = f"; near it there is {', '.join(near)}" if near else ""
@@ -217,8 +229,11 @@ def _load_one(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"config file {path} extends itself, through {' -> '.join(p.name for p in chain)}")
     content = _read_yaml(path)
     bases = content.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"config file {path}: extends must name a file, or a list of files, not {bases!r}")
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         merged.update(_load_one(path.parent / base, (*chain, path.resolve())))
     merged.update(_flatten(content))
     return merged
@@ -257,10 +272,9 @@ def build_config(schema: type[Schema], values: Mapping[str, Any], *, where: str 
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not near:  # the right last name in the wrong section
-        last = word.rpartition(".")[2]
-        near = [path for path in known if path.rpartition(".")[2] == last][:1]
+    last = word.rpartition(".")[2]
+    in_other_sections = [path for path in known if path.rpartition(".")[2] == last]
+    near = in_other_sections[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 

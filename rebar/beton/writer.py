@@ -21,10 +21,10 @@ from rebar.beton.format import ALLOCATION, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN
 from rebar.beton.images import EncodedPicture, ImagePolicy, PictureError, encode_picture
 from rebar.beton.pages import SAMPLE, PageWriter
 from rebar.beton.processes import map_in_processes
-from rebar.beton.replacing import replacing
 from rebar.beton.sidecar import Sidecar, sidecar_path
 from rebar.beton.sources import Source
 from rebar.errors import RebarError
+from rebar.replacing import replacing
 
 NUM_SAMPLED = 32
 """Pictures encoded beforehand to estimate the size of the file."""

@@ -98,7 +98,15 @@ def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Raises JpegError where libturbojpeg reports anything, a stream cut short included.
     """
-    tj = _decompressor()
+    try:
+        return _decode_rgb(_decompressor(), jpeg)
+    except JpegError:
+        # libturbojpeg 2.1 may write the next picture nowhere after it failed within a header
+        del _of_this_thread.decompressor
+        raise
+
+
+def _decode_rgb(tj: _Decompressor, jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
     source = np.ascontiguousarray(jpeg)
     width, height, subsampling, colorspace = (ctypes.c_int() for _ in range(4))
     header = (ctypes.byref(width), ctypes.byref(height), ctypes.byref(subsampling), ctypes.byref(colorspace))

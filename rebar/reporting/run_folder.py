@@ -54,5 +54,7 @@ class RunFolder:
             if afresh:
                 for file in self._earlier_run():
                     file.unlink()
+            for leftover in self.last_checkpoint.parent.glob(".*.partial-*"):  # of a run killed while saving
+                leftover.unlink()
         except OSError as error:
             raise RebarError(f"logging.folder {self.path} cannot be written to: {error.strerror}") from None

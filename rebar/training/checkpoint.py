@@ -1,6 +1,5 @@
 """Checkpoints: written aside, made durable, then renamed, so that the last good one always survives."""
 
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import torch
 
 from rebar.config import knob
 from rebar.errors import RebarError
+from rebar.replacing import replacing
 
 FORMAT = "rebar-checkpoint"
 VERSION = 1
@@ -34,28 +34,14 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises CheckpointError where it cannot be written; the earlier file is then untouched.
     """
-    partial = path.with_suffix(".partial")
     try:
-        with partial.open("wb") as file:
+        with replacing(path) as (file,):
             torch.save({"format": FORMAT, "version": VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        partial.unlink(missing_ok=True)
+    except (RebarError, RuntimeError) as error:  # torch reports some failed writes as a RuntimeError
         raise CheckpointError(
-            f"checkpoint {path} cannot be written: {error}. The one before it, if any, is intact; "
+            f"checkpoint {path} cannot be written ({error}). The one before it, if any, is intact; "
             "free some space and run the same command again"
         ) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -19,10 +19,18 @@ class ModelConfig:
 
     arch: str = knob("resnet18", help="torchvision classifier, e.g. resnet50")
     pretrained: bool = knob(False, help="start from torchvision's weights")
+    zero_init_residual: bool = knob(False, help="start each residual block as the identity: its last BatchNorm at 0")
     num_classes: int = knob(0, help="classes of the last layer; 0 takes the dataset's", minimum=0)
 
 
-def build_model(arch: str, *, num_classes: int, use_blurpool: bool, pretrained: bool = False) -> nn.Module:
+def build_model(
+    arch: str,
+    *,
+    num_classes: int,
+    use_blurpool: bool = False,
+    pretrained: bool = False,
+    zero_init_residual: bool = False,
+) -> nn.Module:
     """A classifier in train mode on the CPU, its weights drawn from torch's global generator.
 
     Raises RebarError for an architecture that torchvision does not have.
@@ -36,6 +44,8 @@ def build_model(arch: str, *, num_classes: int, use_blurpool: bool, pretrained: 
         model = _pretrained(models, arch, num_classes)
     else:
         model = models.get_model(arch, weights=None, num_classes=num_classes)
+    if zero_init_residual and not pretrained and start_blocks_as_identity(model) == 0:
+        warn(f"model.zero_init_residual has no effect: {arch} has no residual blocks to start as the identity")
     if use_blurpool and apply_blurpool(model) == 0:
         warn(f"training.use_blurpool has no effect: {arch} has no strided convolution to blur")
     return model
@@ -52,6 +62,21 @@ def _pretrained(models: object, arch: str, num_classes: int) -> nn.Module:
     if head.out_features != num_classes:
         model.fc = nn.Linear(head.in_features, num_classes)
     return model
+
+
+def start_blocks_as_identity(model: nn.Module) -> int:
+    """Set the last BatchNorm's weight of every residual block to 0, in place; returns how many.
+
+    The signal then passes through the shortcuts alone at first, which steadies large learning rates (Goyal
+    et al., "Accurate, large minibatch SGD", 2017, section 5.1).
+    """
+    blocks = 0
+    for module in model.modules():
+        last = getattr(module, "bn3", None) or (getattr(module, "bn2", None) if hasattr(module, "downsample") else None)
+        if isinstance(last, nn.BatchNorm2d):
+            nn.init.zeros_(last.weight)
+            blocks += 1
+    return blocks
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:

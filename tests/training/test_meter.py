@@ -1,0 +1,39 @@
+"""The training loss and accuracy of an epoch."""
+
+import math
+
+import torch
+
+from rebar.training.distributed import World
+from rebar.training.meter import TrainMeter
+
+
+def one_hot(labels: list[int]) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(labels), 4).float()
+
+
+def test_averages_are_over_pictures_and_not_over_batches(world: World) -> None:
+    meter = TrainMeter(world.device)
+    meter.add(torch.tensor(1.0), one_hot([0, 1, 2]), torch.tensor([0, 1, 3]))  # two of three
+    meter.add(torch.tensor(5.0), one_hot([3]), torch.tensor([0]))  # none of one
+    assert meter.averages(world) == (2.0, 0.5)
+    assert meter.averages(world) == (2.0, 0.5)  # asking changes nothing
+
+
+def test_it_keeps_no_graph_and_takes_half_precision(world: World) -> None:
+    weight = torch.ones(4, dtype=torch.bfloat16, requires_grad=True)
+    meter = TrainMeter(world.device)
+    for _ in range(1000):  # bfloat16 itself counts to 256
+        logits = one_hot([1]).to(torch.bfloat16) * weight
+        meter.add(logits.sum(), logits, torch.tensor([1]))
+    assert meter.averages(world) == (1.0, 1.0)
+    assert not meter._sums.requires_grad
+
+
+def test_nan_shows_and_nothing_is_no_division_by_zero(world: World) -> None:
+    meter = TrainMeter(world.device)
+    assert meter.averages(world) == (0.0, 0.0)
+    meter.add(torch.tensor(float("nan")), one_hot([0]), torch.tensor([0]))
+    loss, top1 = meter.averages(world)
+    assert math.isnan(loss)
+    assert top1 == 1.0

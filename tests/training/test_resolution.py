@@ -1,0 +1,59 @@
+"""The resolution of every epoch, against ffcv-imagenet's formula written down anew."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rebar.errors import RebarError
+from rebar.training.resolution import ResolutionConfig, resolution_at
+
+RECIPES = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}  # epochs: ramp
+
+
+def reference(epoch: int, low: int, high: int, start: int, end: int) -> int:
+    """The nearest multiple of 32 to the straight line between; numpy rounds a half to the even one."""
+    if epoch <= start:
+        return low
+    return high if epoch >= end else int(np.round(np.interp(epoch, [start, end], [low, high]) / 32)) * 32
+
+
+@pytest.mark.parametrize(("epochs", "ramp"), RECIPES.items())
+@pytest.mark.parametrize(("low", "high"), [(160, 192), (128, 224), (160, 160), (100, 200)])
+def test_every_epoch_of_a_recipe_has_the_references_resolution(
+    epochs: int, ramp: tuple[int, int], low: int, high: int
+) -> None:
+    config = ResolutionConfig(min_res=low, max_res=high, start_ramp=ramp[0], end_ramp=ramp[1])
+    resolutions = [resolution_at(epoch, config) for epoch in range(epochs)]
+    assert resolutions == [reference(epoch, low, high, *ramp) for epoch in range(epochs)]
+
+
+def test_resolutions_computed_by_hand() -> None:
+    recipe = ResolutionConfig(min_res=160, max_res=192, start_ramp=11, end_ramp=13)
+    assert [resolution_at(epoch, recipe) for epoch in range(10, 16)] == [160, 160, 192, 192, 192, 192]  # 176 / 32 = 5.5
+    steep = ResolutionConfig(min_res=96, max_res=224, start_ramp=0, end_ramp=4)
+    assert [resolution_at(epoch, steep) for epoch in range(6)] == [96, 128, 160, 192, 224, 224]
+    fine = ResolutionConfig(min_res=96, max_res=224, start_ramp=0, end_ramp=4, round_to=20)
+    assert [resolution_at(epoch, fine) for epoch in range(5)] == [96, 120, 160, 200, 224]
+
+
+def test_without_a_ramp_the_last_resolution_comes_after_the_first_epoch() -> None:
+    config = ResolutionConfig(min_res=128, max_res=192)
+    assert [resolution_at(epoch, config) for epoch in range(3)] == [128, 192, 192]
+
+
+def test_a_resolution_is_never_zero() -> None:
+    config = ResolutionConfig(min_res=4, max_res=12, start_ramp=0, end_ramp=4)
+    assert [resolution_at(epoch, config) for epoch in range(5)] == [4, 32, 32, 32, 12]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"min_res": 192, "max_res": 160}, "max_res 160 is below min_res 192"),
+        ({"start_ramp": 13, "end_ramp": 11}, "end_ramp 11 is before start_ramp 13"),
+    ],
+)
+def test_a_ramp_backwards_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(RebarError, match=message):
+        ResolutionConfig(**wrong)

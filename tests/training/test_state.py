@@ -1,0 +1,101 @@
+"""Resuming: everything comes back, and what does not fit is refused or told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rebar.training.checkpoint import CheckpointError
+from rebar.training.optimizer import build_sgd, parameter_groups, set_learning_rate
+from rebar.training.precision import gradient_scaler
+from rebar.training.state import TrainState
+
+SETTINGS: dict[str, Any] = {"training.weight_decay": 0.1, "lr.lr": 0.5, "data.train_dataset": "a.beton"}
+X = torch.linspace(-1, 1, 20).view(4, 5)
+
+
+def make_state(
+    *, num_classes: int = 3, weight_decay: float = 0.1, decay_downsample_bn: bool = False, **changes: Any
+) -> TrainState:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
+    groups = parameter_groups(model, weight_decay, decay_downsample_bn=decay_downsample_bn)
+    chosen: dict[str, Any] = {
+        "arch": "tiny",
+        "num_classes": num_classes,
+        "class_names": ["hen", "ostrich", "robin"],
+        "precision": "32",
+        "scaler": gradient_scaler("32", torch.device("cpu")),
+    }
+    return TrainState(model=model, optimizer=build_sgd(groups, momentum=0.9), **chosen | changes)
+
+
+def train(state: TrainState, steps: int) -> list[float]:
+    """Some steps whose result depends on momentum and on torch's random numbers."""
+    losses = []
+    for _ in range(steps):
+        set_learning_rate(state.optimizer, 0.1)
+        state.optimizer.zero_grad()
+        loss = state.model(X + 0.1 * torch.randn(X.shape)).square().mean()
+        loss.backward()
+        state.optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A checkpoint after three steps."""
+    state = make_state()
+    train(state, 3)
+    state.epoch, state.train_seconds, state.last_metrics = 2, 12.5, {"val/top1": 0.25}
+    state.save(tmp_path / "last.pt", SETTINGS)
+    return tmp_path / "last.pt"
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uninterrupted = train(make_state(), 6)
+    resumed = make_state()
+    torch.manual_seed(99)
+    resumed.load(saved, SETTINGS)
+    assert train(resumed, 3) == uninterrupted[3:]
+    assert (resumed.epoch, resumed.train_seconds, resumed.last_metrics) == (2, 12.5, {"val/top1": 0.25})
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "resnet50"}, "holds a tiny, not a resnet50: give --arch tiny"),
+        ({"class_names": ["hen", "ostrich"]}, "knows 3 classes, the dataset has 2"),
+        ({"class_names": ["hen", "emu", "robin"]}, "calls class 1 'ostrich', the dataset 'emu'"),
+        pytest.param(
+            {"num_classes": 4}, "num_classes", marks=pytest.mark.xfail(strict=True, reason="torch's RuntimeError")
+        ),
+        pytest.param(
+            {"decay_downsample_bn": True},
+            "decay_downsample_bn",
+            marks=pytest.mark.xfail(strict=True, reason="torch's ValueError about parameter groups"),
+        ),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str, saved: Path) -> None:
+    with pytest.raises(CheckpointError) as refused:
+        make_state(**changes).load(saved, SETTINGS)
+    assert message in str(refused.value)
+    assert str(saved) in str(refused.value)
+
+
+def test_a_changed_setting_is_told(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_state().load(saved, {**SETTINGS, "lr.lr": 0.7, "data.train_dataset": "b.beton"})
+    assert capsys.readouterr().err == f"warning: resuming with lr.lr = 0.7; {saved} was trained with 0.5\n"
+
+
+@pytest.mark.xfail(strict=True, reason="the optimizer's saved groups overwrite the new settings")
+def test_a_changed_weight_decay_has_the_effect_that_is_told(saved: Path) -> None:
+    state = make_state(weight_decay=0.2)
+    state.load(saved, {**SETTINGS, "training.weight_decay": 0.2})
+    assert [group["weight_decay"] for group in state.optimizer.param_groups] == [0.0, 0.2]
