@@ -13,6 +13,7 @@ from torch import nn
 
 from rebar.cli import run_command
 from rebar.config import build_config, knob, parse_config, section
+from rebar.errors import RebarError
 from rebar.loading import DataConfig, Normalizer, build_val_loader
 from rebar.reporting import console
 from rebar.reporting.run_folder import RunFolder
@@ -32,6 +33,7 @@ class EvaluateSection:
     checkpoint: str = knob(required=True, help="checkpoint file, or the folder of a run")
     data: str = knob(required=True, help="the .beton to evaluate on")
     resolution: int = knob(0, help="pixels; 0: the validation resolution of the training run", minimum=0)
+    crop_ratio: float = knob(0, help="share of the shorter side; 0: the training run's", minimum=0, maximum=1)
     batch_size: int = knob(0, help="per process; 0: the validation batch size of the training run", minimum=0)
     num_workers: int = knob(0, help="decoding threads per process; 0: the cores divided by the processes", minimum=0)
     precision: Precision = knob("auto", help="of the forward pass; auto: fp16 on a GPU, 32 on the CPU")
@@ -66,6 +68,7 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
     loader = build_val_loader(
         DataConfig(val_dataset=options.data, num_workers=options.num_workers),
         batch_size=options.batch_size or trained.validation.batch_size,
+        crop_ratio=options.crop_ratio or trained.validation.crop_ratio,
         rank=world.rank,
         world_size=world.size,
         local_world_size=world.local_size,
@@ -74,6 +77,11 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
     if loader.beton.class_names is not None:
         names = list(loader.beton.class_names)
         check_fits(checkpoint, path, arch=trained.model.arch, class_names=names)
+    if loader.beton.num_classes > checkpoint["num_classes"]:
+        raise RebarError(
+            f"{options.data} has {loader.beton.num_classes} classes, the model of {path} only "
+            f"{checkpoint['num_classes']}"
+        )
 
     resolution = options.resolution or trained.validation.resolution
     batches = loader.epoch(0, resolution)

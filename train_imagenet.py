@@ -181,12 +181,23 @@ def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:
         pin_memory=pin_memory,
         **shares,
     )
-    val_loader = build_val_loader(config.data, batch_size=config.validation.batch_size, pin_memory=pin_memory, **shares)
+    val_loader = build_val_loader(
+        config.data,
+        batch_size=config.validation.batch_size,
+        crop_ratio=config.validation.crop_ratio,
+        pin_memory=pin_memory,
+        **shares,
+    )
     names, val_names = train_loader.beton.class_names, val_loader.beton.class_names
     if names is not None and val_names is not None and names != val_names:
         raise RebarError(
             f"{config.data.train_dataset} and {config.data.val_dataset} do not name the same classes in the same "
             "order: write both from one dataset"
+        )
+    if val_loader.beton.num_classes > train_loader.beton.num_classes:
+        raise RebarError(
+            f"{config.data.val_dataset} has {val_loader.beton.num_classes} classes, {config.data.train_dataset} only "
+            f"{train_loader.beton.num_classes}: write both from one dataset"
         )
     return train_loader, val_loader
 
@@ -254,6 +265,11 @@ def announce(
         warn(
             f"this recipe is written for {config.dist.world_size} processes; with {world.size} the global batch is "
             f"{per_process * world.size} instead of {per_process * config.dist.world_size}, at the same learning rate"
+        )
+    if config.lr.lr_schedule_type == "cyclic" and config.lr.lr_peak_epoch >= config.training.epochs:
+        warn(
+            f"lr.lr_peak_epoch {config.lr.lr_peak_epoch} is not before the end of {config.training.epochs} epochs: "
+            "the learning rate never comes down"
         )
     facts = {
         "model": f"{state.arch}, {count_parameters(state.model):,} parameters",

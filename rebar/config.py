@@ -16,6 +16,7 @@ line, and returns one frozen instance. Nothing else, the environment least of al
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,9 +139,11 @@ def _convert(value: Any, kind: Any) -> Any:
         return str(value)
     else:
         try:
-            return kind(text)
+            number = kind(text)
         except ValueError:
-            pass
+            raise ValueError(expected) from None
+        if math.isfinite(number):
+            return number
     raise ValueError(expected)
 
 
@@ -207,9 +210,12 @@ def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        elif value is not None or prefix:
-            flat[f"{prefix}{key}"] = value
+            found = _flatten(value, f"{prefix}{key}.")
+        else:  # an empty section holds nothing
+            found = {f"{prefix}{key}": value} if value is not None or prefix else {}
+        if twice := flat.keys() & found.keys():
+            raise ConfigError(f"{min(twice)} is given twice, with a dot and within its section")
+        flat |= found
     return flat
 
 

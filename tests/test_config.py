@@ -196,7 +196,7 @@ def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
     [
         ("training: {epoch: 3}", "unknown setting 'training.epoch'; did you mean 'training.epochs'?"),
         pytest.param("validation: {epochs: 3}", "unknown setting 'validation.epochs'; did you mean 'training.epochs'?"),
-        pytest.param("training: {weight_decay: .nan}", "training.weight_decay = nan: expected a number from 0 to 1"),
+        pytest.param("training: {weight_decay: .nan}", "training.weight_decay = nan: expected a number"),
         pytest.param("training: {epochs: 3}\ntraining: {limit: 4}", "is not valid YAML"),
         pytest.param("extends: 5", "extends"),
         pytest.param("extends: null", "extends"),

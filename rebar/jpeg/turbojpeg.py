@@ -20,6 +20,8 @@ from rebar.errors import RebarError
 LIBRARY_VARIABLE = "TURBOJPEG_LIBRARY"
 _CANDIDATES = ("libturbojpeg.so.0", "libturbojpeg.so", "libturbojpeg.dylib")
 _PIXEL_FORMAT_RGB = 0
+_GRAY = 3
+_CHROMA_FACTORS = {0: (1, 1), 1: (2, 1), 2: (2, 2), _GRAY: (1, 1), 4: (1, 2)}  # by TJSAMP: luma columns, rows a sample
 _INSTALL = (
     "install it with 'apt-get install libturbojpeg0' (Ubuntu: libturbojpeg) or 'conda install libjpeg-turbo', "
     f"or point {LIBRARY_VARIABLE} at it; 'python -m rebar.doctor' shows what is there"
@@ -63,6 +65,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         integer,
         integer,
     ]
+    library.tjDecompressToYUVPlanes.argtypes = [handle, pointer, size, pointer, integer, pointer, integer, integer]
     library.tjGetErrorStr2.restype = ctypes.c_char_p
     library.tjGetErrorStr2.argtypes = [handle]
     return library
@@ -115,3 +118,27 @@ def _decode_rgb(tj: _Decompressor, jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]
     layout = (width.value, 0, height.value, _PIXEL_FORMAT_RGB, 0)
     tj.check(tj.library.tjDecompress2(tj.handle, source.ctypes.data, source.size, rgb.ctypes.data, *layout))
     return rgb
+
+
+def decode_planes(jpeg: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Decode a JPEG to its stored planes, Y, Cb, Cr or Y alone, without upsampling or colour conversion.
+
+    Each uint8 ``[height, width]`` of the component's own size. Raises JpegError as :func:`decode_rgb` does.
+    """
+    tj = _decompressor()
+    source = np.ascontiguousarray(jpeg)
+    width, height, subsampling, colorspace = (ctypes.c_int() for _ in range(4))
+    header = (ctypes.byref(width), ctypes.byref(height), ctypes.byref(subsampling), ctypes.byref(colorspace))
+    tj.check(tj.library.tjDecompressHeader3(tj.handle, source.ctypes.data, source.size, *header))
+    if subsampling.value not in _CHROMA_FACTORS:
+        raise JpegError(f"chroma subsampling {subsampling.value} has no planes")
+    count = 1 if subsampling.value == _GRAY else 3
+    across, down = _CHROMA_FACTORS[subsampling.value]
+    sizes = [(height.value, width.value)] + [(-(-height.value // down), -(-width.value // across))] * 2
+    # The library writes whole luma pairs where the chroma is halved.
+    planes = [np.empty((high + 1, wide + 1), np.uint8) for high, wide in sizes[:count]]
+    pointers = (ctypes.c_void_p * 3)(*[plane.ctypes.data for plane in planes])
+    strides = (ctypes.c_int * 3)(*[plane.shape[1] for plane in planes])
+    layout = (pointers, width.value, strides, height.value, 0)
+    tj.check(tj.library.tjDecompressToYUVPlanes(tj.handle, source.ctypes.data, source.size, *layout))
+    return [plane[:high, :wide] for plane, (high, wide) in zip(planes, sizes, strict=False)]

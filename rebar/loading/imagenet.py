@@ -54,6 +54,7 @@ def build_val_loader(
     config: DataConfig,
     *,
     batch_size: int,
+    crop_ratio: float,
     rank: int,
     world_size: int,
     local_world_size: int,
@@ -63,7 +64,7 @@ def build_val_loader(
     return Loader(
         config.val_dataset,
         batch_size,
-        CenterCrop(),
+        CenterCrop(crop_ratio),
         num_workers=threads_per_process(config.num_workers, local_world_size),
         shuffle=False,
         drop_last=False,

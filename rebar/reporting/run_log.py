@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rebar.cli import warn
 from rebar.config import knob
@@ -42,10 +42,21 @@ class RunLog:
         if self.path is None:
             return
         record = {"event": event, "time": round(time.time(), 3), **values}
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with self.path.open("a+b") as file:
+                file.write(_line_break_after_a_kill(file) + json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise RebarError(f"{self.path}: the log cannot be written: {error.strerror}") from None
         if self._wandb_run is not None and event in ("step", "epoch"):
             self._wandb_run.log({key: value for key, value in values.items() if value is not None})
+
+
+def _line_break_after_a_kill(file: BinaryIO) -> bytes:
+    """What ends a line that a killed run left unfinished."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class TrainingConfig:
     use_blurpool: bool = knob(False, help="blur before strided convolutions")
     precision: Precision = knob("auto", help="of the forward pass; auto: fp16 on a GPU, 32 on the CPU")
     decay_downsample_bn: bool = knob(False, help="choose what decays by name as ffcv-imagenet does, to compare with it")
-    seed: int = knob(0, help="seed of weights, order and augmentation")
+    seed: int = knob(0, help="seed of weights, order and augmentation", minimum=0, maximum=2**63 - 1)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ class ValidationConfig:
 
     batch_size: int = knob(512, help="batch size per process", minimum=1)
     resolution: int = knob(224, help="resolution, pixels", minimum=1)
+    crop_ratio: float = knob(
+        0.875, help="side of the centred square that is shown, as a share of the shorter side", minimum=0.01, maximum=1
+    )
     lr_tta: bool = knob(True, help="also average each prediction with the mirrored picture's")
 
 

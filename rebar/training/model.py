@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import dataclass
+from http.client import HTTPException
 
 import torch
 from torch import nn
@@ -44,6 +45,8 @@ def build_model(
         model = _pretrained(models, arch, num_classes)
     else:
         model = models.get_model(arch, weights=None, num_classes=num_classes)
+    if getattr(model, "aux_logits", False):
+        raise RebarError(f"model.arch: {arch} trains with auxiliary outputs, which the loss here does not take")
     if zero_init_residual and not pretrained and start_blocks_as_identity(model) == 0:
         warn(f"model.zero_init_residual has no effect: {arch} has no residual blocks to start as the identity")
     if use_blurpool and apply_blurpool(model) == 0:
@@ -54,7 +57,7 @@ def build_model(
 def _pretrained(models: object, arch: str, num_classes: int) -> nn.Module:
     try:
         model: nn.Module = models.get_model(arch, weights="DEFAULT")  # type: ignore[attr-defined]
-    except OSError as error:
+    except (OSError, RuntimeError, HTTPException) as error:  # no network, a wrong checksum, a broken connection
         raise RebarError(f"model.pretrained: torchvision's weights cannot be downloaded: {error}") from None
     head = getattr(model, "fc", None)
     if not isinstance(head, nn.Linear):

@@ -51,13 +51,13 @@ class TrainState:
     def load(self, path: Path, settings: dict[str, Any]) -> None:
         """Go on from a checkpoint. Raises CheckpointError where it is of another model or dataset."""
         content = read_checkpoint(path)
-        check_fits(content, path, arch=self.arch, class_names=self.class_names)
+        check_fits(content, path, arch=self.arch, class_names=self.class_names, num_classes=self.num_classes)
         for name, value in settings.items():
             before = content["config"].get(name)
             if before != value and not name.startswith(_FREE_TO_CHANGE):
                 warn(f"resuming with {name} = {value}; {path} was trained with {before}")
         self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        self._load_optimizer(content["optimizer"], path)
         if content["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(content["scaler"])
         torch.set_rng_state(content["torch_rng"])
@@ -65,13 +65,35 @@ class TrainState:
         self.train_seconds = content["train_seconds"]
         self.last_metrics = content["last_metrics"]
 
+    def _load_optimizer(self, saved: dict[str, Any], path: Path) -> None:
+        """The momenta of the checkpoint, with the settings of this run."""
+        settings = [
+            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
+        ]
+        try:
+            self.optimizer.load_state_dict(saved)
+        except ValueError as error:
+            raise CheckpointError(
+                f"checkpoint {path} groups its parameters differently (training.decay_downsample_bn must be as it "
+                f"was): {error}"
+            ) from None
+        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(setting)
 
-def check_fits(content: dict[str, Any], path: Path, *, arch: str, class_names: list[str]) -> None:
+
+def check_fits(
+    content: dict[str, Any], path: Path, *, arch: str, class_names: list[str], num_classes: int | None = None
+) -> None:
     """Raise CheckpointError where a checkpoint's architecture or classes are not the ones at hand."""
     if content["arch"] != arch:
         raise CheckpointError(
             f"checkpoint {path} holds a {content['arch']}, not a {arch}: give --arch {content['arch']}, "
             "or another --logging.folder (or --resume none --overwrite) to start afresh"
+        )
+    if num_classes is not None and content["num_classes"] != num_classes:
+        raise CheckpointError(
+            f"checkpoint {path} has {content['num_classes']} outputs, this model {num_classes}: "
+            f"give --num-classes {content['num_classes']}"
         )
     saved = content["class_names"]
     if len(saved) != len(class_names):

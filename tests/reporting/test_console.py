@@ -1,0 +1,62 @@
+"""What a person reads while a run goes on."""
+
+from pathlib import Path
+
+import pytest
+
+from rebar.reporting.console import accuracy_line, epoch_line, progress, summary, table
+from rebar.reporting.run_folder import RunFolder
+
+TRAINED = {
+    "train/loss": 2.34567,
+    "train/top1": 0.4321,
+    "train/lr": 0.85,
+    "train/resolution": 160,
+    "throughput/samples_per_second": 12345.6,
+    "time/data_wait_fraction": 0.034,
+}
+VALIDATED = {"val/loss": 1.5, "val/top1": 0.7376, "val/top5": 0.9144, "val/top1_tta": 0.7401, "val/top5_tta": 0.9201}
+PLAIN = {name: value for name, value in VALIDATED.items() if not name.endswith("_tta")}
+
+
+def test_the_line_of_an_epoch() -> None:
+    start = "epoch   3/16  160 px  lr 0.8500  train loss 2.346 top-1 43.21%"
+    end = "  |  12,346 pictures/s, 3% waiting for data"
+    assert epoch_line(3, 16, TRAINED) == start + end
+    validated = "  |  val loss 1.500 top-1 73.76%"
+    assert epoch_line(3, 16, {**TRAINED, **PLAIN}) == start + validated + end
+    assert epoch_line(3, 16, {**TRAINED, **VALIDATED}) == start + validated + " (mirrored too 74.01%)" + end
+
+
+def test_the_line_of_an_evaluation() -> None:
+    assert accuracy_line(PLAIN) == "top-1 73.76%, top-5 91.44%"
+    both = "top-1 73.76%, top-5 91.44%; averaged with the mirror image: top-1 74.01%, top-5 92.01%"
+    assert accuracy_line(VALIDATED) == both
+
+
+def test_the_summary_says_how_it_ended_and_where_things_are() -> None:
+    metrics = {**TRAINED, **VALIDATED, "time/train_seconds": 894.4, "memory/host_peak_gb": 3.21}
+    lines = summary("resnet50", 25_557_032, 16, metrics, RunFolder(Path("runs/mine"))).splitlines()
+    assert lines[0] == "finished"
+    text = "\n".join(lines)
+    for expected in ("top-1 74.01%", "25,557,032 parameters, 16 epochs", "894 s", "12,346 pictures/s", "3.2 GB"):
+        assert expected in text
+    for name in ("log.jsonl", "plot.png", "checkpoints/last.pt"):
+        assert f"runs/mine/{name}" in text
+    assert "GPU" not in text
+    on_gpu = summary("resnet50", 1, 16, {**metrics, "memory/gpu_peak_gb": 9.87}, RunFolder(Path("runs/mine")))
+    assert "GPU 9.9 GB" in on_gpu
+
+
+def test_a_table_is_aligned() -> None:
+    assert table({"a": "1", "long": "2"}, title="facts") == "facts\n     a: 1\n  long: 2"
+    assert table({"a": "1"}) == "  a: 1"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_progress_bar_passes_everything_through(enabled: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress(range(100), "epoch 1/2", total=100, enabled=enabled)) == list(range(100))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert ("epoch 1/2" in shown.err) == enabled
+    assert shown.err.count("\r") < 10  # a file is not filled with bars

@@ -1,0 +1,73 @@
+"""The folder of a run: what is resumed, and what may be deleted."""
+
+from pathlib import Path
+
+import pytest
+
+from rebar.errors import RebarError
+from rebar.reporting.run_folder import RunFolder
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "runs/mine")
+
+
+@pytest.fixture
+def used(empty: RunFolder) -> RunFolder:
+    """A folder with an earlier run, and a file of the user's."""
+    empty.prepare(afresh=True)
+    for file in (empty.config, empty.log, empty.last_checkpoint, empty.plot, empty.path / "notes.txt"):
+        file.write_text("earlier")
+    return empty
+
+
+def files_in(folder: RunFolder) -> set[str]:
+    return {str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file()}
+
+
+ALL = {"config.yaml", "log.jsonl", "checkpoints/last.pt", "plot.png", "notes.txt"}
+
+
+def test_what_is_resumed(empty: RunFolder) -> None:
+    assert empty.checkpoint_to_resume("auto") is None
+    empty.prepare(afresh=True)
+    empty.last_checkpoint.write_text("a checkpoint")
+    assert empty.checkpoint_to_resume("auto") == empty.last_checkpoint
+    assert empty.checkpoint_to_resume("none") is None
+    assert empty.checkpoint_to_resume("other.pt") == Path("other.pt")
+
+
+def test_going_on_deletes_nothing(used: RunFolder) -> None:
+    used.check_free("auto", overwrite=False)
+    used.prepare(afresh=False)
+    assert files_in(used) == ALL
+
+
+def test_starting_afresh_must_be_asked_for_twice(used: RunFolder) -> None:
+    with pytest.raises(RebarError, match=r"runs/mine holds an earlier run with a checkpoint: .*--overwrite"):
+        used.check_free("none", overwrite=False)
+    used.check_free("none", overwrite=True)
+    assert files_in(used) == ALL  # asking deletes nothing yet
+
+
+def test_starting_afresh_deletes_the_runs_files_only(used: RunFolder) -> None:
+    used.prepare(afresh=True)
+    assert files_in(used) == {"notes.txt"}
+
+
+def test_a_run_that_never_saved_is_no_obstacle(used: RunFolder) -> None:
+    used.last_checkpoint.unlink()
+    used.check_free("none", overwrite=False)
+
+
+def test_what_a_killed_save_left_is_cleaned_up(used: RunFolder) -> None:
+    (used.last_checkpoint.parent / ".last.pt.partial-123").write_text("half of one")
+    used.prepare(afresh=False)
+    assert files_in(used) == ALL
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RebarError, match=r"logging.folder .*file/run cannot be written to: Not a directory"):
+        RunFolder(tmp_path / "file/run").prepare(afresh=True)
