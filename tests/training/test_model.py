@@ -115,3 +115,21 @@ def test_frozen_parameters_are_not_counted() -> None:
     assert count_parameters(model) == 8
     model.bias.requires_grad_(False)
     assert count_parameters(model) == 6
+
+
+@pytest.mark.parametrize(("arch", "last", "blocks"), [("resnet18", "bn2", 8), ("resnet50", "bn3", 16)])
+def test_blocks_start_as_the_identity(arch: str, last: str, blocks: int) -> None:
+    model = build_model(arch, num_classes=3, zero_init_residual=True)
+    zeros = {name for name, parameter in model.named_parameters() if name.endswith("weight") and not parameter.any()}
+    assert len(zeros) == blocks
+    assert all(name.endswith(f"{last}.weight") for name in zeros)
+
+
+def test_zero_init_residual_warns_where_there_are_no_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    build_model("alexnet", num_classes=3, zero_init_residual=True)
+    assert "zero_init_residual has no effect" in capsys.readouterr().err
+
+
+def test_auxiliary_outputs_are_refused() -> None:
+    with pytest.raises(RebarError, match="auxiliary outputs"):
+        build_model("googlenet", num_classes=3)
