@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from rebar.beton import ImageFolder, ImagePolicy, WriteReport, read_sidecar, write_beton
+from rebar.beton import NUM_SAMPLED, ImageFolder, ImagePolicy, WriteReport, read_sidecar, write_beton
 from rebar.cli import run_command
 from rebar.config import knob, parse_config, section
 from rebar.errors import RebarError
@@ -40,6 +40,7 @@ class WriterSection:
     max_resolution: int = knob(500, help="pixels of the longer side, larger is shrunk; 0: no limit", minimum=0)
     jpeg_quality: int = knob(90, help="quality of the JPEGs", minimum=1, maximum=100)
     compress_probability: float = knob(0.5, help="share of JPEGs with write_mode=proportion", minimum=0, maximum=1)
+    restart_markers: bool = knob(True, help="let JPEGs be entered in the middle, so that crops decode faster")
     subset: int = knob(-1, help="write only so many pictures, chosen by the seed; -1: all", minimum=-1)
     seed: int = knob(0, help="of the order and every other draw", minimum=0)
     num_workers: int = knob(0, help="processes that encode; 0: one for every core", minimum=0)
@@ -75,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
         jpeg_quality=config.jpeg_quality,
         write_mode=config.write_mode,
         compress_probability=config.compress_probability,
+        restart_markers=config.restart_markers,
         seed=config.seed,
     )
     num_workers = config.num_workers or len(os.sched_getaffinity(0))
@@ -178,6 +180,8 @@ def print_report(report: WriteReport, split: str) -> None:
     print(f"written   {report.path}: {report.bytes / 1e9:,.3f} GB in {report.seconds:,.1f} s")
     print(f"          {report.num_samples:,} pictures, {fewest:,} to {most:,} a class")
     print(f"          {per_picture:,.0f} bytes a picture, {per_second:,.0f} pictures/s")
+    if report.marker_share:
+        print(f"          {report.marker_share:.1%} more bytes for restart markers, by {NUM_SAMPLED} pictures")
     train, val = (report.path.with_name(f"{name}.beton") for name in ("train", "val"))
     if report.path not in (train, val):
         return

@@ -5,9 +5,10 @@ from rebar.beton.images import ImagePolicy
 from rebar.beton.reader import BetonFile
 from rebar.beton.sidecar import Sidecar, read_sidecar
 from rebar.beton.sources import ImageFolder, Source
-from rebar.beton.writer import WriteReport, write_beton
+from rebar.beton.writer import NUM_SAMPLED, WriteReport, write_beton
 
 __all__ = [
+    "NUM_SAMPLED",
     "BetonError",
     "BetonFile",
     "ImageFolder",

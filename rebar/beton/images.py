@@ -1,8 +1,8 @@
 """From a picture as found to a picture as stored: decode to RGB, limit the size, encode.
 
-Sizes follow FFCV's ``resizer`` and the JPEGs come from OpenCV with the same settings, so a picture is
-stored as FFCV's own writer would store it. Unlike there, a picture's orientation tag is applied, and 16
-bits a channel become 8 rather than being clipped.
+Sizes follow FFCV's ``resizer`` and the JPEGs come from OpenCV with the same settings, so a picture decodes
+to the same pixels as from FFCV's own writer; restart markers are put in besides. Unlike there, a picture's
+orientation tag is applied, and 16 bits a channel become 8 rather than being clipped.
 """
 
 import io
@@ -21,6 +21,8 @@ MAX_SIDE = 65_535
 """Pixels; what the file format's 16 bits hold."""
 MAX_JPEG_SIDE = 65_500
 """Pixels; what libjpeg writes."""
+MCU_SIDE = 16
+"""Pixels; a 4:2:0 JPEG, OpenCV's default, is coded in squares of this size."""
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # the tag's value -> what makes the picture upright (Exif 2.3, 4.6.4 A)
@@ -48,6 +50,8 @@ class ImagePolicy:
     write_mode: Literal["jpg", "raw", "proportion"] = "jpg"
     """``proportion``: JPEG with probability ``compress_probability``, else raw."""
     compress_probability: float = 0.5
+    restart_markers: bool = True
+    """Whether JPEGs can be entered in the middle, so that a crop is decoded without what lies before it."""
     seed: int = 0
 
     def stores_jpeg(self, index: int) -> bool:
@@ -81,7 +85,7 @@ def encode_picture(content: bytes, policy: ImagePolicy, index: int) -> EncodedPi
     limit = MAX_JPEG_SIDE if as_jpeg else MAX_SIDE
     if max(width, height) > limit:
         raise PictureError(f"is {width} x {height} pixels, but a side may have {limit}; limit the resolution")
-    data = _encode_jpeg(rgb, policy.jpeg_quality) if as_jpeg else rgb.reshape(-1)
+    data = _encode_jpeg(rgb, policy) if as_jpeg else rgb.reshape(-1)
     return EncodedPicture(MODE_JPG if as_jpeg else MODE_RAW, width, height, data)
 
 
@@ -139,9 +143,22 @@ def shrink(rgb: np.ndarray, max_resolution: int | None) -> np.ndarray:
     return cv2.resize(rgb, new_size, interpolation=cv2.INTER_AREA)
 
 
-def _encode_jpeg(rgb: np.ndarray, quality: int) -> np.ndarray:
-    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-    encoded, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+def restart_interval(width: int) -> int:
+    """MCUs from one restart marker to the next in a 4:2:0 JPEG ``width`` pixels wide.
+
+    The divisor of the MCUs in a row nearest to four, so that every row begins a segment: shorter segments
+    cost bytes (a marker, padding and fresh DC coefficients), longer ones make a crop decode more around it.
+    """
+    mcus_in_a_row = -(-width // MCU_SIDE)
+    divisors = (d for d in range(1, mcus_in_a_row + 1) if mcus_in_a_row % d == 0)
+    return min(divisors, key=lambda divisor: (abs(divisor - 4), divisor))
+
+
+def _encode_jpeg(rgb: np.ndarray, policy: ImagePolicy) -> np.ndarray:
+    settings = [cv2.IMWRITE_JPEG_QUALITY, policy.jpeg_quality]
+    if policy.restart_markers:
+        settings += [cv2.IMWRITE_JPEG_RST_INTERVAL, restart_interval(rgb.shape[1])]
+    encoded, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), settings)
     if not encoded:
         raise PictureError(f"OpenCV cannot write it as a JPEG of {rgb.shape[1]} x {rgb.shape[0]} pixels")
     return data.reshape(-1)

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -43,6 +43,8 @@ class WriteReport:
     seconds: float
     class_counts: np.ndarray
     """int64, the number of samples of every class."""
+    marker_share: float
+    """What restart markers add to the pictures' bytes, as a share of 1, from a few pictures; 0 without."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class _Encoder:
     def __call__(self, run: tuple[int, int]) -> list[tuple[int, EncodedPicture]]:
         cv2.setNumThreads(1)  # there is a process for every core already
         return [self.encode(int(index)) for index in self.order[slice(*run)]]
+
+    def picture_sizes(self, places: np.ndarray) -> list[int]:
+        """Bytes of the pictures at a few places of the order."""
+        return [self.encode(int(index))[1].data.nbytes for index in self.order[places]]
 
     def encode(self, index: int) -> tuple[int, EncodedPicture]:
         """The label and the picture of source index ``index``. Raises RebarError naming the picture."""
@@ -97,7 +103,9 @@ def write_beton(
     begin = time.monotonic()
     encoder = _Encoder(source, policy, np.ascontiguousarray(order, np.int64))
     chunks = [(start, min(start + chunk_size, len(order))) for start in range(0, len(order), chunk_size)]
-    _check_space(path, _estimate_bytes(encoder, page_size))
+    chosen = np.unique(np.linspace(0, len(order) - 1, NUM_SAMPLED).astype(np.int64))
+    sample = encoder.picture_sizes(chosen)
+    _check_space(path, _estimate_bytes(sample, len(order), page_size))
 
     with replacing(sidecar_path(path), path) as (sidecar_file, file):  # a .beton never lacks its sidecar
         pages = PageWriter(file, len(order), page_size)
@@ -122,16 +130,24 @@ def write_beton(
         )
         sidecar_file.write(sidecar.to_json().encode())
     counts = np.bincount(pages.samples["f1"], minlength=len(source.class_names))
-    return WriteReport(path, len(order), num_bytes, pages.picture_bytes, time.monotonic() - begin, counts)
+    seconds = time.monotonic() - begin
+    markers = _marker_share(encoder, chosen, sample)
+    return WriteReport(path, len(order), num_bytes, pages.picture_bytes, seconds, counts, markers)
 
 
-def _estimate_bytes(encoder: _Encoder, page_size: int) -> int:
-    """The likely size of the file, from encoding a few pictures spread over the order."""
-    chosen = np.linspace(0, len(encoder.order) - 1, NUM_SAMPLED).astype(np.int64)
-    sizes = [encoder.encode(int(index))[1].data.nbytes for index in encoder.order[np.unique(chosen)]]
-    pictures_a_page = max(1, page_size * len(sizes) // sum(sizes))
-    tables = len(encoder.order) * (SAMPLE.itemsize + ALLOCATION.itemsize)
-    return math.ceil(len(encoder.order) / pictures_a_page) * page_size + tables
+def _estimate_bytes(sample: list[int], num_samples: int, page_size: int) -> int:
+    """The likely size of the file, from the bytes of a few pictures."""
+    pictures_a_page = max(1.0, page_size // np.mean(sample))
+    tables = num_samples * (SAMPLE.itemsize + ALLOCATION.itemsize)
+    return math.ceil(num_samples / pictures_a_page) * page_size + tables
+
+
+def _marker_share(encoder: _Encoder, chosen: np.ndarray, with_markers: list[int]) -> float:
+    """What restart markers add, from the same few pictures encoded without."""
+    if not encoder.policy.restart_markers:
+        return 0.0
+    plain = replace(encoder, policy=replace(encoder.policy, restart_markers=False))
+    return sum(with_markers) / sum(plain.picture_sizes(chosen)) - 1
 
 
 def _check_space(path: Path, needed: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rebar.beton.format import MODE_JPG, MODE_RAW
-from rebar.beton.images import ImagePolicy, PictureError, decode_rgb, encode_picture, shrink
+from rebar.beton.images import ImagePolicy, PictureError, decode_rgb, encode_picture, restart_interval, shrink
 
 RGB = np.stack([*np.mgrid[60:180:4, 50:210:4], np.full((30, 40), 99)], axis=-1).astype(np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
@@ -117,9 +117,28 @@ def test_no_side_becomes_zero() -> None:
 
 def test_jpegs_are_ffcvs() -> None:
     encode_jpeg = pytest.importorskip("ffcv.fields.rgb_image").encode_jpeg
-    stored = encode_picture(as_file(Image.fromarray(RGB)), ImagePolicy(jpeg_quality=83), 0)
+    plain = ImagePolicy(jpeg_quality=83, restart_markers=False)
+    stored = encode_picture(as_file(Image.fromarray(RGB)), plain, 0)
     assert stored.mode == MODE_JPG
     assert np.array_equal(stored.data, encode_jpeg(RGB, 83))
+
+
+def test_restart_markers_change_the_bytes_but_no_pixel() -> None:
+    content = as_file(Image.fromarray(RGB))
+    marked = encode_picture(content, ImagePolicy(restart_markers=True), 0).data
+    plain = encode_picture(content, ImagePolicy(restart_markers=False), 0).data
+    assert b"\xff\xd0" in marked.tobytes()
+    assert marked.size > plain.size
+    assert np.array_equal(cv2.imdecode(marked, cv2.IMREAD_COLOR), cv2.imdecode(plain, cv2.IMREAD_COLOR))
+
+
+@pytest.mark.parametrize(
+    ("width", "interval"),
+    [(1, 1), (16, 1), (17, 2), (48, 3), (64, 4), (500, 4), (333, 3), (375, 4), (272, 1), (10_000, 5)],
+)
+def test_a_row_is_a_whole_number_of_restart_intervals(width: int, interval: int) -> None:
+    assert restart_interval(width) == interval
+    assert -(-width // 16) % interval == 0
 
 
 def test_raw_is_the_pixels() -> None:

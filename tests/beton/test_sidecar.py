@@ -29,6 +29,7 @@ def test_it_says_how_the_file_was_made(beton: BetonFile) -> None:
         "jpeg_quality": 90,
         "write_mode": "jpg",
         "compress_probability": 0.5,
+        "restart_markers": True,
     }
 
 
