@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.loading.randomness import Stream, uniforms
+from rebar.loading.randomness import SampleKeys, Stream, uniforms
 
 _ATTEMPTS = 10
 IMAGENET_CENTER_RATIO = 224 / 256
@@ -26,15 +26,11 @@ class Crops:
 class Cropper(Protocol):
     """Chooses crops from the pictures' sizes; random ones by (seed, epoch, sample) alone."""
 
-    def crops(
-        self,
-        heights: NDArray[np.int64],
-        widths: NDArray[np.int64],
-        *,
-        indices: NDArray[np.int64],
-        seed: int,
-        epoch: int,
-    ) -> Crops: ...
+    def crops(self, heights: NDArray[np.int64], widths: NDArray[np.int64], keys: SampleKeys) -> Crops: ...
+
+
+def _flips(keys: SampleKeys, probability: float) -> NDArray[np.bool_]:
+    return uniforms(keys, Stream.FLIP)[:, 0] < probability
 
 
 @dataclass(frozen=True)
@@ -50,16 +46,8 @@ class RandomResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_probability: float = 0.5
 
-    def crops(
-        self,
-        heights: NDArray[np.int64],
-        widths: NDArray[np.int64],
-        *,
-        indices: NDArray[np.int64],
-        seed: int,
-        epoch: int,
-    ) -> Crops:
-        draws = uniforms(seed, epoch, indices, stream=Stream.CROP, draws=2 * _ATTEMPTS + 2)
+    def crops(self, heights: NDArray[np.int64], widths: NDArray[np.int64], keys: SampleKeys) -> Crops:
+        draws = uniforms(keys, Stream.CROP, 2 * _ATTEMPTS + 2)
         height, width = heights[:, None], widths[:, None]
         area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, :_ATTEMPTS])
         low, high = np.log(self.ratio)
@@ -68,16 +56,17 @@ class RandomResizedCrop:
         crop_height = np.rint(np.sqrt(area / aspect)).astype(np.int64)
         fits = (crop_width > 0) & (crop_width <= width) & (crop_height > 0) & (crop_height <= height)
         first = np.argmax(fits, axis=1)
-        rows = np.arange(len(indices))
+        rows = np.arange(len(keys))
         fallback_height, fallback_width = self._largest(heights, widths)
         found = fits[rows, first]
         crop_height = np.where(found, crop_height[rows, first], fallback_height)
         crop_width = np.where(found, crop_width[rows, first], fallback_width)
-        place = np.where(found[:, None], draws[:, -2:], 0.5)  # the fallback is centred
-        top = np.minimum((place[:, 0] * (heights - crop_height + 1)).astype(np.int64), heights - crop_height)
-        left = np.minimum((place[:, 1] * (widths - crop_width + 1)).astype(np.int64), widths - crop_width)
-        flips = uniforms(seed, epoch, indices, stream=Stream.FLIP)[:, 0] < self.flip_probability
-        return Crops(np.stack([top, left, crop_height, crop_width], axis=1), flips)
+        top, left = (
+            np.where(found, (draw * (room + 1)).astype(np.int64), room // 2)  # the fallback is centred
+            for draw, room in ((draws[:, -2], heights - crop_height), (draws[:, -1], widths - crop_width))
+        )
+        boxes = np.stack([top, left, crop_height, crop_width], axis=1)
+        return Crops(boxes, _flips(keys, self.flip_probability))
 
     def _largest(
         self, heights: NDArray[np.int64], widths: NDArray[np.int64]
@@ -95,16 +84,9 @@ class CenterCrop:
     """The centred square of ``ratio`` times the shorter side, as FFCV's and ffcv-imagenet's validation."""
 
     ratio: float = IMAGENET_CENTER_RATIO
+    flip_probability: float = 0.0
 
-    def crops(
-        self,
-        heights: NDArray[np.int64],
-        widths: NDArray[np.int64],
-        *,
-        indices: NDArray[np.int64],
-        seed: int,
-        epoch: int,
-    ) -> Crops:
+    def crops(self, heights: NDArray[np.int64], widths: NDArray[np.int64], keys: SampleKeys) -> Crops:
         side = np.maximum((self.ratio * np.minimum(heights, widths)).astype(np.int64), 1)
         boxes = np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
-        return Crops(boxes, np.zeros(len(indices), np.bool_))
+        return Crops(boxes, _flips(keys, self.flip_probability))

@@ -1,51 +1,97 @@
-"""One stored picture to one network input: decode, crop, resize, flip."""
+"""One stored picture to one network input: decode all of it, crop, resize, flip.
 
-import cv2
+The reference, and the way for what the fast decoder does not take.
+"""
+
+from pathlib import Path
+from typing import Any, Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
 from rebar.beton.format import MODE_JPG
-from rebar.beton.reader import BetonFile
 from rebar.errors import RebarError
 from rebar.jpeg.turbojpeg import JpegError, decode_rgb
 
-cv2.setNumThreads(1)  # the loader's threads share the cores already
+
+class StoredPictures(Protocol):
+    """Where pictures lie: what decoding needs of a :class:`rebar.beton.BetonFile`, one element a sample."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def data(self) -> NDArray[np.uint8]: ...
+    @property
+    def offsets(self) -> NDArray[np.uint64]: ...
+    @property
+    def sizes(self) -> NDArray[np.uint64]: ...
+    @property
+    def modes(self) -> NDArray[np.uint8]: ...
+    @property
+    def heights(self) -> NDArray[np.uint16]: ...
+    @property
+    def widths(self) -> NDArray[np.uint16]: ...
 
 
 class CorruptSampleError(RebarError):
-    """A sample whose picture cannot be decoded."""
+    """A sample whose picture cannot be decoded; ``index`` says which, ``reason`` why."""
+
+    def __init__(self, message: str, index: int, reason: str) -> None:
+        super().__init__(message)
+        self.index = index
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CorruptSampleError, (str(self), self.index, self.reason)
 
 
-def read_picture(beton: BetonFile, index: int) -> NDArray[np.uint8]:
+def read_picture(stored: StoredPictures, index: int) -> NDArray[np.uint8]:
     """The whole picture of a sample, RGB uint8 ``[height, width, 3]``.
 
     Raises CorruptSampleError, naming file, sample and place, where it cannot be decoded or has another
     size than the file says.
     """
-    stored = beton.image_bytes(index)
-    shape = (int(beton.heights[index]), int(beton.widths[index]), 3)
+    start = int(stored.offsets[index])
+    content = stored.data[start : start + int(stored.sizes[index])]
+    shape = (int(stored.heights[index]), int(stored.widths[index]), 3)
     try:
-        picture = decode_rgb(stored) if beton.modes[index] == MODE_JPG else stored.reshape(shape)
+        picture = decode_rgb(content) if stored.modes[index] == MODE_JPG else content.reshape(shape)
     except (JpegError, ValueError) as error:
-        raise _corrupt(beton, index, str(error)) from None
+        raise _corrupt(stored, index, str(error)) from None
     if picture.shape != shape:
-        raise _corrupt(beton, index, f"it is {picture.shape[1]}x{picture.shape[0]} px, not {shape[1]}x{shape[0]}")
+        raise _corrupt(stored, index, f"it is {picture.shape[1]}x{picture.shape[0]} px, not {shape[1]}x{shape[0]}")
     return picture
 
 
-def _corrupt(beton: BetonFile, index: int, reason: str) -> CorruptSampleError:
+def _corrupt(stored: StoredPictures, index: int, reason: str) -> CorruptSampleError:
     return CorruptSampleError(
-        f"{beton.path}: the picture of sample {index}, at byte {int(beton.offsets[index])}, cannot be decoded: "
-        f"{reason}. Copy the file again or write it anew"
+        f"{stored.path}: the picture of sample {index}, at byte {int(stored.offsets[index])}, cannot be decoded: "
+        f"{reason}. Copy the file again or write it anew",
+        index,
+        reason,
     )
 
 
-def decode_into(beton: BetonFile, index: int, box: NDArray[np.int64], flip: bool, out: NDArray[np.uint8]) -> None:
-    """Decode a sample's ``box`` (top, left, height, width) into ``out``, uint8 ``[size, size, 3]``.
+def decode_whole(
+    stored: StoredPictures, index: int, box: NDArray[np.int64], flip: bool, out: NDArray[np.uint8]
+) -> None:
+    """Decode a sample's ``box`` (top, left, height, width) into ``out``, uint8 ``[height, width, 3]``.
 
-    Resized by area averaging when shrinking (cv2 INTER_AREA), as FFCV does; mirrored if ``flip``.
+    Raises CorruptSampleError as :func:`read_picture` does.
     """
+    resize_crop(read_picture(stored, index), box, flip, out)
+
+
+def resize_crop(picture: NDArray[np.uint8], box: NDArray[np.int64], flip: bool, out: NDArray[np.uint8]) -> None:
+    """Resize a picture's ``box`` to ``out``, mirrored if ``flip``.
+
+    By area averaging when shrinking (cv2 INTER_AREA), as FFCV does.
+    """
+    import cv2  # not needed where the fast decoder takes everything
+
+    if cv2.getNumThreads() > 1:
+        cv2.setNumThreads(1)  # the loader's threads share the cores already
     top, left, height, width = (int(edge) for edge in box)
-    picture = read_picture(beton, index)[top : top + height, left : left + width]
-    resized = cv2.resize(picture, (out.shape[1], out.shape[0]), interpolation=cv2.INTER_AREA)
+    part = picture[top : top + height, left : left + width]
+    resized = cv2.resize(part, (out.shape[1], out.shape[0]), interpolation=cv2.INTER_AREA)
     out[:] = resized[:, ::-1] if flip else resized

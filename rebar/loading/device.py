@@ -1,32 +1,87 @@
-"""From uint8 pictures in main memory to normalised tensors on the device."""
+"""From uint8 pictures in main memory to normalised tensors on the device, one batch ahead of the consumer."""
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 
-from rebar.loading.loader import Batch
+from rebar.loading.plan import Batch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+HostBatch = TypeVar("HostBatch")
+DeviceBatch = TypeVar("DeviceBatch", bound=tuple[torch.Tensor, ...])
+
 
 class Normalizer:
-    """Moves a batch to ``device`` as bytes (a quarter of the traffic of floats) and normalises it there."""
+    """Moves batches to ``device`` as bytes (a quarter of the traffic of floats) and normalises them there."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
         self.device = device
-        self.mean = self._per_channel(IMAGENET_MEAN)
-        self.std = self._per_channel(IMAGENET_STD)
+        self.dtype = dtype
+        self._scale = self._per_channel([1 / (255 * deviation) for deviation in std])
+        self._shift = self._per_channel([-m / deviation for m, deviation in zip(mean, std, strict=True)])
 
-    def _per_channel(self, values: tuple[float, float, float]) -> torch.Tensor:
-        return torch.tensor(values, device=self.device).mul_(255).view(1, 3, 1, 1)
+    def _per_channel(self, values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.device).view(1, 3, 1, 1)
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 ``[n, 3, h, w]`` in channels_last layout, and int64 ``[n]`` labels."""
+        """``dtype`` ``[n, 3, h, w]`` in channels_last layout, and int64 ``[n]`` labels."""
         images = batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         labels = batch.labels.to(self.device, non_blocking=True)
-        return images.to(torch.float32).sub_(self.mean).div_(self.std), labels
+        # Computed as float32, whatever it is stored as: half has too few digits for what is subtracted.
+        return torch.addcmul(self._shift, images.to(torch.float32), self._scale).to(self.dtype), labels
 
     def each(self, batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Normalise batch after batch."""
-        return map(self, batches)
+        """Normalise batch after batch; on a GPU one batch ahead of the consumer."""
+        return on_device(batches, self, self.device)
+
+
+def on_device(
+    batches: Iterable[HostBatch], move: Callable[[HostBatch], DeviceBatch], device: torch.device | None
+) -> Iterator[DeviceBatch]:
+    """``move`` every batch; to a GPU on a stream of its own, one batch ahead of the consumer.
+
+    The consumer may use what it gets on its current stream at once, and for as long as it likes.
+    """
+    if device is None or device.type != "cuda":
+        return map(move, batches)
+    return _ahead_on_stream(batches, move, device)
+
+
+def _ahead_on_stream(
+    batches: Iterable[HostBatch], move: Callable[[HostBatch], DeviceBatch], device: torch.device
+) -> Iterator[DeviceBatch]:
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # whatever ``move`` refers to was made there
+    started: deque[Callable[[], DeviceBatch]] = deque()
+    for batch in batches:
+        # The batch may be let go at once: torch keeps pinned memory until its copies are over, and a copy
+        # from other memory has read it when it returns.
+        with torch.cuda.stream(stream):
+            moved = move(batch)
+        started.append(functools.partial(_hand_over, moved, stream.record_event()))
+        if len(started) > 1:
+            yield started.popleft()()
+    while started:
+        yield started.popleft()()
+
+
+def _hand_over(moved: DeviceBatch, done: torch.cuda.Event) -> DeviceBatch:
+    """Let the consumer's stream wait for the copy, and the memory for the consumer's stream."""
+    for tensor in moved:
+        if tensor.is_cuda:
+            current = torch.cuda.current_stream(tensor.device)
+            current.wait_event(done)
+            tensor.record_stream(current)
+    return moved

@@ -1,11 +1,13 @@
 """The two loaders of the ImageNet recipe, and the settings they share."""
 
-import os
 from dataclasses import dataclass
 
 from rebar.config import knob
+from rebar.loading.corruption import OnError
 from rebar.loading.crops import CenterCrop, RandomResizedCrop
 from rebar.loading.loader import Loader
+from rebar.loading.order import OrderOption
+from rebar.loading.ranks import threads_per_process
 
 
 @dataclass(frozen=True)
@@ -15,13 +17,11 @@ class DataConfig:
     train_dataset: str = knob("", help="training .beton; default $WRITE_DIR/train.beton")
     val_dataset: str = knob("", help="validation .beton; default $WRITE_DIR/val.beton")
     num_workers: int = knob(0, help="decoding threads per process; 0: the cores divided by the processes", minimum=0)
-    in_memory: bool = knob(True, help="the files fit in memory; if not, coming pictures are read ahead")
+    in_memory: bool = knob(
+        True, help="the files fit in memory; if not, they are shuffled by windows of 512 MB and read ahead"
+    )
     min_scale: float = knob(0.08, help="smallest share of the area a random crop takes", minimum=0.001, maximum=1)
-
-
-def threads_per_process(requested: int, local_world_size: int) -> int:
-    """Decoding threads: as asked, or this machine's usable cores divided by its processes."""
-    return requested or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    on_error: OnError = knob("raise", help="a corrupt training picture: raise an error, or replace it by another")
 
 
 def build_train_loader(
@@ -38,14 +38,15 @@ def build_train_loader(
     return Loader(
         config.train_dataset,
         batch_size,
-        RandomResizedCrop(scale=(config.min_scale, 1.0)),
-        num_workers=threads_per_process(config.num_workers, local_world_size),
-        shuffle=True,
-        drop_last=True,
+        threads_per_process(config.num_workers, local_world_size),
+        os_cache=config.in_memory,
+        order=OrderOption.RANDOM if config.in_memory else OrderOption.QUASI_RANDOM,
         seed=seed,
+        drop_last=True,
+        cropper=RandomResizedCrop(scale=(config.min_scale, 1.0)),
         rank=rank,
         world_size=world_size,
-        read_ahead=not config.in_memory,
+        on_error=config.on_error,
         pin_memory=pin_memory,
     )
 
@@ -60,16 +61,16 @@ def build_val_loader(
     local_world_size: int,
     pin_memory: bool,
 ) -> Loader:
-    """In file order, centre-cropped; every sample exactly once over all processes."""
+    """In file order, centre-cropped; every sample exactly once over all processes, corrupt ones refused."""
     return Loader(
         config.val_dataset,
         batch_size,
-        CenterCrop(crop_ratio),
-        num_workers=threads_per_process(config.num_workers, local_world_size),
-        shuffle=False,
+        threads_per_process(config.num_workers, local_world_size),
+        os_cache=config.in_memory,
+        order=OrderOption.SEQUENTIAL,
         drop_last=False,
+        cropper=CenterCrop(crop_ratio),
         rank=rank,
         world_size=world_size,
-        read_ahead=not config.in_memory,
         pin_memory=pin_memory,
     )

@@ -1,147 +1,205 @@
-"""Batches of decoded pictures from a .beton, prepared ahead by threads.
+"""The Loader: which samples, in which order, whose share, from where on."""
 
-The consumer asks for a batch; that schedules another one. No thread waits for anything but work, so
-there is nobody to wait for in vain: what goes wrong in a thread is raised at the batch it belongs to.
-"""
-
-import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from rebar.beton.format import MODE_JPG
 from rebar.beton.reader import BetonFile
 from rebar.errors import RebarError
-from rebar.jpeg.turbojpeg import load_turbojpeg
-from rebar.loading.crops import Cropper, Crops
-from rebar.loading.decode import decode_into
-from rebar.loading.order import epoch_order, rank_batches
-
-
-class Batch(NamedTuple):
-    """``images`` uint8 ``[n, resolution, resolution, 3]`` RGB and ``labels`` int64 ``[n]``, in main memory."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-
-
-class _Pending(NamedTuple):
-    batch: Batch
-    parts: list[Future[None]]
+from rebar.loading.ahead import Start, work_ahead
+from rebar.loading.corruption import OnError
+from rebar.loading.crops import Cropper
+from rebar.loading.open_source import SourceOptions, Subset, open_source
+from rebar.loading.order import WINDOW_BYTES, OrderOption, epoch_order, order_option, rank_batches
+from rebar.loading.position import OrderIdentity, Position, Progress, from_state, to_state
+from rebar.loading.randomness import SampleKeys
+from rebar.loading.ranks import rank_and_world_size, threads_per_process
+from rebar.loading.readahead import ReadAhead
 
 
 class Loader:
     """Streams a .beton as batches that depend on (seed, epoch, sample) only.
 
-    Neither the number of threads nor of processes nor a restart changes a batch. ``batch_size`` is per
-    process; ``rank`` and ``world_size`` say which share of each global batch is ours. ``read_ahead`` asks
-    the kernel for the coming pictures early: for files larger than memory.
+    Takes what ``ffcv.loader.Loader`` takes. For pictures and labels give either ``pipelines``, FFCV's, or
+    a ``cropper`` and a ``resolution`` (pixels), which gives a :class:`Batch` of bytes: see docs/loader.md.
+
+    Iterating goes through the epoch ``next_epoch``, which counts up. Neither the number of threads nor of
+    processes nor a restart changes a global batch.
+
+    - fname, batch_size: the file; samples a batch and process.
+    - num_workers: decoding threads; below one, the usable cores divided by this machine's processes.
+    - os_cache: the file fits in memory; if not, coming samples are read ahead.
+    - order: an OrderOption, ours or FFCV's; one global order for all processes.
+    - distributed: ask torch.distributed or torchrun's environment for ``rank`` and ``world_size``.
+    - seed: of order and augmentation; None is 0.
+    - indices: the samples to use; None is all.
+    - drop_last: leave an incomplete last global batch out; else it is dealt out evenly, so that a process
+      gets fewer samples, or none, but no sample comes twice.
+    - batches_ahead: batches being made beside the one that is waited for.
+    - recompile: where FFCV runs the pipelines, compile them at every epoch.
+    - on_error: "raise" at a corrupt sample, or "replace" it by another: see :attr:`corrupt_samples`.
+    - pin_memory: bytes in pinned memory, for a GPU; pipelines with a ToDevice do so by themselves.
+    - window_pages: how many of the file's pages QUASI_RANDOM mixes; None, 512 MB of them.
     """
 
     def __init__(
         self,
-        path: Path | str,
+        fname: str | Path,
         batch_size: int,
-        cropper: Cropper,
-        *,
-        num_workers: int,
-        shuffle: bool,
-        drop_last: bool,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        num_workers: int = -1,
+        os_cache: bool = True,
+        order: Any = OrderOption.SEQUENTIAL,
+        distributed: bool = False,
+        seed: int | None = None,
+        indices: Subset = None,
+        pipelines: Mapping[str, Any] | None = None,
+        custom_fields: Mapping[str, Any] | None = None,
+        drop_last: bool = True,
         batches_ahead: int = 3,
-        read_ahead: bool = False,
+        recompile: bool = False,
+        *,
+        cropper: Cropper | None = None,
+        resolution: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        on_error: OnError = "raise",
         pin_memory: bool = False,
+        window_pages: int | None = None,
     ) -> None:
-        self.beton = BetonFile.open(path)
+        if batch_size < 1 or batches_ahead < 0:
+            raise RebarError(f"batch_size {batch_size} and batches_ahead {batches_ahead}: at least 1 and 0")
+        self.path = Path(fname)
         self.batch_size = batch_size
-        self.cropper = cropper
-        self.num_workers = max(1, num_workers)
-        self.shuffle = shuffle
+        self.num_workers = threads_per_process(num_workers)
+        self.order = order_option(order)
+        self.seed = seed or 0
         self.drop_last = drop_last
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
         self.batches_ahead = batches_ahead
-        self.read_ahead = read_ahead
-        self.pin_memory = pin_memory
-        if (self.beton.modes == MODE_JPG).any():
-            load_turbojpeg()  # where it is missing, say so now and not at the first batch
+        self.resolution = resolution
+        self.rank, self.world_size = rank_and_world_size(distributed, rank, world_size)
+        self.next_epoch = 0
+        keep_slots = batches_ahead + 3  # being made; the consumer's; and the one it has just let go
+        options = SourceOptions(batch_size, self.num_workers, keep_slots, on_error, pin_memory, recompile)
+        self._source = open_source(self.path, cropper, pipelines or {}, custom_fields or {}, indices, options)
+        self.window_pages = window_pages or max(1, WINDOW_BYTES // self._source.page_size)
+        self._read_ahead = None if os_cache else ReadAhead(self.path)
+        self._progress: Progress | None = None
+        self._resume = Position(0, 0)
         if len(self) == 0:
             raise RebarError(
-                f"{self.beton.path} holds {self.beton.num_samples} samples, less than one global batch of "
-                f"{world_size} x {batch_size}: choose a smaller batch size"
+                f"{self.path} holds {self.num_samples} samples, less than one global batch of "
+                f"{self.world_size} x {batch_size}: choose a smaller batch size"
             )
+
+    # ------------------------------------------------------------------ what it has
+
+    @property
+    def beton(self) -> BetonFile:
+        """The file. Raises RebarError for one without pictures and labels, which only FFCV can read."""
+        if self._source.beton is None:
+            raise RebarError(f"{self.path}: FFCV runs these pipelines, so the file was not opened as a BetonFile")
+        return self._source.beton
 
     @property
     def num_samples(self) -> int:
-        return self.beton.num_samples
+        """Of all processes together."""
+        return len(self._source.indices)
+
+    @property
+    def corrupt_samples(self) -> dict[int, str]:
+        """What could not be decoded and was replaced, on this process so far: sample to reason."""
+        return self._source.corrupt_samples
+
+    @property
+    def global_batch(self) -> int:
+        """Samples a batch, of all processes together."""
+        return self.batch_size * self.world_size
 
     def __len__(self) -> int:
-        """Global batches an epoch; each rank goes through that many."""
-        global_batch = self.batch_size * self.world_size
-        return self.num_samples // global_batch if self.drop_last else -(-self.num_samples // global_batch)
+        """Batches of a whole epoch; the same on every process."""
+        return self.num_samples // self.global_batch if self.drop_last else -(-self.num_samples // self.global_batch)
 
-    def indices(self, epoch: int) -> list[NDArray[np.int64]]:
-        """The sample indices of each of this rank's batches in an epoch."""
-        order = epoch_order(self.num_samples, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+    def batch_indices(self, epoch: int, first_sample: int = 0) -> list[NDArray[np.int64]]:
+        """The samples of each of this process's batches, when ``first_sample`` of the epoch's are left out."""
+        keys = SampleKeys(self.seed, epoch, self._source.indices)
+        pages = self._source.pages(keys.indices) if self.order is OrderOption.QUASI_RANDOM else keys.indices
         return rank_batches(
-            order,
+            epoch_order(self.order, keys, pages, window_pages=self.window_pages)[first_sample:],
             batch_size=self.batch_size,
             rank=self.rank,
             world_size=self.world_size,
             drop_last=self.drop_last,
         )
 
-    def epoch(self, epoch: int, resolution: int) -> Iterator[Batch]:
-        """Go through one epoch at one resolution (pixels). May be left early.
+    # ------------------------------------------------------------------ going through it
 
-        Raises CorruptSampleError at the batch that holds the sample.
+    def __iter__(self) -> Iterator[Any]:
+        return self.epoch(self.next_epoch)
+
+    def epoch(self, epoch: int, resolution: int | None = None) -> Iterator[Any]:
+        """Go through an epoch, at a resolution (pixels; None: the usual one). May be left early.
+
+        After :meth:`load_state_dict` the epoch of the state begins where the state was taken. Raises what
+        went wrong at the batch it belongs to: CorruptSampleError, or PipelineError where FFCV runs the
+        pipelines.
         """
-        waiting = deque(self.indices(epoch))
-        pending: deque[_Pending] = deque()
-        with ThreadPoolExecutor(self.num_workers, thread_name_prefix="rebar-loader") as threads:
-            try:
-                while waiting or pending:
-                    while waiting and len(pending) <= self.batches_ahead:
-                        pending.append(self._submit(threads, waiting.popleft(), epoch, resolution))
-                    batch, parts = pending.popleft()
-                    for part in parts:
-                        part.result()
-                    yield batch
-            finally:
-                threads.shutdown(wait=True, cancel_futures=True)
+        first_sample = self._resume.samples if self._resume.epoch == epoch else 0
+        batches = self.batch_indices(epoch, first_sample)
+        self._resume = Position(epoch, 0)
+        self.next_epoch = epoch + 1
+        self._progress = Progress(Position(epoch, first_sample), len(batches), self.global_batch)
+        return self._go_through(batches, self._progress, resolution or self.resolution)
 
-    def _submit(self, threads: ThreadPoolExecutor, indices: NDArray[np.int64], epoch: int, resolution: int) -> _Pending:
-        if self.read_ahead:
-            self._request(indices)
-        images = torch.empty((len(indices), resolution, resolution, 3), dtype=torch.uint8, pin_memory=self.pin_memory)
-        labels = torch.from_numpy(self.beton.labels[indices])
-        crops = self.cropper.crops(
-            self.beton.heights[indices].astype(np.int64),
-            self.beton.widths[indices].astype(np.int64),
-            indices=indices,
-            seed=self.seed,
-            epoch=epoch,
-        )
-        shares = np.array_split(np.arange(len(indices)), min(self.num_workers, max(1, len(indices))))
-        parts = [threads.submit(self._decode, images.numpy(), indices, crops, share) for share in shares]
-        return _Pending(Batch(images, labels.pin_memory() if self.pin_memory else labels), parts)
+    def _go_through(
+        self, batches: list[NDArray[np.int64]], progress: Progress, resolution: int | None
+    ) -> Iterator[Any]:
+        starts = self._starts(batches, progress.start.epoch, resolution)
+        # Where FFCV runs the pipelines a thread makes a whole batch, so as many must be under way.
+        ahead = max(self.batches_ahead, self.num_workers if self._source.whole_batches else 0)
+        with closing(work_ahead(starts, num_threads=self.num_workers, ahead=ahead)) as made:
+            for batch in self._source.finish(made):
+                progress.taken += 1
+                yield batch
 
-    def _request(self, indices: NDArray[np.int64]) -> None:
-        with open(self.beton.path, "rb") as file:
-            for offset, size in zip(self.beton.offsets[indices], self.beton.sizes[indices], strict=True):
-                os.posix_fadvise(file.fileno(), int(offset), int(size), os.POSIX_FADV_WILLNEED)
+    def _starts(self, batches: list[NDArray[np.int64]], epoch: int, resolution: int | None) -> Iterator[Start[Any]]:
+        start_batch = self._source.begin_epoch(resolution)
+        for number, indices in enumerate(batches):
+            if self._read_ahead is not None:
+                self._read_ahead.request(number, batches, self._source.regions)
+            yield functools.partial(start_batch, keys=SampleKeys(self.seed, epoch, indices))
 
-    def _decode(
-        self, images: NDArray[np.uint8], indices: NDArray[np.int64], crops: Crops, share: NDArray[np.int64]
-    ) -> None:
-        for slot in share:
-            decode_into(self.beton, int(indices[slot]), crops.boxes[slot], bool(crops.flips[slot]), images[slot])
+    # ------------------------------------------------------------------ stopping and going on
+
+    def state_dict(self, batches_used: int | None = None) -> dict[str, Any]:
+        """Where the loader stands, for :meth:`load_state_dict`: the same on every process.
+
+        In the middle of an epoch: behind the batches that were taken. Where something between here and the
+        training holds batches that were not trained on yet (a prefetcher), say with ``batches_used`` how
+        many of this pass were.
+        """
+        if self._progress is None:
+            position = Position(self.next_epoch, self._resume.samples if self._resume.epoch == self.next_epoch else 0)
+        else:
+            position = self._progress.position(batches_used)
+            if position.samples == 0 and position.epoch > self._progress.start.epoch:
+                position = Position(self.next_epoch, 0)
+        return to_state(position, self._identity())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the state was taken, exactly, with any number of processes and any batch size.
+
+        Raises RebarError for a state of other data, or of another seed or order.
+        """
+        self._resume = from_state(state, self._identity())
+        self._progress = None
+        self.next_epoch = self._resume.epoch
+
+    def _identity(self) -> OrderIdentity:
+        digest = hashlib.sha256(self._source.indices.tobytes()).hexdigest()[:16]
+        return OrderIdentity(self.seed, self.order.name, self.num_samples, self.window_pages, digest)

@@ -4,19 +4,61 @@ An epoch's order is one permutation for the whole job. Batch ``b`` is the same s
 number of processes at one global batch size; a rank takes its slice of it.
 """
 
+from enum import Enum
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.loading.randomness import Stream, random_bits
+from rebar.errors import RebarError
+from rebar.loading.randomness import SampleKeys, Stream, random_bits
+
+WINDOW_BYTES = 512 << 20
+"""How much of the file QUASI_RANDOM mixes at a time: two windows fit into a small machine's memory."""
 
 
-def epoch_order(num_samples: int, *, seed: int, epoch: int, shuffle: bool) -> NDArray[np.int64]:
-    """The sample indices of an epoch, int64 ``[num_samples]``, each exactly once."""
-    indices = np.arange(num_samples, dtype=np.int64)
-    if not shuffle:
+class OrderOption(Enum):
+    """How an epoch goes through the samples."""
+
+    SEQUENTIAL = 1
+    RANDOM = 2
+    QUASI_RANDOM = 3
+    """Window after window of pages drawn at random, and well mixed in each: every page is read once an
+    epoch, whatever the memory."""
+
+
+def order_option(order: Any) -> OrderOption:
+    """Ours for ours, FFCV's or the name of one. Raises RebarError for anything else."""
+    name = order.name if isinstance(order, Enum) else str(order).upper()
+    if name not in OrderOption.__members__:
+        raise RebarError(f"order: {order!r} is none of {', '.join(OrderOption.__members__)}")
+    return OrderOption[name]
+
+
+def epoch_order(
+    order: OrderOption, keys: SampleKeys, pages: NDArray[np.integer], *, window_pages: int
+) -> NDArray[np.int64]:
+    """The samples ``keys.indices`` in the order of the epoch ``keys.epoch``, int64, each exactly once.
+
+    ``pages`` says on which page of the file each of them lies; only QUASI_RANDOM looks at it.
+    """
+    indices = keys.indices
+    if order is OrderOption.SEQUENTIAL:
         return indices
-    keys = random_bits(seed, epoch, indices, stream=Stream.ORDER)[:, 0]
-    return np.argsort(keys, kind="stable")
+    shuffled = random_bits(keys, Stream.ORDER)[:, 0]
+    if order is OrderOption.RANDOM:
+        return indices[np.argsort(shuffled, kind="stable")]
+    windows = _windows(pages, keys.seed, keys.epoch, window_pages)
+    return indices[np.lexsort((shuffled, windows))]
+
+
+def _windows(pages: NDArray[np.integer], seed: int, epoch: int, window_pages: int) -> NDArray[np.int64]:
+    """The window of each sample: the pages are shuffled, then taken ``window_pages`` at a time."""
+    distinct, page_of_sample = np.unique(pages, return_inverse=True)
+    drawn = random_bits(SampleKeys(seed, epoch, distinct.astype(np.int64)), Stream.PAGE)[:, 0]
+    place = np.empty(len(distinct), np.int64)
+    place[np.argsort(drawn, kind="stable")] = np.arange(len(distinct))
+    return (place // window_pages)[page_of_sample]
 
 
 def rank_batches(

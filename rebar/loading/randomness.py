@@ -5,6 +5,7 @@ same way whoever decodes it, whenever. The mixing function is splitmix64's final
 Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -20,6 +21,22 @@ class Stream(IntEnum):
     ORDER = 0
     CROP = 1
     FLIP = 2
+    PAGE = 3
+    SUBSTITUTE = 4
+    FOREIGN = 5
+    """The seeds of other people's generators."""
+
+
+@dataclass(frozen=True)
+class SampleKeys:
+    """What the randomness of some samples depends on: all of it, and nothing else."""
+
+    seed: int
+    epoch: int
+    indices: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -28,21 +45,16 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def random_bits(
-    seed: int, epoch: int, indices: NDArray[np.integer], *, stream: Stream, draws: int = 1
-) -> NDArray[np.uint64]:
-    """64 random bits each, uint64 ``[len(indices), draws]``."""
+def random_bits(keys: SampleKeys, stream: Stream, draws: int = 1) -> NDArray[np.uint64]:
+    """64 random bits each, uint64 ``[len(keys), draws]``."""
     key = np.zeros(1, np.uint64)
-    for part in (seed, epoch, int(stream)):
+    for part in (keys.seed, keys.epoch, int(stream)):
         key = _mix(key + np.uint64(part & _MASK) + _GOLDEN)
-    counters = _mix(key + (indices.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    counters = _mix(key + (keys.indices.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
     steps = np.arange(1, draws + 1, dtype=np.uint64) * _GOLDEN
     return _mix(counters[:, None] + steps[None, :])
 
 
-def uniforms(
-    seed: int, epoch: int, indices: NDArray[np.integer], *, stream: Stream, draws: int = 1
-) -> NDArray[np.float64]:
-    """Numbers uniform in [0, 1), float64 ``[len(indices), draws]``."""
-    bits = random_bits(seed, epoch, indices, stream=stream, draws=draws)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def uniforms(keys: SampleKeys, stream: Stream, draws: int = 1) -> NDArray[np.float64]:
+    """Numbers uniform in [0, 1), float64 ``[len(keys), draws]``."""
+    return (random_bits(keys, stream, draws) >> np.uint64(11)).astype(np.float64) * 2.0**-53

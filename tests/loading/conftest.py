@@ -98,6 +98,14 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
 
 
 @pytest.fixture(scope="session")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
+    """Twelve raw pictures of noise, in which every pixel matters."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, textured_picture(number).shape, np.uint8) for number in range(12)]
+    return write(tmp_path_factory.mktemp("betons") / "noise.beton", pictures, ImagePolicy(write_mode="raw"))
+
+
+@pytest.fixture(scope="session")
 def textures(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
     """Twelve JPEGs of several sizes with a texture."""
     path = tmp_path_factory.mktemp("betons") / "textures.beton"

@@ -19,14 +19,17 @@ from rebar.beton import BetonFile
 from rebar.errors import RebarError
 from rebar.loading.crops import CenterCrop, Cropper, RandomResizedCrop
 from rebar.loading.decode import CorruptSampleError, read_picture
-from rebar.loading.loader import Batch, Loader
+from rebar.loading.loader import Loader
+from rebar.loading.order import OrderOption
+from rebar.loading.plan import Batch
+from rebar.loading.randomness import SampleKeys
 from tests.loading.conftest import WriteBeton, label_of, number_of, plain_picture, textured_picture
 
 RESOLUTION = 16
 
 
 def make_loader(beton: BetonFile, *, cropper: Cropper | None = None, **changes: Any) -> Loader:
-    chosen = {"batch_size": 8, "num_workers": 2, "shuffle": True, "drop_last": False, **changes}
+    chosen = {"batch_size": 8, "num_workers": 2, "order": OrderOption.RANDOM, "drop_last": False, **changes}
     return Loader(beton.path, cropper=cropper or RandomResizedCrop(), **chosen)
 
 
@@ -61,7 +64,7 @@ def test_labels_belong_to_their_pictures_and_none_is_lost(numbers: BetonFile) ->
 
 
 def test_unshuffled_batches_are_in_the_files_order(numbers: BetonFile) -> None:
-    loader = make_loader(numbers, cropper=CenterCrop(), shuffle=False, drop_last=True)
+    loader = make_loader(numbers, cropper=CenterCrop(), order=OrderOption.SEQUENTIAL, drop_last=True)
     batches = numbers_and_labels(loader.epoch(0, RESOLUTION))
     assert [found for found, _ in batches] == np.arange(96).reshape(12, 8).tolist()
     assert len(loader) == 12
@@ -75,23 +78,33 @@ def test_batches_are_pictures_of_bytes(numbers: BetonFile) -> None:
 
 
 @pytest.mark.parametrize("cropper", [RandomResizedCrop(), CenterCrop()])
-def test_a_picture_is_the_resized_part_of_the_whole(cropper: Cropper, textures: BetonFile) -> None:
-    loader = make_loader(textures, cropper=cropper, seed=5)
-    for indices, batch in zip(loader.indices(2), loader.epoch(2, 24), strict=True):
-        heights, widths = (sides[indices].astype(np.int64) for sides in (textures.heights, textures.widths))
-        crops = cropper.crops(heights, widths, indices=indices, seed=5, epoch=2)
+def test_a_raw_picture_is_the_resized_part_of_the_whole(cropper: Cropper, noise: BetonFile) -> None:
+    wholes = [noise.image_bytes(i).reshape(noise.heights[i], noise.widths[i], 3) for i in range(12)]
+    for image, expected in loaded_and_expected(noise, cropper, wholes):
+        assert np.array_equal(image, expected)
+
+
+@pytest.mark.parametrize("cropper", [RandomResizedCrop(), CenterCrop()])
+def test_a_jpeg_is_the_resized_part_of_the_whole(cropper: Cropper, textures: BetonFile) -> None:
+    wholes = [cv2.imdecode(textures.image_bytes(i), cv2.IMREAD_COLOR)[..., ::-1] for i in range(12)]
+    assert all(np.abs(whole - textured_picture(i).astype(float)).mean() < 5 for i, whole in enumerate(wholes))
+    for image, expected in loaded_and_expected(textures, cropper, wholes):
+        assert np.abs(image - expected.astype(float)).mean() < 1
+
+
+def loaded_and_expected(
+    beton: BetonFile, cropper: Cropper, wholes: list[NDArray[np.uint8]]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Every picture of an epoch, and the same cut, resized and mirrored by OpenCV from the whole one."""
+    loader = make_loader(beton, cropper=cropper, seed=5)
+    for indices, batch in zip(loader.batch_indices(2), loader.epoch(2, 24), strict=True):
+        heights, widths = (sides[indices].astype(np.int64) for sides in (beton.heights, beton.widths))
+        crops = cropper.crops(heights, widths, SampleKeys(5, 2, indices))
         for index, box, flip, image in zip(indices, crops.boxes, crops.flips, batch.images.numpy(), strict=True):
-            assert np.abs(image - expected_picture(textures, int(index), box, flip)).mean() < 2
-
-
-def expected_picture(beton: BetonFile, index: int, box: NDArray[np.int64], flip: np.bool_) -> NDArray[np.float64]:
-    """OpenCV's decoder on the whole picture, then cut, resized and mirrored."""
-    whole = cv2.imdecode(beton.image_bytes(index), cv2.IMREAD_COLOR)[..., ::-1]
-    assert np.abs(whole - textured_picture(index).astype(float)).mean() < 5  # the JPEG's loss
-    top, left, height, width = box
-    part = np.ascontiguousarray(whole[top : top + height, left : left + width])
-    resized = cv2.resize(part, (24, 24), interpolation=cv2.INTER_AREA)
-    return (cv2.flip(resized, 1) if flip else resized).astype(float)
+            top, left, height, width = box
+            part = np.ascontiguousarray(wholes[index][top : top + height, left : left + width])
+            resized = cv2.resize(part, (24, 24), interpolation=cv2.INTER_AREA)
+            yield image, cv2.flip(resized, 1) if flip else resized
 
 
 def test_a_beton_of_stock_ffcv_is_read(tmp_path: Path) -> None:
@@ -109,7 +122,7 @@ def test_a_beton_of_stock_ffcv_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_workers": 1}, {"num_workers": 5}, {"num_workers": 20}, {"batches_ahead": 0}, {"read_ahead": True}],
+    [{"num_workers": 1}, {"num_workers": 5}, {"num_workers": 20}, {"batches_ahead": 0}, {"os_cache": False}],
 )
 def test_how_it_is_done_does_not_change_a_batch(changes: dict[str, Any], textures: BetonFile) -> None:
     usual = list(make_loader(textures, batch_size=5).epoch(1, RESOLUTION))
@@ -143,7 +156,7 @@ def test_epochs_and_seeds_differ_and_repeat(numbers: BetonFile) -> None:
 
 
 def test_pictures_are_cropped_anew_in_every_epoch(textures: BetonFile) -> None:
-    loader = make_loader(textures, shuffle=False)
+    loader = make_loader(textures, order=OrderOption.SEQUENTIAL)
     first, second = (torch.cat([batch.images for batch in loader.epoch(epoch, RESOLUTION)]) for epoch in (0, 1))
     assert (first != second).flatten(1).any(dim=1).all()
 
@@ -197,7 +210,7 @@ def test_a_corrupt_picture_is_named_at_its_batch(num_workers: int, write_numbers
     with beton.path.open("r+b") as file:
         file.seek(int(beton.offsets[19]))
         file.write(bytes(int(beton.sizes[19])))
-    epoch = make_loader(beton, shuffle=False, num_workers=num_workers).epoch(0, RESOLUTION)
+    epoch = make_loader(beton, order=OrderOption.SEQUENTIAL, num_workers=num_workers).epoch(0, RESOLUTION)
     good = numbers_and_labels(islice(epoch, 2))
     assert [found for found, _ in good] == np.arange(16).reshape(2, 8).tolist()
     with pytest.raises(CorruptSampleError) as refused:
@@ -214,5 +227,5 @@ def test_a_picture_of_another_size_than_the_file_says_is_refused(textures: Beton
 def test_too_few_samples_for_a_global_batch(write_numbers: WriteBeton) -> None:
     beton = write_numbers(15)
     with pytest.raises(RebarError, match=r"holds 15 samples, less than one global batch of 2 x 8: choose a smaller"):
-        make_loader(beton, world_size=2, drop_last=True)
-    assert len(make_loader(beton, world_size=2)) == 1
+        make_loader(beton, rank=0, world_size=2, drop_last=True)
+    assert len(make_loader(beton, rank=0, world_size=2)) == 1

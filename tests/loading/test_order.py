@@ -2,13 +2,17 @@
 
 import numpy as np
 import pytest
+from ffcv.loader import OrderOption as TheirOrder
 from numpy.typing import NDArray
 
-from rebar.loading.order import epoch_order, rank_batches
+from rebar.errors import RebarError
+from rebar.loading.order import OrderOption, epoch_order, order_option, rank_batches
+from rebar.loading.randomness import SampleKeys
 
 
 def order_of(num_samples: int, *, seed: int = 0, epoch: int = 0) -> NDArray[np.int64]:
-    return epoch_order(num_samples, seed=seed, epoch=epoch, shuffle=True)
+    keys = SampleKeys(seed, epoch, np.arange(num_samples))
+    return epoch_order(OrderOption.RANDOM, keys, keys.indices, window_pages=1)
 
 
 def lists(order: NDArray[np.int64], *, batch: int, world: int, drop_last: bool) -> list[list[list[int]]]:
@@ -28,7 +32,8 @@ def test_every_sample_exactly_once(num_samples: int) -> None:
 
 
 def test_unshuffled_is_the_files_order() -> None:
-    assert epoch_order(5, seed=3, epoch=7, shuffle=False).tolist() == [0, 1, 2, 3, 4]
+    keys = SampleKeys(3, 7, np.arange(5))
+    assert epoch_order(OrderOption.SEQUENTIAL, keys, keys.indices, window_pages=1).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
@@ -78,3 +83,59 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(num_samples: int, d
         assert all(len(part) <= 8 // world for batches in ranks for part in batches)
     dropped = num_samples % 8 if drop_last else 0
     assert sum(wanted, []) == order[: num_samples - dropped].tolist()  # noqa: RUF017
+
+
+# ------------------------------------------------------------------ windows of pages
+
+
+def quasi_random(pages: NDArray[np.int64], window_pages: int, epoch: int = 0) -> NDArray[np.int64]:
+    keys = SampleKeys(0, epoch, np.arange(len(pages)))
+    return epoch_order(OrderOption.QUASI_RANDOM, keys, pages, window_pages=window_pages)
+
+
+PAGES = np.arange(10_000) // 100  # 100 pages of 100 samples
+
+
+def test_windows_hold_every_sample_once() -> None:
+    assert sorted(quasi_random(PAGES, 8)) == list(range(10_000))
+
+
+def test_a_page_is_visited_in_one_window_only() -> None:
+    visits = PAGES[quasi_random(PAGES, 8)]
+    for window in range(0, 10_000, 800):
+        inside = set(visits[window : window + 800])
+        assert len(inside) <= 8
+        assert not inside & set(visits[window + 800 :])
+
+
+def test_pages_and_their_samples_are_mixed() -> None:
+    first, second = quasi_random(PAGES, 8), quasi_random(PAGES, 8, epoch=1)
+    assert not np.array_equal(first, second)
+    assert set(PAGES[first[:800]]) != set(PAGES[second[:800]])
+    window = PAGES[first[:800]]
+    assert (np.diff(window) == 0).mean() < 0.2  # an eighth is expected
+    assert abs(np.corrcoef(first, np.arange(10_000))[0, 1]) < 0.3
+
+
+def test_a_window_as_large_as_the_file_is_random() -> None:
+    keys = SampleKeys(0, 0, np.arange(10_000))
+    random = epoch_order(OrderOption.RANDOM, keys, PAGES, window_pages=1)
+    assert np.array_equal(quasi_random(PAGES, 100), random)
+
+
+# ------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize("order", [OrderOption.RANDOM, TheirOrder.RANDOM, "random"])
+def test_orders_of_ffcv_are_ours(order: object) -> None:
+    assert order_option(order) is OrderOption.RANDOM
+
+
+def test_every_order_of_ffcv_has_one_of_ours() -> None:
+    assert {order.name for order in TheirOrder} == set(OrderOption.__members__)
+
+
+@pytest.mark.parametrize("order", ["shuffled", None, 2])
+def test_an_unknown_order_is_refused(order: object) -> None:
+    with pytest.raises(RebarError, match="is none of SEQUENTIAL, RANDOM, QUASI_RANDOM"):
+        order_option(order)

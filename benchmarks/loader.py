@@ -1,0 +1,269 @@
+"""Pictures a second of Rebar's Loader and of its peers: the same JPEGs, the same machine, one run.
+
+    python benchmarks/loader.py --data photographs --json loader.json
+    python benchmarks/loader.py --data photographs --peers rebar,ffcv --resolutions 224 --cores 1 --json OUT
+
+``--data`` is any folder of class folders of pictures (photographs.py makes one). They are written once as
+write_dataset.py writes them; peers that read files get exactly these JPEGs. Every peer runs in a process of
+its own, on the cores it may use, several epochs at a time, in turn with the others, several times over. A
+figure is the median over the repetitions of the median epoch but the first; a ratio is taken within a
+repetition. A peer that is not installed is left out by name; one that lives elsewhere is named as
+``--peers rebar,ffcv,dali=/path/to/python``.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from peers import NAMES, Job
+
+from rebar.beton import BetonFile, ImageFolder, ImagePolicy, write_beton
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BASELINE = "ffcv"
+PACKAGES = ("numpy", "numba", "torch", "torchvision", "ffcv", "opencv-python-headless", "simplejpeg", "webdataset")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A peer and the Python that has it."""
+
+    name: str
+    python: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run of one peer."""
+
+    epoch_seconds: list[float]
+    pictures: int
+    first_batch_seconds: float
+    peak_memory_mb: float
+    """Of the process and its children, without shared pages (the file's own among them)."""
+
+    @property
+    def images_per_second(self) -> float:
+        """Of the median epoch but the first."""
+        later = self.epoch_seconds[1:] or self.epoch_seconds
+        return self.pictures / statistics.median(later)
+
+    @property
+    def images_per_second_last_two(self) -> float:
+        """Of the mean of the last two epochs: stock FFCV is slow in its second and third."""
+        return self.pictures / statistics.mean(self.epoch_seconds[-2:])
+
+
+def prepare(data: Path, work: Path, count: int) -> tuple[Path, Path]:
+    """The pictures as a .beton, and the JPEGs in it as a folder of files; made once for each ``count``."""
+    beton_path, folder = work / f"pictures_{count}.beton", work / f"pictures_{count}"
+    if not beton_path.exists():
+        source = ImageFolder(data)
+        order = np.argsort(np.random.Philox(key=0).random_raw(len(source)), kind="stable")[:count]
+        write_beton(source, beton_path, policy=ImagePolicy(), order=order, num_workers=os.cpu_count() or 1)
+    beton = BetonFile.open(beton_path)
+    for index in range(beton.num_samples if not folder.exists() else 0):
+        path = folder / f"{beton.labels[index]:05d}" / f"{index:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(beton.image_bytes(index).tobytes())
+    return beton_path, folder
+
+
+def run_peer(contestant: Contestant, job: Job, numba_cache: Path) -> Measurement | str:
+    """Run a peer in its own process; its measurement, or why there is none."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    if not Path(contestant.python).exists():
+        return f"there is no {contestant.python}"
+    process = subprocess.Popen(
+        [contestant.python, "benchmarks/run_peer.py", contestant.name, json.dumps(asdict(job))],
+        cwd=REPOSITORY,
+        env={**os.environ, **threads, "NUMBA_CACHE_DIR": str(numba_cache), "NUMBA_NUM_THREADS": str(job.cores)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    peak = watch_memory(process)
+    output, errors = process.communicate()
+    if process.returncode != 0:
+        return (errors.strip().splitlines() or ["no message"])[-1]
+    return Measurement(peak_memory_mb=peak, **json.loads(output.splitlines()[-1]))
+
+
+def watch_memory(process: "subprocess.Popen[str]") -> float:
+    """The largest sum of private memory of a process and its children until it ends, in MB."""
+    peak = 0.0
+    while process.poll() is None:
+        try:
+            root = psutil.Process(process.pid)
+            family = [root, *root.children(recursive=True)]
+            peak = max(peak, sum(member.memory_full_info().uss for member in family) / 1e6)
+        except psutil.Error:
+            pass  # one has just ended
+        time.sleep(0.2)
+    return peak
+
+
+def summarise(runs: dict[tuple[str, int, int], list[Measurement]]) -> list[dict[str, Any]]:
+    """One row for each peer, resolution and number of cores."""
+    rows = []
+    for (peer, resolution, cores), measured in runs.items():
+        baseline = runs.get((BASELINE, resolution, cores), [])
+        pairs = list(zip(measured, baseline, strict=False))
+        ratio = [ours.images_per_second / theirs.images_per_second for ours, theirs in pairs]
+        last = [ours.images_per_second_last_two / theirs.images_per_second_last_two for ours, theirs in pairs]
+        rows.append(
+            {
+                "peer": peer,
+                "resolution": resolution,
+                "cores": cores,
+                "images_per_second": statistics.median(run.images_per_second for run in measured),
+                "images_per_second_last_two": statistics.median(run.images_per_second_last_two for run in measured),
+                "ratio_to_ffcv": statistics.median(ratio) if ratio else None,
+                "ratio_to_ffcv_last_two": statistics.median(last) if last else None,
+                "first_batch_seconds_cold": measured[0].first_batch_seconds,
+                "first_batch_seconds_warm": statistics.median(
+                    run.first_batch_seconds for run in measured[1:] or measured
+                ),
+                "peak_memory_mb": statistics.median(run.peak_memory_mb for run in measured),
+                "runs": [asdict(run) for run in measured],
+            }
+        )
+    return rows
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, memory, and the versions of what was compared."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    model = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
+    return {
+        "processor": model[0] if model else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """The rows, fastest first within each resolution and number of cores."""
+    print(
+        f"\n{'px':>4} {'cores':>5}  {'peer':24} {'img/s':>8} {'ratio':>6} {'last 2':>6} {'first batch s':>15} {'MB':>6}"
+    )
+    for row in sorted(rows, key=lambda row: (row["resolution"], row["cores"], -row["images_per_second"])):
+        ratio, last = (f"{row[name]:.2f}" if row[name] else "" for name in ("ratio_to_ffcv", "ratio_to_ffcv_last_two"))
+        first = f"{row['first_batch_seconds_cold']:.1f} / {row['first_batch_seconds_warm']:.1f}"
+        print(
+            f"{row['resolution']:4} {row['cores']:5}  {row['peer']:24} {row['images_per_second']:8.0f} {ratio:>6} "
+            f"{last:>6} {first:>15} {row['peak_memory_mb']:6.0f}"
+        )
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """A bar for each row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = sorted({(row["resolution"], row["cores"]) for row in rows})
+    figure = Figure(figsize=(9, 0.8 + 0.4 * len(rows) + 0.6 * len(groups)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (resolution, cores) in zip(np.atleast_1d(figure.subplots(len(groups), 1)), groups, strict=True):
+        chosen = [row for row in rows if (row["resolution"], row["cores"]) == (resolution, cores)]
+        chosen.sort(key=lambda row: row["images_per_second"])
+        bars = axes.barh([row["peer"] for row in chosen], [row["images_per_second"] for row in chosen])
+        axes.bar_label(
+            bars, [f"{row['ratio_to_ffcv']:.2f}x" if row["ratio_to_ffcv"] else "" for row in chosen], padding=3
+        )
+        axes.set_title(f"{resolution} px, {cores} core{'s' if cores > 1 else ''}: pictures a second")
+        axes.margins(x=0.1)
+    figure.savefig(path, dpi=100)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of class folders of pictures")
+    parser.add_argument("--peers", default=",".join(NAMES), help="names, or NAME=PYTHON for one installed elsewhere")
+    parser.add_argument("--resolutions", default="224,160", help="pixels")
+    parser.add_argument("--cores", default="", help="numbers of cores; default one and all")
+    parser.add_argument("--count", type=int, default=2048, help="pictures at most")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("benchmark_run"), help="folder for what is made once")
+    parser.add_argument("--json", type=Path, help="write the rows, the machine and the versions there")
+    parser.add_argument("--picture", type=Path, help="draw the rows there, as PNG")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prepare the data, run the peers in turn, print and save."""
+    arguments = parse_arguments()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    beton, folder = prepare(arguments.data, arguments.work.resolve(), arguments.count)
+    named = [name.partition("=") for name in arguments.peers.split(",")]
+    contestants = [Contestant(name, python or sys.executable) for name, _, python in named]
+    all_cores = len(os.sched_getaffinity(0))
+    cores = [int(text) for text in arguments.cores.split(",") if text] or sorted({1, all_cores})
+    resolutions = [int(text) for text in arguments.resolutions.split(",")]
+    numba_cache = arguments.work.resolve() / f"numba_{os.getpid()}"
+
+    runs: dict[tuple[str, int, int], list[Measurement]] = {}
+    left_out: dict[str, str] = {}
+    for repetition in range(arguments.repetitions):
+        for resolution in resolutions:
+            for core_count in cores:
+                for contestant in contestants:
+                    if contestant.name in left_out:
+                        continue
+                    job = Job(str(beton), str(folder), resolution, core_count, arguments.batch_size, arguments.epochs)
+                    result = run_peer(contestant, job, numba_cache)
+                    if isinstance(result, str):
+                        left_out[contestant.name] = result
+                        print(f"{contestant.name} is left out: {result}", flush=True)
+                        continue
+                    runs.setdefault((contestant.name, resolution, core_count), []).append(result)
+                    print(
+                        f"{repetition + 1}/{arguments.repetitions}  {resolution} px, {core_count} cores, "
+                        f"{contestant.name}: {result.images_per_second:.0f} pictures/s",
+                        flush=True,
+                    )
+    rows = summarise(runs)
+    print_table(rows)
+    report = {
+        "benchmark": "loader",
+        "command": " ".join(["python", "benchmarks/loader.py", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(),
+        "data": {"pictures": BetonFile.open(beton).num_samples, "bytes": beton.stat().st_size},
+        "left_out": left_out,
+        "rows": rows,
+    }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.picture:
+        draw(rows, arguments.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""NVIDIA DALI's CPU backend: decoding of the random crop only, then a bilinear resize with antialiasing."""
+
+from collections.abc import Iterable, Iterator
+
+from peers import Job
+
+
+def epochs(job: Job) -> Iterator[Iterable[int]]:
+    """Batches of bytes."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=job.batch_size, num_threads=job.cores, device_id=None, prefetch_queue_depth=2)
+    def pipeline() -> tuple[object, object]:
+        encoded, labels = fn.readers.file(file_root=job.folder, random_shuffle=True, name="reader")
+        pictures = fn.decoders.image_random_crop(encoded, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3])
+        size = float(job.resolution)
+        pictures = fn.resize(pictures, resize_x=size, resize_y=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        return fn.flip(pictures, horizontal=fn.random.coin_flip()), labels
+
+    running = pipeline()
+    running.build()
+    batches = running.epoch_size("reader") // job.batch_size
+    for _ in range(job.epochs):
+        yield (len(running.run()[0]) for _ in range(batches))

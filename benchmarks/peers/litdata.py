@@ -1,0 +1,43 @@
+"""litdata: its own chunks, written once beside the folder, read by its DataLoader."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import litdata
+import torch
+
+from peers import Job
+from peers.torch_data import read_folder
+from peers.whole_pictures import crop_of
+
+# Both are pickled for worker processes, so they stand at the top of the module.
+
+
+class Pictures(litdata.StreamingDataset):  # type: ignore[misc]
+    """The stored JPEGs, decoded."""
+
+    resolution: int
+
+    def __getitem__(self, index: Any) -> tuple[Any, int]:
+        sample = super().__getitem__(index)
+        return torch.from_numpy(crop_of(sample["jpeg"], self.resolution)), sample["label"]
+
+
+def read_sample(sample: tuple[str, int]) -> dict[str, Any]:
+    """What is stored of a file."""
+    path, label = sample
+    return {"jpeg": Path(path).read_bytes(), "label": label}
+
+
+def epochs(job: Job) -> Iterator[Iterable[int]]:
+    """Batches of bytes."""
+    chunks = f"{job.folder}_litdata"
+    if not Path(chunks, "index.json").exists():
+        litdata.optimize(fn=read_sample, inputs=read_folder(job.folder), output_dir=chunks, chunk_bytes="64MB")
+
+    dataset = Pictures(chunks, shuffle=True, drop_last=True)
+    dataset.resolution = job.resolution
+    loader = litdata.StreamingDataLoader(dataset, batch_size=job.batch_size, num_workers=job.cores, drop_last=True)
+    for _ in range(job.epochs):
+        yield (len(images) for images, _ in loader)

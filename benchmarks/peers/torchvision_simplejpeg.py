@@ -1,0 +1,28 @@
+"""torch's DataLoader with simplejpeg and torchvision's v2 resize on tensors: the fastest of its kind."""
+
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from peers import Job
+from peers.torch_data import dataloader_epochs, random_box
+
+
+def decode(path: str, resolution: int) -> Any:
+    """uint8 ``[3, resolution, resolution]`` in channels_last layout."""
+    import simplejpeg
+    import torch
+    import torch.nn.functional as F
+
+    with open(path, "rb") as file:
+        picture = torch.from_numpy(simplejpeg.decode_jpeg(file.read())).permute(2, 0, 1)
+    top, left, height, width = random_box(picture.shape[1], picture.shape[2])
+    cropped = picture[:, top : top + height, left : left + width]
+    # what torchvision.transforms.v2 does of a uint8 tensor, without torchvision's import
+    resized = F.interpolate(cropped[None], size=(resolution, resolution), mode="bilinear", antialias=True)[0]
+    return resized.flip(2) if random.random() < 0.5 else resized
+
+
+def epochs(job: Job) -> Iterator[Iterable[int]]:
+    """Batches of bytes."""
+    return dataloader_epochs(job, decode)

@@ -1,0 +1,128 @@
+"""Look-up tables for Huffman codes (ITU-T T.81, annex C and F.2.2), kept by the content of the DHT segment.
+
+A table's *specification* is 272 bytes: how many codes of each length 1..16 there are, then the symbols, then
+zeros. Most files of a data set share one set of specifications, so a decoder keeps the tables it met.
+
+Two tables belong to a specification:
+
+- the *short* one, by the next ``SHORT_BITS`` bits, uint32: bits 0–5 the length of code and magnitude
+  together, bits 8–15 by how much the coefficient's number advances (one more than the zeros before it;
+  ``END_OF_BLOCK`` where no more follow), bits 16–31 the coefficient. ``LONG`` where that does not fit: then
+- the *long* one, by the next 16 bits, uint16: the code's length in the high byte, its symbol in the low one;
+  zero where there is no such code.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rebar.jpeg.compiled import compiled
+from rebar.jpeg.status import CORRUPT_HEADER, OK, UNSUPPORTED
+
+SHORT_BITS = 10
+LONG = 128
+END_OF_BLOCK = 128
+SPECIFICATION_BYTES = 16 + 256
+SLOT_SHIFT = SHORT_BITS + 2  # from a short table's address, relative to the first one's, to its slot
+DC, AC = 0, 1
+_SLOTS = 16
+_MOST_DC_BITS, _MOST_AC_BITS = 11, 10  # of a magnitude in 8-bit pictures (T.81, tables F.1 and F.2)
+
+
+class TableStore(NamedTuple):
+    """The tables of the last specifications met.
+
+    ``specifications`` uint8 ``[slots, 272]``, ``classes`` uint8 ``[slots]`` (DC, AC; 255: empty), ``short``
+    uint32 ``[slots * 2**SHORT_BITS]``, ``long`` uint16 ``[slots * 2**16]``, ``last_use`` int64 ``[slots]``:
+    larger is more recent.
+    """
+
+    specifications: NDArray[np.uint8]
+    classes: NDArray[np.uint8]
+    short: NDArray[np.uint32]
+    long: NDArray[np.uint16]
+    last_use: NDArray[np.int64]
+
+
+def new_table_store() -> TableStore:
+    """An empty one."""
+    return TableStore(
+        np.zeros((_SLOTS, SPECIFICATION_BYTES), np.uint8),
+        np.full(_SLOTS, 255, np.uint8),
+        np.zeros(_SLOTS << SHORT_BITS, np.uint32),
+        np.zeros(_SLOTS << 16, np.uint16),
+        np.zeros(_SLOTS, np.int64),
+    )
+
+
+@compiled
+def find_tables(store: TableStore, specification: NDArray[np.uint8], table_class: int) -> tuple[int, int]:
+    """``(status, slot)`` of a specification's tables, built first where they are new.
+
+    The slots returned last stay valid: a picture needs six at most, of sixteen.
+    """
+    now = store.last_use.max() + 1
+    for slot in range(_SLOTS):
+        if store.classes[slot] == table_class:
+            same = True
+            for i in range(SPECIFICATION_BYTES):
+                if store.specifications[slot, i] != specification[i]:
+                    same = False
+                    break
+            if same:
+                store.last_use[slot] = now
+                return OK, slot
+    slot = np.int64(store.last_use.argmin())
+    store.classes[slot] = 255
+    status = _build_long(specification, table_class, store.long[slot << 16 : (slot + 1) << 16])
+    if status != OK:
+        return status, 0
+    _build_short(
+        store.long[slot << 16 : (slot + 1) << 16],
+        table_class,
+        store.short[slot << SHORT_BITS : (slot + 1) << SHORT_BITS],
+    )
+    store.specifications[slot, :] = specification
+    store.classes[slot] = table_class
+    store.last_use[slot] = now
+    return OK, slot
+
+
+@compiled
+def _build_long(specification: NDArray[np.uint8], table_class: int, table: NDArray[np.uint16]) -> int:
+    filled, symbol_at = 0, 16
+    for length in range(1, 17):
+        codes = np.int64(specification[length - 1])
+        wide = 1 << (16 - length)
+        if filled + codes * wide > table.size or symbol_at + codes > SPECIFICATION_BYTES:
+            return CORRUPT_HEADER
+        for _ in range(codes):
+            symbol = np.int64(specification[symbol_at])
+            size = symbol & 15 if table_class == AC else symbol
+            if size > (_MOST_AC_BITS if table_class == AC else _MOST_DC_BITS):
+                return UNSUPPORTED
+            table[filled : filled + wide] = (length << 8) | symbol
+            filled += wide
+            symbol_at += 1
+    table[filled:] = 0
+    return OK
+
+
+@compiled
+def _build_short(long: NDArray[np.uint16], table_class: int, table: NDArray[np.uint32]) -> None:
+    for bits in range(1 << SHORT_BITS):
+        entry = np.int64(long[bits << (16 - SHORT_BITS)])
+        length, run, size = entry >> 8, (entry >> 4) & 15, entry & 15
+        total = length + size
+        if length == 0 or total > SHORT_BITS:
+            table[bits] = LONG
+            continue
+        value, advance = 0, run + 1
+        if size > 0:
+            value = (bits >> (SHORT_BITS - total)) & ((1 << size) - 1)
+            if value < 1 << (size - 1):
+                value -= (1 << size) - 1
+        elif table_class == AC and run < 15:
+            advance = END_OF_BLOCK
+        table[bits] = np.uint32(((value & 0xFFFF) << 16) | (advance << 8) | total)

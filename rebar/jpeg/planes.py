@@ -1,0 +1,51 @@
+"""A region's YCbCr planes as NumPy arrays: for tests and for looking inside, not for speed."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rebar.jpeg.compiled import kernel, read_only
+from rebar.jpeg.headers import Header, Tables, new_tables, parse_header
+from rebar.jpeg.huffman import new_table_store
+from rebar.jpeg.regions import BITS_ROOM, RegionScratch, decode_region, new_region_scratch
+from rebar.jpeg.status import OK, WRONG_SIZE, Status
+
+
+def decode_planes(
+    jpeg: NDArray[np.uint8], box: tuple[int, int, int, int], max_height: int, max_width: int
+) -> tuple[Status, list[NDArray[np.uint8]]]:
+    """The samples of each component that the pixels of ``box`` (top, left, height, width) lie on.
+
+    Returns the status and, where it is OK, one uint8 ``[height, width]`` a component: bit for bit what
+    libjpeg-turbo's accurate decoding of the whole picture holds there.
+    """
+    tables, scratch = new_tables(new_table_store()), new_region_scratch(max_height, max_width)
+    bits = np.zeros((2, jpeg.size + BITS_ROOM), np.uint8)
+    status, header = _decode_planes(read_only(jpeg), np.array(box, np.int64), tables, scratch, bits)
+    planes = []
+    for c in range(header.components if status == OK else 0):
+        left, top, stride = scratch.frame[c]
+        x0, x1, y0, y1 = scratch.needed[c]
+        columns = scratch.planes[c][: (x1 - left) * stride].reshape(-1, stride)
+        planes.append(columns[x0 - left :, y0 - top : y1 - top].T.copy())
+    return Status(status), planes
+
+
+@kernel
+def _decode_planes(
+    data: NDArray[np.uint8],
+    box: NDArray[np.int64],
+    tables: Tables,
+    scratch: RegionScratch,
+    bits: NDArray[np.uint8],
+) -> tuple[int, Header]:
+    status, header = parse_header(data, 0, data.size, tables)
+    if status != OK:
+        return status, header
+    if header.height > scratch.limits[0] or header.width > scratch.limits[1]:
+        return WRONG_SIZE, header
+    top, left, height, width = box[0], box[1], box[2], box[3]
+    for c in range(header.components):
+        across, down = (1, 1) if c == 0 else (header.across, header.down)
+        scratch.needed[c, 0], scratch.needed[c, 1] = left // across, -(-(left + width) // across)
+        scratch.needed[c, 2], scratch.needed[c, 3] = top // down, -(-(top + height) // down)
+    return decode_region(data, data.size, header, tables, scratch, bits), header

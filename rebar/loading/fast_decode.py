@@ -1,0 +1,102 @@
+"""Many crops by one thread: through the fast decoder where it can, whole pictures where it cannot.
+
+A picture the fast decoder refuses is given to libturbojpeg, which has the last word: what it cannot
+decode either is corrupt, and its message says why.
+"""
+
+import functools
+import threading
+import warnings
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rebar.beton.format import MODE_JPG
+from rebar.loading.crops import Crops
+from rebar.loading.decode import CorruptSampleError, StoredPictures, decode_whole
+
+if TYPE_CHECKING:
+    from rebar.jpeg.fast import CropDecoder
+
+_OK = 0
+_loading = threading.Lock()
+
+
+def new_crop_decoder(max_height: int, max_width: int) -> "CropDecoder | None":
+    """A fast decoder for pictures up to this size (pixels); None, said once, where it does not work."""
+    with _loading:  # else the first threads would all compile it
+        works = _fast_decoder_works()
+    if not works:
+        return None
+    from rebar.jpeg.fast import CropDecoder
+
+    return CropDecoder(max_height, max_width)
+
+
+@functools.cache
+def _fast_decoder_works() -> bool:
+    """Compile the kernels, or load them from the disk, by decoding nothing useful."""
+    try:
+        from rebar.jpeg.fast import CropDecoder
+
+        no_jpeg = np.frombuffer(bytes(16), np.uint8)  # read-only, as the mapped file: the same signature
+        place, box = np.array([0, 16], np.uint64), np.array([[0, 0, 1, 1]])
+        out = np.empty((1, 8, 8, 3), np.uint8)
+        statuses = CropDecoder(8, 8).decode_crops(no_jpeg, place[:1], place[1:], box, np.zeros(1, np.bool_), out)
+        return int(statuses[0]) != _OK
+    except Exception as error:  # numba raises many kinds
+        warnings.warn(f"the fast JPEG decoder does not work here, pictures are decoded whole: {error}", stacklevel=2)
+        return False
+
+
+class PictureDecoder:
+    """Decodes crops of pictures up to a size (pixels); belongs to one thread at a time."""
+
+    def __init__(self, max_height: int, max_width: int) -> None:
+        self.max_height = max_height
+        self.max_width = max_width
+        self._fast = new_crop_decoder(max_height, max_width)
+
+    def decode(
+        self, stored: StoredPictures, indices: NDArray[np.integer], crops: Crops, out: NDArray[np.uint8]
+    ) -> list[tuple[int, CorruptSampleError]]:
+        """Decode the samples' crops into ``out``, uint8 ``[n, height, width, 3]``, C-contiguous.
+
+        Returns the places in ``out`` that could not be filled, ascending, each with the reason.
+        """
+        failures = []
+        for slot in self._left_by_fast(stored, indices, crops, out):
+            try:
+                decode_whole(stored, int(indices[slot]), crops.boxes[slot], bool(crops.flips[slot]), out[slot])
+            except CorruptSampleError as error:
+                failures.append((slot, error))
+        return failures
+
+    def _left_by_fast(
+        self, stored: StoredPictures, indices: NDArray[np.integer], crops: Crops, out: NDArray[np.uint8]
+    ) -> list[int]:
+        """Fill what the fast decoder takes; returns the other places, ascending."""
+        if self._fast is None:
+            return list(range(len(indices)))
+        left: list[int] = []
+        for start, end, jpegs in _runs(stored.modes[indices] == MODE_JPG):
+            if not jpegs:
+                left.extend(range(start, end))
+                continue
+            some = indices[start:end]
+            boxes, flips = crops.boxes[start:end], crops.flips[start:end]
+            statuses = self._fast.decode_crops(
+                stored.data, stored.offsets[some], stored.sizes[some], boxes, flips, out[start:end]
+            )
+            left.extend(start + int(slot) for slot in np.flatnonzero(statuses != _OK))
+        return left
+
+
+def _runs(flags: NDArray[np.bool_]) -> list[tuple[int, int, bool]]:
+    """The stretches (start, end, flag) of equal flags."""
+    if len(flags) == 0:
+        return []
+    edges = [0, *(np.flatnonzero(flags[1:] != flags[:-1]) + 1).tolist(), len(flags)]
+    return [(start, end, bool(flags[start])) for start, end in pairwise(edges)]

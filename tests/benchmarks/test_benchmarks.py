@@ -1,0 +1,37 @@
+"""The benchmarks run, and their reports hold what they promise."""
+
+import json
+from pathlib import Path
+
+from tests.conftest import Data, run
+
+WANTED = {"peer", "resolution", "cores", "images_per_second", "ratio_to_ffcv", "first_batch_seconds_warm"}
+
+
+def test_a_small_benchmark(data: Data, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    sizes = ["--resolutions", "32", "--cores", "1", "--count", "64", "--batch-size", "16"]
+    often = ["--epochs", "2", "--repetitions", "1", "--work", tmp_path / "work"]
+    peers = "rebar,torchvision_cv2,dali=/nowhere/python"
+    files = ["--json", report, "--picture", tmp_path / "bars.png"]
+    done = run("benchmarks/loader.py", "--data", data.tree / "train", "--peers", peers, *sizes, *often, *files)
+    content = json.loads(report.read_text())
+    assert [row["peer"] for row in content["rows"]] == ["rebar", "torchvision_cv2"]
+    for row in content["rows"]:
+        assert row.keys() >= WANTED
+        assert row["images_per_second"] > 0
+        assert row["runs"][0]["pictures"] == 64
+        assert len(row["runs"][0]["epoch_seconds"]) == 2
+    assert list(content["left_out"]) == ["dali"]
+    assert "dali is left out" in done.stdout
+    assert content["machine"]["versions"]["torch"]
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_three_parts(data: Data, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    small = ["--arch", "resnet18", "--resolution", "32", "--batch-size", "16", "--steps", "2", "--repetitions", "1"]
+    run("benchmarks/three_parts.py", "--train-dataset", data.train, *small, "--json", report)
+    content = json.loads(report.read_text())
+    assert all(content[f"{part}_images_per_second"] > 0 for part in ("loader", "step", "both"))
+    assert 0 <= content["data_wait_fraction"] <= 1
