@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 NAMES = (
     "rebar",
+    "region_decode",
     "ffcv",
     "torchvision_pil",
     "torchvision_simplejpeg",

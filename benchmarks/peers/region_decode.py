@@ -1,0 +1,56 @@
+"""The floor: Rebar's crops decoded to YCbCr planes, neither resized nor converted, by one bare loop.
+
+No loader can be faster that decodes with these kernels; how near ours comes says what it adds.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from peers import Job
+
+
+def epochs(job: Job) -> Iterator[Iterable[int]]:
+    """The same samples, boxes and batches as the peer ``rebar``. One core only."""
+    import numpy as np
+    from numba import njit
+
+    from rebar.beton import BetonFile
+    from rebar.jpeg.headers import new_tables
+    from rebar.jpeg.huffman import new_table_store
+    from rebar.jpeg.planes import _decode_planes
+    from rebar.jpeg.regions import BITS_ROOM, new_region_scratch
+    from rebar.loading.crops import RandomResizedCrop
+    from rebar.loading.order import OrderOption, epoch_order, rank_batches
+    from rebar.loading.randomness import SampleKeys
+
+    if job.cores != 1:
+        raise SystemExit("the floor is measured on one core")
+
+    @njit(nogil=True)
+    def decode_all(data, starts, ends, boxes, tables, scratch, bits):  # type: ignore[no-untyped-def]
+        wrong = 0
+        for i in range(starts.size):
+            status, _ = _decode_planes(data[starts[i] : ends[i]], boxes[i], tables, scratch, bits)
+            wrong += status != 0
+        return wrong
+
+    beton = BetonFile.open(job.beton)
+    heights, widths = beton.heights.astype(np.int64), beton.widths.astype(np.int64)
+    starts = beton.offsets.astype(np.int64)
+    ends = starts + beton.sizes.astype(np.int64)
+    tables = new_tables(new_table_store())
+    scratch = new_region_scratch(int(heights.max()), int(widths.max()))
+    bits = np.zeros((2, int((ends - starts).max()) + BITS_ROOM), np.uint8)
+
+    def decode(keys: SampleKeys) -> int:
+        chosen = keys.indices
+        boxes = RandomResizedCrop().crops(heights[chosen], widths[chosen], keys).boxes
+        wrong = decode_all(beton.data, starts[chosen], ends[chosen], boxes, tables, scratch, bits)
+        if wrong:
+            raise SystemExit(f"{wrong} pictures could not be decoded")
+        return len(chosen)
+
+    everything = np.arange(beton.num_samples, dtype=np.int64)
+    for epoch in range(job.epochs):
+        order = epoch_order(OrderOption.RANDOM, SampleKeys(0, epoch, everything), everything, window_pages=1)
+        batches = rank_batches(order, batch_size=job.batch_size, rank=0, world_size=1, drop_last=True)
+        yield (decode(SampleKeys(0, epoch, indices)) for indices in batches)
