@@ -29,7 +29,14 @@ from rebar.reporting.plot import plot_run
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import RunLog, open_log
 from rebar.training.config import TrainConfig
-from rebar.training.distributed import World, join_world, share_buffers, wait_for_all, wrap_distributed
+from rebar.training.distributed import (
+    World,
+    join_world,
+    share_buffers,
+    sum_over_world,
+    wait_for_all,
+    wrap_distributed,
+)
 from rebar.training.evaluation import Evaluation, evaluate
 from rebar.training.meter import TrainMeter
 from rebar.training.model import build_model, count_parameters, to_device
@@ -121,6 +128,7 @@ def train_one_epoch(
             log.write("step", {"step": step, "epoch": step / steps_per_epoch, "train/loss": value, "train/lr": lr})
 
     train_loss, train_top1 = meter.averages(world)
+    corrupt_samples = sum_over_world(torch.tensor(len(loader.corrupt_samples), device=world.device), world)
     seconds = time.perf_counter() - started
     return {
         "train/loss": check_finite(train_loss, step),
@@ -128,6 +136,7 @@ def train_one_epoch(
         "train/lr": lr,
         "train/resolution": resolution,
         "throughput/samples_per_second": steps_per_epoch * loader.batch_size * world.size / seconds,
+        "data/corrupt_samples": int(corrupt_samples.item()),
         "time/epoch_seconds": seconds,
         "time/data_wait_fraction": batches.seconds / seconds,
         **memory_metrics(world),

@@ -1,6 +1,7 @@
 """The main path as a user walks it: write, train, be killed, go on, evaluate."""
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import train_imagenet
+from rebar.beton import BetonFile
 from rebar.cli import run_command
 from rebar.config import build_config, load_config_files
 from rebar.training.checkpoint import read_checkpoint
@@ -214,6 +216,20 @@ def test_a_checkpoint_of_another_architecture_is_refused(
 ) -> None:
     message = refusal(*data.training_command(finished_run, "--arch", "resnet34"), capsys=capsys)
     assert "holds a resnet18, not a resnet34" in message
+
+
+def test_a_corrupt_picture_stops_the_run_or_is_replaced_and_counted(data: Data, tmp_path: Path) -> None:
+    damaged = tmp_path / "train.beton"
+    shutil.copy(data.train, damaged)
+    beton = BetonFile.open(data.train)
+    with damaged.open("r+b") as file:
+        file.seek(int(beton.offsets[7]) + 200)
+        file.write(bytes(60))
+    words = data.training_command(tmp_path / "run", "--train-dataset", str(damaged), "--epochs", "1")
+    assert "the picture of sample 7" in run(*words, expect=1).stderr
+    assert "corrupt pictures replaced: 1" in run(*words, "--on-error", "replace").stdout
+    (epoch,) = read_events(tmp_path / "run", "epoch")
+    assert epoch["data/corrupt_samples"] == 1
 
 
 def test_a_missing_turbojpeg_is_explained(data: Data, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ def epoch_line(epoch: int, epochs: int, metrics: Metrics) -> str:
         line += f"  |  val loss {metrics['val/loss']:.3f} top-1 {metrics['val/top1']:.2%}"
         if metrics.get("val/top1_tta") is not None:
             line += f" (mirrored too {metrics['val/top1_tta']:.2%})"
+    if metrics.get("data/corrupt_samples"):
+        line += f"  |  corrupt pictures replaced: {metrics['data/corrupt_samples']}"
     return line + (
         f"  |  {metrics['throughput/samples_per_second']:,.0f} pictures/s, "
         f"{metrics['time/data_wait_fraction']:.0%} waiting for data"
