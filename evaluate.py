@@ -69,9 +69,7 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
         DataConfig(val_dataset=options.data, num_workers=options.num_workers),
         batch_size=options.batch_size or trained.validation.batch_size,
         crop_ratio=options.crop_ratio or trained.validation.crop_ratio,
-        rank=world.rank,
-        world_size=world.size,
-        local_world_size=world.local_size,
+        distributed=world.distributed,
         pin_memory=world.device.type == "cuda",
     )
     if loader.beton.class_names is not None:

@@ -181,21 +181,20 @@ def fill_in_paths(config: TrainConfig, name: str | None) -> TrainConfig:
 
 def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:
     """The training and the validation loader, their classes the same."""
-    shares = {"rank": world.rank, "world_size": world.size, "local_world_size": world.local_size}
     pin_memory = world.device.type == "cuda"
     train_loader = build_train_loader(
         config.data,
         batch_size=config.training.batch_size,
         seed=config.training.seed,
+        distributed=world.distributed,
         pin_memory=pin_memory,
-        **shares,
     )
     val_loader = build_val_loader(
         config.data,
         batch_size=config.validation.batch_size,
         crop_ratio=config.validation.crop_ratio,
+        distributed=world.distributed,
         pin_memory=pin_memory,
-        **shares,
     )
     names, val_names = train_loader.beton.class_names, val_loader.beton.class_names
     if names is not None and val_names is not None and names != val_names:

@@ -7,7 +7,6 @@ from rebar.loading.corruption import OnError
 from rebar.loading.crops import CenterCrop, RandomResizedCrop
 from rebar.loading.loader import Loader
 from rebar.loading.order import OrderOption
-from rebar.loading.ranks import threads_per_process
 
 
 @dataclass(frozen=True)
@@ -29,23 +28,20 @@ def build_train_loader(
     *,
     batch_size: int,
     seed: int,
-    rank: int,
-    world_size: int,
-    local_world_size: int,
+    distributed: bool,
     pin_memory: bool,
 ) -> Loader:
     """Shuffled, randomly cropped and mirrored; an incomplete last batch is dropped."""
     return Loader(
         config.train_dataset,
         batch_size,
-        threads_per_process(config.num_workers, local_world_size),
+        config.num_workers,
         os_cache=config.in_memory,
         order=OrderOption.RANDOM if config.in_memory else OrderOption.QUASI_RANDOM,
         seed=seed,
         drop_last=True,
         cropper=RandomResizedCrop(scale=(config.min_scale, 1.0)),
-        rank=rank,
-        world_size=world_size,
+        distributed=distributed,
         on_error=config.on_error,
         pin_memory=pin_memory,
     )
@@ -56,21 +52,18 @@ def build_val_loader(
     *,
     batch_size: int,
     crop_ratio: float,
-    rank: int,
-    world_size: int,
-    local_world_size: int,
+    distributed: bool,
     pin_memory: bool,
 ) -> Loader:
     """In file order, centre-cropped; every sample exactly once over all processes, corrupt ones refused."""
     return Loader(
         config.val_dataset,
         batch_size,
-        threads_per_process(config.num_workers, local_world_size),
+        config.num_workers,
         os_cache=config.in_memory,
         order=OrderOption.SEQUENTIAL,
         drop_last=False,
         cropper=CenterCrop(crop_ratio),
-        rank=rank,
-        world_size=world_size,
+        distributed=distributed,
         pin_memory=pin_memory,
     )

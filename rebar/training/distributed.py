@@ -24,12 +24,10 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class World:
-    """Who we are: ``rank`` of ``size`` processes, ``local_rank`` of ``local_size`` on this machine."""
+    """Who we are: ``rank`` of ``size`` processes, working on ``device``."""
 
     rank: int
-    local_rank: int
     size: int
-    local_size: int
     device: torch.device
 
     @property
@@ -48,10 +46,9 @@ def join_world() -> Iterator[World]:
 
     Raises RebarError where this machine has fewer GPUs than processes.
     """
-    rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
-    size, local_size = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    device = _device_of(local_rank, local_size)
-    world = World(rank=rank, local_rank=local_rank, size=size, local_size=local_size, device=device)
+    device = _device_of(int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    world = World(rank=rank, size=size, device=device)
     if not world.distributed:
         yield world
         return

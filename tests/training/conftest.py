@@ -8,4 +8,4 @@ from rebar.training.distributed import World
 
 @pytest.fixture
 def world() -> World:
-    return World(rank=0, local_rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    return World(rank=0, size=1, device=torch.device("cpu"))
