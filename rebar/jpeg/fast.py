@@ -14,24 +14,30 @@ from rebar.jpeg.compiled import compiled, kernel, read_only
 from rebar.jpeg.headers import Header, Tables, new_tables, parse_header
 from rebar.jpeg.huffman import new_table_store
 from rebar.jpeg.regions import BITS_ROOM, RegionScratch, decode_region, new_region_scratch
-from rebar.jpeg.resampling import (
-    NEUTRAL,
-    ResampleScratch,
-    new_resample_scratch,
-    resize_columns,
-    resize_row,
-    write_row,
-)
+from rebar.jpeg.resampling import ResampleScratch, new_resample_scratch, resize_columns, write_rows
 from rebar.jpeg.status import OK, WRONG_SIZE, Status
-from rebar.jpeg.taps import COLUMN_ONE, FANCY, REPLICATED, ROW_ONE, WHOLE, Taps, new_taps, set_taps
+from rebar.jpeg.taps import (
+    COLUMN_ONE,
+    FANCY,
+    REPLICATED,
+    ROW_ONE,
+    WHOLE,
+    Extents,
+    Taps,
+    new_extents,
+    new_taps,
+    set_extents,
+    set_taps,
+)
 
-U = np.uint64
 __all__ = ["CropDecoder", "Status"]
 
 
 class _AxisTaps(NamedTuple):
-    """Luma and chroma taps along x and y."""
+    """What output pixels cover along x and y, and the luma and chroma taps for that."""
 
+    x: Extents
+    y: Extents
     luma_x: Taps
     luma_y: Taps
     chroma_x: Taps
@@ -104,7 +110,8 @@ class CropDecoder:
             self._out_size = (out_height, out_width)
             self._resample = new_resample_scratch(out_width, self.max_height)
             x, y = (out_width, self.max_width), (out_height, self.max_height)
-            self._taps = _AxisTaps(new_taps(*x), new_taps(*y), new_taps(*x), new_taps(*y))
+            extents = new_extents(out_width), new_extents(out_height)
+            self._taps = _AxisTaps(*extents, new_taps(*x), new_taps(*y), new_taps(*x), new_taps(*y))
 
 
 @kernel
@@ -175,16 +182,18 @@ def _set_axis_taps(
 ) -> None:
     top, left, height, width = box[0], box[1], box[2], box[3]
     area = height >= out_height and width >= out_width
-    set_taps(taps.luma_x, out_width, left, width, area, WHOLE, header.width, COLUMN_ONE, flip)
-    set_taps(taps.luma_y, out_height, top, height, area, WHOLE, header.height, ROW_ONE, False)
+    set_extents(taps.x, out_width, width, area, flip)
+    set_extents(taps.y, out_height, height, area, False)
+    set_taps(taps.luma_x, taps.x, left, WHOLE, header.width, COLUMN_ONE)
+    set_taps(taps.luma_y, taps.y, top, WHOLE, header.height, ROW_ONE)
     if header.components > 1:
         across, down = header.across, header.down
         chroma_width, chroma_height = -(-header.width // across), -(-header.height // down)
         # libjpeg does not interpolate chroma rows of one or two samples, but for those halved along y only.
         far = FANCY if chroma_width > 2 or across == 1 else REPLICATED
         far_x, far_y = far if across == 2 else WHOLE, far if down == 2 else WHOLE
-        set_taps(taps.chroma_x, out_width, left, width, area, far_x, chroma_width, COLUMN_ONE, flip)
-        set_taps(taps.chroma_y, out_height, top, height, area, far_y, chroma_height, ROW_ONE, False)
+        set_taps(taps.chroma_x, taps.x, left, far_x, chroma_width, COLUMN_ONE)
+        set_taps(taps.chroma_y, taps.y, top, far_y, chroma_height, ROW_ONE)
 
 
 @compiled
@@ -192,23 +201,11 @@ def _resample(
     header: Header, region: RegionScratch, taps: _AxisTaps, resample: ResampleScratch, out: NDArray[np.uint8]
 ) -> None:
     """The decoded planes to ``out``."""
-    pitch = resample.row.shape[1]
     for c in range(header.components):
         x, y = (taps.luma_x, taps.luma_y) if c == 0 else (taps.chroma_x, taps.chroma_y)
         left, top, stride = region.frame[c, 0], region.frame[c, 1], region.frame[c, 2]
         if c < 2:  # both chroma components share theirs
             x.first[:] -= left
             y.first[:] -= top
-        resize_columns(region.planes[c], stride, y.span[0] - top, y.span[1] - top, x, resample.lines[c], pitch)
-    color = header.components > 1
-    if not color:
-        resample.row[1:, :] = NEUTRAL
-    height, width = out.shape[0], out.shape[1]
-    lines, pixels, target = U(resample.lines.ctypes.data), U(resample.pixels.ctypes.data), U(out.ctypes.data)
-    row, next_row, next_lines = U(resample.row.ctypes.data), U(2 * pitch), U(2 * resample.lines.shape[1])
-    for line in range(height):
-        resize_row(lines, pitch, taps.luma_y, line, row)
-        if color:
-            resize_row(lines + next_lines, pitch, taps.chroma_y, line, row + next_row)
-            resize_row(lines + U(2) * next_lines, pitch, taps.chroma_y, line, row + U(2) * next_row)
-        write_row(row, pitch, pixels, target + U(3 * width * line), width)
+        resize_columns(region.planes[c], stride, y.span[0] - top, y.span[1] - top, x, resample.lines[c])
+    write_rows(resample.lines, taps.luma_y, taps.chroma_y, header.components == 1, resample.pixels, out)

@@ -1,8 +1,9 @@
 """YCbCr planes to an RGB picture of any size: columns weighed, rows weighed, colours converted.
 
 Everything is 8.8 fixed point in 16 bits. The planes lie column by column, so the columns of eight output
-pixels are summed for sixteen rows at once, and stored transposed, row by row. Then each output row is summed
-and converted. Weights come from :mod:`rebar.jpeg.taps`; a mirrored picture has its column weights mirrored.
+pixels are summed for 32 rows at once, and stored transposed, row by row. Then 32 pixels of an output row are
+summed and converted, without leaving the registers. Weights come from :mod:`rebar.jpeg.taps`; a mirrored
+picture has its column weights mirrored.
 
 Colours: ITU-R BT.601, full range, as JFIF says.
 """
@@ -29,45 +30,43 @@ from rebar.jpeg.vectors import (
     constant,
     load,
     load_scalar,
-    load_uint8,
     offset,
     operation,
     shuffle,
     step,
     store,
-    store_uint8,
     transpose8,
     vector,
 )
 
 U = np.uint64
-_ROWS = 16  # made together by weigh_columns
-_LANES = 32  # pixels made together by weigh_row
-_PIXELS = 16  # converted together
+_ROWS = 32  # made together by weigh_columns: planes are padded to as many
+_PIXELS = 32  # made together by write_pixels
 NEUTRAL = 128 << 8  # chroma of gray
 
 
 def _summed(
     builder: Builder, count: Value, start: Sequence[Value], body: Callable[[Value, Sequence[Value]], Sequence[Value]]
 ) -> list[Value]:
-    """``for tap in range(count): sums = body(tap, sums)``; ``count`` is at least one."""
+    """``for tap in range(count): sums = body(tap, sums)``."""
     before = builder.block
-    loop, behind = builder.append_basic_block("tap"), builder.append_basic_block("behind")
-    builder.branch(loop)
-    builder.position_at_end(loop)
+    head, loop, behind = (builder.append_basic_block(name) for name in ("head", "tap", "behind"))
+    builder.branch(head)
+    builder.position_at_end(head)
     tap = builder.phi(I64)
     tap.add_incoming(ir.Constant(I64, 0), before)
     sums = [builder.phi(value.type) for value in start]
     for phi, value in zip(sums, start, strict=True):
         phi.add_incoming(value, before)
+    builder.cbranch(builder.icmp_unsigned("<", tap, count), loop, behind)
+    builder.position_at_end(loop)
     updated = body(tap, sums)
-    following = builder.add(tap, ir.Constant(I64, 1))
-    tap.add_incoming(following, builder.block)
+    tap.add_incoming(builder.add(tap, ir.Constant(I64, 1)), builder.block)
     for phi, value in zip(sums, updated, strict=True):
         phi.add_incoming(value, builder.block)
-    builder.cbranch(builder.icmp_unsigned("<", following, count), loop, behind)
+    builder.branch(head)
     builder.position_at_end(behind)
-    return list(updated)
+    return sums
 
 
 @operation(8)
@@ -82,95 +81,123 @@ def weigh_columns(
     out: Value,
     out_pitch: Value,
 ) -> None:
-    """Eight output columns of sixteen rows, from ``count`` columns of bytes each.
+    """Eight output columns of 32 rows, from ``count`` columns of bytes each.
 
-    ``plane`` is where column 0's sixteen bytes start, ``firsts`` int64 ``[8]`` counts columns from there;
-    ``weights`` uint16 in rows ``pitch`` bytes apart. Stored as sixteen rows of eight uint16.
+    ``plane`` is where column 0's 32 bytes start, ``firsts`` int64 ``[8]`` counts columns from there;
+    ``weights`` uint16 ``[8]`` of each of them, ``pitch`` bytes apart. Stored as 32 rows of eight uint16.
     """
     columns = []
     for i in range(TILE):
         first = load_scalar(builder, offset(builder, firsts, 8 * i), I64)
         columns.append(builder.add(plane, builder.mul(first, stride)))
-    weight_rows = [step(builder, weights, pitch, i) for i in range(TILE)]
 
     def add_tap(tap: Value, sums: Sequence[Value]) -> Sequence[Value]:
-        along, double = builder.mul(tap, stride), builder.add(tap, tap)
+        along, tap_weights = builder.mul(tap, stride), builder.add(weights, builder.mul(tap, pitch))
         updated = []
-        for column, weight_row, total in zip(columns, weight_rows, sums, strict=True):
+        for i, (column, total) in enumerate(zip(columns, sums, strict=True)):
             samples = builder.zext(load(builder, builder.add(column, along), I8, _ROWS), vector(I16, _ROWS))
-            weight = load_scalar(builder, builder.add(weight_row, double), I16)
+            weight = load_scalar(builder, offset(builder, tap_weights, 2 * i), I16)
             updated.append(builder.add(total, builder.mul(samples, broadcast(builder, weight, _ROWS))))
         return updated
 
     sums = _summed(builder, count, [constant(I16, _ROWS, 0)] * TILE, add_tap)
-    for half in range(_ROWS // 8):
-        rows = [shuffle(builder, total, total, range(8 * half, 8 * half + 8)) for total in sums]
-        for y, row in enumerate(transpose8(builder, rows)):
-            store(builder, row, step(builder, out, out_pitch, 8 * half + y))
+    for i, rows in enumerate(transpose8(builder, sums)):
+        for part in range(_ROWS // 8):
+            row = shuffle(builder, rows, rows, range(8 * part, 8 * part + 8))
+            store(builder, row, step(builder, out, out_pitch, 8 * part + i))
 
 
-@operation(5)
-def weigh_row(builder: Builder, lines: Value, pitch: Value, weights: Value, count: Value, out: Value) -> None:
-    """32 pixels of an output row, uint16, from ``count`` lines of uint16, ``pitch`` bytes apart."""
-    wide = vector(I32, _LANES)
+def _weighed_rows(
+    builder: Builder, lines: Sequence[Value], pitch: Value, weights: Value, weight_pitch: Value, count: Value
+) -> Sequence[Value]:
+    """32 pixels of an output row of each component, from ``count`` of its lines; NEUTRAL of none."""
+    wide = vector(I32, _PIXELS)
 
     def add_tap(tap: Value, sums: Sequence[Value]) -> Sequence[Value]:
-        samples = builder.zext(load(builder, builder.add(lines, builder.mul(tap, pitch)), I16, _LANES), wide)
-        weight = load_scalar(builder, builder.add(weights, builder.add(tap, tap)), I16)
-        product = builder.mul(samples, builder.zext(broadcast(builder, weight, _LANES), wide))
-        high = builder.trunc(builder.lshr(product, constant(I32, _LANES, 16)), vector(I16, _LANES))
-        return [builder.add(sums[0], high)]
+        along = builder.mul(tap, pitch)
+        scalar = load_scalar(builder, builder.add(weights, builder.mul(tap, weight_pitch)), I16)
+        weight = builder.zext(broadcast(builder, scalar, _PIXELS), wide)
+        updated = []
+        for line, total in zip(lines, sums, strict=True):
+            samples = builder.zext(load(builder, builder.add(line, along), I16, _PIXELS), wide)
+            high = builder.lshr(builder.mul(samples, weight), constant(I32, _PIXELS, 16))
+            updated.append(builder.add(total, builder.trunc(high, vector(I16, _PIXELS))))
+        return updated
 
     # Each tap drops the product's low half: half a step on average.
-    half = builder.trunc(builder.lshr(count, ir.Constant(I64, 1)), I16)
-    start = builder.select(builder.icmp_unsigned(">", half, ir.Constant(I16, 128)), ir.Constant(I16, 128), half)
-    (total,) = _summed(builder, count, [broadcast(builder, start, _LANES)], add_tap)
-    store(builder, total, out)
+    half, most = builder.lshr(count, ir.Constant(I64, 1)), ir.Constant(I64, 128)
+    start = builder.select(builder.icmp_unsigned(">", half, most), most, half)
+    nothing = builder.icmp_unsigned("==", count, ir.Constant(I64, 0))
+    start = builder.trunc(builder.select(nothing, ir.Constant(I64, NEUTRAL), start), I16)
+    return _summed(builder, count, [broadcast(builder, start, _PIXELS)] * len(lines), add_tap)
 
 
-@operation(4)
-def convert_colours(builder: Builder, luma: Value, blue: Value, red: Value, out: Value) -> None:
-    """Sixteen pixels of Y, Cb and Cr, uint16 8.8, to 48 bytes RGB.
+def _converted(builder: Builder, luma: Value, blue: Value, red: Value) -> tuple[Value, Value, Value]:
+    """Pixels of Y, Cb and Cr, uint16 8.8, to bytes R, G and B.
 
     Sums are kept in 10.6, so that they fit 16 bits; each product loses half a step on average.
     """
-    lanes = _PIXELS
-    narrow, wide = vector(I16, lanes), vector(I32, lanes)
+    narrow, wide = vector(I16, _PIXELS), vector(I32, _PIXELS)
 
     def times(value: Value, factor: float) -> Value:
-        product = builder.mul(builder.sext(value, wide), constant(I32, lanes, round(factor * (1 << 14))))
-        return builder.trunc(builder.lshr(product, constant(I32, lanes, 16)), narrow)
+        product = builder.mul(builder.sext(value, wide), constant(I32, _PIXELS, round(factor * (1 << 14))))
+        return builder.trunc(builder.lshr(product, constant(I32, _PIXELS, 16)), narrow)
 
     def to_bytes(total: Value, products: int) -> Value:
-        rounded = builder.add(total, constant(I16, lanes, 32 + (products + 1) // 2))
-        return builder.trunc(clamp_to_byte(builder, builder.ashr(rounded, constant(I16, lanes, 6))), vector(I8, lanes))
+        rounded = builder.add(total, constant(I16, _PIXELS, 32 + (products + 1) // 2))
+        clamped = clamp_to_byte(builder, builder.ashr(rounded, constant(I16, _PIXELS, 6)))
+        return builder.trunc(clamped, vector(I8, _PIXELS))
 
-    y = builder.lshr(load(builder, luma, I16, lanes), constant(I16, lanes, 2))
-    u, v = (builder.sub(load(builder, a, I16, lanes), constant(I16, lanes, NEUTRAL)) for a in (blue, red))
+    y = builder.lshr(luma, constant(I16, _PIXELS, 2))
+    u, v = (builder.sub(chroma, constant(I16, _PIXELS, NEUTRAL)) for chroma in (blue, red))
     r = to_bytes(builder.add(y, times(v, 1.402)), 1)
     g = to_bytes(builder.sub(builder.sub(y, times(u, 0.344136)), times(v, 0.714136)), -2)
     b = to_bytes(builder.add(y, times(u, 1.772)), 1)
-    both = [shuffle(builder, first, second, range(2 * lanes)) for first, second in ((r, g), (b, b))]
-    interleaved = [channel * lanes + i for i in range(lanes) for channel in range(3)]
-    store(builder, shuffle(builder, both[0], both[1], interleaved), out)
+    return r, g, b
+
+
+@operation(10)
+def write_pixels(
+    builder: Builder,
+    luma: Value,
+    blue: Value,
+    red: Value,
+    pitch: Value,
+    luma_weights: Value,
+    luma_count: Value,
+    chroma_weights: Value,
+    chroma_count: Value,
+    weight_pitch: Value,
+    out: Value,
+) -> None:
+    """32 pixels of an output row, 96 bytes RGB, from lines of uint16, ``pitch`` bytes apart.
+
+    ``luma_count`` lines of luma; of ``blue`` and ``red`` each ``chroma_count``, none for a gray picture. A line's
+    weight is one uint16, the next one's ``weight_pitch`` bytes further.
+    """
+    (y,) = _weighed_rows(builder, [luma], pitch, luma_weights, weight_pitch, luma_count)
+    u, v = _weighed_rows(builder, [blue, red], pitch, chroma_weights, weight_pitch, chroma_count)
+    r, g, b = _converted(builder, y, u, v)
+    both = [shuffle(builder, first, second, range(2 * _PIXELS)) for first, second in ((r, g), (b, b))]
+    interleaved = [channel * _PIXELS + i for i in range(_PIXELS) for channel in range(3)]
+    for part in (interleaved[:64], interleaved[64:]):  # as the widest registers are
+        store(builder, shuffle(builder, both[0], both[1], part), out)
+        out = offset(builder, out, len(part))
 
 
 class ResampleScratch(NamedTuple):
-    """``lines`` uint16 ``[3, capacity]``: each component resized along x, row by row, ``pitch`` apart;
-    ``row`` uint16 ``[3, pitch]``; ``pixels`` uint8 ``[48]`` for rows shorter than that."""
+    """``lines`` uint16 ``[3, rows, pitch]``: each component resized along x; ``pixels`` uint8 ``[96]``, for rows
+    shorter than that."""
 
     lines: NDArray[np.uint16]
-    row: NDArray[np.uint16]
     pixels: NDArray[np.uint8]
 
 
 def new_resample_scratch(out_width: int, max_height: int) -> ResampleScratch:
     """Room to make pictures ``out_width`` wide from regions of pictures up to ``max_height``."""
-    pitch = -(-out_width // _LANES) * _LANES
+    pitch = -(-out_width // _PIXELS) * _PIXELS
     rows = -(-max_height // 16) * 16 + _ROWS + SURPLUS
-    return ResampleScratch(
-        np.zeros((3, rows * pitch), np.uint16), np.full((3, pitch), NEUTRAL, np.uint16), np.zeros(48, np.uint8)
-    )
+    return ResampleScratch(np.zeros((3, rows, pitch), np.uint16), np.zeros(3 * _PIXELS, np.uint8))
 
 
 @compiled
@@ -181,11 +208,11 @@ def resize_columns(
     bottom: int,
     taps: Taps,
     lines: NDArray[np.uint16],
-    pitch: int,
 ) -> None:
     """Resize the rows ``top`` to ``bottom`` of a plane along x, into the same rows of ``lines``."""
     begin = top // _ROWS * _ROWS
     weights, weight_pitch = U(taps.weights.ctypes.data), U(taps.weights.strides[0])
+    pitch = U(lines.strides[0])
     firsts, source, target = U(taps.first.ctypes.data), U(plane.ctypes.data), U(lines.ctypes.data)
     for x in range(0, taps.first.size, TILE):
         for y in range(begin, bottom, _ROWS):
@@ -193,35 +220,48 @@ def resize_columns(
                 source + U(y),
                 U(stride),
                 firsts + U(8 * x),
-                weights + U(x) * weight_pitch,
+                weights + U(2 * x),
                 weight_pitch,
                 U(taps.span[2]),
-                target + U(2 * (y * pitch + x)),
-                U(2 * pitch),
+                target + U(y) * pitch + U(2 * x),
+                pitch,
             )
 
 
 @compiled
-def resize_row(lines: np.uint64, pitch: int, taps: Taps, y: int, row: np.uint64) -> None:
-    """Output row ``y`` of one component from its ``lines`` (addresses, as below)."""
-    source = lines + U(2 * taps.first[y] * pitch)
-    weights = U(taps.weights.ctypes.data) + U(y * taps.weights.strides[0])
-    for x in range(0, pitch, _LANES):
-        weigh_row(source + U(2 * x), U(2 * pitch), weights, U(taps.span[2]), row + U(2 * x))
-
-
-@compiled
-def write_row(row: np.uint64, pitch: int, pixels: np.uint64, out: np.uint64, width: int) -> None:
-    """Convert a row's three components, ``pitch`` apart, to ``width`` pixels RGB, and not a byte beyond.
+def write_rows(
+    lines: NDArray[np.uint16], luma: Taps, chroma: Taps, gray: bool, pixels: NDArray[np.uint8], out: NDArray[np.uint8]
+) -> None:
+    """Resize ``lines`` along y and convert them to RGB, into ``out`` and not a byte beyond.
 
     In addresses: a view of an array costs more than sixteen pixels do.
     """
-    blue, red = row + U(2 * pitch), row + U(4 * pitch)
-    if width < _PIXELS:
-        convert_colours(row, blue, red, pixels)
-        for i in range(3 * width):
-            store_uint8(out + U(i), load_uint8(pixels + U(i)))
-        return
-    for group in range(0, width, _PIXELS):
-        x = min(group, width - _PIXELS)  # the last group overlaps the one before
-        convert_colours(row + U(2 * x), blue + U(2 * x), red + U(2 * x), out + U(3 * x))
+    height, width = out.shape[0], out.shape[1]
+    source, component, pitch = U(lines.ctypes.data), U(lines.strides[0]), U(lines.strides[1])
+    luma_count, chroma_count = U(luma.span[2]), U(0) if gray else U(chroma.span[2])
+    luma_weights, chroma_weights = U(luma.weights.ctypes.data), U(chroma.weights.ctypes.data)
+    weight_pitch = U(luma.weights.strides[0])  # and chroma's: they have as many outputs
+    whole = width >= _PIXELS
+    aside, row = U(pixels.ctypes.data), U(out.ctypes.data)
+    for y in range(height):
+        luma_line = source + U(luma.first[y]) * pitch
+        chroma_line = source + component + U(0 if gray else chroma.first[y]) * pitch
+        for group in range(0, width, _PIXELS):
+            x = min(group, width - _PIXELS) if whole else 0  # the last group overlaps the one before
+            write_pixels(
+                luma_line + U(2 * x),
+                chroma_line + U(2 * x),
+                chroma_line + component + U(2 * x),
+                pitch,
+                luma_weights,
+                luma_count,
+                chroma_weights,
+                chroma_count,
+                weight_pitch,
+                row + U(3 * x) if whole else aside,
+            )
+        if not whole:
+            out[y] = pixels[: 3 * width].reshape(width, 3)
+        row += U(3 * width)
+        luma_weights += U(2)
+        chroma_weights += U(2)

@@ -18,15 +18,22 @@ WHOLE = -1.0
 FANCY, REPLICATED = 0.25, 0.0  # libjpeg's two ways to make two pixels of a chroma sample
 TILE = 8  # output columns made together
 ROW_ONE = 65535  # along y: the product's high 16 bits are 8.8 again
-
-
 _SNAP = 1e-3  # pixels: an edge this near to a pixel's lies on it, in cv2 too
 
 
-class Taps(NamedTuple):
-    """Of each output pixel along one axis, n rounded up to TILE, where the surplus repeats the last one:
+class Extents(NamedTuple):
+    """What each output pixel covers along one axis, float64 ``[n]``, n rounded up to TILE, where the surplus repeats
+    the last one: from ``begin`` to ``behind``, in pixels from the crop's first; ``per_pixel`` is a pixel's share."""
 
-    ``first`` int64 ``[n]`` sample, ``weights`` uint16 ``[n, most]`` of the samples from there on. ``span`` int64
+    begin: NDArray[np.float64]
+    behind: NDArray[np.float64]
+    per_pixel: NDArray[np.float64]
+
+
+class Taps(NamedTuple):
+    """Of each output pixel along one axis, n as in :class:`Extents`:
+
+    ``first`` int64 ``[n]`` sample, ``weights`` uint16 ``[most, n]`` of the samples from there on. ``span`` int64
     ``[3]``: the first sample of all, the one behind the last, and how many weights of a pixel count.
     """
 
@@ -35,70 +42,40 @@ class Taps(NamedTuple):
     span: NDArray[np.int64]
 
 
+def new_extents(outputs: int) -> Extents:
+    """Room for ``outputs`` pixels."""
+    begin, behind, per_pixel = np.zeros((3, _round_up(outputs)), np.float64)
+    return Extents(begin, behind, per_pixel)
+
+
 def new_taps(outputs: int, size: int) -> Taps:
     """Room for ``outputs`` pixels made from up to ``size``."""
-    entries = -(-outputs // TILE) * TILE
-    weights = np.zeros((entries, size // outputs + 4), np.uint16)
+    entries = _round_up(outputs)
+    weights = np.zeros((size // outputs + 4, entries), np.uint16)
     return Taps(np.zeros(entries, np.int64), weights, np.zeros(3, np.int64))
 
 
+def _round_up(outputs: int) -> int:
+    return -(-outputs // TILE) * TILE
+
+
 @compiled
-def set_taps(
-    taps: Taps, outputs: int, start: int, size: int, area: bool, far: float, samples: int, one: int, flip: bool
-) -> None:
-    """Set the taps that resize the pixels ``start`` to ``start + size`` to ``outputs``, mirrored if ``flip``.
+def set_extents(extents: Extents, outputs: int, size: int, area: bool, flip: bool) -> None:
+    """Set what each output pixel covers where ``size`` pixels become ``outputs``, mirrored if ``flip``.
 
     ``area`` says that both axes shrink (or stay); else cv2 takes two pixels at most, along both.
-    ``samples`` is how many the component has along the whole picture; where that is one for two pixels, ``far``
-    is the farther sample's share of a pixel (WHOLE where each pixel has its own).
-
-    A weight is the difference of two rounded sums, of all shares up to a sample and up to the one before: the
-    weights of a pixel sum to ``one``, however many they are.
     """
-    firsts, weights = taps.first, taps.weights
+    begins, behinds, per_pixel = extents.begin, extents.behind, extents.per_pixel
     inverse_scale = outputs / size
     scale = 1.0 / inverse_scale  # in this order, as cv2 does: which pixel an edge falls on depends on the last bit
-    most_pixels = np.int64(np.ceil(scale)) + 1 if area else 2
-    limit = min((most_pixels + 1) // 2 + 2 if far >= 0.0 else most_pixels, weights.shape[1])
-    begin_all, behind_all, most = np.int64(1 << 40), np.int64(0), np.int64(1)
-    for i in range(outputs):
+    for entry in range(begins.size):
+        i = min(entry, outputs - 1)
+        i = outputs - 1 - i if flip else i
         if area:
-            begin, behind, low, high = _area(i, size, scale)
+            begin, behind = _snap(i * scale), min(_snap((i + 1) * scale), np.float64(size))
         else:
-            begin, behind, low, high = _two_pixels(i, size, scale, inverse_scale)
-        per_pixel = 1.0 / (behind - begin)
-        output = outputs - 1 - i if flip else i
-        if far >= 0.0:
-            first, last = max((start + low - 1) >> 1, 0), min((start + high + 1) >> 1, samples - 1)
-        else:
-            first, last = start + low, start + high
-        before = np.int64(0)
-        for t in range(limit):
-            if far >= 0.0:
-                pixel = 2 * (first + t) + 1 - start  # the sample's second one
-                total = _share(pixel + 1, begin, behind, per_pixel)
-                # A quarter of its second pixel belongs to the next sample; a quarter of the pixel after to it.
-                bend = _share(pixel, begin, behind, per_pixel) + _share(pixel + 2, begin, behind, per_pixel)
-                total = 1.0 if first + t >= samples - 1 else total + far * (bend - 2.0 * total)
-            else:
-                total = _share(low + t + 1, begin, behind, per_pixel)
-            rounded = np.int64(total * one + 0.5)
-            weights[output, t] = rounded - before
-            before = rounded
-        firsts[output] = first
-        begin_all, behind_all = min(begin_all, first), max(behind_all, last + 1)
-        most = max(most, last + 1 - first)
-    for i in range(outputs, firsts.size):
-        firsts[i] = firsts[outputs - 1]
-        for t in range(limit):
-            weights[i, t] = weights[outputs - 1, t]
-    taps.span[0], taps.span[1], taps.span[2] = begin_all, behind_all, min(most, limit)
-
-
-@compiled
-def _share(pixel: int, begin: float, behind: float, per_pixel: float) -> float:
-    """How much of the output pixel lies before ``pixel``, of 1."""
-    return 1.0 if pixel >= behind else max((pixel - begin) * per_pixel, 0.0)
+            begin, behind = _two_pixels(i, size, scale, inverse_scale)
+        begins[entry], behinds[entry], per_pixel[entry] = begin, behind, 1.0 / (behind - begin)
 
 
 @compiled
@@ -108,23 +85,88 @@ def _snap(edge: float) -> float:
 
 
 @compiled
-def _area(i: int, size: int, scale: float) -> tuple[float, float, int, int]:
-    """The i-th output pixel's extent in pixels ``(begin, behind)``, and the pixels ``(low, high)`` under it."""
-    begin, behind = _snap(i * scale), min(_snap((i + 1) * scale), np.float64(size))
-    return begin, behind, np.int64(np.floor(begin)), np.int64(np.ceil(behind)) - 1
+def _two_pixels(i: int, size: int, scale: float, inverse_scale: float) -> tuple[float, float]:
+    """An extent on the i-th output pixel's first pixel and its neighbour, where cv2 takes these two.
+
+    It is one pixel long, and ends as far behind the first one as the neighbour has a share: what the output
+    pixel covers beyond the first pixel's end.
+    """
+    low = np.floor(i * scale)
+    share = np.float64(np.float32((i + 1) - (low + 1.0) * inverse_scale))
+    share = share - np.floor(share) if share > 0.0 else 0.0
+    begin = low + share if low < size - 1 else np.float64(size - 1)
+    return begin, begin + 1.0
 
 
 @compiled
-def _two_pixels(i: int, size: int, scale: float, inverse_scale: float) -> tuple[float, float, int, int]:
-    """As :func:`_area`, of the pixel and its neighbour that cv2 takes where an axis grows.
+def set_taps(taps: Taps, extents: Extents, start: int, far: float, samples: int, one: int) -> None:
+    """Set the taps of output pixels that cover ``extents``, counted from the picture's pixel ``start``.
 
-    The neighbour's share is what the output pixel covers beyond the first pixel's end.
+    ``samples`` is how many the component has along the whole picture; where that is one for two pixels, ``far``
+    is the farther sample's share of a pixel (WHOLE where each pixel has its own).
+
+    A weight is the difference of two rounded sums, of all shares up to a sample and up to the one before: the
+    weights of a pixel sum to ``one``, however many they are. All loops go along the outputs, many at once.
     """
-    low = np.int64(np.floor(i * scale))
-    share = np.float64(np.float32((i + 1) - (low + 1) * inverse_scale))
-    share = share - np.floor(share) if share > 0.0 else 0.0
-    if low >= size - 1 or share == 0.0:
-        low = min(low, size - 1)
-        return np.float64(low), low + 1.0, low, low
-    # An extent of one pixel's length, whose end is `share` beyond the first pixel.
-    return low + share, low + 1.0 + share, low, low + 1
+    weights = taps.weights
+    _set_firsts(taps, extents, start, far >= 0.0, samples)
+    count = min(taps.span[2], weights.shape[0])
+    for t in range(count):
+        if far >= 0.0:
+            _sum_samples(weights[t], taps.first, extents, t, start, far, samples, one)
+        else:
+            _sum_pixels(weights[t], extents, t, one)
+    for t in range(count - 1, 0, -1):
+        weights[t] -= weights[t - 1]
+    taps.span[2] = count
+
+
+@compiled
+def _set_firsts(taps: Taps, extents: Extents, start: int, halved: bool, samples: int) -> None:
+    firsts, begins, behinds = taps.first, extents.begin, extents.behind
+    begin_all, behind_all, most = np.int64(1 << 40), np.int64(0), np.int64(1)
+    for i in range(firsts.size):
+        first, last = start + np.int64(np.floor(begins[i])), start + np.int64(np.ceil(behinds[i])) - 1
+        if halved:
+            first, last = max((first - 1) >> 1, 0), min((last + 1) >> 1, samples - 1)
+        firsts[i] = first
+        begin_all, behind_all = min(begin_all, first), max(behind_all, last + 1)
+        most = max(most, last + 1 - first)
+    taps.span[0], taps.span[1], taps.span[2] = begin_all, behind_all, most
+
+
+@compiled
+def _sum_pixels(sums: NDArray[np.uint16], extents: Extents, t: int, one: int) -> None:
+    """The rounded sum of the shares of each output's first t + 1 pixels."""
+    begins, per_pixel = extents.begin, extents.per_pixel
+    for i in range(sums.size):
+        total = _share(np.floor(begins[i]) + (t + 1), begins[i], per_pixel[i])
+        sums[i] = np.int64(total * one + 0.5)
+
+
+@compiled
+def _sum_samples(
+    sums: NDArray[np.uint16],
+    firsts: NDArray[np.int64],
+    extents: Extents,
+    t: int,
+    start: int,
+    far: float,
+    samples: int,
+    one: int,
+) -> None:
+    """As :func:`_sum_pixels`, of samples that are one for two pixels."""
+    begins, per_pixel = extents.begin, extents.per_pixel
+    for i in range(sums.size):
+        pixel = 2 * (firsts[i] + t) + 1 - start  # the sample's second one
+        total = _share(pixel + 1, begins[i], per_pixel[i])
+        # A quarter of its second pixel belongs to the next sample; a quarter of the pixel after to it.
+        bend = _share(pixel, begins[i], per_pixel[i]) + _share(pixel + 2, begins[i], per_pixel[i])
+        total = 1.0 if firsts[i] + t >= samples - 1 else total + far * (bend - 2.0 * total)
+        sums[i] = np.int64(total * one + 0.5)
+
+
+@compiled
+def _share(pixel: float, begin: float, per_pixel: float) -> float:
+    """How much of the output pixel lies before ``pixel``, of 1."""
+    return min(max((pixel - begin) * per_pixel, 0.0), 1.0)

@@ -72,17 +72,23 @@ def clamp_to_byte(builder: Builder, value: Value) -> Value:
 
 
 def transpose8(builder: Builder, rows: Sequence[Value]) -> list[Value]:
-    """Transpose eight vectors of eight lanes, in three rounds that stay within half vectors but the last."""
+    """Transpose eight vectors of eight lanes each, or of several times eight: then each eight by themselves.
+
+    In three rounds that stay within half of the eight but the last.
+    """
+    eights = rows[0].type.count // 8
+
+    def pick(first: Value, second: Value, lanes: Sequence[int]) -> Value:
+        """Lanes of each eight, 8 to 15 being the second vector's."""
+        places = [8 * e + lane % 8 + lane // 8 * 8 * eights for e in range(eights) for lane in lanes]
+        return shuffle(builder, first, second, places)
+
     low, high = [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]
-    pairs = [shuffle(builder, rows[i], rows[i + 1], lanes) for i in (0, 2, 4, 6) for lanes in (low, high)]
+    pairs = [pick(rows[i], rows[i + 1], lanes) for i in (0, 2, 4, 6) for lanes in (low, high)]
     low, high = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
-    fours = [
-        shuffle(builder, pairs[i], pairs[j], lanes)
-        for i, j in ((0, 2), (1, 3), (4, 6), (5, 7))
-        for lanes in (low, high)
-    ]
+    fours = [pick(pairs[i], pairs[j], lanes) for i, j in ((0, 2), (1, 3), (4, 6), (5, 7)) for lanes in (low, high)]
     low, high = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
-    return [shuffle(builder, fours[i], fours[i + 4], lanes) for lanes in (low, high) for i in range(4)]
+    return [pick(fours[i], fours[i + 4], lanes) for lanes in (low, high) for i in range(4)]
 
 
 def _intrinsic(function: Callable[..., Any]) -> Any:

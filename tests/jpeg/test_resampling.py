@@ -6,34 +6,26 @@ from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import kernel
 from rebar.jpeg.regions import SURPLUS
-from rebar.jpeg.resampling import new_resample_scratch, resize_columns, resize_row, write_row
-from rebar.jpeg.taps import COLUMN_ONE, ROW_ONE, WHOLE, Taps, new_taps, set_taps
-
-U = np.uint64
+from rebar.jpeg.resampling import NEUTRAL, new_resample_scratch, resize_columns, write_rows
+from rebar.jpeg.taps import COLUMN_ONE, ROW_ONE, WHOLE, Taps, new_extents, new_taps, set_extents, set_taps
 
 
 @kernel
-def _columns(
-    plane: NDArray[np.uint8], stride: int, height: int, taps: Taps, lines: NDArray[np.uint16], pitch: int
+def _columns(plane: NDArray[np.uint8], stride: int, height: int, taps: Taps, lines: NDArray[np.uint16]) -> None:
+    resize_columns(plane, stride, 0, height, taps, lines)
+
+
+@kernel
+def _rows(
+    lines: NDArray[np.uint16], luma: Taps, chroma: Taps, gray: bool, pixels: NDArray[np.uint8], out: NDArray[np.uint8]
 ) -> None:
-    resize_columns(plane, stride, 0, height, taps, lines, pitch)
-
-
-@kernel
-def _row(lines: NDArray[np.uint16], pitch: int, taps: Taps, y: int, row: NDArray[np.uint16]) -> None:
-    resize_row(U(lines.ctypes.data), pitch, taps, y, U(row.ctypes.data))
-
-
-@kernel
-def _colours(
-    row: NDArray[np.uint16], pitch: int, pixels: NDArray[np.uint8], out: NDArray[np.uint8], width: int
-) -> None:
-    write_row(U(row.ctypes.data), pitch, U(pixels.ctypes.data), U(out.ctypes.data), width)
+    write_rows(lines, luma, chroma, gray, pixels, out)
 
 
 def taps_of(outputs: int, size: int, one: int) -> Taps:
-    taps = new_taps(outputs, size)
-    set_taps.py_func(taps, outputs, 0, size, size >= outputs, WHOLE, size, one, False)
+    taps, extents = new_taps(outputs, size), new_extents(outputs)
+    set_extents.py_func(extents, outputs, size, size >= outputs, False)
+    set_taps.py_func(taps, extents, 0, WHOLE, size, one)
     return taps
 
 
@@ -44,39 +36,23 @@ def test_columns(outputs: int, size: int) -> None:
     plane = np.random.default_rng(0).integers(0, 256, (size + SURPLUS, stride)).astype(np.uint8)
     taps = taps_of(outputs, size, COLUMN_ONE)
     scratch = new_resample_scratch(outputs, height)
-    pitch = scratch.row.shape[1]
-    _columns(plane.ravel(), stride, height, taps, scratch.lines[0], pitch)
-    lines = scratch.lines[0].reshape(-1, pitch)[:height, :outputs]
+    _columns(plane.ravel(), stride, height, taps, scratch.lines[0])
+    lines = scratch.lines[0, :height, :outputs]
     for x in range(outputs):
-        weights = taps.weights[x, : taps.span[2]].astype(np.int64)
+        weights = taps.weights[: taps.span[2], x].astype(np.int64)
         expected = weights @ plane[taps.first[x] : taps.first[x] + taps.span[2], :height].astype(np.int64)
         np.testing.assert_array_equal(lines[:, x], expected)
 
 
-@pytest.mark.parametrize("size", [1, 20, 45, 600])
-def test_rows(size: int) -> None:
-    pitch, outputs = 64, 24
-    lines = np.random.default_rng(1).integers(0, 255 * 256 + 1, (size + SURPLUS, pitch)).astype(np.uint16)
-    taps = taps_of(outputs, size, ROW_ONE)
-    row = np.zeros(pitch, np.uint16)
-    for y in range(outputs):
-        _row(lines.ravel(), pitch, taps, y, row)
-        samples = lines[taps.first[y] : taps.first[y] + taps.span[2]].astype(np.int64)
-        weights = taps.weights[y, : taps.span[2]].astype(np.int64)
-        expected = ((samples * weights[:, None]) >> 16).sum(axis=0) + min(taps.span[2] // 2, 128)
-        np.testing.assert_array_equal(row, expected)
+def weighed(lines: NDArray[np.uint16], taps: Taps, y: int) -> NDArray[np.int64]:
+    """Output row ``y`` of a component, 8.8."""
+    samples = lines[taps.first[y] : taps.first[y] + taps.span[2]].astype(np.int64)
+    weights = taps.weights[: taps.span[2], y].astype(np.int64)
+    return ((samples * weights[:, None]) >> 16).sum(axis=0) + min(taps.span[2] // 2, 128)
 
 
-@pytest.mark.parametrize("width", [1, 5, 15, 16, 17, 31, 32, 50])
-def test_colours(width: int) -> None:
-    pitch = 64
-    row = np.random.default_rng(width).integers(0, 255 * 256 + 1, (3, pitch)).astype(np.uint16)
-    memory = np.full(3 * width + 200, 77, np.uint8)
-    _colours(row, pitch, np.zeros(48, np.uint8), memory[100:-100], width)
-    assert (memory[:100] == 77).all()
-    assert (memory[-100:] == 77).all()
-    y, cb, cr = row[:, :width].astype(np.int64)
-    y, cb, cr = y >> 2, cb - 32768, cr - 32768
+def converted(y: NDArray[np.int64], cb: NDArray[np.int64], cr: NDArray[np.int64]) -> NDArray[np.int64]:
+    y, cb, cr = y >> 2, cb - NEUTRAL, cr - NEUTRAL
 
     def times(value: NDArray[np.int64], factor: float) -> NDArray[np.int64]:
         return (value * round(factor * 16384)) >> 16
@@ -84,4 +60,29 @@ def test_colours(width: int) -> None:
     r = (y + times(cr, 1.402) + 33) >> 6
     g = (y - times(cb, 0.344136) - times(cr, 0.714136) + 31) >> 6
     b = (y + times(cb, 1.772) + 33) >> 6
-    np.testing.assert_array_equal(memory[100:-100].reshape(width, 3), np.clip(np.stack([r, g, b], axis=-1), 0, 255))
+    return np.clip(np.stack([r, g, b], axis=-1), 0, 255)
+
+
+@pytest.mark.parametrize("gray", [False, True])
+@pytest.mark.parametrize(
+    ("width", "size"), [(1, 1), (5, 20), (31, 45), (32, 45), (33, 600), (50, 20), (64, 45), (70, 3000)]
+)
+def test_rows(width: int, size: int, gray: bool) -> None:
+    outputs, chroma_size = 24, -(-size // 2)
+    rng = np.random.default_rng(width)
+    scratch = new_resample_scratch(width, size)
+    scratch.lines[:] = rng.integers(0, 255 * 256 + 1, scratch.lines.shape)
+    luma, chroma = taps_of(outputs, size, ROW_ONE), taps_of(outputs, chroma_size, ROW_ONE)
+    memory = np.full(outputs * 3 * width + 200, 77, np.uint8)
+    out = memory[100:-100].reshape(outputs, width, 3)
+    _rows(scratch.lines, luma, chroma, gray, scratch.pixels, out)
+    assert (memory[:100] == 77).all()
+    assert (memory[-100:] == 77).all()
+    neutral = np.full(width, NEUTRAL, np.int64)
+    for y in range(outputs):
+        rows = [
+            weighed(lines[:, :width], taps, y)
+            for lines, taps in zip(scratch.lines, (luma, chroma, chroma), strict=True)
+        ]
+        expected = converted(rows[0], neutral, neutral) if gray else converted(rows[0], rows[1], rows[2])
+        np.testing.assert_array_equal(out[y], expected)

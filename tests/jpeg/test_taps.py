@@ -8,22 +8,44 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import kernel
-from rebar.jpeg.taps import COLUMN_ONE, FANCY, REPLICATED, ROW_ONE, WHOLE, Taps, new_taps, set_taps
+from rebar.jpeg.taps import (
+    COLUMN_ONE,
+    FANCY,
+    REPLICATED,
+    ROW_ONE,
+    WHOLE,
+    Extents,
+    Taps,
+    new_extents,
+    new_taps,
+    set_extents,
+    set_taps,
+)
 from tests.jpeg.pictures import upsample
 
 
 @kernel
 def _set_taps(
-    taps: Taps, outputs: int, start: int, size: int, area: bool, far: float, samples: int, one: int, flip: bool
+    taps: Taps,
+    extents: Extents,
+    outputs: int,
+    start: int,
+    size: int,
+    area: bool,
+    far: float,
+    samples: int,
+    one: int,
+    flip: bool,
 ) -> None:
-    set_taps(taps, outputs, start, size, area, far, samples, one, flip)
+    set_extents(extents, outputs, size, area, flip)
+    set_taps(taps, extents, start, far, samples, one)
 
 
 def taps_of(
     outputs: int, start: int, size: int, area: bool, far: float, samples: int, one: int, flip: bool = False
 ) -> Taps:
     taps = new_taps(outputs, size)
-    _set_taps(taps, outputs, start, size, area, far, samples, one, flip)
+    _set_taps(taps, new_extents(outputs), outputs, start, size, area, far, samples, one, flip)
     return taps
 
 
@@ -33,9 +55,9 @@ def as_matrix(taps: Taps, outputs: int, samples: int, one: int) -> NDArray[np.fl
     matrix = np.zeros((outputs, samples))
     for output in range(outputs):
         for t in range(most):
-            if taps.weights[output, t]:
+            if taps.weights[t, output]:
                 assert begin <= taps.first[output] + t < behind
-                matrix[output, taps.first[output] + t] += taps.weights[output, t] / one
+                matrix[output, taps.first[output] + t] += taps.weights[t, output] / one
     return matrix
 
 
@@ -84,5 +106,5 @@ def test_flipped_taps_are_mirrored(far: float) -> None:
     plain = taps_of(13, 5, 41, True, far, 50, COLUMN_ONE)
     flipped = taps_of(13, 5, 41, True, far, 50, COLUMN_ONE, flip=True)
     np.testing.assert_array_equal(flipped.first[:13], plain.first[:13][::-1])
-    np.testing.assert_array_equal(flipped.weights[:13], plain.weights[:13][::-1])
+    np.testing.assert_array_equal(flipped.weights[:, :13], plain.weights[:, :13][:, ::-1])
     np.testing.assert_array_equal(flipped.span, plain.span)
