@@ -115,6 +115,11 @@ def watch_memory(process: "subprocess.Popen[str]") -> float:
     return peak
 
 
+def idle_memory() -> float:
+    """Private memory of a process that has torch imported and does nothing, in MB."""
+    return watch_memory(subprocess.Popen([sys.executable, "-c", "import torch, time; time.sleep(1)"], text=True))
+
+
 def summarise(runs: dict[tuple[str, int, int], list[Measurement]]) -> list[dict[str, Any]]:
     """One row for each peer, resolution and number of cores."""
     rows = []
@@ -136,7 +141,7 @@ def summarise(runs: dict[tuple[str, int, int], list[Measurement]]) -> list[dict[
                 "first_batch_seconds_warm": statistics.median(
                     run.first_batch_seconds for run in measured[1:] or measured
                 ),
-                "peak_memory_mb": statistics.median(run.peak_memory_mb for run in measured),
+                "peak_memory_mb": statistics.median(run.peak_memory_mb for run in measured[1:] or measured),
                 "runs": [asdict(run) for run in measured],
             }
         )
@@ -248,14 +253,16 @@ def main() -> None:
                         f"{contestant.name}: {result.images_per_second:.0f} pictures/s",
                         flush=True,
                     )
-    rows = summarise(runs)
+    rows, idle = summarise(runs), idle_memory()
     print_table(rows)
+    print(f"a process with torch and nothing else: {idle:.0f} MB")
     report = {
         "benchmark": "loader",
         "command": " ".join(["python", "benchmarks/loader.py", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "machine": describe_machine(),
         "data": {"pictures": BetonFile.open(beton).num_samples, "bytes": beton.stat().st_size},
+        "idle_torch_memory_mb": idle,
         "left_out": left_out,
         "rows": rows,
     }
