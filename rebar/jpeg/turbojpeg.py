@@ -11,6 +11,8 @@ import ctypes.util
 import functools
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,10 +92,25 @@ class _Decompressor:
 _of_this_thread = threading.local()
 
 
-def _decompressor() -> _Decompressor:
+@contextmanager
+def _decompressor() -> Iterator[_Decompressor]:
+    """This thread's, for one picture."""
     if not hasattr(_of_this_thread, "decompressor"):
         _of_this_thread.decompressor = _Decompressor()
-    return _of_this_thread.decompressor
+    try:
+        yield _of_this_thread.decompressor
+    except JpegError:
+        # libturbojpeg 2.1 may write the next picture nowhere after it failed within a header
+        del _of_this_thread.decompressor
+        raise
+
+
+def _read_header(tj: _Decompressor, source: NDArray[np.uint8]) -> tuple[int, int, int]:
+    """Height and width in pixels, and the chroma subsampling (TJSAMP)."""
+    width, height, subsampling, colorspace = (ctypes.c_int() for _ in range(4))
+    header = (ctypes.byref(width), ctypes.byref(height), ctypes.byref(subsampling), ctypes.byref(colorspace))
+    tj.check(tj.library.tjDecompressHeader3(tj.handle, source.ctypes.data, source.size, *header))
+    return height.value, width.value, subsampling.value
 
 
 def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -101,22 +118,12 @@ def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Raises JpegError where libturbojpeg reports anything, a stream cut short included.
     """
-    try:
-        return _decode_rgb(_decompressor(), jpeg)
-    except JpegError:
-        # libturbojpeg 2.1 may write the next picture nowhere after it failed within a header
-        del _of_this_thread.decompressor
-        raise
-
-
-def _decode_rgb(tj: _Decompressor, jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
     source = np.ascontiguousarray(jpeg)
-    width, height, subsampling, colorspace = (ctypes.c_int() for _ in range(4))
-    header = (ctypes.byref(width), ctypes.byref(height), ctypes.byref(subsampling), ctypes.byref(colorspace))
-    tj.check(tj.library.tjDecompressHeader3(tj.handle, source.ctypes.data, source.size, *header))
-    rgb = np.empty((height.value, width.value, 3), np.uint8)
-    layout = (width.value, 0, height.value, _PIXEL_FORMAT_RGB, 0)
-    tj.check(tj.library.tjDecompress2(tj.handle, source.ctypes.data, source.size, rgb.ctypes.data, *layout))
+    with _decompressor() as tj:
+        height, width, _ = _read_header(tj, source)
+        rgb = np.empty((height, width, 3), np.uint8)
+        layout = (width, 0, height, _PIXEL_FORMAT_RGB, 0)
+        tj.check(tj.library.tjDecompress2(tj.handle, source.ctypes.data, source.size, rgb.ctypes.data, *layout))
     return rgb
 
 
@@ -125,20 +132,18 @@ def decode_planes(jpeg: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
     Each uint8 ``[height, width]`` of the component's own size. Raises JpegError as :func:`decode_rgb` does.
     """
-    tj = _decompressor()
     source = np.ascontiguousarray(jpeg)
-    width, height, subsampling, colorspace = (ctypes.c_int() for _ in range(4))
-    header = (ctypes.byref(width), ctypes.byref(height), ctypes.byref(subsampling), ctypes.byref(colorspace))
-    tj.check(tj.library.tjDecompressHeader3(tj.handle, source.ctypes.data, source.size, *header))
-    if subsampling.value not in _CHROMA_FACTORS:
-        raise JpegError(f"chroma subsampling {subsampling.value} has no planes")
-    count = 1 if subsampling.value == _GRAY else 3
-    across, down = _CHROMA_FACTORS[subsampling.value]
-    sizes = [(height.value, width.value)] + [(-(-height.value // down), -(-width.value // across))] * 2
-    # The library writes whole luma pairs where the chroma is halved.
-    planes = [np.empty((high + 1, wide + 1), np.uint8) for high, wide in sizes[:count]]
-    pointers = (ctypes.c_void_p * 3)(*[plane.ctypes.data for plane in planes])
-    strides = (ctypes.c_int * 3)(*[plane.shape[1] for plane in planes])
-    layout = (pointers, width.value, strides, height.value, 0)
-    tj.check(tj.library.tjDecompressToYUVPlanes(tj.handle, source.ctypes.data, source.size, *layout))
+    with _decompressor() as tj:
+        height, width, subsampling = _read_header(tj, source)
+        if subsampling not in _CHROMA_FACTORS:
+            raise JpegError(f"chroma subsampling {subsampling} has no planes")
+        count = 1 if subsampling == _GRAY else 3
+        across, down = _CHROMA_FACTORS[subsampling]
+        sizes = [(height, width)] + [(-(-height // down), -(-width // across))] * 2
+        # The library writes whole luma pairs where the chroma is halved.
+        planes = [np.empty((high + 1, wide + 1), np.uint8) for high, wide in sizes[:count]]
+        pointers = (ctypes.c_void_p * 3)(*[plane.ctypes.data for plane in planes])
+        strides = (ctypes.c_int * 3)(*[plane.shape[1] for plane in planes])
+        layout = (pointers, width, strides, height, 0)
+        tj.check(tj.library.tjDecompressToYUVPlanes(tj.handle, source.ctypes.data, source.size, *layout))
     return [plane[:high, :wide] for plane, (high, wide) in zip(planes, sizes, strict=False)]

@@ -78,10 +78,14 @@ def _ahead_on_stream(
 
 
 def _hand_over(moved: DeviceBatch, done: torch.cuda.Event) -> DeviceBatch:
-    """Let the consumer's stream wait for the copy, and the memory for the consumer's stream."""
-    for tensor in moved:
-        if tensor.is_cuda:
-            current = torch.cuda.current_stream(tensor.device)
-            current.wait_event(done)
-            tensor.record_stream(current)
+    wait_on_current_stream(moved, done)
     return moved
+
+
+def wait_on_current_stream(values: Iterable[object], done: torch.cuda.Event) -> None:
+    """Let the consumer's stream wait for ``done``, and the memory of what lies on a GPU for the consumer's stream."""
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.is_cuda:
+            current = torch.cuda.current_stream(value.device)
+            current.wait_event(done)
+            value.record_stream(current)

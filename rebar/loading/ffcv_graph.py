@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rebar.errors import RebarError
 from rebar.loading.ahead import Wait
+from rebar.loading.device import wait_on_current_stream
 from rebar.loading.ffcv_file import FfcvFile, compile_read
 from rebar.loading.ffcv_import import one_thread_code
 from rebar.loading.randomness import SampleKeys, Stream, random_bits
@@ -135,11 +136,7 @@ def _wait(running: "Future[tuple[tuple[Any, ...], torch.cuda.Event | None]]", ke
             f"{type(error).__name__}: {error}"
         ) from error
     if done is not None:
-        for tensor in outputs:
-            if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
-                current = torch.cuda.current_stream(tensor.device)
-                current.wait_event(done)
-                tensor.record_stream(current)
+        wait_on_current_stream(outputs, done)
     return outputs
 
 
