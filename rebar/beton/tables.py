@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from rebar.beton.fields import choose_field, field_names
 from rebar.beton.format import (
     ALLOCATION,
     ENTRY_DTYPES,
@@ -41,7 +42,7 @@ def read_tables(file: IO[bytes], path: Path, file_size: int) -> dict[str, Any]:
     if fields_end > file_size:
         raise _cut_short(path, fields_end, file_size)
     descriptors = np.fromfile(file, FIELD_DESCRIPTOR, int(header["num_fields"]))
-    names = tuple(bytes(raw).split(b"\0")[0].decode("ascii", "backslashreplace") for raw in descriptors["name"])
+    names = field_names(descriptors)
     type_ids = [int(type_id) for type_id in descriptors["type_id"]]
     for name, type_id in zip(names, type_ids, strict=True):
         if type_id not in ENTRY_DTYPES:
@@ -104,15 +105,14 @@ def _read_header(file: IO[bytes], path: Path, file_size: int) -> np.void:
 
 
 def _find_field(path: Path, names: tuple[str, ...], type_ids: list[int], type_id: int, name: str) -> int:
-    """The number of the field of this type and name, else of the first field of this type."""
-    candidates = [number for number, found in enumerate(type_ids) if found == type_id]
-    if not candidates:
+    number = choose_field(names, type_ids, type_id, name)
+    if number is None:
         kind = {TYPE_IMAGE: "RGBImageField", TYPE_INT: "IntField"}[type_id]
         raise BetonError(
             f"{path}: has no {name} field (an {kind}), only {', '.join(map(repr, names))}; give a file of "
             "labelled pictures"
         )
-    return next((number for number in candidates if names[number] == name), candidates[0])
+    return number
 
 
 def _sizes_of(path: Path, offsets: np.ndarray, allocations: np.ndarray) -> np.ndarray:

@@ -7,6 +7,9 @@ decode either is corrupt, and its message says why.
 import functools
 import threading
 import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -92,6 +95,32 @@ class PictureDecoder:
             )
             left.extend(start + int(slot) for slot in np.flatnonzero(statuses != _OK))
         return left
+
+
+class DecoderPool:
+    """Decoders that no thread is using; a thread borrows one for its share of a batch."""
+
+    def __init__(self, keep: int | None = None) -> None:
+        self._idle: deque[PictureDecoder] = deque(maxlen=keep)  # appending and popping are atomic
+
+    @contextmanager
+    def borrow(self, max_height: int, max_width: int) -> Iterator[PictureDecoder]:
+        """An idle decoder for pictures of this size (pixels), else a new one."""
+        decoder = self._large_enough(max_height, max_width) or PictureDecoder(max_height, max_width)
+        try:
+            yield decoder
+        finally:
+            self._idle.append(decoder)
+
+    def _large_enough(self, height: int, width: int) -> PictureDecoder | None:
+        """Those too small are let go."""
+        while True:
+            try:
+                decoder = self._idle.pop()
+            except IndexError:
+                return None
+            if decoder.max_height >= height and decoder.max_width >= width:
+                return decoder
 
 
 def _runs(flags: NDArray[np.bool_]) -> list[tuple[int, int, bool]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rebar.beton.fields import choose_field, field_names
 from rebar.beton.format import FIELD_DESCRIPTOR, HEADER, TYPE_IMAGE, TYPE_INT, VERSION, BetonError
 from rebar.beton.reader import BetonFile
 
@@ -21,15 +22,12 @@ def field_types(path: Path) -> dict[str, int]:
     if header["version"] != VERSION:
         BetonFile.open(path)
         raise BetonError(f"{path}: is no .beton file of version {VERSION}")
-    names = [bytes(raw).split(b"\0")[0].decode("ascii", "backslashreplace") for raw in descriptors["name"]]
-    return dict(zip(names, descriptors["type_id"].tolist(), strict=True))
+    return dict(zip(field_names(descriptors), descriptors["type_id"].tolist(), strict=True))
 
 
 def picture_and_label(types: Mapping[str, int]) -> tuple[str | None, str | None]:
     """The fields that :class:`rebar.beton.BetonFile` reads: those called so, else the first of the type."""
-    return _named_or_first(types, TYPE_IMAGE, "image"), _named_or_first(types, TYPE_INT, "label")
-
-
-def _named_or_first(types: Mapping[str, int], type_id: int, name: str) -> str | None:
-    candidates = [found for found in types if types[found] == type_id]
-    return name if name in candidates else next(iter(candidates), None)
+    names, type_ids = list(types), list(types.values())
+    chosen = (choose_field(names, type_ids, *wanted) for wanted in ((TYPE_IMAGE, "image"), (TYPE_INT, "label")))
+    image, label = (None if number is None else names[number] for number in chosen)
+    return image, label

@@ -1,6 +1,5 @@
 """Pictures anywhere in this process's memory, as compiled code hands them over: by address."""
 
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -13,13 +12,13 @@ from numpy.typing import NDArray
 from rebar.loading.ahead import shares
 from rebar.loading.crops import Crops
 from rebar.loading.decode import CorruptSampleError
-from rebar.loading.fast_decode import PictureDecoder
+from rebar.loading.fast_decode import DecoderPool
 
 COLUMNS = ("sample", "address", "size", "mode", "height", "width")
 """What a row of the table says, all int64."""
 
 _IN_MEMORY = Path("memory")
-_idle: deque[PictureDecoder] = deque(maxlen=256)
+_decoders = DecoderPool(keep=256)
 
 
 class _Region:
@@ -90,21 +89,7 @@ def _decode_share(
     pictures: MemoryPictures, crops: Crops, out: NDArray[np.uint8], share: slice
 ) -> list[tuple[int, CorruptSampleError]]:
     height, width = int(pictures.heights[share].max()), int(pictures.widths[share].max())
-    decoder = _decoder_for(height, width)
-    try:
-        indices = np.arange(share.start, share.stop)
-        some = Crops(crops.boxes[share], crops.flips[share])
+    indices = np.arange(share.start, share.stop)
+    some = Crops(crops.boxes[share], crops.flips[share])
+    with _decoders.borrow(height, width) as decoder:
         return [(share.start + slot, error) for slot, error in decoder.decode(pictures, indices, some, out[share])]
-    finally:
-        _idle.append(decoder)
-
-
-def _decoder_for(height: int, width: int) -> PictureDecoder:
-    """An idle decoder that is large enough, else a new one; those too small are let go."""
-    while True:
-        try:
-            decoder = _idle.pop()
-        except IndexError:
-            return PictureDecoder(height, width)
-        if decoder.max_height >= height and decoder.max_width >= width:
-            return decoder

@@ -1,7 +1,6 @@
 """Batches of pictures and labels, each decoded by several threads at once."""
 
 import functools
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -16,7 +15,7 @@ from rebar.loading.corruption import Corruption, OnError
 from rebar.loading.crops import Cropper, Crops
 from rebar.loading.decode import CorruptSampleError
 from rebar.loading.device import on_device
-from rebar.loading.fast_decode import PictureDecoder
+from rebar.loading.fast_decode import DecoderPool, PictureDecoder
 from rebar.loading.plan import Batch, Plan
 from rebar.loading.randomness import SampleKeys
 from rebar.loading.slots import SlotPool
@@ -47,7 +46,8 @@ class PictureSource:
         self._corruption = Corruption(on_error, indices)
         self.corrupt_samples = self._corruption.samples
         self._slots = SlotPool(keep_slots)
-        self._decoders: deque[PictureDecoder] = deque()  # those that no thread is using
+        self._decoders = DecoderPool()
+        self._largest = int(beton.heights.max()), int(beton.widths.max())
 
     def begin_epoch(self, resolution: int | None) -> StartBatch:
         """How to start a batch of the coming epoch."""
@@ -100,20 +100,14 @@ class PictureSource:
         share: slice,
     ) -> list[CorruptSampleError]:
         """Decode one thread's share of a batch; returns what was replaced. Labels follow the pictures."""
-        try:
-            decoder = self._decoders.pop()
-        except IndexError:
-            decoder = PictureDecoder(int(self.beton.heights.max()), int(self.beton.widths.max()))
-        try:
-            mine = SampleKeys(keys.seed, keys.epoch, keys.indices[share])
+        mine = SampleKeys(keys.seed, keys.epoch, keys.indices[share])
+        with self._decoders.borrow(*self._largest) as decoder:
             failures = decoder.decode(self.beton, mine.indices, self._crops(cropper, mine), images[share])
             for slot, error in failures:
                 place = share.start + slot
                 substitute = self._substitute(decoder, cropper, mine, error, images[place : place + 1])
                 labels[place] = self.beton.labels[substitute]
-            return [error for _, error in failures]
-        finally:
-            self._decoders.append(decoder)
+        return [error for _, error in failures]
 
     def _substitute(
         self,
