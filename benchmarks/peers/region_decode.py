@@ -14,10 +14,8 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     from numba import njit
 
     from rebar.beton import BetonFile
-    from rebar.jpeg.headers import new_tables
-    from rebar.jpeg.huffman import new_table_store
     from rebar.jpeg.planes import _decode_planes
-    from rebar.jpeg.regions import BITS_ROOM, new_region_scratch
+    from rebar.jpeg.scratch import BITS_ROOM, new_region_scratch, new_table_store, new_tables
     from rebar.loading.crops import RandomResizedCrop
     from rebar.loading.order import OrderOption, epoch_order, rank_batches
     from rebar.loading.randomness import SampleKeys

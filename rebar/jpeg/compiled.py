@@ -1,8 +1,9 @@
-"""How this package's kernels are compiled: without the interpreter lock, kept on disk.
+"""How this package's functions are compiled: without the interpreter lock.
 
-numba writes its cache files aside and renames them, so a reader never sees half a file. It numbers the
-files of a function's signatures, and two processes that save two signatures at once can take the same
-number: each kernel that is called from Python is therefore called with one signature only.
+What decodes crops is kept as a library by :mod:`rebar.jpeg.machine_code`. Other kernels are kept by numba, which
+writes its cache files aside and renames them, so that a reader never sees half a file. It numbers the files of a
+function's signatures, and two processes that save two signatures at once can take the same number: each kernel
+that is called from Python is therefore called with one signature only.
 """
 
 import hashlib
@@ -10,9 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 
 def _digest() -> str:
@@ -44,10 +43,3 @@ def kernel(function: Callable[..., Any]) -> Any:
     if hasattr(cache_file, "_source_stamp"):
         cache_file._source_stamp = _PACKAGE_DIGEST
     return dispatcher
-
-
-def read_only(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A view of ``data`` that may not be written to: numba takes the two for different types."""
-    view = np.ascontiguousarray(data).view(np.ndarray)[:]
-    view.flags.writeable = False
-    return view

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import compiled
 from rebar.jpeg.headers import ZIGZAG
-from rebar.jpeg.huffman import END_OF_BLOCK, LONG, SHORT_BITS, SLOT_SHIFT
+from rebar.jpeg.huffman import END_OF_BLOCK, LONG, SLOT_SHIFT
+from rebar.jpeg.scratch import SHORT_BITS
 from rebar.jpeg.vectors import load_big_endian, load_uint8, load_uint16, load_uint32, store_int16, store_uint8
 
 U = np.uint64
 # A lane's state, uint64. BLOCK is the block it is in, of COUNT, and K the next coefficient.
 POINTER, BUFFER, HAVE, LIMIT, FIRST, LENGTH, WRONG, BLOCK, K, COUNT = range(10)
-LANE_FIELDS = 16  # two cache lines
-_MOST_SYMBOL_BITS = 27  # a code of 16 and a magnitude of 11
 # The last coefficient's number is at most 63, or END_OF_BLOCK and more: this bit says that a run led further.
 _OVERRUN, _OVERREAD = 64, 256
 _ZIGZAG_BYTES = np.concatenate([ZIGZAG[:1], ZIGZAG])  # by the number of the next coefficient
@@ -61,11 +60,6 @@ def bits_left(lane: NDArray[np.uint64]) -> int:
 def went_wrong(lane: NDArray[np.uint64]) -> bool:
     """Whether a code was unknown, a run led past its block, or a chunk far beyond the segment's end."""
     return (lane[WRONG] & U(_OVERRUN | _OVERREAD)) != U(0)
-
-
-def room_behind(blocks: int) -> int:
-    """How many bytes beyond a segment's end ``blocks`` can make a lane read."""
-    return blocks * 64 * _MOST_SYMBOL_BITS // 8 + 32
 
 
 @compiled

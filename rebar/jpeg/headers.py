@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import compiled
-from rebar.jpeg.huffman import SPECIFICATION_BYTES, TableStore, find_tables
+from rebar.jpeg.huffman import find_tables
+from rebar.jpeg.scratch import Tables
 from rebar.jpeg.status import CORRUPT_HEADER, CUT_SHORT, OK, UNSUPPORTED
 
 # The natural (row by row) place of the k-th coefficient in zigzag order (T.81, figure A.6). A wrong stream
@@ -21,23 +22,6 @@ ZIGZAG[:64] = sorted(range(64), key=lambda i: (i // 8 + i % 8, i // 8 if (i // 8
 
 _SOI, _SOF0, _SOF1, _SOF15, _DHT, _SOS, _DQT, _DRI = 0xD8, 0xC0, 0xC1, 0xCF, 0xC4, 0xDA, 0xDB, 0xDD
 _DNL, _DHP, _EXP, _APP0, _APP14, _APP15, _COM = 0xDC, 0xDE, 0xDF, 0xE0, 0xEE, 0xEF, 0xFE
-_MAX_COMPONENTS = 3
-
-
-class Tables(NamedTuple):
-    """Scratch of the header's tables, one a decoder.
-
-    ``quantisation`` int16 ``[4, 64]`` as the file numbers them, in natural order, and ``quantisation_known``;
-    ``specifications`` uint8 ``[2, 4, 272]`` by class and number, and ``specifications_known``; ``components``
-    int64 ``[3, 6]``: id, horizontal and vertical sampling, quantisation table, then DC and AC slot in ``store``.
-    """
-
-    quantisation: NDArray[np.int16]
-    quantisation_known: NDArray[np.bool_]
-    specifications: NDArray[np.uint8]
-    specifications_known: NDArray[np.bool_]
-    components: NDArray[np.int64]
-    store: TableStore
 
 
 class Header(NamedTuple):
@@ -51,18 +35,6 @@ class Header(NamedTuple):
     down: int
     restart_interval: int
     entropy_start: int
-
-
-def new_tables(store: TableStore) -> Tables:
-    """Empty scratch around a table store."""
-    return Tables(
-        np.zeros((4, 64), np.int16),
-        np.zeros(4, np.bool_),
-        np.zeros((2, 4, SPECIFICATION_BYTES), np.uint8),
-        np.zeros((2, 4), np.bool_),
-        np.zeros((_MAX_COMPONENTS, 6), np.int64),
-        store,
-    )
 
 
 @compiled

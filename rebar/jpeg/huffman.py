@@ -12,48 +12,18 @@ Two tables belong to a specification:
   zero where there is no such code.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import compiled
+from rebar.jpeg.scratch import SHORT_BITS, SPECIFICATION_BYTES, TABLE_SLOTS, TableStore
 from rebar.jpeg.status import CORRUPT_HEADER, OK, UNSUPPORTED
 
-SHORT_BITS = 10
 LONG = 128
 END_OF_BLOCK = 128
-SPECIFICATION_BYTES = 16 + 256
 SLOT_SHIFT = SHORT_BITS + 2  # from a short table's address, relative to the first one's, to its slot
 DC, AC = 0, 1
-_SLOTS = 16
 _MOST_DC_BITS, _MOST_AC_BITS = 11, 10  # of a magnitude in 8-bit pictures (T.81, tables F.1 and F.2)
-
-
-class TableStore(NamedTuple):
-    """The tables of the last specifications met.
-
-    ``specifications`` uint8 ``[slots, 272]``, ``classes`` uint8 ``[slots]`` (DC, AC; 255: empty), ``short``
-    uint32 ``[slots * 2**SHORT_BITS]``, ``long`` uint16 ``[slots * 2**16]``, ``last_use`` int64 ``[slots]``:
-    larger is more recent.
-    """
-
-    specifications: NDArray[np.uint8]
-    classes: NDArray[np.uint8]
-    short: NDArray[np.uint32]
-    long: NDArray[np.uint16]
-    last_use: NDArray[np.int64]
-
-
-def new_table_store() -> TableStore:
-    """An empty one."""
-    return TableStore(
-        np.zeros((_SLOTS, SPECIFICATION_BYTES), np.uint8),
-        np.full(_SLOTS, 255, np.uint8),
-        np.zeros(_SLOTS << SHORT_BITS, np.uint32),
-        np.zeros(_SLOTS << 16, np.uint16),
-        np.zeros(_SLOTS, np.int64),
-    )
 
 
 @compiled
@@ -62,8 +32,12 @@ def find_tables(store: TableStore, specification: NDArray[np.uint8], table_class
 
     The slots returned last stay valid: a picture needs six at most, of sixteen.
     """
-    now = store.last_use.max() + 1
-    for slot in range(_SLOTS):
+    oldest, now = 0, store.last_use[0]
+    for slot in range(1, TABLE_SLOTS):
+        oldest = slot if store.last_use[slot] < store.last_use[oldest] else oldest
+        now = max(now, store.last_use[slot])
+    now += 1
+    for slot in range(TABLE_SLOTS):
         if store.classes[slot] == table_class:
             same = True
             for i in range(SPECIFICATION_BYTES):
@@ -73,7 +47,7 @@ def find_tables(store: TableStore, specification: NDArray[np.uint8], table_class
             if same:
                 store.last_use[slot] = now
                 return OK, slot
-    slot = np.int64(store.last_use.argmin())
+    slot = oldest
     store.classes[slot] = 255
     status = _build_long(specification, table_class, store.long[slot << 16 : (slot + 1) << 16])
     if status != OK:
@@ -83,7 +57,8 @@ def find_tables(store: TableStore, specification: NDArray[np.uint8], table_class
         table_class,
         store.short[slot << SHORT_BITS : (slot + 1) << SHORT_BITS],
     )
-    store.specifications[slot, :] = specification
+    for i in range(SPECIFICATION_BYTES):
+        store.specifications[slot, i] = specification[i]
     store.classes[slot] = table_class
     store.last_use[slot] = now
     return OK, slot

@@ -4,8 +4,6 @@ Entropy-coded data must be read from a segment's start. With restart markers onl
 region are read; without them, everything down to the region's last row. Blocks outside are not transformed.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,83 +11,24 @@ from rebar.jpeg.compiled import compiled
 from rebar.jpeg.entropy import (
     BLOCK,
     COUNT,
-    LANE_FIELDS,
     bits_left,
     decode_one,
     decode_two,
     expect_blocks,
     open_lane,
-    room_behind,
     went_wrong,
 )
-from rebar.jpeg.headers import Header, Tables
+from rebar.jpeg.headers import Header
 from rebar.jpeg.huffman import SLOT_SHIFT
-from rebar.jpeg.segments import SCRATCH_PADDING, find_segments, remove_stuffing
+from rebar.jpeg.scratch import ALIGNMENT, CHUNK, LANES, RegionScratch, Tables
+from rebar.jpeg.segments import find_segments, remove_stuffing
 from rebar.jpeg.status import CORRUPT_DATA, CUT_SHORT, OK, WRONG_SIZE
 from rebar.jpeg.transforming import Target, transform_units
 
 U = np.uint64
-_CHUNK = 8  # units decoded to coefficients before they are transformed: these stay in the L1 cache
-_MOST_BLOCKS = 6  # of a unit
-_COMPONENTS = 3
-BITS_ROOM = room_behind(_CHUNK * _MOST_BLOCKS) + SCRATCH_PADDING  # behind a lane's bits
-_LANES = 2  # segments decoded side by side
 # A lane's work, int64: the unit its coefficients start with, how many they are, where its segment's part that is
 # needed ends, and whether the segment ends there too.
 _UNIT, _UNITS, _STOP, _WHOLE = range(4)
-SURPLUS = 8  # columns behind the last one that may be read, with weight zero
-ALIGNMENT = 32  # a plane's columns are padded to multiples of this, and may be read so
-
-
-class RegionScratch(NamedTuple):
-    """Where a region is decoded; one a decoder, for pictures up to its size.
-
-    ``limits`` int64 ``[2]``: the largest height and width. ``needed`` int64 ``[3, 4]``, set by the caller: the
-    samples x0, x1, y0, y1 (half-open, in each component's own grid) that are wanted. ``planes`` uint8
-    ``[3, capacity]`` holds them column by column: sample (x, y) at ``(x - left) * stride + y - top``, where
-    ``frame`` int64 ``[3, 3]`` is left, top, stride. The rest belongs to the decoding: where segments start and
-    end, and of each lane its state, its work, its DC predictions, coefficients, and where its blocks ended.
-    """
-
-    limits: NDArray[np.int64]
-    needed: NDArray[np.int64]
-    planes: NDArray[np.uint8]
-    frame: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    coefficients: NDArray[np.int16]
-    block_ends: NDArray[np.uint8]
-    dc_tables: NDArray[np.uint64]
-    ac_tables: NDArray[np.uint64]
-    lanes: NDArray[np.uint64]
-    work: NDArray[np.int64]
-    predictions: NDArray[np.int64]
-
-
-def new_region_scratch(max_height: int, max_width: int) -> RegionScratch:
-    """Room for pictures of up to that many pixels."""
-    high, wide = _round_up(max_height, 16), _round_up(max_width, 16)
-    most_segments = (high // 8) * (wide // 8) + 1
-    blocks = _CHUNK * _MOST_BLOCKS
-    return RegionScratch(
-        np.array([max_height, max_width], np.int64),
-        np.zeros((_COMPONENTS, 4), np.int64),
-        np.zeros((_COMPONENTS, (wide + SURPLUS) * _round_up(high, ALIGNMENT) + ALIGNMENT), np.uint8),
-        np.zeros((_COMPONENTS, 3), np.int64),
-        np.zeros(most_segments, np.int64),
-        np.zeros(most_segments, np.int64),
-        np.zeros((_LANES, blocks * 64), np.int16),
-        np.zeros((_LANES, blocks + 1), np.uint8),
-        np.zeros(blocks + 1, np.uint64),
-        np.zeros(blocks + 1, np.uint64),
-        np.zeros((_LANES, LANE_FIELDS), np.uint64),
-        np.zeros((_LANES, 4), np.int64),
-        np.zeros((_LANES, _COMPONENTS), np.int64),
-    )
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return (value + multiple - 1) // multiple * multiple
 
 
 @compiled
@@ -158,7 +97,7 @@ def _schedule(header: Header, tables: Tables, scratch: RegionScratch) -> None:
     """Write down which tables each block of a chunk is coded with."""
     luma, short = header.across * header.down, U(tables.store.short.ctypes.data)
     blocks = luma + header.components - 1
-    for i in range(_CHUNK * blocks + 1):
+    for i in range(CHUNK * blocks + 1):
         component = max(i % blocks - luma + 1, 0)
         scratch.dc_tables[i] = short + U(tables.components[component, 4] << SLOT_SHIFT)
         scratch.ac_tables[i] = short + U(tables.components[component, 5] << SLOT_SHIFT)
@@ -192,7 +131,7 @@ def _decode_segments(
     lanes[:, :] = 0
     work[:, :] = 0
     while True:
-        for lane in range(_LANES):
+        for lane in range(LANES):
             if lanes[lane, BLOCK] != lanes[lane, COUNT]:
                 continue
             unit, units, stop = work[lane, _UNIT], work[lane, _UNITS], work[lane, _STOP]
@@ -225,7 +164,7 @@ def _decode_segments(
                     work[lane, _STOP], work[lane, _WHOLE] = stop, stop == behind
                     scratch.predictions[lane, :] = 0
                 segment += 1
-            units = min(_CHUNK, stop - unit)
+            units = min(CHUNK, stop - unit)
             work[lane, _UNIT], work[lane, _UNITS] = unit, units
             expect_blocks(lanes[lane], units * blocks)
         busy0, busy1 = work[0, _UNITS] > 0, work[1, _UNITS] > 0

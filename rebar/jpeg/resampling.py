@@ -9,15 +9,13 @@ Colours: ITU-R BT.601, full range, as JFIF says.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import compiled
-from rebar.jpeg.regions import SURPLUS
-from rebar.jpeg.taps import TILE, Taps
+from rebar.jpeg.scratch import PIXELS, ROWS, TILE, Taps
 from rebar.jpeg.vectors import (
     I8,
     I16,
@@ -40,8 +38,6 @@ from rebar.jpeg.vectors import (
 )
 
 U = np.uint64
-_ROWS = 32  # made together by weigh_columns: planes are padded to as many
-_PIXELS = 32  # made together by write_pixels
 NEUTRAL = 128 << 8  # chroma of gray
 
 
@@ -95,14 +91,14 @@ def weigh_columns(
         along, tap_weights = builder.mul(tap, stride), builder.add(weights, builder.mul(tap, pitch))
         updated = []
         for i, (column, total) in enumerate(zip(columns, sums, strict=True)):
-            samples = builder.zext(load(builder, builder.add(column, along), I8, _ROWS), vector(I16, _ROWS))
+            samples = builder.zext(load(builder, builder.add(column, along), I8, ROWS), vector(I16, ROWS))
             weight = load_scalar(builder, offset(builder, tap_weights, 2 * i), I16)
-            updated.append(builder.add(total, builder.mul(samples, broadcast(builder, weight, _ROWS))))
+            updated.append(builder.add(total, builder.mul(samples, broadcast(builder, weight, ROWS))))
         return updated
 
-    sums = _summed(builder, count, [constant(I16, _ROWS, 0)] * TILE, add_tap)
+    sums = _summed(builder, count, [constant(I16, ROWS, 0)] * TILE, add_tap)
     for i, rows in enumerate(transpose8(builder, sums)):
-        for part in range(_ROWS // 8):
+        for part in range(ROWS // 8):
             row = shuffle(builder, rows, rows, range(8 * part, 8 * part + 8))
             store(builder, row, step(builder, out, out_pitch, 8 * part + i))
 
@@ -111,17 +107,17 @@ def _weighed_rows(
     builder: Builder, lines: Sequence[Value], pitch: Value, weights: Value, weight_pitch: Value, count: Value
 ) -> Sequence[Value]:
     """32 pixels of an output row of each component, from ``count`` of its lines; NEUTRAL of none."""
-    wide = vector(I32, _PIXELS)
+    wide = vector(I32, PIXELS)
 
     def add_tap(tap: Value, sums: Sequence[Value]) -> Sequence[Value]:
         along = builder.mul(tap, pitch)
         scalar = load_scalar(builder, builder.add(weights, builder.mul(tap, weight_pitch)), I16)
-        weight = builder.zext(broadcast(builder, scalar, _PIXELS), wide)
+        weight = builder.zext(broadcast(builder, scalar, PIXELS), wide)
         updated = []
         for line, total in zip(lines, sums, strict=True):
-            samples = builder.zext(load(builder, builder.add(line, along), I16, _PIXELS), wide)
-            high = builder.lshr(builder.mul(samples, weight), constant(I32, _PIXELS, 16))
-            updated.append(builder.add(total, builder.trunc(high, vector(I16, _PIXELS))))
+            samples = builder.zext(load(builder, builder.add(line, along), I16, PIXELS), wide)
+            high = builder.lshr(builder.mul(samples, weight), constant(I32, PIXELS, 16))
+            updated.append(builder.add(total, builder.trunc(high, vector(I16, PIXELS))))
         return updated
 
     # Each tap drops the product's low half: half a step on average.
@@ -129,7 +125,7 @@ def _weighed_rows(
     start = builder.select(builder.icmp_unsigned(">", half, most), most, half)
     nothing = builder.icmp_unsigned("==", count, ir.Constant(I64, 0))
     start = builder.trunc(builder.select(nothing, ir.Constant(I64, NEUTRAL), start), I16)
-    return _summed(builder, count, [broadcast(builder, start, _PIXELS)] * len(lines), add_tap)
+    return _summed(builder, count, [broadcast(builder, start, PIXELS)] * len(lines), add_tap)
 
 
 def _converted(builder: Builder, luma: Value, blue: Value, red: Value) -> tuple[Value, Value, Value]:
@@ -137,19 +133,19 @@ def _converted(builder: Builder, luma: Value, blue: Value, red: Value) -> tuple[
 
     Sums are kept in 10.6, so that they fit 16 bits; each product loses half a step on average.
     """
-    narrow, wide = vector(I16, _PIXELS), vector(I32, _PIXELS)
+    narrow, wide = vector(I16, PIXELS), vector(I32, PIXELS)
 
     def times(value: Value, factor: float) -> Value:
-        product = builder.mul(builder.sext(value, wide), constant(I32, _PIXELS, round(factor * (1 << 14))))
-        return builder.trunc(builder.lshr(product, constant(I32, _PIXELS, 16)), narrow)
+        product = builder.mul(builder.sext(value, wide), constant(I32, PIXELS, round(factor * (1 << 14))))
+        return builder.trunc(builder.lshr(product, constant(I32, PIXELS, 16)), narrow)
 
     def to_bytes(total: Value, products: int) -> Value:
-        rounded = builder.add(total, constant(I16, _PIXELS, 32 + (products + 1) // 2))
-        clamped = clamp_to_byte(builder, builder.ashr(rounded, constant(I16, _PIXELS, 6)))
-        return builder.trunc(clamped, vector(I8, _PIXELS))
+        rounded = builder.add(total, constant(I16, PIXELS, 32 + (products + 1) // 2))
+        clamped = clamp_to_byte(builder, builder.ashr(rounded, constant(I16, PIXELS, 6)))
+        return builder.trunc(clamped, vector(I8, PIXELS))
 
-    y = builder.lshr(luma, constant(I16, _PIXELS, 2))
-    u, v = (builder.sub(chroma, constant(I16, _PIXELS, NEUTRAL)) for chroma in (blue, red))
+    y = builder.lshr(luma, constant(I16, PIXELS, 2))
+    u, v = (builder.sub(chroma, constant(I16, PIXELS, NEUTRAL)) for chroma in (blue, red))
     r = to_bytes(builder.add(y, times(v, 1.402)), 1)
     g = to_bytes(builder.sub(builder.sub(y, times(u, 0.344136)), times(v, 0.714136)), -2)
     b = to_bytes(builder.add(y, times(u, 1.772)), 1)
@@ -178,26 +174,11 @@ def write_pixels(
     (y,) = _weighed_rows(builder, [luma], pitch, luma_weights, weight_pitch, luma_count)
     u, v = _weighed_rows(builder, [blue, red], pitch, chroma_weights, weight_pitch, chroma_count)
     r, g, b = _converted(builder, y, u, v)
-    both = [shuffle(builder, first, second, range(2 * _PIXELS)) for first, second in ((r, g), (b, b))]
-    interleaved = [channel * _PIXELS + i for i in range(_PIXELS) for channel in range(3)]
+    both = [shuffle(builder, first, second, range(2 * PIXELS)) for first, second in ((r, g), (b, b))]
+    interleaved = [channel * PIXELS + i for i in range(PIXELS) for channel in range(3)]
     for part in (interleaved[:64], interleaved[64:]):  # as the widest registers are
         store(builder, shuffle(builder, both[0], both[1], part), out)
         out = offset(builder, out, len(part))
-
-
-class ResampleScratch(NamedTuple):
-    """``lines`` uint16 ``[3, rows, pitch]``: each component resized along x; ``pixels`` uint8 ``[96]``, for rows
-    shorter than that."""
-
-    lines: NDArray[np.uint16]
-    pixels: NDArray[np.uint8]
-
-
-def new_resample_scratch(out_width: int, max_height: int) -> ResampleScratch:
-    """Room to make pictures ``out_width`` wide from regions of pictures up to ``max_height``."""
-    pitch = -(-out_width // _PIXELS) * _PIXELS
-    rows = -(-max_height // 16) * 16 + _ROWS + SURPLUS
-    return ResampleScratch(np.zeros((3, rows, pitch), np.uint16), np.zeros(3 * _PIXELS, np.uint8))
 
 
 @compiled
@@ -210,12 +191,12 @@ def resize_columns(
     lines: NDArray[np.uint16],
 ) -> None:
     """Resize the rows ``top`` to ``bottom`` of a plane along x, into the same rows of ``lines``."""
-    begin = top // _ROWS * _ROWS
+    begin = top // ROWS * ROWS
     weights, weight_pitch = U(taps.weights.ctypes.data), U(taps.weights.strides[0])
     pitch = U(lines.strides[0])
     firsts, source, target = U(taps.first.ctypes.data), U(plane.ctypes.data), U(lines.ctypes.data)
     for x in range(0, taps.first.size, TILE):
-        for y in range(begin, bottom, _ROWS):
+        for y in range(begin, bottom, ROWS):
             weigh_columns(
                 source + U(y),
                 U(stride),
@@ -241,13 +222,13 @@ def write_rows(
     luma_count, chroma_count = U(luma.span[2]), U(0) if gray else U(chroma.span[2])
     luma_weights, chroma_weights = U(luma.weights.ctypes.data), U(chroma.weights.ctypes.data)
     weight_pitch = U(luma.weights.strides[0])  # and chroma's: they have as many outputs
-    whole = width >= _PIXELS
+    whole = width >= PIXELS
     aside, row = U(pixels.ctypes.data), U(out.ctypes.data)
     for y in range(height):
         luma_line = source + U(luma.first[y]) * pitch
         chroma_line = source + component + U(0 if gray else chroma.first[y]) * pitch
-        for group in range(0, width, _PIXELS):
-            x = min(group, width - _PIXELS) if whole else 0  # the last group overlaps the one before
+        for group in range(0, width, PIXELS):
+            x = min(group, width - PIXELS) if whole else 0  # the last group overlaps the one before
             write_pixels(
                 luma_line + U(2 * x),
                 chroma_line + U(2 * x),
@@ -261,7 +242,9 @@ def write_rows(
                 row + U(3 * x) if whole else aside,
             )
         if not whole:
-            out[y] = pixels[: 3 * width].reshape(width, 3)
+            for x in range(width):
+                for channel in range(3):
+                    out[y, x, channel] = pixels[3 * x + channel]
         row += U(3 * width)
         luma_weights += U(2)
         chroma_weights += U(2)

@@ -4,11 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import compiled
+from rebar.jpeg.scratch import SCRATCH_PADDING
 from rebar.jpeg.status import CORRUPT_DATA, CUT_SHORT, OK
 from rebar.jpeg.vectors import copy_32_bytes, marker_bytes, trailing_zeros
 
 U = np.uint64
-SCRATCH_PADDING = 64  # bytes of room behind a segment's bits
 _RST0 = 0xD0
 
 

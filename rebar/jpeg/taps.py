@@ -6,57 +6,17 @@ and 1/4 of the farther chroma sample (libjpeg's "fancy upsampling"), so the two 
 chroma samples, and nothing is ever upsampled.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import compiled
+from rebar.jpeg.scratch import Extents, Taps
 
 COLUMN_ONE = 256  # what the weights along x sum to: 8-bit samples become 8.8 fixed point in 16 bits
 WHOLE = -1.0
 FANCY, REPLICATED = 0.25, 0.0  # libjpeg's two ways to make two pixels of a chroma sample
-TILE = 8  # output columns made together
 ROW_ONE = 65535  # along y: the product's high 16 bits are 8.8 again
 _SNAP = 1e-3  # pixels: an edge this near to a pixel's lies on it, in cv2 too
-
-
-class Extents(NamedTuple):
-    """What each output pixel covers along one axis, float64 ``[n]``, n rounded up to TILE, where the surplus repeats
-    the last one: from ``begin`` to ``behind``, in pixels from the crop's first; ``per_pixel`` is a pixel's share."""
-
-    begin: NDArray[np.float64]
-    behind: NDArray[np.float64]
-    per_pixel: NDArray[np.float64]
-
-
-class Taps(NamedTuple):
-    """Of each output pixel along one axis, n as in :class:`Extents`:
-
-    ``first`` int64 ``[n]`` sample, ``weights`` uint16 ``[most, n]`` of the samples from there on. ``span`` int64
-    ``[3]``: the first sample of all, the one behind the last, and how many weights of a pixel count.
-    """
-
-    first: NDArray[np.int64]
-    weights: NDArray[np.uint16]
-    span: NDArray[np.int64]
-
-
-def new_extents(outputs: int) -> Extents:
-    """Room for ``outputs`` pixels."""
-    begin, behind, per_pixel = np.zeros((3, _round_up(outputs)), np.float64)
-    return Extents(begin, behind, per_pixel)
-
-
-def new_taps(outputs: int, size: int) -> Taps:
-    """Room for ``outputs`` pixels made from up to ``size``."""
-    entries = _round_up(outputs)
-    weights = np.zeros((size // outputs + 4, entries), np.uint16)
-    return Taps(np.zeros(entries, np.int64), weights, np.zeros(3, np.int64))
-
-
-def _round_up(outputs: int) -> int:
-    return -(-outputs // TILE) * TILE
 
 
 @compiled
@@ -117,7 +77,8 @@ def set_taps(taps: Taps, extents: Extents, start: int, far: float, samples: int,
         else:
             _sum_pixels(weights[t], extents, t, one)
     for t in range(count - 1, 0, -1):
-        weights[t] -= weights[t - 1]
+        for i in range(weights.shape[1]):
+            weights[t, i] -= weights[t - 1, i]
     taps.span[2] = count
 
 

@@ -117,6 +117,16 @@ def operation(arguments: int) -> Callable[[Callable[..., None]], Any]:
 
 
 @_intrinsic
+def pointer(typingctx: Any, address: Any, element: Any) -> Any:
+    """The int64 ``address`` as a pointer to numba's type ``element``."""
+
+    def generate(context: Any, builder: Builder, signature: Any, values: Sequence[Value]) -> Value:
+        return builder.inttoptr(values[0], context.get_data_type(element.dtype).as_pointer())
+
+    return types.CPointer(element.dtype)(address, element), generate
+
+
+@_intrinsic
 def load_big_endian(typingctx: Any, address: Any) -> Any:
     """The eight bytes at ``address``, the first one highest."""
 

@@ -40,15 +40,12 @@ def new_crop_decoder(max_height: int, max_width: int) -> "CropDecoder | None":
 
 @functools.cache
 def _fast_decoder_works() -> bool:
-    """Compile the kernels, or load them from the disk, by decoding nothing useful."""
+    """Load the kernel, or compile it where that was not done before."""
     try:
-        from rebar.jpeg.fast import CropDecoder
+        from rebar.jpeg.machine_code import load_kernel
 
-        no_jpeg = np.frombuffer(bytes(16), np.uint8)  # read-only, as the mapped file: the same signature
-        place, box = np.array([0, 16], np.uint64), np.array([[0, 0, 1, 1]])
-        out = np.empty((1, 8, 8, 3), np.uint8)
-        statuses = CropDecoder(8, 8).decode_crops(no_jpeg, place[:1], place[1:], box, np.zeros(1, np.bool_), out)
-        return int(statuses[0]) != _OK
+        load_kernel()
+        return True
     except Exception as error:  # numba raises many kinds
         warnings.warn(f"the fast JPEG decoder does not work here, pictures are decoded whole: {error}", stacklevel=2)
         return False
@@ -90,8 +87,9 @@ class PictureDecoder:
                 continue
             some = indices[start:end]
             boxes, flips = crops.boxes[start:end], crops.flips[start:end]
+            shapes = np.stack([stored.heights[some], stored.widths[some]], axis=1).astype(np.int64)
             statuses = self._fast.decode_crops(
-                stored.data, stored.offsets[some], stored.sizes[some], boxes, flips, out[start:end]
+                stored.data, stored.offsets[some], stored.sizes[some], boxes, flips, out[start:end], shapes
             )
             left.extend(start + int(slot) for slot in np.flatnonzero(statuses != _OK))
         return left

@@ -10,12 +10,9 @@ from rebar.jpeg.huffman import (
     DC,
     END_OF_BLOCK,
     LONG,
-    SHORT_BITS,
-    SPECIFICATION_BYTES,
-    TableStore,
     find_tables,
-    new_table_store,
 )
+from rebar.jpeg.scratch import SHORT_BITS, SPECIFICATION_BYTES, TableStore, new_table_store
 from rebar.jpeg.status import Status
 
 

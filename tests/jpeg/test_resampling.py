@@ -5,9 +5,9 @@ import pytest
 from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import kernel
-from rebar.jpeg.regions import SURPLUS
-from rebar.jpeg.resampling import NEUTRAL, new_resample_scratch, resize_columns, write_rows
-from rebar.jpeg.taps import COLUMN_ONE, ROW_ONE, WHOLE, Taps, new_extents, new_taps, set_extents, set_taps
+from rebar.jpeg.resampling import NEUTRAL, resize_columns, write_rows
+from rebar.jpeg.scratch import SURPLUS, Taps, new_extents, new_resample_scratch, new_taps
+from rebar.jpeg.taps import COLUMN_ONE, ROW_ONE, WHOLE, set_extents, set_taps
 
 
 @kernel

@@ -8,19 +8,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import kernel
-from rebar.jpeg.taps import (
-    COLUMN_ONE,
-    FANCY,
-    REPLICATED,
-    ROW_ONE,
-    WHOLE,
-    Extents,
-    Taps,
-    new_extents,
-    new_taps,
-    set_extents,
-    set_taps,
-)
+from rebar.jpeg.scratch import Extents, Taps, new_extents, new_taps
+from rebar.jpeg.taps import COLUMN_ONE, FANCY, REPLICATED, ROW_ONE, WHOLE, set_extents, set_taps
 from tests.jpeg.pictures import upsample
 
 

@@ -100,11 +100,10 @@ def test_without_the_fast_decoder_all_is_decoded_whole(monkeypatch: pytest.Monke
 
 
 def test_a_fast_decoder_that_does_not_compile_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
-        def __init__(self, max_height: int, max_width: int) -> None:
-            raise TypeError("no such instruction")
+    def broken() -> None:
+        raise TypeError("no such instruction")
 
-    monkeypatch.setattr("rebar.jpeg.fast.CropDecoder", Broken)
+    monkeypatch.setattr("rebar.jpeg.machine_code.load_kernel", broken)
     fast_decode._fast_decoder_works.cache_clear()
     try:
         with pytest.warns(UserWarning, match="does not work here, .* no such instruction"):

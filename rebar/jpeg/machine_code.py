@@ -1,0 +1,173 @@
+"""The kernel's machine code: compiled by numba once a machine, from then on loaded without it.
+
+numba can keep compiled code by itself, but then loading takes numba: a third of a second and 100 MB in every
+process. So its code is linked to a shared library that needs nothing, and found by what it was made from: this
+package's sources, the versions of numba and LLVM, and the processor. It is made in a process of its own, by one
+process however many start together. Where there is no C compiler to link with, LLVM loads the object file.
+"""
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rebar.replacing import replacing
+
+_NAME = "rebar_decode_crops"
+_PACKAGE = Path(__file__).parent
+_ROOT = _PACKAGE.parent.parent
+
+Kernel = Callable[[int], None]
+"""Called with the address of the descriptors; does not hold the interpreter lock."""
+
+
+@functools.cache
+def load_kernel() -> Kernel:
+    """The kernel, compiled first where that was not done before.
+
+    Raises subprocess.CalledProcessError where it cannot be compiled: numba has said why.
+    """
+    made = _made_once(_folder() / f"decode_crops-{_digest()}.o")
+    try:
+        return _load_library(made.with_suffix(".so"))
+    except OSError:  # it could not be linked here, or may not be run from there
+        return _load_object(made)
+
+
+def _made_once(path: Path) -> Path:
+    if not path.exists():
+        with _alone(path.with_suffix(".lock")):
+            if not path.exists():
+                print("compiling the JPEG decoder for this processor, once: half a minute", file=sys.stderr, flush=True)
+                subprocess.run([sys.executable, "-m", "rebar.jpeg.machine_code", str(path)], cwd=_ROOT, check=True)
+    return path
+
+
+def _load_library(path: Path) -> Kernel:
+    function = getattr(ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL), _NAME)
+    function.argtypes, function.restype = [ctypes.c_void_p], None
+    kernel: Kernel = function
+    return kernel
+
+
+def _load_object(path: Path) -> Kernel:
+    from llvmlite import binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    engine = llvm.create_mcjit_compiler(
+        llvm.parse_assembly(""), llvm.Target.from_default_triple().create_target_machine()
+    )
+    engine.add_object_file(llvm.ObjectFileRef.from_path(str(path)))
+    engine.finalize_object()
+    function: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address(_NAME))
+    function.engine = engine  # owns the code
+    kernel: Kernel = function
+    return kernel
+
+
+# ------------------------------------------------------------------ making it
+
+
+def make(path: Path) -> None:
+    """Compile the kernel to an object file and, where it can be linked, to a library beside it."""
+    content = _object_code()
+    with tempfile.TemporaryDirectory() as folder:
+        parts = Path(folder, "kernel.o"), Path(folder, "kernel.so")
+        parts[0].write_bytes(content)
+        linker = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+        if (
+            linker
+            and subprocess.run([linker, "-shared", "-o", parts[1], parts[0]], capture_output=True).returncode == 0
+        ):
+            with replacing(path.with_suffix(".so")) as (file,):
+                file.write(parts[1].read_bytes())
+    with replacing(path) as (file,):  # the last: where it is, all is
+        file.write(content)
+
+
+def _object_code() -> bytes:
+    from llvmlite import binding as llvm
+    from numba import cfunc, types
+
+    from rebar.jpeg.crop_kernel import entry
+
+    options: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
+    compiled = cfunc(types.void(types.CPointer(types.int64)), **options)(entry())
+    module = llvm.parse_assembly(compiled.inspect_llvm().replace(compiled.native_name, _NAME))
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        reloc="pic",
+        codemodel="default",
+    )
+    # Seen by nobody else, functions turn out never to fail, and what would call the interpreter then goes.
+    for function in module.functions:
+        if not function.is_declaration and function.name != _NAME:
+            function.linkage = "internal"
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(module, passes)
+    code: bytes = machine.emit_object(module)
+    return code
+
+
+# ------------------------------------------------------------------ where it is kept
+
+
+def _digest() -> str:
+    """Of all that the machine code depends on."""
+    digest = hashlib.sha256()
+    for source in sorted(_PACKAGE.glob("*.py")):
+        digest.update(source.read_bytes())
+    versions = [importlib.metadata.version(package) for package in ("numba", "llvmlite")]
+    digest.update(repr([*versions, sys.platform, platform.machine(), _processor()]).encode())
+    return digest.hexdigest()[:20]
+
+
+def _processor() -> str:
+    """Its model and what it can do, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    told = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    return "\n".join(line for line in lines if line.startswith(told))
+
+
+@functools.cache
+def _folder() -> Path:
+    """Where numba is told to keep its own, else beside the sources, else in the user's cache, else for this run."""
+    told = os.environ.get("NUMBA_CACHE_DIR")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    for folder in [Path(told)] if told else [_PACKAGE / "__pycache__", cache / "rebar" / "kernels"]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    return Path(tempfile.mkdtemp(prefix="rebar-kernels-"))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process is in here: the system lets its lock go when it ends, however it does."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))
