@@ -52,7 +52,7 @@ class Measurement:
     pictures: int
     first_batch_seconds: float
     peak_memory_mb: float
-    """Of the process and its children, without shared pages (the file's own among them)."""
+    """Of the process and its children, without pages of files, the pictures' among them."""
 
     @property
     def images_per_second(self) -> float:
@@ -102,21 +102,26 @@ def run_peer(contestant: Contestant, job: Job, numba_cache: Path) -> Measurement
 
 
 def watch_memory(process: "subprocess.Popen[str]") -> float:
-    """The largest sum of private memory of a process and its children until it ends, in MB."""
+    """The largest sum of memory that is no file's, of a process and its children until it ends, in MB."""
     peak = 0.0
     while process.poll() is None:
         try:
             root = psutil.Process(process.pid)
-            family = [root, *root.children(recursive=True)]
-            peak = max(peak, sum(member.memory_full_info().uss for member in family) / 1e6)
-        except psutil.Error:
+            peak = max(peak, sum(own_memory(member.pid) for member in [root, *root.children(recursive=True)]))
+        except (psutil.Error, OSError):
             pass  # one has just ended
         time.sleep(0.2)
     return peak
 
 
+def own_memory(pid: int) -> float:
+    """A process's memory that is no file's, its share of what it shares with others, in MB (man 5 proc, smaps)."""
+    fields = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return sum(int(kilobytes) for name, kilobytes, *_ in fields if name in ("Pss_Anon:", "Pss_Shmem:")) / 1000
+
+
 def idle_memory() -> float:
-    """Private memory of a process that has torch imported and does nothing, in MB."""
+    """Memory of a process that has torch imported and does nothing, in MB."""
     return watch_memory(subprocess.Popen([sys.executable, "-c", "import torch, time; time.sleep(1)"], text=True))
 
 

@@ -5,16 +5,33 @@ and the consumer waits for threads that have it: there is nobody to wait for in 
 thread is raised at the result it belongs to.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
 Wait = Callable[[], Result]
 """Waits for work that was started, and gives its result or raises its error."""
 Start = Callable[[ThreadPoolExecutor], Wait[Result]]
 """Starts a piece of work on the threads."""
+
+
+class Later(Generic[Result]):
+    """A value that is made when the first thread asks for it."""
+
+    def __init__(self, make: Callable[[], Result]) -> None:
+        self._make = make
+        self._made: list[Result] = []
+        self._lock = threading.Lock()
+
+    def get(self) -> Result:
+        """The value, the same for all."""
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+            return self._made[0]
 
 
 def shares(count: int, threads: int) -> list[slice]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from rebar.beton.reader import BetonFile
-from rebar.loading.ahead import Wait, shares
+from rebar.loading.ahead import Later, Wait, shares
 from rebar.loading.corruption import Corruption, OnError
 from rebar.loading.crops import Cropper, Crops
 from rebar.loading.decode import CorruptSampleError
@@ -69,10 +69,11 @@ class PictureSource:
         self, threads: ThreadPoolExecutor, keys: SampleKeys, *, cropper: Cropper, size: tuple[int, int]
     ) -> Wait[Batch]:
         """Begin to decode a batch at ``size`` (height, width in pixels)."""
-        images = self._empty_images((len(keys), *size, 3))
+        # A batch that waits for its turn needs no memory yet.
+        images = Later(functools.partial(self._empty_images, (len(keys), *size, 3)))
         labels = self.beton.labels[keys.indices]
         parts = [
-            threads.submit(self._decode_share, keys, cropper, images.numpy(), labels, share)
+            threads.submit(self._decode_share, keys, cropper, images, labels, share)
             for share in shares(len(keys), self.num_workers)
         ]
         return functools.partial(self._wait, parts, images, labels)
@@ -84,22 +85,23 @@ class PictureSource:
         return torch.from_numpy(self._slots.take(int(np.prod(shape))).reshape(shape))
 
     def _wait(
-        self, parts: list[Future[list[CorruptSampleError]]], images: torch.Tensor, labels: NDArray[np.int64]
+        self, parts: list[Future[list[CorruptSampleError]]], images: Later[torch.Tensor], labels: NDArray[np.int64]
     ) -> Batch:
         for part in parts:
             self._corruption.record(part.result())
         tensor = torch.from_numpy(labels)
-        return Batch(images, tensor.pin_memory() if self.pin_memory else tensor)
+        return Batch(images.get(), tensor.pin_memory() if self.pin_memory else tensor)
 
     def _decode_share(
         self,
         keys: SampleKeys,
         cropper: Cropper,
-        images: NDArray[np.uint8],
+        memory: Later[torch.Tensor],
         labels: NDArray[np.int64],
         share: slice,
     ) -> list[CorruptSampleError]:
         """Decode one thread's share of a batch; returns what was replaced. Labels follow the pictures."""
+        images = memory.get().numpy()
         mine = SampleKeys(keys.seed, keys.epoch, keys.indices[share])
         with self._decoders.borrow(*self._largest) as decoder:
             failures = decoder.decode(self.beton, mine.indices, self._crops(cropper, mine), images[share])

@@ -32,7 +32,7 @@ class SlotPool:
         """An idle slot large enough; smaller ones, of an earlier resolution, are let go."""
         while True:
             try:
-                memory = self._idle.popleft()
+                memory = self._idle.pop()
             except IndexError:
                 return None
             if len(memory) >= nbytes:
