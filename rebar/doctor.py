@@ -155,6 +155,19 @@ def check_turbojpeg() -> Check:
     return Check("turbojpeg", "ok", f"{version} ({loaded_library_path('libturbojpeg') or library._name})")
 
 
+def check_decoder() -> Check:
+    """The fast JPEG decoder's machine code for this processor."""
+    from rebar.jpeg.machine_code import compiled_file, load_kernel
+
+    try:
+        if not compiled_file().exists():
+            return Check("fast decoder", "warning", "not compiled yet: half a minute at its first use", SETUP)
+        load_kernel()
+    except Exception as error:
+        return Check("fast decoder", "problem", one_line(error), SETUP)
+    return Check("fast decoder", "ok", str(compiled_file()))
+
+
 def check_threading_layers() -> Check:
     """Which of numba's thread pools can be used."""
     modules = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
@@ -256,7 +269,7 @@ def check_open_files() -> Check:
     return judge("open files", "unlimited" if unlimited else str(limit), warning=advice)
 
 
-SOFTWARE = (check_python, check_packages, check_torch, check_torchvision, check_ffcv, check_turbojpeg)
+SOFTWARE = (check_python, check_packages, check_torch, check_torchvision, check_ffcv, check_turbojpeg, check_decoder)
 HARDWARE = (check_gpus, check_cores, check_memory, check_disk, check_shared_memory, check_open_files)
 CHECKS: tuple[Callable[[], Check], ...] = (*SOFTWARE, check_threading_layers, *HARDWARE)
 

@@ -16,6 +16,7 @@ NAMES = (
     "torchvision_simplejpeg",
     "torchvision_cv2",
     "dali",
+    "dali_aliased",
     "spdl",
     "webdataset",
     "litdata",

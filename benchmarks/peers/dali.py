@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from peers import Job
 
 
-def epochs(job: Job) -> Iterator[Iterable[int]]:
+def epochs(job: Job, *, antialias: bool = True) -> Iterator[Iterable[int]]:
     """Batches of bytes."""
     from nvidia.dali import fn, pipeline_def, types
 
@@ -13,8 +13,8 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     def pipeline() -> tuple[object, object]:
         encoded, labels = fn.readers.file(file_root=job.folder, random_shuffle=True, name="reader")
         pictures = fn.decoders.image_random_crop(encoded, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3])
-        size = float(job.resolution)
-        pictures = fn.resize(pictures, resize_x=size, resize_y=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        sides = {"resize_x": float(job.resolution), "resize_y": float(job.resolution)}
+        pictures = fn.resize(pictures, **sides, interp_type=types.INTERP_LINEAR, antialias=antialias)
         return fn.flip(pictures, horizontal=fn.random.coin_flip()), labels
 
     running = pipeline()

@@ -38,7 +38,7 @@ def load_kernel() -> Kernel:
 
     Raises subprocess.CalledProcessError where it cannot be compiled: numba has said why.
     """
-    made = _made_once(_folder() / f"decode_crops-{_digest()}.o")
+    made = _made_once(compiled_file())
     try:
         return _load_library(made.with_suffix(".so"))
     except OSError:  # it could not be linked here, or may not be run from there
@@ -144,6 +144,11 @@ def _processor() -> str:
         return platform.processor()
     told = ("model name", "flags", "Features", "CPU implementer", "CPU part")
     return "\n".join(line for line in lines if line.startswith(told))
+
+
+def compiled_file() -> Path:
+    """Where the kernel's object file is, or will be."""
+    return _folder() / f"decode_crops-{_digest()}.o"
 
 
 @functools.cache
