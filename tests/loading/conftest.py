@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -110,3 +111,10 @@ def textures(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
     """Twelve JPEGs of several sizes with a texture."""
     path = tmp_path_factory.mktemp("betons") / "textures.beton"
     return write(path, [textured_picture(number) for number in range(12)], ImagePolicy())
+
+
+@pytest.fixture(scope="session")
+def large_pictures(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
+    """512 JPEGs of ImageNet's size."""
+    pictures = [cv2.resize(textured_picture(number), (500, 375)) for number in range(512)]
+    return write(tmp_path_factory.mktemp("betons") / "large.beton", pictures, ImagePolicy())
