@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from rebar.beton.checksums import Checksums
 from rebar.beton.format import BetonError
-from rebar.beton.sidecar import read_sidecar
+from rebar.beton.sidecar import changed, read_sidecar, sidecar_path
 from rebar.beton.tables import read_tables
 
 
@@ -42,13 +43,15 @@ class BetonFile:
     """uint8, the whole file"""
     class_names: tuple[str, ...] | None
     """The name of every label, where a sidecar tells them."""
+    checksums: Checksums | None
+    """Of tables and pages, where a sidecar tells them."""
 
     @staticmethod
     def open(path: Path | str) -> "BetonFile":
-        """Read and check a file's tables; the pictures themselves are not touched.
+        """Read and check a file's tables, and compare them with the sidecar's checksum; pictures are not touched.
 
-        Raises BetonError for a file that is missing, cut short, unfinished, damaged, or that lacks
-        pictures or labels.
+        Raises BetonError for a file that is missing, cut short, unfinished, damaged, that lacks pictures or
+        labels, or that is not the one its sidecar was written with.
         """
         path = Path(path)
         file_size = _size_of_regular_file(path)
@@ -59,7 +62,15 @@ class BetonFile:
         except OSError as error:
             raise BetonError(f"{path}: cannot be read: {error.strerror or error}") from None
         sidecar = read_sidecar(path)
-        return BetonFile(path=path, data=data, class_names=sidecar.class_names if sidecar else None, **tables)
+        if sidecar and sidecar.checksums and not sidecar.checksums.tables_match(data):
+            raise changed(path, f"its tables do not match the checksum in {sidecar_path(path).name}")
+        return BetonFile(
+            path=path,
+            data=data,
+            class_names=sidecar.class_names if sidecar else None,
+            checksums=sidecar.checksums if sidecar else None,
+            **tables,
+        )
 
     @cached_property
     def num_classes(self) -> int:
@@ -80,6 +91,12 @@ class BetonFile:
         """The stored bytes of a sample's picture: a uint8 view of the mapped file."""
         start = int(self.offsets[index])
         return self.data[start : start + int(self.sizes[index])]
+
+    def page_matches(self, index: int) -> bool | None:
+        """Whether the page that a sample's picture lies on is as it was written; None where no sidecar tells."""
+        if self.checksums is None:
+            return None
+        return self.checksums.page_matches(self.data, int(self.offsets[index]))
 
     def __len__(self) -> int:
         return self.num_samples

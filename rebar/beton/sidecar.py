@@ -1,6 +1,6 @@
 """What a .beton file cannot hold itself, in a small JSON file beside it: ``train.beton.json``.
 
-It names the classes and says how the pictures were stored. It is the same for the same input and
+It names the classes, says how the pictures were stored, and holds checksums. It is the same for the same input and
 settings: it holds no times and no paths of the machine that wrote it. A .beton without one still trains.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import rebar
+from rebar.beton.checksums import Checksums
 from rebar.beton.format import HEADER, BetonError
 
 FORMAT = "rebar-sidecar"
@@ -32,11 +33,13 @@ class Sidecar:
     """How the pictures were stored: the fields of an :class:`~rebar.beton.images.ImagePolicy`."""
     seed: int = 0
     """What the order of the samples and every other draw of the writer came from."""
+    checksums: Checksums | None = None
+    """Of the .beton file; None where the sidecar was written without."""
     rebar_version: str = rebar.__version__
 
     def to_json(self) -> str:
         """The sidecar as text, the same for equal contents."""
-        content = {
+        content: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "rebar_version": self.rebar_version,
@@ -46,6 +49,8 @@ class Sidecar:
             "images": dict(self.images),
             "class_names": list(self.class_names),
         }
+        if self.checksums is not None:
+            content["checksums"] = self.checksums.to_json()
         return json.dumps(content, indent=1) + "\n"
 
 
@@ -76,7 +81,8 @@ def read_sidecar(beton_path: Path | str) -> Sidecar | None:
 
 def _broken(path: Path, reason: str) -> BetonError:
     return BetonError(
-        f"{path}: {reason}; copy it again from where it was written, or delete it to do without class names"
+        f"{path}: {reason}; copy it again from where it was written, or delete it to do without class names and "
+        "checksums"
     )
 
 
@@ -99,7 +105,11 @@ def _parse(path: Path, content: Any) -> Sidecar:
     if not all(isinstance(name, str) for name in content["class_names"]):
         raise _broken(path, "'class_names' must hold text only")
     values = {key: content[key] for key in expected}
-    return Sidecar(**{**values, "class_names": tuple(content["class_names"])})
+    try:
+        checksums = Checksums.from_json(content["checksums"]) if "checksums" in content else None
+    except ValueError as error:
+        raise _broken(path, f"has {error}") from None
+    return Sidecar(**{**values, "class_names": tuple(content["class_names"]), "checksums": checksums})
 
 
 def _compare(path: Path, sidecar: Sidecar, beton_path: Path) -> None:
@@ -114,4 +124,12 @@ def _compare(path: Path, sidecar: Sidecar, beton_path: Path) -> None:
         ("bytes", sidecar.bytes, size),
     ):
         if said != found:
-            raise _broken(path, f"belongs to another file: it speaks of {said} {what}, but {beton_path} has {found}")
+            raise changed(beton_path, f"the sidecar {path.name} speaks of {said:,} {what}, the file has {found:,}")
+
+
+def changed(beton_path: Path, what: str) -> BetonError:
+    """The error of a file that is not the one its sidecar was written with."""
+    return BetonError(
+        f"{beton_path}: was changed, cut short or mixed up with another file since it was written: {what}; copy both "
+        "again from where they were written"
+    )

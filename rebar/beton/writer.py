@@ -120,13 +120,14 @@ def write_beton(
                 megabytes_per_second = pages.picture_bytes / 1e6 / (time.monotonic() - begin)
                 bar.set_postfix_str(f"{megabytes_per_second:.0f} MB/s", refresh=False)
                 bar.update(len(chunk))
-        num_bytes = pages.finish()
+        num_bytes, checksums = pages.finish()
         sidecar = Sidecar(
             num_samples=len(order),
             bytes=num_bytes,
             class_names=tuple(source.class_names),
             images={key: value for key, value in asdict(policy).items() if key != "seed"},
             seed=policy.seed,
+            checksums=checksums,
         )
         sidecar_file.write(sidecar.to_json().encode())
     counts = np.bincount(pages.samples["f1"], minlength=len(source.class_names))

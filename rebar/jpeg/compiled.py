@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 
 def _digest() -> str:
@@ -43,3 +45,10 @@ def kernel(function: Callable[..., Any]) -> Any:
     if hasattr(cache_file, "_source_stamp"):
         cache_file._source_stamp = _PACKAGE_DIGEST
     return dispatcher
+
+
+def read_only(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A view of ``data`` that may not be written to: numba takes the two for different types."""
+    view = np.ascontiguousarray(data).view(np.ndarray)[:]
+    view.flags.writeable = False
+    return view

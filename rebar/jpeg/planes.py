@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.jpeg.compiled import kernel
+from rebar.jpeg.compiled import kernel, read_only
 from rebar.jpeg.headers import Header, parse_header
 from rebar.jpeg.regions import decode_region
 from rebar.jpeg.scratch import BITS_ROOM, RegionScratch, Tables, new_region_scratch, new_table_store, new_tables
@@ -20,7 +20,7 @@ def decode_planes(
     """
     tables, scratch = new_tables(new_table_store()), new_region_scratch(max_height, max_width)
     bits = np.zeros((2, jpeg.size + BITS_ROOM), np.uint8)
-    status, header = _decode_planes(np.array(jpeg), np.array(box, np.int64), tables, scratch, bits)
+    status, header = _decode_planes(read_only(jpeg), np.array(box, np.int64), tables, scratch, bits)
     planes = []
     for c in range(header.components if status == OK else 0):
         left, top, stride = scratch.frame[c]

@@ -21,7 +21,7 @@ from rebar.errors import RebarError
 
 LIBRARY_VARIABLE = "TURBOJPEG_LIBRARY"
 _CANDIDATES = ("libturbojpeg.so.0", "libturbojpeg.so", "libturbojpeg.dylib")
-_PIXEL_FORMAT_RGB = 0
+_PIXEL_FORMAT_RGB, _PIXEL_FORMAT_BGR = 0, 1
 _GRAY = 3
 _CHROMA_FACTORS = {0: (1, 1), 1: (2, 1), 2: (2, 2), _GRAY: (1, 1), 4: (1, 2)}  # by TJSAMP: luma columns, rows a sample
 _INSTALL = (
@@ -125,6 +125,22 @@ def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
         layout = (width, 0, height, _PIXEL_FORMAT_RGB, 0)
         tj.check(tj.library.tjDecompress2(tj.handle, source.ctypes.data, source.size, rgb.ctypes.data, *layout))
     return rgb
+
+
+def decode_bgr(jpeg: NDArray[np.uint8], eighths: int = 8) -> NDArray[np.uint8]:
+    """Decode a JPEG to BGR, uint8 ``[height, width, 3]``, at 1 to 8 ``eighths`` of its size, rounded up.
+
+    Less than eight is quicker and needs less memory: each block is transformed to so many samples a side. Raises
+    JpegError as :func:`decode_rgb` does.
+    """
+    source = np.ascontiguousarray(jpeg)
+    with _decompressor() as tj:
+        height, width, _ = _read_header(tj, source)
+        height, width = -(-height * eighths // 8), -(-width * eighths // 8)
+        bgr = np.empty((height, width, 3), np.uint8)
+        layout = (width, 0, height, _PIXEL_FORMAT_BGR, 0)
+        tj.check(tj.library.tjDecompress2(tj.handle, source.ctypes.data, source.size, bgr.ctypes.data, *layout))
+    return bgr
 
 
 def decode_planes(jpeg: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:

@@ -151,6 +151,7 @@ load_int16 = _load(I16, types.int16, "load_int16")
 load_uint8 = _load(I8, types.uint8, "load_uint8")
 load_uint16 = _load(I16, types.uint16, "load_uint16")
 load_uint32 = _load(I32, types.uint32, "load_uint32")
+load_uint64 = _load(I64, types.uint64, "load_uint64")
 
 
 def _store(kind: Any, name: str) -> Any:
@@ -167,6 +168,12 @@ def _store(kind: Any, name: str) -> Any:
 
 store_int16 = _store(types.int16, "store_int16")
 store_uint8 = _store(types.uint8, "store_uint8")
+
+
+@operation(2)
+def store_big_endian(builder: Builder, address: Value, value: Value) -> None:
+    """The eight bytes of ``value``, the highest one first."""
+    store(builder, builder.bswap(value), address)
 
 
 @_intrinsic

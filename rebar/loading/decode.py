@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.beton.format import MODE_JPG
+from rebar.beton.reader import BetonFile
 from rebar.errors import RebarError
 from rebar.jpeg.turbojpeg import JpegError, decode_rgb
 
@@ -66,10 +67,20 @@ def read_picture(stored: StoredPictures, index: int) -> NDArray[np.uint8]:
 def _corrupt(stored: StoredPictures, index: int, reason: str) -> CorruptSampleError:
     return CorruptSampleError(
         f"{stored.path}: the picture of sample {index}, at byte {int(stored.offsets[index])}, cannot be decoded: "
-        f"{reason}. Copy the file again or write it anew",
+        f"{reason}. {_advice(stored, index)}",
         index,
         reason,
     )
+
+
+def _advice(stored: StoredPictures, index: int) -> str:
+    """What to do about a corrupt picture: the sidecar's checksum tells when it became so."""
+    matches = stored.page_matches(index) if isinstance(stored, BetonFile) else None
+    if matches is None:
+        return "Copy the file again or write it anew"
+    if matches:
+        return "Its page is as it was written, so the picture was stored like that: write the file anew"
+    return "Its page does not match the sidecar's checksum, so the file was damaged later: copy it again"
 
 
 def decode_whole(

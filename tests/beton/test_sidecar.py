@@ -46,8 +46,8 @@ def test_there_may_be_none(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("num_samples", 25, "25 samples, but .* has 24"),
-        ("bytes", 1, "belongs to another file"),
+        ("num_samples", 25, "25 samples, the file has 24"),
+        ("bytes", 1, "mixed up with another file .*speaks of 1 bytes"),
         ("format", "something", "not a sidecar"),
         ("version", 2, "sidecar version 2"),
         ("class_names", "n00", "'class_names' is missing or not of type list"),

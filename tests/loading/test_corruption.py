@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rebar.beton import BetonFile
+from rebar.beton.sidecar import sidecar_path
 from rebar.errors import RebarError
 from rebar.loading import CenterCrop, CorruptSampleError, CorruptSampleWarning, Loader
 from rebar.loading import corruption as policy
@@ -101,3 +102,12 @@ def test_training_may_go_on_after_an_error(ruined: Path) -> None:
 def test_an_unknown_policy_is_refused(ruined: Path) -> None:
     with pytest.raises(RebarError, match="on_error: 'skip' is none of raise, replace"):
         make_loader(ruined, on_error="skip")
+
+
+def test_the_message_says_whether_the_file_was_damaged_since(ruined: Path, write_numbers: WriteBeton) -> None:
+    """By the checksum in the sidecar of the page that the picture lies on."""
+    with pytest.raises(CorruptSampleError, match=r"does not match the sidecar's checksum.*copy it again"):
+        list(make_loader(ruined, on_error="raise"))
+    sidecar_path(ruined).unlink()
+    with pytest.raises(CorruptSampleError, match="Copy the file again or write it anew"):
+        list(make_loader(ruined, on_error="raise"))
