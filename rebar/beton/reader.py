@@ -39,8 +39,8 @@ class BetonFile:
     """uint64, where in the file the picture's bytes begin"""
     sizes: np.ndarray
     """uint64, how many bytes the picture has"""
-    data: np.memmap
-    """uint8, the whole file"""
+    data: np.ndarray
+    """uint8, the whole file, mapped"""
     class_names: tuple[str, ...] | None
     """The name of every label, where a sidecar tells them."""
     checksums: Checksums | None
@@ -91,6 +91,20 @@ class BetonFile:
         """The stored bytes of a sample's picture: a uint8 view of the mapped file."""
         start = int(self.offsets[index])
         return self.data[start : start + int(self.sizes[index])]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The paths of the files that samples lie in."""
+        return (self.path,)
+
+    def pages(self, indices: np.ndarray) -> np.ndarray:
+        """On which page of the file each sample's picture lies, int64."""
+        pages: np.ndarray = (self.offsets[indices] // np.uint64(self.page_size)).astype(np.int64)
+        return pages
+
+    def regions(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where samples' pictures lie: the number in :attr:`files`, offset and size (bytes)."""
+        return np.zeros(len(indices), np.int64), self.offsets[indices], self.sizes[indices]
 
     def page_matches(self, index: int) -> bool | None:
         """Whether the page that a sample's picture lies on is as it was written; None where no sidecar tells."""

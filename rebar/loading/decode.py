@@ -65,8 +65,12 @@ def read_picture(stored: StoredPictures, index: int) -> NDArray[np.uint8]:
 
 
 def _corrupt(stored: StoredPictures, index: int, reason: str) -> CorruptSampleError:
+    path, offset = stored.path, int(stored.offsets[index])
+    if isinstance(stored, BetonFile):
+        (file,), (offset,), _ = stored.regions(np.array([index]))
+        path = stored.files[file]
     return CorruptSampleError(
-        f"{stored.path}: the picture of sample {index}, at byte {int(stored.offsets[index])}, cannot be decoded: "
+        f"{path}: the picture of sample {index}, at byte {offset}, cannot be decoded: "
         f"{reason}. {_advice(stored, index)}",
         index,
         reason,

@@ -16,6 +16,7 @@ from rebar.loading.ffcv_import import ffcv_compiler
 class FfcvFile:
     """``handlers`` are FFCV's fields by name, ``metadata`` the samples' records, ``storage`` what code reads from."""
 
+    path: Path
     num_samples: int
     page_size: int
     handlers: Mapping[str, Any]
@@ -39,6 +40,7 @@ class FfcvFile:
         first[table["sample_id"][::-1].astype(np.int64)] = table["ptr"][::-1]  # the first region is written last
         regions = [np.ascontiguousarray(table[name]) for name in ("ptr", "size", "sample_id")]
         return FfcvFile(
+            path=path,
             num_samples=int(reader.num_samples),
             page_size=int(reader.page_size),
             handlers=reader.handlers,

@@ -22,7 +22,7 @@ from rebar.loading.ffcv_file import FfcvFile, compile_read
 from rebar.loading.ffcv_import import one_thread_code
 from rebar.loading.randomness import SampleKeys, Stream, random_bits
 from rebar.loading.slots import SlotPool
-from rebar.loading.source import StartBatch
+from rebar.loading.source import Regions, StartBatch
 
 _SHOWN = 8
 
@@ -50,6 +50,7 @@ class FfcvGraph:
         from ffcv.pipeline.graph import Graph
 
         self.indices = indices
+        self.files = (file.path,)
         self.page_size = file.page_size
         self.corrupt_samples: dict[int, str] = {}
         self._file = file
@@ -82,9 +83,10 @@ class FfcvGraph:
         """On which page of the file each sample begins."""
         return self._file.pages[indices]
 
-    def regions(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Where in the file samples lie: offsets and sizes (bytes)."""
-        return self._file.regions(indices)
+    def regions(self, indices: NDArray[np.int64]) -> Regions:
+        """Where in the file samples lie."""
+        offsets, sizes = self._file.regions(indices)
+        return Regions(np.zeros(len(offsets), np.int64), offsets, sizes)
 
     def _start(self, threads: ThreadPoolExecutor, keys: SampleKeys) -> Wait[tuple[Any, ...]]:
         return functools.partial(_wait, threads.submit(self._run, keys), keys)

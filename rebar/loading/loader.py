@@ -4,12 +4,12 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rebar.beton.joined import Files
 from rebar.beton.reader import BetonFile
 from rebar.errors import RebarError
 from rebar.loading.ahead import Start, work_ahead
@@ -32,7 +32,8 @@ class Loader:
     Iterating goes through the epoch ``next_epoch``, which counts up. Neither the number of threads nor of
     processes nor a restart changes a global batch.
 
-    - fname, batch_size: the file; samples a batch and process.
+    - fname, batch_size: the file, or several as one dataset: a pattern of shell wildcards (in the names' order), or
+      a list; samples a batch and process.
     - num_workers: decoding threads; below one, the usable cores divided by this machine's processes.
     - os_cache: the file fits in memory; if not, coming samples are read ahead.
     - order: an OrderOption, ours or FFCV's; one global order for all processes.
@@ -50,7 +51,7 @@ class Loader:
 
     def __init__(
         self,
-        fname: str | Path,
+        fname: Files,
         batch_size: int,
         num_workers: int = -1,
         os_cache: bool = True,
@@ -74,7 +75,6 @@ class Loader:
     ) -> None:
         if batch_size < 1 or batches_ahead < 0:
             raise RebarError(f"batch_size {batch_size} and batches_ahead {batches_ahead}: at least 1 and 0")
-        self.path = Path(fname)
         self.batch_size = batch_size
         self.num_workers = threads_per_process(num_workers)
         self.order = order_option(order)
@@ -86,14 +86,14 @@ class Loader:
         self.next_epoch = 0
         keep_slots = batches_ahead + 3  # being made; the consumer's; and the one it has just let go
         options = SourceOptions(batch_size, self.num_workers, keep_slots, on_error, pin_memory, recompile)
-        self._source = open_source(self.path, cropper, pipelines or {}, custom_fields or {}, indices, options)
+        self._source = open_source(fname, cropper, pipelines or {}, custom_fields or {}, indices, options)
         self.window_pages = window_pages or max(1, WINDOW_BYTES // self._source.page_size)
-        self._read_ahead = None if os_cache else ReadAhead(self.path)
+        self._read_ahead = None if os_cache else ReadAhead(self._source.files)
         self._progress: Progress | None = None
         self._resume = Position(0, 0)
         if len(self) == 0:
             raise RebarError(
-                f"{self.path} holds {self.num_samples} samples, less than one global batch of "
+                f"{self._described()} holds {self.num_samples} samples, less than one global batch of "
                 f"{self.world_size} x {batch_size}: choose a smaller batch size"
             )
 
@@ -103,7 +103,9 @@ class Loader:
     def beton(self) -> BetonFile:
         """The file. Raises RebarError for one without pictures and labels, which only FFCV can read."""
         if self._source.beton is None:
-            raise RebarError(f"{self.path}: FFCV runs these pipelines, so the file was not opened as a BetonFile")
+            raise RebarError(
+                f"{self._described()}: FFCV runs these pipelines, so the file was not opened as a BetonFile"
+            )
         return self._source.beton
 
     @property
@@ -199,6 +201,11 @@ class Loader:
         self._resume = from_state(state, self._identity())
         self._progress = None
         self.next_epoch = self._resume.epoch
+
+    def _described(self) -> str:
+        """The files, for messages."""
+        first, *others = self._source.files
+        return f"{first} and {len(others)} more" if others else str(first)
 
     def _identity(self) -> OrderIdentity:
         digest = hashlib.sha256(self._source.indices.tobytes()).hexdigest()[:16]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rebar.foreign_memory import array_at
 from rebar.loading.ahead import shares
 from rebar.loading.crops import Crops
 from rebar.loading.decode import CorruptSampleError
@@ -19,13 +20,6 @@ COLUMNS = ("sample", "address", "size", "mode", "height", "width")
 
 _IN_MEMORY = Path("memory")
 _decoders = DecoderPool(keep=256)
-
-
-class _Region:
-    """NumPy's protocol for memory that somebody else owns."""
-
-    def __init__(self, address: int, shape: tuple[int, ...], dtype: str, *, read_only: bool) -> None:
-        self.__array_interface__ = {"data": (address, read_only), "shape": shape, "typestr": dtype, "version": 3}
 
 
 @dataclass(frozen=True)
@@ -47,13 +41,13 @@ class MemoryPictures:
     @staticmethod
     def of_table(address: int, count: int) -> "MemoryPictures":
         """The pictures that a table of COLUMNS at ``address`` describes; their memory outlives this object."""
-        table = np.asarray(_Region(address, (count, len(COLUMNS)), "<i8", read_only=True))
+        table = array_at(address, (count, len(COLUMNS)), "<i8", read_only=True)
         samples, addresses, sizes, modes, heights, widths = np.ascontiguousarray(table.T)
         first, end = int(addresses.min()), int((addresses + sizes).max())
         return MemoryPictures(
             samples=samples,
             # All memory from the first to the last; only what offsets and sizes name is looked at.
-            data=np.asarray(_Region(first, (end - first,), "|u1", read_only=True)),
+            data=array_at(first, (end - first,), "|u1", read_only=True),
             offsets=(addresses - first).astype(np.uint64),
             sizes=sizes.astype(np.uint64),
             modes=modes.astype(np.uint8),
@@ -64,8 +58,7 @@ class MemoryPictures:
     @staticmethod
     def array_at(address: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Somebody's uint8 memory to write to."""
-        array: NDArray[np.uint8] = np.asarray(_Region(address, shape, "|u1", read_only=False))
-        return array
+        return array_at(address, shape, "|u1", read_only=False)
 
 
 @cache

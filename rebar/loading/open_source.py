@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.beton.format import MODE_JPG
+from rebar.beton.joined import Files, find_betons, open_betons
 from rebar.beton.reader import BetonFile
 from rebar.errors import RebarError
 from rebar.jpeg.turbojpeg import load_turbojpeg
@@ -36,7 +37,7 @@ class SourceOptions:
 
 
 def open_source(
-    path: Path,
+    files: Files,
     cropper: Cropper | None,
     pipelines: Mapping[str, Any],
     custom_fields: Mapping[str, Any],
@@ -47,16 +48,19 @@ def open_source(
     if cropper is not None:
         if pipelines:
             raise RebarError("give a cropper or pipelines, not both: a cropper's pictures come as bytes")
-        return _open_pictures(path, PlainPlan(cropper), indices, options)
-    types = field_types(path)
+        return _open_pictures(files, PlainPlan(cropper), indices, options)
+    paths = find_betons(files)
+    types = field_types(paths[0])
     plan = recognise(pipelines, types) if not custom_fields else None
     if plan is not None:
-        return _open_pictures(path, plan, indices, options)
-    return _open_graph(path, types, pipelines, custom_fields, indices, options)
+        return _open_pictures(paths, plan, indices, options)
+    if len(paths) > 1:
+        raise RebarError(f"FFCV runs these pipelines, and takes one file, not {len(paths)}")
+    return _open_graph(paths[0], types, pipelines, custom_fields, indices, options)
 
 
-def _open_pictures(path: Path, plan: Plan, indices: Subset, options: SourceOptions) -> BatchSource:
-    beton = BetonFile.open(path)
+def _open_pictures(files: Files, plan: Plan, indices: Subset, options: SourceOptions) -> BatchSource:
+    beton = open_betons(files)
     if (beton.modes == MODE_JPG).any():
         load_turbojpeg()  # where it is missing, say so now and not at the first batch
     return PictureSource(

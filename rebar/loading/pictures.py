@@ -19,7 +19,7 @@ from rebar.loading.fast_decode import DecoderPool, PictureDecoder
 from rebar.loading.plan import Batch, Plan
 from rebar.loading.randomness import SampleKeys
 from rebar.loading.slots import SlotPool
-from rebar.loading.source import StartBatch
+from rebar.loading.source import Regions, StartBatch
 
 
 class PictureSource:
@@ -38,6 +38,7 @@ class PictureSource:
     ) -> None:
         self.beton = beton
         self.indices = indices
+        self.files = beton.files
         self.page_size = beton.page_size
         self.whole_batches = False
         self.plan = plan
@@ -58,12 +59,12 @@ class PictureSource:
         return on_device(batches, self.plan.finish, self.plan.device)
 
     def pages(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """On which page of the file each picture lies."""
-        return (self.beton.offsets[indices] // np.uint64(self.beton.page_size)).astype(np.int64)
+        """On which page of the files each picture lies."""
+        return self.beton.pages(indices)
 
-    def regions(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Where in the file pictures lie: offsets and sizes (bytes)."""
-        return self.beton.offsets[indices], self.beton.sizes[indices]
+    def regions(self, indices: NDArray[np.int64]) -> Regions:
+        """Where in the files pictures lie."""
+        return Regions(*self.beton.regions(indices))
 
     def _start(
         self, threads: ThreadPoolExecutor, keys: SampleKeys, *, cropper: Cropper, size: tuple[int, int]

@@ -1,7 +1,8 @@
 """What the Loader asks of whoever makes its batches."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,14 @@ StartBatch = Callable[..., Wait[Any]]
 """Called with the threads and ``keys``, the SampleKeys of a batch."""
 
 
+class Regions(NamedTuple):
+    """Parts of files: the file's number, int64, offset and size (bytes), uint64, each ``[n]``."""
+
+    files: NDArray[np.int64]
+    offsets: NDArray[np.uint64]
+    sizes: NDArray[np.uint64]
+
+
 class BatchSource(Protocol):
     """Makes batches of given samples; knows nothing of orders, ranks and positions."""
 
@@ -21,8 +30,12 @@ class BatchSource(Protocol):
         """The samples that there are."""
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read."""
+
+    @property
     def page_size(self) -> int:
-        """Of the file, bytes."""
+        """Of the files, bytes."""
 
     @property
     def whole_batches(self) -> bool:
@@ -43,7 +56,7 @@ class BatchSource(Protocol):
         """What is done with each batch in the consumer's thread."""
 
     def pages(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """On which page of the file each sample lies."""
+        """On which page each sample lies, counted through all files."""
 
-    def regions(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Where in the file samples lie: offsets and sizes (bytes)."""
+    def regions(self, indices: NDArray[np.int64]) -> Regions:
+        """Where in the files samples lie."""
