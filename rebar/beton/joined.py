@@ -30,12 +30,13 @@ def open_betons(files: Files) -> BetonFile:
 
 def find_betons(files: Files) -> list[Path]:
     """The files that are meant, at least one; whether they exist is seen when they are opened."""
-    if isinstance(files, Path) or (isinstance(files, str) and (not glob.has_magic(files) or Path(files).exists())):
-        return [Path(files)]
-    if isinstance(files, str):
-        found = sorted(glob.glob(files))
+    if isinstance(files, (str, Path)):
+        pattern = str(files)
+        if not glob.has_magic(pattern) or Path(pattern).exists():
+            return [Path(pattern)]
+        found = sorted(glob.glob(pattern))
         if not found:
-            raise BetonError(f"{files}: no file matches this pattern; write_dataset.py writes .beton files")
+            raise BetonError(f"{pattern}: no file matches this pattern; write_dataset.py writes .beton files")
         return [Path(path) for path in found]
     if not files:
         raise BetonError("no .beton file was given")
