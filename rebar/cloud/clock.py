@@ -30,4 +30,4 @@ def wait_past(clients: Clients, moment: datetime) -> None:
             raise CloudError(
                 f"the tag {LAST_MOUNT} says {moment:%Y-%m-%d %H:%M:%S} UTC, which AWS says has not come yet"
             )
-        time.sleep(0.2)
+        time.sleep(0.1)

@@ -23,13 +23,13 @@ def is_here(volume_id: str) -> bool:
     return link_of(volume_id).exists()
 
 
-def device_of(volume_id: str, *, seconds: float = UDEV_SECONDS) -> Path:
+def device_of(volume_id: str, *, seconds: float | None = None) -> Path:
     """The block device of a volume attached to this machine; waits for udev to make its link.
 
     Raises CloudError where there is none, or where the device's own serial number says otherwise.
     """
     link = link_of(volume_id)
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + (UDEV_SECONDS if seconds is None else seconds)
     while not link.exists():
         if time.monotonic() > deadline:
             raise CloudError(

@@ -48,7 +48,7 @@ def code_of(error: Exception) -> str:
 def told_clearly(doing: str) -> Iterator[None]:
     """Turn what boto3 raises into a CloudError that says what was being done, and what to do."""
     try:
-        from botocore import exceptions
+        from botocore import exceptions, parsers
     except ImportError:
         raise CloudError("boto3 is missing: pip install 'rebar[aws]' (or: pip install boto3)") from None
     try:
@@ -64,5 +64,9 @@ def told_clearly(doing: str) -> Iterator[None]:
         ) from None
     except exceptions.NoRegionError:
         raise CloudError(f"{doing}: no region: give --region, or set AWS_DEFAULT_REGION") from None
+    except parsers.ResponseParserError:
+        raise CloudError(
+            f"{doing}: what answered is not AWS (a proxy's page?): check AWS_ENDPOINT_URL and the proxy"
+        ) from None
     except (exceptions.BotoCoreError, exceptions.HTTPClientError) as error:
         raise CloudError(f"{doing}: {without_secrets(str(error))}") from None

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 from rebar.cloud.errors import CloudError
 
@@ -83,7 +84,7 @@ def require_ours(resource: Mapping[str, object], name: str, project: str) -> dic
     return tags
 
 
-def only_one(found: Sequence[Mapping[str, object]], key: str, what: str) -> Mapping[str, object] | None:
+def only_one(found: Sequence[Mapping[str, Any]], key: str, what: str) -> Mapping[str, Any] | None:
     """The one thing found, or None; raises CloudError where there are several."""
     if len(found) > 1:
         names = ", ".join(sorted(str(each[key]) for each in found))
