@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl
 from xml.etree import ElementTree
 
+os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # thousands of images and their snapshots, slow to list
+
 from moto.backends import get_backend
 from moto.core.utils import utcnow
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
