@@ -22,6 +22,7 @@ LAYERS: dict[str, set[str]] = {  # layer -> the layers it may import besides its
     "reporting": BASE,
     "beton": BASE | {"jpeg", "reporting"},
     "loading": BASE | {"jpeg", "reporting", "beton"},
+    "cloud": {"errors", "cli", "replacing"},  # stands aside: neither torch nor numpy
     "training": BASE | {"jpeg", "reporting", "beton", "loading"},
 }
 MODULES = sorted((ROOT / "rebar").rglob("*.py"))
@@ -65,7 +66,7 @@ def test_a_module_imports_only_lower_layers(path: Path) -> None:
     assert not {name.split(".")[0] for name in names} & SCRIPTS
 
 
-@pytest.mark.parametrize("package", ["rebar.beton", "rebar.jpeg.turbojpeg", "rebar.doctor", "rebar.config"])
+@pytest.mark.parametrize("package", ["rebar.beton", "rebar.jpeg.turbojpeg", "rebar.doctor", "rebar.config", "rebar.cloud.__main__"])
 def test_is_imported_without_torch_and_ffcv(package: str) -> None:
     code = f"import sys, {package}; print(sorted({{'torch', 'torchvision', 'ffcv', 'numba'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

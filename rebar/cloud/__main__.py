@@ -1,0 +1,29 @@
+"""AWS for training: volumes, snapshots, machines and what they cost.
+
+    python -m rebar.cloud --help
+    python -m rebar.cloud volume create --help
+
+What changes anything prints its plan first; --yes does it, --check asks AWS whether it may be done.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from rebar.cli import run_command
+from rebar.cloud.commands import cost, launch, snapshot, volume
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run one command; raises RebarError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rebar.cloud", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    groups = parser.add_subparsers(dest="group", required=True, metavar="GROUP")
+    for module in (volume, snapshot, cost, launch):
+        module.add(groups)
+    options = parser.parse_args(list(argv))
+    options.run(options)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,84 @@
+"""Whether a machine can be had, asked before anything is rented: offered in the zone, within the quota, what price."""
+
+from dataclasses import dataclass
+
+from rebar.cloud.clients import Clients
+from rebar.cloud.errors import CloudError, code_of, told_clearly
+from rebar.cloud.instances import BY_NAME, InstanceType
+from rebar.cloud.sweep import find_instances
+from rebar.cloud.tags import now
+
+QUOTAS = {
+    ("g", False): "L-DB2E81BA",  # Running On-Demand G and VT instances
+    ("g", True): "L-3819A6DF",  # All G and VT Spot Instance Requests
+    ("p", False): "L-417A185B",  # Running On-Demand P instances
+    ("p", True): "L-7212CCBC",  # All P4, P3 and P2 Spot Instance Requests
+    ("p5", True): "L-C4BD4855",  # All P5 Spot Instance Requests
+}
+"""Service Quotas' codes, in vCPUs, by family and whether on spot."""
+
+
+@dataclass(frozen=True)
+class SpotPrice:
+    """The lowest spot price of a region's zones, in US dollars an hour."""
+
+    dollars: float
+    zone: str
+
+
+def zones_offering(clients: Clients, machine: InstanceType) -> list[str]:
+    """The zones of the region that have this type at all."""
+    with told_clearly(f"asking where {machine.name} is offered"):
+        pages = clients.ec2.get_paginator("describe_instance_type_offerings").paginate(
+            LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": [machine.name]}]
+        )
+        return sorted(offer["Location"] for page in pages for offer in page["InstanceTypeOfferings"])
+
+
+def require_offered(clients: Clients, machine: InstanceType, zone: str | None) -> None:
+    """Raises CloudError where the type is not offered in the zone, or nowhere in the region."""
+    zones = zones_offering(clients, machine)
+    if not zones:
+        raise CloudError(f"{machine.name} is not offered in this region")
+    if zone is not None and zone not in zones:
+        raise CloudError(f"{machine.name} is not offered in {zone}, but in {', '.join(zones)}")
+
+
+def require_quota(clients: Clients, machine: InstanceType, *, spot: bool) -> None:
+    """Raises CloudError where the account's vCPU quota is below what the type needs, besides our own machines."""
+    from botocore.exceptions import ClientError
+
+    code = QUOTAS.get((machine.family, spot)) or QUOTAS[machine.name[0], spot]
+    with told_clearly("asking for the account's quota"):
+        try:
+            answer = clients("service-quotas").get_service_quota(ServiceCode="ec2", QuotaCode=code)
+        except ClientError as error:
+            if code_of(error) in ("AccessDeniedException", "NoSuchResourceException"):
+                print(f"note: the quota {code} could not be read ({code_of(error)}); AWS will say if it is too small")
+                return
+            raise
+    quota = answer["Quota"]["Value"]
+    used = sum(
+        BY_NAME[kind].vcpus
+        for instance in find_instances(clients, {}, ("pending", "running"))
+        if (kind := instance["InstanceType"]) in BY_NAME
+        and kind[0] == machine.name[0]
+        and (instance.get("InstanceLifecycle") == "spot") == spot
+    )
+    if used + machine.vcpus > quota:
+        raise CloudError(
+            f"{machine.name} needs {machine.vcpus} vCPUs, but the account's quota {code} is {quota:.0f}"
+            f"{f', of which {used} are in use' if used else ''}: ask for more (docs/aws.md), which takes hours to days"
+        )
+
+
+def spot_price(clients: Clients, machine: InstanceType) -> SpotPrice:
+    """The lowest spot price in the region now; raises CloudError where there is none."""
+    with told_clearly(f"asking for the spot price of {machine.name}"):
+        answer = clients.ec2.describe_spot_price_history(
+            InstanceTypes=[machine.name], ProductDescriptions=["Linux/UNIX"], StartTime=now()
+        )
+    offers = [SpotPrice(float(each["SpotPrice"]), each["AvailabilityZone"]) for each in answer["SpotPriceHistory"]]
+    if not offers:
+        raise CloudError(f"AWS names no spot price for {machine.name} in this region")
+    return min(offers, key=lambda offer: offer.dollars)

@@ -1,0 +1,138 @@
+"""``launch single|multi`` and ``userdata render``."""
+
+import argparse
+from typing import Any
+
+from rebar.cloud.capacity import spot_price
+from rebar.cloud.commands.parsers import add_command, add_group, add_identity, clients_of, identity_of, positive
+from rebar.cloud.errors import CloudError
+from rebar.cloud.instances import BY_NAME, InstanceType, instance_type, require_room
+from rebar.cloud.launching import Rental, launch
+from rebar.cloud.plan import mode_of
+from rebar.cloud.user_data import Job, render, training_command
+
+SOURCE = "s3://my-bucket/rebar.tar.gz"
+EXAMPLE = (
+    f"--run g5-16 --source {SOURCE} --data s3://my-bucket/betons \\\n"
+    "      --results s3://my-bucket/runs --max-hours {hours} --instance-type {machine}"
+)
+RENT = " \\\n      --instance-profile rebar --scheduler-role arn:aws:iam::123456789012:role/rebar-scheduler --yes"
+
+
+def add(groups: Any) -> None:
+    """Declare the commands."""
+    group = add_group(groups, "launch", "Rent a machine that trains, uploads, and ends by itself.")
+    for name, machine, hours, summary in (
+        ("single", "g5.xlarge", 8, "Train on a machine with one GPU."),
+        ("multi", "g5.12xlarge", 4, "Train on all GPUs of a machine with several."),
+    ):
+        example = f"launch {name} " + EXAMPLE.format(machine=machine, hours=hours) + RENT
+        command = add_command(group, name, _launch, summary, example)
+        command.set_defaults(single=name == "single")
+        _add_job(command)
+        _add_rental(command)
+
+    scripts = add_group(groups, "userdata", "The script a rented machine runs.")
+    show = add_command(
+        scripts,
+        "render",
+        _render,
+        "Print the script that 'launch' would give the machine; changes nothing.",
+        "userdata render " + EXAMPLE.format(machine="g5.xlarge", hours=8),
+        changes=False,
+    )
+    _add_job(show)
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    add_identity(parser, "train")
+    parser.add_argument("--instance-type", required=True, metavar="TYPE", help=", ".join(BY_NAME))
+    parser.add_argument("--source", required=True, help="where the machine gets Rebar: git URL, or s3://… tar.gz")
+    parser.add_argument("--revision", default="", help="commit or tag of a git URL")
+    parser.add_argument("--data", required=True, help="s3://… folder with train.beton and val.beton, or snap-…")
+    parser.add_argument(
+        "--data-gb", type=positive, default=70, help="size of the data, for --data (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--results", required=True, help="s3://… folder; an earlier machine's checkpoint is found there"
+    )
+    parser.add_argument("--config", help="recipe or machine; default: the machine's in rn50_configs/")
+    parser.add_argument("--max-hours", type=float, required=True, help="the machine ends after them, whatever happens")
+    parser.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME=/PARAMETER",
+        help="environment variable from SSM's parameter store, such as WANDB_API_KEY=/rebar/wandb",
+    )
+    parser.add_argument("flags", nargs="*", help="flags of train_imagenet.py, after --")
+
+
+def _add_rental(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--spot", action="store_true", help="cheaper; run the command again when it was interrupted")
+    parser.add_argument("--instance-profile", required=True, help="IAM instance profile of the machine (docs/aws.md)")
+    parser.add_argument("--scheduler-role", required=True, help="ARN of the role that may terminate it (docs/aws.md)")
+    parser.add_argument("--image", help="AMI; default: AWS's newest Deep Learning Base AMI, Ubuntu 22.04")
+    parser.add_argument("--zone", help="availability zone; with a snapshot's copy any will do")
+    parser.add_argument("--subnet", help="default: the default VPC's")
+    parser.add_argument(
+        "--security-group", action="append", default=[], help="default: the VPC's; no port need be open"
+    )
+    parser.add_argument("--key-name", help="to log in by SSH; not needed")
+    parser.add_argument("--root-gb", type=positive, default=100, help="system disk (default: %(default)s)")
+
+
+def _job(options: argparse.Namespace, machine: InstanceType, region: str) -> Job:
+    if options.max_hours <= 0:
+        raise CloudError("--max-hours must be above zero")
+    config = options.config or f"rn50_configs/{machine.config}"
+    return Job(
+        options.project,
+        options.run_name,
+        region,
+        options.source,
+        options.data,
+        options.results,
+        training_command(config, options.flags),
+        max_minutes=max(1, round(60 * options.max_hours)),
+        revision=options.revision,
+        secrets=options.secret,
+    )
+
+
+def _launch(options: argparse.Namespace) -> None:
+    clients, machine = clients_of(options), instance_type(options.instance_type)
+    if options.single and machine.gpus != 1:
+        raise CloudError(f"{machine.name} has {machine.gpus} GPUs: launch multi")
+    if not options.single and machine.gpus == 1:
+        raise CloudError(f"{machine.name} has one GPU: launch single")
+    if machine.nvme_gb:
+        require_room(machine, options.data_gb)
+    elif options.root_gb < options.data_gb + 40:
+        raise CloudError(
+            f"{machine.name} has no disks of its own: give --root-gb {options.data_gb + 60}, for system and data"
+        )
+    rental = Rental(
+        identity_of(options),
+        machine,
+        render(_job(options, machine, clients.ec2.meta.region_name)),
+        options.instance_profile,
+        options.scheduler_role,
+        options.max_hours,
+        spot=options.spot,
+        image=options.image,
+        subnet=options.subnet,
+        zone=options.zone,
+        security_groups=options.security_group,
+        key_name=options.key_name,
+        root_gb=options.root_gb,
+    )
+    if options.spot:
+        offer = spot_price(clients, machine)
+        print(f"spot: ${offer.dollars:.4f} an hour in {offer.zone} now")
+    launch(clients, rental, mode_of(options))
+
+
+def _render(options: argparse.Namespace) -> None:
+    machine = instance_type(options.instance_type)
+    print(render(_job(options, machine, options.region or "us-east-1")), end="")

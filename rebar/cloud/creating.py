@@ -1,0 +1,137 @@
+"""A volume is created once, blank or from a snapshot, however often the command runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rebar.cloud.clients import Clients
+from rebar.cloud.errors import CloudError
+from rebar.cloud.plan import Call, Mode, Step, agreed
+from rebar.cloud.prices import EBS_GB_MONTH
+from rebar.cloud.tags import PROJECT, ROLE, RUN, Identity, only_one, specification
+from rebar.cloud.tokens import create_once
+from rebar.cloud.volumes import Volume, describe_volume, find_volumes
+from rebar.cloud.waiting import wait_until
+
+AVAILABLE_SECONDS = 300.0
+APPEAR_SECONDS = 15.0
+"""How long a new id may be unknown to the part of EC2 that describes."""
+
+
+@dataclass(frozen=True)
+class NewVolume:
+    """What to create; sizes in GiB, throughput in MiB/s."""
+
+    identity: Identity
+    zone: str
+    size: int
+    kind: str = "gp3"
+    throughput: int | None = None
+    iops: int | None = None
+    snapshot: str | None = None
+    encrypted: bool | None = None
+    """None: as the account's default says."""
+    manifest: str | None = None
+
+    def request(self) -> dict[str, Any]:
+        """The parameters of CreateVolume, without a client token."""
+        more = {} if self.snapshot else {"filesystem": "blank"}
+        if self.manifest:
+            more["manifest"] = self.manifest
+        optional = {
+            "Throughput": self.throughput,
+            "Iops": self.iops,
+            "SnapshotId": self.snapshot,
+            "Encrypted": self.encrypted,
+        }
+        return {
+            "AvailabilityZone": self.zone,
+            "Size": self.size,
+            "VolumeType": self.kind,
+            "TagSpecifications": [specification("volume", self.identity.tags(**more))],
+            **{key: value for key, value in optional.items() if value is not None},
+        }
+
+
+def create_volume(clients: Clients, new: NewVolume, mode: Mode) -> Volume | None:
+    """Create a volume, or find the one that an earlier call created; None where only the plan was shown."""
+    found = only_one(
+        find_volumes(clients, {PROJECT: new.identity.project, RUN: new.identity.run, ROLE: new.identity.role}),
+        "VolumeId",
+        f"{new.identity.run}/{new.identity.role}",
+    )
+    if found is not None:
+        _require_same(found, new)
+        print(f"{found['VolumeId']} exists already: {found['Size']} GiB {found['VolumeType']} in {new.zone}")
+        return _available(clients, found["VolumeId"]) if mode is Mode.DO else found
+    request = new.request()
+    origin = f"from {new.snapshot}" if new.snapshot else "blank"
+    price = EBS_GB_MONTH.get(new.kind)
+    cost = f", about ${price * new.size:.2f} a month" if price else ""
+    text = f"create a {new.size} GiB {new.kind} volume in {new.zone}, {origin}{cost}"
+    call = Call(clients.ec2, "create_volume", request)
+    if not agreed(mode, f"volume {new.identity.run}/{new.identity.role}", [Step(text, call)]):
+        return None
+    volume_id = create_once(
+        lambda token: _send_create(clients, request, token), lambda volume_id: _is_gone(clients, volume_id), request
+    )
+    print(f"created {volume_id}", flush=True)
+    return _available(clients, volume_id)
+
+
+def _send_create(clients: Clients, request: Mapping[str, Any], token: str) -> str:
+    answer = Call(clients.ec2, "create_volume", {**request, "ClientToken": token}).send("creating a volume")
+    return str(answer["VolumeId"])
+
+
+def _is_gone(clients: Clients, volume_id: str) -> bool:
+    try:
+        volume = wait_until(
+            f"{volume_id} to appear",
+            lambda: describe_volume(clients, volume_id),
+            lambda seen: seen is not None,
+            seconds=APPEAR_SECONDS,
+        )
+    except CloudError:
+        if describe_volume(clients, volume_id) is None:
+            return True
+        raise
+    return volume is None or volume["State"] in ("deleting", "deleted")
+
+
+def _require_same(volume: Volume, new: NewVolume) -> None:
+    expected = {
+        "AvailabilityZone": new.zone,
+        "Size": new.size,
+        "VolumeType": new.kind,
+        "SnapshotId": new.snapshot or "",
+    }
+    different = [
+        f"{key} is {volume.get(key) or 'none'}, not {value or 'none'}"
+        for key, value in expected.items()
+        if (volume.get(key) or "") != value
+    ]
+    if different:
+        raise CloudError(
+            f"{new.identity.run}/{new.identity.role} exists as {volume['VolumeId']}, but {', '.join(different)}: "
+            "give the same values, or another --run or --role"
+        )
+
+
+def _available(clients: Clients, volume_id: str) -> Volume:
+    """Wait until a new volume can be used."""
+
+    def ready(volume: Volume | None) -> bool:
+        if volume is None:
+            raise CloudError(f"{volume_id} has vanished while it was being created")
+        if volume["State"] == "error":
+            raise CloudError(
+                f"AWS could not create {volume_id} (state error): delete it in the console, then try again"
+            )
+        return volume["State"] in ("available", "in-use")
+
+    volume = wait_until(
+        f"{volume_id} to be available", lambda: describe_volume(clients, volume_id), ready, seconds=AVAILABLE_SECONDS
+    )
+    assert volume is not None
+    return volume

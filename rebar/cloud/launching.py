@@ -1,0 +1,189 @@
+"""Renting a machine that ends by itself: it switches itself off, and a scheduler outside it terminates it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from rebar.cloud.capacity import require_offered, require_quota
+from rebar.cloud.clients import Clients
+from rebar.cloud.errors import CloudError, code_of, told_clearly
+from rebar.cloud.instances import PRICES_FROM, InstanceType
+from rebar.cloud.plan import Call, Mode, Step, agreed
+from rebar.cloud.prices import EBS_GB_MONTH, HOURS_A_MONTH
+from rebar.cloud.sweep import find_instances
+from rebar.cloud.tags import PROJECT, ROLE, RUN, Identity, now, only_one, specification
+from rebar.cloud.tokens import create_once
+
+GPU_AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
+"""AWS's Deep Learning Base AMI: Ubuntu 22.04 with NVIDIA's open driver."""
+TERMINATE = "arn:aws:scheduler:::aws-sdk:ec2:terminateInstances"
+GRACE = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Rental:
+    """What to rent. ``root_gb``: size of the system disk, which goes with the machine."""
+
+    identity: Identity
+    machine: InstanceType
+    user_data: str
+    instance_profile: str
+    scheduler_role: str
+    max_hours: float
+    spot: bool = False
+    image: str | None = None
+    subnet: str | None = None
+    zone: str | None = None
+    security_groups: Sequence[str] = ()
+    key_name: str | None = None
+    root_gb: int = 100
+
+    def request(self, image: str) -> dict[str, Any]:
+        """The parameters of RunInstances, without a client token."""
+        tags = self.identity.tags()
+        optional = {
+            "SubnetId": self.subnet,
+            "KeyName": self.key_name,
+            "SecurityGroupIds": list(self.security_groups) or None,
+            "Placement": {"AvailabilityZone": self.zone} if self.zone else None,
+            "InstanceMarketOptions": {
+                "MarketType": "spot",
+                "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},
+            }
+            if self.spot
+            else None,
+        }
+        return {
+            "ImageId": image,
+            "InstanceType": self.machine.name,
+            "MinCount": 1,
+            "MaxCount": 1,
+            "UserData": self.user_data,
+            "InstanceInitiatedShutdownBehavior": "terminate",
+            "IamInstanceProfile": _profile(self.instance_profile),
+            "MetadataOptions": {"HttpTokens": "required", "HttpEndpoint": "enabled", "HttpPutResponseHopLimit": 1},
+            "BlockDeviceMappings": [
+                {
+                    "DeviceName": "/dev/sda1",
+                    "Ebs": {"VolumeSize": self.root_gb, "VolumeType": "gp3", "DeleteOnTermination": True},
+                }
+            ],
+            "TagSpecifications": [specification(kind, tags) for kind in ("instance", "volume")],
+            **{key: value for key, value in optional.items() if value is not None},
+        }
+
+
+def launch(clients: Clients, rental: Rental, mode: Mode) -> str | None:
+    """Rent the machine, or find the one an earlier call rented; its id, or None where only the plan was shown.
+
+    A machine that the scheduler could not be told to end is terminated at once.
+    """
+    identity, machine = rental.identity, rental.machine
+    wanted = {PROJECT: identity.project, RUN: identity.run, ROLE: identity.role}
+    existing = only_one(find_instances(clients, wanted), "InstanceId", f"machine {identity.run}/{identity.role}")
+    if existing is not None:
+        instance_id = str(existing["InstanceId"])
+        if existing["InstanceType"] != machine.name:
+            raise CloudError(f"{identity.run} runs already on {instance_id}, a {existing['InstanceType']}")
+        print(f"{instance_id} exists already: {existing['InstanceType']}, {existing['State']['Name']}")
+        if mode is Mode.DO:
+            _end_later_or_now(clients, rental, instance_id)
+        return instance_id
+    require_offered(clients, machine, rental.zone)
+    require_quota(clients, machine, spot=rental.spot)
+    image = rental.image or newest_image(clients)
+    request = rental.request(image)
+    if not agreed(mode, f"machine {identity.run}/{identity.role}", _steps(clients, rental, request)):
+        return None
+    instance_id = create_once(
+        lambda token: _run(clients, request, token), lambda instance_id: _is_gone(clients, instance_id), request
+    )
+    print(f"rented {instance_id}", flush=True)
+    _end_later_or_now(clients, rental, instance_id)
+    return instance_id
+
+
+def newest_image(clients: Clients) -> str:
+    """AWS's newest image with an NVIDIA driver in the region."""
+    with told_clearly("looking for AWS's image with an NVIDIA driver (--image names another)"):
+        return str(clients("ssm").get_parameter(Name=GPU_AMI)["Parameter"]["Value"])
+
+
+def terminate(clients: Clients, instance_id: str) -> None:
+    """End a machine now."""
+    Call(clients.ec2, "terminate_instances", {"InstanceIds": [instance_id]}).send(f"terminating {instance_id}")
+    print(f"terminated {instance_id}", flush=True)
+
+
+def _steps(clients: Clients, rental: Rental, request: Mapping[str, Any]) -> list[Step]:
+    machine, hours = rental.machine, rental.max_hours
+    most = hours * (machine.price + rental.root_gb * EBS_GB_MONTH["gp3"] / HOURS_A_MONTH)
+    price = f"${machine.price:.3f} an hour (list price of {PRICES_FROM}{'; spot is cheaper' if rental.spot else ''})"
+    return [
+        Step(
+            f"rent a {machine.name} ({machine.gpus} × {machine.gpu}){' on spot' if rental.spot else ''}: {price}",
+            Call(clients.ec2, "run_instances", request),
+        ),
+        Step(f"it switches itself off, and so ends, when it is done or after {hours:g} h: at most ${most:.2f}"),
+        Step(f"EventBridge Scheduler terminates it {GRACE.total_seconds() / 60:.0f} minutes later if it still exists"),
+    ]
+
+
+def _run(clients: Clients, request: Mapping[str, Any], token: str) -> str:
+    answer = Call(clients.ec2, "run_instances", {**request, "ClientToken": token}).send("renting a machine")
+    return str(answer["Instances"][0]["InstanceId"])
+
+
+def _is_gone(clients: Clients, instance_id: str) -> bool:
+    from botocore.exceptions import ClientError
+
+    with told_clearly(f"looking at {instance_id}"):
+        try:
+            reservations = clients.ec2.describe_instances(InstanceIds=[instance_id])["Reservations"]
+        except ClientError as error:
+            if code_of(error) == "InvalidInstanceID.NotFound":
+                return False  # too new to be described
+            raise
+    states = [each["State"]["Name"] for reservation in reservations for each in reservation["Instances"]]
+    return states == ["terminated"] or states == ["shutting-down"]
+
+
+def _end_later_or_now(clients: Clients, rental: Rental, instance_id: str) -> None:
+    try:
+        _schedule_end(clients, rental, instance_id)
+    except BaseException:
+        print(f"{instance_id} cannot be scheduled to end: it is terminated now", flush=True)
+        terminate(clients, instance_id)
+        raise
+
+
+def _schedule_end(clients: Clients, rental: Rental, instance_id: str) -> None:
+    """Have AWS terminate the machine; a second call keeps the first one's time."""
+    from botocore.exceptions import ClientError
+
+    end = now() + timedelta(hours=rental.max_hours) + GRACE
+    request = {
+        "Name": f"rebar-{instance_id}",
+        "ScheduleExpression": f"at({end:%Y-%m-%dT%H:%M:%S})",
+        "FlexibleTimeWindow": {"Mode": "OFF"},
+        "ActionAfterCompletion": "DELETE",
+        "Target": {
+            "Arn": TERMINATE,
+            "RoleArn": rental.scheduler_role,
+            "Input": json.dumps({"InstanceIds": [instance_id]}),
+        },
+    }
+    with told_clearly(f"scheduling the end of {instance_id}"):
+        try:
+            clients("scheduler").create_schedule(**request)
+            print(f"{instance_id} ends at {end:%Y-%m-%d %H:%M} UTC at the latest")
+        except ClientError as error:
+            if code_of(error) != "ConflictException":
+                raise
+            print(f"{instance_id} is scheduled to end already")
+
+
+def _profile(name: str) -> dict[str, str]:
+    return {"Arn": name} if name.startswith("arn:") else {"Name": name}

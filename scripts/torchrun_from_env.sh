@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+#
+# Start a script with torchrun on every GPU of this node, and of the job's other nodes if it has any: the one place
+# that knows what SkyPilot, AWS Batch, SageMaker and Slurm call a node's number and the first node's address.
+#
+#   scripts/torchrun_from_env.sh train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml
+#   scripts/torchrun_from_env.sh --print          only print torchrun's flags
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+port=${MASTER_PORT:-29500}
+
+die() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+gpus_here() {
+    local gpus
+    gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | grep -c '^GPU' || true)
+    echo "$((gpus > 0 ? gpus : 1))"
+}
+
+# The first of ["a","b"], and where a name stands in it.
+from_json() {
+    python3 -c '
+import json, sys
+hosts = sorted(json.loads(sys.argv[1]))
+print(len(hosts), hosts.index(sys.argv[2]), hosts[0])' "$1" "$2"
+}
+
+nodes=1 rank=0 address='' gpus=''
+if [[ -n ${SKYPILOT_NODE_IPS:-} ]]; then
+    nodes=${SKYPILOT_NUM_NODES:-$(grep -c . <<<"$SKYPILOT_NODE_IPS")}
+    rank=${SKYPILOT_NODE_RANK:?SkyPilot sets it}
+    address=$(head -n 1 <<<"$SKYPILOT_NODE_IPS")
+    gpus=${SKYPILOT_NUM_GPUS_PER_NODE:-}
+elif [[ -n ${AWS_BATCH_JOB_NUM_NODES:-} ]]; then
+    nodes=$AWS_BATCH_JOB_NUM_NODES
+    rank=${AWS_BATCH_JOB_NODE_INDEX:?AWS Batch sets it}
+    # Only the other nodes are told; the first one knows itself. torchrun wants it to have rank 0.
+    [[ ${AWS_BATCH_JOB_MAIN_NODE_INDEX:-0} == 0 ]] || die "the job definition's mainNode must be 0"
+    address=${AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS:-$(hostname -I | cut -d ' ' -f 1)}
+elif [[ -n ${SM_HOSTS:-} ]]; then
+    read -r nodes rank address < <(from_json "$SM_HOSTS" "${SM_CURRENT_HOST:?SageMaker sets it}")
+    gpus=${SM_NUM_GPUS:-}
+elif [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
+    nodes=${SLURM_NNODES:-${SLURM_JOB_NUM_NODES:?Slurm sets it}}
+    rank=${SLURM_NODEID:?start this with srun, one task a node}
+    address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    gpus=${SLURM_GPUS_ON_NODE:-}
+fi
+if [[ ! $gpus =~ ^[1-9][0-9]*$ ]]; then gpus=$(gpus_here); fi
+
+flags=("--nproc_per_node=$gpus")
+if ((nodes > 1)); then
+    [[ -n $address ]] || die "the first node's address is not known"
+    flags+=("--nnodes=$nodes" "--node_rank=$rank" "--master_addr=$address" "--master_port=$port")
+else
+    flags+=(--standalone)
+fi
+
+if [[ ${1:-} == --print ]]; then
+    echo "${flags[*]}"
+    exit
+fi
+(($#)) || die "usage: $0 SCRIPT [ARGUMENT...]"
+python=$repo/.venv/bin/python
+[[ -x $python ]] || python=python3
+exec "$python" -m torch.distributed.run "${flags[@]}" "$@"
