@@ -31,7 +31,7 @@ class EvaluateSection:
     """Evaluation."""
 
     checkpoint: str = knob(required=True, help="checkpoint file, or the folder of a run")
-    data: str = knob(required=True, help="the .beton to evaluate on")
+    data: str = knob(required=True, help="the .beton to evaluate on, or a source: a folder, tar, hf:NAME, ...")
     resolution: int = knob(0, help="pixels; 0: the validation resolution of the training run", minimum=0)
     crop_ratio: float = knob(0, help="share of the shorter side; 0: the training run's", minimum=0, maximum=1)
     batch_size: int = knob(0, help="per process; 0: the validation batch size of the training run", minimum=0)

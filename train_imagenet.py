@@ -22,7 +22,7 @@ from torch import nn
 from rebar.cli import run_command, warn
 from rebar.config import config_name, flatten_config, parse_config, to_yaml
 from rebar.errors import RebarError
-from rebar.loading import Loader, Normalizer, WaitTimer, build_train_loader, build_val_loader
+from rebar.loading import IMAGENET_ON_HUB, Loader, Normalizer, WaitTimer, build_train_loader, build_val_loader
 from rebar.reporting import console
 from rebar.reporting.memory import peak_host_gb
 from rebar.reporting.plot import plot_run
@@ -165,7 +165,8 @@ def fill_in_paths(config: TrainConfig, name: str | None) -> TrainConfig:
     write_dir = os.environ.get("WRITE_DIR")
     paths: dict[str, str] = {}
     for knob, split in (("train_dataset", "train"), ("val_dataset", "val")):
-        paths[knob] = getattr(config.data, knob) or (str(Path(write_dir) / f"{split}.beton") if write_dir else "")
+        written = str(Path(write_dir) / f"{split}.beton") if write_dir else ""
+        paths[knob] = getattr(config.data, knob) or (IMAGENET_ON_HUB if config.data.use_hf else written)
         if not paths[knob]:
             raise RebarError(
                 f"no {split} data: give --data.{knob} FILE.beton, or set WRITE_DIR to the folder that holds "

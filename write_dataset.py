@@ -1,8 +1,9 @@
-"""Turn a folder of pictures into a .beton file, which training reads.
+"""Turn pictures from anywhere into a .beton file, which training reads.
 
     export IMAGENET_DIR=/data/imagenet WRITE_DIR=/data/betons
     python write_dataset.py --split train
     python write_dataset.py --split val
+    python write_dataset.py --split train --data-dir hf:imagenet-1k --subset small
 
 The training pictures are shuffled once here, by the seed, so that reading the file from front to back is
 already mixed; validation keeps the order of the classes. Beside the file goes a sidecar, train.beton.json,
@@ -15,24 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from rebar.beton import NUM_SAMPLED, ImageFolder, ImagePolicy, WriteReport, read_sidecar, write_beton
+from rebar.beton import NUM_SAMPLED, ImagePolicy, Source, WriteReport, read_sidecar, write_beton
+from rebar.beton.selection import Selection, shard_of, shard_path
+from rebar.beton.sources import Request, open_source
 from rebar.cli import run_command
 from rebar.config import knob, parse_config, section
 from rebar.errors import RebarError
-
-IMAGENET_SUBFOLDERS = ("{split}", "ILSVRC/Data/CLS-LOC/{split}")
-"""Where below ``data_dir`` a split may lie; else ``data_dir`` is the split's own folder."""
 
 
 @dataclass(frozen=True)
 class WriterSection:
     """Which pictures to write, where to, and how they are stored."""
 
-    dataset: Literal["imagenet"] = knob("imagenet", help="layout of the source: a folder of class folders")
+    dataset: Literal["auto", "imagenet", "hf", "s3", "beton", "tar", "webdataset", "parquet", "folder", "flat"] = knob(
+        "auto", help="kind of source; auto and imagenet recognise it"
+    )
     split: Literal["train", "val"] = knob(required=True, help="train is shuffled, val stays in order")
-    data_dir: str = knob("", help="folder of class folders, or the one above train/ and val/; else $IMAGENET_DIR")
+    data_dir: str = knob("", help="folder, tar, shards, .beton, hf:NAME, s3://...; else $IMAGENET_DIR")
+    labels: str = knob("", help="list of the classes of pictures without class folders; else one near them")
     write_path: str = knob("", help="file to write, or a folder for <split>.beton; else $WRITE_DIR")
     write_mode: Literal["jpg", "raw", "proportion"] = knob(
         "jpg", help="proportion: JPEG with compress_probability, else raw"
@@ -41,7 +42,14 @@ class WriterSection:
     jpeg_quality: int = knob(90, help="quality of the JPEGs", minimum=1, maximum=100)
     compress_probability: float = knob(0.5, help="share of JPEGs with write_mode=proportion", minimum=0, maximum=1)
     restart_markers: bool = knob(True, help="let JPEGs be entered in the middle, so that crops decode faster")
-    subset: int = knob(-1, help="write only so many pictures, chosen by the seed; -1: all", minimum=-1)
+    subset: str = knob(
+        "full",
+        help="pictures, balanced over the classes: tiny (1k), small (10k), medium (100k), "
+        "large (500k), full, or a number",
+    )
+    max_classes: int = knob(0, help="so many classes, drawn by the seed; 0: all", minimum=0)
+    max_samples_per_class: int = knob(0, help="so many pictures of a class; 0: all", minimum=0)
+    shard: str = knob("", help="I/N: only part I of N, I from 0 on, to a file of its own; all parts are the whole")
     seed: int = knob(0, help="of the order and every other draw", minimum=0)
     num_workers: int = knob(0, help="processes that encode; 0: one for every core", minimum=0)
     chunk_size: int = knob(100, help="pictures a process takes at a time", minimum=1)
@@ -63,14 +71,24 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__.splitlines()[0],
         example="python write_dataset.py --split train",
     ).cfg
-    folder = find_split(Path(given("--data-dir", config.data_dir, "IMAGENET_DIR")), config.split)
-    target = find_target(given("--write-path", config.write_path, "WRITE_DIR"), config.split)
+    where = given("--data-dir", config.data_dir, "IMAGENET_DIR")
+    target = find_target(given("--write-path", config.write_path, "WRITE_DIR"), config.split, config.shard)
     refuse_existing(target, overwrite=config.overwrite)
 
-    source = ImageFolder(folder)
+    selection = Selection(
+        subset=config.subset,
+        max_classes=config.max_classes or None,
+        max_samples_per_class=config.max_samples_per_class or None,
+        shuffle=config.split == "train",
+        seed=config.seed,
+    )
+    kind, source = open_source(Request(where, config.split, config.labels, selection.at_most), config.dataset)
+    num_found = len(source)
+    source, order = selection.apply(source)
+    if config.shard:
+        order = shard_of(order, config.shard)
     if config.split == "val":
-        check_classes_agree(source, target.with_name("train.beton"))
-    order = writing_order(len(source), config.subset, shuffle=config.split == "train", seed=config.seed)
+        check_classes_agree(where, source, target.with_name("train.beton"))
     policy = ImagePolicy(
         max_resolution=config.max_resolution,
         jpeg_quality=config.jpeg_quality,
@@ -81,7 +99,8 @@ def main(argv: Sequence[str]) -> None:
     )
     num_workers = config.num_workers or len(os.sched_getaffinity(0))
 
-    print(f"pictures  {len(order):,} of {len(source):,} in {len(source.class_names):,} classes, from {folder}")
+    print(f"source    {where} ({kind})")
+    print(f"pictures  {len(order):,} of {num_found:,} in {len(source.class_names):,} classes")
     print(f"stored    {in_words(policy)}")
     print(f"order     {'shuffled' if config.split == 'train' else 'by class'}, seed {config.seed}")
     print(f"target    {target}, {num_workers} processes", flush=True)
@@ -98,31 +117,18 @@ def given(flag: str, value: str, variable: str) -> str:
     raise RebarError(f"{flag} is missing: give {flag} PATH, or set the environment variable {variable}")
 
 
-def find_split(data_dir: Path, split: str) -> Path:
-    """The folder of a split's class folders: ``data_dir`` itself or one below it.
-
-    Raises RebarError where ``data_dir`` evidently holds splits, but not this one.
-    """
-    for pattern in IMAGENET_SUBFOLDERS:
-        if (folder := data_dir / pattern.format(split=split)).is_dir():
-            return folder
-        other = "val" if split == "train" else "train"
-        if (data_dir / pattern.format(split=other)).is_dir():
-            raise RebarError(f"{data_dir}: there is {pattern.format(split=other)}/ in it, but no {split}/ beside that")
-    return data_dir
-
-
-def find_target(write_path: str, split: str) -> Path:
+def find_target(write_path: str, split: str, shard: str = "") -> Path:
     """The file to write: ``write_path`` itself, or ``<split>.beton`` in it where it means a folder.
 
-    It does where it is one, ends in a slash, or has no suffix. Raises RebarError where the folder is missing.
+    It does where it is one, ends in a slash, or has no suffix. A shard's number becomes part of the name. Raises
+    RebarError where the folder is missing.
     """
     path = Path(write_path)
     if path.is_dir() or write_path.endswith("/") or not path.suffix:
         path = path / f"{split}.beton"
     if not path.parent.is_dir():
         raise RebarError(f"{path.parent}: no such folder to write to; make it first: mkdir -p {path.parent}")
-    return path
+    return shard_path(path, shard) if shard else path
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
@@ -133,32 +139,18 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         raise RebarError(f"{target}: exists already; add --overwrite to replace it, or write elsewhere")
 
 
-def check_classes_agree(source: ImageFolder, train_file: Path) -> None:
+def check_classes_agree(where: str, source: Source, train_file: Path) -> None:
     """Raises RebarError where a training file has other classes, so that labels would not mean the same."""
     sidecar = read_sidecar(train_file) if train_file.exists() else None
-    if sidecar is None or list(sidecar.class_names) == source.class_names:
+    if sidecar is None or list(sidecar.class_names) == list(source.class_names):
         return
     differing = sorted(set(sidecar.class_names) ^ set(source.class_names))
     shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
     raise RebarError(
-        f"{source.root}: its {len(source.class_names)} classes are not the {len(sidecar.class_names)} of "
+        f"{where}: its {len(source.class_names)} classes are not the {len(sidecar.class_names)} of "
         f"{train_file} (differing: {shown}), so labels would not mean the same; write from the folder that "
         "matches, or elsewhere"
     )
-
-
-def writing_order(num_pictures: int, subset: int, *, shuffle: bool, seed: int) -> np.ndarray:
-    """Which pictures to write and in which order: int64 indices, a function of the arguments alone.
-
-    ``subset`` is the number of pictures to choose, -1 for all. Raises RebarError where it is 0 or more
-    than there are.
-    """
-    if subset == 0 or subset > num_pictures:
-        raise RebarError(f"--subset {subset} does not fit the {num_pictures:,} pictures found; -1 takes all")
-    # Sorting raw draws, because numpy may change what Generator.permutation makes of a seed.
-    shuffled = np.argsort(np.random.Philox(key=seed % 2**64).random_raw(num_pictures), kind="stable")
-    chosen = shuffled if subset < 0 else shuffled[:subset]
-    return chosen if shuffle else np.sort(chosen)
 
 
 def in_words(policy: ImagePolicy) -> str:

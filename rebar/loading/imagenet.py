@@ -1,7 +1,16 @@
 """The two loaders of the ImageNet recipe, and the settings they share."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from rebar.beton import BetonFile
+from rebar.beton.selection import balanced_subset
+from rebar.beton.sources.splits import Split
+from rebar.beton.written_once import beton_of
 from rebar.config import knob
 from rebar.loading.corruption import OnError
 from rebar.loading.crops import CenterCrop, RandomResizedCrop
@@ -13,14 +22,23 @@ from rebar.loading.order import OrderOption
 class DataConfig:
     """Data."""
 
-    train_dataset: str = knob("", help="training .beton; default $WRITE_DIR/train.beton")
-    val_dataset: str = knob("", help="validation .beton; default $WRITE_DIR/val.beton")
+    train_dataset: str = knob(
+        "", help="training .beton, or a source (folder, tar, hf:NAME, s3://...); default $WRITE_DIR/train.beton"
+    )
+    val_dataset: str = knob("", help="validation .beton, or a source; default $WRITE_DIR/val.beton")
+    use_hf: bool = knob(False, help="train on hf:imagenet-1k where no data set is given")
+    data_subset: Literal["tiny", "small", "medium", "large", "full"] = knob(
+        "full", help="1,000, 10,000, 100,000, 500,000 or all pictures, as many of every class"
+    )
     num_workers: int = knob(0, help="decoding threads per process; 0: the cores divided by the processes", minimum=0)
     in_memory: bool = knob(
         True, help="the files fit in memory; if not, they are shuffled by windows of 512 MB and read ahead"
     )
     min_scale: float = knob(0.08, help="smallest share of the area a random crop takes", minimum=0.001, maximum=1)
     on_error: OnError = knob("raise", help="a corrupt training picture: raise an error, or replace it by another")
+
+
+IMAGENET_ON_HUB = "hf:imagenet-1k"
 
 
 def build_train_loader(
@@ -32,13 +50,15 @@ def build_train_loader(
     pin_memory: bool,
 ) -> Loader:
     """Shuffled, randomly cropped and mirrored; an incomplete last batch is dropped."""
+    path, indices = _open(config.train_dataset, "train", config.data_subset)
     return Loader(
-        config.train_dataset,
+        path,
         batch_size,
         config.num_workers,
         os_cache=config.in_memory,
         order=OrderOption.RANDOM if config.in_memory else OrderOption.QUASI_RANDOM,
         seed=seed,
+        indices=indices,
         drop_last=True,
         cropper=RandomResizedCrop(scale=(config.min_scale, 1.0)),
         distributed=distributed,
@@ -56,14 +76,24 @@ def build_val_loader(
     pin_memory: bool,
 ) -> Loader:
     """In file order, centre-cropped; every sample exactly once over all processes, corrupt ones refused."""
+    path, indices = _open(config.val_dataset, "val", config.data_subset)
     return Loader(
-        config.val_dataset,
+        path,
         batch_size,
         config.num_workers,
         os_cache=config.in_memory,
         order=OrderOption.SEQUENTIAL,
+        indices=indices,
         drop_last=False,
         cropper=CenterCrop(crop_ratio),
         distributed=distributed,
         pin_memory=pin_memory,
     )
+
+
+def _open(where: str, split: Split, subset: str) -> tuple[Path, NDArray[np.int64] | None]:
+    """The file to read, written first where a source is given, and the samples of it to use, None for all."""
+    path = beton_of(where, split, subset=subset)
+    if subset == "full":
+        return path, None
+    return path, balanced_subset(BetonFile.open(path).labels, subset, seed=0)

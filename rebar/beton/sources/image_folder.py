@@ -6,61 +6,37 @@ from pathlib import Path
 
 import numpy as np
 
+from rebar.beton.sources.labelled_files import EXTENSIONS, LabelledFiles, is_picture
 from rebar.errors import RebarError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""What counts as a picture, in any mixture of upper and lower case: torchvision's list."""
 
-
-class ImageFolder:
+class ImageFolder(LabelledFiles):
     """The pictures under ``root/<class>/``, in torchvision's order.
 
     Labels number the class folders in the order of their names, which for ImageNet is the order of
     the synsets. Pictures in folders below a class folder belong to the class.
 
-    The million names are kept in one bytes object, which is small and quick to send to a process.
-
     Raises RebarError for a missing folder, one without class folders, and a class without pictures.
     """
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+        root = Path(root)
         try:
-            folders, pictures = _split(self.root)
+            folders, pictures = _split(root)
             if not folders:
-                raise RebarError(_no_classes(self.root, pictures))
-            names: list[bytes] = []
+                raise RebarError(_no_classes(root, pictures))
+            names: list[str] = []
             counts: list[int] = []
             for folder in folders:
-                found = sorted(_walk(folder.path, ""))
-                names += [os.fsencode(below + name) for below, name in found]
+                found = sorted(_walk(folder.path, f"{folder.name}{os.sep}"))
+                names += [below + name for below, name in found]
                 counts.append(len(found))
         except OSError as error:
-            raise RebarError(f"{error.filename or self.root}: {_reason(error)}") from None
-        self.class_names = [folder.name for folder in folders]
+            raise RebarError(f"{error.filename or root}: {_reason(error)}") from None
+        class_names = [folder.name for folder in folders]
         if 0 in counts:
-            raise RebarError(_empty_classes(self.root, self.class_names, counts))
-        self._names = b"".join(names)
-        self._ends = np.cumsum([len(name) for name in names])
-        self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def label(self, index: int) -> int:
-        """The number of the picture's class folder."""
-        return int(self._labels[index])
-
-    def read(self, index: int) -> bytes:
-        """The content of the picture's file."""
-        with open(self.name(index), "rb") as file:
-            return file.read()
-
-    def name(self, index: int) -> str:
-        """The path of the picture's file."""
-        start = int(self._ends[index - 1]) if index else 0
-        relative = os.fsdecode(self._names[start : int(self._ends[index])])
-        return os.path.join(self.root, self.class_names[self.label(index)], relative)
+            raise RebarError(_empty_classes(root, class_names, counts))
+        super().__init__(root, class_names, names, np.repeat(np.arange(len(counts)), counts))
 
 
 def _split(folder: Path | str) -> tuple[list["os.DirEntry[str]"], list["os.DirEntry[str]"]]:
@@ -68,12 +44,12 @@ def _split(folder: Path | str) -> tuple[list["os.DirEntry[str]"], list["os.DirEn
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
     folders = [entry for entry in entries if entry.is_dir()]
-    pictures = [e for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.is_dir()]
+    pictures = [e for e in entries if is_picture(e.name) and not e.is_dir()]
     return folders, pictures
 
 
 def _walk(folder: str, below: str) -> Iterator[tuple[str, str]]:
-    """(way from the class folder, file name) of every picture; sorted, that is torchvision's order."""
+    """(way from the root, file name) of every picture; sorted, that is torchvision's order."""
     folders, pictures = _split(folder)
     for entry in pictures:
         yield below, entry.name
