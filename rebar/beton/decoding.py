@@ -54,7 +54,10 @@ def decode(content: bytes, limit: SizeLimit, *, repair: bool = False) -> Decoded
         with warnings.catch_warnings(), _quiet_pillow(repair):
             warnings.simplefilter("ignore")  # about odd metadata; what spoils the pixels is an error
             with Image.open(io.BytesIO(content)) as image:
-                return _decode_opened(content, image, limit)
+                decoded = _decode_opened(content, image, limit)
+        if repair and (decoded.bgr == decoded.bgr[0, 0]).all():
+            raise PictureError("nothing of it can be decoded")
+        return decoded
     except PictureError:
         raise
     except UnidentifiedImageError:
