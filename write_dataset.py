@@ -11,12 +11,16 @@ with the names of the classes and how the pictures were stored.
 """
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rebar.beton import NUM_SAMPLED, ImagePolicy, Source, WriteReport, read_sidecar, write_beton
+from rebar.beton import NUM_SAMPLED, Estimate, ImagePolicy, Source, WriteReport, read_sidecar, write_beton
+from rebar.beton.partial import journal_path
+from rebar.beton.report import report_path
 from rebar.beton.selection import Selection, shard_of, shard_path
 from rebar.beton.sources import Request, open_source
 from rebar.cli import run_command
@@ -38,8 +42,10 @@ class WriterSection:
     write_mode: Literal["jpg", "raw", "proportion"] = knob(
         "jpg", help="proportion: JPEG with compress_probability, else raw"
     )
-    max_resolution: int = knob(500, help="pixels of the longer side, larger is shrunk; 0: no limit", minimum=0)
-    jpeg_quality: int = knob(90, help="quality of the JPEGs", minimum=1, maximum=100)
+    max_resolution: int = knob(500, help="pixels of the limited side, larger is shrunk; 0: no limit", minimum=0)
+    limit_side: Literal["long", "short"] = knob("long", help="the side that max_resolution limits")
+    jpeg_quality: int = knob(90, help="quality of JPEGs encoded anew; finer ones are", minimum=1, maximum=100)
+    keep_quality: bool = knob(False, help="pass JPEGs within the resolution through, whatever their quality")
     compress_probability: float = knob(0.5, help="share of JPEGs with write_mode=proportion", minimum=0, maximum=1)
     restart_markers: bool = knob(True, help="let JPEGs be entered in the middle, so that crops decode faster")
     subset: str = knob(
@@ -50,10 +56,14 @@ class WriterSection:
     max_classes: int = knob(0, help="so many classes, drawn by the seed; 0: all", minimum=0)
     max_samples_per_class: int = knob(0, help="so many pictures of a class; 0: all", minimum=0)
     shard: str = knob("", help="I/N: only part I of N, I from 0 on, to a file of its own; all parts are the whole")
+    on_bad_image: Literal["fail", "skip", "repair"] = knob(
+        "fail", help="pictures that cannot be decoded: stop, leave them out, or take what there is of them"
+    )
     seed: int = knob(0, help="of the order and every other draw", minimum=0)
     num_workers: int = knob(0, help="processes that encode; 0: one for every core", minimum=0)
-    chunk_size: int = knob(100, help="pictures a process takes at a time", minimum=1)
+    chunk_size: int = knob(0, help="pictures a process takes at a time; 0: about a megabyte of them", minimum=0)
     overwrite: bool = knob(False, help="replace an existing file")
+    restart: bool = knob(False, help="begin anew where an unfinished file could be gone on with")
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,9 @@ def main(argv: Sequence[str]) -> None:
         check_classes_agree(where, source, target.with_name("train.beton"))
     policy = ImagePolicy(
         max_resolution=config.max_resolution,
+        limit_side=config.limit_side,
         jpeg_quality=config.jpeg_quality,
+        keep_quality=config.keep_quality,
         write_mode=config.write_mode,
         compress_probability=config.compress_probability,
         restart_markers=config.restart_markers,
@@ -104,9 +116,18 @@ def main(argv: Sequence[str]) -> None:
     print(f"stored    {in_words(policy)}")
     print(f"order     {'shuffled' if config.split == 'train' else 'by class'}, seed {config.seed}")
     print(f"target    {target}, {num_workers} processes", flush=True)
-    report = write_beton(
-        source, target, policy=policy, order=order, num_workers=num_workers, chunk_size=config.chunk_size
-    )
+    with telling_what_is_kept(target):
+        report = write_beton(
+            source,
+            target,
+            policy=policy,
+            order=order,
+            on_bad_image=config.on_bad_image,
+            num_workers=num_workers,
+            chunk_size=config.chunk_size,
+            restart=config.restart,
+            on_estimate=print_estimate,
+        )
     print_report(report, config.split)
 
 
@@ -155,8 +176,11 @@ def check_classes_agree(where: str, source: Source, train_file: Path) -> None:
 
 def in_words(policy: ImagePolicy) -> str:
     """How pictures are stored, for people."""
-    size = f"longer side at most {policy.max_resolution} px" if policy.max_resolution else "full size"
-    jpeg = f"JPEG quality {policy.jpeg_quality}"
+    side = {"long": "longer", "short": "shorter"}[policy.limit_side]
+    size = f"{side} side at most {policy.max_resolution} px" if policy.max_resolution else "full size"
+    jpeg = f"JPEG quality {policy.jpeg_quality}, JPEGs no finer than that as they are"
+    if policy.keep_quality:
+        jpeg = f"JPEGs as they are, others at JPEG quality {policy.jpeg_quality}"
     kinds = {
         "jpg": jpeg,
         "raw": "raw RGB",
@@ -165,15 +189,47 @@ def in_words(policy: ImagePolicy) -> str:
     return f"{kinds[policy.write_mode]}, {size}"
 
 
+def print_estimate(expected: Estimate) -> None:
+    """What is to be expected, before the writing begins."""
+    minutes, gigabytes = expected.seconds / 60, expected.bytes / 1e9
+    print(f"expected  {gigabytes:,.3f} GB, {minutes:,.1f} min, by {min(NUM_SAMPLED, expected.num_samples)} pictures")
+    if expected.kept_quality_factor != 1:
+        factor = expected.kept_quality_factor
+        print(
+            f"          {expected.bytes_a_picture:,.0f} bytes a picture, {factor:.1f} times as many as without "
+            "--keep-quality: that much more to read and to decode in every epoch"
+        )
+    sys.stdout.flush()
+
+
+@contextmanager
+def telling_what_is_kept(target: Path) -> Iterator[None]:
+    """After Ctrl-C, say that the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if journal_path(target).exists():
+            print("what was written is kept: the same command goes on from there", file=sys.stderr)
+        raise
+
+
 def print_report(report: WriteReport, split: str) -> None:
     """What was written, and what to do next."""
-    per_picture, per_second = report.picture_bytes / report.num_samples, report.num_samples / report.seconds
+    per_picture, per_second = report.picture_bytes / report.num_samples, report.num_encoded / report.seconds
     fewest, most = report.class_counts.min(), report.class_counts.max()
+    tally = report.tally
     print(f"written   {report.path}: {report.bytes / 1e9:,.3f} GB in {report.seconds:,.1f} s")
     print(f"          {report.num_samples:,} pictures, {fewest:,} to {most:,} a class")
+    print(f"          {tally.passed_through:,} as they were, {tally.encoded:,} encoded anew")
     print(f"          {per_picture:,.0f} bytes a picture, {per_second:,.0f} pictures/s")
-    if report.marker_share:
-        print(f"          {report.marker_share:.1%} more bytes for restart markers, by {NUM_SAMPLED} pictures")
+    if report.expected.marker_share:
+        print(f"          {report.expected.marker_share:.1%} more bytes for restart markers, by {NUM_SAMPLED} pictures")
+    if tally.counts:
+        print(f"odd       {', '.join(f'{count:,} {kind}' for kind, count in sorted(tally.counts.items()))}")
+    if tally.repaired or tally.skipped:
+        print(f"bad       {len(tally.repaired):,} repaired, {len(tally.skipped):,} left out")
+    if tally.counts or tally.repaired or tally.skipped:
+        print(f"          which: {report_path(report.path)}")
     train, val = (report.path.with_name(f"{name}.beton") for name in ("train", "val"))
     if report.path not in (train, val):
         return

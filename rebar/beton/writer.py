@@ -1,77 +1,40 @@
 """Writing a .beton file: worker processes encode the pictures, this process lays them into pages.
 
-The bytes of the file depend on the source, the order and the policy, not on how many processes there
-are. The file appears under its name only when it is whole and on disk; whatever goes wrong before
-leaves nothing behind.
+The bytes of the file depend on the source, the order and the policy, not on how many processes there are, nor on how
+often the writing was broken off. The file appears under its name only when it is whole and on disk; what was written
+before that is kept beside it, and the same call goes on from there.
 """
 
-import math
-import shutil
+import hashlib
 import sys
 import time
+from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import PIL
 from tqdm import tqdm
 
-from rebar.beton.format import ALLOCATION, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE
-from rebar.beton.images import EncodedPicture, ImagePolicy, PictureError, encode_picture
-from rebar.beton.pages import SAMPLE, PageWriter
+import rebar
+from rebar.beton.checksums import Checksums
+from rebar.beton.encoder import Encoder, OnBadImage, Outcome
+from rebar.beton.estimate import Estimate, check_space, estimate
+from rebar.beton.format import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE
+from rebar.beton.images import ImagePolicy
+from rebar.beton.partial import Partial, open_partial
 from rebar.beton.processes import map_in_processes
+from rebar.beton.report import Tally, WriteReport, report_path
 from rebar.beton.sidecar import Sidecar, sidecar_path
 from rebar.beton.sources import Source
 from rebar.errors import RebarError
-from rebar.replacing import replacing
+from rebar.replacing import replacing, sync_folder, write_error
 
-NUM_SAMPLED = 32
-"""Pictures encoded beforehand to estimate the size of the file."""
-
-
-@dataclass(frozen=True)
-class WriteReport:
-    """What was written."""
-
-    path: Path
-    num_samples: int
-    bytes: int
-    """Size of the file."""
-    picture_bytes: int
-    """What of it is pictures."""
-    seconds: float
-    class_counts: np.ndarray
-    """int64, the number of samples of every class."""
-    marker_share: float
-    """What restart markers add to the pictures' bytes, as a share of 1, from a few pictures; 0 without."""
-
-
-@dataclass(frozen=True)
-class _Encoder:
-    """Encodes a run of the order; what the worker processes are given."""
-
-    source: Source
-    policy: ImagePolicy
-    order: np.ndarray
-
-    def __call__(self, run: tuple[int, int]) -> list[tuple[int, EncodedPicture]]:
-        cv2.setNumThreads(1)  # there is a process for every core already
-        return [self.encode(int(index)) for index in self.order[slice(*run)]]
-
-    def picture_sizes(self, places: np.ndarray) -> list[int]:
-        """Bytes of the pictures at a few places of the order."""
-        return [self.encode(int(index))[1].data.nbytes for index in self.order[places]]
-
-    def encode(self, index: int) -> tuple[int, EncodedPicture]:
-        """The label and the picture of source index ``index``. Raises RebarError naming the picture."""
-        try:
-            return self.source.label(index), encode_picture(self.source.read(index), self.policy, index)
-        except PictureError as error:
-            raise RebarError(f"{self.source.name(index)}: {error}") from None
-        except OSError as error:
-            reason = error.strerror or error
-            raise RebarError(f"{self.source.name(index)}: cannot be read: {reason}") from None
+_CHUNK_BYTES = 1 << 20  # of pictures that a worker hands over at once
+_MOST_IN_CHUNK = 100
 
 
 def write_beton(
@@ -80,96 +43,174 @@ def write_beton(
     *,
     policy: ImagePolicy,
     order: np.ndarray,
+    on_bad_image: OnBadImage = "fail",
     num_workers: int = 1,
-    chunk_size: int = 100,
+    chunk_size: int = 0,
     page_size: int = DEFAULT_PAGE_SIZE,
+    restart: bool = False,
     progress: bool = True,
+    on_estimate: Callable[[Estimate], None] | None = None,
 ) -> WriteReport:
-    """Write pictures ``order`` of ``source``, in that order, to ``path`` and a sidecar beside it.
+    """Write pictures ``order`` of ``source``, in that order, to ``path``, with a sidecar and a report beside it.
 
-    ``order`` holds indices into the source; ``chunk_size`` is the number of pictures that a worker
-    process takes at a time; ``page_size`` is in bytes, a power of two. An existing file is replaced.
+    ``order`` holds indices into the source; ``chunk_size`` is the number of pictures that a worker process takes at a
+    time, 0 for as many as make up about a megabyte; ``page_size`` is in bytes, a power of two. An existing file is
+    replaced. What an earlier call with the same arguments wrote before it was broken off is gone on with, or with
+    ``restart`` thrown away. ``on_estimate`` is called with what is to be expected, before the writing begins.
 
-    Raises RebarError, leaving nothing behind and an existing file as it was: for a picture that cannot
-    be read, decoded or fitted into a page, a full disk, and a worker process that dies.
+    Raises RebarError, leaving an existing file as it was and keeping the pages written: for a picture that cannot be
+    read, for one that cannot be decoded or fitted into a page where ``on_bad_image`` is ``fail``, a full disk, a worker
+    process that dies, and where what is there to go on with is of another source, policy or order.
     """
     path = Path(path)
+    _check_arguments(source, path, order, page_size)
+    begin = time.monotonic()
+    encoder = Encoder(source, policy, np.ascontiguousarray(order, np.int64), on_bad_image, page_size)
+    expected = estimate(encoder, page_size, num_workers)
+    if on_estimate:
+        on_estimate(expected)
+    chunk_size = chunk_size or int(np.clip(_CHUNK_BYTES // expected.bytes_a_picture, 1, _MOST_IN_CHUNK))
+    try:
+        with open_partial(path, _job(encoder), len(order), page_size, restart=restart) as partial:
+            tally = _tally_kept(partial, on_bad_image)
+            start = partial.kept[-1].position if partial.kept else 0
+            try:
+                check_space(path, expected.bytes - len(partial.kept) * page_size)
+                _write_pages(encoder, partial, tally, start, num_workers, chunk_size, progress=progress)
+                num_bytes, checksums = partial.pages.write_tables()
+                _finish(partial, encoder, num_bytes, checksums, tally)
+            except OSError as error:
+                raise _with_hint(write_error(path, error), partial) from None
+            except RebarError as error:
+                raise _with_hint(error, partial) from None
+    except OSError as error:
+        raise write_error(path, error) from None
+    return WriteReport(
+        path=path,
+        num_samples=partial.pages.num_samples,
+        bytes=num_bytes,
+        picture_bytes=partial.pages.picture_bytes,
+        seconds=time.monotonic() - begin,
+        num_encoded=len(order) - start,
+        class_counts=np.bincount(partial.pages.samples["f1"], minlength=len(source.class_names)),
+        expected=expected,
+        tally=tally,
+    )
+
+
+def _check_arguments(source: Source, path: Path, order: np.ndarray, page_size: int) -> None:
     if page_size & (page_size - 1) or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE:
         raise ValueError(f"page_size must be a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}")
     if len(order) and not 0 <= int(np.min(order)) <= int(np.max(order)) < len(source):
         raise ValueError(f"order must hold indices from 0 to {len(source) - 1}")
     if len(order) == 0:
         raise RebarError(f"{path}: there is nothing to write: no pictures were chosen")
-    begin = time.monotonic()
-    encoder = _Encoder(source, policy, np.ascontiguousarray(order, np.int64))
-    chunks = [(start, min(start + chunk_size, len(order))) for start in range(0, len(order), chunk_size)]
-    chosen = np.unique(np.linspace(0, len(order) - 1, NUM_SAMPLED).astype(np.int64))
-    sample = encoder.picture_sizes(chosen)
-    _check_space(path, _estimate_bytes(sample, len(order), page_size))
-
-    with replacing(sidecar_path(path), path) as (sidecar_file, file):  # a .beton never lacks its sidecar
-        pages = PageWriter(file, len(order), page_size)
-        encoded = map_in_processes(encoder, chunks, num_workers=min(num_workers, len(chunks)))
-        with closing(encoded), _progress_bar(len(order), enabled=progress) as bar:
-            for chunk in encoded:
-                for label, picture in chunk:
-                    if picture.data.nbytes > page_size:
-                        name = source.name(int(order[pages.num_samples]))
-                        raise RebarError(_too_large(name, picture, page_size))
-                    pages.append(label, picture)
-                megabytes_per_second = pages.picture_bytes / 1e6 / (time.monotonic() - begin)
-                bar.set_postfix_str(f"{megabytes_per_second:.0f} MB/s", refresh=False)
-                bar.update(len(chunk))
-        num_bytes, checksums = pages.finish()
-        sidecar = Sidecar(
-            num_samples=len(order),
-            bytes=num_bytes,
-            class_names=tuple(source.class_names),
-            images={key: value for key, value in asdict(policy).items() if key != "seed"},
-            seed=policy.seed,
-            checksums=checksums,
-        )
-        sidecar_file.write(sidecar.to_json().encode())
-    counts = np.bincount(pages.samples["f1"], minlength=len(source.class_names))
-    seconds = time.monotonic() - begin
-    markers = _marker_share(encoder, chosen, sample)
-    return WriteReport(path, len(order), num_bytes, pages.picture_bytes, seconds, counts, markers)
 
 
-def _estimate_bytes(sample: list[int], num_samples: int, page_size: int) -> int:
-    """The likely size of the file, from the bytes of a few pictures."""
-    pictures_a_page = max(1.0, page_size // np.mean(sample))
-    tables = num_samples * (SAMPLE.itemsize + ALLOCATION.itemsize)
-    return math.ceil(num_samples / pictures_a_page) * page_size + tables
+def _job(encoder: Encoder) -> dict[str, Any]:
+    """What the file's bytes depend on, in words that a message can use."""
+    pictures = hashlib.sha256()
+    for index in map(int, encoder.order):
+        name, label = encoder.source.name(index), encoder.source.label(index)
+        pictures.update(f"{name}\0{label}\n".encode("utf-8", "surrogateescape"))
+    return {
+        "version of Rebar": rebar.__version__,
+        "version of OpenCV": cv2.__version__,
+        "version of Pillow": PIL.__version__,
+        "image policy": asdict(encoder.policy),
+        "page size": encoder.page_size,
+        "list of classes": list(encoder.source.class_names),
+        "source or order of pictures": pictures.hexdigest(),
+    }
 
 
-def _marker_share(encoder: _Encoder, chosen: np.ndarray, with_markers: list[int]) -> float:
-    """What restart markers add, from the same few pictures encoded without."""
-    if not encoder.policy.restart_markers:
-        return 0.0
-    plain = replace(encoder, policy=replace(encoder.policy, restart_markers=False))
-    return sum(with_markers) / sum(plain.picture_sizes(chosen)) - 1
+def _tally_kept(partial: Partial, on_bad_image: OnBadImage) -> Tally:
+    """What earlier writings counted. Raises RebarError where bad pictures had been treated in another way."""
+    tally = Tally()
+    for kept in partial.kept:
+        tally.join(Tally(**kept.note["tally"]))
+        if kept.note["on_bad_image"] not in (on_bad_image, "fail") and (tally.skipped or tally.repaired):
+            raise RebarError(
+                f"{partial.path}: bad pictures were met before with --on-bad-image {kept.note['on_bad_image']}, so it "
+                "cannot be gone on with in another way; give that, or --restart to throw away what was written"
+            )
+    return tally
 
 
-def _check_space(path: Path, needed: int) -> None:
-    try:
-        free = shutil.disk_usage(path.parent).free
-    except OSError as error:
-        raise RebarError(f"{path.parent}: cannot be written to: {error.strerror}") from None
-    if needed > free:
-        raise RebarError(
-            f"{path}: about {needed / 1e6:,.0f} MB are needed but only {free / 1e6:,.0f} MB are free; free "
-            "some space, write elsewhere, or store smaller pictures"
-        )
+def _write_pages(
+    encoder: Encoder,
+    partial: Partial,
+    tally: Tally,
+    start: int,
+    num_workers: int,
+    chunk_size: int,
+    *,
+    progress: bool,
+) -> None:
+    """Encode the pictures from position ``start`` of the order on and lay them into pages."""
+    pages, source, order = partial.pages, encoder.source, encoder.order
+    chunks = [(first, min(first + chunk_size, len(order))) for first in range(start, len(order), chunk_size)]
+    of_page = Tally()
+    begin, bytes_before, position = time.monotonic(), pages.picture_bytes, start
+    with closing(_encode(encoder, chunks, num_workers)) as encoded, _bar(start, len(order), enabled=progress) as bar:
+        for chunk in encoded:
+            for outcome in chunk:
+                if outcome.picture is not None:
+                    if not pages.fits(outcome.picture.data.nbytes):
+                        _end_page(partial, position, of_page, encoder.on_bad_image)
+                        tally.join(of_page)
+                        of_page = Tally()
+                    pages.append(outcome.label, outcome.picture)
+                of_page.add(source.name(int(order[position])), outcome)
+                position += 1
+            megabytes_per_second = (pages.picture_bytes - bytes_before) / 1e6 / (time.monotonic() - begin)
+            bar.set_postfix_str(f"{megabytes_per_second:.0f} MB/s", refresh=False)
+            bar.update(len(chunk))
+    if pages.num_samples == 0:
+        name, reason = of_page.skipped[0]
+        raise RebarError(f"{partial.path}: there is nothing to write, all pictures are bad; {name}: {reason}")
+    if start < len(order):
+        _end_page(partial, position, of_page, encoder.on_bad_image)
+        tally.join(of_page)
 
 
-def _too_large(name: str, picture: EncodedPicture, page_size: int) -> str:
-    return (
-        f"{name}: takes {picture.data.nbytes:,} bytes ({picture.width} x {picture.height} pixels), more than "
-        f"a page of {page_size:,}; limit the resolution, or store it as JPEG"
+def _encode(encoder: Encoder, chunks: list[tuple[int, int]], num_workers: int) -> Generator[list[Outcome], None, None]:
+    if chunks:
+        yield from map_in_processes(encoder, chunks, num_workers=min(num_workers, len(chunks)))
+
+
+def _end_page(partial: Partial, position: int, of_page: Tally, on_bad_image: OnBadImage) -> None:
+    partial.record(partial.pages.write_page(), position, {"tally": asdict(of_page), "on_bad_image": on_bad_image})
+
+
+def _finish(partial: Partial, encoder: Encoder, num_bytes: int, checksums: Checksums, tally: Tally) -> None:
+    """Write what goes beside the file, then give all of them their names: a .beton never lacks its sidecar."""
+    policy = encoder.policy
+    sidecar = Sidecar(
+        num_samples=partial.pages.num_samples,
+        bytes=num_bytes,
+        class_names=tuple(encoder.source.class_names),
+        images={key: value for key, value in asdict(policy).items() if key != "seed"},
+        seed=policy.seed,
+        checksums=checksums,
     )
+    with replacing(report_path(partial.path), sidecar_path(partial.path)) as (report_file, sidecar_file):
+        report_file.write(tally.to_json().encode())
+        sidecar_file.write(sidecar.to_json().encode())
+    partial.finish()
+    sync_folder(partial.path.parent)
 
 
-def _progress_bar(total: int, *, enabled: bool) -> "tqdm[None]":
+def _with_hint(error: RebarError, partial: Partial) -> RebarError:
+    kept = partial.pages.page_checksums
+    if not kept:
+        return error
+    megabytes = len(kept) * partial.pages.page_size / 1e6
+    return RebarError(f"{error}. {megabytes:,.0f} MB are kept: the same command goes on from there")
+
+
+def _bar(start: int, total: int, *, enabled: bool) -> "tqdm[None]":
     between = 0.5 if sys.stderr.isatty() else 30.0  # seconds; every refresh is a line of a log
-    return tqdm(total=total, disable=not enabled, unit=" pictures", mininterval=between, dynamic_ncols=True)
+    return tqdm(
+        total=total, initial=start, disable=not enabled, unit=" pictures", mininterval=between, dynamic_ncols=True
+    )

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rebar.beton import decoding
+from rebar.beton.decoding import PictureError, decode
 from rebar.beton.format import MODE_JPG, MODE_RAW
-from rebar.beton.images import ImagePolicy, PictureError, decode_rgb, encode_picture, restart_interval, shrink
+from rebar.beton.images import ImagePolicy, encode_picture
+from rebar.beton.passthrough import restart_interval
+from rebar.beton.sizes import SizeLimit, shrink
 
 RGB = np.stack([*np.mgrid[60:180:4, 50:210:4], np.full((30, 40), 99)], axis=-1).astype(np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
@@ -20,6 +24,10 @@ def as_file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def decode_rgb(content: bytes) -> np.ndarray:
+    return decode(content, SizeLimit(0)).bgr[..., ::-1]
 
 
 def test_lossless_pixels_come_through() -> None:
@@ -97,8 +105,8 @@ def test_what_cannot_be_decoded_says_why(content: bytes, reason: str) -> None:
 
 
 def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    with pytest.raises(PictureError, match="larger than Pillow allows"):
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 500)
+    with pytest.raises(PictureError, match=r"is a picture of 40 x 30 pixels, more than 500, .* too much memory"):
         decode_rgb(as_file(Image.fromarray(RGB)))
 
 
@@ -108,11 +116,22 @@ def test_sizes_and_pixels_are_ffcvs(max_resolution: int | None) -> None:
     rng = np.random.default_rng(0)
     for height, width in [(255, 301), (333, 77), (100, 100), (499, 501)]:
         picture = rng.integers(0, 256, (height, width, 3), np.uint8)
-        assert np.array_equal(shrink(picture, max_resolution), resizer(picture, max_resolution or None))
+        size = SizeLimit(max_resolution).apply(width, height)
+        assert np.array_equal(shrink(picture, size), resizer(picture, max_resolution or None))
 
 
 def test_no_side_becomes_zero() -> None:
-    assert shrink(np.zeros((3, 2000, 3), np.uint8), 500).shape == (1, 500, 3)
+    assert SizeLimit(500).apply(2000, 3) == (500, 1)
+    assert SizeLimit(2, "short").apply(5000, 3) == (3333, 2)
+
+
+def test_the_shorter_side_may_be_the_one_that_is_limited() -> None:
+    limit = SizeLimit(300, "short")
+    assert limit.apply(640, 480) == (400, 300)
+    assert limit.apply(480, 640) == (300, 400)
+    assert limit.apply(2000, 300) == (2000, 300)
+    picture = encode_picture(as_file(Image.new("RGB", (640, 480))), ImagePolicy(300, "short"), 0)
+    assert (picture.width, picture.height) == (400, 300)
 
 
 def test_jpegs_are_ffcvs() -> None:

@@ -87,7 +87,7 @@ def test_what_does_not_belong_together_is_refused(parts: list[Path], picture_tre
         open_betons([*parts, other])
     with pytest.raises(BetonError, match="no file matches this pattern"):
         open_betons(str(tmp_path / "none-*.beton"))
-    with pytest.raises(BetonError, match="no .beton file was given"):
+    with pytest.raises(BetonError, match=r"no \.beton file was given"):
         open_betons([])
     with pytest.raises(BetonError, match="no such file"):
         open_betons([parts[0], tmp_path / "missing.beton"])

@@ -26,7 +26,9 @@ def test_it_says_how_the_file_was_made(beton: BetonFile) -> None:
     assert sidecar.bytes == beton.path.stat().st_size
     assert sidecar.images == {
         "max_resolution": 200,
+        "limit_side": "long",
         "jpeg_quality": 90,
+        "keep_quality": False,
         "write_mode": "jpg",
         "compress_probability": 0.5,
         "restart_markers": True,

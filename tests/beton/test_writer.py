@@ -1,6 +1,5 @@
 """The writer: FFCV reads it, its bytes do not depend on the processes, and it leaves nothing half done."""
 
-import errno
 import os
 import shutil
 import signal
@@ -181,17 +180,6 @@ class TestNothingIsLeftBehind:
         with pytest.raises(RebarError, match=r"are needed but only 1 MB are free"):
             write(OnePicture(one_picture), folder / "a.beton")
 
-    @pytest.mark.parametrize(
-        ("number", "message"), [(errno.ENOSPC, "the disk is full"), (errno.EIO, "Input/output error")]
-    )
-    def test_when_the_disk_fails(self, one_picture, folder, monkeypatch, number: int, message: str) -> None:
-        def fail(descriptor: int) -> None:
-            raise OSError(number, os.strerror(number))
-
-        monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(RebarError, match=f"a.beton: .*{message}"):
-            write(OnePicture(one_picture), folder / "a.beton")
-
     def test_when_there_is_nothing_to_write(self, one_picture: bytes, folder: Path) -> None:
         with pytest.raises(RebarError, match="nothing to write"):
             write(OnePicture(one_picture, 0), folder / "a.beton")
@@ -203,5 +191,5 @@ class TestNothingIsLeftBehind:
 
 
 def test_a_folder_that_is_missing(one_picture: bytes, tmp_path: Path) -> None:
-    with pytest.raises(RebarError, match="cannot be written to: No such file"):
+    with pytest.raises(RebarError, match=r"absent/a\.beton: cannot be written: No such file"):
         write(OnePicture(one_picture), tmp_path / "absent" / "a.beton")

@@ -1,0 +1,248 @@
+"""Broken off at any moment and begun again: the same bytes as if nothing had happened, through the command line."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+
+from rebar.beton import BetonFile
+from rebar.beton.partial import journal_path, partial_path
+from rebar.beton.report import report_path
+from rebar.beton.sidecar import sidecar_path
+from tests.conftest import REPOSITORY
+
+COUNT = 160  # of 562,500 bytes: eleven pages and a half
+PAGE = 8 << 20
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One class of noise, every picture its own, and two bad ones."""
+    folder = tmp_path_factory.mktemp("tree") / "noise"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (375 + COUNT, 500, 3), np.uint8)
+    for number in range(COUNT):
+        picture = noise[number : number + 375]
+        cv2.imwrite(str(folder / f"{number:03}.png"), picture, [cv2.IMWRITE_PNG_COMPRESSION, 0])
+    (folder / "040.png").write_bytes(b"")
+    (folder / "130.png").write_bytes((folder / "130.png").read_bytes()[:300_000])
+    return folder.parent
+
+
+def command(tree: Path, target: Path, *words: str) -> list[str]:
+    options = ["--write-mode", "raw", "--num-workers", "2", "--chunk-size", "3", "--on-bad-image", "repair", *words]
+    given = ["--split", "train", "--data-dir", str(tree), "--write-path", str(target)]
+    return [sys.executable, str(REPOSITORY / "write_dataset.py"), *given, *options]
+
+
+def run(tree: Path, target: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command(tree, target, *words), capture_output=True, text=True, timeout=120)
+
+
+def start(tree: Path, target: Path) -> "subprocess.Popen[str]":
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command(tree, target), start_new_session=True, **pipes)
+
+
+def wait_for_pages(process: "subprocess.Popen[str]", target: Path, pages: int) -> None:
+    deadline = time.monotonic() + 60
+    while size_of(partial_path(target)) < (pages + 1) * PAGE:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def size_of(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
+def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The processes that encode: the children of the server that makes them."""
+    return [
+        worker
+        for child in psutil.Process(process.pid).children()
+        for worker in child.children()
+        if worker.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def contents(target: Path) -> list[bytes]:
+    return [path.read_bytes() for path in (target, sidecar_path(target), report_path(target))]
+
+
+def check_nothing_else(target: Path) -> None:
+    expected = {target.name, sidecar_path(target).name, report_path(target).name}
+    assert {path.name for path in target.parent.iterdir()} == expected
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    target = tmp_path_factory.mktemp("undisturbed") / "a.beton"
+    done = run(tree, target)
+    assert done.returncode == 0, done.stderr
+    assert "bad       1 repaired, 1 left out" in done.stdout
+    assert len(BetonFile.open(target)) == COUNT - 1
+    return contents(target)
+
+
+def test_the_writer_is_killed(tree: Path, tmp_path: Path, undisturbed: list[bytes]) -> None:
+    target = tmp_path / "a.beton"
+    for pages in (2, 8):
+        process = start(tree, target)
+        wait_for_pages(process, target, pages)
+        process.kill()
+        process.communicate(timeout=30)  # ends when no worker holds the pipes any more
+        assert not target.exists()
+    done = run(tree, target)
+    assert done.returncode == 0, done.stderr
+    assert contents(target) == undisturbed
+    check_nothing_else(target)
+
+
+def test_a_worker_is_killed(tree: Path, tmp_path: Path, undisturbed: list[bytes]) -> None:
+    target = tmp_path / "a.beton"
+    process = start(tree, target)
+    wait_for_pages(process, target, 3)
+    workers_of(process)[0].kill()
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "was killed by SIGKILL" in stderr
+    assert "MB are kept: the same command goes on from there" in stderr
+    done = run(tree, target)
+    assert done.returncode == 0, done.stderr
+    assert contents(target) == undisturbed
+
+
+def test_ctrl_c(tree: Path, tmp_path: Path, undisturbed: list[bytes]) -> None:
+    target = tmp_path / "a.beton"
+    process = start(tree, target)
+    wait_for_pages(process, target, 3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in stderr
+    assert run(tree, target).returncode == 0
+    assert contents(target) == undisturbed
+
+
+@pytest.mark.slow
+def test_killed_at_random_many_times(tree: Path, tmp_path: Path, undisturbed: list[bytes]) -> None:
+    """The writer, or one of its workers, at a random moment each time, until a run gets through."""
+    target, rng, kills = tmp_path / "a.beton", np.random.default_rng(0), 0
+    while not target.exists():
+        process = start(tree, target)
+        delay = rng.uniform(0.5, 1.3) if kills < 12 else 60.0
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(delay)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            workers = workers_of(process) if rng.random() < 0.3 else []
+            (workers or [psutil.Process(process.pid)])[0].kill()
+            kills += 1
+        process.communicate(timeout=30)
+    assert kills > 5
+    assert contents(target) == undisturbed
+    check_nothing_else(target)
+
+
+@pytest.fixture
+def broken_off(tree: Path, tmp_path: Path) -> Path:
+    """Where a writing was killed behind its fourth page."""
+    target = tmp_path / "a.beton"
+    process = start(tree, target)
+    wait_for_pages(process, target, 4)
+    process.kill()
+    process.communicate(timeout=30)
+    return target
+
+
+def test_what_was_torn_is_written_again(tree: Path, broken_off: Path, undisturbed: list[bytes]) -> None:
+    """As a power cut leaves it: a page that never reached the disk, half a record."""
+    journal = journal_path(broken_off)
+    journal.write_bytes(journal.read_bytes()[:-5])
+    with partial_path(broken_off).open("r+b") as file:
+        file.seek(3 * PAGE)
+        file.write(bytes(4096))
+    assert run(tree, broken_off).returncode == 0
+    assert contents(broken_off) == undisturbed
+
+
+def test_another_job_does_not_go_on_with_it(tree: Path, broken_off: Path) -> None:
+    for words, what in (
+        (["--max-resolution", "400"], "image policy"),
+        (["--seed", "5"], "image policy, source or order of pictures"),
+        (["--subset", "100"], "source or order of pictures"),
+    ):
+        done = run(tree, broken_off, *words)
+        assert done.returncode == 1
+        assert f"was begun with another {what}, so it cannot be gone on with" in done.stderr
+        assert size_of(partial_path(broken_off)) > 4 * PAGE
+    done = run(tree, broken_off, "--subset", "100", "--restart")
+    assert done.returncode == 0, done.stderr
+    assert len(BetonFile.open(broken_off)) in (98, 99, 100)
+
+
+def test_another_way_with_bad_pictures(tree: Path, broken_off: Path, tmp_path: Path) -> None:
+    """Goes on as long as none was met before."""
+    done = run(tree, broken_off, "--on-bad-image", "fail")
+    assert done.returncode == 1
+    assert "noise/" in done.stderr or "bad pictures were met before" in done.stderr
+    assert partial_path(broken_off).exists()
+
+
+def test_two_writers_of_one_file(tree: Path, tmp_path: Path) -> None:
+    target = tmp_path / "a.beton"
+    process = start(tree, target)
+    try:
+        wait_for_pages(process, target, 1)
+        done = run(tree, target)
+        assert done.returncode == 1
+        assert "another process is writing this file" in done.stderr
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200m", "none", folder], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_disk_that_fills_up_meanwhile(tree: Path, small_disk: Path, undisturbed: list[bytes]) -> None:
+    target, filler = small_disk / "a.beton", small_disk / "filler"
+    process = start(tree, target)
+    wait_for_pages(process, target, 2)
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 20))
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the disk is full; free some space" in stderr
+    assert "MB are kept: the same command goes on from there" in stderr
+    done = run(tree, target)
+    assert done.returncode == 1
+    assert "MB are needed but only" in done.stderr
+    filler.unlink()
+    done = run(tree, target)
+    assert done.returncode == 0, done.stderr
+    assert contents(target) == undisturbed
+    check_nothing_else(target)
