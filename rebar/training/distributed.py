@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,11 @@ class World:
         return self.rank == 0
 
     @property
+    def is_first_here(self) -> bool:
+        """Whether this is its machine's first process."""
+        return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+    @property
     def distributed(self) -> bool:
         return self.size > 1
 
@@ -55,10 +61,8 @@ def join_world() -> Iterator[World]:
     _end_with_launcher()
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_TIMEOUT, device_id=device if device.type == "cuda" else None)
-    try:
-        yield world
-    finally:
-        dist.destroy_process_group()
+    yield world
+    dist.destroy_process_group()  # not after an error: it would wait for processes that may be gone
 
 
 def _end_with_launcher() -> None:
@@ -100,6 +104,46 @@ def sum_over_world(values: torch.Tensor, world: World) -> torch.Tensor:
     if world.distributed:
         dist.all_reduce(values)
     return values
+
+
+def gather_from_all(value: Any, world: World) -> list[Any]:
+    """Every process's value, in the order of their ranks, on all of them."""
+    if not world.distributed:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+class Agreement:
+    """What the processes want at each step, brought to one decision without waiting for it.
+
+    The wishes travel on the CPU while the next step is computed, so every process reads them one step
+    late, and all of them at the same step. The connection also ends at once when a process dies.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world.distributed else None
+        self._pending: tuple[torch.Tensor, dist.Work] | None = None
+
+    def decide(self, wish: int) -> int:
+        """Send this step's wish; the largest wish of all processes at the step before (alone: of this one)."""
+        if self._group is None:
+            return wish
+        decision = self.settle()
+        wishes = torch.tensor([wish])
+        work = dist.all_reduce(wishes, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (wishes, work)
+        return decision
+
+    def settle(self) -> int:
+        """The largest of the wishes that were sent last and not read yet; 0 if there are none."""
+        if self._pending is None:
+            return 0
+        wishes, work = self._pending
+        self._pending = None
+        work.wait()
+        return int(wishes.item())
 
 
 def wait_for_all(world: World) -> None:
