@@ -1,12 +1,17 @@
 """The folder of a run: which files it holds, and when it may be written to."""
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from rebar.errors import RebarError
+
+
+_PATIENCE = 20.0
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,7 @@ class RunFolder:
         """
         self._make()
         with self._lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RebarError(
-                    f"{self.path} is in use by another run: wait for it, or choose another --logging.folder"
-                ) from None
-            except OSError:
-                pass  # a file system without locks
+            _lock_within(file, seconds=_PATIENCE, folder=self.path)
             yield
 
     def _make(self) -> None:
@@ -102,3 +100,21 @@ class RunFolder:
                 leftover.unlink()
         except OSError as error:
             raise RebarError(f"logging.folder {self.path} cannot be written to: {error.strerror}") from None
+
+
+def _lock_within(file: IO[str], *, seconds: float, folder: Path) -> None:
+    """Lock the file; a run that was killed a moment ago may still be saving, so wait a little."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise RebarError(
+                    f"{folder} is in use by another run: wait for it, or choose another --logging.folder"
+                ) from None
+            time.sleep(0.1)
+        except OSError:
+            return  # a file system without locks
+        else:
+            return

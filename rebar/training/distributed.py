@@ -60,9 +60,29 @@ def join_world() -> Iterator[World]:
         return
     _end_with_launcher()
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_TIMEOUT, device_id=device if device.type == "cuda" else None)
+    dist.init_process_group(
+        backend,
+        store=_meeting_place(),
+        rank=rank,
+        world_size=size,
+        timeout=_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
     yield world
     dist.destroy_process_group()  # not after an error: it would wait for processes that may be gone
+
+
+def _meeting_place() -> dist.Store:
+    """torchrun's store of the processes' addresses.
+
+    When torchrun restarts the workers of a single machine it keeps the store, and with it the addresses of
+    those that died, which the new ones may meet first. So every attempt has a corner of its own. With
+    several machines torchrun makes a new store each time, and their counts of restarts need not agree.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return dist.PrefixStore("rebar", store)
 
 
 def _end_with_launcher() -> None:
