@@ -94,10 +94,11 @@ def train(config: TrainConfig, world: World) -> None:
             if config.logging.log_level > 0 or control.is_over() or state.epoch + 1 == config.training.epochs:
                 metrics |= validate(config, state, val_loader, world, control).metrics()
             state.last_metrics = metrics
+            seconds = state.train_seconds + state.meter.seconds
+            log.write("epoch", {"epoch": state.epoch, "time/train_seconds": seconds, **metrics})
             if control.is_over() and state.meter.steps < steps_per_epoch:
                 break  # within the epoch, which is saved as far as it has come
             state.end_epoch(metrics)
-            log.write("epoch", {"epoch": state.epoch - 1, "time/train_seconds": state.train_seconds, **metrics})
             control.save()
             if world.is_main:
                 keep_best_and_every(config, state, folder)

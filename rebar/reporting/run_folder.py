@@ -10,7 +10,6 @@ from typing import IO
 
 from rebar.errors import RebarError
 
-
 _PATIENCE = 20.0
 
 

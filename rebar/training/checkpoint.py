@@ -65,16 +65,28 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises CheckpointError where it cannot be written; the earlier file is then untouched.
     """
+    previous = path.with_name(PREVIOUS)
     try:
-        with replacing(path) as (file,):
-            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
-            if path.exists():
-                link(path, path.with_name(PREVIOUS))
+        try:
+            _write(path, content)
+        except (RebarError, RuntimeError):
+            if not (path.is_file() and previous.is_file()):
+                raise
+            previous.unlink()  # its place may be what is missing
+            _write(path, content)
     except (RebarError, RuntimeError) as error:  # torch reports some failed writes as a RuntimeError
         raise CheckpointError(
             f"checkpoint {path} cannot be written ({error}). The one before it, if any, is intact; "
             "free some space and run the same command again"
         ) from None
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as (file,):
+        torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+        file.flush()
+        if path.exists():
+            link(path, path.with_name(PREVIOUS))
 
 
 def link(source: Path, target: Path) -> None:
