@@ -24,8 +24,10 @@ from rebar.config import config_name, flatten_config, parse_config
 from rebar.errors import RebarError
 from rebar.loading import Loader, Normalizer, build_train_loader, build_val_loader
 from rebar.reporting import console
+from rebar.reporting.environment import environment
 from rebar.reporting.memory import peak_host_gb
 from rebar.reporting.plot import plot_run
+from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import RunLog
 from rebar.training.checkpoint import keep_copies
@@ -39,6 +41,7 @@ from rebar.training.distributed import (
     wrap_distributed,
 )
 from rebar.training.evaluation import Evaluation, evaluate
+from rebar.training.export import export_weights, forms
 from rebar.training.lr_override import ScheduleSpan, lr_in_span
 from rebar.training.meter import TrainMeter
 from rebar.training.model import build_model, count_parameters, to_device
@@ -336,7 +339,7 @@ def announce(
     if world.is_main:
         print(console.table(facts), flush=True)
     start = {"epoch": state.epoch, "parameters": count_parameters(state.model), "world_size": world.size}
-    log.write("start", {**start, "device": device_name(world), "torch": torch.__version__})
+    log.write("start", {**start, "device": device_name(world), "environment": environment()})
 
 
 def progress_note(state: TrainState, config: TrainConfig) -> str:
@@ -423,8 +426,22 @@ def finish(
     metrics = {**state.last_metrics, "time/train_seconds": state.train_seconds + state.meter.seconds}
     log.write("end", {"epoch": state.epoch, "parameters": parameters, **metrics})
     if world.is_main:
+        for suffix in forms(config.checkpoint.export):
+            export_weights(folder.path / f"weights{suffix}", state.model.state_dict(), exported_facts(config, state))
         plot_run(folder.log, folder.plot)
+        write_report(folder.path)
         print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, folder), flush=True)
+
+
+def exported_facts(config: TrainConfig, state: TrainState) -> dict[str, object]:
+    """What somebody who loads the exported weights has to know."""
+    return {
+        "arch": state.arch,
+        "num_classes": state.num_classes,
+        "class_names": state.class_names,
+        "use_blurpool": config.training.use_blurpool,
+        "metrics": state.last_metrics,
+    }
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(
     assert status(tmp_path / "run") == ("finished", "", 0)
 
 
+@pytest.mark.slow
 def test_killed_without_warning_it_goes_on_from_the_last_checkpoint_within_the_epoch(
     data: Data, finished_run: Path, tmp_path: Path
 ) -> None:
@@ -110,12 +111,14 @@ def test_killed_without_warning_it_goes_on_from_the_last_checkpoint_within_the_e
     assert_same_run(tmp_path / "run", finished_run)
 
 
+@pytest.mark.slow
 def test_by_time_too(data: Data, tmp_path: Path) -> None:
     command = data.training_command(tmp_path, "--every-minutes", "0.005", "--max-steps", "12", "--keep-best", "0")
     run(*command)
     assert (tmp_path / "checkpoints/previous.pt").exists()  # so it was saved more than once
 
 
+@pytest.mark.slow
 def test_interrupted_while_it_evaluates(data: Data, finished_run: Path, tmp_path: Path) -> None:
     with metadata_server() as server:  # looked at once a minute: the notice comes with the first look
         words = data.training_command(tmp_path / "run", "--spot-notice", "on", "--spot-poll-seconds", "60")
@@ -164,6 +167,7 @@ def test_torchrun_restarts_after_a_rank_was_killed(rank: int, data: Data, two_ra
     assert_same_run(folder, two_ranks)
 
 
+@pytest.mark.slow
 def test_every_rank_stops_at_one_step_and_the_status_says_so(data: Data, two_ranks: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = torchrun(2, *data.training_command(folder, *TWO_RANKS))
@@ -187,6 +191,7 @@ GROUP_NORM = """if True:
 """
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_another_number_of_processes(data: Data, tmp_path: Path) -> None:
     script = tmp_path / "group_norm.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n{GROUP_NORM}")

@@ -72,6 +72,7 @@ def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: R
         "memory": f"at most {metrics['memory/host_peak_gb']:.1f} GB{gpu} in the first process",
         "log": str(folder.log),
         "plot": str(folder.plot),
+        "report": str(folder.report),
         "checkpoint": str(folder.last_checkpoint),
     }
     return table(facts, title="finished")
