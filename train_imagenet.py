@@ -12,7 +12,7 @@ learning rate that rises and falls linearly, label smoothing, BlurPool, small pi
 import dataclasses
 import math
 import os
-import time
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,28 +20,35 @@ import torch
 from torch import nn
 
 from rebar.cli import run_command, warn
-from rebar.config import config_name, flatten_config, parse_config, to_yaml
+from rebar.config import config_name, flatten_config, parse_config
 from rebar.errors import RebarError
-from rebar.loading import IMAGENET_ON_HUB, Loader, Normalizer, WaitTimer, build_train_loader, build_val_loader
+from rebar.loading import IMAGENET_ON_HUB, Loader, Normalizer, build_train_loader, build_val_loader
 from rebar.reporting import console
+from rebar.reporting.environment import environment
 from rebar.reporting.memory import peak_host_gb
 from rebar.reporting.plot import plot_run
+from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
-from rebar.reporting.run_log import RunLog, open_log
+from rebar.reporting.run_log import RunLog
+from rebar.training.checkpoint import keep_copies
 from rebar.training.config import TrainConfig
+from rebar.training.control import RunControl
 from rebar.training.distributed import (
     World,
     join_world,
     share_buffers,
     sum_over_world,
-    wait_for_all,
     wrap_distributed,
 )
 from rebar.training.evaluation import Evaluation, evaluate
+from rebar.training.export import export_weights, forms
+from rebar.training.lr_override import ScheduleSpan, lr_in_span
 from rebar.training.meter import TrainMeter
 from rebar.training.model import build_model, count_parameters, to_device
 from rebar.training.optimizer import build_sgd, parameter_groups, set_learning_rate
 from rebar.training.precision import autocast, gradient_scaler, resolve_precision
+from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
+from rebar.training.recording import recorded_run
 from rebar.training.resolution import resolution_at
 from rebar.training.schedule import lr_at
 from rebar.training.state import TrainState
@@ -57,7 +64,12 @@ def main(argv: Sequence[str]) -> None:
     )
     config = fill_in_paths(config, config_name(argv))
     with join_world() as world:
-        train(config, world)
+        try:
+            train(config, world)
+        except Interrupted as interrupted:
+            if world.is_main:
+                print(f"interrupted by {interrupted.reason}: all is saved, the same command goes on", flush=True)
+            sys.exit(EXIT_PREEMPTED)
 
 
 def train(config: TrainConfig, world: World) -> None:
@@ -68,7 +80,7 @@ def train(config: TrainConfig, world: World) -> None:
     train_loader, val_loader = open_data(config, world)
     state = build_state(config, train_loader, world)
     folder = RunFolder(Path(config.logging.folder))
-    resume_or_start(config, state, folder, world)
+    resumed = resume(config, state, train_loader, folder, world)
     model = wrap_distributed(state.model, world)
 
     if config.training.eval_only:
@@ -77,41 +89,49 @@ def train(config: TrainConfig, world: World) -> None:
             print(f"{result.num_samples:,} pictures: {console.accuracy_line(result.metrics())}")
         return
 
-    settings = flatten_config(config)
-    with open_log(folder.log, config.logging, is_main=world.is_main, settings=settings) as log:
+    steps_per_epoch = len(train_loader)
+    with recorded_run(config, state, train_loader, folder, world, afresh=not resumed) as (log, control):
         announce(config, state, train_loader, val_loader, folder, log, world)
-        while state.epoch < config.training.epochs:
-            metrics = train_one_epoch(config, state, model, train_loader, log, world)
-            state.train_seconds += metrics["time/epoch_seconds"]
-            state.epoch += 1
-            if config.logging.log_level > 0 or state.epoch == config.training.epochs:
-                metrics |= validate(config, state, val_loader, world).metrics()
+        while state.epoch < config.training.epochs and not control.is_over():
+            metrics = train_one_epoch(config, state, model, train_loader, log, control, world)
+            if config.logging.log_level > 0 or control.is_over() or state.epoch + 1 == config.training.epochs:
+                metrics |= validate(config, state, val_loader, world, control).metrics()
             state.last_metrics = metrics
-            log.write("epoch", {"epoch": state.epoch - 1, "time/train_seconds": state.train_seconds, **metrics})
+            seconds = state.train_seconds + state.meter.seconds
+            log.write("epoch", {"epoch": state.epoch, "time/train_seconds": seconds, **metrics})
+            if control.is_over() and state.meter.steps < steps_per_epoch:
+                break  # within the epoch, which is saved as far as it has come
+            state.end_epoch(metrics)
+            control.save()
             if world.is_main:
-                state.save(folder.last_checkpoint, settings)
+                keep_best_and_every(config, state, folder)
                 print(console.epoch_line(state.epoch, config.training.epochs, metrics), flush=True)
-            wait_for_all(world)
-        finish(state, folder, log, world)
+            control.limit = control.limit or target_reached(config.training.target_top1, metrics)
+        finish(config, state, val_loader, folder, log, control, world)
 
 
 def train_one_epoch(
-    config: TrainConfig, state: TrainState, model: nn.Module, loader: Loader, log: RunLog, world: World
+    config: TrainConfig,
+    state: TrainState,
+    model: nn.Module,
+    loader: Loader,
+    log: RunLog,
+    control: RunControl,
+    world: World,
 ) -> dict[str, float]:
-    """One pass over the training data; returns its metrics. The recipe itself is the loop below."""
+    """One pass over the training data, or what is left of it; returns its metrics. The recipe is the loop below."""
     epochs, steps_per_epoch = config.training.epochs, len(loader)
     resolution = resolution_at(state.epoch, config.resolution)
     criterion = nn.CrossEntropyLoss(label_smoothing=config.training.label_smoothing)
-    batches = WaitTimer(loader.epoch(state.epoch, resolution))
+    meter, first_step = state.meter, state.epoch * steps_per_epoch + state.meter.steps
+    batches = meter.timed(loader.epoch(state.epoch, resolution) if meter.steps < steps_per_epoch else ())
     title = f"epoch {state.epoch + 1}/{epochs}"
-    bar = console.progress(batches, title, total=steps_per_epoch, enabled=world.is_main)
-    meter = TrainMeter(world.device)
-    started = time.perf_counter()
+    bar = console.progress(batches, title, total=steps_per_epoch, initial=meter.steps, enabled=world.is_main)
 
     model.train()
-    for step, (images, labels) in enumerate(Normalizer(world.device).each(bar), start=state.epoch * steps_per_epoch):
-        lr = lr_at(step, config.lr, epochs=epochs, steps_per_epoch=steps_per_epoch)
-        set_learning_rate(state.optimizer, lr)
+    for step, (images, labels) in enumerate(Normalizer(world.device).each(bar), start=first_step):
+        state.lr = learning_rate(config, state, step, steps_per_epoch)
+        set_learning_rate(state.optimizer, state.lr)
 
         state.optimizer.zero_grad(set_to_none=True)
         with autocast(state.precision, world.device):
@@ -124,29 +144,37 @@ def train_one_epoch(
         meter.add(loss, logits, labels)
         if step % config.logging.log_every == 0:  # the only place in the loop that waits for the device
             value = check_finite(loss.item(), step)
-            bar.set_postfix(loss=f"{value:.3f}", lr=f"{lr:.4f}", px=resolution, refresh=False)
-            log.write("step", {"step": step, "epoch": step / steps_per_epoch, "train/loss": value, "train/lr": lr})
+            bar.set_postfix(loss=f"{value:.3f}", lr=f"{state.lr:.4f}", px=resolution, refresh=False)
+            log.write(
+                "step", {"step": step, "epoch": step / steps_per_epoch, "train/loss": value, "train/lr": state.lr}
+            )
+        if control.after_step(step + 1):
+            break
 
     train_loss, train_top1 = meter.averages(world)
+    meter.stop_clock()
     corrupt_samples = sum_over_world(torch.tensor(len(loader.corrupt_samples), device=world.device), world)
-    seconds = time.perf_counter() - started
     return {
-        "train/loss": check_finite(train_loss, step),
+        "train/loss": check_finite(train_loss, first_step + meter.steps_of_pass),
         "train/top1": train_top1,
-        "train/lr": lr,
+        "train/lr": state.lr,
         "train/resolution": resolution,
-        "throughput/samples_per_second": steps_per_epoch * loader.batch_size * world.size / seconds,
-        "data/corrupt_samples": int(corrupt_samples.item()),
-        "time/epoch_seconds": seconds,
-        "time/data_wait_fraction": batches.seconds / seconds,
+        "throughput/samples_per_second": meter.steps * loader.global_batch / meter.seconds,
+        "data/corrupt_samples": int(corrupt_samples.item()) + meter.corrupt_samples,
+        "time/epoch_seconds": meter.seconds,
+        "time/data_wait_fraction": meter.wait_seconds / meter.seconds,
         **memory_metrics(world),
     }
 
 
-def validate(config: TrainConfig, state: TrainState, loader: Loader, world: World) -> Evaluation:
+def validate(
+    config: TrainConfig, state: TrainState, loader: Loader, world: World, control: RunControl | None = None
+) -> Evaluation:
     """Exact accuracy of the model on the validation data, every picture once over all processes."""
     share_buffers(state.model, world)
     batches = loader.epoch(0, config.validation.resolution)
+    if control is not None:
+        batches = control.watched(batches)
     shown = console.progress(batches, "validation", total=len(loader), enabled=world.is_main)
     return evaluate(
         state.model,
@@ -238,25 +266,47 @@ def build_state(config: TrainConfig, train_loader: Loader, world: World) -> Trai
         arch=config.model.arch,
         num_classes=num_classes,
         class_names=names,
+        meter=TrainMeter(world.device),
+        schedule=ScheduleSpan(config.training.epochs, reset=config.checkpoint.reset_schedule),
+        num_samples=train_loader.num_samples,
+        global_batch=train_loader.global_batch,
     )
 
 
-def resume_or_start(config: TrainConfig, state: TrainState, folder: RunFolder, world: World) -> None:
-    """Load the checkpoint that --resume means, or make the run's folder ready for a new run."""
-    resume = config.checkpoint.resume
-    folder.check_free(resume, overwrite=config.checkpoint.overwrite)
-    checkpoint = folder.checkpoint_to_resume(resume)
-    if checkpoint is None and config.training.eval_only and not config.model.pretrained:
-        raise RebarError(
-            f"training.eval_only: {folder.path} has no checkpoint; give --resume FILE, or --pretrained for "
-            "torchvision's weights"
-        )
-    if checkpoint is not None:
-        state.load(checkpoint, flatten_config(config))
-    wait_for_all(world)  # nobody looks for the checkpoint any more
-    if world.is_main and not config.training.eval_only:
-        folder.prepare(afresh=checkpoint is None)
-        folder.config.write_text(to_yaml(config))
+def resume(config: TrainConfig, state: TrainState, train_loader: Loader, folder: RunFolder, world: World) -> bool:
+    """Load the checkpoint that --resume means; whether there is one."""
+    wanted = config.checkpoint.resume
+    folder.check_free(wanted, overwrite=config.checkpoint.overwrite)
+    checkpoint = folder.checkpoint_to_resume(wanted)
+    if checkpoint is None:
+        if config.training.eval_only and not config.model.pretrained:
+            raise RebarError(
+                f"training.eval_only: {folder.path} has no checkpoint; give --resume FILE, or --pretrained for "
+                "torchvision's weights"
+            )
+        return False
+    state.load(checkpoint, flatten_config(config), world)
+    if not config.training.eval_only:
+        state.find_place_in(train_loader)
+        state.schedule = resumed_schedule(config, state, len(train_loader))
+    return True
+
+
+def resumed_schedule(config: TrainConfig, state: TrainState, steps_per_epoch: int) -> ScheduleSpan:
+    """The schedule of a run that goes on: as it was, stretched to other epochs, or started anew."""
+    epochs, before = config.training.epochs, state.schedule
+    step = state.steps(steps_per_epoch)
+    if config.checkpoint.reset_schedule and (epochs != before.epochs or not before.reset):
+        return ScheduleSpan(epochs, reset=True, first_epoch=state.epoch, from_step=step, from_lr=state.lr)
+    stretched = dataclasses.replace(before, epochs=epochs)
+    if epochs > max(state.epoch, before.epochs) and config.checkpoint.freeze_lr is None:
+        lr = lr_of_step(config, stretched, step, steps_per_epoch)
+        if lr > 1.5 * state.lr:
+            warn(
+                f"with {epochs} epochs instead of {before.epochs} the learning rate jumps from {state.lr:.4g} to "
+                f"{lr:.4g}: --reset-schedule rises to it gently, --freeze-lr VALUE holds one"
+            )
+    return stretched
 
 
 def announce(
@@ -290,19 +340,52 @@ def announce(
     if world.is_main:
         print(console.table(facts), flush=True)
     start = {"epoch": state.epoch, "parameters": count_parameters(state.model), "world_size": world.size}
-    log.write("start", {**start, "device": device_name(world), "torch": torch.__version__})
+    log.write("start", {**start, "device": device_name(world), "environment": environment()})
 
 
 def progress_note(state: TrainState, config: TrainConfig) -> str:
     """Where a resumed run stands; nothing for a new one."""
-    if state.epoch == 0:
+    if state.epoch == state.meter.steps == 0:
         return ""
     if state.epoch >= config.training.epochs:
         return ", complete already: more --epochs go on with it, --resume none --overwrite starts afresh"
-    return f", going on after epoch {state.epoch}"
+    within = f" and {state.meter.steps} steps of the next" if state.meter.steps else ""
+    return f", going on after epoch {state.epoch}{within}"
 
 
 # ------------------------------------------------------------------ while it runs, and at the end
+
+
+def learning_rate(config: TrainConfig, state: TrainState, step: int, steps_per_epoch: int) -> float:
+    """The scheduled rate of a step, or the one that --freeze-lr holds."""
+    held = config.checkpoint.freeze_lr
+    if held is not None:
+        return held or state.lr or config.lr.lr
+    return lr_of_step(config, state.schedule, step, steps_per_epoch)
+
+
+def lr_of_step(config: TrainConfig, span: ScheduleSpan, step: int, steps_per_epoch: int) -> float:
+    """The scheduled rate of a step of the run."""
+
+    def schedule(step: int, epochs: int) -> float:
+        return lr_at(step, config.lr, epochs=epochs, steps_per_epoch=steps_per_epoch)
+
+    blend_epochs = max(config.lr.lr_peak_epoch, 1)
+    return lr_in_span(step, span, schedule, steps_per_epoch=steps_per_epoch, blend_epochs=blend_epochs)
+
+
+def keep_best_and_every(config: TrainConfig, state: TrainState, folder: RunFolder) -> None:
+    """Keep the checkpoint of the epoch that just ended, where the policy says so."""
+    top1 = state.last_metrics.get("val/top1", 0.0)
+    is_best = config.checkpoint.keep_best and top1 >= state.best_top1 > 0
+    keep_copies(folder.last_checkpoint, epoch=state.epoch, is_best=is_best, keep_every=config.checkpoint.keep_every)
+
+
+def target_reached(target: float, metrics: dict[str, float]) -> str:
+    """In words that validation top-1 has reached ``target`` (a share of 1, or percent); empty if it has not."""
+    share = target / 100 if target > 1 else target
+    top1 = max(metrics.get("val/top1", 0.0), metrics.get("val/top1_tta", 0.0))
+    return f"training.target_top1: {top1:.2%} is at least {share:.2%}" if share and top1 >= share else ""
 
 
 def check_finite(loss: float, step: int) -> float:
@@ -328,14 +411,38 @@ def memory_metrics(world: World) -> dict[str, float]:
     return metrics
 
 
-def finish(state: TrainState, folder: RunFolder, log: RunLog, world: World) -> None:
+def finish(
+    config: TrainConfig,
+    state: TrainState,
+    val_loader: Loader,
+    folder: RunFolder,
+    log: RunLog,
+    control: RunControl,
+    world: World,
+) -> None:
     """Log how the run ended, draw it, and print the summary."""
+    if "val/top1" not in state.last_metrics:  # a limit that was reached before this attempt began
+        state.last_metrics |= validate(config, state, val_loader, world, control).metrics()
     parameters = count_parameters(state.model)
-    metrics = {**state.last_metrics, "time/train_seconds": state.train_seconds}
+    metrics = {**state.last_metrics, "time/train_seconds": state.train_seconds + state.meter.seconds}
     log.write("end", {"epoch": state.epoch, "parameters": parameters, **metrics})
     if world.is_main:
+        for suffix in forms(config.checkpoint.export):
+            export_weights(folder.path / f"weights{suffix}", state.model.state_dict(), exported_facts(config, state))
         plot_run(folder.log, folder.plot)
+        write_report(folder.path)
         print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, folder), flush=True)
+
+
+def exported_facts(config: TrainConfig, state: TrainState) -> dict[str, object]:
+    """What somebody who loads the exported weights has to know."""
+    return {
+        "arch": state.arch,
+        "num_classes": state.num_classes,
+        "class_names": state.class_names,
+        "use_blurpool": config.training.use_blurpool,
+        "metrics": state.last_metrics,
+    }
 
 
 if __name__ == "__main__":

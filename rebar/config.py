@@ -47,11 +47,15 @@ def knob(
     minimum: float | None = None,
     maximum: float | None = None,
     required: bool = False,
+    bare: str | None = None,
 ) -> Any:
-    """Declare a setting: its default, one line of help, and the range it must lie in (inclusive)."""
+    """Declare a setting: its default, one line of help, and the range it must lie in (inclusive).
+
+    ``bare`` is the value that its flag means when it is written without one.
+    """
     if required == (default is not dataclasses.MISSING):
         raise TypeError("a knob has either a default or required=True")
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum}
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "bare": bare}
     return dataclasses.field(default=default, kw_only=True, metadata=metadata)
 
 
@@ -71,6 +75,7 @@ class Knob(Checker):
     description: str
     minimum: float | None
     maximum: float | None
+    bare: str | None = None
 
     @property
     def path(self) -> str:
@@ -80,10 +85,6 @@ class Knob(Checker):
     @property
     def required(self) -> bool:
         return self.default is dataclasses.MISSING
-
-    @property
-    def is_bool(self) -> bool:
-        return self.type is bool
 
     def check(self, value: Any) -> Any:
         """Convert ``value`` (from YAML or the command line) to the knob's type.
@@ -163,6 +164,7 @@ def knobs_of(schema: type) -> Iterator[Knob]:
                 description=meta["help"],
                 minimum=meta["minimum"],
                 maximum=meta["maximum"],
+                bare="true" if hints[field.name] is bool else meta["bare"],
             )
 
 
@@ -344,7 +346,7 @@ def _make_parser(schema: type, knobs: Sequence[Knob], description: str, example:
             item: Knob = param.checker
             full = [f"--{item.path}", f"--{item.path.replace('_', '-')}"]
             short = [f"--{item.name.replace('_', '-')}", f"--{item.name}"] if item.name in short_names else []
-            bare: dict[str, Any] = {"nargs": "?", "const": "true"} if item.is_bool else {}
+            bare: dict[str, Any] = {} if item.bare is None else {"nargs": "?", "const": item.bare}
             shown, *hidden = dict.fromkeys(short + full)
             text = str(param).replace("%", "%%")
             group.add_argument(shown, dest=item.path, default=argparse.SUPPRESS, help=text, metavar="X", **bare)

@@ -14,10 +14,22 @@ from rebar.reporting.run_folder import RunFolder
 Metrics = Mapping[str, Any]
 
 
-def progress(batches: Iterable[Any], title: str, *, total: int, enabled: bool) -> Any:
-    """A progress bar over ``batches``. Written to a file it speaks only now and then."""
+def progress(batches: Iterable[Any], title: str, *, total: int, enabled: bool, initial: int = 0) -> Any:
+    """A progress bar over ``batches``, ``initial`` of ``total`` being done already.
+
+    Written to a file it speaks only now and then.
+    """
     between = 0.2 if sys.stderr.isatty() else 30.0  # seconds
-    return tqdm(batches, desc=title, total=total, unit="batch", leave=False, disable=not enabled, mininterval=between)
+    return tqdm(
+        batches,
+        desc=title,
+        total=total,
+        initial=initial,
+        unit="batch",
+        leave=False,
+        disable=not enabled,
+        mininterval=between,
+    )
 
 
 def epoch_line(epoch: int, epochs: int, metrics: Metrics) -> str:
@@ -60,6 +72,7 @@ def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: R
         "memory": f"at most {metrics['memory/host_peak_gb']:.1f} GB{gpu} in the first process",
         "log": str(folder.log),
         "plot": str(folder.plot),
+        "report": str(folder.report),
         "checkpoint": str(folder.last_checkpoint),
     }
     return table(facts, title="finished")

@@ -1,14 +1,21 @@
 """The folder of a run: which files it holds, and when it may be written to."""
 
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from rebar.errors import RebarError
+
+_PATIENCE = 20.0
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``config.yaml``, ``log.jsonl``, ``checkpoints/last.pt`` and ``plot.png`` under one path."""
+    """Configuration, log, status, checkpoints, plot and report under one path."""
 
     path: Path
 
@@ -28,8 +35,42 @@ class RunFolder:
     def plot(self) -> Path:
         return self.path / "plot.png"
 
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def wandb_id(self) -> Path:
+        return self.path / "wandb_id.txt"
+
     def _earlier_run(self) -> list[Path]:
-        return [file for file in (self.config, self.log, self.last_checkpoint, self.plot) if file.exists()]
+        files = [self.config, self.log, self.plot, self.report, self.status, self.wandb_id]
+        return [*(file for file in files if file.exists()), *self.last_checkpoint.parent.glob("*.pt")]
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other runs out of the folder meanwhile; a killed process holds it no longer.
+
+        Raises RebarError where another run is writing to it.
+        """
+        self._make()
+        with self._lock.open("w") as file:
+            _lock_within(file, seconds=_PATIENCE, folder=self.path)
+            yield
+
+    def _make(self) -> None:
+        try:
+            self.last_checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RebarError(f"logging.folder {self.path} cannot be written to: {error.strerror}") from None
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
 
     def checkpoint_to_resume(self, resume: str) -> Path | None:
         """The file that ``resume`` ('auto', 'none' or a path) means, or None to start afresh."""
@@ -49,8 +90,8 @@ class RunFolder:
 
     def prepare(self, *, afresh: bool) -> None:
         """Make the folder; starting afresh, remove an earlier run's files (and no others)."""
+        self._make()
         try:
-            self.last_checkpoint.parent.mkdir(parents=True, exist_ok=True)
             if afresh:
                 for file in self._earlier_run():
                     file.unlink()
@@ -58,3 +99,21 @@ class RunFolder:
                 leftover.unlink()
         except OSError as error:
             raise RebarError(f"logging.folder {self.path} cannot be written to: {error.strerror}") from None
+
+
+def _lock_within(file: IO[str], *, seconds: float, folder: Path) -> None:
+    """Lock the file; a run that was killed a moment ago may still be saving, so wait a little."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise RebarError(
+                    f"{folder} is in use by another run: wait for it, or choose another --logging.folder"
+                ) from None
+            time.sleep(0.1)
+        except OSError:
+            return  # a file system without locks
+        else:
+            return

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from rebar.cli import warn
 from rebar.config import knob
 from rebar.errors import RebarError
+from rebar.replacing import replacing
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,25 @@ def _start_wandb(folder: Path, config: LoggingConfig, settings: Mapping[str, Any
         )
     except wandb.Error as error:
         raise RebarError(f"logging.wandb: {error}") from None
+
+
+def forget_after(path: Path, *, epoch: int, step: int) -> None:
+    """Take out what a run logged beyond the checkpoint it goes on from: it will log that again.
+
+    ``epoch`` and ``step`` are the complete epochs and steps of the checkpoint.
+    """
+    if not path.is_file():
+        return
+    beyond = {"step": ("step", step), "epoch": ("epoch", epoch), "end": ("epoch", 0)}
+    records = read_log(path)
+    kept = [
+        record
+        for record in records
+        if not (record["event"] in beyond and record[beyond[record["event"]][0]] >= beyond[record["event"]][1])
+    ]
+    if len(kept) < len(records):
+        with replacing(path) as (file,):
+            file.writelines(json.dumps(record).encode() + b"\n" for record in kept)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -1,19 +1,23 @@
 """Checkpoints: written aside, made durable, then renamed, so that the last good one always survives."""
 
+import os
+import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from rebar.cli import warn
 from rebar.config import knob
 from rebar.errors import RebarError
 from rebar.replacing import replacing
 
 FORMAT = "rebar-checkpoint"
-VERSION = 1
+VERSION = 2
+PREVIOUS = "previous.pt"
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,38 @@ class CheckpointConfig:
 
     resume: str = knob("auto", help="auto: go on from the run folder's checkpoint; none: start afresh; or a file")
     overwrite: bool = knob(False, help="with --resume none: delete an earlier run in the folder")
+    every_steps: int = knob(0, help="also save within an epoch, every so many steps; 0: not by steps", minimum=0)
+    every_minutes: float = knob(
+        10.0, help="also save within an epoch, when the last is so many minutes old; 0: not by time", minimum=0
+    )
+    keep_best: bool = knob(True, help="keep best.pt, of the highest validation top-1")
+    keep_every: int = knob(0, help="keep the checkpoint of every so many epochs; 0: of none", minimum=0)
+    export: Literal["none", "safetensors", "torchvision", "both"] = knob(
+        "none", help="at the end also write the weights alone: weights.safetensors, weights.pth"
+    )
+    reset_schedule: bool = knob(
+        False, help="going on with other --epochs: a schedule of its own for what is left, without a jump"
+    )
+    freeze_lr: float | None = knob(
+        None, help="hold the learning rate at this value; without a value, at the last one", minimum=0, bare="0"
+    )
+    spot_notice: Literal["auto", "on", "off"] = knob(
+        "auto", help="look for EC2's spot interruption notice; auto: on EC2's machines"
+    )
+    spot_poll_seconds: float = knob(5.0, help="how often to look for it", minimum=0.1)
 
 
 class CheckpointError(RebarError):
     """A checkpoint that is missing, damaged, or of something else."""
+
+
+def plain_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state_dict under the bare model's names, whichever wrapper (DDP, torch.compile) it was taken from."""
+    plain = {}
+    for name, value in weights.items():
+        parts = name.split(".")
+        plain[".".join(part for part in parts if part not in ("module", "_orig_mod"))] = value
+    return plain
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -33,14 +65,76 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises CheckpointError where it cannot be written; the earlier file is then untouched.
     """
+    previous = path.with_name(PREVIOUS)
     try:
-        with replacing(path) as (file,):
-            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+        try:
+            _write(path, content)
+        except (RebarError, RuntimeError):
+            if not (path.is_file() and previous.is_file()):
+                raise
+            previous.unlink()  # its place may be what is missing
+            _write(path, content)
     except (RebarError, RuntimeError) as error:  # torch reports some failed writes as a RuntimeError
         raise CheckpointError(
             f"checkpoint {path} cannot be written ({error}). The one before it, if any, is intact; "
             "free some space and run the same command again"
         ) from None
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as (file,):
+        torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+        file.flush()
+        if path.exists():
+            link(path, path.with_name(PREVIOUS))
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, replacing what had it; a copy where the file system has no links."""
+    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def keep_copies(last: Path, *, epoch: int, is_best: bool, keep_every: int) -> None:
+    """Keep the checkpoint of a complete epoch (counted from 1) as ``best.pt`` and ``epoch_N.pt``, as asked.
+
+    They share the file's blocks until ``last`` is replaced. Raises CheckpointError where that fails.
+    """
+    names = [
+        name
+        for name, wanted in (("best.pt", is_best), (f"epoch_{epoch:03d}.pt", _falls_on(epoch, keep_every)))
+        if wanted
+    ]
+    try:
+        for name in names:
+            link(last, last.with_name(name))
+    except OSError as error:
+        raise CheckpointError(f"{last.with_name(names[-1])} cannot be written: {error.strerror}") from None
+
+
+def _falls_on(epoch: int, every: int) -> bool:
+    return every > 0 and epoch % every == 0
+
+
+def read_newest(path: Path) -> tuple[dict[str, Any], Path]:
+    """A checkpoint and its path; where it is damaged, the one saved before it, with a warning.
+
+    Raises CheckpointError where neither can be read.
+    """
+    try:
+        return read_checkpoint(path), path
+    except CheckpointError as error:
+        previous = path.with_name(PREVIOUS)
+        if not (path.is_file() and previous.is_file()):
+            raise
+        content = read_checkpoint(previous)
+        warn(f"{error}; going on from {previous}, which was saved before it")
+        return content, previous
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -32,6 +32,13 @@ class TrainingConfig:
     use_blurpool: bool = knob(False, help="blur before strided convolutions")
     precision: Precision = knob("auto", help="of the forward pass; auto: fp16 on a GPU, 32 on the CPU")
     decay_downsample_bn: bool = knob(False, help="choose what decays by name as ffcv-imagenet does, to compare with it")
+    max_steps: int = knob(0, help="stop after so many steps of the whole run, evaluate, finish; 0: no limit", minimum=0)
+    budget_hours: float = knob(
+        0.0, help="stop after so many hours of all attempts together, evaluate, finish; 0: no limit", minimum=0
+    )
+    target_top1: float = knob(
+        0.0, help="finish when validation top-1 reaches this (0.759 or 75.9); 0: no target", minimum=0, maximum=100
+    )
     seed: int = knob(0, help="seed of weights, order and augmentation", minimum=0, maximum=2**63 - 1)
 
 

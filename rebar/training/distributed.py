@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,11 @@ class World:
         return self.rank == 0
 
     @property
+    def is_first_here(self) -> bool:
+        """Whether this is its machine's first process."""
+        return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+    @property
     def distributed(self) -> bool:
         return self.size > 1
 
@@ -54,11 +60,29 @@ def join_world() -> Iterator[World]:
         return
     _end_with_launcher()
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_TIMEOUT, device_id=device if device.type == "cuda" else None)
-    try:
-        yield world
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group(
+        backend,
+        store=_meeting_place(),
+        rank=rank,
+        world_size=size,
+        timeout=_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
+    yield world
+    dist.destroy_process_group()  # not after an error: it would wait for processes that may be gone
+
+
+def _meeting_place() -> dist.Store:
+    """torchrun's store of the processes' addresses.
+
+    When torchrun restarts the workers of a single machine it keeps the store, and with it the addresses of
+    those that died, which the new ones may meet first. So every attempt has a corner of its own. With
+    several machines torchrun makes a new store each time, and their counts of restarts need not agree.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return dist.PrefixStore("rebar", store)
 
 
 def _end_with_launcher() -> None:
@@ -100,6 +124,46 @@ def sum_over_world(values: torch.Tensor, world: World) -> torch.Tensor:
     if world.distributed:
         dist.all_reduce(values)
     return values
+
+
+def gather_from_all(value: Any, world: World) -> list[Any]:
+    """Every process's value, in the order of their ranks, on all of them."""
+    if not world.distributed:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+class Agreement:
+    """What the processes want at each step, brought to one decision without waiting for it.
+
+    The wishes travel on the CPU while the next step is computed, so every process reads them one step
+    late, and all of them at the same step. The connection also ends at once when a process dies.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world.distributed else None
+        self._pending: tuple[torch.Tensor, dist.Work] | None = None
+
+    def decide(self, wish: int) -> int:
+        """Send this step's wish; the largest wish of all processes at the step before (alone: of this one)."""
+        if self._group is None:
+            return wish
+        decision = self.settle()
+        wishes = torch.tensor([wish])
+        work = dist.all_reduce(wishes, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (wishes, work)
+        return decision
+
+    def settle(self) -> int:
+        """The largest of the wishes that were sent last and not read yet; 0 if there are none."""
+        if self._pending is None:
+            return 0
+        wishes, work = self._pending
+        self._pending = None
+        work.wait()
+        return int(wishes.item())
 
 
 def wait_for_all(world: World) -> None:

@@ -2,17 +2,47 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from rebar.cli import warn
-from rebar.training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from rebar.errors import RebarError
+from rebar.loading import Loader
+from rebar.training.checkpoint import CheckpointError, plain_names, read_newest, save_checkpoint
+from rebar.training.distributed import World, gather_from_all
+from rebar.training.lr_override import ScheduleSpan
+from rebar.training.meter import TrainMeter
 from rebar.training.precision import Precision
+from rebar.training.rng import rng_states, set_rng_states
 
-# Settings that say where and how to run, not what is trained.
-_FREE_TO_CHANGE = ("data.", "logging.", "checkpoint.", "validation.", "dist.", "training.eval_only")
+# Settings that say where and how to run, or when to stop, not what is trained.
+_FREE_TO_CHANGE = (
+    "data.train_dataset",
+    "data.val_dataset",
+    "data.num_workers",
+    "data.on_error",
+    "logging.",
+    "checkpoint.",
+    "validation.",
+    "dist.",
+    "training.eval_only",
+    "training.batch_size",  # the global one counts, and is compared below
+    "training.max_steps",
+    "training.budget_hours",
+    "training.target_top1",
+    "training.dry_run",
+    "training.find_lr",
+)
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold besides the model: an average of the weights, say."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 @dataclass
@@ -26,44 +56,137 @@ class TrainState:
     arch: str
     num_classes: int
     class_names: list[str]
+    meter: TrainMeter
+    """Of the epoch that is under way."""
+    schedule: ScheduleSpan
+    num_samples: int = 0
+    """Training samples an epoch is made of."""
+    global_batch: int = 0
+    """Samples a step, of all processes together."""
+    companions: dict[str, Stateful] = field(default_factory=dict)
+    """What else trains along: saved and restored with the rest, under these names."""
     epoch: int = 0
     """Complete epochs."""
+    lr: float = 0.0
+    """The learning rate of the last step."""
     train_seconds: float = 0.0
+    """Time spent on the steps of complete epochs."""
+    run_seconds: float = 0.0
+    """Time spent by all earlier attempts, evaluation included."""
+    best_top1: float = 0.0
     last_metrics: dict[str, float] = field(default_factory=dict)
+    loader: dict[str, Any] | None = None
+    """The loader's position, in a checkpoint within an epoch."""
 
-    def save(self, path: Path, settings: dict[str, Any]) -> None:
-        """Write a checkpoint; ``settings`` is the flat configuration. Raises CheckpointError."""
+    def steps(self, steps_per_epoch: int) -> int:
+        """Steps of the whole run so far."""
+        return self.epoch * steps_per_epoch + self.meter.steps
+
+    def find_place_in(self, loader: Loader) -> None:
+        """Let the loader go on where the checkpoint was taken. Raises CheckpointError where its data are others."""
+        if self.loader is None:
+            return
+        try:
+            loader.load_state_dict(self.loader)
+        except RebarError as error:
+            raise CheckpointError(
+                f"the checkpoint is from within epoch {self.epoch + 1}, which only the same data in the same order can "
+                f"complete: {error}. Give what it was trained with, or --resume none --overwrite to start afresh"
+            ) from None
+        whole = self.loader["epoch"] > self.epoch
+        self.meter.steps = len(loader) if whole else self.loader["samples"] // loader.global_batch
+
+    def end_epoch(self, metrics: dict[str, float]) -> None:
+        """The epoch that was under way is complete."""
+        self.train_seconds += self.meter.seconds
+        self.epoch += 1
+        self.last_metrics = metrics
+        self.best_top1 = max(self.best_top1, metrics.get("val/top1", 0.0))
+        self.meter = TrainMeter(self.meter.device)
+        self.loader = None
+
+    def save(self, path: Path, settings: dict[str, Any], world: World) -> None:
+        """Write a checkpoint; ``settings`` is the flat configuration.
+
+        Every process must call it, the first one writes. Raises CheckpointError, also where the epoch's loss
+        is no longer finite: the checkpoint before is then worth more.
+        """
+        meter = self.meter.state_dict(world)
+        if not meter["sums"].isfinite().all():
+            raise CheckpointError(
+                f"the training loss became NaN or infinite in epoch {self.epoch + 1}, before step "
+                f"{self.meter.steps} of it: nothing was saved, the last checkpoint is from before. "
+                "Lower --lr, or try --training.precision bf16 or 32"
+            )
+        random_states = gather_from_all(rng_states(world.device), world)
+        if not world.is_main:
+            return
         content = {
             "arch": self.arch,
             "num_classes": self.num_classes,
             "class_names": self.class_names,
             "epoch": self.epoch,
+            "meter": meter,
+            "loader": self.loader,
+            "schedule": self.schedule.state_dict(),
+            "lr": self.lr,
+            "num_samples": self.num_samples,
+            "global_batch": self.global_batch,
             "train_seconds": self.train_seconds,
+            "run_seconds": self.run_seconds,
+            "best_top1": self.best_top1,
             "last_metrics": self.last_metrics,
             "config": settings,
-            "model": self.model.state_dict(),
+            "model": plain_names(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "torch_rng": torch.get_rng_state(),
+            "companions": {name: companion.state_dict() for name, companion in self.companions.items()},
+            "rng": random_states,
         }
         save_checkpoint(path, content)
 
-    def load(self, path: Path, settings: dict[str, Any]) -> None:
+    def load(self, path: Path, settings: dict[str, Any], world: World) -> None:
         """Go on from a checkpoint. Raises CheckpointError where it is of another model or dataset."""
-        content = read_checkpoint(path)
+        content, path = read_newest(path)
         check_fits(content, path, arch=self.arch, class_names=self.class_names, num_classes=self.num_classes)
-        for name, value in settings.items():
-            before = content["config"].get(name)
-            if before != value and not name.startswith(_FREE_TO_CHANGE):
-                warn(f"resuming with {name} = {value}; {path} was trained with {before}")
-        self.model.load_state_dict(content["model"])
+        if content["num_samples"] != self.num_samples:
+            raise CheckpointError(
+                f"checkpoint {path} was trained on {content['num_samples']:,} pictures, these are "
+                f"{self.num_samples:,}: give its training data, or --resume none --overwrite to start afresh"
+            )
+        self._tell_changes(content, path, settings)
+        self.model.load_state_dict(plain_names(content["model"]))
         self._load_optimizer(content["optimizer"], path)
         if content["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(content["scaler"])
-        torch.set_rng_state(content["torch_rng"])
-        self.epoch = content["epoch"]
-        self.train_seconds = content["train_seconds"]
-        self.last_metrics = content["last_metrics"]
+        self._load_companions(content["companions"], path)
+        if len(content["rng"]) == world.size:  # else the processes' shares of the work are others anyway
+            set_rng_states(content["rng"][world.rank], world.device)
+        self.meter.load_state_dict(content["meter"], world)
+        self.schedule = ScheduleSpan.from_state(content["schedule"])
+        self.epoch, self.loader, self.lr = content["epoch"], content["loader"], content["lr"]
+        self.train_seconds, self.run_seconds = content["train_seconds"], content["run_seconds"]
+        self.best_top1, self.last_metrics = content["best_top1"], content["last_metrics"]
+
+    def _tell_changes(self, content: dict[str, Any], path: Path, settings: dict[str, Any]) -> None:
+        for name, value in settings.items():
+            before = content["config"].get(name, value)
+            if before != value and not name.startswith(_FREE_TO_CHANGE):
+                warn(f"resuming with {name} = {value}; {path} was trained with {before}")
+        if content["global_batch"] != self.global_batch:
+            warn(
+                f"resuming with a global batch of {self.global_batch}; {path} was trained with "
+                f"{content['global_batch']}"
+            )
+
+    def _load_companions(self, saved: dict[str, Any], path: Path) -> None:
+        for name, companion in self.companions.items():
+            if name in saved:
+                companion.load_state_dict(saved[name])
+            else:
+                warn(f"{path} holds no {name}: it starts from here")
+        for name in saved.keys() - self.companions.keys():
+            warn(f"the {name} of {path} is not used by this run")
 
     def _load_optimizer(self, saved: dict[str, Any], path: Path) -> None:
         """The momenta of the checkpoint, with the settings of this run."""

@@ -7,6 +7,9 @@ import pytest
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
 
+ALL = {"config.yaml", "log.jsonl", "status.json", "report.html", "plot.png", "notes.txt"}
+ALL |= {"checkpoints/last.pt", "checkpoints/best.pt", "checkpoints/epoch_010.pt"}
+
 
 @pytest.fixture
 def empty(tmp_path: Path) -> RunFolder:
@@ -17,16 +20,13 @@ def empty(tmp_path: Path) -> RunFolder:
 def used(empty: RunFolder) -> RunFolder:
     """A folder with an earlier run, and a file of the user's."""
     empty.prepare(afresh=True)
-    for file in (empty.config, empty.log, empty.last_checkpoint, empty.plot, empty.path / "notes.txt"):
-        file.write_text("earlier")
+    for name in ALL:
+        (empty.path / name).write_text("earlier")
     return empty
 
 
 def files_in(folder: RunFolder) -> set[str]:
-    return {str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file()}
-
-
-ALL = {"config.yaml", "log.jsonl", "checkpoints/last.pt", "plot.png", "notes.txt"}
+    return {str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file()} - {".lock"}
 
 
 def test_what_is_resumed(empty: RunFolder) -> None:
@@ -71,3 +71,11 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RebarError, match=r"logging.folder .*file/run cannot be written to: Not a directory"):
         RunFolder(tmp_path / "file/run").prepare(afresh=True)
+
+
+def test_two_runs_do_not_share_a_folder(empty: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rebar.reporting.run_folder._PATIENCE", 0.2)
+    with empty.claimed(), pytest.raises(RebarError, match="in use by another run"), RunFolder(empty.path).claimed():
+        pass
+    with empty.claimed():  # free again
+        pass

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rebar.errors import RebarError
-from rebar.reporting.run_log import LoggingConfig, RunLog, open_log, read_log
+from rebar.reporting.run_log import LoggingConfig, RunLog, forget_after, open_log, read_log
 
 
 def test_records_are_lines_of_json(tmp_path: Path) -> None:
@@ -151,3 +151,17 @@ def test_wandb_itself_writes_an_offline_run(tmp_path: Path, monkeypatch: pytest.
     wandb.teardown()  # its service writes in the background
     (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert b"train/loss" in written.read_bytes()
+
+
+def test_what_will_be_logged_again_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = RunLog(path)
+    for step in range(4):
+        log.write("step", {"step": step})
+        log.write("epoch", {"epoch": step // 2})
+    log.write("start", {"epoch": 0})
+    forget_after(path, epoch=1, step=3)
+    assert [record["step"] for record in read_log(path) if record["event"] == "step"] == [0, 1, 2]
+    assert [record["epoch"] for record in read_log(path) if record["event"] == "epoch"] == [0, 0]
+    assert read_log(path)[-1]["event"] == "start"
+    forget_after(tmp_path / "none.jsonl", epoch=0, step=0)

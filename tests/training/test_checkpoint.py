@@ -2,13 +2,14 @@
 
 import os
 import pickle
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rebar.training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from rebar.training.checkpoint import CheckpointError, keep_copies, plain_names, read_checkpoint, save_checkpoint
 
 CONTENT: dict[str, Any] = {
     "epoch": 3,
@@ -38,7 +39,8 @@ def test_what_is_saved_is_read(saved: Path) -> None:
 def test_a_later_one_replaces_the_earlier(saved: Path) -> None:
     save_checkpoint(saved, {"epoch": 4})
     assert read_checkpoint(saved)["epoch"] == 4
-    assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
+    assert read_checkpoint(saved.with_name("previous.pt"))["epoch"] == 3
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["last.pt", "previous.pt"]
 
 
 # ------------------------------------------------------------------ reading what is none
@@ -97,7 +99,7 @@ def test_a_file_of_other_tensors(content: Any, tmp_path: Path) -> None:
 
 def test_one_of_another_version(tmp_path: Path) -> None:
     torch.save({"format": "rebar-checkpoint", "version": 99}, tmp_path / "future.pt")
-    assert_refused(tmp_path / "future.pt", "has version 99; this Rebar reads 1")
+    assert_refused(tmp_path / "future.pt", "has version 99; this Rebar reads 2")
 
 
 class Malicious:
@@ -113,13 +115,53 @@ class Malicious:
 @pytest.mark.parametrize("plain_pickle", [False, True])
 def test_no_code_is_run(plain_pickle: bool, tmp_path: Path) -> None:
     path, proof = tmp_path / "evil.pt", tmp_path / "was_run"
-    content = {"format": "rebar-checkpoint", "version": 1, "model": Malicious(proof)}
+    content = {"format": "rebar-checkpoint", "version": 2, "model": Malicious(proof)}
     if plain_pickle:
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
     assert_refused(path, "is damaged or no checkpoint")
     assert not proof.exists()
+
+
+# ------------------------------------------------------------------ which are kept
+
+
+def test_copies_are_kept_by_policy(saved: Path) -> None:
+    for epoch, is_best in ((1, True), (2, False), (3, True), (4, False)):
+        save_checkpoint(saved, {"epoch": epoch})
+        keep_copies(saved, epoch=epoch, is_best=is_best, keep_every=2)
+    kept = {path.name: read_checkpoint(path)["epoch"] for path in saved.parent.iterdir()}
+    assert kept == {"last.pt": 4, "previous.pt": 3, "best.pt": 3, "epoch_002.pt": 2, "epoch_004.pt": 4}
+
+
+def test_names_are_the_bare_models() -> None:
+    names = ["module.conv1.weight", "_orig_mod.module.fc.bias", "layer1.0._orig_mod.bn1.weight", "fc.weight"]
+    assert list(plain_names({name: torch.ones(1) for name in names})) == [
+        "conv1.weight",
+        "fc.bias",
+        "layer1.0.bn1.weight",
+        "fc.weight",
+    ]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
+def test_a_disk_that_is_full_gives_up_the_oldest_copy_first(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "none", disk], capture_output=True).returncode:
+        pytest.skip("no mounting here")
+    try:
+        last, weights = disk / "last.pt", torch.zeros(500_000)  # 2 MB
+        for epoch in range(4):  # three do not fit
+            save_checkpoint(last, {"epoch": epoch, "model": weights})
+        assert read_checkpoint(last)["epoch"] == 3
+        with pytest.raises(CheckpointError, match=r"last.pt cannot be written .*the disk is full.*intact"):
+            save_checkpoint(last, {"epoch": 4, "model": torch.zeros(1_000_000)})
+        assert read_checkpoint(last)["epoch"] == 3
+        assert [path.name for path in disk.iterdir()] == ["last.pt"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 # ------------------------------------------------------------------ writing that fails
@@ -160,7 +202,7 @@ def test_a_kill_while_writing_leaves_the_earlier_one(saved: Path, monkeypatch: p
     assert read_checkpoint(saved)["epoch"] == 3
     save_checkpoint(saved, {"epoch": 5})
     assert read_checkpoint(saved)["epoch"] == 5
-    assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["last.pt", "previous.pt"]
 
 
 def test_a_folder_that_is_gone(tmp_path: Path) -> None:

@@ -37,3 +37,17 @@ def test_nan_shows_and_nothing_is_no_division_by_zero(world: World) -> None:
     loss, top1 = meter.averages(world)
     assert math.isnan(loss)
     assert top1 == 1.0
+
+
+def test_it_goes_on_from_a_checkpoint(world: World) -> None:
+    meter = TrainMeter(world.device)
+    for _ in meter.timed(range(3)):
+        meter.add(torch.tensor(1.0), one_hot([0, 1, 2]), torch.tensor([0, 1, 3]))
+    resumed = TrainMeter(world.device)
+    resumed.load_state_dict(meter.state_dict(world), world)
+    assert list(resumed.timed("ab")) == ["a", "b"]
+    assert (resumed.steps, resumed.steps_of_pass) == (3, 0)
+    resumed.add(torch.tensor(5.0), one_hot([3]), torch.tensor([0]))
+    assert (resumed.steps, resumed.steps_of_pass) == (4, 1)
+    assert resumed.averages(world) == (1.4, 0.6)
+    assert resumed.seconds > meter.wait_seconds

@@ -8,18 +8,27 @@ import torch
 from torch import nn
 
 from rebar.training.checkpoint import CheckpointError
+from rebar.training.distributed import World
+from rebar.training.lr_override import ScheduleSpan
+from rebar.training.meter import TrainMeter
 from rebar.training.optimizer import build_sgd, parameter_groups, set_learning_rate
 from rebar.training.precision import gradient_scaler
 from rebar.training.state import TrainState
 
+WORLD = World(rank=0, size=1, device=torch.device("cpu"))
 SETTINGS: dict[str, Any] = {"training.weight_decay": 0.1, "lr.lr": 0.5, "data.train_dataset": "a.beton"}
 X = torch.linspace(-1, 1, 20).view(4, 5)
 
 
 def make_state(
-    *, num_classes: int = 3, weight_decay: float = 0.1, decay_downsample_bn: bool = False, **changes: Any
+    *,
+    model_seed: int = 0,
+    num_classes: int = 3,
+    weight_decay: float = 0.1,
+    decay_downsample_bn: bool = False,
+    **changes: Any,
 ) -> TrainState:
-    torch.manual_seed(0)
+    torch.manual_seed(model_seed)
     model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
     groups = parameter_groups(model, weight_decay, decay_downsample_bn=decay_downsample_bn)
     chosen: dict[str, Any] = {
@@ -27,7 +36,11 @@ def make_state(
         "num_classes": num_classes,
         "class_names": ["hen", "ostrich", "robin"],
         "precision": "32",
-        "scaler": gradient_scaler("32", torch.device("cpu")),
+        "scaler": gradient_scaler("32", WORLD.device),
+        "meter": TrainMeter(WORLD.device),
+        "schedule": ScheduleSpan(epochs=2),
+        "num_samples": 100,
+        "global_batch": 10,
     }
     return TrainState(model=model, optimizer=build_sgd(groups, momentum=0.9), **chosen | changes)
 
@@ -51,7 +64,7 @@ def saved(tmp_path: Path) -> Path:
     state = make_state()
     train(state, 3)
     state.epoch, state.train_seconds, state.last_metrics = 2, 12.5, {"val/top1": 0.25}
-    state.save(tmp_path / "last.pt", SETTINGS)
+    state.save(tmp_path / "last.pt", SETTINGS, WORLD)
     return tmp_path / "last.pt"
 
 
@@ -59,7 +72,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(saved: Path, capsys: pytest.Capt
     uninterrupted = train(make_state(), 6)
     resumed = make_state()
     torch.manual_seed(99)
-    resumed.load(saved, SETTINGS)
+    resumed.load(saved, SETTINGS, WORLD)
     assert train(resumed, 3) == uninterrupted[3:]
     assert (resumed.epoch, resumed.train_seconds, resumed.last_metrics) == (2, 12.5, {"val/top1": 0.25})
     assert capsys.readouterr().err == ""
@@ -72,23 +85,65 @@ def test_a_resumed_run_is_the_uninterrupted_one(saved: Path, capsys: pytest.Capt
         ({"class_names": ["hen", "ostrich"]}, "knows 3 classes, the dataset has 2"),
         ({"class_names": ["hen", "emu", "robin"]}, "calls class 1 'ostrich', the dataset 'emu'"),
         ({"num_classes": 4}, "give --num-classes 3"),
+        ({"num_samples": 90}, "was trained on 100 pictures, these are 90"),
         ({"decay_downsample_bn": True}, "decay_downsample_bn"),
     ],
     ids=str,
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str, saved: Path) -> None:
     with pytest.raises(CheckpointError) as refused:
-        make_state(**changes).load(saved, SETTINGS)
+        make_state(**changes).load(saved, SETTINGS, WORLD)
     assert message in str(refused.value)
     assert str(saved) in str(refused.value)
 
 
 def test_a_changed_setting_is_told(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_state().load(saved, {**SETTINGS, "lr.lr": 0.7, "data.train_dataset": "b.beton"})
+    make_state().load(saved, {**SETTINGS, "lr.lr": 0.7, "data.train_dataset": "b.beton"}, WORLD)
     assert capsys.readouterr().err == f"warning: resuming with lr.lr = 0.7; {saved} was trained with 0.5\n"
 
 
 def test_a_changed_weight_decay_has_the_effect_that_is_told(saved: Path) -> None:
     state = make_state(weight_decay=0.2)
-    state.load(saved, {**SETTINGS, "training.weight_decay": 0.2})
+    state.load(saved, {**SETTINGS, "training.weight_decay": 0.2}, WORLD)
     assert [group["weight_decay"] for group in state.optimizer.param_groups] == [0.0, 0.2]
+
+
+def test_what_trains_along_is_saved_and_restored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    average, state = nn.Linear(5, 8), make_state()
+    state.companions["ema"] = average
+    state.save(tmp_path / "last.pt", SETTINGS, WORLD)
+    restored = make_state()
+    restored.companions["ema"] = nn.Linear(5, 8)
+    restored.load(tmp_path / "last.pt", SETTINGS, WORLD)
+    assert torch.equal(restored.companions["ema"].state_dict()["weight"], average.weight)
+    make_state().load(tmp_path / "last.pt", SETTINGS, WORLD)
+    assert "the ema of" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_is_not_saved(saved: Path) -> None:
+    before, state = saved.read_bytes(), make_state()
+    state.meter.add(torch.tensor(float("nan")), torch.zeros(2, 3), torch.tensor([0, 1]))
+    with pytest.raises(CheckpointError, match="became NaN or infinite in epoch 1, before step 1 of it"):
+        state.save(saved, SETTINGS, WORLD)
+    assert saved.read_bytes() == before
+
+
+def test_weights_saved_from_a_wrapped_model_are_read_into_a_bare_one(tmp_path: Path) -> None:
+    state = make_state()
+    wrapped = make_state(model_seed=1)
+    bare = wrapped.model
+    wrapped.model = torch.compile(bare)  # type: ignore[assignment]
+    wrapped.save(tmp_path / "last.pt", SETTINGS, WORLD)
+    state.load(tmp_path / "last.pt", SETTINGS, WORLD)
+    assert torch.equal(state.model[0].weight, bare[0].weight)  # type: ignore[index]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = make_state()
+    state.epoch = 3
+    state.save(saved, SETTINGS, WORLD)
+    saved.write_bytes(saved.read_bytes()[:-1000])
+    resumed = make_state()
+    resumed.load(saved, SETTINGS, WORLD)
+    assert resumed.epoch == 2
+    assert "going on from" in capsys.readouterr().err

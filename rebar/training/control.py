@@ -1,0 +1,113 @@
+"""After every step: is it time to save, or to stop? All processes come to one answer at one step."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+from rebar.training.checkpoint import CheckpointConfig
+from rebar.training.distributed import Agreement, World
+from rebar.training.preemption import Interrupted, StopRequest, Wish, on_ec2, stop_requests
+from rebar.training.spot import endpoint_is_given, watch_for_notice
+
+Batch = TypeVar("Batch")
+
+
+class RunControl:
+    """Saves by steps, by time, and when the run is asked to stop; notices when its limits are reached."""
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        request: StopRequest,
+        world: World,
+        *,
+        save: Callable[[], None],
+    ) -> None:
+        """``save`` is called by all processes at once."""
+        self._config = config
+        self._request = request
+        self._world = world
+        self._agreement = Agreement(world)
+        self._save = save
+        self._max_steps = 0
+        self._budget_seconds = 0.0
+        self._started = self._saved = time.monotonic()
+        self.limit = ""
+        """The limit that ended training before its last epoch, in words; empty while there is none."""
+
+    def set_limits(self, *, steps: int, max_steps: int, budget_seconds: float, used_seconds: float) -> None:
+        """0 is no limit; ``steps`` and ``used_seconds`` are those of earlier attempts."""
+        self._max_steps = max_steps
+        if max_steps and steps >= max_steps:
+            self.limit = f"training.max_steps {max_steps}"
+        if budget_seconds:
+            self._budget_seconds = max(budget_seconds - used_seconds, 1e-9)
+            if used_seconds >= budget_seconds:
+                self.limit = Wish.BUDGET.reason
+
+    def is_over(self) -> bool:
+        """Whether a limit has ended training."""
+        return bool(self.limit)
+
+    @property
+    def seconds(self) -> float:
+        """Since this attempt started."""
+        return time.monotonic() - self._started
+
+    def after_step(self, steps: int) -> bool:
+        """After so many steps of the run: whether to leave the epoch, a limit having been reached.
+
+        Raises Interrupted, after saving, where any process was asked to stop.
+        """
+        if self._max_steps and steps >= self._max_steps:
+            self.limit = f"training.max_steps {self._max_steps}"
+        decision = Wish(self._agreement.decide(self._wish()))
+        if decision is Wish.BUDGET:
+            self.limit = decision.reason
+        if decision is not Wish.GO_ON or self.limit or self._falls_on(steps):
+            self.save()
+        if decision.is_interruption:
+            raise Interrupted(decision)
+        return self.is_over()
+
+    def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass the batches of an evaluation through, unless any process is asked to stop: as :meth:`after_step`."""
+        for batch in batches:
+            yield batch
+            decision = Wish(self._agreement.decide(self._request.wish))
+            if decision.is_interruption:
+                self.save()
+                raise Interrupted(decision)
+
+    def save(self) -> None:
+        """Save now; every process must come here."""
+        self._save()
+        self._saved = time.monotonic()
+
+    def close(self) -> None:
+        """Read what the processes sent each other last."""
+        self._agreement.settle()
+
+    def _wish(self) -> Wish:
+        if self._request.wish is not Wish.GO_ON:
+            return self._request.wish
+        if self._world.is_main and self._budget_seconds and self.seconds >= self._budget_seconds:
+            return Wish.BUDGET
+        due = self._config.every_minutes and time.monotonic() - self._saved >= 60 * self._config.every_minutes
+        return Wish.SAVE if due and self._world.is_main else Wish.GO_ON
+
+    def _falls_on(self, steps: int) -> bool:
+        return self._config.every_steps > 0 and steps % self._config.every_steps == 0
+
+
+@contextmanager
+def asked_to_stop(config: CheckpointConfig, world: World) -> Iterator[StopRequest]:
+    """Signals meanwhile, and the spot notice where ``config`` and the machine say so, as one request."""
+    looks = config.spot_notice == "on" or (config.spot_notice == "auto" and (on_ec2() or endpoint_is_given()))
+    with ExitStack() as stack:
+        request = stack.enter_context(stop_requests())
+        if looks and world.is_first_here:
+            watch = watch_for_notice(lambda: request.ask(Wish.SPOT_NOTICE), every_seconds=config.spot_poll_seconds)
+            stack.enter_context(watch)
+        yield request

@@ -1,0 +1,70 @@
+"""What surrounds the epochs of a run: its folder, log and status, and who may end it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from rebar.config import flatten_config, to_yaml
+from rebar.loading import Loader
+from rebar.reporting.run_folder import RunFolder
+from rebar.reporting.run_log import RunLog, forget_after, open_log
+from rebar.reporting.status import RunStatus, State, write_status
+from rebar.training.config import TrainConfig
+from rebar.training.control import RunControl, asked_to_stop
+from rebar.training.distributed import World, wait_for_all
+from rebar.training.failures import explained
+from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
+from rebar.training.state import TrainState
+
+
+@contextmanager
+def recorded_run(
+    config: TrainConfig, state: TrainState, loader: Loader, folder: RunFolder, world: World, *, afresh: bool
+) -> Iterator[tuple[RunLog, RunControl]]:
+    """The run's log and control meanwhile; afterwards ``status.json`` says how it ended.
+
+    Raises RebarError where another run uses the folder, and in place of errors that can be explained.
+    """
+    wait_for_all(world)  # nobody looks for the checkpoint any more
+    settings = flatten_config(config)
+    steps_per_epoch = len(loader)
+    earlier_seconds = state.run_seconds
+
+    def save() -> None:
+        state.loader = loader.state_dict(state.meter.steps_of_pass) if state.meter.steps else None
+        state.run_seconds = earlier_seconds + control.seconds
+        state.save(folder.last_checkpoint, settings, world)
+
+    def note(how: State, reason: str, exit_code: int | None) -> None:
+        if world.is_main:
+            step = state.steps(steps_per_epoch)
+            write_status(folder.status, RunStatus(how, reason, state.epoch, step, exit_code))
+
+    with ExitStack() as stack:
+        if world.is_main:
+            stack.enter_context(folder.claimed())
+            folder.prepare(afresh=afresh)
+            folder.config.write_text(to_yaml(config))
+            forget_after(folder.log, epoch=state.epoch, step=state.steps(steps_per_epoch))
+        log = stack.enter_context(open_log(folder.log, config.logging, is_main=world.is_main, settings=settings))
+        request = stack.enter_context(asked_to_stop(config.checkpoint, world))
+        control = RunControl(config.checkpoint, request, world, save=save)
+        control.set_limits(
+            steps=state.steps(steps_per_epoch),
+            max_steps=config.training.max_steps,
+            budget_seconds=3600 * config.training.budget_hours,
+            used_seconds=earlier_seconds,
+        )
+        note("running", "", None)
+        try:
+            with explained(batch_size=config.training.batch_size, precision=state.precision):
+                yield log, control
+        except Interrupted as interrupted:
+            note("interrupted", interrupted.reason, EXIT_PREEMPTED)
+            control.close()
+            wait_for_all(world)  # whoever leaves first makes torchrun end the others
+            raise
+        except BaseException as error:
+            note("failed", str(error) or type(error).__name__, 1)
+            raise
+        control.close()
+        note("finished", control.limit, 0)

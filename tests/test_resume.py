@@ -1,0 +1,212 @@
+"""A run that is interrupted at any step and started again ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from rebar.training.checkpoint import read_checkpoint
+from tests.conftest import REPOSITORY, Data, read_events, run, torchrun
+from tests.training.metadata_service import metadata_server
+
+Words = list[str | Path]
+TWO_RANKS = ["--training.batch_size", "8"]  # the global batch of one process with the recipe's 16
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(folder / "checkpoints/last.pt")["model"]
+
+
+def assert_same_run(folder: Path, undisturbed: Path) -> None:
+    """The same weights to the bit, each step logged once with the same loss, the same metrics."""
+    ours, theirs = weights(folder), weights(undisturbed)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for event, names in (("step", ("step", "train/loss", "train/lr")), ("epoch", ("epoch", "train/top1", "val/top1"))):
+        logged = [[record[name] for name in names] for record in read_events(folder, event)]
+        assert logged == [[record[name] for name in names] for record in read_events(undisturbed, event)]
+
+
+def disturb(command: Words, folder: Path, at_step: int, how: Callable[[int], None], **environment: str) -> int:
+    """Start a run, do something to its process (by id) once a step is logged; its exit status."""
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 100
+        while not (folder / "log.jsonl").exists() or not any(
+            record["step"] >= at_step for record in read_events(folder, "step")
+        ):
+            assert process.poll() is None, "the run ended before it could be disturbed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        how(process.pid)
+        return process.wait(timeout=100)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def send(number: signal.Signals) -> Callable[[int], None]:
+    return lambda pid: os.kill(pid, number)
+
+
+def kill_rank(rank: int) -> Callable[[int], None]:
+    def kill(pid: int) -> None:
+        for worker in psutil.Process(pid).children():
+            if worker.environ().get("RANK") == str(rank):
+                worker.kill()
+
+    return kill
+
+
+def status(folder: Path) -> tuple[str, str, int]:
+    record = json.loads((folder / "status.json").read_text())
+    return record["state"], record["reason"], record["exit_code"]
+
+
+# ------------------------------------------------------------------ one process
+
+
+@pytest.mark.parametrize(
+    ("number", "at_step"),
+    [
+        pytest.param(signal.SIGTERM, 7, id="SIGTERM"),
+        pytest.param(signal.SIGINT, 0, id="SIGINT", marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 27, id="SIGUSR1", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_saves_the_step_and_the_same_command_goes_on(
+    number: signal.Signals, at_step: int, data: Data, finished_run: Path, tmp_path: Path
+) -> None:
+    command = data.training_command(tmp_path / "run")
+    assert disturb(command, tmp_path / "run", at_step, send(number)) == 75
+    assert status(tmp_path / "run") == ("interrupted", number.name, 75)
+    assert read_checkpoint(tmp_path / "run/checkpoints/last.pt")["meter"]["steps"] > at_step % 20
+    assert "steps of the next" in run(*command).stdout
+    assert_same_run(tmp_path / "run", finished_run)
+    assert status(tmp_path / "run") == ("finished", "", 0)
+
+
+@pytest.mark.slow
+def test_killed_without_warning_it_goes_on_from_the_last_checkpoint_within_the_epoch(
+    data: Data, finished_run: Path, tmp_path: Path
+) -> None:
+    command = data.training_command(tmp_path / "run", "--every-steps", "4")
+    assert disturb(command, tmp_path / "run", 26, send(signal.SIGKILL)) == -signal.SIGKILL
+    resumed = run(*command).stdout
+    assert "after epoch 1 and 4 steps" in resumed or "after epoch 1 and 8 steps" in resumed
+    assert_same_run(tmp_path / "run", finished_run)
+
+
+@pytest.mark.slow
+def test_by_time_too(data: Data, tmp_path: Path) -> None:
+    command = data.training_command(tmp_path, "--every-minutes", "0.005", "--max-steps", "12", "--keep-best", "0")
+    run(*command)
+    assert (tmp_path / "checkpoints/previous.pt").exists()  # so it was saved more than once
+
+
+@pytest.mark.slow
+def test_interrupted_while_it_evaluates(data: Data, finished_run: Path, tmp_path: Path) -> None:
+    with metadata_server() as server:  # looked at once a minute: the notice comes with the first look
+        words = data.training_command(tmp_path / "run", "--spot-notice", "on", "--spot-poll-seconds", "60")
+        stopped = run(*words, expect=75, AWS_EC2_METADATA_SERVICE_ENDPOINT=server.url)
+    assert "interrupted by EC2's spot interruption notice" in stopped.stdout
+    assert status(tmp_path / "run")[0] == "interrupted"
+    last = tmp_path / "run/checkpoints/last.pt"
+    assert read_checkpoint(last)["epoch"] == 0
+    # From there to the end of the epoch's steps, and interrupted again at the first batch of the evaluation.
+    code = f"""if True:
+        import sys, train_imagenet
+        from rebar.cli import run_command
+        from rebar.training.preemption import Wish
+        from rebar.training.control import RunControl
+        watched = RunControl.watched
+        def interrupted(self, batches):
+            self._request.ask(Wish.SIGTERM)
+            return watched(self, batches)
+        RunControl.watched = interrupted
+        run_command(train_imagenet.main, {[str(word) for word in words[1:]]!r})
+    """
+    run("-c", code, expect=75, AWS_EC2_METADATA_SERVICE_ENDPOINT="")
+    assert read_checkpoint(last)["meter"]["steps"] == 20
+    run(*data.training_command(tmp_path / "run"))
+    assert_same_run(tmp_path / "run", finished_run)
+
+
+# ------------------------------------------------------------------ several processes
+
+
+@pytest.fixture(scope="module")
+def two_ranks(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run in two processes."""
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    run(*torchrun(2, *data.training_command(folder, *TWO_RANKS)))
+    return folder
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_torchrun_restarts_after_a_rank_was_killed(rank: int, data: Data, two_ranks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = torchrun(2, *data.training_command(folder, *TWO_RANKS, "--every-steps", "5"))
+    command.insert(2, "--max-restarts=2")
+    assert disturb(command, folder, 12, kill_rank(rank)) == 0
+    assert len(read_events(folder, "start")) == 2
+    assert_same_run(folder, two_ranks)
+
+
+@pytest.mark.slow
+def test_every_rank_stops_at_one_step_and_the_status_says_so(data: Data, two_ranks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = torchrun(2, *data.training_command(folder, *TWO_RANKS))
+    disturb(command, folder, 24, send(signal.SIGTERM))
+    assert status(folder) == ("interrupted", "SIGTERM", 75)
+    assert "after epoch 1 and " in run(*command).stdout
+    assert_same_run(folder, two_ranks)
+
+
+# BatchNorm's statistics are of one process's batch, so the number of processes matters to it.
+GROUP_NORM = """if True:
+    import functools, sys, train_imagenet
+    from torch import nn
+    from rebar.cli import run_command
+    from rebar.training.torchvision_import import import_torchvision
+    def build_model(arch, *, num_classes, **_):
+        norm = functools.partial(nn.GroupNorm, 8)
+        return import_torchvision().models.resnet18(num_classes=num_classes, norm_layer=norm)
+    train_imagenet.build_model = build_model
+    run_command(train_imagenet.main)
+"""
+
+
+@pytest.mark.slow
+def test_it_goes_on_with_another_number_of_processes(data: Data, tmp_path: Path) -> None:
+    script = tmp_path / "group_norm.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n{GROUP_NORM}")
+
+    def command(folder: str, *words: str) -> Words:
+        return [script, *data.training_command(tmp_path / folder, "--lr", "0.01", *words)[1:]]
+
+    run(*command("one"))
+    stop_at = ["--max-steps", "27"]  # within the second epoch
+    run(*command("changing", *stop_at))
+    done = run(*torchrun(2, *command("changing", *TWO_RANKS)))
+    assert "after epoch 1 and 7 steps" in done.stdout
+    assert "warning: resuming with" not in done.stderr
+    ours, theirs = weights(tmp_path / "changing"), weights(tmp_path / "one")
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+    seen = [[record["step"] for record in read_events(tmp_path / folder, "step")] for folder in ("one", "changing")]
+    assert seen[0] == seen[1] == list(range(40))

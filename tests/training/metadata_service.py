@@ -1,0 +1,55 @@
+"""A local instance metadata service of EC2, version 2, as far as the spot notice needs it."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+NOTICE = {"action": "terminate", "time": "2026-11-21T12:00:00Z"}
+
+
+class MetadataServer(ThreadingHTTPServer):
+    """Gives the notice from the ``notice_after``-th question on; refuses questions without its token."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.notice_after = 0
+        self.questions = 0
+        self.tokens = 0
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: MetadataServer
+
+    def do_PUT(self) -> None:
+        known = self.path == "/latest/api/token" and "X-aws-ec2-metadata-token-ttl-seconds" in self.headers
+        self.server.tokens += known
+        self._answer(200 if known else 400, f"token-{self.server.tokens}")
+
+    def do_GET(self) -> None:
+        if self.headers.get("X-aws-ec2-metadata-token") != f"token-{self.server.tokens}":
+            return self._answer(401, "")
+        self.server.questions += 1
+        due = self.path.endswith("/spot/instance-action") and self.server.questions > self.server.notice_after
+        return self._answer(200, json.dumps(NOTICE)) if due else self._answer(404, "")
+
+    def _answer(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def metadata_server() -> Iterator[MetadataServer]:
+    """Answers on loopback meanwhile."""
+    with MetadataServer() as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

@@ -1,0 +1,61 @@
+"""EC2's interruption notice, asked for over HTTP as the machine's own service is."""
+
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from rebar.training.spot import MetadataService, watch_for_notice
+from tests.training.metadata_service import NOTICE, MetadataServer, metadata_server
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetadataServer]:
+    with metadata_server() as server:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be asked
+        yield server
+
+
+def test_the_notice_is_found_when_it_is_there(server: MetadataServer) -> None:
+    server.notice_after = 2
+    service = MetadataService()
+    assert [service.instance_action() for _ in range(2)] == [None, None]
+    notice = service.instance_action()
+    assert notice is not None
+    assert json.loads(notice) == NOTICE
+    assert server.tokens == 1
+
+
+def test_a_token_that_ran_out_is_renewed(server: MetadataServer) -> None:
+    service = MetadataService()
+    assert service.instance_action()
+    server.tokens = 7  # the old one is no longer taken
+    assert service.instance_action()
+    assert server.tokens == 8
+
+
+def test_the_watcher_calls_once(server: MetadataServer) -> None:
+    server.notice_after = 3
+    noticed, calls = threading.Event(), []
+
+    def on_notice() -> None:
+        calls.append(server.questions)
+        noticed.set()
+
+    with watch_for_notice(on_notice, every_seconds=0.01):
+        assert noticed.wait(10)
+    assert calls == [4]
+
+
+def test_no_service_is_told_once_and_waits_for_nobody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with metadata_server() as server:
+        gone = server.url
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", gone)
+    asked = threading.Event()
+    with watch_for_notice(lambda: pytest.fail("there is no notice"), every_seconds=0.01):
+        asked.wait(0.2)
+    assert capsys.readouterr().err.count("does not answer") == 1
