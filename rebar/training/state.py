@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from rebar.cli import warn
+from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
+from rebar.training.averaging import WeightAverage
 from rebar.training.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from rebar.training.precision import Precision
 
 # Settings that say where and how to run, not what is trained.
-_FREE_TO_CHANGE = ("data.", "logging.", "checkpoint.", "validation.", "dist.", "training.eval_only")
+_FREE_TO_CHANGE = ("data.", "logging.", "checkpoint.", "validation.", "dist.", "execution.", "training.eval_only")
 
 
 @dataclass
@@ -26,6 +28,11 @@ class TrainState:
     arch: str
     num_classes: int
     class_names: list[str]
+    average: WeightAverage | None = None
+    """Of the weights, evaluated in their place."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Of the channels, by which pictures are normalised; with ``std``."""
+    std: tuple[float, ...] = IMAGENET_STD
     epoch: int = 0
     """Complete epochs."""
     train_seconds: float = 0.0
@@ -44,6 +51,9 @@ class TrainState:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "mean": list(self.mean),
+            "std": list(self.std),
             "torch_rng": torch.get_rng_state(),
         }
         save_checkpoint(path, content)
@@ -60,10 +70,26 @@ class TrainState:
         self._load_optimizer(content["optimizer"], path)
         if content["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(content["scaler"])
+        self._load_average(content.get("average"), path)
         torch.set_rng_state(content["torch_rng"])
         self.epoch = content["epoch"]
         self.train_seconds = content["train_seconds"]
         self.last_metrics = content["last_metrics"]
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The average of the weights once there is one, else the model itself."""
+        return self.average.model if self.average and self.average.updates > 0 else self.model
+
+    def _load_average(self, saved: dict[str, Any] | None, path: Path) -> None:
+        """The checkpoint's average; where it has none, a new one that begins with its weights."""
+        if self.average is None:
+            return
+        if saved is None:
+            warn(f"{path} has no average of the weights: it begins now")
+            self.average.model.load_state_dict(self.model.state_dict())
+        else:
+            self.average.load_state_dict(saved)
 
     def _load_optimizer(self, saved: dict[str, Any], path: Path) -> None:
         """The momenta of the checkpoint, with the settings of this run."""

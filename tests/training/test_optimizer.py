@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rebar.training.model import build_model
-from rebar.training.optimizer import build_sgd, parameter_groups, set_learning_rate
+from rebar.training.optimizer import OptimizerConfig, build_optimizer, parameter_groups, set_learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_only_what_decays_shrinks() -> None:
     with torch.no_grad():
         model.weight.fill_(1)
         model.bias.fill_(1)
-    optimizer = build_sgd(parameter_groups(model, 0.5), momentum=0.9)
+    optimizer = build_optimizer("sgd", parameter_groups(model, 0.5), OptimizerConfig(), momentum=0.9, peak_lr=0.1)
     set_learning_rate(optimizer, 0.1)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rebar.training.checkpoint import CheckpointError
-from rebar.training.optimizer import build_sgd, parameter_groups, set_learning_rate
+from rebar.training.optimizer import OptimizerConfig, build_optimizer, parameter_groups, set_learning_rate
 from rebar.training.precision import gradient_scaler
 from rebar.training.state import TrainState
 
@@ -22,6 +22,7 @@ def make_state(
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
     groups = parameter_groups(model, weight_decay, decay_downsample_bn=decay_downsample_bn)
+    optimizer = build_optimizer("sgd", groups, OptimizerConfig(), momentum=0.9, peak_lr=0.1)
     chosen: dict[str, Any] = {
         "arch": "tiny",
         "num_classes": num_classes,
@@ -29,7 +30,7 @@ def make_state(
         "precision": "32",
         "scaler": gradient_scaler("32", torch.device("cpu")),
     }
-    return TrainState(model=model, optimizer=build_sgd(groups, momentum=0.9), **chosen | changes)
+    return TrainState(model=model, optimizer=optimizer, **chosen | changes)
 
 
 def train(state: TrainState, steps: int) -> list[float]:
