@@ -32,13 +32,14 @@ class CheckpointedSequential(nn.Sequential):
 def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
     """The second time round, a batch must not count in the running statistics again."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, counter in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
 def apply_gradient_checkpointing(model: nn.Module) -> int:

@@ -32,9 +32,7 @@ def test_each_picture_gets_torchvisions_adjustments_in_the_batchs_order(step: in
 
 
 def test_orders_differ_between_batches() -> None:
-    orders = {
-        tuple(BatchPosition(0, step, 0, 1).generator(Stream.COLOR_JITTER).permutation(4)) for step in range(200)
-    }
+    orders = {tuple(BatchPosition(0, step, 0, 1).generator(Stream.COLOR_JITTER).permutation(4)) for step in range(200)}
     assert len(orders) == 24
 
 
