@@ -82,8 +82,10 @@ def train(config: TrainConfig, world: World) -> None:
     state = build_state(config, train_loader, world)
     folder = RunFolder(Path(config.logging.folder))
     resume_or_start(config, state, folder, world)
-    resolutions = {resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)}
-    model = compile_for(wrap_distributed(state.model, world), resolutions, enabled=config.execution.compile_model)
+    model = wrap_distributed(state.model, world)
+    if config.execution.compile_model:
+        resolutions = {resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)}
+        model = compile_for(model, resolutions, backend=config.execution.compile_backend)
 
     if config.training.eval_only:
         result = validate(config, state, val_loader, world)
@@ -376,6 +378,7 @@ def warn_of_no_effect(config: TrainConfig) -> None:
         ("loss", config.loss, config.loss.switches()),
         ("regularization", config.regularization, config.regularization.switches()),
         ("averaging", config.averaging, config.averaging.switches()),
+        ("execution", config.execution, config.execution.switches()),
     ):
         for sentence in without_effect(section, settings, switches):
             warn(sentence)

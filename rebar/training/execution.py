@@ -1,6 +1,8 @@
 """How a step is carried out: memory, speed and processes, hardly what it computes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,11 +26,16 @@ class ExecutionConfig:
     channels_last: bool = knob(True, help="pictures and convolutions with the channels innermost")
     tf32: bool = knob(True, help="let 32-bit products round to TF32 (NVIDIA, from A100 on)")
     compile_model: bool = knob(False, help="compile the model with torch.compile: slow start, faster steps")
+    compile_backend: str = knob("inductor", help="compile_model: torch.compile's backend")
     sync_bn: bool = knob(False, help="BatchNorm over all GPUs' pictures instead of each GPU's own")
 
     def __post_init__(self) -> None:
         if self.compile_model and self.gradient_checkpointing:
             raise RebarError("execution: choose one of compile_model and gradient_checkpointing")
+
+    def switches(self) -> Mapping[str, tuple[str, bool]]:
+        """What each setting depends on to have an effect, and whether that is on."""
+        return {"compile_backend": ("compile_model", self.compile_model)}
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -51,13 +58,17 @@ def apply_execution(model: nn.Module, config: ExecutionConfig, world: World) -> 
     return model
 
 
-def compile_for(model: nn.Module, resolutions: set[int], *, enabled: bool) -> nn.Module:
-    """The model compiled for pictures of these sizes (pixels); as it is where that is not enabled.
+def compile_for(model: nn.Module, resolutions: set[int], *, backend: str) -> nn.Module:
+    """The model compiled for pictures of these sizes (pixels). Raises RebarError for an unknown backend.
 
     A few sizes get a program each. For many, as progressive resizing in small steps has, one program takes
     any size, so that nothing is compiled again while the sizes change.
     """
-    if not enabled:
-        return model
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise RebarError(f"execution.compile_backend: torch has no '{backend}' here; it has {', '.join(sorted(known))}")
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * MAX_STATIC_SIZES)
-    return torch.compile(model, dynamic=len(resolutions) > MAX_STATIC_SIZES)  # type: ignore[return-value]
+    dynamic = len(resolutions) > MAX_STATIC_SIZES
+    # Without fixed layouts Inductor compiles the way back through a convolution for its size alone (torch 2.13).
+    options: dict[str, Any] | None = {"force_layout_optimization": True} if dynamic and backend == "inductor" else None
+    return torch.compile(model, dynamic=dynamic, backend=backend, options=options)  # type: ignore[return-value]
