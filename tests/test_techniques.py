@@ -121,7 +121,7 @@ def test_settings_without_effect_are_told(data: Data, tmp_path: Path, capsys: py
 def test_a_compiled_model_trains_through_growing_pictures(data: Data, tmp_path: Path) -> None:
     sizes = ["--min-res=36", "--max-res=56", "--end-ramp=5", "--round-to=4", "--epochs=6", "--log-level=0"]
     compiled = ["--compile-model", "--compile-backend=aot_eager"]
-    train_in_process(data, tmp_path / "plain", *sizes)
+    train_in_process(data, tmp_path / "plain", *sizes, "--epochs=1")
     torch._dynamo.utils.counters.clear()
     train_in_process(data, tmp_path / "compiled", *sizes, *compiled)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -146,9 +146,9 @@ def test_two_processes_train_are_killed_go_on_and_evaluate_exactly(data: Data, t
 def test_every_recipe_trains(recipe: str, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The real script and recipe, shrunk in pictures and pixels only to fit one CPU core."""
     small = [
-        "--min-res=32",
-        "--max-res=32",
-        "--validation.resolution=32",
+        "--min-res=16",
+        "--max-res=16",
+        "--validation.resolution=16",
         "--training.batch_size=64",
         "--num-workers=1",
     ]
