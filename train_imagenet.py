@@ -346,7 +346,7 @@ def announce(
 ) -> None:
     """Say what is about to run, and warn where it is not what the recipe was written for."""
     per_process = config.training.batch_size
-    if config.dist.world_size not in (0, world.size):
+    if config.dist.world_size not in (0, world.size) and config.lr.lr_scaling == "none":
         warn(
             f"this recipe is written for {config.dist.world_size} processes; with {world.size} the global batch is "
             f"{per_process * world.size} instead of {per_process * config.dist.world_size}, at the same learning rate"

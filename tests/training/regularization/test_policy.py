@@ -37,6 +37,17 @@ def test_any_number_of_processes_makes_the_same_global_batch(step: int, images: 
         assert torch.equal(torch.cat([part for _, part in parts]), targets)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("step", range(4))
+def test_a_gpu_makes_the_same_of_a_batch(step: int, images: torch.Tensor) -> None:
+    batch = images.repeat(4, 1, 1, 1)
+    regularizer = build_regularizer(EVERYTHING, num_classes=24, seed=0, rank=0)
+    on_gpu, expected = (regularizer.augment(batch.to(device), step).cpu().int() for device in ("cuda", "cpu"))
+    # rounded otherwise, a value may differ by a level, a hue by more, a pixel by the neighbour that is nearest
+    assert ((on_gpu - expected).abs() > 2).float().mean() < 0.01
+
+
 def test_again_is_the_same_and_another_step_or_seed_is_not(images: torch.Tensor) -> None:
     first, _ = result(images, step=8)
     torch.rand(3)  # torch's own generator does not matter
