@@ -15,8 +15,10 @@ from rebar.cli import run_command
 from rebar.config import build_config, knob, parse_config, section
 from rebar.errors import RebarError
 from rebar.loading import DataConfig, Normalizer, build_val_loader
+from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
 from rebar.reporting import console
 from rebar.reporting.run_folder import RunFolder
+from rebar.training.averaging import weights_to_evaluate
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
@@ -85,9 +87,11 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
     batches = loader.epoch(0, resolution)
     result = evaluate(
         restore_model(checkpoint, trained, world),
-        Normalizer(world.device).each(
-            console.progress(batches, "evaluation", total=len(loader), enabled=world.is_main)
-        ),
+        Normalizer(
+            world.device,
+            mean=checkpoint.get("mean", IMAGENET_MEAN),
+            std=checkpoint.get("std", IMAGENET_STD),
+        ).each(console.progress(batches, "evaluation", total=len(loader), enabled=world.is_main)),
         world=world,
         precision=resolve_precision(options.precision, world.device),
         mirror=True,
@@ -103,7 +107,7 @@ def restore_model(checkpoint: dict[str, Any], trained: TrainConfig, world: World
         num_classes=checkpoint["num_classes"],
         use_blurpool=trained.training.use_blurpool,
     )
-    model.load_state_dict(checkpoint["model"])
+    model.load_state_dict(weights_to_evaluate(checkpoint))
     return to_device(model, world.device)
 
 

@@ -5,8 +5,9 @@
     torchrun --nproc_per_node=4 train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml
 
 The same command goes on where an earlier one stopped. `--help` lists every knob, `--print-config`
-shows what a command would run with. The recipe is the one of ffcv-imagenet: SGD with momentum, a
-learning rate that rises and falls linearly, label smoothing, BlurPool, small pictures first.
+shows what a command would run with. The usual recipe is the one of ffcv-imagenet: SGD with momentum, a
+learning rate that rises and falls linearly, label smoothing, BlurPool, small pictures first. Others, and
+what each technique is good for: docs/training.md.
 """
 
 import dataclasses
@@ -23,6 +24,8 @@ from rebar.cli import run_command, warn
 from rebar.config import config_name, flatten_config, parse_config
 from rebar.errors import RebarError
 from rebar.loading import IMAGENET_ON_HUB, Loader, Normalizer, build_train_loader, build_val_loader
+from rebar.loading.device import Augment
+from rebar.loading.statistics import read_statistics
 from rebar.reporting import console
 from rebar.reporting.environment import environment
 from rebar.reporting.memory import peak_host_gb
@@ -30,6 +33,9 @@ from rebar.reporting.plot import plot_run
 from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import RunLog
+from rebar.training.accumulation import pieces_of
+from rebar.training.averaging import build_average
+from rebar.training.batchnorm_statistics import reestimate_batchnorm
 from rebar.training.checkpoint import keep_copies
 from rebar.training.config import TrainConfig
 from rebar.training.control import RunControl
@@ -40,18 +46,24 @@ from rebar.training.distributed import (
     sum_over_world,
     wrap_distributed,
 )
+from rebar.training.effects import without_effect
 from rebar.training.evaluation import Evaluation, evaluate
+from rebar.training.execution import allow_tf32, apply_execution, compile_for
 from rebar.training.export import export_weights, forms
+from rebar.training.losses import build_criterion, start_at_even_odds
 from rebar.training.lr_override import ScheduleSpan, lr_in_span
 from rebar.training.meter import TrainMeter
 from rebar.training.model import build_model, count_parameters, to_device
-from rebar.training.optimizer import build_sgd, parameter_groups, set_learning_rate
+from rebar.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_learning_rate
 from rebar.training.precision import autocast, gradient_scaler, resolve_precision
 from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
 from rebar.training.recording import recorded_run
+from rebar.training.regularization.policy import build_regularizer
 from rebar.training.resolution import resolution_at
-from rebar.training.schedule import lr_at
+from rebar.training.schedule import lr_at, peak_lr
+from rebar.training.seeding import seed_step
 from rebar.training.state import TrainState
+from rebar.training.stochastic_depth import apply_stochastic_depth
 
 
 def main(argv: Sequence[str]) -> None:
@@ -76,12 +88,16 @@ def train(config: TrainConfig, world: World) -> None:
     """The whole run, from the data to the summary."""
     torch.manual_seed(config.training.seed)
     torch.backends.cudnn.benchmark = True
+    allow_tf32(config.execution.tf32)
 
     train_loader, val_loader = open_data(config, world)
     state = build_state(config, train_loader, world)
     folder = RunFolder(Path(config.logging.folder))
     resumed = resume(config, state, train_loader, folder, world)
     model = wrap_distributed(state.model, world)
+    if config.execution.compile_model:
+        resolutions = {resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)}
+        model = compile_for(model, resolutions, backend=config.execution.compile_backend)
 
     if config.training.eval_only:
         result = validate(config, state, val_loader, world)
@@ -95,6 +111,7 @@ def train(config: TrainConfig, world: World) -> None:
         while state.epoch < config.training.epochs and not control.is_over():
             metrics = train_one_epoch(config, state, model, train_loader, log, control, world)
             if config.logging.log_level > 0 or control.is_over() or state.epoch + 1 == config.training.epochs:
+                settle_average(config, state, train_loader, world)
                 metrics |= validate(config, state, val_loader, world, control).metrics()
             state.last_metrics = metrics
             seconds = state.train_seconds + state.meter.seconds
@@ -122,26 +139,39 @@ def train_one_epoch(
     """One pass over the training data, or what is left of it; returns its metrics. The recipe is the loop below."""
     epochs, steps_per_epoch = config.training.epochs, len(loader)
     resolution = resolution_at(state.epoch, config.resolution)
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.training.label_smoothing)
+    criterion = build_criterion(config.loss, label_smoothing=config.training.label_smoothing)
+    regularizer = build_regularizer(
+        config.regularization, num_classes=state.num_classes, seed=config.training.seed, rank=world.rank
+    )
+    normalizer = build_normalizer(config, state, world, augment=regularizer.augment)
     meter, first_step = state.meter, state.epoch * steps_per_epoch + state.meter.steps
     batches = meter.timed(loader.epoch(state.epoch, resolution) if meter.steps < steps_per_epoch else ())
     title = f"epoch {state.epoch + 1}/{epochs}"
     bar = console.progress(batches, title, total=steps_per_epoch, initial=meter.steps, enabled=world.is_main)
 
     model.train()
-    for step, (images, labels) in enumerate(Normalizer(world.device).each(bar), start=first_step):
+    for step, (images, labels) in enumerate(normalizer.each(bar, first_step), start=first_step):
         state.lr = learning_rate(config, state, step, steps_per_epoch)
         set_learning_rate(state.optimizer, state.lr)
+        seed_step(config.training.seed, step, world.rank)
+        images, targets = regularizer.mix(images, labels, step)
 
         state.optimizer.zero_grad(set_to_none=True)
-        with autocast(state.precision, world.device):
-            logits = model(images)
-            loss = criterion(logits, labels)
-        state.scaler.scale(loss).backward()
+        loss = torch.zeros((), device=world.device)
+        for piece in pieces_of(model, images, targets, labels, count=config.execution.accumulate):
+            with autocast(state.precision, world.device):
+                logits = model(piece.images)
+                piece_loss = criterion(logits, piece.targets)
+            state.scaler.scale(piece_loss * piece.share).backward()
+            loss += piece_loss.detach() * piece.share
+            meter.add(piece_loss, logits, piece.labels)
+        clip_gradients(model, state.optimizer, state.scaler, config.optimizer.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
+        if state.average:
+            state.average.after_step(state.model, step)
+        meter.end_step()
 
-        meter.add(loss, logits, labels)
         if step % config.logging.log_every == 0:  # the only place in the loop that waits for the device
             value = check_finite(loss.item(), step)
             bar.set_postfix(loss=f"{value:.3f}", lr=f"{state.lr:.4f}", px=resolution, refresh=False)
@@ -167,18 +197,34 @@ def train_one_epoch(
     }
 
 
+def settle_average(config: TrainConfig, state: TrainState, loader: Loader, world: World) -> None:
+    """Give a plain mean of weights (SWA) the BatchNorm statistics that belong to it, from training pictures."""
+    if state.average is None or not state.average.reestimates_batchnorm or state.average.updates == 0:
+        return
+    position = loader.state_dict(state.meter.steps_of_pass)
+    pictures = loader.epoch(state.epoch + 1, resolution_at(state.epoch, config.resolution))
+    reestimate_batchnorm(
+        state.average.model,
+        build_normalizer(config, state, world).each(pictures),
+        count=config.averaging.swa_bn_batches,
+        world=world,
+        precision=state.precision,
+    )
+    loader.load_state_dict(position)
+
+
 def validate(
     config: TrainConfig, state: TrainState, loader: Loader, world: World, control: RunControl | None = None
 ) -> Evaluation:
-    """Exact accuracy of the model on the validation data, every picture once over all processes."""
-    share_buffers(state.model, world)
+    """Exact accuracy of the model, or of its average, every validation picture once over all processes."""
+    share_buffers(state.evaluated_model, world)
     batches = loader.epoch(0, config.validation.resolution)
     if control is not None:
         batches = control.watched(batches)
     shown = console.progress(batches, "validation", total=len(loader), enabled=world.is_main)
     return evaluate(
-        state.model,
-        Normalizer(world.device).each(shown),
+        state.evaluated_model,
+        build_normalizer(config, state, world).each(shown),
         world=world,
         precision=state.precision,
         mirror=config.validation.lr_tta,
@@ -217,6 +263,7 @@ def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:
         seed=config.training.seed,
         distributed=world.distributed,
         pin_memory=pin_memory,
+        random_crops=config.regularization.augmentation != "none",
     )
     val_loader = build_val_loader(
         config.data,
@@ -251,16 +298,30 @@ def build_state(config: TrainConfig, train_loader: Loader, world: World) -> Trai
         use_blurpool=config.training.use_blurpool,
         pretrained=config.model.pretrained,
         zero_init_residual=config.model.zero_init_residual,
+        initialization=config.model.initialization,
     )
-    model = to_device(model, world.device)
+    if config.loss.loss_type == "bce" and not config.model.pretrained:
+        start_at_even_odds(model, num_classes)
+    model = apply_execution(model, config.execution, world)
+    depth = config.regularization.stochastic_depth
+    if depth > 0 and apply_stochastic_depth(model, depth) == 0:
+        warn(f"regularization.stochastic_depth has no effect: {config.model.arch} has no residual blocks to skip")
+    model = to_device(model, world.device, channels_last=config.execution.channels_last)
     groups = parameter_groups(
         model, config.training.weight_decay, decay_downsample_bn=config.training.decay_downsample_bn
     )
     names = list(beton.class_names or [str(label) for label in range(beton.num_classes)])
     precision = resolve_precision(config.training.precision, world.device)
+    statistics = read_statistics(config.data.stats_file)
     return TrainState(
         model=model,
-        optimizer=build_sgd(groups, momentum=config.training.momentum),
+        optimizer=build_optimizer(
+            config.training.optimizer,
+            groups,
+            config.optimizer,
+            momentum=config.training.momentum,
+            peak_lr=peak_lr(config.lr, global_batch=train_loader.global_batch),
+        ),
         scaler=gradient_scaler(precision, world.device),
         precision=precision,
         arch=config.model.arch,
@@ -270,6 +331,20 @@ def build_state(config: TrainConfig, train_loader: Loader, world: World) -> Trai
         schedule=ScheduleSpan(config.training.epochs, reset=config.checkpoint.reset_schedule),
         num_samples=train_loader.num_samples,
         global_batch=train_loader.global_batch,
+        average=build_average(
+            model, config.averaging, epochs=config.training.epochs, steps_per_epoch=len(train_loader)
+        ),
+        mean=statistics.mean,
+        std=statistics.std,
+    )
+
+
+def build_normalizer(
+    config: TrainConfig, state: TrainState, world: World, augment: Augment | None = None
+) -> Normalizer:
+    """What takes batches to the device, by the statistics of this run."""
+    return Normalizer(
+        world.device, mean=state.mean, std=state.std, channels_last=config.execution.channels_last, augment=augment
     )
 
 
@@ -300,7 +375,7 @@ def resumed_schedule(config: TrainConfig, state: TrainState, steps_per_epoch: in
         return ScheduleSpan(epochs, reset=True, first_epoch=state.epoch, from_step=step, from_lr=state.lr)
     stretched = dataclasses.replace(before, epochs=epochs)
     if epochs > max(state.epoch, before.epochs) and config.checkpoint.freeze_lr is None:
-        lr = lr_of_step(config, stretched, step, steps_per_epoch)
+        lr = lr_of_step(config, state, stretched, step, steps_per_epoch)
         if lr > 1.5 * state.lr:
             warn(
                 f"with {epochs} epochs instead of {before.epochs} the learning rate jumps from {state.lr:.4g} to "
@@ -320,7 +395,7 @@ def announce(
 ) -> None:
     """Say what is about to run, and warn where it is not what the recipe was written for."""
     per_process = config.training.batch_size
-    if config.dist.world_size not in (0, world.size):
+    if config.dist.world_size not in (0, world.size) and config.lr.lr_scaling == "none":
         warn(
             f"this recipe is written for {config.dist.world_size} processes; with {world.size} the global batch is "
             f"{per_process * world.size} instead of {per_process * config.dist.world_size}, at the same learning rate"
@@ -330,6 +405,7 @@ def announce(
             f"lr.lr_peak_epoch {config.lr.lr_peak_epoch} is not before the end of {config.training.epochs} epochs: "
             "the learning rate never comes down"
         )
+    warn_of_no_effect(config)
     facts = {
         "model": f"{state.arch}, {count_parameters(state.model):,} parameters",
         "data": f"{train_loader.num_samples:,} training and {val_loader.num_samples:,} validation pictures, "
@@ -341,6 +417,20 @@ def announce(
         print(console.table(facts), flush=True)
     start = {"epoch": state.epoch, "parameters": count_parameters(state.model), "world_size": world.size}
     log.write("start", {**start, "device": device_name(world), "environment": environment()})
+
+
+def warn_of_no_effect(config: TrainConfig) -> None:
+    """Name the settings that change nothing, because what they belong to is off."""
+    for section, settings, switches in (
+        ("lr", config.lr, config.lr.switches()),
+        ("optimizer", config.optimizer, config.optimizer.switches(config.training.optimizer)),
+        ("loss", config.loss, config.loss.switches()),
+        ("regularization", config.regularization, config.regularization.switches()),
+        ("averaging", config.averaging, config.averaging.switches()),
+        ("execution", config.execution, config.execution.switches()),
+    ):
+        for sentence in without_effect(section, settings, switches):
+            warn(sentence)
 
 
 def progress_note(state: TrainState, config: TrainConfig) -> str:
@@ -360,15 +450,17 @@ def learning_rate(config: TrainConfig, state: TrainState, step: int, steps_per_e
     """The scheduled rate of a step, or the one that --freeze-lr holds."""
     held = config.checkpoint.freeze_lr
     if held is not None:
-        return held or state.lr or config.lr.lr
-    return lr_of_step(config, state.schedule, step, steps_per_epoch)
+        return held or state.lr or peak_lr(config.lr, global_batch=state.global_batch)
+    return lr_of_step(config, state, state.schedule, step, steps_per_epoch)
 
 
-def lr_of_step(config: TrainConfig, span: ScheduleSpan, step: int, steps_per_epoch: int) -> float:
+def lr_of_step(config: TrainConfig, state: TrainState, span: ScheduleSpan, step: int, steps_per_epoch: int) -> float:
     """The scheduled rate of a step of the run."""
 
+    peak = peak_lr(config.lr, global_batch=state.global_batch)
+
     def schedule(step: int, epochs: int) -> float:
-        return lr_at(step, config.lr, epochs=epochs, steps_per_epoch=steps_per_epoch)
+        return lr_at(step, config.lr, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)
 
     blend_epochs = max(config.lr.lr_peak_epoch, 1)
     return lr_in_span(step, span, schedule, steps_per_epoch=steps_per_epoch, blend_epochs=blend_epochs)

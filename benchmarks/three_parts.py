@@ -23,7 +23,7 @@ from torch import nn
 from rebar.loading import Batch, Loader, Normalizer, RandomResizedCrop, WaitTimer
 from rebar.training.distributed import join_world
 from rebar.training.model import build_model, to_device
-from rebar.training.optimizer import build_sgd, parameter_groups
+from rebar.training.optimizer import OptimizerConfig, build_optimizer, parameter_groups
 from rebar.training.precision import Precision, autocast, gradient_scaler, resolve_precision
 
 Step = Callable[[torch.Tensor, torch.Tensor], None]
@@ -32,7 +32,7 @@ Step = Callable[[torch.Tensor, torch.Tensor], None]
 def make_step(arch: str, num_classes: int, precision: Precision, device: torch.device) -> Step:
     """A training step as in train_imagenet.py, with BlurPool and label smoothing."""
     model = to_device(build_model(arch, num_classes=num_classes, use_blurpool=True), device)
-    optimizer = build_sgd(parameter_groups(model, 1e-4), momentum=0.9)
+    optimizer = build_optimizer("sgd", parameter_groups(model, 1e-4), OptimizerConfig(), momentum=0.9, peak_lr=0.1)
     scaler = gradient_scaler(precision, device)
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
     for group in optimizer.param_groups:

@@ -142,13 +142,16 @@ def test_two_processes_train_are_killed_go_on_and_evaluate_exactly(data: Data, t
 # ------------------------------------------------------------------ every recipe starts
 
 
-@pytest.mark.parametrize("recipe", sorted(path.name for path in (REPOSITORY / "rn50_configs").glob("*.yaml")))
+RECIPES = sorted(path.name for path in (REPOSITORY / "rn50_configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.endswith("_base.yaml")])
 def test_every_recipe_trains(recipe: str, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The real script and recipe, shrunk in pictures and pixels only to fit one CPU core."""
     small = [
-        "--min-res=32",
-        "--max-res=32",
-        "--validation.resolution=32",
+        "--min-res=16",
+        "--max-res=16",
+        "--validation.resolution=16",
         "--training.batch_size=64",
         "--num-workers=1",
     ]

@@ -12,12 +12,17 @@ from rebar.loading.plan import Batch
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Augment = Callable[[torch.Tensor, int], torch.Tensor]
 HostBatch = TypeVar("HostBatch")
 DeviceBatch = TypeVar("DeviceBatch", bound=tuple[torch.Tensor, ...])
 
 
 class Normalizer:
-    """Moves batches to ``device`` as bytes (a quarter of the traffic of floats) and normalises them there."""
+    """Moves batches to ``device`` as bytes (a quarter of the traffic of floats) and normalises them there.
+
+    ``augment`` is given the pictures before they are normalised, uint8 ``[n, 3, h, w]`` on the device, and
+    the step's number, and returns what takes their place.
+    """
 
     def __init__(
         self,
@@ -26,25 +31,32 @@ class Normalizer:
         *,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        channels_last: bool = True,
+        augment: Augment | None = None,
     ) -> None:
         self.device = device
         self.dtype = dtype
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._augment = augment
         self._scale = self._per_channel([1 / (255 * deviation) for deviation in std])
         self._shift = self._per_channel([-m / deviation for m, deviation in zip(mean, std, strict=True)])
 
     def _per_channel(self, values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device).view(1, 3, 1, 1)
 
-    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """``dtype`` ``[n, 3, h, w]`` in channels_last layout, and int64 ``[n]`` labels."""
+    def __call__(self, batch: Batch, step: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """``dtype`` ``[n, 3, h, w]`` and int64 ``[n]`` labels; ``step`` is for the augmentation."""
         images = batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         labels = batch.labels.to(self.device, non_blocking=True)
+        if self._augment is not None:
+            images = self._augment(images, step)
         # Computed as float32, whatever it is stored as: half has too few digits for what is subtracted.
-        return torch.addcmul(self._shift, images.to(torch.float32), self._scale).to(self.dtype), labels
+        exact = torch.addcmul(self._shift, images.to(torch.float32), self._scale)
+        return exact.to(self.dtype).contiguous(memory_format=self._layout), labels
 
-    def each(self, batches: Iterable[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Normalise batch after batch; on a GPU one batch ahead of the consumer."""
-        return on_device(batches, self, self.device)
+    def each(self, batches: Iterable[Batch], first_step: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Normalise batch after batch, counted from ``first_step``; on a GPU one batch ahead of the consumer."""
+        return on_device(enumerate(batches, first_step), lambda numbered: self(numbered[1], numbered[0]), self.device)
 
 
 def on_device(

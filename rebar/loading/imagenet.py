@@ -35,6 +35,7 @@ class DataConfig:
         True, help="the files fit in memory; if not, they are shuffled by windows of 512 MB and read ahead"
     )
     min_scale: float = knob(0.08, help="smallest share of the area a random crop takes", minimum=0.001, maximum=1)
+    stats_file: str = knob("", help="JSON with mean and std of the channels; default ImageNet's")
     on_error: OnError = knob("raise", help="a corrupt training picture: raise an error, or replace it by another")
 
 
@@ -48,8 +49,9 @@ def build_train_loader(
     seed: int,
     distributed: bool,
     pin_memory: bool,
+    random_crops: bool = True,
 ) -> Loader:
-    """Shuffled, randomly cropped and mirrored; an incomplete last batch is dropped."""
+    """Shuffled, randomly cropped and mirrored (or centre crops); an incomplete last batch is dropped."""
     path, indices = _open(config.train_dataset, "train", config.data_subset)
     return Loader(
         path,
@@ -60,7 +62,7 @@ def build_train_loader(
         seed=seed,
         indices=indices,
         drop_last=True,
-        cropper=RandomResizedCrop(scale=(config.min_scale, 1.0)),
+        cropper=RandomResizedCrop(scale=(config.min_scale, 1.0)) if random_crops else CenterCrop(),
         distributed=distributed,
         on_error=config.on_error,
         pin_memory=pin_memory,

@@ -25,6 +25,13 @@ class Stream(IntEnum):
     SUBSTITUTE = 4
     FOREIGN = 5
     """The seeds of other people's generators."""
+    # Of the augmentation on the device, whose "epoch" is the step and whose "sample" the place in the batch.
+    AUTO_AUGMENT = 6
+    COLOR_JITTER = 7
+    ERASING = 8
+    MIXING = 9
+    TORCH = 10
+    """The seed of torch's generators in a step."""
 
 
 @dataclass(frozen=True)

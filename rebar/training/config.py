@@ -5,15 +5,20 @@ Names and defaults are ffcv-imagenet's where it has them, so that its configs ru
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from rebar.config import knob, section
 from rebar.loading.imagenet import DataConfig
 from rebar.reporting.run_log import LoggingConfig
+from rebar.training.averaging import AveragingConfig
 from rebar.training.checkpoint import CheckpointConfig
 from rebar.training.evaluation import ValidationConfig
+from rebar.training.execution import ExecutionConfig
+from rebar.training.losses import LossConfig
 from rebar.training.model import ModelConfig
+from rebar.training.optimizer import OptimizerConfig, OptimizerName
 from rebar.training.precision import Precision
+from rebar.training.regularization.policy import RegularizationConfig
 from rebar.training.resolution import ResolutionConfig
 from rebar.training.schedule import LearningRateConfig
 
@@ -25,8 +30,8 @@ class TrainingConfig:
     eval_only: bool = knob(False, help="evaluate the checkpoint (or pretrained model) and stop")
     batch_size: int = knob(512, help="batch size per process", minimum=1)
     epochs: int = knob(30, help="epochs", minimum=1)
-    optimizer: Literal["sgd"] = knob("sgd", help="optimizer")
-    momentum: float = knob(0.9, help="SGD momentum", minimum=0, maximum=1)
+    optimizer: OptimizerName = knob("sgd", help="sgdw: decoupled decay; lamb, lars: very large batches")
+    momentum: float = knob(0.9, help="momentum of sgd, sgdw and lars", minimum=0, maximum=1)
     weight_decay: float = knob(4e-5, help="weight decay of all but biases and normalisation", minimum=0)
     label_smoothing: float = knob(0.1, help="label smoothing", minimum=0, maximum=1)
     use_blurpool: bool = knob(False, help="blur before strided convolutions")
@@ -58,6 +63,11 @@ class TrainConfig:
     data: DataConfig = section(DataConfig)
     lr: LearningRateConfig = section(LearningRateConfig)
     training: TrainingConfig = section(TrainingConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    loss: LossConfig = section(LossConfig)
+    regularization: RegularizationConfig = section(RegularizationConfig)
+    averaging: AveragingConfig = section(AveragingConfig)
+    execution: ExecutionConfig = section(ExecutionConfig)
     validation: ValidationConfig = section(ValidationConfig)
     logging: LoggingConfig = section(LoggingConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)

@@ -58,10 +58,13 @@ class TrainMeter:
         return self._seconds + (time.perf_counter() - self._running_since if self._running_since is not None else 0)
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count one batch with its mean loss. Queues work on the device; reads nothing back."""
+        """Count a batch, or a piece of one, with its mean loss. Queues work on the device; reads nothing back."""
         correct = (logits.detach().argmax(dim=1) == labels).sum()
         count = len(labels)
         self._sums += torch.stack([torch.full_like(loss, count), loss.detach() * count, correct]).double()
+
+    def end_step(self) -> None:
+        """All of a step's batch was counted."""
         self.steps += 1
 
     def averages(self, world: World) -> tuple[float, float]:

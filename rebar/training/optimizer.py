@@ -1,10 +1,42 @@
-"""SGD, and which parameters decay."""
+"""Which parameters decay, which optimizer moves them, and how far at most."""
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from rebar.config import knob
+from rebar.training.lamb import LAMB
+from rebar.training.lars import LARS
+from rebar.training.sgdw import SGDW
+
+OptimizerName = Literal["sgd", "sgdw", "lamb", "lars"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer, besides what stands under training."""
+
+    nesterov: bool = knob(False, help="sgd, sgdw: Nesterov's momentum")
+    clip_norm: float = knob(0.0, help="scale gradients down to this norm over all parameters; 0: never", minimum=0)
+    lamb_beta1: float = knob(0.9, help="lamb: memory of the mean gradient", minimum=0, maximum=0.9999)
+    lamb_beta2: float = knob(0.999, help="lamb: memory of the mean squared gradient", minimum=0, maximum=0.99999)
+    lamb_eps: float = knob(1e-6, help="lamb: keeps the division from zero", minimum=0)
+    lars_trust: float = knob(0.001, help="lars: length of a step, as a share of the layer's", minimum=0)
+
+    def switches(self, optimizer: OptimizerName) -> Mapping[str, tuple[str, bool]]:
+        """What each setting depends on to have an effect, and whether that is on."""
+        lamb = ("training.optimizer lamb", optimizer == "lamb")
+        return {
+            "nesterov": ("training.optimizer sgd or sgdw", optimizer in ("sgd", "sgdw")),
+            "lamb_beta1": lamb,
+            "lamb_beta2": lamb,
+            "lamb_eps": lamb,
+            "lars_trust": ("training.optimizer lars", optimizer == "lars"),
+        }
 
 
 def parameter_groups(
@@ -33,9 +65,35 @@ def parameter_groups(
     return [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
-def build_sgd(groups: list[dict[str, Any]], *, momentum: float) -> torch.optim.SGD:
-    """SGD over parameter groups; the loop sets the learning rate at every step."""
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+def build_optimizer(
+    name: OptimizerName, groups: list[dict[str, Any]], config: OptimizerConfig, *, momentum: float, peak_lr: float
+) -> torch.optim.Optimizer:
+    """An optimizer over parameter groups; the loop sets the learning rate at every step.
+
+    SGD and SGDW run as one fused kernel on a GPU, which also keeps fp16's loss scaling from waiting for
+    the device.
+    """
+    if name == "lamb":
+        return LAMB(groups, lr=0.0, betas=(config.lamb_beta1, config.lamb_beta2), eps=config.lamb_eps)
+    if name == "lars":
+        return LARS(groups, lr=0.0, momentum=momentum, trust=config.lars_trust)
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    nesterov = config.nesterov and momentum > 0
+    options: dict[str, Any] = {"lr": 0.0, "momentum": momentum, "nesterov": nesterov, "fused": on_gpu or None}
+    return SGDW(groups, peak_lr=peak_lr, **options) if name == "sgdw" else torch.optim.SGD(groups, **options)
+
+
+def clip_gradients(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_norm: float
+) -> None:
+    """Scale all gradients down together where their norm is above ``max_norm``; nothing where that is 0.
+
+    Pascanu et al., "On the difficulty of training recurrent neural networks", ICML 2013. The host does not
+    wait for the norm.
+    """
+    if max_norm > 0:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +10,8 @@ from torch import nn
 from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.loading import Loader
+from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
+from rebar.training.averaging import WeightAverage
 from rebar.training.checkpoint import CheckpointError, plain_names, read_newest, save_checkpoint
 from rebar.training.distributed import World, gather_from_all
 from rebar.training.lr_override import ScheduleSpan
@@ -27,6 +29,7 @@ _FREE_TO_CHANGE = (
     "checkpoint.",
     "validation.",
     "dist.",
+    "execution.",
     "training.eval_only",
     "training.batch_size",  # the global one counts, and is compared below
     "training.max_steps",
@@ -35,14 +38,6 @@ _FREE_TO_CHANGE = (
     "training.dry_run",
     "training.find_lr",
 )
-
-
-class Stateful(Protocol):
-    """What a checkpoint can hold besides the model: an average of the weights, say."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 @dataclass
@@ -63,8 +58,11 @@ class TrainState:
     """Training samples an epoch is made of."""
     global_batch: int = 0
     """Samples a step, of all processes together."""
-    companions: dict[str, Stateful] = field(default_factory=dict)
-    """What else trains along: saved and restored with the rest, under these names."""
+    average: WeightAverage | None = None
+    """Of the weights, evaluated in their place."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Of the channels, by which pictures are normalised; with ``std``."""
+    std: tuple[float, ...] = IMAGENET_STD
     epoch: int = 0
     """Complete epochs."""
     lr: float = 0.0
@@ -140,7 +138,9 @@ class TrainState:
             "model": plain_names(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "companions": {name: companion.state_dict() for name, companion in self.companions.items()},
+            "average": self.average.state_dict() if self.average else None,
+            "mean": list(self.mean),
+            "std": list(self.std),
             "rng": random_states,
         }
         save_checkpoint(path, content)
@@ -159,7 +159,7 @@ class TrainState:
         self._load_optimizer(content["optimizer"], path)
         if content["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(content["scaler"])
-        self._load_companions(content["companions"], path)
+        self._load_average(content["average"], path)
         if len(content["rng"]) == world.size:  # else the processes' shares of the work are others anyway
             set_rng_states(content["rng"][world.rank], world.device)
         self.meter.load_state_dict(content["meter"], world)
@@ -179,14 +179,20 @@ class TrainState:
                 f"{content['global_batch']}"
             )
 
-    def _load_companions(self, saved: dict[str, Any], path: Path) -> None:
-        for name, companion in self.companions.items():
-            if name in saved:
-                companion.load_state_dict(saved[name])
-            else:
-                warn(f"{path} holds no {name}: it starts from here")
-        for name in saved.keys() - self.companions.keys():
-            warn(f"the {name} of {path} is not used by this run")
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The average of the weights once there is one, else the model itself."""
+        return self.average.model if self.average and self.average.updates > 0 else self.model
+
+    def _load_average(self, saved: dict[str, Any] | None, path: Path) -> None:
+        """The checkpoint's average; where it has none, a new one that begins with its weights."""
+        if self.average is None:
+            return
+        if saved is None:
+            warn(f"{path} has no average of the weights: it begins now")
+            self.average.model.load_state_dict(self.model.state_dict())
+        else:
+            self.average.load_state_dict(saved)
 
     def _load_optimizer(self, saved: dict[str, Any], path: Path) -> None:
         """The momenta of the checkpoint, with the settings of this run."""

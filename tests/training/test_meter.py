@@ -43,11 +43,13 @@ def test_it_goes_on_from_a_checkpoint(world: World) -> None:
     meter = TrainMeter(world.device)
     for _ in meter.timed(range(3)):
         meter.add(torch.tensor(1.0), one_hot([0, 1, 2]), torch.tensor([0, 1, 3]))
+        meter.end_step()
     resumed = TrainMeter(world.device)
     resumed.load_state_dict(meter.state_dict(world), world)
     assert list(resumed.timed("ab")) == ["a", "b"]
     assert (resumed.steps, resumed.steps_of_pass) == (3, 0)
     resumed.add(torch.tensor(5.0), one_hot([3]), torch.tensor([0]))
+    resumed.end_step()
     assert (resumed.steps, resumed.steps_of_pass) == (4, 1)
     assert resumed.averages(world) == (1.4, 0.6)
     assert resumed.seconds > meter.wait_seconds

@@ -1,5 +1,6 @@
 """The resolution of every epoch, against ffcv-imagenet's formula written down anew."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,14 @@ def test_resolutions_computed_by_hand() -> None:
     assert [resolution_at(epoch, steep) for epoch in range(6)] == [96, 128, 160, 192, 224, 224]
     fine = ResolutionConfig(min_res=96, max_res=224, start_ramp=0, end_ramp=4, round_to=20)
     assert [resolution_at(epoch, fine) for epoch in range(5)] == [96, 120, 160, 200, 224]
+
+
+def test_steps_may_be_as_small_as_four_pixels() -> None:
+    fine = ResolutionConfig(min_res=88, max_res=176, start_ramp=14, end_ramp=29, round_to=4)
+    sizes = [resolution_at(epoch, fine) for epoch in range(36)]
+    assert sizes[:15] == [88] * 15
+    assert sizes[29:] == [176] * 7
+    assert all(later - size in (4, 8) for size, later in itertools.pairwise(sizes[14:30]))
 
 
 def test_without_a_ramp_the_last_resolution_comes_after_the_first_epoch() -> None:

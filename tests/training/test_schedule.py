@@ -1,10 +1,24 @@
-"""The learning rate of every step, against ffcv-imagenet's formulas written down anew."""
+"""The learning rate of every step, against ffcv-imagenet's formulas written down anew and torch's schedulers."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    SequentialLR,
+    StepLR,
+)
 
-from rebar.training.schedule import LearningRateConfig, cyclic_lr, lr_at, step_lr
+from rebar.training.effects import without_effect
+from rebar.training.schedule import LearningRateConfig, cyclic_lr, lr_at, peak_lr, step_lr
 
 RECIPES = [16, 24, 32, 40, 56, 88]  # epochs
 STEPS_PER_EPOCH = 312  # ImageNet in batches of 8 x 512, the incomplete one dropped
@@ -72,3 +86,95 @@ def test_curves_computed_by_hand() -> None:
 def test_without_a_rise_the_rate_begins_at_its_peak() -> None:
     config = LearningRateConfig(lr=1.0, lr_peak_epoch=0)
     assert [lr_at(step, config, epochs=4, steps_per_epoch=1) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+
+
+# ------------------------------------------------------------------ against torch's own schedulers
+
+STEPS, EPOCHS = 40, 4
+
+
+def torchs(make: Callable[[torch.optim.Optimizer], LRScheduler], peak: float = 0.8) -> list[float]:
+    """The rates of one of torch's schedulers, stepped at every step."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    scheduler, rates = make(optimizer), []
+    for _ in range(STEPS):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def ours(**settings: Any) -> list[float]:
+    return all_steps(LearningRateConfig(lr=0.8, **settings), EPOCHS, STEPS // EPOCHS)
+
+
+def with_warmup(make: Callable[[torch.optim.Optimizer], LRScheduler]) -> Callable[[torch.optim.Optimizer], LRScheduler]:
+    return lambda optimizer: SequentialLR(
+        optimizer, [LinearLR(optimizer, start_factor=0.01, total_iters=10), make(optimizer)], milestones=[10]
+    )
+
+
+WARMUP = {"warmup_epochs": 1, "warmup_factor": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("settings", "scheduler"),
+    [
+        ({"lr_schedule_type": "cosine"}, lambda o: CosineAnnealingLR(o, STEPS)),
+        ({"lr_schedule_type": "cosine", "min_lr": 0.1}, lambda o: CosineAnnealingLR(o, STEPS, eta_min=0.1)),
+        ({"lr_schedule_type": "cosine", **WARMUP}, with_warmup(lambda o: CosineAnnealingLR(o, STEPS - 10))),
+        ({"lr_schedule_type": "linear"}, lambda o: LinearLR(o, 1.0, 0.0, STEPS)),
+        ({"lr_schedule_type": "linear", "min_lr": 0.2}, lambda o: LinearLR(o, 1.0, 0.25, STEPS)),
+        ({"lr_schedule_type": "linear", **WARMUP}, with_warmup(lambda o: LinearLR(o, 1.0, 0.0, STEPS - 10))),
+        ({"lr_schedule_type": "constant"}, lambda o: ConstantLR(o, 1.0)),
+        ({"lr_schedule_type": "constant", **WARMUP}, with_warmup(lambda o: ConstantLR(o, 1.0))),
+        ({"lr_schedule_type": "onecycle"}, lambda o: OneCycleLR(o, 0.8, STEPS)),
+        (
+            {"lr_schedule_type": "onecycle", "onecycle_rise": 0.5, "onecycle_start": 10, "onecycle_end": 100},
+            lambda o: OneCycleLR(o, 0.8, STEPS, pct_start=0.5, div_factor=10, final_div_factor=100),
+        ),
+    ],
+    ids=str,
+)
+def test_every_step_has_torchs_rate(settings: dict[str, Any], scheduler: Callable[..., LRScheduler]) -> None:
+    np.testing.assert_allclose(ours(**settings), torchs(scheduler), rtol=1e-6, atol=1e-9)
+
+
+def test_at_whole_epochs_a_staircase_has_torchs_rate() -> None:
+    stairs = ours(lr_schedule_type="step", step_length=2, step_ratio=0.1)[::10]
+    np.testing.assert_allclose(stairs, torchs(lambda o: StepLR(o, 20, 0.1))[::10])
+    risen = ours(lr_schedule_type="step", step_length=2, step_ratio=0.1, **WARMUP)
+    assert risen[:11:10] == pytest.approx([0.008, 0.8])
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("kind", ["cyclic", "step", "cosine", "onecycle", "linear", "constant"])
+def test_a_run_of_a_step_or_two_has_finite_rates(kind: Any, epochs: int) -> None:
+    config = LearningRateConfig(lr=1.0, lr_schedule_type=kind, warmup_epochs=1 if kind == "cosine" else 0)
+    rates = all_steps(config, epochs, 1)
+    assert all(0 <= rate <= 1 for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("settings", "peak"),
+    [
+        ({}, 0.4),
+        ({"lr_scaling": "linear"}, 1.6),
+        ({"lr_scaling": "linear", "base_batch": 512}, 0.8),
+        ({"lr_scaling": "sqrt"}, 0.8),
+        ({"lr_scaling": "linear", "max_lr": 0.3}, 0.3),
+    ],
+    ids=str,
+)
+def test_the_peak_follows_the_global_batch_as_asked(settings: dict[str, Any], peak: float) -> None:
+    config = LearningRateConfig(lr=0.4, lr_schedule_type="constant", **settings)
+    assert peak_lr(config, global_batch=1024) == pytest.approx(peak)
+    assert lr_at(3, config, epochs=2, steps_per_epoch=4, peak=peak) == peak
+
+
+def test_settings_of_other_schedules_have_no_effect() -> None:
+    config = LearningRateConfig(lr_schedule_type="cyclic", warmup_epochs=5, min_lr=0.1, step_length=3, base_batch=512)
+    named = [sentence.split(" ")[0] for sentence in without_effect("lr", config, config.switches())]
+    assert named == ["lr.base_batch", "lr.step_length", "lr.warmup_epochs", "lr.min_lr"]
+    cosine = LearningRateConfig(lr_schedule_type="cosine", warmup_epochs=5, warmup_factor=0.1, min_lr=0.1)
+    assert not list(without_effect("lr", cosine, cosine.switches()))

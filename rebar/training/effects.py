@@ -1,0 +1,17 @@
+"""Settings that change nothing, because what they belong to is off."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def without_effect(section: str, config: Any, switches: Mapping[str, tuple[str, bool]]) -> Iterator[str]:
+    """One sentence for each setting that is not at its default and has no effect.
+
+    ``switches`` says for a setting's name what it needs, and whether that is given.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, (needs, given) in switches.items():
+        value = getattr(config, name)
+        if not given and value != defaults[name]:
+            yield f"{section}.{name} = {value} has no effect without {needs}"

@@ -1,0 +1,74 @@
+"""How a step is carried out: memory, speed and processes, hardly what it computes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rebar.cli import warn
+from rebar.config import knob
+from rebar.errors import RebarError
+from rebar.training.distributed import World
+from rebar.training.gradient_checkpointing import apply_gradient_checkpointing
+
+MAX_STATIC_SIZES = 4
+"""Up to so many resolutions are compiled each for itself; more share one program of any size."""
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """Execution."""
+
+    accumulate: int = knob(1, help="pieces a batch is computed in: less memory, the same step", minimum=1)
+    gradient_checkpointing: bool = knob(False, help="compute residual blocks again going back: half the memory")
+    channels_last: bool = knob(True, help="pictures and convolutions with the channels innermost")
+    tf32: bool = knob(True, help="let 32-bit products round to TF32 (NVIDIA, from A100 on)")
+    compile_model: bool = knob(False, help="compile the model with torch.compile: slow start, faster steps")
+    compile_backend: str = knob("inductor", help="compile_model: torch.compile's backend")
+    sync_bn: bool = knob(False, help="BatchNorm over all GPUs' pictures instead of each GPU's own")
+
+    def __post_init__(self) -> None:
+        if self.compile_model and self.gradient_checkpointing:
+            raise RebarError("execution: choose one of compile_model and gradient_checkpointing")
+
+    def switches(self) -> Mapping[str, tuple[str, bool]]:
+        """What each setting depends on to have an effect, and whether that is on."""
+        return {"compile_backend": ("compile_model", self.compile_model)}
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let cuBLAS and cuDNN compute 32-bit products in TF32, or forbid it; no effect on a CPU."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def apply_execution(model: nn.Module, config: ExecutionConfig, world: World) -> nn.Module:
+    """The model with synchronised BatchNorm and gradient checkpointing as configured; warns of what has no effect.
+
+    The state_dict stays that of the plain model.
+    """
+    if config.sync_bn and world.distributed and world.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    elif config.sync_bn:
+        warn(f"execution.sync_bn has no effect {'on a CPU' if world.device.type == 'cpu' else 'with one process'}")
+    if config.gradient_checkpointing and apply_gradient_checkpointing(model) == 0:
+        warn("execution.gradient_checkpointing has no effect: the model has no stages of blocks")
+    return model
+
+
+def compile_for(model: nn.Module, resolutions: set[int], *, backend: str) -> nn.Module:
+    """The model compiled for pictures of these sizes (pixels). Raises RebarError for an unknown backend.
+
+    A few sizes get a program each. For many, as progressive resizing in small steps has, one program takes
+    any size, so that nothing is compiled again while the sizes change.
+    """
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise RebarError(f"execution.compile_backend: torch has no '{backend}' here; it has {', '.join(sorted(known))}")
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * MAX_STATIC_SIZES)
+    dynamic = len(resolutions) > MAX_STATIC_SIZES
+    # Without fixed layouts Inductor compiles the way back through a convolution for its size alone (torch 2.13).
+    options: dict[str, Any] | None = {"force_layout_optimization": True} if dynamic and backend == "inductor" else None
+    return torch.compile(model, dynamic=dynamic, backend=backend, options=options)  # type: ignore[return-value]

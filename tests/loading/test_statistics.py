@@ -1,0 +1,59 @@
+"""Channel statistics: measured, written, read, refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rebar.errors import RebarError
+from rebar.loading import CenterCrop, Loader
+from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
+from rebar.loading.statistics import ChannelStatistics, read_statistics
+from tests.conftest import Data, run
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_without_a_file_they_are_imagenets() -> None:
+    assert read_statistics("") == ChannelStatistics(IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_both_scales_are_understood(tmp_path: Path) -> None:
+    small = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1], "num_samples": 3}
+    large = {name: [value * 255 for value in small[name]] for name in ("mean", "std")}  # type: ignore[union-attr]
+    shares, values = (read_statistics(write(tmp_path / "s.json", content)) for content in (small, large))
+    assert shares == ChannelStatistics((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    assert (*values.mean, *values.std) == pytest.approx((*shares.mean, *shares.std))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"mean": [0.5, 0.4, 0.3]}, "'std' must be a list of three numbers"),
+        ({"mean": [0.5, 0.4], "std": [1, 1, 1]}, "'mean' must be a list of three numbers"),
+        ({"mean": [0.5, 0.4, "x"], "std": [1, 1, 1]}, "'mean' must be a list of three numbers"),
+        ([1, 2], "'mean' must be"),
+        ({"mean": [0.5, 0.4, 0.3], "std": [0.2, 0, 0.2]}, "deviations above 0"),
+    ],
+    ids=str,
+)
+def test_what_is_no_statistics_is_refused(content: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RebarError, match=message):
+        read_statistics(write(tmp_path / "s.json", content))
+    with pytest.raises(RebarError, match="cannot be read"):
+        read_statistics(tmp_path / "none.json")
+
+
+def test_they_are_measured_on_a_beton(data: Data, tmp_path: Path) -> None:
+    run("-m", "rebar.loading.statistics", data.train, tmp_path / "s.json")
+    found = read_statistics(tmp_path / "s.json")
+    loader = Loader(data.train, 16, cropper=CenterCrop(1.0), resolution=128, drop_last=False)
+    pixels = np.concatenate([batch.images.numpy().reshape(-1, 3) for batch in loader]) / 255
+    np.testing.assert_allclose(found.mean, pixels.mean(0), atol=1e-5)
+    np.testing.assert_allclose(found.std, pixels.std(0), atol=1e-5)
+    assert "usage" in run("-m", "rebar.loading.statistics", expect=1).stderr

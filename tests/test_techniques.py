@@ -1,0 +1,131 @@
+"""Every technique through the command line, and runs with all of them exact after a kill."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_imagenet
+from rebar.training.averaging import weights_to_evaluate
+from rebar.training.checkpoint import read_checkpoint
+from tests.conftest import Data, read_events, run, torchrun
+from tests.test_train_imagenet import ACCURACY, kill_in_the_middle, same_weights
+
+EVERYTHING = [
+    "--augmentation=strong",
+    "--use-mixup",
+    "--use-cutmix",
+    "--use-randaugment",
+    "--color-jitter=0.3",
+    "--color-jitter-hue=0.05",
+    "--stochastic-depth=0.2",
+    "--loss-type=bce",
+    "--optimizer=lamb",
+    "--clip-norm=1",
+    "--lr-schedule-type=cosine",
+    "--warmup-epochs=0.5",
+    "--lr-scaling=sqrt",
+    "--base-batch=32",
+    "--accumulate=2",
+    "--initialization=composer",
+]
+
+
+SMALL = ["--min-res=16", "--max-res=16", "--validation.resolution=16"]
+
+
+def train_in_process(data: Data, folder: Path, *words: str) -> None:
+    train_imagenet.main([str(word) for word in data.training_command(folder, *SMALL, *words)[1:]])
+
+
+def test_a_killed_run_with_everything_on_ends_with_the_same_weights(data: Data, tmp_path: Path) -> None:
+    techniques = [*EVERYTHING, "--use-ema", "--ema-half-life=8", "--ema-update-every=3"]
+    train_in_process(data, tmp_path / "straight", *techniques)
+    command = data.training_command(tmp_path / "killed", *SMALL, *techniques)
+    kill_in_the_middle(command, tmp_path / "killed")
+    run(*command)
+    assert same_weights(tmp_path / "straight", tmp_path / "killed")
+    averages = [
+        weights_to_evaluate(read_checkpoint(tmp_path / name / "checkpoints/last.pt")) for name in ("straight", "killed")
+    ]
+    assert all(torch.equal(value, averages[1][name]) for name, value in averages[0].items())
+
+    logged = read_events(tmp_path / "killed", "epoch")[-1]
+    printed = ACCURACY.search(run("evaluate.py", "--checkpoint", tmp_path / "killed", "--data", data.val).stdout)
+    assert printed
+    assert float(printed.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
+    rates = [record["train/lr"] for record in read_events(tmp_path / "straight", "step")]
+    assert rates[10] == max(rates) == pytest.approx(0.05 * (16 / 32) ** 0.5)
+
+
+def test_swa_evaluates_the_mean_of_the_last_epochs(data: Data, tmp_path: Path) -> None:
+    swa = ["--epochs=3", "--use-swa", "--swa-start=0.34", "--swa-bn-batches=3", "--optimizer=sgdw", "--nesterov"]
+    train_in_process(data, tmp_path, *swa)
+    checkpoint = read_checkpoint(tmp_path / "checkpoints/last.pt")
+    assert checkpoint["average"]["updates"] == 2
+    averaged = weights_to_evaluate(checkpoint)
+    assert not torch.equal(averaged["fc.weight"], checkpoint["model"]["fc.weight"])
+    assert averaged["bn1.num_batches_tracked"] == 3
+    logged = read_events(tmp_path, "epoch")[-1]
+    printed = ACCURACY.search(run("evaluate.py", "--checkpoint", tmp_path, "--data", data.val).stdout)
+    assert printed
+    assert float(printed.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
+
+
+def test_pieces_and_checkpointing_take_the_same_steps(data: Data, tmp_path: Path) -> None:
+    """Gradient checkpointing bit for bit; pieces change only what BatchNorm sees."""
+    train_in_process(data, tmp_path / "plain", "--epochs=1")
+    train_in_process(data, tmp_path / "less", "--epochs=1", "--gradient-checkpointing")
+    assert same_weights(tmp_path / "plain", tmp_path / "less")
+
+
+def test_two_processes_with_everything_on(data: Data, tmp_path: Path) -> None:
+    """Two processes of 8 pictures make the batches of one of 16: the first loss differs by BatchNorm alone."""
+    folder = tmp_path / "run"
+    words = [*EVERYTHING, "--use-swa", "--swa-start=0", "--swa-bn-batches=2", "--epochs=1"]
+    command = data.training_command(folder, *SMALL, *words, "--training.batch_size=8")
+    done = run(*torchrun(2, *command))
+    assert "finished" in done.stdout
+    logged = read_events(folder, "epoch")[-1]
+    printed = ACCURACY.search(run("evaluate.py", "--checkpoint", folder, "--data", data.val).stdout)
+    assert printed
+    assert float(printed.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
+
+
+def test_centre_crops_statistics_and_the_other_schedules(data: Data, tmp_path: Path) -> None:
+    stats = tmp_path / "stats.json"
+    stats.write_text(json.dumps({"mean": [0.3, 0.3, 0.3], "std": [0.35, 0.35, 0.35]}))
+    folder = tmp_path / "run"
+    words = ["--augmentation=none", f"--stats-file={stats}", "--lr-schedule-type=onecycle", "--max-lr=0.1"]
+    train_in_process(data, folder, *words, "--epochs=1", "--optimizer=lars")
+    checkpoint = read_checkpoint(folder / "checkpoints/last.pt")
+    assert (checkpoint["mean"], checkpoint["std"]) == ([0.3] * 3, [0.35] * 3)
+    assert max(record["train/lr"] for record in read_events(folder, "step")) == pytest.approx(0.1, rel=0.02)
+    stats.unlink()  # the checkpoint knows them
+    logged = read_events(folder, "epoch")[-1]
+    printed = ACCURACY.search(run("evaluate.py", "--checkpoint", folder, "--data", data.val).stdout)
+    assert printed
+    assert float(printed.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
+
+
+def test_settings_without_effect_are_told(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--epochs=1", "--mixup-alpha=0.5", "--ema-half-life=3", "--bce-threshold=0.2", "--sync-bn"]
+    train_in_process(data, tmp_path, *words)
+    err = capsys.readouterr().err
+    for name in ("regularization.mixup_alpha", "averaging.ema_half_life", "loss.bce_threshold", "execution.sync_bn"):
+        assert f"warning: {name}" in err
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_through_growing_pictures(data: Data, tmp_path: Path) -> None:
+    sizes = ["--min-res=36", "--max-res=56", "--end-ramp=5", "--round-to=4", "--epochs=6", "--log-level=0"]
+    compiled = ["--compile-model", "--compile-backend=aot_eager"]
+    train_in_process(data, tmp_path / "plain", *sizes, "--epochs=1")
+    torch._dynamo.utils.counters.clear()
+    train_in_process(data, tmp_path / "compiled", *sizes, *compiled)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    first = [read_events(tmp_path / name, "step")[0]["train/loss"] for name in ("plain", "compiled")]
+    assert first[0] == pytest.approx(first[1], rel=1e-4)
+    names = [read_checkpoint(tmp_path / name / "checkpoints/last.pt")["model"].keys() for name in ("plain", "compiled")]
+    assert names[0] == names[1]

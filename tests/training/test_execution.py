@@ -1,0 +1,99 @@
+"""How a step is carried out changes neither names nor results."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from rebar.errors import RebarError
+from rebar.training.distributed import World
+from rebar.training.execution import ExecutionConfig, allow_tf32, apply_execution, compile_for
+from rebar.training.resolution import ResolutionConfig, resolution_at
+
+
+@pytest.fixture
+def compiled_graphs() -> Iterator[Callable[[], int]]:
+    """How many graphs torch has compiled since the test began."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def sizes(config: ResolutionConfig, epochs: int) -> list[int]:
+    return [resolution_at(epoch, config) for epoch in range(epochs)]
+
+
+GROWING = sizes(ResolutionConfig(min_res=88, max_res=176, start_ramp=2, end_ramp=30, round_to=4), 36)
+
+
+def step(compiled: nn.Module, resolution: int) -> torch.Tensor:
+    """A forward and backward pass."""
+    x = torch.randn(2, 3, resolution, resolution).contiguous(memory_format=torch.channels_last)
+    y: torch.Tensor = compiled(x)
+    y.square().sum().backward()
+    return y
+
+
+@pytest.mark.parametrize(("backend", "most"), [("aot_eager", 1), pytest.param("inductor", 3, marks=pytest.mark.slow)])
+def test_growing_by_4_pixels_compiles_once(backend: str, most: int, compiled_graphs: Callable[[], int]) -> None:
+    """Inductor may compile again beyond a size from which its CPU code differs; that is once or twice, not 23 times."""
+    assert len(set(GROWING)) == 23
+    compiled = compile_for(model(), set(GROWING), backend=backend)
+    for resolution in GROWING:
+        step(compiled, resolution)
+    assert compiled_graphs() <= most
+
+
+def test_a_few_sizes_get_a_program_each(compiled_graphs: Callable[[], int]) -> None:
+    compiled = compile_for(model(), {32, 40}, backend="aot_eager")
+    for resolution in (32, 40, 40, 32):
+        step(compiled, resolution)
+    assert compiled_graphs() == 2
+
+
+def test_a_compiled_model_computes_the_same_under_the_same_names(compiled_graphs: Callable[[], int]) -> None:
+    plain, inner = model(), model()
+    compiled = compile_for(inner, {32}, backend="aot_eager")
+    torch.manual_seed(1)
+    expected = step(plain, 32)
+    torch.manual_seed(1)
+    torch.testing.assert_close(step(compiled, 32), expected)
+    assert compiled_graphs() == 1
+    assert inner.state_dict().keys() == plain.state_dict().keys()
+    for name, parameter in inner.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain.get_parameter(name).grad)
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(RebarError, match="torch has no 'fastest' here"):
+        compile_for(model(), {32}, backend="fastest")
+
+
+def test_what_has_no_effect_is_told(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    apply_execution(model(), ExecutionConfig(sync_bn=True, gradient_checkpointing=True), world)
+    err = capsys.readouterr().err
+    assert "execution.sync_bn has no effect on a CPU" in err
+    assert "execution.gradient_checkpointing has no effect" in err
+    with pytest.raises(RebarError, match="choose one"):
+        ExecutionConfig(compile_model=True, gradient_checkpointing=True)
+
+
+def test_batchnorm_is_synchronised_over_gpus() -> None:
+    world = World(rank=0, size=2, device=torch.device("cuda", 0))  # converting needs no GPU
+    converted = apply_execution(model(), ExecutionConfig(sync_bn=True), world)
+    assert isinstance(converted[1], nn.SyncBatchNorm)
+    assert converted.state_dict().keys() == model().state_dict().keys()
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32(allowed: bool) -> None:
+    allow_tf32(allowed)
+    assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed
