@@ -65,7 +65,9 @@ def test_a_module_imports_only_lower_layers(path: Path) -> None:
     assert not {name.split(".")[0] for name in names} & SCRIPTS
 
 
-@pytest.mark.parametrize("package", ["rebar.beton", "rebar.jpeg.turbojpeg", "rebar.doctor", "rebar.config", "rebar.cloud.__main__"])
+@pytest.mark.parametrize(
+    "package", ["rebar.beton", "rebar.jpeg.turbojpeg", "rebar.doctor", "rebar.config", "rebar.cloud.__main__"]
+)
 def test_is_imported_without_torch_and_ffcv(package: str) -> None:
     code = f"import sys, {package}; print(sorted({{'torch', 'torchvision', 'ffcv', 'numba'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

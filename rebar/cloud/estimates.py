@@ -34,7 +34,7 @@ def estimate(machine: InstanceType, epochs: int, images_per_second: float | None
     """
     if images_per_second:
         hours = epochs * TRAIN_IMAGES / images_per_second / 3600
-        return Estimate(hours, f"from your {images_per_second:g} images/s, without validation")
+        return Estimate(hours, f"from your {images_per_second:.0f} images/s, without validation")
     if epochs not in MINUTES_ON_8_A100:
         lengths = ", ".join(map(str, MINUTES_ON_8_A100))
         raise CloudError(

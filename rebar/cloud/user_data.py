@@ -12,7 +12,10 @@ TEMPLATE = Path(__file__).with_suffix(".sh")
 LARGEST_BYTES = 16_384  # EC2's limit
 S3_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s]*)?")
 SECRET = re.compile(r"[A-Za-z_]\w*=/?[\w./-]+")
-SUSPICIOUS = re.compile(r"(?i)(?:api_?key|secret|token|passw(?:or)?d)\w*=(?!\$)\S{8,}|\bhf_[A-Za-z0-9]{20,}")
+SUSPICIOUS = re.compile(
+    r"(?i)(?:api[_-]?key|secret|token|passw(?:or)?d)[\w-]*[= ](?!/|\$)[^\s/]{8,}"  # --wandb-api-key=0123…
+    r"|\bhf_[A-Za-z0-9]{20,}|://[^/\s:@]*:[^/\s@]+@"  # Hugging Face's; https://user:password@…
+)
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,11 @@ def render(job: Job) -> str:
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
     lines.append(f"secret_names=({shlex.join(job.secrets)})")
+    lines.append("# shellcheck disable=SC2016  # its variables are set where it runs")
     lines.append(f"command=({shlex.join(job.command)})")
     filled = "\n".join(lines)
-    if SECRETS.search(filled) or SUSPICIOUS.search(filled):
+    given = " ".join([job.run, job.source, job.revision, job.data, job.results, *job.command])
+    if SECRETS.search(given) or SUSPICIOUS.search(given):
         raise CloudError(
             "something in the command looks like a secret, and user data can be read by everybody on the machine: "
             "put it into SSM's parameter store (aws ssm put-parameter --type SecureString) and give --secret NAME=/name"

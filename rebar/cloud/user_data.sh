@@ -37,7 +37,7 @@ upload() {
 }
 
 upload_now_and_then() {
-    while sleep "${REBAR_UPLOAD_SECONDS:-60}"; do
+    while sleep "${REBAR_UPLOAD_SECONDS:-60}" >/dev/null 2>&1; do  # it outlives us, and must not hold the log
         upload || say "uploading failed; trying again in a minute"
     done
 }

@@ -67,6 +67,16 @@ class Refused(Exception):
         return self.status, [("Content-Type", "text/xml")], text.encode()
 
 
+@dataclass(frozen=True)
+class Instead(Exception):
+    """A good answer, where moto has none."""
+
+    text: str
+
+    def answer(self) -> Answer:
+        return 200, [("Content-Type", "text/xml")], self.text.encode()
+
+
 @dataclass
 class StrictAws:
     """The WSGI application, and the server that runs it."""
@@ -75,10 +85,14 @@ class StrictAws:
     disks: DataPlane | None = None
     kill_after: tuple[str, int] | None = None
     """An action and a process: killed when the action has taken effect, before it is answered."""
-    refuse: dict[str, Refused] = field(default_factory=dict)
+    refuse: dict[str, Refused | Instead] = field(default_factory=dict)
     """Actions that fail, with what they answer."""
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
     """What happens when an action arrives."""
+    watch: Callable[[Request], None] | None = None
+    """Sees every request that is not for EC2, before it is answered."""
+    fail_ranges: int = 0
+    """How many requests for a range of an object fail."""
     quotas: dict[str, float] = field(default_factory=dict)
     invisible_describes: int = 0
     """How often a new volume is unknown to DescribeVolumes: it is eventually consistent."""
@@ -98,6 +112,7 @@ class StrictAws:
         """As new, but for the server."""
         self.requests.clear()
         self.disks, self.kill_after, self.invisible_describes, self.pending_describes = None, None, 0, 1
+        self.watch, self.fail_ranges = None, 0
         for kept in (self.refuse, self.before, self.quotas, self._tokens, self._snapshots, self._hidden):
             kept.clear()
 
@@ -129,10 +144,25 @@ class StrictAws:
         else:
             with self._lock:
                 self.requests.append(request)
+            if self.watch is not None:
+                self.watch(request)
+            action = next((action for action in self.refuse if request.action.startswith(action)), None)
+            if action and isinstance(refused := self.refuse[action], Refused):
+                status, headers, content = _json_error(refused)
+                start_response(f"{status} strict", [*headers, ("Content-Length", str(len(content)))])
+                return [content]
+            if self.fail_ranges and "HTTP_RANGE" in request.parameters:
+                self.fail_ranges -= 1
+                status, headers, content = Refused("InternalError", "try again", 500).answer()
+                start_response(f"{status} strict", [*headers, ("Content-Length", str(len(content)))])
+                return [content]
             status, headers, content = self._forward(environ)
+        if environ["REQUEST_METHOD"] == "HEAD":
+            start_response(f"{status} strict", headers)
+            return []
         headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
         start_response(f"{status} strict", [*headers, ("Content-Length", str(len(content)))])
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
+        return [content]
 
     def _answer(self, request: Request, environ: dict[str, Any]) -> Answer:
         self.requests.append(request)
@@ -145,6 +175,8 @@ class StrictAws:
             if request.service != "ec2":
                 return self._other(request, environ)
             return self._ec2(action, parameters, environ)
+        except Instead as instead:
+            return instead.answer()
         except Refused as refused:
             return refused.answer() if request.service == "ec2" else _json_error(refused)
 
