@@ -337,6 +337,7 @@ def test_killed_while_snapshotting(aws: StrictAws, disks: Disks, mounted: str, f
     assert len(aws.sent("CreateSnapshot")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["CreateVolume", "AttachVolume", "DetachVolume", "CreateTags", "DeleteVolume"])
 def test_killed_while_verifying(
     aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, action: str

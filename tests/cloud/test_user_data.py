@@ -18,8 +18,9 @@ from tests.cloud.conftest import cloud
 from tests.cloud.strict_aws import StrictAws
 from tests.conftest import REPOSITORY
 
-SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-AWS = shutil.which("aws")
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+SHELLCHECK = shutil.which("shellcheck", path=PATH)
+AWS = shutil.which("aws", path=PATH)
 JOB = ["--run", "g5-16", "--source", "s3://bucket/rebar.tar.gz", "--data", "s3://bucket/betons"]
 JOB += ["--results", "s3://bucket/runs", "--max-hours", "2", "--instance-type", "g5.xlarge"]
 
@@ -131,7 +132,7 @@ def boot(tmp_path: Path, **environment: str) -> tuple[int, list[str], Path]:
     script.write_text(render("--secret", "WANDB_API_KEY=/rebar/wandb", "--", "--epochs", "16"))
     variables = {
         **os.environ,
-        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PATH": f"{programs}:{PATH}",
         "REBAR_ROOT": str(root),
         "REBAR_RETRY_SECONDS": "0",
         "CALLS": str(calls),
@@ -148,6 +149,7 @@ def stored(s3: Any, key: str) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_it_trains_uploads_and_switches_itself_off(bucket: Any, tmp_path: Path) -> None:
     status, calls, root = boot(tmp_path)
     assert status == 0, calls
@@ -167,6 +169,7 @@ def test_it_trains_uploads_and_switches_itself_off(bucket: Any, tmp_path: Path) 
     assert (root / "run/rebar/environment").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_the_next_machine_goes_on_where_the_first_was_interrupted(bucket: Any, tmp_path: Path) -> None:
     status, calls, _ = boot(tmp_path, TRAIN_STATUS="75")
     assert status == 75
