@@ -120,6 +120,7 @@ choose_data_folder() {
 }
 
 place_data() {
+    [[ -n $data ]] || return 0
     choose_data_folder
     say "data to $data_folder"
     if [[ $data == s3://* ]]; then
@@ -145,7 +146,7 @@ copy_from_snapshot() {
 
 # It was only read: 'volume delete' allows it where the snapshot is verified; else 'cost sweep' reports it.
 give_back_volume() {
-    [[ $data != s3://* && -x $python ]] || return 0
+    [[ $data == snap-* && -x $python ]] || return 0
     local -a ours=(--region "$region" --project "$project" "$run/copy" --yes)
     "$python" -m rebar.cloud volume umount "${ours[@]}" && "$python" -m rebar.cloud volume detach "${ours[@]}" &&
         "$python" -m rebar.cloud volume delete "${ours[@]}"

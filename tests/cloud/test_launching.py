@@ -2,12 +2,14 @@
 
 import base64
 import json
+import signal
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cloud.conftest import cloud, killed_at, refused
+from tests.cloud.conftest import cloud, killed_at, refused, start_cloud, wait_for
 from tests.cloud.strict_aws import Refused, StrictAws
 
 JOB = ["--run", "g5-16", "--source", "s3://bucket/rebar.tar.gz", "--data", "s3://bucket/betons"]
@@ -153,3 +155,77 @@ def test_a_secret_does_not_get_into_user_data(account: StrictAws, words: list[st
     assert "0123456789abcdef" not in told
     assert "AKIAIOSFODNN7EXAMPLE" not in told
     assert account.sent("RunInstances") == []
+
+
+# ------------------------------------------------------------------------------------------ validate
+
+
+@pytest.fixture
+def results(account: StrictAws) -> Any:
+    import boto3
+
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="bucket")
+    return s3
+
+
+def report(s3: Any, status: str) -> None:
+    """What the machine uploads at its end."""
+    for name, text in (("run/report.md", "all well"), ("machine.log", "a line"), ("exit-status", f"{status}\n")):
+        s3.put_object(Bucket="bucket", Key=f"runs/rebar/check-1/{name}", Body=text.encode())
+
+
+def validate(out: Path) -> list[str | Path]:
+    words = ["launch", "validate", "--run", "check-1", "--source", "s3://bucket/rebar.tar.gz", "--max-hours", "1"]
+    return [*words, "--results", "s3://bucket/runs", "--instance-type", "g5.xlarge", "--out", out, *RENT]
+
+
+@pytest.mark.parametrize("status", ["0", "7"])
+def test_validate_brings_the_report_and_ends_the_machine(
+    account: StrictAws, ec2: Any, results: Any, tmp_path: Path, status: str
+) -> None:
+    assert "nothing was changed" in cloud(*validate(tmp_path / "report")).out
+    account.watch = lambda request: report(results, status) if request.action.startswith("POST /schedules") else None
+    if status == "0":
+        assert "is done" in cloud(*validate(tmp_path / "report"), "--yes").out
+    else:
+        assert "ended with status 7" in refused(*validate(tmp_path / "report"), "--yes")
+    assert (tmp_path / "report" / "run" / "report.md").read_text() == "all well"
+    assert living(ec2) == []
+    (sent,) = account.sent("RunInstances")
+    assert "./scripts/test.sh -m gpu" in base64.b64decode(sent["UserData"]).decode()
+
+
+def test_validate_ends_the_machine_when_it_is_told_to_stop(
+    account: StrictAws, ec2: Any, results: Any, tmp_path: Path
+) -> None:
+    process = start_cloud(*validate(tmp_path / "report"), "--yes")
+    wait_for(
+        lambda: any(
+            request.action == "GET /bucket/runs/rebar/check-1/exit-status" for request in account.requests[-3:]
+        ),
+        60,
+    )
+    wait_for(lambda: len(schedules()) == 1, 30)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert living(ec2) == []
+
+
+def test_validate_killed_is_finished_by_the_next(account: StrictAws, ec2: Any, results: Any, tmp_path: Path) -> None:
+    killed_at(account, "RunInstances", *validate(tmp_path / "report"), "--yes")
+    report(results, "0")
+    done = cloud(*validate(tmp_path / "report"), "--yes")
+    assert "nothing is rented" in done.out
+    assert living(ec2) == []
+    assert len(account.sent("RunInstances")) == 1
+
+
+def test_a_machine_that_vanishes_is_noticed(account: StrictAws, ec2: Any, results: Any, tmp_path: Path) -> None:
+    def vanish(request: Any) -> None:
+        if request.action.startswith("POST /schedules"):
+            ec2.terminate_instances(InstanceIds=[machine["InstanceId"] for machine in living(ec2)])
+
+    account.watch = vanish
+    assert "ended with status unknown" in refused(*validate(tmp_path / "report"), "--yes")
