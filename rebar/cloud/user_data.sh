@@ -7,6 +7,7 @@ set -euo pipefail
 
 #VARIABLES#
 
+export HOME=${HOME:-/root}
 root=${REBAR_ROOT:-}          # tests run this below a folder of their own
 log=$root/var/log/rebar.log
 repo=$root/opt/rebar
