@@ -87,6 +87,7 @@ def aws(server: StrictAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictAw
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("rebar.cloud.waiting.FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("rebar.cloud.clock.PAUSE_SECONDS", 0.02)
     urllib.request.urlopen(urllib.request.Request(f"{server.url}/moto-api/reset", method="POST"), timeout=30).read()
     server.reset()
     yield server
