@@ -26,17 +26,22 @@ def replacing(*targets: Path) -> Iterator[Sequence[IO[bytes]]]:
                 os.fsync(file.fileno())
         for temporary, target in zip(partial, targets, strict=True):
             os.replace(temporary, target)
-        _sync_folder(targets[-1].parent)
+        sync_folder(targets[-1].parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RebarError(f"{targets[-1]}: the disk is full; free some space or write elsewhere") from None
-        raise RebarError(f"{targets[-1]}: cannot be written: {error.strerror or error}") from None
+        raise write_error(targets[-1], error) from None
     finally:
         for temporary in partial:
             temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def write_error(target: Path, error: OSError) -> RebarError:
+    """What to say where writing ``target`` failed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RebarError(f"{target}: the disk is full; free some space or write elsewhere")
+    return RebarError(f"{target}: cannot be written: {error.strerror or error}")
+
+
+def sync_folder(folder: Path) -> None:
     """Put the new names on disk, too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -16,6 +16,7 @@ from rebar.cloud.clients import Clients
 from rebar.cloud.errors import CloudError, code_of, told_clearly, without_secrets
 from rebar.cloud.object_checksums import Expected, expected_checksum
 from rebar.cloud.progress import Progress
+from rebar.replacing import sync_folder
 
 MIB, GIB = 2**20, 2**30
 PART_BYTES = 32 * MIB
@@ -121,7 +122,7 @@ def stage(
         os.fsync(handle)
         os.replace(path, target)
         journal.path.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     return True
 
 
@@ -230,11 +231,3 @@ def _fetch_part(s3: Any, handle: int, journal: Journal, index: int, progress: Pr
     raise CloudError(
         f"{source.url}: bytes {position} to {end - 1} could not be fetched ({problem}): run the command again"
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

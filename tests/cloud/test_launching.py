@@ -112,6 +112,18 @@ def test_after_the_end_the_same_command_rents_anew(account: StrictAws, ec2: Any)
     assert first["InstanceId"] != second["InstanceId"]
 
 
+def test_a_machine_that_ec2_has_forgotten_is_not_taken_for_a_new_one(
+    account: StrictAws, ec2: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud(*SINGLE, "--yes")
+    (first,) = living(ec2)
+    account.backend.reservations.clear()
+    monkeypatch.setattr("rebar.cloud.launching.NEW_FOR", timedelta(0))
+    cloud(*SINGLE, "--yes")
+    (second,) = living(ec2)
+    assert first["InstanceId"] != second["InstanceId"]
+
+
 def test_spot_is_one_time_and_terminates(account: StrictAws, ec2: Any) -> None:
     from tests.cloud.test_costs import answer_with_prices
 
