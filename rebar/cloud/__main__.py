@@ -10,18 +10,23 @@ import argparse
 from collections.abc import Sequence
 
 from rebar.cli import run_command
-from rebar.cloud.commands import cost, launch, snapshot, volume
+from rebar.cloud.commands import cost, data, launch, snapshot, volume
 
 
-def main(argv: Sequence[str]) -> None:
-    """Run one command; raises RebarError."""
+def build_parser() -> argparse.ArgumentParser:
+    """All commands."""
     parser = argparse.ArgumentParser(
         prog="python -m rebar.cloud", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     groups = parser.add_subparsers(dest="group", required=True, metavar="GROUP")
-    for module in (volume, snapshot, cost, launch):
+    for module in (volume, snapshot, data, cost, launch):
         module.add(groups)
-    options = parser.parse_args(list(argv))
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run one command; raises RebarError."""
+    options = build_parser().parse_args(list(argv))
     options.run(options)
 
 

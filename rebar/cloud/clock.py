@@ -1,7 +1,7 @@
 """AWS's own time: what is compared with the time AWS gives a snapshot must not come from this machine's clock."""
 
 import time
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 
 from rebar.cloud.clients import Clients
@@ -9,6 +9,7 @@ from rebar.cloud.errors import CloudError, told_clearly
 from rebar.cloud.tags import LAST_MOUNT
 
 SECOND = timedelta(seconds=1)
+PAUSE_SECONDS = 0.1
 LONGEST_SECONDS = 30.0
 
 
@@ -16,10 +17,11 @@ def aws_time(clients: Clients) -> datetime:
     """The time of EC2, rounded down to the second."""
     with told_clearly("asking AWS for the time"):
         answer = clients.ec2.describe_volumes(MaxResults=5)
-    header = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-    if header is None:
-        raise CloudError("AWS answered without a date")
-    return parsedate_to_datetime(header)
+    header = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+    try:
+        return parsedate_to_datetime(header).astimezone(timezone.utc)
+    except ValueError:
+        raise CloudError(f"AWS answered with the date {header!r}, which is none") from None
 
 
 def wait_past(clients: Clients, moment: datetime) -> None:
@@ -30,4 +32,4 @@ def wait_past(clients: Clients, moment: datetime) -> None:
             raise CloudError(
                 f"the tag {LAST_MOUNT} says {moment:%Y-%m-%d %H:%M:%S} UTC, which AWS says has not come yet"
             )
-        time.sleep(0.1)
+        time.sleep(PAUSE_SECONDS)

@@ -1,5 +1,6 @@
 """What a training will take and cost, and where each figure comes from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rebar.cloud.errors import CloudError
@@ -34,7 +35,7 @@ def estimate(machine: InstanceType, epochs: int, images_per_second: float | None
     """
     if images_per_second:
         hours = epochs * TRAIN_IMAGES / images_per_second / 3600
-        return Estimate(hours, f"from your {images_per_second:g} images/s, without validation")
+        return Estimate(hours, f"from your {images_per_second:.0f} images/s, without validation")
     if epochs not in MINUTES_ON_8_A100:
         lengths = ", ".join(map(str, MINUTES_ON_8_A100))
         raise CloudError(
@@ -58,3 +59,20 @@ def table(machine: InstanceType, epochs: int, guess: Estimate, price: float, pri
         ("cost", f"${total * price:.2f} for {total:.2f} h; disks and S3 come on top"),
     ]
     return "\n".join(f"{name:<9} {text}" for name, text in rows)
+
+
+def machines_table(machines: Sequence[InstanceType], epochs: int, setup: float) -> str:
+    """All machines as a Markdown table, with the hours and dollars of one recipe; ``setup`` in hours."""
+    lines = [
+        f"| machine | GPUs | GPU memory | vCPUs | memory | NVMe | $ an hour | {epochs} epochs | cost with set-up |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for each in machines:
+        guess = estimate(each, epochs)
+        nvme = f"{each.nvme_disks} × {each.nvme_gb // each.nvme_disks} GB" if each.nvme_disks else "none"
+        lines.append(
+            f"| {each.name} | {each.gpus} × {each.gpu} | {each.gpu_memory_gib} GB | {each.vcpus} "
+            f"| {each.memory_gib} GiB | {nvme} | {each.price:.2f} | {guess.hours:.2f} h "
+            f"| ${(guess.hours + setup) * each.price:.2f} |"
+        )
+    return "\n".join(lines)

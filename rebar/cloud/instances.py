@@ -30,6 +30,11 @@ class InstanceType:
     """The file in rn50_configs/ made for it."""
 
     @property
+    def tells_serials(self) -> bool:
+        """Whether its disks can be told apart by a volume's serial number: since Nitro."""
+        return self.family != "p3"
+
+    @property
     def family(self) -> str:
         """``g5`` of ``g5.xlarge``."""
         return self.name.partition(".")[0]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from rebar.cloud.capacity import require_offered, require_quota
@@ -20,6 +20,8 @@ GPU_AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubunt
 """AWS's Deep Learning Base AMI: Ubuntu 22.04 with NVIDIA's open driver."""
 TERMINATE = "arn:aws:scheduler:::aws-sdk:ec2:terminateInstances"
 GRACE = timedelta(minutes=10)
+NEW_FOR = timedelta(minutes=5)
+"""How long a machine that cannot be described is taken for one that is too new, not for one that has ended."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,11 @@ def launch(clients: Clients, rental: Rental, mode: Mode) -> str | None:
     request = rental.request(image)
     if not agreed(mode, f"machine {identity.run}/{identity.role}", _steps(clients, rental, request)):
         return None
+    launched: dict[str, datetime] = {}
     instance_id = create_once(
-        lambda token: _run(clients, request, token), lambda instance_id: _is_gone(clients, instance_id), request
+        lambda token: _run(clients, request, token, launched),
+        lambda instance_id: _is_gone(clients, instance_id, launched[instance_id]),
+        request,
     )
     print(f"rented {instance_id}", flush=True)
     _end_later_or_now(clients, rental, instance_id)
@@ -131,12 +136,15 @@ def _steps(clients: Clients, rental: Rental, request: Mapping[str, Any]) -> list
     ]
 
 
-def _run(clients: Clients, request: Mapping[str, Any], token: str) -> str:
+def _run(clients: Clients, request: Mapping[str, Any], token: str, launched: dict[str, datetime]) -> str:
     answer = Call(clients.ec2, "run_instances", {**request, "ClientToken": token}).send("renting a machine")
-    return str(answer["Instances"][0]["InstanceId"])
+    instance = answer["Instances"][0]
+    launched[instance["InstanceId"]] = instance["LaunchTime"]
+    return str(instance["InstanceId"])
 
 
-def _is_gone(clients: Clients, instance_id: str) -> bool:
+def _is_gone(clients: Clients, instance_id: str, launched: datetime) -> bool:
+    """Whether a machine has ended; an hour later EC2 does not know it any more."""
     from botocore.exceptions import ClientError
 
     with told_clearly(f"looking at {instance_id}"):
@@ -144,7 +152,7 @@ def _is_gone(clients: Clients, instance_id: str) -> bool:
             reservations = clients.ec2.describe_instances(InstanceIds=[instance_id])["Reservations"]
         except ClientError as error:
             if code_of(error) == "InvalidInstanceID.NotFound":
-                return False  # too new to be described
+                return now() - launched > NEW_FOR
             raise
     states = [each["State"]["Name"] for reservation in reservations for each in reservation["Instances"]]
     return states == ["terminated"] or states == ["shutting-down"]

@@ -53,24 +53,34 @@ def create_snapshot(clients: Clients, volume: Volume, mode: Mode, *, keep_mounte
         return _complete(clients, found) if mode is Mode.DO else None
     if not agreed(mode, f"snapshot of {volume_id}", _steps(clients, volume, mounted is not None, keep_mounted)):
         return None
-    if mounted is None:
+    if mounted is not None:
+        begun = _begin_from(clients, volume_id, device, mounted.target, keep_mounted=keep_mounted)
+    else:
         target = Path(tempfile.mkdtemp(prefix="rebar-snapshot-"))
         mount_device(clients, volume, device, target, read_only=False)
-    else:
-        target = mounted.target
+        try:
+            begun = _begin_from(clients, volume_id, device, target, keep_mounted=False)
+        finally:
+            if only_mount_of(device) is not None:
+                unmount(target)
+            target.rmdir()
+    return _complete(clients, begun)
+
+
+def _begin_from(clients: Clients, volume_id: str, device: Path, target: Path, *, keep_mounted: bool) -> str:
+    """The snapshot of what is mounted at a folder, begun when the manifest is right and nothing can write."""
     run_program("sync", "--file-system", str(target))
     stamps, manifest = take_manifest(target)
-    tags = tags_of(describe_volume(clients, volume_id) or volume)
+    tags = tags_of(describe_volume(clients, volume_id) or {})
     if LAST_MOUNT in tags:
         wait_past(clients, as_time(tags[LAST_MOUNT]))  # else it would not count as newer
     begun = _begun_while_mounted(clients, volume_id, tags, manifest) if keep_mounted else None
     if begun is None:
         with standing_still(target, stamps, device, keep_mounted=keep_mounted) as goes_on_changing:
-            begun = _begin(clients, volume_id, tags, manifest, frozen=goes_on_changing)
-    if mounted is None:
-        target.rmdir()
+            call = _call(clients, volume_id, tags, manifest.digest(), frozen=goes_on_changing)
+            begun = str(call.send(f"snapshotting {volume_id}")["SnapshotId"])
     print(f"{begun} has begun: {len(manifest.files)} files, manifest {manifest.digest()[:12]}")
-    return _complete(clients, begun)
+    return begun
 
 
 def _complete(clients: Clients, snapshot_id: str) -> Snapshot:
@@ -91,7 +101,7 @@ def _steps(clients: Clients, volume: Volume, is_mounted: bool, keep_mounted: boo
         Step(quiet),
         Step(
             f"snapshot {volume_id} (at most ${cost:.2f} a month), and wait until it is complete",
-            Call(clients.ec2, "create_snapshot", {"VolumeId": volume_id}),
+            _call(clients, volume_id, tags_of(volume), "not taken yet", frozen=keep_mounted),
         ),
     ]
 
@@ -168,12 +178,12 @@ def _begun_while_mounted(clients: Clients, volume_id: str, tags: dict[str, str],
     return None
 
 
-def _begin(clients: Clients, volume_id: str, tags: dict[str, str], manifest: Manifest, *, frozen: bool) -> str:
+def _call(clients: Clients, volume_id: str, tags: dict[str, str], digest: str, *, frozen: bool) -> Call:
     identity = Identity(tags[PROJECT], tags[RUN], tags[ROLE], tags.get(OWNER, ""))
     more = {"frozen": "yes"} if frozen else {}
     request: dict[str, Any] = {
         "VolumeId": volume_id,
-        "Description": f"Rebar {identity.run}/{identity.role}, manifest {manifest.digest()[:12]}",
-        "TagSpecifications": [specification("snapshot", identity.tags(manifest=manifest.digest(), **more))],
+        "Description": f"Rebar {identity.run}/{identity.role}, manifest {digest[:12]}",
+        "TagSpecifications": [specification("snapshot", identity.tags(manifest=digest, **more))],
     }
-    return str(Call(clients.ec2, "create_snapshot", request).send(f"snapshotting {volume_id}")["SnapshotId"])
+    return Call(clients.ec2, "create_snapshot", request)

@@ -7,6 +7,7 @@ set -euo pipefail
 
 #VARIABLES#
 
+export HOME=${HOME:-/root}
 root=${REBAR_ROOT:-}          # tests run this below a folder of their own
 log=$root/var/log/rebar.log
 repo=$root/opt/rebar
@@ -37,7 +38,7 @@ upload() {
 }
 
 upload_now_and_then() {
-    while sleep "${REBAR_UPLOAD_SECONDS:-60}"; do
+    while sleep "${REBAR_UPLOAD_SECONDS:-60}" >/dev/null 2>&1; do  # it outlives us, and must not hold the log
         upload || say "uploading failed; trying again in a minute"
     done
 }
@@ -120,6 +121,7 @@ choose_data_folder() {
 }
 
 place_data() {
+    [[ -n $data ]] || return 0
     choose_data_folder
     say "data to $data_folder"
     if [[ $data == s3://* ]]; then
@@ -145,7 +147,7 @@ copy_from_snapshot() {
 
 # It was only read: 'volume delete' allows it where the snapshot is verified; else 'cost sweep' reports it.
 give_back_volume() {
-    [[ $data != s3://* && -x $python ]] || return 0
+    [[ $data == snap-* && -x $python ]] || return 0
     local -a ours=(--region "$region" --project "$project" "$run/copy" --yes)
     "$python" -m rebar.cloud volume umount "${ours[@]}" && "$python" -m rebar.cloud volume detach "${ours[@]}" &&
         "$python" -m rebar.cloud volume delete "${ours[@]}"

@@ -13,7 +13,7 @@ from rebar.cloud.manifest import Manifest, manifest_of, read_manifest
 from rebar.cloud.metadata import Machine
 from rebar.cloud.mounting import mount_device, unmount_volume
 from rebar.cloud.mounts import mounts_of, unmount
-from rebar.cloud.plan import Mode, Step, agreed
+from rebar.cloud.plan import Call, Mode, Step, agreed
 from rebar.cloud.prices import EBS_GB_MONTH, HOURS_A_MONTH
 from rebar.cloud.snapshots import Snapshot
 from rebar.cloud.tags import MANIFEST, OWNER, PROJECT, ROLE, RUN, VERIFIED, Identity, as_text, expiry, now, tags_of
@@ -42,7 +42,10 @@ def verify_snapshot(clients: Clients, snapshot: Snapshot, machine: Machine, mode
         return
     cost = EBS_GB_MONTH["gp3"] * snapshot["VolumeSize"] / HOURS_A_MONTH
     steps = [
-        Step(f"restore {snapshot_id} to a temporary volume in {machine.zone} (${cost:.3f} an hour)"),
+        Step(
+            f"restore {snapshot_id} to a temporary volume in {machine.zone} (${cost:.3f} an hour)",
+            Call(clients.ec2, "create_volume", new.request()),
+        ),
         Step(f"attach it to {machine.instance_id} and mount it for reading only"),
         Step("read every file and compare its checksum with the manifest"),
         Step(f"unmount, detach, tag {snapshot_id} as verified, delete the temporary volume"),

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +87,7 @@ def aws(server: StrictAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictAw
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("rebar.cloud.waiting.FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("rebar.cloud.clock.PAUSE_SECONDS", 0.02)
     urllib.request.urlopen(urllib.request.Request(f"{server.url}/moto-api/reset", method="POST"), timeout=30).read()
     server.reset()
     yield server
@@ -93,16 +95,16 @@ def aws(server: StrictAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictAw
 
 
 @pytest.fixture
-def disks(aws: StrictAws, tmp_path: Path) -> Iterator[Disks]:
-    """Real block devices below the account's volumes."""
+def disks(aws: StrictAws) -> Iterator[Disks]:
+    """Real block devices below the account's volumes; in memory, where there is such a folder."""
     if DISKS_MISSING:
         pytest.skip(f"no real block devices here: {DISKS_MISSING}")
-    folder = tmp_path / "disks"
-    folder.mkdir()
-    made = Disks(folder)
-    aws.disks = made
-    yield made
-    made.close()
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="rebar-disks-", dir=memory if memory.is_dir() else None) as folder:
+        made = Disks(Path(folder))
+        aws.disks = made
+        yield made
+        made.close()
 
 
 @pytest.fixture

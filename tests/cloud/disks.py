@@ -32,7 +32,6 @@ class Disks:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.loops: dict[str, str] = {}
-        self._made = [path for path in (BY_ID.parent, BY_ID) if not path.exists()]
         BY_ID.mkdir(parents=True, exist_ok=True)
 
     def file(self, name: str) -> Path:
@@ -79,9 +78,6 @@ class Disks:
                 subprocess.run(["fsfreeze", "--unfreeze", target], capture_output=True)
                 subprocess.run(["umount", target], check=True)
             self._detach(volume_id)
-        for path in reversed(self._made):
-            if path.exists() and not any(path.iterdir()):
-                path.rmdir()
 
 
 def mounted_at(device: str) -> list[str]:

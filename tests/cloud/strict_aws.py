@@ -10,6 +10,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import format_datetime
 from io import BytesIO
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
@@ -18,7 +20,6 @@ from xml.etree import ElementTree
 os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # thousands of images and their snapshots, slow to list
 
 from moto.backends import get_backend
-from moto.core.utils import utcnow
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -29,6 +30,7 @@ VOLUME_TYPES = {"gp2", "gp3", "io1", "io2", "st1", "sc1", "standard"}
 SETS = {"DescribeVolumes": "volumeSet", "DescribeSnapshots": "snapshotSet", "DescribeInstances": "reservationSet"}
 IDEMPOTENT = {"CreateVolume", "RunInstances"}
 LARGEST_PAGE = 5
+SPEED = 20
 GPU_AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 Answer = tuple[int, list[tuple[str, str]], bytes]
 
@@ -67,6 +69,16 @@ class Refused(Exception):
         return self.status, [("Content-Type", "text/xml")], text.encode()
 
 
+@dataclass(frozen=True)
+class Instead(Exception):
+    """A good answer, where moto has none."""
+
+    text: str
+
+    def answer(self) -> Answer:
+        return 200, [("Content-Type", "text/xml")], self.text.encode()
+
+
 @dataclass
 class StrictAws:
     """The WSGI application, and the server that runs it."""
@@ -75,10 +87,14 @@ class StrictAws:
     disks: DataPlane | None = None
     kill_after: tuple[str, int] | None = None
     """An action and a process: killed when the action has taken effect, before it is answered."""
-    refuse: dict[str, Refused] = field(default_factory=dict)
+    refuse: dict[str, Refused | Instead] = field(default_factory=dict)
     """Actions that fail, with what they answer."""
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
     """What happens when an action arrives."""
+    watch: Callable[[Request], None] | None = None
+    """Sees every request that is not for EC2, before it is answered."""
+    fail_ranges: int = 0
+    """How many requests for a range of an object fail."""
     quotas: dict[str, float] = field(default_factory=dict)
     invisible_describes: int = 0
     """How often a new volume is unknown to DescribeVolumes: it is eventually consistent."""
@@ -91,6 +107,7 @@ class StrictAws:
         self._snapshots: dict[str, int] = {}
         self._hidden: dict[str, int] = {}
         self._lock = threading.RLock()
+        self._began = datetime.now(timezone.utc)
         self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=_Quiet)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -98,8 +115,13 @@ class StrictAws:
         """As new, but for the server."""
         self.requests.clear()
         self.disks, self.kill_after, self.invisible_describes, self.pending_describes = None, None, 0, 1
+        self.watch, self.fail_ranges = None, 0
         for kept in (self.refuse, self.before, self.quotas, self._tokens, self._snapshots, self._hidden):
             kept.clear()
+
+    def now(self) -> datetime:
+        """AWS's time, which runs faster here than elsewhere: nobody shall wait whole seconds for it to pass."""
+        return self._began + SPEED * (datetime.now(timezone.utc) - self._began)
 
     @property
     def url(self) -> str:
@@ -129,10 +151,25 @@ class StrictAws:
         else:
             with self._lock:
                 self.requests.append(request)
+            if self.watch is not None:
+                self.watch(request)
+            action = next((action for action in self.refuse if request.action.startswith(action)), None)
+            if action and isinstance(refused := self.refuse[action], Refused):
+                status, headers, content = _json_error(refused)
+                start_response(f"{status} strict", [*headers, ("Content-Length", str(len(content)))])
+                return [content]
+            if self.fail_ranges and "HTTP_RANGE" in request.parameters:
+                self.fail_ranges -= 1
+                status, headers, content = Refused("InternalError", "try again", 500).answer()
+                start_response(f"{status} strict", [*headers, ("Content-Length", str(len(content)))])
+                return [content]
             status, headers, content = self._forward(environ)
-        headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
+        if environ["REQUEST_METHOD"] == "HEAD":
+            start_response(f"{status} strict", headers)
+            return []
+        headers = [(name, value) for name, value in headers if name.lower() not in ("content-length", "date")]
         start_response(f"{status} strict", [*headers, ("Content-Length", str(len(content)))])
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
+        return [content]
 
     def _answer(self, request: Request, environ: dict[str, Any]) -> Answer:
         self.requests.append(request)
@@ -145,6 +182,8 @@ class StrictAws:
             if request.service != "ec2":
                 return self._other(request, environ)
             return self._ec2(action, parameters, environ)
+        except Instead as instead:
+            return instead.answer()
         except Refused as refused:
             return refused.answer() if request.service == "ec2" else _json_error(refused)
 
@@ -227,7 +266,7 @@ class StrictAws:
         if action == "CreateSnapshot":
             snapshot_id = first(content, "snapshotId")
             self._snapshots[snapshot_id] = self.pending_describes
-            self.backend.snapshots[snapshot_id].start_time = utcnow()
+            self.backend.snapshots[snapshot_id].start_time = self.now()
             content = content.replace(b"<status>completed<", b"<status>pending<")
         if action in SETS:
             content = self._describe(action, parameters, content)
@@ -314,3 +353,7 @@ class _Quiet(WSGIRequestHandler):
 
     def log(self, *_: Any) -> None:
         pass
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        application: Any = self.server.app
+        return format_datetime(application.now(), usegmt=True)

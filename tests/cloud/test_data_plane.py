@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -337,6 +338,7 @@ def test_killed_while_snapshotting(aws: StrictAws, disks: Disks, mounted: str, f
     assert len(aws.sent("CreateSnapshot")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["CreateVolume", "AttachVolume", "DetachVolume", "CreateTags", "DeleteVolume"])
 def test_killed_while_verifying(
     aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, action: str
@@ -361,3 +363,44 @@ def test_killed_while_creating_and_attaching(aws: StrictAws, disks: Disks, ec2: 
 def test_another_machine_cannot_take_it(disks: Disks, ec2: Any, mounted: str) -> None:
     other = run_instance(ec2)
     assert "detach it there first" in refused("volume", "attach", VOLUME, "--instance", other, "--yes")
+
+
+# ------------------------------------------------------------------------------------------ the rest
+
+
+def test_check_asks_aws_and_changes_nothing(
+    aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
+) -> None:
+    assert "4: allowed" in cloud("snapshot", "create", VOLUME, "--check").out
+    assert aws.sent("CreateSnapshot") == []
+    assert not (folder / "rebar.sha256").exists()
+    cloud("snapshot", "create", VOLUME, "--yes")
+    assert "1: allowed" in cloud("snapshot", "verify", VOLUME, "--instance", instance, "--check").out
+    assert "allowed" in cloud("volume", "detach", VOLUME, "--check").out
+    assert list(disks.loops) == [mounted]
+
+
+def test_an_unmounted_volume_is_mounted_for_its_snapshot(
+    aws: StrictAws, disks: Disks, ec2: Any, mounted: str, folder: Path
+) -> None:
+    cloud("volume", "umount", VOLUME, "--yes")
+    aws.refuse["CreateSnapshot"] = Refused("InternalError", "later")
+    refused("snapshot", "create", VOLUME, "--yes")
+    assert mounted_at(disks.loops[mounted]) == []
+    aws.refuse.clear()
+    assert "13 files" in cloud("snapshot", "create", VOLUME, "--yes").out
+    assert mounted_at(disks.loops[mounted]) == []
+    assert len(aws.sent("CreateSnapshot")) == 2
+
+
+@pytest.mark.skipif(
+    shutil.which("mkfs.xfs") is None or "\txfs\n" not in Path("/proc/filesystems").read_text(),
+    reason="no xfs here: xfsprogs, or the kernel's part of it, is missing",
+)
+def test_xfs(aws: StrictAws, disks: Disks, ec2: Any, instance: str, attached: str, folder: Path) -> None:
+    cloud("volume", "mount", VOLUME, folder, "--format", "xfs", "--yes")
+    fill(folder)
+    cloud("snapshot", "create", VOLUME, "--keep-mounted", "--yes")
+    cloud("snapshot", "verify", VOLUME, "--instance", instance, "--yes")  # its UUID is mounted already
+    (snapshot,) = our_snapshots(aws)
+    assert "rebar:verified" in tags(ec2, snapshot)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted([*(REPOSITORY / "scripts").glob("*.sh"), REPOSITORY / ".ci" / "run"])
+SCRIPTS = sorted([*(REPOSITORY / "scripts").glob("*.s[hb]*"), REPOSITORY / ".ci" / "run"])
 SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 OLD = "sys.version_info = (3, 9);"
 Result = subprocess.CompletedProcess[str]

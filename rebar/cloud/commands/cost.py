@@ -1,4 +1,4 @@
-"""``cost estimate|sweep`` and ``budget create``."""
+"""``cost estimate|machines|sweep`` and ``budget create``."""
 
 import argparse
 import re
@@ -7,8 +7,8 @@ from typing import Any
 from rebar.cloud.budgets import create_budget
 from rebar.cloud.capacity import spot_price
 from rebar.cloud.commands.parsers import add_command, add_group, clients_of, positive
-from rebar.cloud.estimates import estimate, table
-from rebar.cloud.instances import BY_NAME, PRICES_FROM, instance_type
+from rebar.cloud.estimates import estimate, machines_table, table
+from rebar.cloud.instances import BY_NAME, PRICES_FROM, TYPES, instance_type
 from rebar.cloud.plan import mode_of
 from rebar.cloud.sweep import end_expired, find_all, report
 
@@ -32,6 +32,16 @@ def add(groups: Any) -> None:
     price = guess.add_mutually_exclusive_group()
     price.add_argument("--spot", action="store_true", help="ask AWS for the lowest spot price in the region now")
     price.add_argument("--price", type=float, help="US dollars an hour, such as your region's")
+
+    machines = add_command(
+        group,
+        "machines",
+        _machines,
+        "The machines Rebar has configurations for, as a table: what they have, and what a recipe takes and costs.",
+        "cost machines --epochs 88",
+        changes=False,
+    )
+    machines.add_argument("--epochs", type=positive, default=16, help="default: %(default)s")
 
     sweep = add_command(
         group,
@@ -77,6 +87,10 @@ def _estimate(options: argparse.Namespace) -> None:
         price, basis = options.price, "as you said"
     guess = estimate(machine, options.epochs, options.images_per_second)
     print(table(machine, options.epochs, guess, price, basis, SETUP_HOURS))
+
+
+def _machines(options: argparse.Namespace) -> None:
+    print(machines_table(TYPES, options.epochs, SETUP_HOURS))
 
 
 def _sweep(options: argparse.Namespace) -> None:

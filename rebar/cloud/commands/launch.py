@@ -1,15 +1,19 @@
-"""``launch single|multi`` and ``userdata render``."""
+"""``launch single|multi|validate`` and ``userdata render``."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rebar.cloud.capacity import spot_price
+from rebar.cloud.clients import Clients
 from rebar.cloud.commands.parsers import add_command, add_group, add_identity, clients_of, identity_of, positive
 from rebar.cloud.errors import CloudError
 from rebar.cloud.instances import BY_NAME, InstanceType, instance_type, require_room
 from rebar.cloud.launching import Rental, launch
 from rebar.cloud.plan import mode_of
 from rebar.cloud.user_data import Job, render, training_command
+from rebar.cloud.validation import validate
 
 SOURCE = "s3://my-bucket/rebar.tar.gz"
 EXAMPLE = (
@@ -32,6 +36,24 @@ def add(groups: Any) -> None:
         _add_job(command)
         _add_rental(command)
 
+    check = add_command(
+        group,
+        "validate",
+        _validate,
+        "Run a command, such as the GPU tests, on a machine with one GPU; bring back its report; end the machine.",
+        f"launch validate --run check-1 --source {SOURCE} --results s3://my-bucket/runs \\\n"
+        "      --max-hours 1 --instance-type g5.xlarge --out report" + RENT,
+    )
+    _add_work(check, "validate")
+    _add_rental(check)
+    check.add_argument(
+        "--command",
+        dest="line",
+        default="./scripts/test.sh -m gpu",
+        help="a line for bash; what it leaves in $RUN_FOLDER is brought back (default: %(default)s)",
+    )
+    check.add_argument("--out", type=Path, required=True, help="folder for the report")
+
     scripts = add_group(groups, "userdata", "The script a rented machine runs.")
     show = add_command(
         scripts,
@@ -45,18 +67,23 @@ def add(groups: Any) -> None:
 
 
 def _add_job(parser: argparse.ArgumentParser) -> None:
-    add_identity(parser, "train")
-    parser.add_argument("--instance-type", required=True, metavar="TYPE", help=", ".join(BY_NAME))
-    parser.add_argument("--source", required=True, help="where the machine gets Rebar: git URL, or s3://… tar.gz")
-    parser.add_argument("--revision", default="", help="commit or tag of a git URL")
+    _add_work(parser, "train")
     parser.add_argument("--data", required=True, help="s3://… folder with train.beton and val.beton, or snap-…")
     parser.add_argument(
         "--data-gb", type=positive, default=70, help="size of the data, for --data (default: %(default)s)"
     )
+    parser.add_argument("--config", help="recipe or machine; default: the machine's in rn50_configs/")
+    parser.add_argument("flags", nargs="*", help="flags of train_imagenet.py, after --")
+
+
+def _add_work(parser: argparse.ArgumentParser, role: str) -> None:
+    add_identity(parser, role)
+    parser.add_argument("--instance-type", required=True, metavar="TYPE", help=", ".join(BY_NAME))
+    parser.add_argument("--source", required=True, help="where the machine gets Rebar: git URL, or s3://… tar.gz")
+    parser.add_argument("--revision", default="", help="commit or tag of a git URL")
     parser.add_argument(
         "--results", required=True, help="s3://… folder; an earlier machine's checkpoint is found there"
     )
-    parser.add_argument("--config", help="recipe or machine; default: the machine's in rn50_configs/")
     parser.add_argument("--max-hours", type=float, required=True, help="the machine ends after them, whatever happens")
     parser.add_argument(
         "--secret",
@@ -65,7 +92,6 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=/PARAMETER",
         help="environment variable from SSM's parameter store, such as WANDB_API_KEY=/rebar/wandb",
     )
-    parser.add_argument("flags", nargs="*", help="flags of train_imagenet.py, after --")
 
 
 def _add_rental(parser: argparse.ArgumentParser) -> None:
@@ -82,21 +108,43 @@ def _add_rental(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root-gb", type=positive, default=100, help="system disk (default: %(default)s)")
 
 
-def _job(options: argparse.Namespace, machine: InstanceType, region: str) -> Job:
+def _job(options: argparse.Namespace, region: str, data: str, command: Sequence[str]) -> Job:
     if options.max_hours <= 0:
         raise CloudError("--max-hours must be above zero")
-    config = options.config or f"rn50_configs/{machine.config}"
     return Job(
         options.project,
         options.run_name,
         region,
         options.source,
-        options.data,
+        data,
         options.results,
-        training_command(config, options.flags),
+        command,
         max_minutes=max(1, round(60 * options.max_hours)),
         revision=options.revision,
         secrets=options.secret,
+    )
+
+
+def _training(options: argparse.Namespace, machine: InstanceType, region: str) -> Job:
+    config = options.config or f"rn50_configs/{machine.config}"
+    return _job(options, region, options.data, training_command(config, options.flags))
+
+
+def _rental(options: argparse.Namespace, machine: InstanceType, job: Job) -> Rental:
+    return Rental(
+        identity_of(options),
+        machine,
+        render(job),
+        options.instance_profile,
+        options.scheduler_role,
+        options.max_hours,
+        spot=options.spot,
+        image=options.image,
+        subnet=options.subnet,
+        zone=options.zone,
+        security_groups=options.security_group,
+        key_name=options.key_name,
+        root_gb=options.root_gb,
     )
 
 
@@ -112,27 +160,28 @@ def _launch(options: argparse.Namespace) -> None:
         raise CloudError(
             f"{machine.name} has no disks of its own: give --root-gb {options.data_gb + 60}, for system and data"
         )
-    rental = Rental(
-        identity_of(options),
-        machine,
-        render(_job(options, machine, clients.ec2.meta.region_name)),
-        options.instance_profile,
-        options.scheduler_role,
-        options.max_hours,
-        spot=options.spot,
-        image=options.image,
-        subnet=options.subnet,
-        zone=options.zone,
-        security_groups=options.security_group,
-        key_name=options.key_name,
-        root_gb=options.root_gb,
-    )
+    if not machine.tells_serials and not options.data.startswith("s3:"):
+        raise CloudError(f"{machine.name} is older than Nitro and does not tell which disk is a volume: --data s3://…")
+    rental = _rental(options, machine, _training(options, machine, _region(clients)))
     if options.spot:
         offer = spot_price(clients, machine)
         print(f"spot: ${offer.dollars:.4f} an hour in {offer.zone} now")
     launch(clients, rental, mode_of(options))
 
 
+def _validate(options: argparse.Namespace) -> None:
+    clients, machine = clients_of(options), instance_type(options.instance_type)
+    if machine.gpus != 1:
+        raise CloudError(f"{machine.name} has {machine.gpus} GPUs: take a machine with one, such as g5.xlarge")
+    job = _job(options, _region(clients), "", ("bash", "-c", options.line))
+    validate(clients, _rental(options, machine, job), job.results_of_run, options.out, mode_of(options))
+
+
+def _region(clients: Clients) -> str:
+    region: str = clients.ec2.meta.region_name
+    return region
+
+
 def _render(options: argparse.Namespace) -> None:
     machine = instance_type(options.instance_type)
-    print(render(_job(options, machine, options.region or "us-east-1")), end="")
+    print(render(_training(options, machine, options.region or "us-east-1")), end="")

@@ -137,8 +137,8 @@ def _detach(options: argparse.Namespace) -> None:
     clients = clients_of(options)
     volume = get_volume(clients, options.volume, options.project)
     where = attachment(volume)
-    is_down = where is not None and describe_instance(clients, where["InstanceId"])["State"]["Name"] != "running"
-    detach_unmounted(clients, volume, mode_of(options), instance_is_down=is_down)
+    state = describe_instance(clients, where["InstanceId"])["State"]["Name"] if where is not None else "none"
+    detach_unmounted(clients, volume, mode_of(options), instance_is_down=state in ("stopped", "terminated"))
 
 
 def _delete(options: argparse.Namespace) -> None:

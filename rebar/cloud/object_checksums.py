@@ -1,0 +1,72 @@
+"""What S3 knows of an object's contents, and whether a file has them."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rebar.cloud.errors import CloudError, told_clearly
+
+CHUNK = 4 * 2**20
+SHA256 = re.compile(r"[0-9a-f]{64}")
+ETAG = re.compile(r'"([0-9a-f]{32})(?:-(\d+))?"')
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A checksum: SHA-256 of the whole, or MD5 by the parts in which an object was uploaded."""
+
+    kind: str
+    digest: str
+    part_bytes: int = 0
+    """0: of the whole."""
+    parts: int = 0
+
+    def matches(self, file: Path) -> bool:
+        """Whether a file has this checksum."""
+        size = file.stat().st_size
+        if self.kind == "SHA-256":
+            return _digest(file, "sha256", 0, size).hex() == self.digest
+        if not self.part_bytes:
+            return _digest(file, "md5", 0, size).hex() == self.digest
+        starts = range(0, size, self.part_bytes)
+        if len(starts) != self.parts:
+            return False
+        with ThreadPoolExecutor(8) as threads:
+            digests = threads.map(lambda start: _digest(file, "md5", start, min(self.part_bytes, size - start)), starts)
+            return hashlib.md5(b"".join(digests), usedforsecurity=False).hexdigest() == self.digest
+
+
+def expected_checksum(s3: Any, bucket: str, key: str, head: Mapping[str, Any], sha256: str | None) -> Expected | None:
+    """The best checksum there is: given, in the object's metadata, or its ETag; None where none says anything.
+
+    An ETag is made of MD5s unless the object is encrypted with a key of KMS or of the customer's.
+    """
+    given = sha256 or head.get("Metadata", {}).get("sha256")
+    if given is not None:
+        if not SHA256.fullmatch(given.lower()):
+            raise CloudError(f"{given!r} is no SHA-256: 64 hexadecimal digits")
+        return Expected("SHA-256", given.lower())
+    tag = ETAG.fullmatch(head["ETag"])
+    if tag is None or "aws:kms" in head.get("ServerSideEncryption", "") or head.get("SSECustomerAlgorithm"):
+        return None
+    if tag[2] is None:
+        return Expected("MD5", tag[1])
+    with told_clearly(f"looking at s3://{bucket}/{key}"):
+        first = s3.head_object(Bucket=bucket, Key=key, PartNumber=1)
+    if first["ContentLength"] == head["ContentLength"] and tag[2] != "1":
+        return None  # the parts are not told
+    return Expected("MD5 by parts", tag[1], first["ContentLength"], int(tag[2]))
+
+
+def _digest(file: Path, name: str, start: int, size: int) -> bytes:
+    content = hashlib.new(name, usedforsecurity=False)
+    with file.open("rb", buffering=0) as opened:
+        opened.seek(start)
+        while size > 0 and (chunk := opened.read(min(CHUNK, size))):
+            content.update(chunk)
+            size -= len(chunk)
+    return content.digest()

@@ -1,0 +1,198 @@
+"""The script of a rented machine: checked by shellcheck, and run here below a folder of its own.
+
+S3 is real, over HTTP, through AWS's command line. What would touch the machine (shutdown, systemd-run, the list of
+disks) is replaced by programs that note how they were called.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cloud.conftest import cloud
+from tests.cloud.strict_aws import StrictAws
+from tests.conftest import REPOSITORY
+
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+SHELLCHECK = shutil.which("shellcheck", path=PATH)
+AWS = shutil.which("aws", path=PATH)
+JOB = ["--run", "g5-16", "--source", "s3://bucket/rebar.tar.gz", "--data", "s3://bucket/betons"]
+JOB += ["--results", "s3://bucket/runs", "--max-hours", "2", "--instance-type", "g5.xlarge"]
+
+
+def render(*words: str) -> str:
+    return cloud("userdata", "render", *JOB, *words).out
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--", "--epochs", "16"],
+        ["--data", "snap-0123456789abcdef0"],
+        ["--source", "https://example.com/rebar.git", "--revision", "v1", "--secret", "WANDB_API_KEY=/rebar/wandb"],
+        ["--", "--note", 'it\'s "quoted" $HOME `date`'],
+    ],
+)
+def test_shellcheck_finds_nothing(aws: StrictAws, tmp_path: Path, words: list[str]) -> None:
+    script = tmp_path / "user_data.sh"
+    script.write_text(render(*words))
+    done = subprocess.run([str(SHELLCHECK), script], capture_output=True, text=True)
+    assert done.stdout == ""
+
+
+def test_the_timer_comes_first_and_needs_no_network(aws: StrictAws) -> None:
+    script = render()
+    body = script[script.index("main() {") :]
+    steps = [line.strip() for line in body.splitlines()[1:4]]
+    assert steps == ["arm_timer", "trap finish EXIT", "install_rebar"]
+    assert aws.requests == []
+
+
+# ------------------------------------------------------------------------------------------ running it
+
+PROGRAMS = {
+    "shutdown": 'echo "shutdown $*" >>"$CALLS"',
+    "lsblk": "true",
+    "mountpoint": "false",
+    # what stands after the options and after 'timeout … 110m' runs here
+    "systemd-run": """
+echo "systemd-run $*" >>"$CALLS"
+while [[ $1 == --* ]]; do
+    case $1 in
+        --setenv=*) export "${1#--setenv=}" ;;
+        --property=EnvironmentFile=*) set -a; source "${1#--property=EnvironmentFile=}"; set +a ;;
+        --working-directory=*) cd "${1#*=}" ;;
+    esac
+    shift
+done
+exec "$@"
+""",
+}
+SETUP = """#!/bin/bash
+mkdir -p .venv/bin
+cat >.venv/bin/python <<'PYTHON'
+#!/bin/bash
+if [[ $1 == -m && $2 == pip ]]; then exit; fi
+exec "$REAL_PYTHON" "$@"
+PYTHON
+chmod +x .venv/bin/python
+[[ -z ${SETUP_FAILS:-} ]]
+"""
+TRAIN = """#!/bin/bash
+# --logging.folder comes after the two data files
+echo "train $*" >>"$CALLS"
+echo "token $WANDB_API_KEY" >>"$CALLS"
+cat "$DATA_FOLDER/train.beton" "$DATA_FOLDER/val.beton" >/dev/null || exit 9
+mkdir -p "$RUN_FOLDER/checkpoints"
+echo "after $(cat "$RUN_FOLDER/checkpoints/last.pt" 2>/dev/null)" >"$RUN_FOLDER/checkpoints/last.pt.new"
+mv "$RUN_FOLDER/checkpoints/last.pt.new" "$RUN_FOLDER/checkpoints/last.pt"
+exit "${TRAIN_STATUS:-0}"
+"""
+
+
+@pytest.fixture
+def bucket(aws: StrictAws, tmp_path: Path) -> Any:
+    """S3 with the data and a small repository; SSM with a secret."""
+    if AWS is None:
+        pytest.skip("AWS's command line is not installed")
+    import boto3
+
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="bucket")
+    for name in ("train", "val"):
+        s3.put_object(Bucket="bucket", Key=f"betons/{name}.beton", Body=f"{name} pictures".encode())
+    tree = tmp_path / "tree" / "scripts"
+    tree.mkdir(parents=True)
+    for name, text in (("setup.sh", SETUP), ("torchrun_from_env.sh", TRAIN)):
+        (tree / name).write_text(text)
+        (tree / name).chmod(0o755)
+    with tarfile.open(tmp_path / "rebar.tar.gz", "w:gz") as archive:
+        archive.add(tree, "scripts")
+    s3.upload_file(str(tmp_path / "rebar.tar.gz"), "bucket", "rebar.tar.gz")
+    boto3.client("ssm").put_parameter(Name="/rebar/wandb", Value="the-secret", Type="SecureString")
+    return s3
+
+
+def boot(tmp_path: Path, **environment: str) -> tuple[int, list[str], Path]:
+    """Run the script as a machine would: exit status, what was called, the machine's root."""
+    programs = tmp_path / "bin"
+    programs.mkdir(exist_ok=True)
+    for name, text in PROGRAMS.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    root, calls, script = tmp_path / "root", tmp_path / "calls", tmp_path / "user_data.sh"
+    calls.unlink(missing_ok=True)
+    shutil.rmtree(root, ignore_errors=True)
+    script.write_text(render("--secret", "WANDB_API_KEY=/rebar/wandb", "--", "--epochs", "16"))
+    variables = {
+        **os.environ,
+        "PATH": f"{programs}:{PATH}",
+        "REBAR_ROOT": str(root),
+        "REBAR_RETRY_SECONDS": "0",
+        "CALLS": str(calls),
+        "REAL_PYTHON": sys.executable,
+        **environment,
+    }
+    done = subprocess.run(["bash", script], env=variables, capture_output=True, text=True, timeout=120)
+    assert "the-secret" not in done.stdout + done.stderr
+    return done.returncode, calls.read_text().splitlines(), root
+
+
+def stored(s3: Any, key: str) -> str:
+    text: str = s3.get_object(Bucket="bucket", Key=f"runs/rebar/g5-16/{key}")["Body"].read().decode()
+    return text
+
+
+@pytest.mark.slow
+def test_it_trains_uploads_and_switches_itself_off(bucket: Any, tmp_path: Path) -> None:
+    status, calls, root = boot(tmp_path)
+    assert status == 0, calls
+    assert calls[0].startswith("shutdown -P +120")
+    assert calls[-1] == "shutdown -P now"
+    (trained,) = [call for call in calls if call.startswith("train ")]
+    assert "train_imagenet.py --config-file rn50_configs/g5_1gpu.yaml" in trained
+    assert f"--data.train_dataset {root}/opt/rebar-data/train.beton" in trained
+    assert trained.endswith("--epochs 16")
+    assert "token the-secret" in calls
+    (started,) = [call for call in calls if call.startswith("systemd-run ")]
+    assert "the-secret" not in started
+    assert "timeout --signal=TERM --kill-after=180 110m" in started
+    assert stored(bucket, "run/checkpoints/last.pt") == "after \n"
+    assert stored(bucket, "exit-status") == "0\n"
+    assert "ends with status 0" in stored(bucket, "machine.log") + (root / "var/log/rebar.log").read_text()
+    assert (root / "run/rebar/environment").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.slow
+def test_the_next_machine_goes_on_where_the_first_was_interrupted(bucket: Any, tmp_path: Path) -> None:
+    status, calls, _ = boot(tmp_path, TRAIN_STATUS="75")
+    assert status == 75
+    assert stored(bucket, "exit-status") == "75\n"
+    assert calls[-1] == "shutdown -P now"
+    boot(tmp_path)
+    assert stored(bucket, "run/checkpoints/last.pt") == "after after \n"
+    assert stored(bucket, "exit-status") == "0\n"
+
+
+def test_a_machine_that_fails_ends_too(bucket: Any, tmp_path: Path) -> None:
+    status, calls, _ = boot(tmp_path, SETUP_FAILS="yes")
+    assert status == 1
+    assert calls[-1] == "shutdown -P now"
+    assert stored(bucket, "exit-status") == "1\n"
+
+
+def test_a_machine_that_cannot_upload_ends_too(bucket: Any, tmp_path: Path) -> None:
+    bucket.delete_object(Bucket="bucket", Key="rebar.tar.gz")
+    for name in ("betons/train.beton", "betons/val.beton"):
+        bucket.delete_object(Bucket="bucket", Key=name)
+    bucket.delete_bucket(Bucket="bucket")
+    status, calls, _ = boot(tmp_path)
+    assert status != 0
+    assert calls[-1] == "shutdown -P now"
+    assert str(REPOSITORY) not in " ".join(calls)

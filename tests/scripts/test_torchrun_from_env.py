@@ -1,0 +1,94 @@
+"""scripts/torchrun_from_env.sh: what each scheduler sets becomes torchrun's flags; two nodes find each other."""
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "torchrun_from_env.sh"
+PREFIXES = ("SKYPILOT_", "AWS_BATCH_", "SM_", "SLURM_", "MASTER_")
+SECOND = "--nnodes=2 --node_rank=1 --master_addr=10.0.0.1 --master_port=29500"
+
+
+def environment(**variables: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(PREFIXES)}
+    return {**clean, **variables}
+
+
+def flags(**variables: str) -> str:
+    done = subprocess.run([SCRIPT, "--print"], env=environment(**variables), capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else done.stderr.strip()
+
+
+def test_alone() -> None:
+    assert flags().endswith("--standalone")
+
+
+def test_skypilot() -> None:
+    ips = "10.0.0.1\n10.0.0.2"
+    told = flags(SKYPILOT_NODE_IPS=ips, SKYPILOT_NODE_RANK="1", SKYPILOT_NUM_NODES="2", SKYPILOT_NUM_GPUS_PER_NODE="8")
+    assert told == f"--nproc_per_node=8 {SECOND}"
+    alone = flags(SKYPILOT_NODE_IPS="10.0.0.1", SKYPILOT_NODE_RANK="0", SKYPILOT_NUM_GPUS_PER_NODE="4")
+    assert alone == "--nproc_per_node=4 --standalone"
+
+
+def test_batch_tells_all_but_the_first_node_its_address() -> None:
+    common = {"AWS_BATCH_JOB_NUM_NODES": "2", "AWS_BATCH_JOB_MAIN_NODE_INDEX": "0"}
+    child = flags(**common, AWS_BATCH_JOB_NODE_INDEX="1", AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS="10.0.0.1")
+    assert child.endswith(SECOND)
+    assert "--node_rank=0 --master_addr=" in flags(**common, AWS_BATCH_JOB_NODE_INDEX="0")
+    common["AWS_BATCH_JOB_MAIN_NODE_INDEX"] = "1"
+    assert "mainNode must be 0" in flags(**common, AWS_BATCH_JOB_NODE_INDEX="0")
+
+
+def test_sagemaker() -> None:
+    told = flags(SM_HOSTS='["algo-2","algo-1"]', SM_CURRENT_HOST="algo-2", SM_NUM_GPUS="8")
+    assert told == "--nproc_per_node=8 --nnodes=2 --node_rank=1 --master_addr=algo-1 --master_port=29500"
+
+
+def test_slurm_asks_for_the_names_of_its_nodes(tmp_path: Path) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[1-2]" ] && printf "gpu1\\ngpu2\\n"\n')
+    scontrol.chmod(0o755)
+    told = flags(
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        SLURM_JOB_NODELIST="gpu[1-2]",
+        SLURM_NNODES="2",
+        SLURM_NODEID="1",
+        SLURM_GPUS_ON_NODE="4",
+        MASTER_PORT="29600",
+    )
+    assert told == "--nproc_per_node=4 --nnodes=2 --node_rank=1 --master_addr=gpu1 --master_port=29600"
+
+
+def test_what_is_missing_is_told() -> None:
+    assert "SkyPilot sets it" in flags(SKYPILOT_NODE_IPS="10.0.0.1\n10.0.0.2")
+    done = subprocess.run([SCRIPT], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "usage:" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_nodes_find_each_other(tmp_path: Path) -> None:
+    """As SkyPilot would start it on two machines, both this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    worker = tmp_path / "worker.py"
+    worker.write_text("import os; print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])\n")
+    common = {"SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.2", "MASTER_PORT": str(port), "SKYPILOT_NUM_GPUS_PER_NODE": "1"}
+    nodes = [
+        subprocess.Popen(
+            [SCRIPT, worker],
+            env=environment(**common, SKYPILOT_NODE_RANK=str(rank)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [node.communicate(timeout=120) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert ["rank 0 of 2" in said[0][0], "rank 1 of 2" in said[1][0]] == [True, True]
