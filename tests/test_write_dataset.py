@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from rebar.beton import BetonFile
-from rebar.errors import RebarError
 from write_dataset import find_target
 
 ROOT = Path(__file__).parents[1]

@@ -166,7 +166,7 @@ def _explained(address: HubAddress, ask: Callable[[], Result]) -> Result:
         return ask()
     except errors.RevisionNotFoundError:
         raise
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+    except (errors.HTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         status = _status(error)
         if status in (401, 403) or isinstance(error, errors.GatedRepoError):
             raise RebarError(_access(address, status)) from None
