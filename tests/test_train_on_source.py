@@ -20,7 +20,6 @@ def trained(data: Data, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
     """The folder of a run of two processes on the folder of pictures."""
     folder = tmp_path_factory.mktemp("runs") / "on_source"
     words = ["--config-file", "rn50_configs/tiny.yaml", "--epochs", "1", "--logging.folder", folder]
-    datasets = ["--train-dataset", data.tree, "--val-dataset", data.tree, "--batch-size", "32"]
     datasets = ["--data.train_dataset", data.tree, "--data.val_dataset", data.tree, "--training.batch_size", "32"]
     done = run(*torchrun(2, "train_imagenet.py", *words, *datasets), REBAR_CACHE=str(cache))
     assert done.stdout.count("writing   ") == 2  # a split each, whichever of the processes did it
@@ -45,20 +44,11 @@ def test_the_next_command_finds_it(trained: Path, data: Data, cache: Path) -> No
     assert len(list(cache.glob("*.beton"))) == 2
 
 
-def test_a_subset_of_a_file(trained: Path, data: Data, tmp_path: Path) -> None:
-    """Named sizes beyond what there is are all of it."""
-    words = ["--data.data_subset", "tiny", "--epochs", "0" if False else "1", "--eval_only"]
-    done = run(*data.training_command(tmp_path / "run", *words, "--resume", str(trained / "checkpoints/last.pt")))
-    assert "203 pictures" in done.stdout
-
-
 def test_a_source_that_cannot_be_read_ends_all_processes(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     words = ["--config-file", "rn50_configs/tiny.yaml", "--data.train_dataset", tmp_path / "empty"]
     where = ["--data.val_dataset", tmp_path / "empty", "--logging.folder", tmp_path / "run"]
-    done = run(
-        *torchrun(2, "train_imagenet.py", *words, *where), expect=None, REBAR_CACHE=str(tmp_path / "cache")
-    )
+    done = run(*torchrun(2, "train_imagenet.py", *words, *where), expect=None, REBAR_CACHE=str(tmp_path / "cache"))
     assert done.returncode != 0
     assert f"{tmp_path}/empty: holds no class folders" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -56,7 +56,7 @@ def open_hub_dataset(text: str, split: str, at_most: int | None = None) -> Parqu
     try:
         import huggingface_hub  # noqa: F401  its absence is said before anything else
     except ImportError:
-        raise RebarError(f"{text}: takes huggingface_hub and pyarrow: pip install 'rebar[hf]'") from None
+        raise RebarError(f"{text}: takes two packages more: pip install huggingface_hub pyarrow") from None
     address = HubAddress.parse(text)
     files, revision = _list_files(address, split)
     if at_most is not None:

@@ -104,9 +104,7 @@ def _open(path: Path) -> Any:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise RebarError(
-            f"{path}: reading Parquet takes pyarrow: pip install 'rebar[hf]', or pip install pyarrow"
-        ) from None
+        raise RebarError(f"{path}: reading Parquet takes pyarrow: pip install pyarrow") from None
     try:
         return ParquetFile(path)
     except (OSError, pyarrow.ArrowException) as error:

@@ -75,7 +75,7 @@ class S3Folder:
                 import boto3
                 from botocore.config import Config
             except ImportError:
-                raise RebarError("s3:// takes boto3: pip install 'rebar[aws]', or pip install boto3") from None
+                raise RebarError("s3:// takes boto3: pip install boto3") from None
             retries = {"total_max_attempts": ATTEMPTS, "mode": "adaptive"}
             config = Config(retries=retries, connect_timeout=TIMEOUT_SECONDS, read_timeout=TIMEOUT_SECONDS)
             self._client = boto3.client("s3", config=config)
