@@ -26,7 +26,7 @@ DOWNLOADS = 4
 SPARE = 2
 """How many times a subset's pictures are downloaded, so that there are enough of every class to choose from."""
 
-_ADDRESS = re.compile(r"hf:(?://)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
+_ADDRESS = re.compile(r"(?:hf:)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
 Result = TypeVar("Result")
 
 
@@ -61,7 +61,7 @@ def open_hub_dataset(text: str, split: str, at_most: int | None = None) -> Parqu
     files, revision = _list_files(address, split)
     if at_most is not None:
         return Parquet(_download_enough(address, revision, files, SPARE * at_most))
-    _check_space(address, files)
+    _check_space(address, revision, files)
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         return Parquet(list(pool.map(lambda file: _download(address, revision, file[0]), files)))
 
@@ -118,7 +118,7 @@ def _download_enough(
     paths: list[tuple[int, Path]] = []
     have = 0
     for number in np.argsort(np.random.Philox(key=0).random_raw(len(files)), kind="stable"):
-        _check_space(address, [files[number]])
+        _check_space(address, revision, [files[number]])
         path = _download(address, revision, files[number][0])
         paths.append((int(number), path))
         have += count_rows(path)
@@ -135,14 +135,14 @@ def _download(address: HubAddress, revision: str | None, path: str) -> Path:
     )
 
 
-def _check_space(address: HubAddress, files: Sequence[tuple[str, int]]) -> None:
+def _check_space(address: HubAddress, revision: str | None, files: Sequence[tuple[str, int]]) -> None:
     """Raises RebarError where what is still to be downloaded does not fit into the hub's cache."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     missing = [
         size
         for path, size in files
-        if not isinstance(try_to_load_from_cache(address.name, path, repo_type="dataset"), str)
+        if not isinstance(try_to_load_from_cache(address.name, path, revision=revision, repo_type="dataset"), str)
     ]
     folder = Path(constants.HF_HUB_CACHE)
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())

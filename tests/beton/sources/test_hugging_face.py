@@ -92,5 +92,6 @@ def test_a_hub_that_does_not_answer(hub: Hub, tmp_path: Path) -> None:
 def test_addresses() -> None:
     assert HubAddress.parse("hf:imagenet-1k") == HubAddress("ILSVRC/imagenet-1k", None, None)
     assert HubAddress.parse("hf:a/b:full_size@v1.0") == HubAddress("a/b", "full_size", "v1.0")
+    assert HubAddress.parse("a/b") == HubAddress("a/b", None, None)  # with --dataset hf
     with pytest.raises(RebarError, match="expected hf:imagenet-1k"):
         HubAddress.parse("hf:a/b/c")

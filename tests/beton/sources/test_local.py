@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rebar.beton import BetonFile
+from rebar.beton.sources import Request, open_source
 from rebar.beton.sources.validation_labels import find_labels
 from tests.beton.sources.conftest import (
     SYNSETS,
@@ -120,6 +121,15 @@ class TestFlatFolder:
         (tmp_path / "synsets.txt").write_text(synsets)
         labels = find_labels(tmp_path / "Data" / "val")
         assert labels.of([name for name, _, _ in pictures], "val") == [synset for _, synset, _ in pictures]
+
+    def test_kaggles_layout(self, imagenet: Path, flat: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "kaggle" / "ILSVRC" / "Data" / "CLS-LOC"
+        folder.mkdir(parents=True)
+        flat.rename(folder / "val")
+        (tmp_path / "kaggle" / "LOC_val_solution.csv").write_text("\n".join(lists_of_labels(imagenet)["kaggle"]))
+        kind, source = open_source(Request(str(tmp_path / "kaggle"), "val"))
+        assert kind == "flat"
+        assert [source.label(index) for index in range(9)] == [0] * 3 + [1] * 3 + [2] * 3
 
     def test_without_a_list(self, flat: Path, tmp_path: Path) -> None:
         message = refusal(flat, "val", tmp_path / "val.beton")
