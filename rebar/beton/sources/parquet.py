@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rebar.beton.sources.imagenet_names import as_synsets
 from rebar.errors import RebarError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "picture")
@@ -143,7 +144,7 @@ def _class_names(schema: Any, label: str) -> list[str] | None:
     """The names that Hugging Face's metadata gives the labels."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        return [str(name) for name in features[label]["names"]]
+        return as_synsets([str(name) for name in features[label]["names"]])
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -16,6 +16,8 @@ from rebar.beton import BetonFile
 ROOT = Path(__file__).parents[3]
 SYNSETS = ("n01440764", "n02119789", "n03000684")
 TRAIN, VAL = 5, 3
+FEATURE_NAMES = list(SYNSETS)
+"""What Hugging Face's metadata calls the classes."""
 
 Contents = list[tuple[str, bytes]]
 
@@ -98,7 +100,7 @@ def write_parquet(imagenet: Path, root: Path) -> Path:
     """Parquet files as Hugging Face stores them: two a split in data/, two rows a row group."""
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (root / "data").mkdir(parents=True)
-    feature = {"image": {"_type": "Image"}, "label": {"names": list(SYNSETS), "_type": "ClassLabel"}}
+    feature = {"image": {"_type": "Image"}, "label": {"names": FEATURE_NAMES, "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": feature}})}
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     schema = pyarrow.schema([("image", image), ("label", pyarrow.int64())], metadata)
