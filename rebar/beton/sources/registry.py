@@ -15,6 +15,7 @@ from rebar.beton.sources.s3 import S3Folder
 from rebar.beton.sources.source import Source
 from rebar.beton.sources.splits import Split, find_split, of_split
 from rebar.beton.sources.tar_index import COMPRESSED, refuse_compressed
+from rebar.cli import warn
 from rebar.errors import RebarError
 
 
@@ -96,6 +97,8 @@ KINDS = (
     ),
 )
 
+TAKE_LABELS = ("flat", "tar")
+
 
 def is_address(where: str) -> bool:
     """Whether this names something elsewhere, rather than a path."""
@@ -112,6 +115,8 @@ def open_source(request: Request, kind: str = "auto") -> tuple[str, Source]:
         chosen = recognise(request)
     else:
         chosen = next(entry for entry in KINDS if entry.name == kind)
+    if request.labels and chosen.name not in TAKE_LABELS:
+        warn(f"--labels has no effect: {request.where} is of the kind '{chosen.name}', which knows its classes")
     try:
         return chosen.name, chosen.open(request)
     except OSError as error:

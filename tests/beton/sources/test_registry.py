@@ -60,6 +60,11 @@ def test_a_kind_that_it_is_not(kind: str, tmp_path: Path) -> None:
             open_source(Request(str(where), "val"), kind)
 
 
+def test_labels_that_nobody_reads_are_remarked(imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_source(Request(str(imagenet), "val", labels="list.txt"))
+    assert "--labels has no effect" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("package", "where"), [("pyarrow", "a.parquet"), ("huggingface_hub", "hf:a/b"), ("boto3", "s3://a/b")]
 )
