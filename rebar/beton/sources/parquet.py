@@ -47,6 +47,7 @@ class Parquet:
         self.class_names, self._labels = _number(self.files[0], found, names)
         self._groups = np.array(groups, np.int32)
         self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self._file_starts = self._starts[np.searchsorted(self._groups[:, 0], np.arange(len(self.files)))]
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -77,8 +78,7 @@ class Parquet:
         """The file, and the row in it."""
         block = int(np.searchsorted(self._starts, index, side="right")) - 1
         number = self._groups[block][0]
-        first = int(self._starts[int(np.argmax(self._groups[:, 0] == number))])
-        return f"{self.files[number]}: row {index - first}"
+        return f"{self.files[number]}: row {index - int(self._file_starts[number])}"
 
     def _read_block(self, block: int) -> Any:
         number, group = (int(value) for value in self._groups[block])

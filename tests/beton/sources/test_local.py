@@ -244,6 +244,13 @@ class TestParquet:
         assert (found == expected) == (split == "val")
         assert sorted(found) == sorted(expected)
 
+    def test_rows_are_named(self, folder: Path) -> None:
+        _, source = open_source(Request(str(folder), "train"))
+        names = [source.name(index).rpartition("/")[2] for index in range(len(source))]
+        assert names == [
+            f"train-{file:05}-of-00002.parquet: row {row}" for file, rows in ((0, 8), (1, 7)) for row in range(rows)
+        ]
+
     def test_one_file(self, folder: Path, write: Write) -> None:
         assert len(write(folder / "data" / "train-00001-of-00002.parquet", "train")) == 7
 
