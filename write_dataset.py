@@ -92,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
         shuffle=config.split == "train",
         seed=config.seed,
     )
+    print(f"source    {where}", flush=True)
     kind, source = open_source(Request(where, config.split, config.labels, selection.at_most), config.dataset)
     num_found = len(source)
     source, order = selection.apply(source)
@@ -111,10 +112,9 @@ def main(argv: Sequence[str]) -> None:
     )
     num_workers = config.num_workers or len(os.sched_getaffinity(0))
 
-    print(f"source    {where} ({kind})")
-    print(f"pictures  {len(order):,} of {num_found:,} in {len(source.class_names):,} classes")
+    print(f"pictures  {len(order):,} of {num_found:,} in {len(source.class_names):,} classes ({kind})")
     print(f"stored    {in_words(policy)}")
-    print(f"order     {'shuffled' if config.split == 'train' else 'by class'}, seed {config.seed}")
+    print(f"order     {'shuffled' if config.split == 'train' else 'as in the source'}, seed {config.seed}")
     print(f"target    {target}, {num_workers} processes", flush=True)
     with telling_what_is_kept(target):
         report = write_beton(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import cv2
 import numpy as np
@@ -16,7 +17,8 @@ import psutil
 import pytest
 
 from rebar.beton import BetonFile
-from write_dataset import find_target
+from rebar.beton.sources.registry import KINDS
+from write_dataset import WriterSection, find_target
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,6 +86,39 @@ def test_options_reach_the_file(imagenet: Path, tmp_path: Path) -> None:
     assert len(file) == 7
     assert set(zip(file.heights, file.widths, file.modes, strict=True)) == {(24, 32, 1)}
     assert json.loads((tmp_path / "small.beton.json").read_text())["seed"] == 4
+
+
+def test_shards_are_the_whole_in_its_order(imagenet: Path, tmp_path: Path) -> None:
+    common = ("--split", "train", "--data-dir", imagenet, "--write-path", tmp_path, "--subset", 29, "--seed", 2)
+    assert run(*common).returncode == 0
+    whole = BetonFile.open(tmp_path / "train.beton")
+    parts = []
+    for part in range(3):
+        assert run(*common, "--shard", f"{part}/3").returncode == 0
+        parts.append(BetonFile.open(tmp_path / f"train-0000{part}-of-00003.beton"))
+    assert [len(part) for part in parts] == [9, 10, 10]
+    assert {part.class_names for part in parts} == {whole.class_names}
+    assert np.array_equal(np.concatenate([part.labels for part in parts]), whole.labels)
+    pictures = [part.image_bytes(index).tobytes() for part in parts for index in range(len(part))]
+    assert pictures == [whole.image_bytes(index).tobytes() for index in range(29)]
+    assert "--shard 3/3: expected I/N" in error_of(*common, "--shard", "3/3")
+
+
+def test_parts_of_the_classes_agree_between_the_splits(imagenet: Path, tmp_path: Path) -> None:
+    names = []
+    for split in ("train", "val"):
+        options = ("--max-classes", 2, "--max-samples-per-class", 2, "--seed", 3)
+        done = run("--split", split, *options, IMAGENET_DIR=imagenet, WRITE_DIR=tmp_path)
+        assert done.returncode == 0, done.stderr
+        file = BetonFile.open(tmp_path / f"{split}.beton")
+        assert np.bincount(file.labels).tolist() == [2, 2]
+        names.append(file.class_names)
+    assert names[0] == names[1]
+
+
+def test_every_kind_of_source_can_be_chosen() -> None:
+    choices = get_args(get_type_hints(WriterSection)["dataset"])
+    assert set(choices) == {"auto", "imagenet", *(kind.name for kind in KINDS)}
 
 
 def test_an_existing_file_is_replaced_only_when_asked(imagenet: Path, tmp_path: Path) -> None:

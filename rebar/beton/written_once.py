@@ -16,6 +16,7 @@ from rebar.beton.sources import Request, open_source
 from rebar.beton.sources.registry import is_address
 from rebar.beton.sources.splits import Split, find_split
 from rebar.beton.sources.tar_index import COMPRESSED
+from rebar.beton.sources.webdataset import expand_shards
 from rebar.beton.writer import write_beton
 from rebar.errors import RebarError
 
@@ -95,7 +96,7 @@ def _identity(where: str, split: Split) -> list[object]:
         return [where, split]
     try:
         path = find_split(Path(where).resolve(), split)
-        files = [path, *sorted(path.iterdir())] if path.is_dir() else sorted(path.parent.glob(path.name))
+        files = [path, *sorted(path.iterdir())] if path.is_dir() else expand_shards(str(path))
         found = [(file.name, file.stat()) for file in files]
     except OSError as error:
         raise RebarError(f"{where}: cannot be read: {error.strerror or error}") from None

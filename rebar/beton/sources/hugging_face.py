@@ -26,7 +26,7 @@ DOWNLOADS = 4
 SPARE = 2
 """How many times a subset's pictures are downloaded, so that there are enough of every class to choose from."""
 
-_ADDRESS = re.compile(r"hf:(?://)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
+_ADDRESS = re.compile(r"(?:hf:)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
 Result = TypeVar("Result")
 
 
@@ -56,12 +56,12 @@ def open_hub_dataset(text: str, split: str, at_most: int | None = None) -> Parqu
     try:
         import huggingface_hub  # noqa: F401  its absence is said before anything else
     except ImportError:
-        raise RebarError(f"{text}: takes huggingface_hub and pyarrow: pip install 'rebar[hf]'") from None
+        raise RebarError(f"{text}: takes two packages more: pip install huggingface_hub pyarrow") from None
     address = HubAddress.parse(text)
     files, revision = _list_files(address, split)
     if at_most is not None:
         return Parquet(_download_enough(address, revision, files, SPARE * at_most))
-    _check_space(address, files)
+    _check_space(address, revision, files)
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         return Parquet(list(pool.map(lambda file: _download(address, revision, file[0]), files)))
 
@@ -118,7 +118,7 @@ def _download_enough(
     paths: list[tuple[int, Path]] = []
     have = 0
     for number in np.argsort(np.random.Philox(key=0).random_raw(len(files)), kind="stable"):
-        _check_space(address, [files[number]])
+        _check_space(address, revision, [files[number]])
         path = _download(address, revision, files[number][0])
         paths.append((int(number), path))
         have += count_rows(path)
@@ -135,14 +135,14 @@ def _download(address: HubAddress, revision: str | None, path: str) -> Path:
     )
 
 
-def _check_space(address: HubAddress, files: Sequence[tuple[str, int]]) -> None:
+def _check_space(address: HubAddress, revision: str | None, files: Sequence[tuple[str, int]]) -> None:
     """Raises RebarError where what is still to be downloaded does not fit into the hub's cache."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     missing = [
         size
         for path, size in files
-        if not isinstance(try_to_load_from_cache(address.name, path, repo_type="dataset"), str)
+        if not isinstance(try_to_load_from_cache(address.name, path, revision=revision, repo_type="dataset"), str)
     ]
     folder = Path(constants.HF_HUB_CACHE)
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -166,7 +166,7 @@ def _explained(address: HubAddress, ask: Callable[[], Result]) -> Result:
         return ask()
     except errors.RevisionNotFoundError:
         raise
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+    except (errors.HTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         status = _status(error)
         if status in (401, 403) or isinstance(error, errors.GatedRepoError):
             raise RebarError(_access(address, status)) from None

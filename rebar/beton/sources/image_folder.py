@@ -28,7 +28,7 @@ class ImageFolder(LabelledFiles):
             names: list[str] = []
             counts: list[int] = []
             for folder in folders:
-                found = sorted(_walk(folder.path, f"{folder.name}{os.sep}"))
+                found = sorted(_walk(folder.path, ""))
                 names += [below + name for below, name in found]
                 counts.append(len(found))
         except OSError as error:
@@ -37,6 +37,10 @@ class ImageFolder(LabelledFiles):
         if 0 in counts:
             raise RebarError(_empty_classes(root, class_names, counts))
         super().__init__(root, class_names, names, np.repeat(np.arange(len(counts)), counts))
+
+    def name(self, index: int) -> str:
+        """The path of the picture's file."""
+        return os.path.join(self.root, self.class_names[self.label(index)], self._names[index])
 
 
 def _split(folder: Path | str) -> tuple[list["os.DirEntry[str]"], list["os.DirEntry[str]"]]:
@@ -49,7 +53,7 @@ def _split(folder: Path | str) -> tuple[list["os.DirEntry[str]"], list["os.DirEn
 
 
 def _walk(folder: str, below: str) -> Iterator[tuple[str, str]]:
-    """(way from the root, file name) of every picture; sorted, that is torchvision's order."""
+    """(way from the class folder, file name) of every picture; sorted, that is torchvision's order."""
     folders, pictures = _split(folder)
     for entry in pictures:
         yield below, entry.name

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rebar.beton.sources.imagenet_names import as_synsets
 from rebar.errors import RebarError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "picture")
@@ -46,6 +47,7 @@ class Parquet:
         self.class_names, self._labels = _number(self.files[0], found, names)
         self._groups = np.array(groups, np.int32)
         self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self._file_starts = self._starts[np.searchsorted(self._groups[:, 0], np.arange(len(self.files)))]
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -76,8 +78,7 @@ class Parquet:
         """The file, and the row in it."""
         block = int(np.searchsorted(self._starts, index, side="right")) - 1
         number = self._groups[block][0]
-        first = int(self._starts[int(np.argmax(self._groups[:, 0] == number))])
-        return f"{self.files[number]}: row {index - first}"
+        return f"{self.files[number]}: row {index - int(self._file_starts[number])}"
 
     def _read_block(self, block: int) -> Any:
         number, group = (int(value) for value in self._groups[block])
@@ -104,9 +105,7 @@ def _open(path: Path) -> Any:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise RebarError(
-            f"{path}: reading Parquet takes pyarrow: pip install 'rebar[hf]', or pip install pyarrow"
-        ) from None
+        raise RebarError(f"{path}: reading Parquet takes pyarrow: pip install pyarrow") from None
     try:
         return ParquetFile(path)
     except (OSError, pyarrow.ArrowException) as error:
@@ -145,7 +144,7 @@ def _class_names(schema: Any, label: str) -> list[str] | None:
     """The names that Hugging Face's metadata gives the labels."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        return [str(name) for name in features[label]["names"]]
+        return as_synsets([str(name) for name in features[label]["names"]])
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -15,6 +15,7 @@ from rebar.beton.sources.s3 import S3Folder
 from rebar.beton.sources.source import Source
 from rebar.beton.sources.splits import Split, find_split, of_split
 from rebar.beton.sources.tar_index import COMPRESSED, refuse_compressed
+from rebar.cli import warn
 from rebar.errors import RebarError
 
 
@@ -73,14 +74,14 @@ KINDS = (
     Kind(
         "webdataset",
         "WebDataset shards: a folder of .tar files, one of them, or a pattern: shard-{000..146}.tar, 'shard-*.tar'",
-        lambda request: bool(_files(request, ".tar")),
-        lambda request: webdataset.open_webdataset(_files(request, ".tar")),
+        lambda request: any(webdataset.has_samples(path) for path in _files(request, ".tar")[:1]),
+        lambda request: webdataset.open_webdataset(_some_files(request, ".tar")),
     ),
     Kind(
         "parquet",
         "a .parquet file, or a folder of them",
         lambda request: bool(_files(request, ".parquet")),
-        lambda request: Parquet(_files(request, ".parquet")),
+        lambda request: Parquet(_some_files(request, ".parquet")),
     ),
     Kind(
         "folder",
@@ -95,6 +96,8 @@ KINDS = (
         lambda request: open_flat_folder(find_split(request.path, request.split), request.labels),
     ),
 )
+
+TAKE_LABELS = ("flat", "tar")
 
 
 def is_address(where: str) -> bool:
@@ -112,7 +115,12 @@ def open_source(request: Request, kind: str = "auto") -> tuple[str, Source]:
         chosen = recognise(request)
     else:
         chosen = next(entry for entry in KINDS if entry.name == kind)
-    return chosen.name, chosen.open(request)
+    if request.labels and chosen.name not in TAKE_LABELS:
+        warn(f"--labels has no effect: {request.where} is of the kind '{chosen.name}', which knows its classes")
+    try:
+        return chosen.name, chosen.open(request)
+    except OSError as error:
+        raise RebarError(f"{error.filename or request.where}: cannot be read: {error.strerror or error}") from None
 
 
 def recognise(request: Request) -> Kind:
@@ -139,7 +147,7 @@ def _beton(request: Request) -> Path:
 def _tar(request: Request) -> Path | None:
     """The tar of the split that is not a WebDataset shard, if one is meant."""
     path = request.path
-    if (archive := tar.ilsvrc_archive(path, request.split)).is_file():
+    if (archive := tar.ilsvrc_archive(path, request.split)).is_file() and not (path / request.split).is_dir():
         return archive
     if path.is_file() and path.name.lower().endswith((".tar", *COMPRESSED)):
         refuse_compressed(path)
@@ -158,11 +166,18 @@ def _files(request: Request, suffix: str) -> list[Path]:
         if missing and len(missing) < len(found):
             raise RebarError(f"{missing[0]}: no such file, and {len(missing) - 1} more of {request.where} are missing")
         return of_split(found, request.split, request.where) if found and not missing else []
-    for folder in (path, path / request.split, path / "data"):
+    inside = find_split(path, request.split)
+    for folder in (path, path / "data") if inside == path else (inside,):
         if found := sorted(folder.glob(f"*{suffix}")):
             names = of_split([file.name for file in found], request.split, str(folder))
             return [folder / name for name in names]
     return []
+
+
+def _some_files(request: Request, suffix: str) -> list[Path]:
+    if files := _files(request, suffix):
+        return files
+    raise RebarError(f"{request.where}: there are no {suffix} files")
 
 
 def _is_flat(request: Request) -> bool:

@@ -4,6 +4,7 @@ Credentials, region and endpoint come from where boto3 looks for them: AWS_PROFI
 role, and so on.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from rebar.beton.sources.splits import IMAGENET_SUBFOLDERS, other
 from rebar.errors import RebarError
 
 PREFIX = "s3://"
-ATTEMPTS = 8
+ATTEMPTS = 6
+FIRST_PAUSE_SECONDS = 0.05
 TIMEOUT_SECONDS = 30
 
 
@@ -53,13 +55,22 @@ class S3Folder:
         return int(self._labels[index])
 
     def read(self, index: int) -> bytes:
-        """The object's content. Failures of the connection are tried again a few times."""
+        """The object's content. A connection that breaks off is tried again a few times."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        try:
-            content: bytes = self._connect().get_object(Bucket=self._bucket, Key=self._keys[index])["Body"].read()
-        except (BotoCoreError, ClientError) as error:
-            raise OSError(str(error)) from None
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._get(self._keys[index])
+            except ClientError as error:
+                raise OSError(str(error)) from None
+            except BotoCoreError as error:  # boto3 itself tries again only until the content begins
+                if attempt == ATTEMPTS:
+                    raise OSError(f"{error}, {ATTEMPTS} times") from None
+                time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
+        raise AssertionError
+
+    def _get(self, key: str) -> bytes:
+        content: bytes = self._connect().get_object(Bucket=self._bucket, Key=key)["Body"].read()
         return content
 
     def name(self, index: int) -> str:
@@ -75,7 +86,7 @@ class S3Folder:
                 import boto3
                 from botocore.config import Config
             except ImportError:
-                raise RebarError("s3:// takes boto3: pip install 'rebar[aws]', or pip install boto3") from None
+                raise RebarError("s3:// takes boto3: pip install boto3") from None
             retries = {"total_max_attempts": ATTEMPTS, "mode": "adaptive"}
             config = Config(retries=retries, connect_timeout=TIMEOUT_SECONDS, read_timeout=TIMEOUT_SECONDS)
             self._client = boto3.client("s3", config=config)

@@ -166,9 +166,7 @@ def _from_meta(origin: str, content: bytes) -> dict[int, str]:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise RebarError(
-            f"{origin}: reading it takes SciPy: pip install 'rebar[ilsvrc]', or pip install scipy"
-        ) from None
+        raise RebarError(f"{origin}: reading it takes SciPy: pip install scipy") from None
     try:
         synsets = loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
         return {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in synsets}

@@ -1,0 +1,188 @@
+"""Subsets, classes and shards: balanced, seeded, and nothing lost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebar.beton.selection import (
+    SUBSETS,
+    WINDOW,
+    Selection,
+    balanced_subset,
+    parse_shard,
+    shard_of,
+    shard_path,
+    subset_size,
+)
+from rebar.errors import RebarError
+
+
+@dataclass
+class Labelled:
+    """A source of which only the labels matter."""
+
+    labels: np.ndarray
+    class_names: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        self.class_names = self.class_names or [f"n{label}" for label in range(int(self.labels.max()) + 1)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    def read(self, index: int) -> bytes:
+        return b"%d" % index
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+@dataclass
+class InBlocks(Labelled):
+    """The same, read by blocks of some size."""
+
+    block_size: int = 50
+
+    @property
+    def blocks(self) -> np.ndarray:
+        return np.arange(len(self)) // self.block_size
+
+
+def uneven(*counts: int) -> Labelled:
+    """So many pictures of each class, all mixed."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return Labelled(np.random.default_rng(0).permutation(labels))
+
+
+def order_of(source: Labelled, **options: object) -> np.ndarray:
+    return Selection(**options).apply(source)[1]  # type: ignore[arg-type]
+
+
+class TestOrder:
+    def test_shuffled_by_the_seed(self) -> None:
+        source = uneven(500, 500)
+        order = order_of(source, shuffle=True, seed=3)
+        assert sorted(order) == list(range(1000))
+        assert np.array_equal(order, order_of(source, shuffle=True, seed=3))
+        assert not np.array_equal(order, order_of(source, shuffle=True, seed=4))
+
+    def test_it_never_changes(self) -> None:
+        assert order_of(uneven(8), shuffle=True, seed=0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+        halves = Labelled(np.repeat([0, 1], 4))
+        assert order_of(halves, subset="4", shuffle=True, seed=0).tolist() == [0, 2, 5, 4]
+
+    def test_in_order(self) -> None:
+        assert np.array_equal(order_of(uneven(5, 5), seed=3), np.arange(10))
+
+    def test_blocks_are_read_in_one_go_and_still_mixed(self) -> None:
+        source = InBlocks(np.arange(10_000) // 100, block_size=50)
+        order = order_of(source, shuffle=True, seed=1)
+        assert sorted(order) == list(range(10_000))
+        blocks = source.blocks[order]
+        places = [np.flatnonzero(blocks == block) for block in range(200)]
+        assert max(np.ptp(place) for place in places) < WINDOW + 50
+        assert len(np.unique(blocks[:400])) == 8
+        assert not np.array_equal(np.unique(blocks[:400]), np.arange(8))
+        assert np.count_nonzero(np.diff(blocks[:400])) > 200
+
+
+class TestSubset:
+    @pytest.mark.parametrize("subset", ["7", "60", "99"])
+    def test_as_many_of_every_class_as_there_are(self, subset: str) -> None:
+        source = uneven(50, 3, 30, 17)
+        chosen = order_of(source, subset=subset, seed=2)
+        counts = np.bincount(source.labels[chosen], minlength=4)
+        assert counts.sum() == int(subset) == len(set(chosen))
+        full = counts == [50, 3, 30, 17]
+        assert np.ptp(counts[~full]) <= 1
+        assert np.all(counts[full] <= counts[~full].min())
+
+    def test_the_same_pictures_in_either_order(self) -> None:
+        source = uneven(500, 500)
+        shuffled, in_order = (order_of(source, subset="50", shuffle=shuffle, seed=1) for shuffle in (True, False))
+        assert len(set(shuffled)) == 50
+        assert np.array_equal(np.sort(shuffled), in_order)
+        assert np.array_equal(balanced_subset(source.labels, "50", seed=1), in_order)
+
+    def test_a_smaller_one_is_part_of_a_larger(self) -> None:
+        source = uneven(700, 2000, 900)
+        tiny, larger = (set(order_of(source, subset=subset, seed=5)) for subset in ("tiny", "2000"))
+        assert len(tiny) == SUBSETS["tiny"]
+        assert tiny < larger
+
+    def test_names_mean_what_there_is_but_numbers_are_exact(self) -> None:
+        assert len(order_of(uneven(10), subset="small")) == 10
+        with pytest.raises(RebarError, match="--subset 11 does not fit the 10 pictures"):
+            order_of(uneven(10), subset="11")
+
+    @pytest.mark.parametrize(("text", "size"), [("tiny", 1000), ("large", 500_000), ("full", None), ("-1", None)])
+    def test_sizes(self, text: str, size: int | None) -> None:
+        assert subset_size(text) == size
+
+    @pytest.mark.parametrize("text", ["0", "-2", "huge", "1e3", ""])
+    def test_what_is_none(self, text: str) -> None:
+        with pytest.raises(RebarError, match="expected tiny, small, medium, large, full, or a number"):
+            subset_size(text)
+
+
+class TestClasses:
+    def test_some_are_drawn_and_numbered_anew(self) -> None:
+        train, val = uneven(*[20] * 30), uneven(*[4] * 30)
+        chosen, order = Selection(max_classes=10, seed=1).apply(train)
+        same, _ = Selection(max_classes=10, seed=1).apply(val)
+        assert chosen.class_names == same.class_names == sorted(chosen.class_names, key=lambda n: int(n[1:]))
+        assert len(order) == 200
+        for index in order:
+            assert chosen.class_names[chosen.label(index)] == train.class_names[train.label(index)]
+        assert chosen.read(int(order[0])) == b"%d" % order[0]
+        other, _ = Selection(max_classes=10, seed=2).apply(train)
+        assert other.class_names != chosen.class_names
+
+    def test_with_samples_per_class_and_subset(self) -> None:
+        source = uneven(*[20] * 30)
+        chosen, order = Selection(max_classes=10, max_samples_per_class=6, subset="50", shuffle=True).apply(source)
+        assert np.bincount([chosen.label(index) for index in order]).tolist() == [5] * 10
+
+    def test_samples_per_class(self) -> None:
+        source = uneven(2, 9, 4)
+        order = order_of(source, max_samples_per_class=4)
+        assert np.bincount(source.labels[order]).tolist() == [2, 4, 4]
+
+    def test_more_than_there_are(self) -> None:
+        with pytest.raises(RebarError, match="--max-classes 4: there are only 3"):
+            order_of(uneven(2, 9, 4), max_classes=4)
+
+    def test_blocks_count_with_chosen_classes_too(self) -> None:
+        source = InBlocks(np.arange(10_000) // 1000, block_size=50)
+        _, order = Selection(max_classes=5, shuffle=True).apply(source)
+        blocks = source.blocks[order]
+        assert max(np.ptp(np.flatnonzero(blocks == block)) for block in np.unique(blocks)) < WINDOW + 50
+
+
+class TestShards:
+    @given(count=st.integers(1, 200), parts=st.integers(1, 40))
+    def test_the_parts_are_the_whole(self, count: int, parts: int) -> None:
+        order = np.random.default_rng(count).permutation(count)
+        if parts > count:
+            with pytest.raises(RebarError, match="to share out"):
+                shard_of(order, f"0/{parts}")
+            return
+        shards = [shard_of(order, f"{part}/{parts}") for part in range(parts)]
+        assert np.array_equal(np.concatenate(shards), order)
+        assert np.ptp([len(shard) for shard in shards]) <= 1
+
+    @pytest.mark.parametrize("text", ["4/4", "1", "1/0", "-1/4", "a/b", "1/4/2"])
+    def test_what_is_none(self, text: str) -> None:
+        with pytest.raises(RebarError, match="I from 0 to N-1"):
+            parse_shard(text)
+
+    def test_each_has_a_name_of_its_own(self) -> None:
+        assert shard_path(Path("/a/train.beton"), "2/8") == Path("/a/train-00002-of-00008.beton")

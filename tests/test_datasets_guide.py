@@ -1,0 +1,34 @@
+"""docs/datasets.md: its commands are understood, and its tables name what there is."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from evaluate import EvaluateConfig
+from rebar.beton.selection import SUBSETS
+from rebar.beton.sources.registry import KINDS
+from rebar.config import parse_config
+from rebar.training.config import TrainConfig
+from write_dataset import WriteConfig
+
+ROOT = Path(__file__).parent.parent
+GUIDE = (ROOT / "docs/datasets.md").read_text()
+SCHEMAS = {"write_dataset.py": WriteConfig, "train_imagenet.py": TrainConfig, "evaluate.py": EvaluateConfig}
+COMMANDS = re.findall(r"((?:write_dataset|train_imagenet|evaluate)\.py --[^\n]*)", "".join(GUIDE.split("```bash")[1:]))
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
+def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    script, *words = shlex.split(command.replace("$", "").partition("#")[0])
+    parse_config(SCHEMAS[script], words, description="")
+
+
+def test_every_kind_and_size_is_named() -> None:
+    for kind in KINDS:
+        assert f"\n| `{kind.name}` | `" in GUIDE
+    for name, size in SUBSETS.items():
+        assert f"`{name}`" in GUIDE
+        assert f"{size:,}" in GUIDE
