@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rebar.jpeg.compiled import compiled, inlined, kernel, read_only
 from rebar.jpeg.entropy import room_behind
 from rebar.jpeg.headers import ZIGZAG, Header, Tables, new_tables, parse_header
-from rebar.jpeg.huffman import END_OF_BLOCK, SHORT_BITS, new_table_store
+from rebar.jpeg.huffman import END_OF_BLOCK, SHORT_BITS, SPECIFICATION_BYTES, new_table_store
 from rebar.jpeg.segments import SCRATCH_PADDING, find_segments, remove_stuffing
 from rebar.jpeg.standard_tables import AC_CODES, DC_CODES, code_table, quantisation_at
 from rebar.jpeg.status import CORRUPT_DATA, CUT_SHORT, OK, UNSUPPORTED, Status
@@ -41,6 +41,9 @@ U = np.uint64
 _BITS_ROOM = room_behind(1) + SCRATCH_PADDING
 _MOST_BLOCK_BYTES = 64 * 4 + 64  # written for a block at most: 26 bits a symbol, and what a store reaches beyond
 RATIO_BITS = 15
+SEVERAL_BITS = 12
+_BLOCK_ENDS = 64
+_MOST_WRITTEN = 32  # bits at once
 _NO_CODE = 65  # as a step: from any coefficient beyond the last
 _MOST_DC = 2047  # what a coefficient of 8-bit samples may be
 _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
@@ -57,11 +60,18 @@ class _Codes(NamedTuple):
     ``exchange`` uint64 ``[3, 2**SHORT_BITS]`` by component and the next bits: bits 0-7 how many bits are read, 8-15 how
     many of them are the magnitude, 16-23 how far the coefficient's number advances, 24-31 the length and 32-63 the bits
     of the code to write; zero where the code is longer than SHORT_BITS.
+
+    ``several`` uint64 ``[3, 2**SEVERAL_BITS]`` is the same of all symbols that lie whole in so many bits: bits 0-5 how
+    many bits are read, bit 6 whether the block ends with them, 8-15 how far the number advances before that, 16-21 the
+    length and 32-63 the bits to write; zero where not even one does. ``known`` uint8 ``[3, 272]`` is the specification
+    that a component's row was made from.
     """
 
     dc: NDArray[np.uint32]
     ac: NDArray[np.uint32]
     exchange: NDArray[np.uint64]
+    several: NDArray[np.uint64]
+    known: NDArray[np.uint8]
 
 
 class _Coder(NamedTuple):
@@ -78,12 +88,13 @@ class _Coder(NamedTuple):
     ac_codes: np.uint64
     exchange: np.uint64
     ratios: np.uint64
+    several: np.uint64
 
 
 class _Scratch(NamedTuple):
     """Room for one segment's bits as read and as written, without stuffing, and for where the segments lie.
 
-    ``coders`` uint64 ``[3, 6]`` is a _Coder a component, ``predictions`` int64 ``[2, 3]`` what is read and written,
+    ``coders`` uint64 ``[3, 7]`` is a _Coder a component, ``predictions`` int64 ``[2, 3]`` what is read and written,
     ``ratios`` int32 ``[3, 64]`` is told in _Coder.
     """
 
@@ -100,7 +111,7 @@ def _new_scratch(room: int, segments: int) -> _Scratch:
         np.zeros(room + _BITS_ROOM, np.uint8),
         np.zeros(room, np.uint8),
         np.zeros((2, segments), np.int64),
-        np.zeros((3, 6), np.uint64),
+        np.zeros((3, 7), np.uint64),
         np.zeros((2, 3), np.int64),
         np.zeros((3, 64), np.int32),
     )
@@ -115,6 +126,8 @@ class Transcoder:
             np.stack([code_table(codes) for codes in DC_CODES]),
             np.stack([code_table(codes) for codes in AC_CODES]),
             np.zeros((3, 1 << SHORT_BITS), np.uint64),
+            np.zeros((3, 1 << SEVERAL_BITS), np.uint64),
+            np.zeros((3, SPECIFICATION_BYTES), np.uint8),
         )
         self._scratch = _new_scratch(0, 0)
         self._out = np.zeros(0, np.uint8)
@@ -251,6 +264,7 @@ def _write(
                 coders[component, 3],
                 coders[component, 4],
                 coders[component, 5],
+                coders[component, 6],
             )
             pointer, buffer, have = _refill(pointer, buffer, have)
             known, difference, buffer, have = _read_difference(coder, buffer, have)
@@ -305,10 +319,47 @@ def _set_coders(
         coders[component, 3] = U(codes.ac.ctypes.data) + U(kind << 10)
         coders[component, 4] = U(codes.exchange.ctypes.data) + U(component << (SHORT_BITS + 3))
         coders[component, 5] = U(ratios.ctypes.data) + U(component << 8)
+        coders[component, 6] = U(codes.several.ctypes.data) + U(component << (SEVERAL_BITS + 3))
+        if _is_known(codes.known[component], tables.store.specifications[slot]):
+            continue
         for bits in range(1 << SHORT_BITS):
             entry = np.int64(tables.store.long[(slot << 16) | (bits << (16 - SHORT_BITS))])
             fits = 0 < entry >> 8 <= SHORT_BITS
             codes.exchange[component, bits] = _exchange_entry(entry, coders[component, 3]) if fits else U(0)
+        for bits in range(1 << SEVERAL_BITS):
+            codes.several[component, bits] = _several_entry(U(bits) << U(64 - SEVERAL_BITS), coders[component, 4])
+
+
+@compiled
+def _is_known(known: NDArray[np.uint8], specification: NDArray[np.uint8]) -> bool:
+    """Whether a row was made from this specification; it is noted as if it had been."""
+    same = True
+    for i in range(SPECIFICATION_BYTES):
+        same = same and known[i] == specification[i]
+        known[i] = specification[i]
+    return same
+
+
+@compiled
+def _several_entry(buffer: np.uint64, exchange: np.uint64) -> np.uint64:
+    """One of ``_Codes.several``, by what stands in a component's row of ``_Codes.exchange``."""
+    read, advance, written, out, ends = U(0), U(0), U(0), U(0), U(0)
+    while ends == U(0):
+        found = load_uint64(exchange + ((buffer >> U(64 - SHORT_BITS)) << U(3)))
+        total, size, step = found & U(63), (found >> U(8)) & U(63), (found >> U(16)) & U(255)
+        wide = (found >> U(24)) & U(63)
+        if found == U(0) or read + total > U(SEVERAL_BITS) or written + wide > U(_MOST_WRITTEN):
+            break
+        magnitude = ((buffer << (total - size)) >> U(1)) >> (U(63) - size)
+        out = (out << wide) | ((found >> U(32)) << size) | magnitude
+        written += wide
+        read += total
+        buffer <<= total
+        if step == U(END_OF_BLOCK):
+            ends = U(_BLOCK_ENDS)
+        else:
+            advance += step
+    return read | ends | (advance << U(8)) | (written << U(16)) | (out << U(32))
 
 
 @compiled
@@ -414,18 +465,23 @@ def _exchange_block(
     k = U(1)
     while k < U(64):
         pointer, buffer, have = _refill(pointer, buffer, have)
-        found = load_uint64(coder.exchange + ((buffer >> U(64 - SHORT_BITS)) << U(3)))
-        if found == U(0):
-            found = _long_exchange(coder, buffer)
-        buffer, have, address, pending, count = _exchange_symbol(found, buffer, have, address, pending, count)
-        k += (found >> U(16)) & U(255)
-        if k >= U(64):
-            break
-        found = load_uint64(coder.exchange + ((buffer >> U(64 - SHORT_BITS)) << U(3)))
-        if found == U(0):
-            found = _long_exchange(coder, buffer)
-        buffer, have, address, pending, count = _exchange_symbol(found, buffer, have, address, pending, count)
-        k += (found >> U(16)) & U(255)
+        several = load_uint64(coder.several + ((buffer >> U(64 - SEVERAL_BITS)) << U(3)))
+        if several == U(0) or k + ((several >> U(8)) & U(255)) >= U(64):
+            found = load_uint64(coder.exchange + ((buffer >> U(64 - SHORT_BITS)) << U(3)))
+            if found == U(0):
+                found = _long_exchange(coder, buffer)
+            buffer, have, address, pending, count = _exchange_symbol(found, buffer, have, address, pending, count)
+            k += (found >> U(16)) & U(255)
+            continue
+        buffer, have, k, address, pending, count = _exchange_several(several, buffer, have, k, address, pending, count)
+        several = load_uint64(coder.several + ((buffer >> U(64 - SEVERAL_BITS)) << U(3)))
+        if k >= U(64) or several == U(0) or k + ((several >> U(8)) & U(255)) >= U(64):
+            continue
+        buffer, have, k, address, pending, count = _exchange_several(several, buffer, have, k, address, pending, count)
+        several = load_uint64(coder.several + ((buffer >> U(64 - SEVERAL_BITS)) << U(3)))
+        if k >= U(64) or several == U(0) or k + ((several >> U(8)) & U(255)) >= U(64):
+            continue
+        buffer, have, k, address, pending, count = _exchange_several(several, buffer, have, k, address, pending, count)
     return k, pointer, buffer, have, address, pending, count
 
 
@@ -454,6 +510,23 @@ def _exchange_symbol(
         ((found >> U(32)) << size) | magnitude, (found >> U(24)) & U(63), address, pending, count
     )
     return buffer << total, have - total, address, pending, count
+
+
+@inlined
+def _exchange_several(
+    several: np.uint64,
+    buffer: np.uint64,
+    have: np.uint64,
+    k: np.uint64,
+    address: np.uint64,
+    pending: np.uint64,
+    count: np.uint64,
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64]:
+    """Read some symbols and write them: ``(buffer, have, k, address, pending, count)``."""
+    total = several & U(63)
+    address, pending, count = _put(several >> U(32), (several >> U(16)) & U(63), address, pending, count)
+    k += ((several >> U(8)) & U(255)) + ((several & U(_BLOCK_ENDS)) << U(1))
+    return buffer << total, have - total, k, address, pending, count
 
 
 @inlined
