@@ -7,7 +7,12 @@
 
 The training pictures are shuffled once here, by the seed, so that reading the file from front to back is
 already mixed; validation keeps the order of the classes. Beside the file goes a sidecar, train.beton.json,
-with the names of the classes and how the pictures were stored.
+with the names of the classes, how the pictures were stored, and checksums; and a report on the pictures that
+were odd or bad. After a kill the same command goes on where it was.
+
+    python write_dataset.py --verify FILE    # every page, offset, picture and label
+    python write_dataset.py --info FILE      # what is inside, with a sheet of pictures
+    python write_dataset.py --stats FILE     # mean and deviation of the channels, for training's --stats-file
 """
 
 import os
@@ -19,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from rebar.beton import NUM_SAMPLED, Estimate, ImagePolicy, Source, WriteReport, read_sidecar, write_beton
+from rebar.beton.inspecting import COMMANDS, asks_to_inspect, inspect
 from rebar.beton.partial import journal_path
 from rebar.beton.report import report_path
 from rebar.beton.selection import Selection, shard_of, shard_path
@@ -74,11 +80,14 @@ class WriteConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write one split, as the command line says."""
+    """Write one split, or look at a file, as the command line says."""
+    if asks_to_inspect(argv):
+        inspect(argv)
+        return
     config = parse_config(
         WriteConfig,
         argv,
-        description=__doc__.splitlines()[0],
+        description=f"{__doc__.splitlines()[0]} With {', '.join(COMMANDS)} FILE: look at one.",
         example="python write_dataset.py --split train",
     ).cfg
     where = given("--data-dir", config.data_dir, "IMAGENET_DIR")
@@ -191,8 +200,9 @@ def in_words(policy: ImagePolicy) -> str:
 
 def print_estimate(expected: Estimate) -> None:
     """What is to be expected, before the writing begins."""
-    minutes, gigabytes = expected.seconds / 60, expected.bytes / 1e9
-    print(f"expected  {gigabytes:,.3f} GB, {minutes:,.1f} min, by {min(NUM_SAMPLED, expected.num_samples)} pictures")
+    sampled, gigabytes = min(NUM_SAMPLED, expected.num_samples), expected.bytes / 1e9
+    last = f"{expected.seconds / 60:,.0f} min" if expected.seconds >= 120 else f"{expected.seconds:,.0f} s"
+    print(f"expected  {gigabytes:,.3f} GB, {last} of encoding, by {sampled} pictures")
     if expected.kept_quality_factor != 1:
         factor = expected.kept_quality_factor
         print(

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from rebar.beton.decode_shrunk import decode_shrunk
 from rebar.beton.sizes import SizeLimit
 from rebar.errors import RebarError
 from rebar.jpeg.turbojpeg import JpegError, decode_bgr
@@ -39,14 +40,15 @@ class Decoded:
     bgr: np.ndarray
     """uint8 ``[height, width, 3]``, blue first: as OpenCV has it."""
     size: tuple[int, int]
-    """Width and height in pixels of the whole picture, upright, where ``bgr`` may be a reduced one."""
+    """Width and height in pixels of the whole picture, upright; ``bgr`` may be a reduced one."""
     oddities: tuple[str, ...]
 
 
 def decode(content: bytes, limit: SizeLimit, *, repair: bool = False) -> Decoded:
     """Decode a picture file. Transparency is dropped, as torchvision does.
 
-    A JPEG several times as large as ``limit`` allows is decoded at a reduced size, but no smaller than twice the limit.
+    A JPEG larger than ``limit`` allows is decoded to the size it gets, or, where it is several times as large, at a
+    reduced size of at least twice that.
     With ``repair``, what there is of a picture cut short is taken, the rest is grey or black.
     Raises PictureError for whatever cannot be decoded whole, or needs too much memory.
     """
@@ -98,7 +100,10 @@ def _decode_opened(content: bytes, image: Image.Image, limit: SizeLimit) -> Deco
     oddities = _oddities(image, is_jpeg, progressive)
     width, height = image.size
     bgr = None
-    if is_jpeg and image.mode in ("L", "RGB"):
+    wanted = limit.apply(*image.size)
+    if is_jpeg and image.mode in ("L", "RGB") and eighths == 8 and wanted != image.size:
+        bgr = decode_shrunk(content, image.size, wanted)
+    if bgr is None and is_jpeg and image.mode in ("L", "RGB"):
         try:
             bgr = decode_bgr(np.frombuffer(content, np.uint8), eighths)
         except JpegError as error:

@@ -1,8 +1,9 @@
 """From a picture as found to a picture as stored: passed through, or decoded, limited in size, and encoded.
 
-Sizes follow FFCV's ``resizer`` and the JPEGs come from OpenCV with the same settings, so a picture that is encoded
-decodes to the same pixels as from FFCV's own writer; restart markers are put in besides. Unlike there, a picture's
-orientation tag is applied, and 16 bits a channel become 8 rather than being clipped.
+Sizes follow FFCV's ``resizer`` and JPEGs are encoded by OpenCV with the same settings, so what is no JPEG decodes to
+the same pixels as from FFCV's own writer; restart markers are put in besides. JPEGs are not decoded where that can be
+avoided. Unlike there, a picture's orientation tag is applied, and 16 bits a channel become 8 rather than being
+clipped.
 """
 
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def encode_picture(content: bytes, policy: ImagePolicy, index: int, *, repair: b
         quality = None if policy.keep_quality else policy.jpeg_quality
         passed = pass_through(content, Limits(policy.size_limit, quality, policy.restart_markers))
         if passed is not None and max(passed.width, passed.height) <= MAX_JPEG_SIDE:
-            return EncodedPicture(MODE_JPG, passed.width, passed.height, passed.data, True, passed.oddities)
+            return EncodedPicture(MODE_JPG, passed.width, passed.height, passed.data, passed.unchanged, passed.oddities)
     decoded = decode(content, policy.size_limit, repair=repair)
     bgr = shrink(decoded.bgr, policy.size_limit.apply(*decoded.size))
     height, width = bgr.shape[:2]

@@ -5,7 +5,6 @@ page, its tables' rows, its checksum, and what became of the source's pictures. 
 that the journal tells of, and whose checksum is right, are kept, and the writing goes on behind them.
 """
 
-import fcntl
 import json
 import os
 import struct
@@ -20,6 +19,7 @@ import numpy as np
 from rebar.beton.checksums import checksum
 from rebar.beton.format import ALLOCATION
 from rebar.beton.journal import append_record, read_records
+from rebar.beton.locked_file import open_locked
 from rebar.beton.pages import SAMPLE, Page, PageWriter
 from rebar.errors import RebarError
 
@@ -80,8 +80,9 @@ def open_partial(
     RebarError where another process is writing this file, or where what is left is of another job and ``restart``
     does not allow to throw it away.
     """
+    refusal = f"{path}: another process is writing this file; wait until it has finished, or end it"
     with (
-        _locked_journal(path) as journal,
+        open_locked(journal_path(path), refusal) as journal,
         open(os.open(partial_path(path), os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file,
     ):
         pages = PageWriter(file, capacity, page_size)
@@ -99,33 +100,6 @@ def open_partial(
             if not pages.page_checksums:
                 partial_path(path).unlink(missing_ok=True)
                 journal_path(path).unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked_journal(path: Path) -> Iterator[IO[bytes]]:
-    """The journal, open, and held against other processes until the end, however it comes."""
-    while True:
-        descriptor = os.open(journal_path(path), os.O_RDWR | os.O_CREAT, 0o666)
-        with open(descriptor, "r+b", buffering=0) as journal:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RebarError(
-                    f"{path}: another process is writing this file; wait until it has finished, or end it"
-                ) from None
-            except OSError:
-                pass  # a file system without locks
-            if not _is_still(journal_path(path), descriptor):
-                continue  # the one who held it has just finished, and removed it
-            yield journal
-            return
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _kept(path: Path, journal: IO[bytes], job: Mapping[str, Any], pages: PageWriter) -> tuple[list[Progress], int]:

@@ -1,6 +1,8 @@
-"""JPEGs that are stored as they are: not decoded, but with restart markers and the standard Huffman tables put in.
+"""JPEGs that are stored without being decoded, with restart markers and the standard Huffman tables put in.
 
-The pixels are those of the original to the bit. What cannot be stored like this is decoded and encoded anew.
+Where the quality is within the limit, the pixels are those of the original to the bit. Where it is finer, the
+coefficients are rounded to the limit's steps: at the same size that is no farther from the original than decoding and
+encoding anew. What cannot be stored like this, for its size, its orientation or its kind, is decoded.
 """
 
 import functools
@@ -31,7 +33,7 @@ class Limits:
 
     size: SizeLimit
     quality: int | None
-    """Its quantisation is no finer than libjpeg's at this quality; None: whatever it is."""
+    """Quantisation that is finer than libjpeg's at this quality is made coarser; None: it stays as it is."""
     restart_markers: bool
 
 
@@ -43,6 +45,8 @@ class Passed:
     """uint8 ``[n]``"""
     width: int
     height: int
+    unchanged: bool
+    """Whether its pixels are the original's to the bit."""
     oddities: tuple[str, ...]
 
 
@@ -60,15 +64,19 @@ def pass_through(content: bytes, limits: Limits) -> Passed | None:
             return None
         oddities = ("progressive",)
         status, header = transcoder.read_header(jpeg)
-    if status != OK or not _within(transcoder, header, limits) or not lies_upright(content):
+    size = header.width, header.height
+    if status != OK or limits.size.apply(*size) != size or not lies_upright(content):
         return None
+    quality = None if _within(transcoder, header, limits.quality) else limits.quality
+    if quality is not None and header.components > 1 and (header.across, header.down) != (2, 2):
+        return None  # more chroma than what is encoded anew has
     interval = restart_interval(header.width, 8 * header.across) if limits.restart_markers else 0
-    status, data = transcoder.write(jpeg, header, interval)
+    status, data = transcoder.write(jpeg, header, interval, quality)
     if status != OK:
         return None
     if header.components == 1:
         oddities += ("grayscale",)
-    return Passed(data, header.width, header.height, oddities)
+    return Passed(data, *size, quality is None, oddities)
 
 
 def restart_interval(width: int, unit_width: int = 16) -> int:
@@ -96,13 +104,10 @@ def _is_progressive(content: bytes) -> bool:
     return b"\xff\xc2" in content
 
 
-def _within(transcoder: "Transcoder", header: "Header", limits: Limits) -> bool:
-    if limits.size.apply(header.width, header.height) != (header.width, header.height):
-        return False
-    if limits.quality is None:
+def _within(transcoder: "Transcoder", header: "Header", quality: int | None) -> bool:
+    """Whether no component's quantisation is finer, on average, than libjpeg's at ``quality``."""
+    if quality is None:
         return True
-    for component in range(header.components):
-        finest = quantisation_at(limits.quality)[min(component, 1)].mean()
-        if transcoder.quantisation(component).mean() < finest * (1 - _FINER):
-            return False
-    return True
+    finest = quantisation_at(quality).mean(axis=1)
+    means = [transcoder.quantisation(component).mean() for component in range(header.components)]
+    return all(mean >= finest[min(component, 1)] * (1 - _FINER) for component, mean in enumerate(means))

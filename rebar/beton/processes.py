@@ -10,7 +10,7 @@ import multiprocessing
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -37,11 +37,12 @@ class _Process:
 
 
 def map_in_processes(
-    job: Callable[[Task], Result], tasks: Iterable[Task], *, num_workers: int
+    job: Callable[[Task], Result], tasks: Iterable[Task], *, num_workers: int, preload: Sequence[str] = ()
 ) -> Generator[Result, None, None]:
     """Yield ``job(task)`` for every task, in order, worked out by ``num_workers`` processes.
 
-    ``job`` is pickled once and sent to each process once; tasks should be small. Close the generator
+    ``job`` is pickled once and sent to each process once; tasks should be small. The modules ``preload`` are imported
+    once for all processes, where the system can. Close the generator
     (``contextlib.closing``) to end the processes early. An exception of the job is raised in its task's
     turn: a RebarError as it is, any other as a RuntimeError with the traceback. Raises RebarError where a
     process dies.
@@ -54,7 +55,7 @@ def map_in_processes(
     finished: dict[int, tuple[Any, Exception | None]] = {}
     num_issued, num_yielded, exhausted = 0, 0, False
     try:
-        _start(workers, num_workers)
+        _start(workers, num_workers, preload)
         while True:
             while not exhausted and num_issued - num_yielded < num_workers * RESULTS_A_PROCESS:
                 worker = _least_busy(workers)
@@ -82,11 +83,11 @@ def map_in_processes(
         _stop(workers)
 
 
-def _start(workers: list[_Process], num_workers: int) -> None:
+def _start(workers: list[_Process], num_workers: int, preload: Sequence[str]) -> None:
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__.rpartition(".")[0]])
+        context.set_forkserver_preload([__name__.rpartition(".")[0], *preload])
     # Ctrl-C reaches the whole process group, but is the parent's to answer: the processes are born with
     # it blocked. The tracker goes first because starting it unblocks the signal.
     resource_tracker.ensure_running()

@@ -1,5 +1,8 @@
 """The same coefficients in other bits: restart markers and the standard Huffman tables put into a JPEG, losslessly.
 
+Where it is asked for, coefficients are rounded to coarser quantisation steps on the way: what decoding and encoding
+anew come to, without what is lost between them.
+
 Symbols are not decoded to coefficients: each is read, its code exchanged, and its magnitude's bits copied. Only the DC
 differences change, where a prediction now begins anew (ITU-T T.81, F.1.2 and F.2.2). Everything that is read is
 checked on the way, so what comes out can be decoded whole.
@@ -17,9 +20,17 @@ from numpy.typing import NDArray
 from rebar.jpeg.compiled import compiled, inlined, kernel, read_only
 from rebar.jpeg.headers import ZIGZAG, Header, parse_header
 from rebar.jpeg.huffman import END_OF_BLOCK
-from rebar.jpeg.scratch import SCRATCH_PADDING, SHORT_BITS, Tables, new_table_store, new_tables, room_behind
+from rebar.jpeg.scratch import (
+    SCRATCH_PADDING,
+    SHORT_BITS,
+    SPECIFICATION_BYTES,
+    Tables,
+    new_table_store,
+    new_tables,
+    room_behind,
+)
 from rebar.jpeg.segments import find_segments, remove_stuffing
-from rebar.jpeg.standard_tables import AC_CODES, DC_CODES, code_table
+from rebar.jpeg.standard_tables import AC_CODES, DC_CODES, code_table, quantisation_at
 from rebar.jpeg.status import CORRUPT_DATA, CUT_SHORT, OK, UNSUPPORTED, Status
 from rebar.jpeg.vectors import (
     copy_32_bytes,
@@ -37,6 +48,10 @@ from rebar.jpeg.vectors import (
 U = np.uint64
 _BITS_ROOM = room_behind(1) + SCRATCH_PADDING
 _MOST_BLOCK_BYTES = 64 * 4 + 64  # written for a block at most: 26 bits a symbol, and what a store reaches beyond
+RATIO_BITS = 15
+SEVERAL_BITS = 12
+_BLOCK_ENDS = 64
+_MOST_WRITTEN = 32  # bits at once
 _NO_CODE = 65  # as a step: from any coefficient beyond the last
 _MOST_DC = 2047  # what a coefficient of 8-bit samples may be
 _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
@@ -53,18 +68,26 @@ class _Codes(NamedTuple):
     ``exchange`` uint64 ``[3, 2**SHORT_BITS]`` by component and the next bits: bits 0-7 how many bits are read, 8-15 how
     many of them are the magnitude, 16-23 how far the coefficient's number advances, 24-31 the length and 32-63 the bits
     of the code to write; zero where the code is longer than SHORT_BITS.
+
+    ``several`` uint64 ``[3, 2**SEVERAL_BITS]`` is the same of all symbols that lie whole in so many bits: bits 0-5 how
+    many bits are read, bit 6 whether the block ends with them, 8-15 how far the number advances before that, 16-21 the
+    length and 32-63 the bits to write; zero where not even one does. ``known`` uint8 ``[3, 272]`` is the specification
+    that a component's row was made from.
     """
 
     dc: NDArray[np.uint32]
     ac: NDArray[np.uint32]
     exchange: NDArray[np.uint64]
+    several: NDArray[np.uint64]
+    known: NDArray[np.uint8]
 
 
 class _Coder(NamedTuple):
     """The addresses of what a component's blocks are read and written with.
 
-    The long tables it is read with, the standard codes as in ``_Codes``, and its row of ``_Codes.exchange``. Addresses,
-    because numba counts references to arrays, and would do so for every block.
+    The long tables it is read with, the standard codes as in ``_Codes``, its row of ``_Codes.exchange``, and 64 int32,
+    in zigzag order, by which coefficients are multiplied, in units of 2**-RATIO_BITS. Addresses, because numba counts
+    references to arrays, and would do so for every block.
     """
 
     dc_long: np.uint64
@@ -72,12 +95,15 @@ class _Coder(NamedTuple):
     dc_codes: np.uint64
     ac_codes: np.uint64
     exchange: np.uint64
+    ratios: np.uint64
+    several: np.uint64
 
 
 class _Scratch(NamedTuple):
     """Room for one segment's bits as read and as written, without stuffing, and for where the segments lie.
 
-    ``coders`` uint64 ``[3, 5]`` is a _Coder a component, ``predictions`` int64 ``[2, 3]`` what is read and written.
+    ``coders`` uint64 ``[3, 7]`` is a _Coder a component, ``predictions`` int64 ``[2, 3]`` what is read and written,
+    ``ratios`` int32 ``[3, 64]`` is told in _Coder.
     """
 
     read: NDArray[np.uint8]
@@ -85,6 +111,7 @@ class _Scratch(NamedTuple):
     segments: NDArray[np.int64]
     coders: NDArray[np.uint64]
     predictions: NDArray[np.int64]
+    ratios: NDArray[np.int32]
 
 
 def _new_scratch(room: int, segments: int) -> _Scratch:
@@ -92,8 +119,9 @@ def _new_scratch(room: int, segments: int) -> _Scratch:
         np.zeros(room + _BITS_ROOM, np.uint8),
         np.zeros(room, np.uint8),
         np.zeros((2, segments), np.int64),
-        np.zeros((3, 5), np.uint64),
+        np.zeros((3, 7), np.uint64),
         np.zeros((2, 3), np.int64),
+        np.zeros((3, 64), np.int32),
     )
 
 
@@ -106,6 +134,8 @@ class Transcoder:
             np.stack([code_table(codes) for codes in DC_CODES]),
             np.stack([code_table(codes) for codes in AC_CODES]),
             np.zeros((3, 1 << SHORT_BITS), np.uint64),
+            np.zeros((3, 1 << SEVERAL_BITS), np.uint64),
+            np.zeros((3, SPECIFICATION_BYTES), np.uint8),
         )
         self._scratch = _new_scratch(0, 0)
         self._out = np.zeros(0, np.uint8)
@@ -119,20 +149,37 @@ class Transcoder:
         """The steps ``[64]`` of a component of the JPEG that was read last, in natural order."""
         return self._tables.quantisation[self._tables.components[component, 3]]
 
-    def write(self, jpeg: NDArray[np.uint8], header: Header, interval: int) -> tuple[Status, NDArray[np.uint8]]:
+    def write(
+        self, jpeg: NDArray[np.uint8], header: Header, interval: int, quality: int | None = None
+    ) -> tuple[Status, NDArray[np.uint8]]:
         """The JPEG with a restart marker every ``interval`` units (0: none), uint8 ``[n]``, and whether it went well.
 
-        ``header`` is what :meth:`read_header` made of ``jpeg``. Where the status is not OK there are no bytes.
+        With ``quality``, no quantisation step is finer than libjpeg's at this quality. ``header`` is what
+        :meth:`read_header` made of ``jpeg``. Where the status is not OK there are no bytes.
         """
         units = -(-header.width // (8 * header.across)) * -(-header.height // (8 * header.down))
         segments = -(-units // header.restart_interval) if header.restart_interval else 1
         if 2 * segments > jpeg.size or units > 4 * jpeg.size:  # a marker has two bytes, a block two bits
             return Status.CUT_SHORT, np.zeros(0, np.uint8)
-        front = self._front(header, interval)
+        before = [self.quantisation(c)[ZIGZAG[:64]].astype(np.int64) for c in range(header.components)]
+        steps = before
+        if quality is not None:
+            steps = [np.maximum(old, quantisation_at(quality)[min(c, 1)]) for c, old in enumerate(before)]
+        front = self._front(header, interval, steps)
         self._make_room(jpeg.size, units // interval + 1 if interval else 1, segments)
         self._out[: len(front)] = np.frombuffer(front, np.uint8)
+        for c, (old, new) in enumerate(zip(before, steps, strict=True)):
+            self._scratch.ratios[c] = (2 * old * (1 << RATIO_BITS) + new) // np.maximum(2 * new, 1)
         status, end = _write(
-            read_only(jpeg), header, self._tables, self._codes, interval, self._scratch, len(front), self._out
+            read_only(jpeg),
+            header,
+            self._tables,
+            self._codes,
+            interval,
+            quality is not None,
+            self._scratch,
+            len(front),
+            self._out,
         )
         return Status(status), self._out[:end].copy()
 
@@ -143,18 +190,17 @@ class Transcoder:
             self._out = np.zeros(room * 3 // 2, np.uint8)
             self._scratch = _new_scratch(room * 3 // 2, max(1024, segments_read * 3 // 2))
 
-    def _front(self, header: Header, interval: int) -> bytes:
-        """Everything up to the entropy-coded data."""
-        components = self._tables.components[: header.components]
+    def _front(self, header: Header, interval: int, steps: list[NDArray[np.int64]]) -> bytes:
+        """Everything up to the entropy-coded data; ``steps`` are each component's, in zigzag order."""
+        tables = [component.astype(np.uint8).tobytes() for component in steps]
+        distinct = sorted(set(tables), key=tables.index)
         parts = [b"\xff\xd8", _JFIF]
-        for number in sorted(set(components[:, 3].tolist())):
-            steps = self._tables.quantisation[number][ZIGZAG[:64]].astype(np.uint8).tobytes()
-            parts.append(b"\xff\xdb" + struct.pack(">HB", 67, number) + steps)
+        parts += [b"\xff\xdb" + struct.pack(">HB", 67, number) + table for number, table in enumerate(distinct)]
         frame = struct.pack(">BHHB", 8, header.height, header.width, header.components)
         scan = struct.pack("B", header.components)
-        for i, component in enumerate(components):
+        for i, table in enumerate(tables):
             sampling = header.across << 4 | header.down if i == 0 else 0x11
-            frame += struct.pack("BBB", i + 1, sampling, int(component[3]))
+            frame += struct.pack("BBB", i + 1, sampling, distinct.index(table))
             scan += struct.pack("BB", i + 1, 0x11 if i else 0)
         parts.append(b"\xff\xc0" + struct.pack(">H", 2 + len(frame)) + frame)
         parts.append(_HUFFMAN if header.components > 1 else _HUFFMAN[: len(_HUFFMAN) // 2])
@@ -176,6 +222,7 @@ def _write(
     tables: Tables,
     codes: _Codes,
     interval: int,
+    coarser: bool,
     scratch: _Scratch,
     at: int,
     out: NDArray[np.uint8],
@@ -187,7 +234,7 @@ def _write(
     status, _ = find_segments(data, header.entropy_start, data.size, -(-units // every), starts, ends)
     if status != OK:
         return status, 0
-    _set_coders(header, tables, codes, scratch.coders)
+    _set_coders(header, tables, codes, scratch.ratios, scratch.coders)
     coders, predictions = scratch.coders, scratch.predictions
     predictions[:, :] = 0
     blocks, luma = header.across * header.down + header.components - 1, header.across * header.down
@@ -224,21 +271,35 @@ def _write(
                 coders[component, 2],
                 coders[component, 3],
                 coders[component, 4],
+                coders[component, 5],
+                coders[component, 6],
             )
-            status, dc, pointer, buffer, have, address, pending, count = _exchange_block(
-                coder,
-                predictions[0, component],
-                predictions[1, component],
-                pointer,
-                buffer,
-                have,
-                address,
-                pending,
-                count,
+            pointer, buffer, have = _refill(pointer, buffer, have)
+            known, difference, buffer, have = _read_difference(coder, buffer, have)
+            predictions[0, component] += difference
+            dc = predictions[0, component]
+            if coarser:
+                dc = _rounded(dc, coder.ratios)
+            difference = dc - predictions[1, component]
+            predictions[1, component] = dc
+            size = _bits_of(difference)
+            if known == 0 or size > 11 or abs(predictions[0, component]) > _MOST_DC:
+                return CORRUPT_DATA if known == 0 else UNSUPPORTED, 0
+            code = np.int64(load_uint32(coder.dc_codes + U(size << 2)))
+            bits = difference if difference >= 0 else difference + (1 << size) - 1
+            address, pending, count = _put(
+                U(((code >> 8) << size) | bits), U((code & 255) + size), address, pending, count
             )
-            predictions[0, component] = predictions[1, component] = dc
-            if status != OK:
-                return status, 0
+            if coarser:
+                k, pointer, buffer, have, address, pending, count = _round_block(
+                    coder, pointer, buffer, have, address, pending, count
+                )
+            else:
+                k, pointer, buffer, have, address, pending, count = _exchange_block(
+                    coder, pointer, buffer, have, address, pending, count
+                )
+            if U(64) < k < U(END_OF_BLOCK):
+                return CORRUPT_DATA, 0
             if np.int64(pointer - read) * 8 - np.int64(have) > 8 * length:
                 return CUT_SHORT, 0
         until_segment -= 1
@@ -253,7 +314,9 @@ def _write(
 
 
 @compiled
-def _set_coders(header: Header, tables: Tables, codes: _Codes, coders: NDArray[np.uint64]) -> None:
+def _set_coders(
+    header: Header, tables: Tables, codes: _Codes, ratios: NDArray[np.int32], coders: NDArray[np.uint64]
+) -> None:
     """Fill ``coders`` and ``codes.exchange`` for the picture whose tables these are."""
     long = U(tables.store.long.ctypes.data)
     for component in range(header.components):
@@ -263,10 +326,48 @@ def _set_coders(header: Header, tables: Tables, codes: _Codes, coders: NDArray[n
         coders[component, 2] = U(codes.dc.ctypes.data) + U(kind << 10)
         coders[component, 3] = U(codes.ac.ctypes.data) + U(kind << 10)
         coders[component, 4] = U(codes.exchange.ctypes.data) + U(component << (SHORT_BITS + 3))
+        coders[component, 5] = U(ratios.ctypes.data) + U(component << 8)
+        coders[component, 6] = U(codes.several.ctypes.data) + U(component << (SEVERAL_BITS + 3))
+        if _is_known(codes.known[component], tables.store.specifications[slot]):
+            continue
         for bits in range(1 << SHORT_BITS):
             entry = np.int64(tables.store.long[(slot << 16) | (bits << (16 - SHORT_BITS))])
             fits = 0 < entry >> 8 <= SHORT_BITS
             codes.exchange[component, bits] = _exchange_entry(entry, coders[component, 3]) if fits else U(0)
+        for bits in range(1 << SEVERAL_BITS):
+            codes.several[component, bits] = _several_entry(U(bits) << U(64 - SEVERAL_BITS), coders[component, 4])
+
+
+@compiled
+def _is_known(known: NDArray[np.uint8], specification: NDArray[np.uint8]) -> bool:
+    """Whether a row was made from this specification; it is noted as if it had been."""
+    same = True
+    for i in range(SPECIFICATION_BYTES):
+        same = same and known[i] == specification[i]
+        known[i] = specification[i]
+    return same
+
+
+@compiled
+def _several_entry(buffer: np.uint64, exchange: np.uint64) -> np.uint64:
+    """One of ``_Codes.several``, by what stands in a component's row of ``_Codes.exchange``."""
+    read, advance, written, out, ends = U(0), U(0), U(0), U(0), U(0)
+    while ends == U(0):
+        found = load_uint64(exchange + ((buffer >> U(64 - SHORT_BITS)) << U(3)))
+        total, size, step = found & U(63), (found >> U(8)) & U(63), (found >> U(16)) & U(255)
+        wide = (found >> U(24)) & U(63)
+        if found == U(0) or read + total > U(SEVERAL_BITS) or written + wide > U(_MOST_WRITTEN):
+            break
+        magnitude = ((buffer << (total - size)) >> U(1)) >> (U(63) - size)
+        out = (out << wide) | ((found >> U(32)) << size) | magnitude
+        written += wide
+        read += total
+        buffer <<= total
+        if step == U(END_OF_BLOCK):
+            ends = U(_BLOCK_ENDS)
+        else:
+            advance += step
+    return read | ends | (advance << U(8)) | (written << U(16)) | (out << U(32))
 
 
 @compiled
@@ -283,55 +384,113 @@ def _exchange_entry(entry: int, codes: np.uint64) -> np.uint64:
 
 
 @inlined
-def _exchange_block(
+def _read_difference(coder: _Coder, buffer: np.uint64, have: np.uint64) -> tuple[int, int, np.uint64, np.uint64]:
+    """Read a DC difference: ``(length, difference, buffer, have)``; no ``length`` where the code is unknown."""
+    entry = np.int64(load_uint16(coder.dc_long + ((buffer >> U(48)) << U(1))))
+    length, size = entry >> 8, entry & 255
+    bits = np.int64(((buffer << U(length)) >> U(1)) >> U(63 - size))
+    difference = bits if size == 0 or bits >> (size - 1) else bits - ((1 << size) - 1)
+    return length, difference, buffer << U(length + size), have - U(length + size)
+
+
+@inlined
+def _bits_of(value: int) -> int:
+    """How many bits a magnitude takes (T.81, F.1.2.1)."""
+    size, magnitude = 0, abs(value)
+    while magnitude >> size:
+        size += 1
+    return size
+
+
+@inlined
+def _rounded(value: int, ratio: np.uint64) -> int:
+    """A coefficient in coarser steps; ``ratio`` is where what it is multiplied by lies."""
+    magnitude = (abs(value) * np.int64(load_uint32(ratio)) + (1 << (RATIO_BITS - 1))) >> RATIO_BITS
+    return magnitude if value >= 0 else -magnitude
+
+
+@inlined
+def _round_block(
     coder: _Coder,
-    read_dc: int,
-    written_dc: int,
     pointer: np.uint64,
     buffer: np.uint64,
     have: np.uint64,
     address: np.uint64,
     pending: np.uint64,
     count: np.uint64,
-) -> tuple[int, int, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64]:
-    """One block: ``(status, dc, pointer, buffer, have, address, pending, count)``.
-
-    ``read_dc`` and ``written_dc`` are the predictions of the DC coefficient ``dc`` in either stream.
-    """
-    pointer, buffer, have = _refill(pointer, buffer, have)
-    entry = np.int64(load_uint16(coder.dc_long + ((buffer >> U(48)) << U(1))))
-    length, size = entry >> 8, entry & 255
-    bits = np.int64(((buffer << U(length)) >> U(1)) >> U(63 - size))
-    buffer <<= U(length + size)
-    have -= U(length + size)
-    dc = read_dc + (bits if size == 0 or bits >> (size - 1) else bits - ((1 << size) - 1))
-    difference = dc - written_dc
-    size, magnitude = 0, abs(difference)
-    while magnitude >> size:
-        size += 1
-    if length == 0 or size > 11 or abs(dc) > _MOST_DC:
-        status = CORRUPT_DATA if length == 0 else UNSUPPORTED
-        return status, dc, pointer, buffer, have, address, pending, count
-    code = np.int64(load_uint32(coder.dc_codes + U(size << 2)))
-    bits = difference if difference >= 0 else difference + (1 << size) - 1
-    address, pending, count = _put(U(((code >> 8) << size) | bits), U((code & 255) + size), address, pending, count)
-    k = U(1)
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64]:
+    """As :func:`_exchange_block`, with coefficients in coarser steps: those that become zero lengthen a run."""
+    k, last = U(1), U(0)
     while k < U(64):
         pointer, buffer, have = _refill(pointer, buffer, have)
         found = load_uint64(coder.exchange + ((buffer >> U(64 - SHORT_BITS)) << U(3)))
         if found == U(0):
             found = _long_exchange(coder, buffer)
-        buffer, have, address, pending, count = _exchange_symbol(found, buffer, have, address, pending, count)
+        total, size = found & U(63), (found >> U(8)) & U(63)
+        bits = np.int64(((buffer << (total - size)) >> U(1)) >> (U(63) - size))
+        buffer <<= total
+        have -= total
         k += (found >> U(16)) & U(255)
-        if k >= U(64):
-            break
-        found = load_uint64(coder.exchange + ((buffer >> U(64 - SHORT_BITS)) << U(3)))
-        if found == U(0):
-            found = _long_exchange(coder, buffer)
-        buffer, have, address, pending, count = _exchange_symbol(found, buffer, have, address, pending, count)
-        k += (found >> U(16)) & U(255)
-    status = CORRUPT_DATA if U(64) < k < U(END_OF_BLOCK) else OK
-    return status, dc, pointer, buffer, have, address, pending, count
+        if size == U(0) or k > U(64):
+            continue
+        negative = (bits >> (np.int64(size) - 1)) == 0
+        magnitude = (1 << np.int64(size)) - 1 - bits if negative else bits
+        magnitude = _rounded(magnitude, coder.ratios + ((k - U(1)) << U(2)))
+        if magnitude == 0:
+            continue
+        run = k - U(2) - last
+        while run > U(15):
+            code = U(load_uint32(coder.ac_codes + U(0xF0 << 2)))
+            address, pending, count = _put(code >> U(8), code & U(255), address, pending, count)
+            run -= U(16)
+        size = U(_bits_of(magnitude))
+        bits = (1 << np.int64(size)) - 1 - magnitude if negative else magnitude
+        code = U(load_uint32(coder.ac_codes + (((run << U(4)) | size) << U(2))))
+        address, pending, count = _put(
+            ((code >> U(8)) << size) | U(bits), (code & U(255)) + size, address, pending, count
+        )
+        last = k - U(1)
+    if last < U(63):
+        code = U(load_uint32(coder.ac_codes))
+        address, pending, count = _put(code >> U(8), code & U(255), address, pending, count)
+    return k, pointer, buffer, have, address, pending, count
+
+
+@inlined
+def _exchange_block(
+    coder: _Coder,
+    pointer: np.uint64,
+    buffer: np.uint64,
+    have: np.uint64,
+    address: np.uint64,
+    pending: np.uint64,
+    count: np.uint64,
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64]:
+    """The AC coefficients of a block: ``(k, pointer, buffer, have, address, pending, count)``.
+
+    ``k`` is the number of the coefficient behind the last one, or END_OF_BLOCK and more.
+    """
+    k = U(1)
+    while k < U(64):
+        pointer, buffer, have = _refill(pointer, buffer, have)
+        several = load_uint64(coder.several + ((buffer >> U(64 - SEVERAL_BITS)) << U(3)))
+        if several == U(0) or k + ((several >> U(8)) & U(255)) >= U(64):
+            found = load_uint64(coder.exchange + ((buffer >> U(64 - SHORT_BITS)) << U(3)))
+            if found == U(0):
+                found = _long_exchange(coder, buffer)
+            buffer, have, address, pending, count = _exchange_symbol(found, buffer, have, address, pending, count)
+            k += (found >> U(16)) & U(255)
+            continue
+        buffer, have, k, address, pending, count = _exchange_several(several, buffer, have, k, address, pending, count)
+        several = load_uint64(coder.several + ((buffer >> U(64 - SEVERAL_BITS)) << U(3)))
+        if k >= U(64) or several == U(0) or k + ((several >> U(8)) & U(255)) >= U(64):
+            continue
+        buffer, have, k, address, pending, count = _exchange_several(several, buffer, have, k, address, pending, count)
+        several = load_uint64(coder.several + ((buffer >> U(64 - SEVERAL_BITS)) << U(3)))
+        if k >= U(64) or several == U(0) or k + ((several >> U(8)) & U(255)) >= U(64):
+            continue
+        buffer, have, k, address, pending, count = _exchange_several(several, buffer, have, k, address, pending, count)
+    return k, pointer, buffer, have, address, pending, count
 
 
 @inlined
@@ -359,6 +518,23 @@ def _exchange_symbol(
         ((found >> U(32)) << size) | magnitude, (found >> U(24)) & U(63), address, pending, count
     )
     return buffer << total, have - total, address, pending, count
+
+
+@inlined
+def _exchange_several(
+    several: np.uint64,
+    buffer: np.uint64,
+    have: np.uint64,
+    k: np.uint64,
+    address: np.uint64,
+    pending: np.uint64,
+    count: np.uint64,
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64]:
+    """Read some symbols and write them: ``(buffer, have, k, address, pending, count)``."""
+    total = several & U(63)
+    address, pending, count = _put(several >> U(32), (several >> U(16)) & U(63), address, pending, count)
+    k += ((several >> U(8)) & U(255)) + ((several & U(_BLOCK_ENDS)) << U(1))
+    return buffer << total, have - total, k, address, pending, count
 
 
 @inlined

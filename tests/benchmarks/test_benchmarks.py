@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Data, run
 
 WANTED = {"peer", "resolution", "cores", "images_per_second", "ratio_to_ffcv", "first_batch_seconds_warm"}
@@ -35,3 +37,24 @@ def test_the_three_parts(data: Data, tmp_path: Path) -> None:
     content = json.loads(report.read_text())
     assert all(content[f"{part}_images_per_second"] > 0 for part in ("loader", "step", "both"))
     assert 0 <= content["data_wait_fraction"] <= 1
+
+
+def test_the_writers(data: Data, tmp_path: Path) -> None:
+    pytest.importorskip("ffcv")
+    report = tmp_path / "report.json"
+    small = [
+        "--count",
+        "140",
+        "--workers",
+        "1",
+        "--repetitions",
+        "1",
+        "--cases",
+        "passthrough",
+        "--work",
+        tmp_path / "w",
+    ]
+    run("benchmarks/writer.py", "--data", data.tree / "train", "--json", report, *small)
+    rows = json.loads(report.read_text())["rows"]
+    assert [(row["peer"], row["case"]) for row in rows] == [("ffcv", "passthrough"), ("rebar", "passthrough")]
+    assert all(row.keys() >= {"images_per_second", "ratio_to_ffcv"} for row in rows)

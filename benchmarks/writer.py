@@ -1,0 +1,207 @@
+"""Pictures a second of Rebar's writer and of stock FFCV's: the same files, the same number of processes, one run.
+
+    python benchmarks/writer.py --data photographs --json writer.json
+
+``--data`` is any folder of class folders of pictures (photographs.py makes one). Three cases are made of it:
+
+- ``passthrough``: JPEGs of at most 500 px at quality 90: within the limits that both writers are given.
+- ``finer``: the same at quality 96, about as ImageNet's originals are: must be encoded anew.
+- ``larger``: 800 px at quality 96: must be shrunk and encoded anew.
+
+Each writer writes a few pictures, then many, in a process of its own, and the figure is the many less the few by the
+time between: what a whole data set is written at, without what it costs to begin. The writers take turns, several
+times over; figures are medians, and a ratio is taken within a repetition. ``ffcv`` is its DatasetWriter with Pillow's
+pictures, as ffcv-imagenet uses it; ``rebar`` is write_beton as write_dataset.py calls it.
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from loader import describe_machine
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LONG_SIDE, QUALITY, FINER_QUALITY, LARGER_SIDE = 500, 90, 96, 800
+CASES = ("passthrough", "finer", "larger")
+PEERS = ("ffcv", "rebar")
+FEW = 100
+
+
+def make_case(case: str, data: Path, folder: Path, count: int) -> None:
+    """A folder of class folders of ``count`` JPEGs of a case; the pictures of ``data`` come again and again."""
+    from rebar.beton import ImageFolder
+    from rebar.beton.decoding import decode
+    from rebar.beton.sizes import SizeLimit
+
+    source = ImageFolder(data)
+    paths: list[Path] = []
+    for index in range(min(len(source), count)):
+        bgr = decode(source.read(index), SizeLimit(0)).bgr
+        side, quality = (
+            (LARGER_SIDE if case == "larger" else LONG_SIDE),
+            (QUALITY if case == CASES[0] else FINER_QUALITY),
+        )
+        scale = side / max(bgr.shape[:2])
+        size = (max(1, int(bgr.shape[1] * scale)), max(1, int(bgr.shape[0] * scale)))
+        resized = (
+            bgr if scale == 1 else cv2.resize(bgr, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        )
+        path = folder / f"{index % 10:02}" / f"{index:06}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
+        paths.append(path)
+    for number, path in zip(range(len(paths), count), itertools.cycle(paths), strict=False):
+        (path.parent / f"{number:06}.JPEG").hardlink_to(path)
+
+
+def write_with_rebar(tree: Path, out: Path, count: int, workers: int) -> None:
+    """As write_dataset.py does."""
+    from rebar.beton import ImageFolder, ImagePolicy, write_beton
+
+    source = ImageFolder(tree)
+    order = np.arange(len(source))[:count]
+    write_beton(source, out, policy=ImagePolicy(), order=order, num_workers=workers, progress=False)
+
+
+def write_with_ffcv(tree: Path, out: Path, count: int, workers: int) -> None:
+    """As ffcv-imagenet's write_imagenet.py does."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+    from PIL import Image
+
+    from rebar.beton import ImageFolder
+
+    source = ImageFolder(tree)  # its pictures and their order are torchvision's
+
+    class Pictures:
+        def __len__(self) -> int:
+            return count
+
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            with open(source.name(index), "rb") as file, Image.open(file) as image:
+                return image.convert("RGB"), source.label(index)
+
+    fields = {
+        "image": RGBImageField(write_mode="jpg", max_resolution=LONG_SIDE, jpeg_quality=QUALITY),
+        "label": IntField(),
+    }
+    DatasetWriter(str(out), fields, num_workers=workers).from_indexed_dataset(Pictures(), chunksize=100)
+
+
+def measure(peer: str, tree: Path, out: Path, count: int, workers: int) -> float:
+    """Pictures a second of one peer."""
+    seconds = []
+    for number in (FEW, count):
+        words = [
+            "--peer",
+            peer,
+            "--data",
+            str(tree),
+            "--out",
+            str(out),
+            "--count",
+            str(number),
+            "--workers",
+            str(workers),
+        ]
+        done = subprocess.run(
+            [sys.executable, __file__, *words],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"{peer} failed:\n{done.stderr}")
+        seconds.append(float(done.stdout.splitlines()[-1]))
+    return (count - FEW) / (seconds[1] - seconds[0])
+
+
+def run_peer(arguments: argparse.Namespace) -> None:
+    """Write once in this process, and print the seconds it took."""
+    write = {"rebar": write_with_rebar, "ffcv": write_with_ffcv}[arguments.peer]
+    begin = time.perf_counter()
+    write(arguments.data, arguments.out, arguments.count, arguments.workers)
+    print(time.perf_counter() - begin)
+
+
+def summarise(runs: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
+    """One row for each peer and case."""
+    rows = []
+    for (peer, case), rates in runs.items():
+        ratios = [ours / theirs for ours, theirs in zip(rates, runs["ffcv", case], strict=True)]
+        rows.append(
+            {
+                "peer": peer,
+                "case": case,
+                "images_per_second": statistics.median(rates),
+                "ratio_to_ffcv": statistics.median(ratios),
+                "runs": rates,
+            }
+        )
+    return rows
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of class folders of pictures")
+    parser.add_argument("--json", type=Path, help="write the rows, the machine and the versions there")
+    parser.add_argument("--count", type=int, default=4000, help="pictures written at a time")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; default: cores")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--work", type=Path, default=Path("benchmark_run/writer"), help="folder for what is written")
+    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make the cases, run the writers in turn, print and save."""
+    arguments = parse_arguments()
+    if arguments.peer:
+        run_peer(arguments)
+        return
+    sys.path.insert(0, str(REPOSITORY))
+    runs: dict[tuple[str, str], list[float]] = {}
+    cases = arguments.cases.split(",")
+    shutil.rmtree(arguments.work, ignore_errors=True)
+    for case in cases:
+        make_case(case, arguments.data, arguments.work / case, arguments.count)
+    for repetition in range(arguments.repetitions):
+        for case in cases:
+            for peer in PEERS:
+                out = arguments.work / f"{peer}.beton"
+                rate = measure(peer, arguments.work / case, out, arguments.count, arguments.workers)
+                runs.setdefault((peer, case), []).append(rate)
+                print(f"{repetition + 1}/{arguments.repetitions}  {case}, {peer}: {rate:,.0f} pictures/s", flush=True)
+    rows = summarise(runs)
+    print(f"\n{'case':12} {'peer':6} {'pictures/s':>10} {'ratio':>6}")
+    for row in rows:
+        print(f"{row['case']:12} {row['peer']:6} {row['images_per_second']:10,.0f} {row['ratio_to_ffcv']:6.2f}")
+    if arguments.json:
+        report = {
+            "benchmark": "writer",
+            "command": " ".join(["python", "benchmarks/writer.py", *sys.argv[1:]]),
+            "date": datetime.date.today().isoformat(),
+            "machine": describe_machine(),
+            "workers": arguments.workers,
+            "count": arguments.count,
+            "rows": rows,
+        }
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
