@@ -30,6 +30,7 @@ from rebar.reporting.plot import plot_run
 from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import RunLog
+from rebar.training import aliases
 from rebar.training.checkpoint import keep_copies
 from rebar.training.config import TrainConfig
 from rebar.training.control import RunControl
@@ -40,8 +41,11 @@ from rebar.training.distributed import (
     sum_over_world,
     wrap_distributed,
 )
+from rebar.training.dry_run import Trial, dry_run
 from rebar.training.evaluation import Evaluation, evaluate
 from rebar.training.export import export_weights, forms
+from rebar.training.failures import explained
+from rebar.training.lr_finder import find_lr, plot_findings
 from rebar.training.lr_override import ScheduleSpan, lr_in_span
 from rebar.training.meter import TrainMeter
 from rebar.training.model import build_model, count_parameters, to_device
@@ -56,11 +60,13 @@ from rebar.training.state import TrainState
 
 def main(argv: Sequence[str]) -> None:
     """Resolve the configuration, join the other processes, train."""
+    argv = aliases.translate(argv)
     config = parse_config(
         TrainConfig,
         argv,
         description="Train an ImageNet classifier from .beton files.",
         example="torchrun --nproc_per_node=4 train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml",
+        aliases=aliases.table(),
     )
     config = fill_in_paths(config, config_name(argv))
     with join_world() as world:
@@ -89,6 +95,10 @@ def train(config: TrainConfig, world: World) -> None:
             print(f"{result.num_samples:,} pictures: {console.accuracy_line(result.metrics())}")
         return
 
+    if config.training.dry_run or config.training.find_lr:
+        try_out(config, state, model, train_loader, val_loader, folder, world)
+        return
+
     steps_per_epoch = len(train_loader)
     with recorded_run(config, state, train_loader, folder, world, afresh=not resumed) as (log, control):
         announce(config, state, train_loader, val_loader, folder, log, world)
@@ -106,6 +116,10 @@ def train(config: TrainConfig, world: World) -> None:
             if world.is_main:
                 keep_best_and_every(config, state, folder)
                 print(console.epoch_line(state.epoch, config.training.epochs, metrics), flush=True)
+                cores = len(os.sched_getaffinity(0)) // world.size_here
+                control.health.on_epoch(
+                    state.epoch, metrics["time/data_wait_fraction"], train_loader.num_workers, cores
+                )
             control.limit = control.limit or target_reached(config.training.target_top1, metrics)
         finish(config, state, val_loader, folder, log, control, world)
 
@@ -126,7 +140,9 @@ def train_one_epoch(
     meter, first_step = state.meter, state.epoch * steps_per_epoch + state.meter.steps
     batches = meter.timed(loader.epoch(state.epoch, resolution) if meter.steps < steps_per_epoch else ())
     title = f"epoch {state.epoch + 1}/{epochs}"
-    bar = console.progress(batches, title, total=steps_per_epoch, initial=meter.steps, enabled=world.is_main)
+    bar = console.progress(
+        batches, title, total=steps_per_epoch, initial=meter.steps, enabled=shows_progress(config, world)
+    )
 
     model.train()
     for step, (images, labels) in enumerate(Normalizer(world.device).each(bar), start=first_step):
@@ -144,6 +160,7 @@ def train_one_epoch(
         meter.add(loss, logits, labels)
         if step % config.logging.log_every == 0:  # the only place in the loop that waits for the device
             value = check_finite(loss.item(), step)
+            control.health.on_loss(value, step, state.lr)
             bar.set_postfix(loss=f"{value:.3f}", lr=f"{state.lr:.4f}", px=resolution, refresh=False)
             log.write(
                 "step", {"step": step, "epoch": step / steps_per_epoch, "train/loss": value, "train/lr": state.lr}
@@ -175,7 +192,7 @@ def validate(
     batches = loader.epoch(0, config.validation.resolution)
     if control is not None:
         batches = control.watched(batches)
-    shown = console.progress(batches, "validation", total=len(loader), enabled=world.is_main)
+    shown = console.progress(batches, "validation", total=len(loader), enabled=shows_progress(config, world))
     return evaluate(
         state.model,
         Normalizer(world.device).each(shown),
@@ -183,6 +200,41 @@ def validate(
         precision=state.precision,
         mirror=config.validation.lr_tta,
     )
+
+
+def try_out(
+    config: TrainConfig,
+    state: TrainState,
+    model: nn.Module,
+    train_loader: Loader,
+    val_loader: Loader,
+    folder: RunFolder,
+    world: World,
+) -> None:
+    """--dry-run: everything but the epochs. --find-lr: a range test. Neither changes the run."""
+    trial = Trial(model, state, train_loader, world, label_smoothing=config.training.label_smoothing)
+    with explained(batch_size=config.training.batch_size, precision=state.precision):
+        if config.training.find_lr:
+            findings = find_lr(
+                trial, resolution_at(state.epoch, config.resolution), steps=config.training.find_lr_steps
+            )
+            if world.is_main:
+                print(findings.advice())
+                print(f"plot: {plot_findings(findings, folder.path)}", flush=True)
+        if config.training.dry_run:
+            resolutions = [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)]
+            facts = dry_run(trial, resolutions, price_per_hour=config.training.price_per_hour)
+            share_buffers(state.model, world)
+            batch = next(iter(val_loader.epoch(0, config.validation.resolution)))
+            evaluate(
+                state.model,
+                [Normalizer(world.device)(batch)],
+                world=world,
+                precision=state.precision,
+                mirror=config.validation.lr_tta,
+            )
+            if world.is_main:
+                print(console.table(facts | {"evaluation": "one batch went through"}, title="dry run"), flush=True)
 
 
 # ------------------------------------------------------------------ before the first step
@@ -395,6 +447,11 @@ def check_finite(loss: float, step: int) -> float:
             "Lower --lr, or try --training.precision bf16 or 32"
         )
     return loss
+
+
+def shows_progress(config: TrainConfig, world: World) -> bool:
+    """Whether this process draws progress bars."""
+    return world.is_main and config.logging.show_progress
 
 
 def device_name(world: World) -> str:

@@ -19,6 +19,7 @@ class DataConfig:
     in_memory: bool = knob(
         True, help="the files fit in memory; if not, they are shuffled by windows of 512 MB and read ahead"
     )
+    subset: int = knob(0, help="train on the first so many samples only (the file is shuffled); 0: on all", minimum=0)
     min_scale: float = knob(0.08, help="smallest share of the area a random crop takes", minimum=0.001, maximum=1)
     on_error: OnError = knob("raise", help="a corrupt training picture: raise an error, or replace it by another")
 
@@ -39,6 +40,7 @@ def build_train_loader(
         os_cache=config.in_memory,
         order=OrderOption.RANDOM if config.in_memory else OrderOption.QUASI_RANDOM,
         seed=seed,
+        indices=range(config.subset) if config.subset else None,
         drop_last=True,
         cropper=RandomResizedCrop(scale=(config.min_scale, 1.0)),
         distributed=distributed,

@@ -33,6 +33,7 @@ _FREE_TO_CHANGE = (
     "training.budget_hours",
     "training.target_top1",
     "training.dry_run",
+    "training.price_per_hour",
     "training.find_lr",
 )
 
@@ -218,7 +219,11 @@ def check_fits(
             f"checkpoint {path} has {content['num_classes']} outputs, this model {num_classes}: "
             f"give --num-classes {content['num_classes']}"
         )
-    saved = content["class_names"]
+    check_same_classes(content["class_names"], class_names, path)
+
+
+def check_same_classes(saved: list[str], class_names: list[str], path: Path | str) -> None:
+    """Raise CheckpointError where the classes of a checkpoint and of a dataset are not the same."""
     if len(saved) != len(class_names):
         raise CheckpointError(f"checkpoint {path} knows {len(saved)} classes, the dataset has {len(class_names)}")
     if saved != class_names:
