@@ -140,9 +140,8 @@ def train_one_epoch(
     meter, first_step = state.meter, state.epoch * steps_per_epoch + state.meter.steps
     batches = meter.timed(loader.epoch(state.epoch, resolution) if meter.steps < steps_per_epoch else ())
     title = f"epoch {state.epoch + 1}/{epochs}"
-    bar = console.progress(
-        batches, title, total=steps_per_epoch, initial=meter.steps, enabled=shows_progress(config, world)
-    )
+    shown = shows_progress(config, world)
+    bar = console.progress(batches, title, total=steps_per_epoch, initial=meter.steps, enabled=shown)
 
     model.train()
     for step, (images, labels) in enumerate(Normalizer(world.device).each(bar), start=first_step):
