@@ -6,6 +6,7 @@ python evaluate.py --weights torchvision --arch resnet50 --data val.beton
 torchrun --nproc_per_node=4 evaluate.py --checkpoint runs/g5_4gpu/checkpoints/last.pt --data val.beton
 """
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,7 @@ def load_weights(options: EvaluateSection) -> tuple[nn.Module, TrainConfig, list
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
+        reason = textwrap.shorten(str(error).splitlines()[-1], 160, placeholder=" …")
         raise RebarError(f"{options.weights} does not fit a {options.arch} (--arch names another): {reason}") from None
     return model, trained, []
 

@@ -52,6 +52,7 @@ from rebar.training.model import build_model, count_parameters, to_device
 from rebar.training.optimizer import build_sgd, parameter_groups, set_learning_rate
 from rebar.training.precision import autocast, gradient_scaler, resolve_precision
 from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
+from rebar.training.recipe import recipe_in_words
 from rebar.training.recording import recorded_run
 from rebar.training.resolution import resolution_at
 from rebar.training.schedule import lr_at
@@ -115,7 +116,8 @@ def train(config: TrainConfig, world: World) -> None:
             control.save()
             if world.is_main:
                 keep_best_and_every(config, state, folder)
-                print(console.epoch_line(state.epoch, config.training.epochs, metrics), flush=True)
+                left = estimated_seconds_left(config, state, metrics)
+                print(console.epoch_line(state.epoch, config.training.epochs, metrics, seconds_left=left), flush=True)
                 cores = len(os.sched_getaffinity(0)) // world.size_here
                 control.health.on_epoch(
                     state.epoch, metrics["time/data_wait_fraction"], train_loader.num_workers, cores
@@ -385,6 +387,7 @@ def announce(
         "data": f"{train_loader.num_samples:,} training and {val_loader.num_samples:,} validation pictures, "
         f"{len(state.class_names)} classes",
         "world": f"{world.size} x {device_name(world)}, global batch {per_process * world.size}",
+        "recipe": recipe_in_words(config),
         "run": str(folder.path) + progress_note(state, config),
     }
     if world.is_main:
@@ -446,6 +449,13 @@ def check_finite(loss: float, step: int) -> float:
             "Lower --lr, or try --training.precision bf16 or 32"
         )
     return loss
+
+
+def estimated_seconds_left(config: TrainConfig, state: TrainState, metrics: dict[str, float]) -> float:
+    """By the last epoch's time, as the coming epochs' numbers of pixels go."""
+    now = metrics["train/resolution"] ** 2
+    coming = [resolution_at(epoch, config.resolution) ** 2 for epoch in range(state.epoch, config.training.epochs)]
+    return metrics["time/epoch_seconds"] * sum(coming) / now
 
 
 def shows_progress(config: TrainConfig, world: World) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rebar.reporting.durations import in_words
 from rebar.reporting.run_folder import RunFolder
 
 Metrics = Mapping[str, Any]
@@ -32,7 +33,7 @@ def progress(batches: Iterable[Any], title: str, *, total: int, enabled: bool, i
     )
 
 
-def epoch_line(epoch: int, epochs: int, metrics: Metrics) -> str:
+def epoch_line(epoch: int, epochs: int, metrics: Metrics, *, seconds_left: float = 0) -> str:
     """One line for the ``epoch``-th of ``epochs`` epochs, counted from 1."""
     line = (
         f"epoch {epoch:3d}/{epochs}  {metrics['train/resolution']} px  lr {metrics['train/lr']:.4f}  "
@@ -44,10 +45,11 @@ def epoch_line(epoch: int, epochs: int, metrics: Metrics) -> str:
             line += f" (mirrored too {metrics['val/top1_tta']:.2%})"
     if metrics.get("data/corrupt_samples"):
         line += f"  |  corrupt pictures replaced: {metrics['data/corrupt_samples']}"
-    return line + (
+    line += (
         f"  |  {metrics['throughput/samples_per_second']:,.0f} pictures/s, "
         f"{metrics['time/data_wait_fraction']:.0%} waiting for data"
     )
+    return line + (f"  |  {in_words(seconds_left)} left" if seconds_left else "")
 
 
 def accuracy_line(metrics: Metrics) -> str:

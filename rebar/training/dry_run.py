@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rebar.loading import Loader, Normalizer
+from rebar.reporting.durations import in_words
 from rebar.reporting.memory import peak_host_gb
 from rebar.training.distributed import World, sum_over_world
 from rebar.training.optimizer import set_learning_rate
@@ -77,7 +78,7 @@ def dry_run(trial: Trial, resolutions: Sequence[int], *, price_per_hour: float) 
     )
     facts = {
         "pictures/s": speed,
-        "time": f"about {hours_in_words(hours)} for {len(resolutions)} epochs, without evaluation and the first "
+        "time": f"about {in_words(3600 * hours)} for {len(resolutions)} epochs, without evaluation and the first "
         "epoch's start",
         "memory": f"{peak_host_gb():.1f} GB in the first process" + _gpu_memory(trial.world.device),
     }
@@ -92,15 +93,6 @@ def _seconds_per_step(trial: Trial, resolution: int) -> float:
         trial.step(images, labels, lr=0.0).item()  # waits for the device
         times.append(time.perf_counter())
     return (times[-1] - times[_WARM_UP - 1]) / _TIMED
-
-
-def hours_in_words(hours: float) -> str:
-    """Such as '3 h 05 min', '12 min', '40 s'."""
-    seconds = round(hours * 3600)
-    if seconds < 90:
-        return f"{seconds} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _gpu_memory(device: torch.device) -> str:

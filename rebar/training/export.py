@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.replacing import replacing
 from rebar.training.checkpoint import plain_names
@@ -26,6 +27,8 @@ def export_weights(path: Path, weights: Mapping[str, torch.Tensor], facts: Mappi
         with replacing(path) as (file,):
             file.write(content)
     elif path.suffix in (".pth", ".pt"):
+        if facts.get("use_blurpool"):
+            warn(f"{path}: trained with BlurPool, which a plain torchvision model lacks: its results will differ")
         with replacing(path) as (file,):
             torch.save(plain, file)
     else:
