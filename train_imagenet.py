@@ -9,6 +9,7 @@ shows what a command would run with. The recipe is the one of ffcv-imagenet: SGD
 learning rate that rises and falls linearly, label smoothing, BlurPool, small pictures first.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -38,15 +39,12 @@ from rebar.training.distributed import (
     World,
     join_world,
     share_buffers,
-    sum_over_world,
     wrap_distributed,
 )
-from rebar.training.dry_run import Trial, dry_run
+from rebar.training.dry_run import try_out
 from rebar.training.evaluation import Evaluation, evaluate
 from rebar.training.export import export_weights, forms
-from rebar.training.failures import explained
-from rebar.training.lr_finder import find_lr, plot_findings
-from rebar.training.lr_override import ScheduleSpan, lr_in_span
+from rebar.training.lr_override import ScheduleSpan, learning_rate, resumed_schedule
 from rebar.training.meter import TrainMeter
 from rebar.training.model import build_model, count_parameters, to_device
 from rebar.training.optimizer import build_sgd, parameter_groups, set_learning_rate
@@ -55,7 +53,6 @@ from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
 from rebar.training.recipe import recipe_in_words
 from rebar.training.recording import recorded_run
 from rebar.training.resolution import resolution_at
-from rebar.training.schedule import lr_at
 from rebar.training.state import TrainState
 
 
@@ -116,12 +113,7 @@ def train(config: TrainConfig, world: World) -> None:
             control.save()
             if world.is_main:
                 keep_best_and_every(config, state, folder)
-                left = estimated_seconds_left(config, state, metrics)
-                print(console.epoch_line(state.epoch, config.training.epochs, metrics, seconds_left=left), flush=True)
-                cores = len(os.sched_getaffinity(0)) // world.size_here
-                control.health.on_epoch(
-                    state.epoch, metrics["time/data_wait_fraction"], train_loader.num_workers, cores
-                )
+                tell_epoch(config, state, train_loader, control, world)
             control.limit = control.limit or target_reached(config.training.target_top1, metrics)
         finish(config, state, val_loader, folder, log, control, world)
 
@@ -147,7 +139,7 @@ def train_one_epoch(
 
     model.train()
     for step, (images, labels) in enumerate(Normalizer(world.device).each(bar), start=first_step):
-        state.lr = learning_rate(config, state, step, steps_per_epoch)
+        state.lr = learning_rate(config, state.schedule, step, steps_per_epoch, last=state.lr)
         set_learning_rate(state.optimizer, state.lr)
 
         state.optimizer.zero_grad(set_to_none=True)
@@ -171,14 +163,14 @@ def train_one_epoch(
 
     train_loss, train_top1 = meter.averages(world)
     meter.stop_clock()
-    corrupt_samples = sum_over_world(torch.tensor(len(loader.corrupt_samples), device=world.device), world)
+    state.note_corrupt_samples(loader, world)
     return {
         "train/loss": check_finite(train_loss, first_step + meter.steps_of_pass),
         "train/top1": train_top1,
         "train/lr": state.lr,
         "train/resolution": resolution,
         "throughput/samples_per_second": meter.steps * loader.global_batch / meter.seconds,
-        "data/corrupt_samples": int(corrupt_samples.item()) + meter.corrupt_samples,
+        "data/corrupt_samples": len(state.corrupt_samples),
         "time/epoch_seconds": meter.seconds,
         "time/data_wait_fraction": meter.wait_seconds / meter.seconds,
         **memory_metrics(world),
@@ -201,41 +193,6 @@ def validate(
         precision=state.precision,
         mirror=config.validation.lr_tta,
     )
-
-
-def try_out(
-    config: TrainConfig,
-    state: TrainState,
-    model: nn.Module,
-    train_loader: Loader,
-    val_loader: Loader,
-    folder: RunFolder,
-    world: World,
-) -> None:
-    """--dry-run: everything but the epochs. --find-lr: a range test. Neither changes the run."""
-    trial = Trial(model, state, train_loader, world, label_smoothing=config.training.label_smoothing)
-    with explained(batch_size=config.training.batch_size, precision=state.precision):
-        if config.training.find_lr:
-            findings = find_lr(
-                trial, resolution_at(state.epoch, config.resolution), steps=config.training.find_lr_steps
-            )
-            if world.is_main:
-                print(findings.advice())
-                print(f"plot: {plot_findings(findings, folder.path)}", flush=True)
-        if config.training.dry_run:
-            resolutions = [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)]
-            facts = dry_run(trial, resolutions, price_per_hour=config.training.price_per_hour)
-            share_buffers(state.model, world)
-            batch = next(iter(val_loader.epoch(0, config.validation.resolution)))
-            evaluate(
-                state.model,
-                [Normalizer(world.device)(batch)],
-                world=world,
-                precision=state.precision,
-                mirror=config.validation.lr_tta,
-            )
-            if world.is_main:
-                print(console.table(facts | {"evaluation": "one batch went through"}, title="dry run"), flush=True)
 
 
 # ------------------------------------------------------------------ before the first step
@@ -340,25 +297,15 @@ def resume(config: TrainConfig, state: TrainState, train_loader: Loader, folder:
     state.load(checkpoint, flatten_config(config), world)
     if not config.training.eval_only:
         state.find_place_in(train_loader)
-        state.schedule = resumed_schedule(config, state, len(train_loader))
+        state.schedule = resumed_schedule(
+            config,
+            state.schedule,
+            lr=state.lr,
+            epoch=state.epoch,
+            step=state.steps(len(train_loader)),
+            steps_per_epoch=len(train_loader),
+        )
     return True
-
-
-def resumed_schedule(config: TrainConfig, state: TrainState, steps_per_epoch: int) -> ScheduleSpan:
-    """The schedule of a run that goes on: as it was, stretched to other epochs, or started anew."""
-    epochs, before = config.training.epochs, state.schedule
-    step = state.steps(steps_per_epoch)
-    if config.checkpoint.reset_schedule and (epochs != before.epochs or not before.reset):
-        return ScheduleSpan(epochs, reset=True, first_epoch=state.epoch, from_step=step, from_lr=state.lr)
-    stretched = dataclasses.replace(before, epochs=epochs)
-    if epochs > max(state.epoch, before.epochs) and config.checkpoint.freeze_lr is None:
-        lr = lr_of_step(config, stretched, step, steps_per_epoch)
-        if lr > 1.5 * state.lr:
-            warn(
-                f"with {epochs} epochs instead of {before.epochs} the learning rate jumps from {state.lr:.4g} to "
-                f"{lr:.4g}: --reset-schedule rises to it gently, --freeze-lr VALUE holds one"
-            )
-    return stretched
 
 
 def announce(
@@ -409,24 +356,6 @@ def progress_note(state: TrainState, config: TrainConfig) -> str:
 # ------------------------------------------------------------------ while it runs, and at the end
 
 
-def learning_rate(config: TrainConfig, state: TrainState, step: int, steps_per_epoch: int) -> float:
-    """The scheduled rate of a step, or the one that --freeze-lr holds."""
-    held = config.checkpoint.freeze_lr
-    if held is not None:
-        return held or state.lr or config.lr.lr
-    return lr_of_step(config, state.schedule, step, steps_per_epoch)
-
-
-def lr_of_step(config: TrainConfig, span: ScheduleSpan, step: int, steps_per_epoch: int) -> float:
-    """The scheduled rate of a step of the run."""
-
-    def schedule(step: int, epochs: int) -> float:
-        return lr_at(step, config.lr, epochs=epochs, steps_per_epoch=steps_per_epoch)
-
-    blend_epochs = max(config.lr.lr_peak_epoch, 1)
-    return lr_in_span(step, span, schedule, steps_per_epoch=steps_per_epoch, blend_epochs=blend_epochs)
-
-
 def keep_best_and_every(config: TrainConfig, state: TrainState, folder: RunFolder) -> None:
     """Keep the checkpoint of the epoch that just ended, where the policy says so."""
     top1 = state.last_metrics.get("val/top1", 0.0)
@@ -451,6 +380,15 @@ def check_finite(loss: float, step: int) -> float:
     return loss
 
 
+def tell_epoch(config: TrainConfig, state: TrainState, loader: Loader, control: RunControl, world: World) -> None:
+    """Print the epoch's line, and warn where it waited for data."""
+    metrics = state.last_metrics
+    left = estimated_seconds_left(config, state, metrics)
+    print(console.epoch_line(state.epoch, config.training.epochs, metrics, seconds_left=left), flush=True)
+    cores = len(os.sched_getaffinity(0)) // world.size_here
+    control.health.on_epoch(state.epoch, metrics["time/data_wait_fraction"], loader.num_workers, cores)
+
+
 def estimated_seconds_left(config: TrainConfig, state: TrainState, metrics: dict[str, float]) -> float:
     """By the last epoch's time, as the coming epochs' numbers of pixels go."""
     now = metrics["train/resolution"] ** 2
@@ -469,10 +407,12 @@ def device_name(world: World) -> str:
 
 
 def memory_metrics(world: World) -> dict[str, float]:
-    """Peak memory of this process, GB."""
+    """Peak memory of this process, GB; how busy its GPU was in the last second, where NVIDIA's library tells."""
     metrics = {"memory/host_peak_gb": round(peak_host_gb(), 3)}
     if world.device.type == "cuda":
         metrics["memory/gpu_peak_gb"] = round(torch.cuda.max_memory_allocated(world.device) / 1e9, 3)
+        with contextlib.suppress(ImportError, RuntimeError):
+            metrics["gpu/utilization"] = torch.cuda.utilization(world.device) / 100
     return metrics
 
 
@@ -489,7 +429,11 @@ def finish(
     if "val/top1" not in state.last_metrics:  # a limit that was reached before this attempt began
         state.last_metrics |= validate(config, state, val_loader, world, control).metrics()
     parameters = count_parameters(state.model)
-    metrics = {**state.last_metrics, "time/train_seconds": state.train_seconds + state.meter.seconds}
+    metrics = {
+        **memory_metrics(world),
+        **state.last_metrics,
+        "time/train_seconds": state.train_seconds + state.meter.seconds,
+    }
     log.write("end", {"epoch": state.epoch, "parameters": parameters, **metrics})
     if world.is_main:
         for suffix in forms(config.checkpoint.export):

@@ -70,7 +70,10 @@ def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: R
         "accuracy": accuracy_line(metrics),
         "model": f"{arch}, {parameters:,} parameters, {epochs} epochs",
         "time": f"{metrics['time/train_seconds']:,.0f} s of training, without validation",
-        "throughput": f"{metrics['throughput/samples_per_second']:,.0f} pictures/s in the last epoch",
+    }
+    if "throughput/samples_per_second" in metrics:
+        facts["throughput"] = f"{metrics['throughput/samples_per_second']:,.0f} pictures/s in the last epoch"
+    facts |= {
         "memory": f"at most {metrics['memory/host_peak_gb']:.1f} GB{gpu} in the first process",
         "log": str(folder.log),
         "plot": str(folder.plot),

@@ -1,67 +1,55 @@
-"""Real steps on real batches that leave no trace: for a range test, and to see what a run would take."""
+"""What is run instead of the epochs: --dry-run and --find-lr. Neither changes the run."""
 
-import copy
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from rebar.loading import Loader, Normalizer
+from rebar.reporting import console
 from rebar.reporting.durations import in_words
 from rebar.reporting.memory import peak_host_gb
-from rebar.training.distributed import World, sum_over_world
-from rebar.training.optimizer import set_learning_rate
-from rebar.training.precision import autocast
-from rebar.training.rng import rng_states, set_rng_states
+from rebar.reporting.run_folder import RunFolder
+from rebar.training.config import TrainConfig
+from rebar.training.distributed import World, share_buffers
+from rebar.training.evaluation import evaluate
+from rebar.training.failures import explained
+from rebar.training.lr_finder import find_lr, plot_findings
+from rebar.training.resolution import resolution_at
 from rebar.training.state import TrainState
+from rebar.training.trial import Trial
 
 _WARM_UP, _TIMED = 2, 3  # steps
 
 
-class Trial:
-    """Plain optimisation steps of a run's model on its data."""
-
-    def __init__(
-        self, model: nn.Module, state: TrainState, loader: Loader, world: World, *, label_smoothing: float
-    ) -> None:
-        self.model, self.state, self.loader, self.world = model, state, loader, world
-        self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-
-    @contextmanager
-    def undone(self) -> Iterator[None]:
-        """Afterwards weights, optimizer, scaler and random numbers are as they were before."""
-        state, device = self.state, self.world.device
-        holders: tuple[Any, ...] = (state.model, state.optimizer, state.scaler)
-        before = [copy.deepcopy(holder.state_dict()) for holder in holders]
-        random_states = rng_states(device)
-        try:
-            yield
-        finally:
-            for holder, saved in zip(holders, before, strict=True):
-                holder.load_state_dict(saved)
-            state.optimizer.zero_grad(set_to_none=True)
-            set_rng_states(random_states, device)
-
-    def batches(self, resolution: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Normalised training batches without end, at a resolution (pixels)."""
-        for epoch in itertools.count():
-            yield from Normalizer(self.world.device).each(self.loader.epoch(epoch, resolution))
-
-    def step(self, images: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
-        """One step at a learning rate; the mean loss before it, over all processes, on the device."""
-        state = self.state
-        set_learning_rate(state.optimizer, lr)
-        state.optimizer.zero_grad(set_to_none=True)
-        with autocast(state.precision, self.world.device):
-            loss = self._criterion(self.model(images), labels)
-        state.scaler.scale(loss).backward()
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        return sum_over_world(loss.detach().float().clone(), self.world) / self.world.size
+def try_out(
+    config: TrainConfig,
+    state: TrainState,
+    model: nn.Module,
+    train_loader: Loader,
+    val_loader: Loader,
+    folder: RunFolder,
+    world: World,
+) -> None:
+    """A range test with its plot and advice; or a few steps of every kind and what the run would take."""
+    trial = Trial(model, state, train_loader, world, label_smoothing=config.training.label_smoothing)
+    with explained(batch_size=config.training.batch_size, precision=state.precision):
+        if config.training.find_lr:
+            resolution = resolution_at(state.epoch, config.resolution)
+            findings = find_lr(trial, resolution, steps=config.training.find_lr_steps)
+            if world.is_main:
+                print(findings.advice())
+                print(f"plot: {plot_findings(findings, folder.path)}", flush=True)
+        if config.training.dry_run:
+            resolutions = [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)]
+            facts = dry_run(trial, resolutions, price_per_hour=config.training.price_per_hour)
+            share_buffers(state.model, world)
+            batch = Normalizer(world.device)(next(iter(val_loader.epoch(0, config.validation.resolution))))
+            evaluate(state.model, [batch], world=world, precision=state.precision, mirror=config.validation.lr_tta)
+            if world.is_main:
+                print(console.table(facts | {"evaluation": "one batch went through"}, title="dry run"), flush=True)
 
 
 def dry_run(trial: Trial, resolutions: Sequence[int], *, price_per_hour: float) -> dict[str, str]:

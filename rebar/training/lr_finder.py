@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rebar.replacing import replacing
-from rebar.training.dry_run import Trial
+from rebar.training.trial import Trial
 
 LOWEST, HIGHEST = 1e-5, 10.0
 _SMOOTHING = 0.9

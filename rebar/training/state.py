@@ -76,6 +76,8 @@ class TrainState:
     """Time spent by all earlier attempts, evaluation included."""
     best_top1: float = 0.0
     last_metrics: dict[str, float] = field(default_factory=dict)
+    corrupt_samples: set[int] = field(default_factory=set)
+    """Those of the training data that were replaced so far, by any process and attempt."""
     loader: dict[str, Any] | None = None
     """The loader's position, in a checkpoint within an epoch."""
 
@@ -96,6 +98,10 @@ class TrainState:
             ) from None
         whole = self.loader["epoch"] > self.epoch
         self.meter.steps = len(loader) if whole else self.loader["samples"] // loader.global_batch
+
+    def note_corrupt_samples(self, loader: Loader, world: World) -> None:
+        """Add what the loaders of all processes replaced; every process must call it."""
+        self.corrupt_samples.update(*gather_from_all([int(sample) for sample in loader.corrupt_samples], world))
 
     def end_epoch(self, metrics: dict[str, float]) -> None:
         """The epoch that was under way is complete."""
@@ -129,6 +135,7 @@ class TrainState:
             "epoch": self.epoch,
             "meter": meter,
             "loader": self.loader,
+            "corrupt_samples": sorted(self.corrupt_samples),
             "schedule": self.schedule.state_dict(),
             "lr": self.lr,
             "num_samples": self.num_samples,
@@ -166,6 +173,7 @@ class TrainState:
         self.meter.load_state_dict(content["meter"], world)
         self.schedule = ScheduleSpan.from_state(content["schedule"])
         self.epoch, self.loader, self.lr = content["epoch"], content["loader"], content["lr"]
+        self.corrupt_samples = set(content["corrupt_samples"])
         self.train_seconds, self.run_seconds = content["train_seconds"], content["run_seconds"]
         self.best_top1, self.last_metrics = content["best_top1"], content["last_metrics"]
 
