@@ -104,18 +104,19 @@ def train(config: TrainConfig, world: World) -> None:
             metrics = train_one_epoch(config, state, model, train_loader, log, control, world)
             if config.logging.log_level > 0 or control.is_over() or state.epoch + 1 == config.training.epochs:
                 metrics |= validate(config, state, val_loader, world, control).metrics()
-            state.last_metrics = metrics
+            state.last_metrics = metrics | {"step": state.steps(steps_per_epoch)}
             seconds = state.train_seconds + state.meter.seconds
-            log.write("epoch", {"epoch": state.epoch, "time/train_seconds": seconds, **metrics})
+            log.write("epoch", {"epoch": state.epoch, "time/train_seconds": seconds, **state.last_metrics})
             if control.is_over() and state.meter.steps < steps_per_epoch:
-                break  # within the epoch, which is saved as far as it has come
-            state.end_epoch(metrics)
+                control.save()
+                break  # within the epoch
+            state.end_epoch()
             control.save()
             if world.is_main:
                 keep_best_and_every(config, state, folder)
                 tell_epoch(config, state, train_loader, control, world)
             control.limit = control.limit or target_reached(config.training.target_top1, metrics)
-        finish(config, state, val_loader, folder, log, control, world)
+        finish(config, state, val_loader, folder, log, control, world, steps=state.steps(steps_per_epoch))
 
 
 def train_one_epoch(
@@ -424,10 +425,12 @@ def finish(
     log: RunLog,
     control: RunControl,
     world: World,
+    *,
+    steps: int,
 ) -> None:
     """Log how the run ended, draw it, and print the summary."""
-    if "val/top1" not in state.last_metrics:  # a limit that was reached before this attempt began
-        state.last_metrics |= validate(config, state, val_loader, world, control).metrics()
+    if state.last_metrics.get("step") != steps:  # a limit was reached before this attempt began
+        state.last_metrics = {"step": steps} | validate(config, state, val_loader, world, control).metrics()
     parameters = count_parameters(state.model)
     metrics = {
         **memory_metrics(world),
@@ -438,7 +441,8 @@ def finish(
     if world.is_main:
         for suffix in forms(config.checkpoint.export):
             export_weights(folder.path / f"weights{suffix}", state.model.state_dict(), exported_facts(config, state))
-        plot_run(folder.log, folder.plot)
+        with contextlib.suppress(RebarError):  # killed before its first epoch was logged, it has nothing to draw
+            plot_run(folder.log, folder.plot)
         write_report(folder.path)
         print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, folder), flush=True)
 

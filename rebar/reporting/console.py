@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rebar.cli import warn
 from rebar.reporting.durations import in_words
 from rebar.reporting.run_folder import RunFolder
 
@@ -31,6 +32,12 @@ def progress(batches: Iterable[Any], title: str, *, total: int, enabled: bool, i
         disable=not enabled,
         mininterval=between,
     )
+
+
+def warn_beside_bar(message: str) -> None:
+    """A warning on a line of its own, also while a progress bar is drawn."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        warn(message)
 
 
 def epoch_line(epoch: int, epochs: int, metrics: Metrics, *, seconds_left: float = 0) -> str:

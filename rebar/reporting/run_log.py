@@ -122,16 +122,19 @@ def forget_after(path: Path, *, epoch: int, step: int) -> None:
     """
     if not path.is_file():
         return
-    beyond = {"step": ("step", step), "epoch": ("epoch", epoch), "end": ("epoch", 0)}
     records = read_log(path)
-    kept = [
-        record
-        for record in records
-        if not (record["event"] in beyond and record[beyond[record["event"]][0]] >= beyond[record["event"]][1])
-    ]
+    kept = [record for record in records if not _is_beyond(record, epoch, step)]
     if len(kept) < len(records):
         with replacing(path) as (file,):
             file.writelines(json.dumps(record).encode() + b"\n" for record in kept)
+
+
+def _is_beyond(record: Mapping[str, Any], epoch: int, step: int) -> bool:
+    if record["event"] == "step":
+        return bool(record["step"] >= step)
+    if record["event"] == "epoch":  # one that a limit cut short says after which step
+        return bool(record["step"] > step if "step" in record else record["epoch"] >= epoch)
+    return bool(record["event"] == "end")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rebar.cli import warn
+from rebar.reporting.console import warn_beside_bar
 
 _DIVERGED = 2.0  # times the first loss
 _WAITING = 0.2  # share of the time
@@ -13,7 +13,7 @@ _WAITING = 0.2  # share of the time
 class HealthWatch:
     """Looks at what is logged anyway. ``say`` is called once for each kind of trouble."""
 
-    say: Callable[[str], None] = warn
+    say: Callable[[str], None] = warn_beside_bar
     _first_loss: float | None = None
     _said: set[str] = field(default_factory=set)
 

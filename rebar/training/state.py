@@ -103,12 +103,11 @@ class TrainState:
         """Add what the loaders of all processes replaced; every process must call it."""
         self.corrupt_samples.update(*gather_from_all([int(sample) for sample in loader.corrupt_samples], world))
 
-    def end_epoch(self, metrics: dict[str, float]) -> None:
-        """The epoch that was under way is complete."""
+    def end_epoch(self) -> None:
+        """The epoch that was under way is complete; ``last_metrics`` are its metrics."""
         self.train_seconds += self.meter.seconds
         self.epoch += 1
-        self.last_metrics = metrics
-        self.best_top1 = max(self.best_top1, metrics.get("val/top1", 0.0))
+        self.best_top1 = max(self.best_top1, self.last_metrics.get("val/top1", 0.0))
         self.meter = TrainMeter(self.meter.device)
         self.loader = None
 
