@@ -179,7 +179,7 @@ def test_limits_end_a_run_with_an_evaluation(data: Data, tmp_path: Path, capsys:
     train_here(*command, "--budget-hours", "1e-9")  # used up by then
     assert len(read_events(tmp_path, "step")) == 3
     train_here(*command, "--target-top1", "0.01")  # reached after the first epoch
-    assert [record["epoch"] for record in read_events(tmp_path, "epoch")] == [0]
+    assert [(record["epoch"], record["step"]) for record in read_events(tmp_path, "epoch")] == [(0, 3), (0, 20)]
     assert "target_top1" in (tmp_path / "status.json").read_text()
     assert {path.name for path in tmp_path.glob("weights.*")} == {"weights.pth", "weights.safetensors"}
 
