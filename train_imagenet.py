@@ -10,6 +10,7 @@ learning rate that rises and falls linearly, label smoothing, BlurPool, small pi
 what each technique is good for: docs/training.md.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -33,6 +34,7 @@ from rebar.reporting.plot import plot_run
 from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import RunLog
+from rebar.training import aliases
 from rebar.training.accumulation import pieces_of
 from rebar.training.averaging import build_average
 from rebar.training.batchnorm_statistics import reestimate_batchnorm
@@ -43,24 +45,25 @@ from rebar.training.distributed import (
     World,
     join_world,
     share_buffers,
-    sum_over_world,
     wrap_distributed,
 )
+from rebar.training.dry_run import try_out
 from rebar.training.effects import without_effect
 from rebar.training.evaluation import Evaluation, evaluate
 from rebar.training.execution import allow_tf32, apply_execution, compile_for
 from rebar.training.export import export_weights, forms
 from rebar.training.losses import build_criterion, start_at_even_odds
-from rebar.training.lr_override import ScheduleSpan, lr_in_span
+from rebar.training.lr_override import ScheduleSpan, learning_rate, resumed_schedule
 from rebar.training.meter import TrainMeter
 from rebar.training.model import build_model, count_parameters, to_device
 from rebar.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_learning_rate
 from rebar.training.precision import autocast, gradient_scaler, resolve_precision
 from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
+from rebar.training.recipe import recipe_in_words
 from rebar.training.recording import recorded_run
 from rebar.training.regularization.policy import build_regularizer
 from rebar.training.resolution import resolution_at
-from rebar.training.schedule import lr_at, peak_lr
+from rebar.training.schedule import peak_lr
 from rebar.training.seeding import seed_step
 from rebar.training.state import TrainState
 from rebar.training.stochastic_depth import apply_stochastic_depth
@@ -68,11 +71,13 @@ from rebar.training.stochastic_depth import apply_stochastic_depth
 
 def main(argv: Sequence[str]) -> None:
     """Resolve the configuration, join the other processes, train."""
+    argv = aliases.translate(argv)
     config = parse_config(
         TrainConfig,
         argv,
         description="Train an ImageNet classifier from .beton files.",
         example="torchrun --nproc_per_node=4 train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml",
+        aliases=aliases.table(),
     )
     config = fill_in_paths(config, config_name(argv))
     with join_world() as world:
@@ -105,6 +110,10 @@ def train(config: TrainConfig, world: World) -> None:
             print(f"{result.num_samples:,} pictures: {console.accuracy_line(result.metrics())}")
         return
 
+    if config.training.dry_run or config.training.find_lr:
+        try_out(config, state, model, train_loader, val_loader, folder, world)
+        return
+
     steps_per_epoch = len(train_loader)
     with recorded_run(config, state, train_loader, folder, world, afresh=not resumed) as (log, control):
         announce(config, state, train_loader, val_loader, folder, log, world)
@@ -113,18 +122,19 @@ def train(config: TrainConfig, world: World) -> None:
             if config.logging.log_level > 0 or control.is_over() or state.epoch + 1 == config.training.epochs:
                 settle_average(config, state, train_loader, world)
                 metrics |= validate(config, state, val_loader, world, control).metrics()
-            state.last_metrics = metrics
+            state.last_metrics = metrics | {"step": state.steps(steps_per_epoch)}
             seconds = state.train_seconds + state.meter.seconds
-            log.write("epoch", {"epoch": state.epoch, "time/train_seconds": seconds, **metrics})
+            log.write("epoch", {"epoch": state.epoch, "time/train_seconds": seconds, **state.last_metrics})
             if control.is_over() and state.meter.steps < steps_per_epoch:
-                break  # within the epoch, which is saved as far as it has come
-            state.end_epoch(metrics)
+                control.save()
+                break  # within the epoch
+            state.end_epoch()
             control.save()
             if world.is_main:
                 keep_best_and_every(config, state, folder)
-                print(console.epoch_line(state.epoch, config.training.epochs, metrics), flush=True)
+                tell_epoch(config, state, train_loader, control, world)
             control.limit = control.limit or target_reached(config.training.target_top1, metrics)
-        finish(config, state, val_loader, folder, log, control, world)
+        finish(config, state, val_loader, folder, log, control, world, steps=state.steps(steps_per_epoch))
 
 
 def train_one_epoch(
@@ -139,6 +149,7 @@ def train_one_epoch(
     """One pass over the training data, or what is left of it; returns its metrics. The recipe is the loop below."""
     epochs, steps_per_epoch = config.training.epochs, len(loader)
     resolution = resolution_at(state.epoch, config.resolution)
+    peak = peak_lr(config.lr, global_batch=loader.global_batch)
     criterion = build_criterion(config.loss, label_smoothing=config.training.label_smoothing)
     regularizer = build_regularizer(
         config.regularization, num_classes=state.num_classes, seed=config.training.seed, rank=world.rank
@@ -147,11 +158,12 @@ def train_one_epoch(
     meter, first_step = state.meter, state.epoch * steps_per_epoch + state.meter.steps
     batches = meter.timed(loader.epoch(state.epoch, resolution) if meter.steps < steps_per_epoch else ())
     title = f"epoch {state.epoch + 1}/{epochs}"
-    bar = console.progress(batches, title, total=steps_per_epoch, initial=meter.steps, enabled=world.is_main)
+    shown = shows_progress(config, world)
+    bar = console.progress(batches, title, total=steps_per_epoch, initial=meter.steps, enabled=shown)
 
     model.train()
     for step, (images, labels) in enumerate(normalizer.each(bar, first_step), start=first_step):
-        state.lr = learning_rate(config, state, step, steps_per_epoch)
+        state.lr = learning_rate(config, state.schedule, step, steps_per_epoch, peak=peak, last=state.lr)
         set_learning_rate(state.optimizer, state.lr)
         seed_step(config.training.seed, step, world.rank)
         images, targets = regularizer.mix(images, labels, step)
@@ -174,6 +186,7 @@ def train_one_epoch(
 
         if step % config.logging.log_every == 0:  # the only place in the loop that waits for the device
             value = check_finite(loss.item(), step)
+            control.health.on_loss(value, step, state.lr)
             bar.set_postfix(loss=f"{value:.3f}", lr=f"{state.lr:.4f}", px=resolution, refresh=False)
             log.write(
                 "step", {"step": step, "epoch": step / steps_per_epoch, "train/loss": value, "train/lr": state.lr}
@@ -183,14 +196,14 @@ def train_one_epoch(
 
     train_loss, train_top1 = meter.averages(world)
     meter.stop_clock()
-    corrupt_samples = sum_over_world(torch.tensor(len(loader.corrupt_samples), device=world.device), world)
+    state.note_corrupt_samples(loader, world)
     return {
         "train/loss": check_finite(train_loss, first_step + meter.steps_of_pass),
         "train/top1": train_top1,
         "train/lr": state.lr,
         "train/resolution": resolution,
         "throughput/samples_per_second": meter.steps * loader.global_batch / meter.seconds,
-        "data/corrupt_samples": int(corrupt_samples.item()) + meter.corrupt_samples,
+        "data/corrupt_samples": len(state.corrupt_samples),
         "time/epoch_seconds": meter.seconds,
         "time/data_wait_fraction": meter.wait_seconds / meter.seconds,
         **memory_metrics(world),
@@ -221,7 +234,7 @@ def validate(
     batches = loader.epoch(0, config.validation.resolution)
     if control is not None:
         batches = control.watched(batches)
-    shown = console.progress(batches, "validation", total=len(loader), enabled=world.is_main)
+    shown = console.progress(batches, "validation", total=len(loader), enabled=shows_progress(config, world))
     return evaluate(
         state.evaluated_model,
         build_normalizer(config, state, world).each(shown),
@@ -363,25 +376,16 @@ def resume(config: TrainConfig, state: TrainState, train_loader: Loader, folder:
     state.load(checkpoint, flatten_config(config), world)
     if not config.training.eval_only:
         state.find_place_in(train_loader)
-        state.schedule = resumed_schedule(config, state, len(train_loader))
+        state.schedule = resumed_schedule(
+            config,
+            state.schedule,
+            lr=state.lr,
+            peak=peak_lr(config.lr, global_batch=train_loader.global_batch),
+            epoch=state.epoch,
+            step=state.steps(len(train_loader)),
+            steps_per_epoch=len(train_loader),
+        )
     return True
-
-
-def resumed_schedule(config: TrainConfig, state: TrainState, steps_per_epoch: int) -> ScheduleSpan:
-    """The schedule of a run that goes on: as it was, stretched to other epochs, or started anew."""
-    epochs, before = config.training.epochs, state.schedule
-    step = state.steps(steps_per_epoch)
-    if config.checkpoint.reset_schedule and (epochs != before.epochs or not before.reset):
-        return ScheduleSpan(epochs, reset=True, first_epoch=state.epoch, from_step=step, from_lr=state.lr)
-    stretched = dataclasses.replace(before, epochs=epochs)
-    if epochs > max(state.epoch, before.epochs) and config.checkpoint.freeze_lr is None:
-        lr = lr_of_step(config, state, stretched, step, steps_per_epoch)
-        if lr > 1.5 * state.lr:
-            warn(
-                f"with {epochs} epochs instead of {before.epochs} the learning rate jumps from {state.lr:.4g} to "
-                f"{lr:.4g}: --reset-schedule rises to it gently, --freeze-lr VALUE holds one"
-            )
-    return stretched
 
 
 def announce(
@@ -411,6 +415,7 @@ def announce(
         "data": f"{train_loader.num_samples:,} training and {val_loader.num_samples:,} validation pictures, "
         f"{len(state.class_names)} classes",
         "world": f"{world.size} x {device_name(world)}, global batch {per_process * world.size}",
+        "recipe": recipe_in_words(config),
         "run": str(folder.path) + progress_note(state, config),
     }
     if world.is_main:
@@ -446,26 +451,6 @@ def progress_note(state: TrainState, config: TrainConfig) -> str:
 # ------------------------------------------------------------------ while it runs, and at the end
 
 
-def learning_rate(config: TrainConfig, state: TrainState, step: int, steps_per_epoch: int) -> float:
-    """The scheduled rate of a step, or the one that --freeze-lr holds."""
-    held = config.checkpoint.freeze_lr
-    if held is not None:
-        return held or state.lr or peak_lr(config.lr, global_batch=state.global_batch)
-    return lr_of_step(config, state, state.schedule, step, steps_per_epoch)
-
-
-def lr_of_step(config: TrainConfig, state: TrainState, span: ScheduleSpan, step: int, steps_per_epoch: int) -> float:
-    """The scheduled rate of a step of the run."""
-
-    peak = peak_lr(config.lr, global_batch=state.global_batch)
-
-    def schedule(step: int, epochs: int) -> float:
-        return lr_at(step, config.lr, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)
-
-    blend_epochs = max(config.lr.lr_peak_epoch, 1)
-    return lr_in_span(step, span, schedule, steps_per_epoch=steps_per_epoch, blend_epochs=blend_epochs)
-
-
 def keep_best_and_every(config: TrainConfig, state: TrainState, folder: RunFolder) -> None:
     """Keep the checkpoint of the epoch that just ended, where the policy says so."""
     top1 = state.last_metrics.get("val/top1", 0.0)
@@ -490,16 +475,39 @@ def check_finite(loss: float, step: int) -> float:
     return loss
 
 
+def tell_epoch(config: TrainConfig, state: TrainState, loader: Loader, control: RunControl, world: World) -> None:
+    """Print the epoch's line, and warn where it waited for data."""
+    metrics = state.last_metrics
+    left = estimated_seconds_left(config, state, metrics)
+    print(console.epoch_line(state.epoch, config.training.epochs, metrics, seconds_left=left), flush=True)
+    cores = len(os.sched_getaffinity(0)) // world.size_here
+    control.health.on_epoch(state.epoch, metrics["time/data_wait_fraction"], loader.num_workers, cores)
+
+
+def estimated_seconds_left(config: TrainConfig, state: TrainState, metrics: dict[str, float]) -> float:
+    """By the last epoch's time, as the coming epochs' numbers of pixels go."""
+    now = metrics["train/resolution"] ** 2
+    coming = [resolution_at(epoch, config.resolution) ** 2 for epoch in range(state.epoch, config.training.epochs)]
+    return metrics["time/epoch_seconds"] * sum(coming) / now
+
+
+def shows_progress(config: TrainConfig, world: World) -> bool:
+    """Whether this process draws progress bars."""
+    return world.is_main and config.logging.show_progress
+
+
 def device_name(world: World) -> str:
     """The GPU's name, or 'CPU'."""
     return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
 
 
 def memory_metrics(world: World) -> dict[str, float]:
-    """Peak memory of this process, GB."""
+    """Peak memory of this process, GB; how busy its GPU was in the last second, where NVIDIA's library tells."""
     metrics = {"memory/host_peak_gb": round(peak_host_gb(), 3)}
     if world.device.type == "cuda":
         metrics["memory/gpu_peak_gb"] = round(torch.cuda.max_memory_allocated(world.device) / 1e9, 3)
+        with contextlib.suppress(ImportError, RuntimeError):
+            metrics["gpu/utilization"] = torch.cuda.utilization(world.device) / 100
     return metrics
 
 
@@ -511,17 +519,24 @@ def finish(
     log: RunLog,
     control: RunControl,
     world: World,
+    *,
+    steps: int,
 ) -> None:
     """Log how the run ended, draw it, and print the summary."""
-    if "val/top1" not in state.last_metrics:  # a limit that was reached before this attempt began
-        state.last_metrics |= validate(config, state, val_loader, world, control).metrics()
+    if state.last_metrics.get("step") != steps:  # a limit was reached before this attempt began
+        state.last_metrics = {"step": steps} | validate(config, state, val_loader, world, control).metrics()
     parameters = count_parameters(state.model)
-    metrics = {**state.last_metrics, "time/train_seconds": state.train_seconds + state.meter.seconds}
+    metrics = {
+        **memory_metrics(world),
+        **state.last_metrics,
+        "time/train_seconds": state.train_seconds + state.meter.seconds,
+    }
     log.write("end", {"epoch": state.epoch, "parameters": parameters, **metrics})
     if world.is_main:
         for suffix in forms(config.checkpoint.export):
             export_weights(folder.path / f"weights{suffix}", state.model.state_dict(), exported_facts(config, state))
-        plot_run(folder.log, folder.plot)
+        with contextlib.suppress(RebarError):  # killed before its first epoch was logged, it has nothing to draw
+            plot_run(folder.log, folder.plot)
         write_report(folder.path)
         print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, folder), flush=True)
 

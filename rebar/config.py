@@ -366,13 +366,18 @@ def _refuse_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser, kno
     raise ConfigError(f"unknown argument {name}{hint} (--help lists all)")
 
 
-def parse_config(schema: type[Schema], argv: Sequence[str], *, description: str, example: str = "") -> Schema:
+def parse_config(
+    schema: type[Schema], argv: Sequence[str], *, description: str, example: str = "", aliases: str = ""
+) -> Schema:
     """Resolve command line over YAML files over defaults into one frozen ``schema`` instance.
 
+    ``aliases`` is what ``--help`` shows under a heading of its own.
     ``--help`` and ``--print-config`` print and exit. Raises ConfigError for anything wrong.
     """
     knobs = list(knobs_of(schema))
     parser = _make_parser(schema, knobs, description, example)
+    if aliases:
+        parser.add_argument_group("Flags of other scripts, understood as", aliases)
     namespace, unknown = parser.parse_known_args(list(argv))
     if unknown:
         _refuse_unknown(unknown, parser, knobs)

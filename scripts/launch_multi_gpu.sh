@@ -17,6 +17,9 @@ usage: $0 NGPUS DATA EPOCHS BATCH WORKERS [flags of train_imagenet.py]
   WORKERS  loader threads of each process; about cores / NGPUS
 
   CONFIG=FILE chooses the recipe; default rn50_configs/rn50_16_epochs.yaml
+  RESET_SCHED=1         --reset-schedule: going on with other EPOCHS, a schedule for what is left
+  FREEZE_LR=1           --freeze-lr: hold the learning rate, at the last one or at
+  FREEZE_LR_VALUE=RATE  this one
 
 example: $0 8 /data/betons 16 128 12 --lr.lr 1.7
 TEXT
@@ -57,6 +60,16 @@ elif ((gpus > visible)); then
     echo "warning: $gpus processes, but only $visible visible GPUs" >&2
 fi
 
+is_on() { [[ ${1,,} =~ ^(1|true|yes|on)$ ]]; }
+
+schedule=()
+if is_on "${RESET_SCHED:-}"; then schedule+=(--reset-schedule); fi
+if is_on "${FREEZE_LR:-}"; then
+    schedule+=("--freeze-lr=${FREEZE_LR_VALUE:-0}")
+elif [[ -n ${FREEZE_LR_VALUE:-} ]]; then
+    echo "warning: FREEZE_LR_VALUE has no effect without FREEZE_LR=1" >&2
+fi
+
 python=$repo/.venv/bin/python
 [[ -x $python ]] || python=python3
 
@@ -66,4 +79,4 @@ if ((gpus > 1)); then launcher+=(-m torch.distributed.run --standalone "--nproc_
 
 exec "${launcher[@]}" "$repo/train_imagenet.py" --config-file "$config" \
     --data.train_dataset "$data/train.beton" --data.val_dataset "$data/val.beton" \
-    --epochs "$epochs" --training.batch_size "$batch" --data.num_workers "$workers" "$@"
+    --epochs "$epochs" --training.batch_size "$batch" --data.num_workers "$workers" "${schedule[@]}" "$@"

@@ -15,6 +15,7 @@ usage: $0 DATA EPOCHS BATCH WORKERS [flags of train_imagenet.py]
   WORKERS  loader threads; about the number of cores
 
   CONFIG=FILE chooses the recipe; default rn50_configs/rn50_16_epochs.yaml
+  RESET_SCHED=1, FREEZE_LR=1, FREEZE_LR_VALUE=RATE: see launch_multi_gpu.sh
 
 example: $0 /data/betons 16 512 12 --lr.lr 0.5
 TEXT

@@ -1,5 +1,6 @@
 """``evaluate.py`` beside the training run: other resolutions and crops, and what it refuses."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,35 @@ def test_resolution_crop_and_batch_size_are_the_training_runs_unless_given(data:
     assert accuracy(*command, "--resolution", "64", "--crop-ratio", "1") != as_trained
 
 
+def test_exported_weights_have_the_same_accuracy(
+    data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, picture = tmp_path / "weights.safetensors", tmp_path / "confusion.png"
+    words = ["--data", str(data.val), "--resolution", "32", "--per-class", "--confusion", str(picture)]
+    evaluate.main(["--checkpoint", str(finished_run), *words, "--export", str(weights)])
+    first = capsys.readouterr().out
+    evaluate.main(["--weights", str(weights), "--arch", "resnet18", *words])
+    assert capsys.readouterr().out == first.replace(f"weights: {weights}\n", "")
+    classes = [line for line in first.splitlines() if "%  of " in line]
+    assert len(classes) == 10
+    assert picture.exists()
+
+
+@pytest.mark.slow
+def test_both_published_resolutions_are_reported(
+    data: Data, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.main(["--checkpoint", str(finished_run), "--data", str(data.val), "--both"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.search(r"at (\d+) px", line).group(1) for line in lines] == ["224", "256"]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["--weights", "a.pth"], "not both"),
+        (["--checkpoint", "", "--weights", "none.pth"], "none.pth does not exist"),
+        (["--checkpoint", ""], "give --checkpoint, or --weights"),
         (["--data", "none.beton"], "none.beton: no such file"),
         (["--checkpoint", "none.pt"], "none.pt does not exist"),
         (["--resolution", "-1"], "evaluate.resolution = '-1'"),

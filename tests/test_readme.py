@@ -8,7 +8,14 @@ import pytest
 
 from tests.conftest import REPOSITORY, Data, read_events, run, torchrun
 
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/datasets.md", "docs/recipes.md", "docs/training.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/datasets.md",
+    "docs/recipes.md",
+    "docs/resume.md",
+    "docs/training.md",
+]
 TINY = ["--config-file", "rn50_configs/tiny.yaml", "--num-classes", "0"]
 
 

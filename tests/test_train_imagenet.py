@@ -1,5 +1,6 @@
 """The main path as a user walks it: write, train, be killed, go on, evaluate."""
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -55,6 +56,7 @@ def _steps(folder: Path) -> list[dict[str, float]]:
 
 def test_a_run_leaves_its_config_log_checkpoint_and_plot(finished_run: Path) -> None:
     assert (finished_run / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (finished_run / "report.html").read_text()
     epochs = read_events(finished_run, "epoch")
     assert [record["epoch"] for record in epochs] == [0, 1]
     wanted = {"train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "val/top1_tta", "train/lr"}
@@ -118,6 +120,92 @@ def test_progressive_resizing_blurpool_and_steps_run(data: Data, tmp_path: Path)
 def test_wandb_offline_writes_a_run(data: Data, tmp_path: Path) -> None:
     run(*data.training_command(tmp_path, "--wandb", "--epochs", "1"), WANDB_MODE="offline")
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+# ------------------------------------------------------------------ going further, and stopping earlier
+
+
+def train_here(*words: str | Path) -> None:
+    train_imagenet.main([str(word) for word in words[1:]])
+
+
+def rates_after(folder: Path, step: int) -> list[float]:
+    return [record["train/lr"] for record in read_events(folder, "step") if record["step"] >= step]
+
+
+def test_a_finished_run_is_extended_without_a_jump(
+    data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    command = data.training_command(folder, "--epochs", "4")
+    last = rates_after(folder, 39)[0]
+    train_here(*command, "--reset-schedule", "--max-steps", "50")  # stopped within the third epoch
+    train_here(*command, "--reset-schedule")  # the same command goes on; it does not start anew again
+    extended = rates_after(folder, 40)
+    assert len(extended) == 40
+    assert extended[0] == pytest.approx(last)
+    assert max(extended) == pytest.approx(0.05, rel=0.01)
+    assert max(abs(b - a) for a, b in itertools.pairwise([last, *extended])) < 0.003
+    assert extended[-1] == pytest.approx(0.05 / 20, rel=0.01)
+    assert "going on after epoch 2 and 10 steps" in capsys.readouterr().out
+
+
+def test_the_learning_rate_is_held(data: Data, finished_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    last = rates_after(folder, 39)[0]
+    train_here(*data.training_command(folder, "--epochs", "3", "--freeze-lr"))
+    assert rates_after(folder, 40) == [last] * 20
+    train_here(*data.training_command(folder, "--epochs", "5", "--freeze-lr", "0.01", "--reset-schedule"))
+    assert rates_after(folder, 60) == [0.01] * 40
+    # what was held is let go: the schedule that began at epoch 3 is in its last third
+    train_here(*data.training_command(folder, "--epochs", "6"))
+    assert 0 < rates_after(folder, 100)[-1] < rates_after(folder, 100)[0] < 0.03
+
+
+def test_a_longer_run_without_a_new_schedule_is_warned_of_the_jump(
+    data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    train_here(*data.training_command(folder, "--epochs", "4", "--max-steps", "41"))
+    assert "the learning rate jumps from 0.0025 to" in capsys.readouterr().err
+
+
+def test_limits_end_a_run_with_an_evaluation(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = data.training_command(tmp_path, "--export", "both")
+    train_here(*command, "--max-steps", "3")
+    assert len(read_events(tmp_path, "step")) == 3
+    assert "finished" in capsys.readouterr().out
+    assert "max_steps 3" in (tmp_path / "status.json").read_text()
+    train_here(*command, "--budget-hours", "1e-9")  # used up by then
+    assert len(read_events(tmp_path, "step")) == 3
+    train_here(*command, "--target-top1", "0.01")  # reached after the first epoch
+    assert [(record["epoch"], record["step"]) for record in read_events(tmp_path, "epoch")] == [(0, 3), (0, 20)]
+    assert "target_top1" in (tmp_path / "status.json").read_text()
+    assert {path.name for path in tmp_path.glob("weights.*")} == {"weights.pth", "weights.safetensors"}
+
+
+def test_a_dry_run_tries_everything_and_leaves_nothing(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--dry-run", "--max-res", "64", "--end-ramp", "1", "--price-per-hour", "3"]
+    train_here(*data.training_command(tmp_path / "run", *words))
+    shown = capsys.readouterr().out
+    assert re.search(r"pictures/s: [\d,]+ at 32 px, [\d,]+ at 64 px", shown)
+    assert re.search(r"time: about \d+ (s|min|h)", shown)
+    assert re.search(r"cost: about \$\d", shown)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_range_test_in_two_processes_leaves_the_run_as_it_is(data: Data, finished_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    command = data.training_command(folder, "--training.batch_size", "8", "--find-lr-steps", "30")
+    shown = run(*torchrun(2, "scripts/lr_range_test.py", *command[1:])).stdout
+    assert shown.count("learning rate" if "never moved" not in shown else "never moved") <= 1
+    assert "lr_range_test.png" in shown
+    assert (folder / "lr_range_test.png").exists()
+    assert same_weights(folder, finished_run)
+    assert (folder / "log.jsonl").read_bytes() == (finished_run / "log.jsonl").read_bytes()
 
 
 # ------------------------------------------------------------------ several processes
@@ -191,7 +279,7 @@ def cut_short(data: Data, tmp_path: Path) -> list[str | Path]:
         (lambda data, tmp_path: ["--data.train_dataset", tmp_path], "holds no class folders"),
         (cut_short, "short.beton"),
         (lambda data, tmp_path: ["--epoch", "3"], "did you mean --epochs?"),
-        (lambda data, tmp_path: ["--batch-size", "3"], "--training.batch_size or --validation.batch_size"),
+        (lambda data, tmp_path: ["--batch-size"], "--batch-size needs a value"),
         (lambda data, tmp_path: ["--min-res", "0"], "resolution.min_res = '0'"),
         (lambda data, tmp_path: ["--max-res", "16"], "max_res 16 is below min_res 32"),
         (lambda data, tmp_path: ["--training.batch_size", "100000"], "choose a smaller batch size"),

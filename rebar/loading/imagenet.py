@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.beton import BetonFile
+from rebar.beton.joined import open_betons
 from rebar.beton.selection import balanced_subset
 from rebar.beton.sources.splits import Split
 from rebar.beton.written_once import beton_of
@@ -27,8 +26,10 @@ class DataConfig:
     )
     val_dataset: str = knob("", help="validation .beton, or a source; default $WRITE_DIR/val.beton")
     use_hf: bool = knob(False, help="train on hf:imagenet-1k where no data set is given")
-    data_subset: Literal["tiny", "small", "medium", "large", "full"] = knob(
-        "full", help="1,000, 10,000, 100,000, 500,000 or all pictures, as many of every class"
+    data_subset: str = knob(
+        "full",
+        help="pictures, as many of every class: tiny (1,000), small (10,000), medium (100,000), large (500,000), full, "
+        "or a number",
     )
     num_workers: int = knob(0, help="decoding threads per process; 0: the cores divided by the processes", minimum=0)
     in_memory: bool = knob(
@@ -98,4 +99,7 @@ def _open(where: str, split: Split, subset: str) -> tuple[Path, NDArray[np.int64
     path = beton_of(where, split, subset=subset)
     if subset == "full":
         return path, None
-    return path, balanced_subset(BetonFile.open(path).labels, subset, seed=0)
+    labels = open_betons(path).labels
+    if subset.isdigit() and int(subset) >= len(labels):
+        return path, None
+    return path, balanced_subset(labels, subset, seed=0)

@@ -47,7 +47,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
         for line in shown:
             color: dict[str, Any] = {"color": "0.78", "linewidth": 1.0, "zorder": 1} if line.faint else {}
             marker = "." if len(line.x) < 40 and not line.faint else None
-            style = "steps-post" if stairs else "default"
+            style = "steps-pre" if stairs else "default"
             axes.plot(line.x, line.y, label=line.label, marker=marker, drawstyle=style, **color)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         values = [value for line in shown for value in line.y]

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rebar.cli import warn
+from rebar.reporting.durations import in_words
 from rebar.reporting.run_folder import RunFolder
 
 Metrics = Mapping[str, Any]
@@ -32,7 +34,13 @@ def progress(batches: Iterable[Any], title: str, *, total: int, enabled: bool, i
     )
 
 
-def epoch_line(epoch: int, epochs: int, metrics: Metrics) -> str:
+def warn_beside_bar(message: str) -> None:
+    """A warning on a line of its own, also while a progress bar is drawn."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        warn(message)
+
+
+def epoch_line(epoch: int, epochs: int, metrics: Metrics, *, seconds_left: float = 0) -> str:
     """One line for the ``epoch``-th of ``epochs`` epochs, counted from 1."""
     line = (
         f"epoch {epoch:3d}/{epochs}  {metrics['train/resolution']} px  lr {metrics['train/lr']:.4f}  "
@@ -44,10 +52,11 @@ def epoch_line(epoch: int, epochs: int, metrics: Metrics) -> str:
             line += f" (mirrored too {metrics['val/top1_tta']:.2%})"
     if metrics.get("data/corrupt_samples"):
         line += f"  |  corrupt pictures replaced: {metrics['data/corrupt_samples']}"
-    return line + (
+    line += (
         f"  |  {metrics['throughput/samples_per_second']:,.0f} pictures/s, "
         f"{metrics['time/data_wait_fraction']:.0%} waiting for data"
     )
+    return line + (f"  |  {in_words(seconds_left)} left" if seconds_left else "")
 
 
 def accuracy_line(metrics: Metrics) -> str:
@@ -68,7 +77,10 @@ def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: R
         "accuracy": accuracy_line(metrics),
         "model": f"{arch}, {parameters:,} parameters, {epochs} epochs",
         "time": f"{metrics['time/train_seconds']:,.0f} s of training, without validation",
-        "throughput": f"{metrics['throughput/samples_per_second']:,.0f} pictures/s in the last epoch",
+    }
+    if "throughput/samples_per_second" in metrics:
+        facts["throughput"] = f"{metrics['throughput/samples_per_second']:,.0f} pictures/s in the last epoch"
+    facts |= {
         "memory": f"at most {metrics['memory/host_peak_gb']:.1f} GB{gpu} in the first process",
         "log": str(folder.log),
         "plot": str(folder.plot),

@@ -151,7 +151,6 @@ def _facts(run: Run) -> str:
 
 
 def _charts(run: Run) -> list[str]:
-    resolution = run.series("train/resolution", "")
     return [
         _chart(
             "loss",
@@ -171,14 +170,16 @@ def _charts(run: Run) -> list[str]:
             ],
         ),
         _chart("learning rate", [run.step_series("train/lr", "")]),
-        line_chart(
-            "resolution, px", [Series("", [0, *resolution.x], [*resolution.y[:1], *resolution.y])], x_label="epoch"
-        )
-        if resolution.x
-        else "",
+        _resolution_chart(run),
         _chart("pictures a second", [run.series("throughput/samples_per_second", "")]),
         _chart("waiting for data, %", [run.series("time/data_wait_fraction", "", 100)]),
     ]
+
+
+def _resolution_chart(run: Run) -> str:
+    found = run.series("train/resolution", "")
+    line = Series("", [0, *found.x], [*found.y[:1], *found.y]) if found.x else found
+    return line_chart("resolution, px", [line], x_label="epoch", stairs=True)
 
 
 def _chart(title: str, series: Sequence[Series]) -> str:

@@ -6,6 +6,7 @@ slashed names such as ``train/loss``, the same in both places.
 
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rebar.cli import warn
 from rebar.config import knob
 from rebar.errors import RebarError
 from rebar.replacing import replacing
+from rebar.reporting.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class LoggingConfig:
     wandb: bool = knob(False, help="also log to Weights & Biases (WANDB_MODE=offline works)")
     wandb_project: str = knob("rebar", help="Weights & Biases project")
     wandb_name: str = knob("", help="Weights & Biases run name; default the run folder's")
+    wandb_tags: str = knob("", help="Weights & Biases tags, with commas between them")
+    show_progress: bool = knob(True, help="progress bars")
 
 
 class RunLog:
@@ -87,15 +91,28 @@ def _start_wandb(folder: Path, config: LoggingConfig, settings: Mapping[str, Any
         warn("not logged in to Weights & Biases: logging offline; 'wandb sync' in the run folder uploads it later")
         mode = "offline"
     try:
-        return wandb.init(
+        run = wandb.init(
             project=config.wandb_project,
             name=config.wandb_name or folder.name,
+            tags=[tag.strip() for tag in config.wandb_tags.split(",") if tag.strip()],
+            id=_wandb_id(folder),
+            resume="allow",
             dir=str(folder),
             config=dict(settings),
             mode=mode,
         )
+        run.define_metric("*", step_metric="epoch")  # a resumed run repeats some steps, which wandb's own count cannot
+        return run
     except wandb.Error as error:
         raise RebarError(f"logging.wandb: {error}") from None
+
+
+def _wandb_id(folder: Path) -> str:
+    """The run's name at Weights & Biases, kept in its folder, so that a resumed run goes on there."""
+    path = RunFolder(folder).wandb_id
+    if not path.is_file():
+        path.write_text(secrets.token_hex(8))
+    return path.read_text().strip()
 
 
 def forget_after(path: Path, *, epoch: int, step: int) -> None:
@@ -105,16 +122,19 @@ def forget_after(path: Path, *, epoch: int, step: int) -> None:
     """
     if not path.is_file():
         return
-    beyond = {"step": ("step", step), "epoch": ("epoch", epoch), "end": ("epoch", 0)}
     records = read_log(path)
-    kept = [
-        record
-        for record in records
-        if not (record["event"] in beyond and record[beyond[record["event"]][0]] >= beyond[record["event"]][1])
-    ]
+    kept = [record for record in records if not _is_beyond(record, epoch, step)]
     if len(kept) < len(records):
         with replacing(path) as (file,):
             file.writelines(json.dumps(record).encode() + b"\n" for record in kept)
+
+
+def _is_beyond(record: Mapping[str, Any], epoch: int, step: int) -> bool:
+    if record["event"] == "step":
+        return bool(record["step"] >= step)
+    if record["event"] == "epoch":  # one that a limit cut short says after which step
+        return bool(record["step"] > step if "step" in record else record["epoch"] >= epoch)
+    return bool(record["event"] == "end")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -44,6 +44,10 @@ class TrainingConfig:
     target_top1: float = knob(
         0.0, help="finish when validation top-1 reaches this (0.759 or 75.9); 0: no target", minimum=0, maximum=100
     )
+    dry_run: bool = knob(False, help="try everything but the epochs: data, steps, evaluation; estimate time and memory")
+    price_per_hour: float = knob(0.0, help="dollars an hour of what this run rents, for --dry-run", minimum=0)
+    find_lr: bool = knob(False, help="instead of training, a learning rate range test (see scripts/lr_range_test.py)")
+    find_lr_steps: int = knob(100, help="steps of the range test", minimum=10)
     seed: int = knob(0, help="seed of weights, order and augmentation", minimum=0, maximum=2**63 - 1)
 
 

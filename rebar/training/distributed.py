@@ -42,6 +42,11 @@ class World:
         return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
     @property
+    def size_here(self) -> int:
+        """Processes on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+    @property
     def distributed(self) -> bool:
         return self.size > 1
 

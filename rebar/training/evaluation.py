@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 
 from rebar.config import knob
@@ -34,6 +36,8 @@ class Evaluation:
     top5: float
     top1_tta: float | None = None
     top5_tta: float | None = None
+    confusion: NDArray[np.int64] | None = None
+    """Pictures by true and predicted class, ``[classes, classes]``, where that was asked for."""
 
     def metrics(self) -> dict[str, float]:
         """Under the log's names, without what was not done."""
@@ -55,11 +59,16 @@ def evaluate(
     world: World,
     precision: Precision,
     mirror: bool,
+    confusion_of: int = 0,
 ) -> Evaluation:
-    """Evaluate the bare (not DDP) model on this process's batches, and add up over the world."""
+    """Evaluate the bare (not DDP) model on this process's batches, and add up over the world.
+
+    ``confusion_of`` classes are also counted by true and predicted class; 0 does not.
+    """
     model.eval()
     # count, loss, top1, top5, top1 mirrored, top5 mirrored; float64 counts exactly far beyond any dataset
     sums = torch.zeros(6, dtype=torch.float64, device=world.device)
+    pairs = torch.zeros(confusion_of**2, dtype=torch.int64, device=world.device)
     for images, labels in batches:
         if len(labels) == 0:
             continue
@@ -71,8 +80,13 @@ def evaluate(
         sums[1] += F.cross_entropy(logits, labels, reduction="sum")
         sums[2:4] += _count_correct(logits, labels)
         sums[4:6] += _count_correct(logits + mirrored.float(), labels)
+        if confusion_of:
+            pairs += torch.bincount(labels * confusion_of + logits.argmax(dim=1), minlength=confusion_of**2)
     count, *totals = sum_over_world(sums, world).tolist()
     loss, top1, top5, top1_tta, top5_tta = (total / count for total in totals)
+    confusion = None
+    if confusion_of:
+        confusion = sum_over_world(pairs, world).cpu().numpy().reshape(confusion_of, confusion_of)
     if not mirror:
-        return Evaluation(int(count), loss, top1, top5)
-    return Evaluation(int(count), loss, top1, top5, top1_tta, top5_tta)
+        return Evaluation(int(count), loss, top1, top5, confusion=confusion)
+    return Evaluation(int(count), loss, top1, top5, top1_tta, top5_tta, confusion)

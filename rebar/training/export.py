@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
+from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.replacing import replacing
+from rebar.training.checkpoint import plain_names
 
 SUFFIXES = {"torchvision": ".pth", "safetensors": ".safetensors"}
 
@@ -25,6 +27,8 @@ def export_weights(path: Path, weights: Mapping[str, torch.Tensor], facts: Mappi
         with replacing(path) as (file,):
             file.write(content)
     elif path.suffix in (".pth", ".pt"):
+        if facts.get("use_blurpool"):
+            warn(f"{path}: trained with BlurPool, which a plain torchvision model lacks: its results will differ")
         with replacing(path) as (file,):
             torch.save(plain, file)
     else:
@@ -39,6 +43,31 @@ def _as_safetensors(weights: Mapping[str, torch.Tensor], facts: Mapping[str, obj
     # "format" is what other readers ask for
     content: bytes = save(dict(weights), metadata={"format": "pt", "rebar": json.dumps(dict(facts))})
     return content
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """A state_dict of a ``.pth`` or ``.safetensors`` file, under the bare model's names.
+
+    Takes what wraps it in torchvision's reference script and ours ("model"), and in timm's ("state_dict").
+    Raises RebarError for a file that is missing or holds no weights.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return plain_names(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RebarError(f"{path} does not exist") from None
+    except Exception as error:  # a damaged file may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RebarError(f"{path} holds no weights that can be read: {reason}") from None
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise RebarError(f"{path} holds no state_dict")
+    return plain_names(content)
 
 
 def forms(wanted: str) -> list[str]:

@@ -5,8 +5,12 @@ moved. A span says from which epoch on the schedule counts instead, and from whi
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from rebar.cli import warn
+from rebar.training.config import TrainConfig
+from rebar.training.schedule import lr_at
 
 Schedule = Callable[[int, int], float]
 """The rate of a step counted from the schedule's start, in a schedule of so many epochs."""
@@ -52,3 +56,42 @@ def lr_in_span(
     blend_steps = max(1.0, min(blend_epochs * steps_per_epoch, steps_left))
     difference = span.from_lr - schedule(span.from_step - first_step, epochs)
     return max(0.0, scheduled + difference * max(0.0, 1 - (step - span.from_step) / blend_steps))
+
+
+def learning_rate(
+    config: TrainConfig, span: ScheduleSpan, step: int, steps_per_epoch: int, *, peak: float, last: float = 0.0
+) -> float:
+    """The scheduled rate of a step of the run, or the one that --freeze-lr holds: its value, or the ``last`` one.
+
+    ``peak`` is the schedule's highest rate.
+    """
+    held = config.checkpoint.freeze_lr
+    if held is not None:
+        return held or last or peak
+
+    def schedule(step: int, epochs: int) -> float:
+        return lr_at(step, config.lr, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)
+
+    blend_epochs = max(config.lr.lr_peak_epoch, 1)
+    return lr_in_span(step, span, schedule, steps_per_epoch=steps_per_epoch, blend_epochs=blend_epochs)
+
+
+def resumed_schedule(
+    config: TrainConfig, before: ScheduleSpan, *, lr: float, peak: float, epoch: int, step: int, steps_per_epoch: int
+) -> ScheduleSpan:
+    """The schedule of a run that goes on: as it was, stretched to other epochs, or started anew.
+
+    ``lr`` is the last rate, ``epoch`` and ``step`` are where the run stands. Warns where the rate will jump.
+    """
+    epochs = config.training.epochs
+    if config.checkpoint.reset_schedule and (epochs != before.epochs or not before.reset):
+        return ScheduleSpan(epochs, reset=True, first_epoch=epoch, from_step=step, from_lr=lr)
+    stretched = replace(before, epochs=epochs)
+    if epochs > max(epoch, before.epochs) and config.checkpoint.freeze_lr is None:
+        coming = learning_rate(config, stretched, step, steps_per_epoch, peak=peak)
+        if coming > 1.5 * lr:
+            warn(
+                f"with {epochs} epochs instead of {before.epochs} the learning rate jumps from {lr:.4g} to "
+                f"{coming:.4g}: --reset-schedule rises to it gently, --freeze-lr VALUE holds one"
+            )
+    return stretched

@@ -23,8 +23,6 @@ class TrainMeter:
         """Steps of this epoch, those before an interruption included."""
         self.wait_seconds = 0.0
         """Time spent waiting for batches."""
-        self.corrupt_samples = 0
-        """Corrupt pictures that earlier attempts at this epoch replaced, over all processes."""
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
         self._first_step = 0
         self._seconds = 0.0
@@ -81,12 +79,11 @@ class TrainMeter:
             "steps": self.steps,
             "seconds": self.seconds,
             "wait_seconds": self.wait_seconds,
-            "corrupt_samples": self.corrupt_samples,
             "sums": self._totals(world).cpu(),
         }
 
     def load_state_dict(self, state: dict[str, Any], world: World) -> None:
         """Go on with the sums of all processes, which from here on the first one keeps."""
         self.steps, self._seconds = state["steps"], state["seconds"]
-        self.wait_seconds, self.corrupt_samples = state["wait_seconds"], state["corrupt_samples"]
+        self.wait_seconds = state["wait_seconds"]
         self._sums.copy_(state["sums"] if world.is_main else torch.zeros(3))

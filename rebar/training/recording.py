@@ -31,6 +31,7 @@ def recorded_run(
 
     def save() -> None:
         state.loader = loader.state_dict(state.meter.steps_of_pass) if state.meter.steps else None
+        state.note_corrupt_samples(loader, world)
         state.run_seconds = earlier_seconds + control.seconds
         state.save(folder.last_checkpoint, settings, world)
 

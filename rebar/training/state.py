@@ -36,6 +36,7 @@ _FREE_TO_CHANGE = (
     "training.budget_hours",
     "training.target_top1",
     "training.dry_run",
+    "training.price_per_hour",
     "training.find_lr",
 )
 
@@ -73,6 +74,8 @@ class TrainState:
     """Time spent by all earlier attempts, evaluation included."""
     best_top1: float = 0.0
     last_metrics: dict[str, float] = field(default_factory=dict)
+    corrupt_samples: set[int] = field(default_factory=set)
+    """Those of the training data that were replaced so far, by any process and attempt."""
     loader: dict[str, Any] | None = None
     """The loader's position, in a checkpoint within an epoch."""
 
@@ -94,12 +97,15 @@ class TrainState:
         whole = self.loader["epoch"] > self.epoch
         self.meter.steps = len(loader) if whole else self.loader["samples"] // loader.global_batch
 
-    def end_epoch(self, metrics: dict[str, float]) -> None:
-        """The epoch that was under way is complete."""
+    def note_corrupt_samples(self, loader: Loader, world: World) -> None:
+        """Add what the loaders of all processes replaced; every process must call it."""
+        self.corrupt_samples.update(*gather_from_all([int(sample) for sample in loader.corrupt_samples], world))
+
+    def end_epoch(self) -> None:
+        """The epoch that was under way is complete; ``last_metrics`` are its metrics."""
         self.train_seconds += self.meter.seconds
         self.epoch += 1
-        self.last_metrics = metrics
-        self.best_top1 = max(self.best_top1, metrics.get("val/top1", 0.0))
+        self.best_top1 = max(self.best_top1, self.last_metrics.get("val/top1", 0.0))
         self.meter = TrainMeter(self.meter.device)
         self.loader = None
 
@@ -126,6 +132,7 @@ class TrainState:
             "epoch": self.epoch,
             "meter": meter,
             "loader": self.loader,
+            "corrupt_samples": sorted(self.corrupt_samples),
             "schedule": self.schedule.state_dict(),
             "lr": self.lr,
             "num_samples": self.num_samples,
@@ -165,6 +172,7 @@ class TrainState:
         self.meter.load_state_dict(content["meter"], world)
         self.schedule = ScheduleSpan.from_state(content["schedule"])
         self.epoch, self.loader, self.lr = content["epoch"], content["loader"], content["lr"]
+        self.corrupt_samples = set(content["corrupt_samples"])
         self.train_seconds, self.run_seconds = content["train_seconds"], content["run_seconds"]
         self.best_top1, self.last_metrics = content["best_top1"], content["last_metrics"]
 
@@ -224,7 +232,11 @@ def check_fits(
             f"checkpoint {path} has {content['num_classes']} outputs, this model {num_classes}: "
             f"give --num-classes {content['num_classes']}"
         )
-    saved = content["class_names"]
+    check_same_classes(content["class_names"], class_names, path)
+
+
+def check_same_classes(saved: list[str], class_names: list[str], path: Path | str) -> None:
+    """Raise CheckpointError where the classes of a checkpoint and of a dataset are not the same."""
     if len(saved) != len(class_names):
         raise CheckpointError(f"checkpoint {path} knows {len(saved)} classes, the dataset has {len(class_names)}")
     if saved != class_names:

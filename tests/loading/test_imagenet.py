@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rebar.beton import BetonFile, ImagePolicy, write_beton
+from rebar.beton import ImagePolicy, write_beton
 from rebar.beton.selection import SUBSETS, Selection
 from rebar.beton.sources import ImageFolder
 from rebar.loading import DataConfig, build_train_loader, build_val_loader
@@ -39,4 +39,4 @@ def test_a_subset_of_a_source_and_of_a_file_are_the_same(
     for loader in (train, val):
         labels = np.concatenate([labels.numpy().ravel() for _, labels in loader.epoch(0, 16)])
         assert np.bincount(labels).tolist() == [2, 2]
-    assert len(BetonFile.open(val.path)) == (4 if is_source else 12)
+    assert len(val.beton) == (4 if is_source else 12)

@@ -189,6 +189,20 @@ def test_config_chooses_the_recipe(pretended: Path) -> None:
     assert f"--config-file {recipe}" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("environment", "flags"),
+    [
+        ({"RESET_SCHED": "1"}, "--reset-schedule"),
+        ({"FREEZE_LR": "true"}, "--freeze-lr=0"),
+        ({"FREEZE_LR": "1", "FREEZE_LR_VALUE": "0.01", "RESET_SCHED": "1"}, "--reset-schedule --freeze-lr=0.01"),
+        ({"FREEZE_LR": "0", "RESET_SCHED": ""}, ""),
+    ],
+)
+def test_the_schedule_of_a_run_that_goes_on(environment: dict[str, str], flags: str, pretended: Path) -> None:
+    result = run(pretended / "scripts/launch_single_gpu.sh", pretended, "1", "2", "3", "--debug", **environment)
+    assert words(result.stdout).endswith(" ".join(f"--data.num_workers 3 {flags} --debug".split()))
+
+
 # ------------------------------------------------------------------------------------------ quick start
 
 

@@ -1,0 +1,49 @@
+"""Signs that a run goes wrong without failing: told once each, with what to do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rebar.reporting.console import warn_beside_bar
+
+_DIVERGED = 2.0  # times the first loss
+_WAITING = 0.2  # share of the time
+
+
+@dataclass
+class HealthWatch:
+    """Looks at what is logged anyway. ``say`` is called once for each kind of trouble."""
+
+    say: Callable[[str], None] = warn_beside_bar
+    _first_loss: float | None = None
+    _said: set[str] = field(default_factory=set)
+
+    def on_loss(self, loss: float, step: int, lr: float) -> None:
+        """A loss of one batch, at the steps that are logged."""
+        if self._first_loss is None:
+            self._first_loss = loss
+        if loss > _DIVERGED * self._first_loss:
+            self._once(
+                "divergence",
+                f"the training loss has risen from {self._first_loss:.3g} to {loss:.3g} at step {step}: training may "
+                f"be diverging. Lower the learning rate (now {lr:.3g}), or warm up longer",
+            )
+
+    def on_epoch(self, epoch: int, wait_fraction: float, num_workers: int, cores: int) -> None:
+        """An epoch (counted from 1) is over. The first is not judged: kernels and page cache are cold."""
+        if epoch > 1 and wait_fraction > _WAITING:
+            more = (
+                f"give more threads (--num-workers, now {num_workers})"
+                if num_workers < cores
+                else "all cores decode already: write the data smaller (write_dataset.py --max-resolution), train at a "
+                "lower resolution, or take a machine with more cores a GPU"
+            )
+            self._once(
+                "starving",
+                f"training waited for data {wait_fraction:.0%} of epoch {epoch}: {more}. python -m rebar.doctor shows "
+                "what the machine has",
+            )
+
+    def _once(self, kind: str, message: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            self.say(message)

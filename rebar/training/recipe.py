@@ -1,0 +1,39 @@
+"""What of a recipe is on, in a few words for the banner."""
+
+from rebar.training.config import TrainConfig
+
+
+def recipe_in_words(config: TrainConfig) -> str:
+    """Such as '16 epochs, 160 to 192 px, sgd, cyclic lr 1.7, weight decay 0.0001, label smoothing 0.1, BlurPool'."""
+    training, resolution, execution = config.training, config.resolution, config.execution
+    regularization, averaging = config.regularization, config.averaging
+    held, peak = config.checkpoint.freeze_lr, config.lr.max_lr or config.lr.lr
+    ramps = resolution.max_res > resolution.min_res
+    parts = {
+        f"{training.epochs} epochs": True,
+        f"{resolution.min_res} to {resolution.max_res} px": ramps,
+        f"{resolution.min_res} px": not ramps,
+        f"{training.optimizer}, {config.lr.lr_schedule_type} lr {peak:g}": held is None,
+        f"lr held at {held or 'the last one'}": held is not None,
+        f"weight decay {training.weight_decay:g}": training.weight_decay > 0,
+        f"label smoothing {training.label_smoothing:g}": training.label_smoothing > 0,
+        "BlurPool": training.use_blurpool,
+        "BCE": config.loss.loss_type == "bce",
+        f"{regularization.augmentation} augmentation": regularization.augmentation != "basic",
+        "MixUp": regularization.use_mixup,
+        "CutMix": regularization.use_cutmix,
+        "RandAugment": regularization.use_randaugment,
+        "TrivialAugment": regularization.use_trivialaugment,
+        f"random erasing {regularization.random_erasing:g}": regularization.random_erasing > 0,
+        f"stochastic depth {regularization.stochastic_depth:g}": regularization.stochastic_depth > 0,
+        "EMA": averaging.use_ema,
+        "SWA": averaging.use_swa,
+        f"{execution.accumulate} pieces a batch": execution.accumulate > 1,
+        "torch.compile": execution.compile_model,
+        "torchvision's weights": config.model.pretrained,
+        "zero-init residual": config.model.zero_init_residual,
+        f"at most {training.max_steps} steps": training.max_steps > 0,
+        f"at most {training.budget_hours:g} hours": training.budget_hours > 0,
+        f"until top-1 {training.target_top1:g}": training.target_top1 > 0,
+    }
+    return ", ".join(words for words, is_on in parts.items() if is_on)

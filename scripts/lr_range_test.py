@@ -1,0 +1,17 @@
+#!/usr/bin/env python
+"""Find a learning rate for a recipe: train_imagenet.py --find-lr, with the same flags.
+
+python scripts/lr_range_test.py --config-file rn50_configs/g5_1gpu.yaml --find-lr-steps 200
+torchrun --nproc_per_node=4 scripts/lr_range_test.py --config-file rn50_configs/g5_4gpu.yaml
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import train_imagenet  # it is a script of the folder above
+from rebar.cli import run_command
+
+if __name__ == "__main__":
+    run_command(train_imagenet.main, [*sys.argv[1:], "--find-lr"])

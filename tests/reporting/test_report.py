@@ -1,0 +1,123 @@
+"""The page of a run: whole, self-contained, and of any state of a run."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rebar.errors import RebarError
+from rebar.reporting.__main__ import main
+from rebar.reporting.environment import without_secrets
+from rebar.reporting.report import write_report
+from rebar.reporting.status import RunStatus, read_status, write_status
+
+
+def make_run(folder: Path, epochs: int, lr: float = 0.5) -> Path:
+    folder.mkdir()
+    records = [{"event": "start", "device": "CPU", "environment": {"command": "train_imagenet.py --x <b>"}}]
+    for epoch in range(epochs):
+        records += [
+            {
+                "event": "step",
+                "step": 10 * epoch + i,
+                "epoch": epoch + i / 10,
+                "train/loss": 2.0 / (epoch + 1),
+                "train/lr": lr,
+            }
+            for i in range(10)
+        ]
+        records.append(
+            {
+                "event": "epoch",
+                "epoch": epoch,
+                "train/loss": 2.0,
+                "train/top1": 0.1,
+                "train/lr": lr,
+                "train/resolution": 160 + 32 * (epoch > 0),
+                "val/loss": 2.5,
+                "val/top1": 0.25 + epoch / 100,
+                "val/top1_tta": None,
+                "throughput/samples_per_second": 1234.5,
+                "time/data_wait_fraction": 0.015,
+            }
+        )
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "config.yaml").write_text(f"lr:\n  lr: {lr}\nmodel:\n  arch: resnet50\n")
+    return folder
+
+
+class Checked(HTMLParser):
+    """Every element that is opened is closed; nothing is loaded from elsewhere."""
+
+    VOID = ("meta", "br", "path", "use", "rect", "line", "image")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.charts = 0
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert not any(name in ("src", "href") and not str(value).startswith("#") for name, value in attributes)
+        self.charts += tag == "svg"
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_a_run_has_all_its_charts(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "mine", epochs=3)
+    write_status(folder / "status.json", RunStatus("interrupted", "SIGTERM", 3, 30, 75))
+    page = write_report(folder).read_text()
+    assert Checked(page).charts == 6
+    assert "interrupted: SIGTERM" in page
+    assert "27.00%" in page
+    assert "--x &lt;b&gt;" in page
+    assert "arch: resnet50" in page
+
+
+def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path / "mine", epochs=0)).read_text()
+    assert Checked(page).charts == 0
+
+
+def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(tmp_path / name, epochs, lr) for name, epochs, lr in (("a", 2, 0.5), ("b", 3, 0.7))]
+    main([*map(str, runs), "--out", str(tmp_path / "both.html")])
+    page = (tmp_path / "both.html").read_text()
+    assert Checked(page).charts == 6
+    assert re.search(r"<td>lr\.lr</td><td>0\.5</td><td>0\.7</td>", page)
+    assert "model.arch" not in page  # the same in both
+    assert capsys.readouterr().out.strip().endswith("both.html")
+
+
+def test_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RebarError, match="is no run folder"):
+        write_report(tmp_path)
+
+
+def test_a_status_that_is_none(tmp_path: Path) -> None:
+    assert read_status(tmp_path / "status.json") is None
+    (tmp_path / "status.json").write_text("{")
+    assert read_status(tmp_path / "status.json") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("--hf-token abc --lr 1", "--hf-token *** --lr 1"),
+        ("--wandb-api-key=abc", "--wandb-api-key=***"),
+        ("--password --lr 1", "--password --lr 1"),
+    ],
+)
+def test_secrets_are_not_shown(words: str, shown: str) -> None:
+    assert " ".join(without_secrets(words.split())) == shown

@@ -1,0 +1,52 @@
+"""Exported weights, read by the libraries they are for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from rebar.errors import RebarError
+from rebar.training.export import export_weights, forms, read_weights
+from rebar.training.model import build_model
+from rebar.training.torchvision_import import import_torchvision
+
+FACTS = {"arch": "resnet18", "use_blurpool": True}
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_plain_torchvision_model_takes_them(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, model = tmp_path / name, build_model("resnet18", num_classes=10, use_blurpool=True)
+    export_weights(path, torch.nn.DataParallel(model).state_dict(), FACTS)
+    plain = import_torchvision().models.resnet18(num_classes=10)
+    plain.load_state_dict(read_weights(path))
+    assert torch.equal(plain.fc.weight, model.fc.weight)  # type: ignore[arg-type]
+    assert ("BlurPool" in capsys.readouterr().err) == (name == "weights.pth")
+
+
+def test_safetensors_says_what_it_is(tmp_path: Path) -> None:
+    export_weights(tmp_path / "w.safetensors", {"a": torch.ones(2)}, FACTS)
+    with safe_open(tmp_path / "w.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["rebar"]) == FACTS
+        assert file.metadata()["format"] == "pt"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("none.pth", None, "does not exist"), ("text.pth", b"no weights", "can be read"), ("a.safetensors", b"x", "read")],
+)
+def test_what_cannot_be_read(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(RebarError, match=message):
+        read_weights(tmp_path / name)
+
+
+def test_other_suffixes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RebarError, match=r"end in \.pth"):
+        export_weights(tmp_path / "w.onnx", {}, FACTS)
+
+
+def test_forms() -> None:
+    assert [forms(wanted) for wanted in ("none", "torchvision", "both")] == [[], [".pth"], [".pth", ".safetensors"]]

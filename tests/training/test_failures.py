@@ -1,0 +1,50 @@
+"""Errors from below, in words that say what to do."""
+
+import errno
+
+import pytest
+import torch
+
+from rebar.errors import RebarError
+from rebar.training import failures
+from rebar.training.failures import explained, explanation
+
+
+@pytest.mark.parametrize(
+    ("error", "precision", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "32", "--training.batch_size to 128"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "32", "--training.precision bf16"),
+        (MemoryError(), "32", "out of main memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "32", "out of main memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "32", "--num-workers"),
+        (torch.distributed.DistBackendError("NCCL error"), "32", "another process of this run is gone"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_is_explained(error: Exception, precision: str, expected: str) -> None:
+    message = explanation(error, batch_size=256, precision=precision)
+    assert message is not None
+    assert expected in message
+
+
+def test_half_precision_is_not_advised_twice() -> None:
+    message = explanation(torch.OutOfMemoryError("out of memory"), batch_size=256, precision="bf16")
+    assert message is not None
+    assert "--training.precision" not in message
+
+
+def test_a_peer_is_looked_for_in_distributed_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("[tcp/pair.cc:537] Connection reset by peer")
+    assert explanation(error, batch_size=1, precision="32") is None
+    monkeypatch.setattr(failures, "_is_distributed", lambda: True)
+    assert "the same command goes on" in str(explanation(error, batch_size=1, precision="32")).lower()
+
+
+def test_our_own_errors_pass() -> None:
+    with pytest.raises(ZeroDivisionError), explained(batch_size=1, precision="32"):
+        raise ZeroDivisionError
+    with pytest.raises(RebarError, match=r"^mine$"), explained(batch_size=1, precision="32"):
+        raise RebarError("mine")
+    with pytest.raises(RebarError, match="out of main memory"), explained(batch_size=1, precision="32"):
+        raise MemoryError

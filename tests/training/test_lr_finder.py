@@ -1,0 +1,48 @@
+"""What a curve of losses says about the learning rate."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from rebar.training.lr_finder import analyse, exponential_rates, plot_findings, smoothed
+
+
+def test_rates_rise_by_equal_factors() -> None:
+    rates = exponential_rates(7, 1e-5, 10)
+    assert rates == pytest.approx([10.0**power for power in range(-5, 2)])
+
+
+def test_smoothing_keeps_a_constant() -> None:
+    assert smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
+
+
+def test_a_valley_has_its_steepest_descent_before_its_minimum(tmp_path: Path) -> None:
+    rates = exponential_rates(200)
+    # a step down around 0.01 and up around 1, on the logarithmic scale
+    losses = [5 - 3 / (1 + (0.01 / rate) ** 2) + 8 / (1 + (1 / rate) ** 2) for rate in rates]
+    found = analyse(rates, losses)
+    assert found.steepest is not None
+    assert found.minimum is not None
+    assert 0.005 < found.steepest < 0.05 < found.minimum < 0.6
+    advice = found.advice()
+    for share in (0.1, 0.5, 1.0):
+        assert f"{share * found.steepest:.3g}" in advice
+    assert plot_findings(found, tmp_path / "new").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "new/lr_range_test.json").exists()
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        pytest.param([2.3] * 100, id="flat"),
+        pytest.param([2.3 + 0.001 * math.sin(i) for i in range(100)], id="noise"),
+        pytest.param([2.3 + 0.1 * i for i in range(100)], id="rising"),
+        pytest.param([2.3], id="one"),
+    ],
+)
+def test_a_loss_that_never_moved_is_told(losses: list[float], tmp_path: Path) -> None:
+    found = analyse(exponential_rates(100), losses)
+    assert found.steepest is None
+    assert "never moved" in found.advice()
+    plot_findings(found, tmp_path)
