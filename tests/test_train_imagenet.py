@@ -185,7 +185,7 @@ def cut_short(data: Data, tmp_path: Path) -> list[str | Path]:
     ("change", "expected"),
     [
         (lambda data, tmp_path: ["--data.train_dataset", tmp_path / "none.beton"], "none.beton: no such file"),
-        (lambda data, tmp_path: ["--data.train_dataset", tmp_path], "is a folder"),
+        (lambda data, tmp_path: ["--data.train_dataset", tmp_path], "holds no class folders"),
         (cut_short, "short.beton"),
         (lambda data, tmp_path: ["--epoch", "3"], "did you mean --epochs?"),
         (lambda data, tmp_path: ["--batch-size", "3"], "--training.batch_size or --validation.batch_size"),
