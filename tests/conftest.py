@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,14 @@ class Data:
         """``train_imagenet.py`` with the tests' recipe on this data."""
         data = ["--data.train_dataset", self.train, "--data.val_dataset", self.val, "--logging.folder", run_folder]
         return ["train_imagenet.py", "--config-file", "rn50_configs/tiny.yaml", *data, *words]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is written of a source in place of a .beton does not go into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REBAR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
