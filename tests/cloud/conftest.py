@@ -20,6 +20,8 @@ import pytest
 pytest.importorskip("boto3", reason="boto3 is not installed (pip install 'rebar[aws]')")
 pytest.importorskip("moto", reason="moto is not installed (scripts/requirements-dev.txt)")
 
+import boto3
+import boto3.session
 import botocore.loaders
 
 from rebar.cli import run_command
@@ -56,6 +58,22 @@ def service_models_are_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("botocore.session.create_loader", functools.lru_cache(botocore.loaders.create_loader))
         yield
+
+
+@pytest.fixture(autouse=True)
+def clients_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a test, for the same environment: making one takes longer than most commands."""
+    made: dict[Any, Any] = {}
+    make = boto3.session.Session.client
+
+    def client(session: boto3.session.Session, service: str, **options: Any) -> Any:
+        environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+        key = (service, session.region_name, environment, "config" in options)
+        if key not in made:
+            made[key] = make(session, service, **options)
+        return made[key]
+
+    monkeypatch.setattr(boto3.session.Session, "client", client)
 
 
 @pytest.fixture(scope="session")
