@@ -15,14 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("boto3", reason="boto3 is not installed (pip install 'rebar[aws]')")
-pytest.importorskip("moto", reason="moto is not installed (scripts/requirements-dev.txt)")
-
 import boto3
 import boto3.session
 import botocore.loaders
+import pytest
 
 from rebar.cli import run_command
 from rebar.cloud.__main__ import main
@@ -30,6 +26,8 @@ from tests.cloud.disks import Disks, missing
 from tests.cloud.loopback_only import sitecustomize as loopback_only
 from tests.cloud.strict_aws import REGION, StrictAws
 from tests.conftest import REPOSITORY
+
+loopback_only.uninstall()  # importing it installs it; the tests outside of this folder are not concerned
 
 ZONE = "us-east-1a"
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
