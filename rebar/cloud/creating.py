@@ -8,7 +8,7 @@ from rebar.cloud.clients import Clients
 from rebar.cloud.errors import CloudError
 from rebar.cloud.plan import Call, Mode, Step, agreed
 from rebar.cloud.prices import EBS_GB_MONTH
-from rebar.cloud.tags import PROJECT, ROLE, RUN, Identity, only_one, specification
+from rebar.cloud.tags import Identity, only_one, specification
 from rebar.cloud.tokens import create_once
 from rebar.cloud.volumes import Volume, describe_volume, find_volumes
 from rebar.cloud.waiting import wait_until
@@ -55,11 +55,7 @@ class NewVolume:
 
 def create_volume(clients: Clients, new: NewVolume, mode: Mode) -> Volume | None:
     """Create a volume, or find the one that an earlier call created; None where only the plan was shown."""
-    found = only_one(
-        find_volumes(clients, {PROJECT: new.identity.project, RUN: new.identity.run, ROLE: new.identity.role}),
-        "VolumeId",
-        f"{new.identity.run}/{new.identity.role}",
-    )
+    found = only_one(find_volumes(clients, new.identity.key), "VolumeId", str(new.identity))
     if found is not None:
         _require_same(found, new)
         print(f"{found['VolumeId']} exists already: {found['Size']} GiB {found['VolumeType']} in {new.zone}")
@@ -70,7 +66,7 @@ def create_volume(clients: Clients, new: NewVolume, mode: Mode) -> Volume | None
     cost = f", about ${price * new.size:.2f} a month" if price else ""
     text = f"create a {new.size} GiB {new.kind} volume in {new.zone}, {origin}{cost}"
     call = Call(clients.ec2, "create_volume", request)
-    if not agreed(mode, f"volume {new.identity.run}/{new.identity.role}", [Step(text, call)]):
+    if not agreed(mode, f"volume {new.identity}", [Step(text, call)]):
         return None
     volume_id = create_once(
         lambda token: _send_create(clients, request, token), lambda volume_id: _is_gone(clients, volume_id), request
@@ -113,7 +109,7 @@ def _require_same(volume: Volume, new: NewVolume) -> None:
     ]
     if different:
         raise CloudError(
-            f"{new.identity.run}/{new.identity.role} exists as {volume['VolumeId']}, but {', '.join(different)}: "
+            f"{new.identity} exists as {volume['VolumeId']}, but {', '.join(different)}: "
             "give the same values, or another --run or --role"
         )
 

@@ -14,6 +14,7 @@ class CloudError(RebarError):
 ADVICE = {
     "AuthFailure": "check the credentials: aws sts get-caller-identity",
     "ExpiredToken": "the session has expired: log in again (aws sso login)",
+    "ExpiredTokenException": "the session has expired: log in again (aws sso login)",
     "InsufficientInstanceCapacity": "AWS has no such machine free in this zone now: try another zone, or later",
     "InvalidClientTokenId": "check the credentials: aws sts get-caller-identity",
     "MaxSpotInstanceCountExceeded": "the account's spot quota is used up: ask for more in Service Quotas",

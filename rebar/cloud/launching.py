@@ -13,7 +13,7 @@ from rebar.cloud.instances import PRICES_FROM, InstanceType
 from rebar.cloud.plan import Call, Mode, Step, agreed
 from rebar.cloud.prices import EBS_GB_MONTH, HOURS_A_MONTH
 from rebar.cloud.sweep import find_instances
-from rebar.cloud.tags import PROJECT, ROLE, RUN, Identity, now, only_one, specification
+from rebar.cloud.tags import Identity, now, only_one, specification
 from rebar.cloud.tokens import create_once
 
 GPU_AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
@@ -83,8 +83,7 @@ def launch(clients: Clients, rental: Rental, mode: Mode) -> str | None:
     A machine that the scheduler could not be told to end is terminated at once.
     """
     identity, machine = rental.identity, rental.machine
-    wanted = {PROJECT: identity.project, RUN: identity.run, ROLE: identity.role}
-    existing = only_one(find_instances(clients, wanted), "InstanceId", f"machine {identity.run}/{identity.role}")
+    existing = only_one(find_instances(clients, identity.key), "InstanceId", f"machine {identity}")
     if existing is not None:
         instance_id = str(existing["InstanceId"])
         if existing["InstanceType"] != machine.name:
@@ -97,7 +96,7 @@ def launch(clients: Clients, rental: Rental, mode: Mode) -> str | None:
     require_quota(clients, machine, spot=rental.spot)
     image = rental.image or newest_image(clients)
     request = rental.request(image)
-    if not agreed(mode, f"machine {identity.run}/{identity.role}", _steps(clients, rental, request)):
+    if not agreed(mode, f"machine {identity}", _steps(clients, rental, request)):
         return None
     launched: dict[str, datetime] = {}
     instance_id = create_once(

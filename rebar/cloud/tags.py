@@ -41,16 +41,20 @@ class Identity:
 
     def tags(self, **more: str) -> dict[str, str]:
         """All tags to set at creation; ``more`` without our prefix, ``_`` for ``-``."""
-        tags = {PROJECT: self.project, RUN: self.run, ROLE: self.role, "Name": f"{self.project} {self.run}/{self.role}"}
+        tags = {**self.key, "Name": f"{self.project} {self}"}
         if self.owner:
             tags[OWNER] = self.owner
         if self.expires:
             tags[EXPIRES] = as_text(self.expires)
         return tags | {PREFIX + key.replace("_", "-"): value for key, value in more.items()}
 
-    def filters(self) -> list[dict[str, object]]:
-        """Filters of EC2's describe calls for exactly this identity."""
-        return filters({PROJECT: self.project, RUN: self.run, ROLE: self.role})
+    @property
+    def key(self) -> dict[str, str]:
+        """The tags by which it is found again."""
+        return {PROJECT: self.project, RUN: self.run, ROLE: self.role}
+
+    def __str__(self) -> str:
+        return f"{self.run}/{self.role}"
 
 
 def filters(tags: Mapping[str, str]) -> list[dict[str, object]]:

@@ -11,7 +11,7 @@ from rebar.cloud.errors import CloudError, code_of, told_clearly
 from rebar.cloud.launching import Rental, launch, terminate
 from rebar.cloud.plan import Mode
 from rebar.cloud.sweep import find_instances
-from rebar.cloud.tags import PROJECT, ROLE, RUN
+from rebar.cloud.tags import Identity
 from rebar.cloud.waiting import wait_until
 
 STATUS = "exit-status"
@@ -26,14 +26,13 @@ def validate(clients: Clients, rental: Rental, results: str, folder: Path, mode:
     """
     bucket, _, prefix = results.removeprefix("s3://").partition("/")
     s3, identity = clients("s3"), rental.identity
-    tags = {PROJECT: identity.project, RUN: identity.run, ROLE: identity.role}
     if _status(s3, bucket, prefix) is None:
         instance_id = launch(clients, rental, mode)
         if instance_id is None or mode is not Mode.DO:
             return
         with _ended_by_signals():
             try:
-                _wait(clients, s3, bucket, prefix, tags, rental.max_hours)
+                _wait(clients, s3, bucket, prefix, identity, rental.max_hours)
             finally:
                 _fetch(s3, bucket, prefix, folder)
                 terminate(clients, instance_id)
@@ -42,7 +41,7 @@ def validate(clients: Clients, rental: Rental, results: str, folder: Path, mode:
         if mode is not Mode.DO:
             return
         _fetch(s3, bucket, prefix, folder)
-        for instance in find_instances(clients, tags):
+        for instance in find_instances(clients, identity.key):
             terminate(clients, instance["InstanceId"])
     status = _status(s3, bucket, prefix)
     if status != "0":
@@ -50,9 +49,9 @@ def validate(clients: Clients, rental: Rental, results: str, folder: Path, mode:
     print(f"{identity.run} is done: its report is in {folder}")
 
 
-def _wait(clients: Clients, s3: Any, bucket: str, prefix: str, tags: dict[str, str], max_hours: float) -> None:
+def _wait(clients: Clients, s3: Any, bucket: str, prefix: str, identity: Identity, max_hours: float) -> None:
     def has_ended() -> bool:
-        alive = find_instances(clients, tags, ("pending", "running"))
+        alive = find_instances(clients, identity.key, ("pending", "running"))
         return _status(s3, bucket, prefix) is not None or not alive
 
     wait_until("the machine's report", has_ended, bool, seconds=3600 * max_hours + GRACE_SECONDS)
@@ -75,6 +74,9 @@ def _status(s3: Any, bucket: str, prefix: str) -> str | None:
 
 def _fetch(s3: Any, bucket: str, prefix: str, folder: Path) -> None:
     """All that the machine uploaded."""
+    from boto3.s3.transfer import TransferConfig
+
+    plain = TransferConfig(preferred_transfer_client="classic")  # the other one ignores AWS_ENDPOINT_URL
     with told_clearly(f"fetching s3://{bucket}/{prefix}"):
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/"):
             for entry in page.get("Contents", ()):
@@ -83,7 +85,7 @@ def _fetch(s3: Any, bucket: str, prefix: str, folder: Path) -> None:
                 if not name or not target.resolve().is_relative_to(folder.resolve()):
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
-                s3.download_file(bucket, entry["Key"], str(target))
+                s3.download_file(bucket, entry["Key"], str(target), Config=plain)
 
 
 @contextmanager

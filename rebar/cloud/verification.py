@@ -16,8 +16,8 @@ from rebar.cloud.mounts import mounts_of, unmount
 from rebar.cloud.plan import Call, Mode, Step, agreed
 from rebar.cloud.prices import EBS_GB_MONTH, HOURS_A_MONTH
 from rebar.cloud.snapshots import Snapshot
-from rebar.cloud.tags import MANIFEST, OWNER, PROJECT, ROLE, RUN, VERIFIED, Identity, as_text, expiry, now, tags_of
-from rebar.cloud.volumes import Volume, describe_volume, find_volumes, set_tags
+from rebar.cloud.tags import MANIFEST, OWNER, PROJECT, VERIFIED, Identity, as_text, expiry, now, tags_of
+from rebar.cloud.volumes import Volume, describe_volume, find_volumes, remove_tag, set_tags
 
 ROLE_OF_COPY = "verify"
 DAYS_OF_COPY = 1
@@ -52,6 +52,8 @@ def verify_snapshot(clients: Clients, snapshot: Snapshot, machine: Machine, mode
     ]
     if not agreed(mode, f"verification of {snapshot_id}", steps):
         return
+    if VERIFIED in tags:
+        remove_tag(clients, snapshot_id, VERIFIED)  # until it is known again
     volume = create_volume(clients, new, Mode.DO)
     assert volume is not None
     count = _compare(clients, volume, machine, tags)
@@ -104,8 +106,7 @@ def _require_alike(target: Path, digest: str, volume_id: str) -> int:
 
 def _clear(clients: Clients, new: NewVolume, mode: Mode) -> None:
     """Remove the copy that a call killed after its verdict left behind."""
-    identity = new.identity
-    for volume in find_volumes(clients, {PROJECT: identity.project, RUN: identity.run, ROLE: identity.role}):
+    for volume in find_volumes(clients, new.identity.key):
         volume_id = volume["VolumeId"]
         if is_here(volume_id):
             unmount_volume(volume, mode)

@@ -61,3 +61,9 @@ def set_tags(clients: Clients, resource: str, tags: Mapping[str, str]) -> None:
     """Add tags to a thing of ours, or change them."""
     with told_clearly(f"tagging {resource}"):
         clients.ec2.create_tags(Resources=[resource], Tags=as_list(tags))
+
+
+def remove_tag(clients: Clients, resource: str, key: str) -> None:
+    """Take a tag away from a thing of ours."""
+    with told_clearly(f"tagging {resource}"):
+        clients.ec2.delete_tags(Resources=[resource], Tags=[{"Key": key}])

@@ -15,12 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("boto3", reason="boto3 is not installed (pip install 'rebar[aws]')")
-pytest.importorskip("moto", reason="moto is not installed (scripts/requirements-dev.txt)")
-
+import boto3
+import boto3.session
 import botocore.loaders
+import pytest
 
 from rebar.cli import run_command
 from rebar.cloud.__main__ import main
@@ -28,6 +26,8 @@ from tests.cloud.disks import Disks, missing
 from tests.cloud.loopback_only import sitecustomize as loopback_only
 from tests.cloud.strict_aws import REGION, StrictAws
 from tests.conftest import REPOSITORY
+
+loopback_only.uninstall()  # importing it installs it; the tests outside of this folder are not concerned
 
 ZONE = "us-east-1a"
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -56,6 +56,22 @@ def service_models_are_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("botocore.session.create_loader", functools.lru_cache(botocore.loaders.create_loader))
         yield
+
+
+@pytest.fixture(autouse=True)
+def clients_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a test, for the same environment: making one takes longer than most commands."""
+    made: dict[Any, Any] = {}
+    make = boto3.session.Session.client
+
+    def client(session: boto3.session.Session, service: str, **options: Any) -> Any:
+        environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+        key = (service, session.region_name, environment, "config" in options)
+        if key not in made:
+            made[key] = make(session, service, **options)
+        return made[key]
+
+    monkeypatch.setattr(boto3.session.Session, "client", client)
 
 
 @pytest.fixture(scope="session")

@@ -241,6 +241,19 @@ def test_a_snapshot_that_lacks_a_block_is_not_verified(
     assert "no verified snapshot" in refused("volume", "delete", copy, "--yes")
 
 
+def test_verified_is_taken_back_when_it_fails_the_next_time(
+    aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
+) -> None:
+    lost = (folder / "val.beton").read_bytes()
+    cloud("snapshot", "create", VOLUME, "--yes")
+    (snapshot,) = our_snapshots(aws)
+    cloud("snapshot", "verify", snapshot, "--instance", instance, "--yes")
+    assert "rebar:verified" in tags(ec2, snapshot)
+    damage(disks.file(snapshot), lost)
+    assert "NOT verified" in refused("snapshot", "verify", snapshot, "--instance", instance, "--again", "--yes")
+    assert "rebar:verified" not in tags(ec2, snapshot)
+
+
 def test_a_snapshot_without_freeze_holds_no_contents(aws: StrictAws, disks: Disks, ec2: Any, mounted: str) -> None:
     """Why all this: what the file system has not written out is not in a snapshot."""
     hasty = ec2.create_snapshot(VolumeId=mounted)["SnapshotId"]

@@ -1,6 +1,7 @@
 """``launch single|multi|validate`` and ``userdata render``."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,12 @@ def _region(clients: Clients) -> str:
     return region
 
 
+def _region_of_environment(options: argparse.Namespace) -> str:
+    """Without asking boto3, which need not be there to print a script."""
+    named = options.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return named or "us-east-1"
+
+
 def _render(options: argparse.Namespace) -> None:
     machine = instance_type(options.instance_type)
-    print(render(_training(options, machine, options.region or "us-east-1")), end="")
+    print(render(_training(options, machine, _region_of_environment(options))), end="")

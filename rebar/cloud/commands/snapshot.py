@@ -35,8 +35,7 @@ def add(groups: Any) -> None:
         help="freeze instead of unmounting; such a snapshot does not allow deleting the volume",
     )
 
-    listing = add_command(group, "list", _list, "List our snapshots, newest first.", "snapshot list", changes=False)
-    del listing
+    add_command(group, "list", _list, "List our snapshots, newest first.", "snapshot list", changes=False)
 
     restore = add_command(
         group,
