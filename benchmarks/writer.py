@@ -11,14 +11,15 @@
 Each writer writes a few pictures, then many, in a process of its own, and the figure is the many less the few by the
 time between: what a whole data set is written at, without what it costs to begin. The writers take turns, several
 times over; figures are medians, and a ratio is taken within a repetition. Beside the pictures a second stand those a
-second of processor time, of all processes together, which other work on the machine disturbs less. ``ffcv`` is its DatasetWriter with Pillow's
-pictures, as ffcv-imagenet uses it; ``rebar`` is write_beton as write_dataset.py calls it.
+second of processor time, of all processes together, which other work on the machine disturbs less. ``ffcv`` is its DatasetWriter with Pillow's pictures, as ffcv-imagenet uses it; ``rebar`` is write_beton as
+write_dataset.py calls it.
 """
 
 import argparse
 import datetime
 import itertools
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -126,7 +127,9 @@ def run_peer(arguments: argparse.Namespace) -> None:
     begin = time.perf_counter()
     write(arguments.data, arguments.out, arguments.count, arguments.workers)
     seconds = time.perf_counter() - begin
-    # Processor time is known of processes that were waited for: the one that makes Rebar's workers lives on.
+    # Processor time is known of processes that were waited for: FFCV's are not, and what makes Rebar's lives on.
+    for child in multiprocessing.active_children():
+        child.join()
     forkserver._forkserver._stop()
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(json.dumps([seconds, sum(usage.ru_utime + usage.ru_stime for usage in used)]))
