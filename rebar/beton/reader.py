@@ -14,6 +14,9 @@ from rebar.beton.format import BetonError
 from rebar.beton.sidecar import changed, read_sidecar, sidecar_path
 from rebar.beton.tables import read_tables
 
+MOST_CLASSES = 10_000_000
+"""More than any data set has: a larger label is damage."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BetonFile:
@@ -76,11 +79,13 @@ class BetonFile:
     def num_classes(self) -> int:
         """The number of classes: the sidecar's, else the largest label plus one.
 
-        Raises BetonError where labels are negative or beyond the sidecar's classes.
+        Raises BetonError where labels are negative, absurdly large, or beyond the sidecar's classes.
         """
         lowest, highest = int(self.labels.min()), int(self.labels.max())
         if lowest < 0:
             raise BetonError(f"{self.path}: label {lowest} is negative, so these labels are no class numbers")
+        if highest >= MOST_CLASSES:
+            raise BetonError(f"{self.path}: label {highest:,} is no class number; copy or write the file again")
         if self.class_names is None:
             return highest + 1
         if highest >= len(self.class_names):

@@ -15,14 +15,13 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from tqdm import tqdm
 
+from rebar.beton.blocks import Block, divide, in_threads, read_block, write_at
 from rebar.beton.checksums import Checksums
 from rebar.beton.format import BetonError
 from rebar.beton.journal import append_record, read_records
@@ -35,30 +34,7 @@ from rebar.replacing import replacing, sync_folder, write_error
 
 DEFAULT_WORKERS = 16
 """Reads under way at once."""
-_BLOCK = 8 << 20  # bytes, where no sidecar says how large a page is
 _DONE = struct.Struct("<QI")  # a block's number and checksum
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of a file, and the checksum it must have where one is known."""
-
-    number: int
-    start: int
-    end: int
-    expected: int | None
-
-
-def divide(size: int, checksums: Checksums | None) -> list[Block]:
-    """The blocks of a file of ``size`` bytes: its pages, and the tables before and behind them."""
-    if checksums is None:
-        edges = [*range(0, size, _BLOCK), size]
-        return [Block(number, edges[number], edges[number + 1], None) for number in range(len(edges) - 1)]
-    first, step = checksums.first_page * checksums.page_size, checksums.page_size
-    blocks = [Block(0, 0, first, None)]
-    for page, expected in enumerate(checksums.pages):
-        blocks.append(Block(page + 1, first + page * step, first + (page + 1) * step, expected))
-    return [*blocks, Block(len(blocks), blocks[-1].end, size, None)]
 
 
 def stage(source: Path, target: Path, *, num_workers: int = DEFAULT_WORKERS, progress: bool = True) -> str:
@@ -154,20 +130,20 @@ def _copy(
     lock = threading.Lock()
 
     def copy(block: Block) -> int:
-        content = _read(original, source, block)
+        content = read_block(original, source, block)
         checksum = zlib.crc32(content)
         if block.expected not in (None, checksum):
             raise BetonError(
                 f"{source}: the page from byte {block.start:,} on does not match the sidecar's checksum, so it is "
                 "damaged; copy it from where it was written"
             )
-        _write(file, content, block.start)
+        write_at(file, content, block.start)
         with lock:
             append_record(journal, _DONE.pack(block.number, checksum))
             done[block.number] = checksum
         return block.end - block.start
 
-    _in_threads(copy, [block for block in blocks if block.number not in done], num_workers, on_bytes)
+    in_threads(copy, [block for block in blocks if block.number not in done], num_workers, on_bytes)
 
 
 def _compare(
@@ -182,7 +158,7 @@ def _compare(
     """Read back what was written."""
 
     def compare(block: Block) -> int:
-        if zlib.crc32(_read(file, target, block)) != done[block.number]:
+        if zlib.crc32(read_block(file, target, block)) != done[block.number]:
             journal_path.unlink(missing_ok=True)  # nothing in it can be relied on
             raise RebarError(
                 f"{target}: what was written at byte {block.start:,} is not what the disk gives back; run the same "
@@ -190,7 +166,7 @@ def _compare(
             )
         return block.end - block.start
 
-    _in_threads(compare, blocks, num_workers, on_bytes)
+    in_threads(compare, blocks, num_workers, on_bytes)
 
 
 def _is_same(path: Path, size: int, checksums: Checksums, blocks: list[Block], num_workers: int) -> bool:
@@ -201,43 +177,12 @@ def _is_same(path: Path, size: int, checksums: Checksums, blocks: list[Block], n
         wrong: list[int] = []
 
         def compare(block: Block) -> int:
-            if block.expected not in (None, zlib.crc32(_read(file, path, block))):
+            if block.expected not in (None, zlib.crc32(read_block(file, path, block))):
                 wrong.append(block.number)
             return 0
 
-        _in_threads(compare, blocks, num_workers, lambda _: None)
+        in_threads(compare, blocks, num_workers, lambda _: None)
     return not wrong
-
-
-def _in_threads(
-    job: Callable[[Block], int], blocks: list[Block], num_workers: int, on_bytes: Callable[[int], object]
-) -> None:
-    """Do ``job`` for all blocks, told of its bytes as they are done; the first error ends it."""
-    with ThreadPoolExecutor(num_workers) as threads:
-        futures = [threads.submit(job, block) for block in blocks]
-        try:
-            for future in as_completed(futures):
-                on_bytes(future.result())
-        finally:
-            threads.shutdown(wait=True, cancel_futures=True)
-
-
-def _read(file: IO[bytes], path: Path, block: Block) -> bytes:
-    parts, at = [], block.start
-    while at < block.end:
-        part = os.pread(file.fileno(), block.end - at, at)
-        if not part:
-            raise BetonError(f"{path}: ends at byte {at:,}, though it has {block.end:,} or more; copy it again")
-        parts.append(part)
-        at += len(part)
-    return b"".join(parts)
-
-
-def _write(file: IO[bytes], content: bytes, at: int) -> None:
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(file.fileno(), view, at)
-        view, at = view[written:], at + written
 
 
 def _copy_small(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rebar.beton.checksums import checksum
 from rebar.beton.format import BetonError
-from rebar.beton.reader import BetonFile
+from rebar.beton.reader import MOST_CLASSES, BetonFile
 from rebar.beton.stored_pictures import decode_picture, for_all_pictures
 
 
@@ -34,15 +34,15 @@ def verify(path: Path | str, *, num_threads: int = 0, on_progress: Callable[[int
         problems += found
         if on_progress:
             on_progress(done)
-    labels = file.labels[file.labels >= 0]
+    labels = file.labels[(file.labels >= 0) & (file.labels < MOST_CLASSES)]
     num_classes = len(file.class_names) if file.class_names else 0
     return Verification(file, problems, np.bincount(labels, minlength=num_classes))
 
 
 def _wrong_labels(file: BetonFile) -> list[str]:
-    highest = len(file.class_names) if file.class_names else None
-    wrong = (file.labels < 0) | (file.labels >= highest if highest is not None else False)
-    said = f"0 to {highest - 1}, its sidecar's classes" if highest is not None else "0 or more"
+    count = len(file.class_names) if file.class_names else MOST_CLASSES
+    wrong = (file.labels < 0) | (file.labels >= count)
+    said = f"0 to {count - 1}, its sidecar's classes" if file.class_names else "a class number"
     return [f"sample {index}: its label is {int(file.labels[index])}, not {said}" for index in np.flatnonzero(wrong)]
 
 

@@ -58,3 +58,4 @@ def test_the_writers(data: Data, tmp_path: Path) -> None:
     rows = json.loads(report.read_text())["rows"]
     assert [(row["peer"], row["case"]) for row in rows] == [("ffcv", "passthrough"), ("rebar", "passthrough")]
     assert all(row.keys() >= {"images_per_second", "ratio_to_ffcv"} for row in rows)
+    assert all(row["images_per_processor_second"] > 0 for row in rows)

@@ -1,5 +1,6 @@
 """A small folder of class folders, of pictures with the textures that photographs have."""
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from rebar.beton import BetonFile, ImageFolder, ImagePolicy, write_beton
+from rebar.beton.sidecar import sidecar_path
 
 
 def synthetic_photograph(number: int, height: int, width: int) -> np.ndarray:
@@ -42,3 +44,21 @@ def beton(picture_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Beton
     policy = ImagePolicy(max_resolution=200)
     write_beton(source, path, policy=policy, order=order, num_workers=2, chunk_size=5, progress=False)
     return BetonFile.open(path)
+
+
+@pytest.fixture
+def copied(beton: BetonFile, tmp_path: Path) -> Path:
+    """A copy of ``beton`` and its sidecar, to be damaged."""
+    path = tmp_path / "copy.beton"
+    shutil.copy(beton.path, path)
+    shutil.copy(sidecar_path(beton.path), sidecar_path(path))
+    return path
+
+
+def flip_byte(path: Path, place: int) -> None:
+    """Change one bit of a file."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))

@@ -1,7 +1,6 @@
 """A file that is not the one its sidecar was written with is noticed when it is opened; a page when asked."""
 
 import json
-import shutil
 import zlib
 from pathlib import Path
 
@@ -11,22 +10,7 @@ import pytest
 from rebar.beton import BetonError, BetonFile
 from rebar.beton.format import FIELD_DESCRIPTOR, HEADER
 from rebar.beton.sidecar import sidecar_path
-
-
-@pytest.fixture
-def copied(beton: BetonFile, tmp_path: Path) -> Path:
-    path = tmp_path / "copy.beton"
-    shutil.copy(beton.path, path)
-    shutil.copy(sidecar_path(beton.path), sidecar_path(path))
-    return path
-
-
-def flip_byte(path: Path, place: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(place)
-        byte = file.read(1)[0]
-        file.seek(place)
-        file.write(bytes([byte ^ 1]))
+from tests.beton.conftest import flip_byte
 
 
 def test_the_sidecar_holds_the_crc32_of_tables_and_pages(beton: BetonFile) -> None:

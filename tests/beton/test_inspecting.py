@@ -1,7 +1,6 @@
 """--verify, --info and --stats, as people run them: on good files, and on files wrong in every way."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +22,6 @@ from tests.conftest import REPOSITORY
 from write_dataset import main
 
 TABLES_START = HEADER.itemsize + 2 * FIELD_DESCRIPTOR.itemsize  # of the samples' records
-
-
-@pytest.fixture
-def copied(beton: BetonFile, tmp_path: Path) -> Path:
-    path = tmp_path / "copy.beton"
-    shutil.copy(beton.path, path)
-    shutil.copy(sidecar_path(beton.path), sidecar_path(path))
-    return path
 
 
 def change(path: Path, place: int, content: bytes) -> None:

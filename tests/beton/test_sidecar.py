@@ -1,21 +1,12 @@
 """The JSON beside the file."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from rebar.beton import BetonError, BetonFile, read_sidecar
 from rebar.beton.sidecar import sidecar_path
-
-
-@pytest.fixture
-def copied(beton: BetonFile, tmp_path: Path) -> Path:
-    path = tmp_path / "copy.beton"
-    shutil.copy(beton.path, path)
-    shutil.copy(sidecar_path(beton.path), sidecar_path(path))
-    return path
 
 
 def test_it_says_how_the_file_was_made(beton: BetonFile) -> None:

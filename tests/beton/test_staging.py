@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rebar.beton import BetonFile, ImagePolicy, write_beton
+from tests.beton.conftest import flip_byte
 from tests.beton.test_writer import OnePicture
 from tests.conftest import REPOSITORY
 
@@ -42,14 +43,6 @@ def run(*words: object) -> "subprocess.CompletedProcess[str]":
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
-
-
-def flip_byte(path: Path, place: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(place)
-        byte = file.read(1)[0]
-        file.seek(place)
-        file.write(bytes([byte ^ 1]))
 
 
 def test_a_folder_is_copied_whole(source: Path, tmp_path: Path) -> None:
