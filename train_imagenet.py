@@ -48,14 +48,15 @@ from rebar.training.distributed import (
     wrap_distributed,
 )
 from rebar.training.dry_run import try_out
-from rebar.training.effects import without_effect
+from rebar.training.effects import settings_without_effect
 from rebar.training.evaluation import Evaluation, evaluate
-from rebar.training.execution import allow_tf32, apply_execution, compile_for
+from rebar.training.execution import allow_tf32, compile_for
 from rebar.training.export import export_weights, forms
-from rebar.training.losses import build_criterion, start_at_even_odds
+from rebar.training.losses import build_criterion
 from rebar.training.lr_override import ScheduleSpan, learning_rate, resumed_schedule
 from rebar.training.meter import TrainMeter
-from rebar.training.model import build_model, count_parameters, to_device
+from rebar.training.model import count_parameters
+from rebar.training.network import build_network
 from rebar.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_learning_rate
 from rebar.training.precision import autocast, gradient_scaler, resolve_precision
 from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
@@ -66,7 +67,6 @@ from rebar.training.resolution import resolution_at
 from rebar.training.schedule import peak_lr
 from rebar.training.seeding import seed_step
 from rebar.training.state import TrainState
-from rebar.training.stochastic_depth import apply_stochastic_depth
 
 
 def main(argv: Sequence[str]) -> None:
@@ -305,21 +305,7 @@ def build_state(config: TrainConfig, train_loader: Loader, world: World) -> Trai
     num_classes = config.model.num_classes or beton.num_classes
     if num_classes < beton.num_classes:
         raise RebarError(f"model.num_classes is {num_classes}, but {beton.path} has {beton.num_classes} classes")
-    model = build_model(
-        config.model.arch,
-        num_classes=num_classes,
-        use_blurpool=config.training.use_blurpool,
-        pretrained=config.model.pretrained,
-        zero_init_residual=config.model.zero_init_residual,
-        initialization=config.model.initialization,
-    )
-    if config.loss.loss_type == "bce" and not config.model.pretrained:
-        start_at_even_odds(model, num_classes)
-    model = apply_execution(model, config.execution, world)
-    depth = config.regularization.stochastic_depth
-    if depth > 0 and apply_stochastic_depth(model, depth) == 0:
-        warn(f"regularization.stochastic_depth has no effect: {config.model.arch} has no residual blocks to skip")
-    model = to_device(model, world.device, channels_last=config.execution.channels_last)
+    model = build_network(config, num_classes=num_classes, world=world)
     groups = parameter_groups(
         model, config.training.weight_decay, decay_downsample_bn=config.training.decay_downsample_bn
     )
@@ -409,7 +395,8 @@ def announce(
             f"lr.lr_peak_epoch {config.lr.lr_peak_epoch} is not before the end of {config.training.epochs} epochs: "
             "the learning rate never comes down"
         )
-    warn_of_no_effect(config)
+    for sentence in settings_without_effect(config):
+        warn(sentence)
     facts = {
         "model": f"{state.arch}, {count_parameters(state.model):,} parameters",
         "data": f"{train_loader.num_samples:,} training and {val_loader.num_samples:,} validation pictures, "
@@ -422,20 +409,6 @@ def announce(
         print(console.table(facts), flush=True)
     start = {"epoch": state.epoch, "parameters": count_parameters(state.model), "world_size": world.size}
     log.write("start", {**start, "device": device_name(world), "environment": environment()})
-
-
-def warn_of_no_effect(config: TrainConfig) -> None:
-    """Name the settings that change nothing, because what they belong to is off."""
-    for section, settings, switches in (
-        ("lr", config.lr, config.lr.switches()),
-        ("optimizer", config.optimizer, config.optimizer.switches(config.training.optimizer)),
-        ("loss", config.loss, config.loss.switches()),
-        ("regularization", config.regularization, config.regularization.switches()),
-        ("averaging", config.averaging, config.averaging.switches()),
-        ("execution", config.execution, config.execution.switches()),
-    ):
-        for sentence in without_effect(section, settings, switches):
-            warn(sentence)
 
 
 def progress_note(state: TrainState, config: TrainConfig) -> str:

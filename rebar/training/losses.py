@@ -40,8 +40,8 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothin
 def binary_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float, threshold: float | None = None
 ) -> torch.Tensor:
-    """Summed over the classes. Beyer et al., "Are we done with ImageNet?", 2020; Wightman et al., "ResNet strikes
-    back", 2021, where with a threshold every class that is in a mixed picture counts fully."""
+    """Summed over the classes (Beyer et al., "Are we done with ImageNet?", 2020; Wightman et al., "ResNet strikes
+    back", 2021). A threshold makes every class that is in a mixed picture count fully."""
     classes = logits.shape[1]
     if targets.dtype == torch.int64:
         targets = F.one_hot(targets, classes)

@@ -54,7 +54,7 @@ def adjust_hue(images: torch.Tensor, shifts: Factors) -> torch.Tensor:
     hue = torch.where(grey, 0, sector / 6) + per_sample(shifts, images)[:, 0]
     saturation = torch.where(grey, 0, spread / torch.where(grey, 1, high))
     # HSV to RGB without cases: how far each of the three colours is from the hue, on a circle of six
-    offsets = torch.tensor([5, 3, 1], device=images.device).view(1, 3, 1, 1)
+    offsets = torch.arange(5, 0, -2, device=images.device).view(1, 3, 1, 1)
     distance = torch.remainder(offsets + 6 * hue[:, None], 6)
     weight = torch.minimum(distance, 4 - distance).clamp_(0, 1)
     turned = high[:, None] * (1 - saturation[:, None] * weight)

@@ -1,0 +1,34 @@
+"""The network of a run: the model, its first weights, and what is done to it, in the order that this needs."""
+
+from torch import nn
+
+from rebar.cli import warn
+from rebar.training.config import TrainConfig
+from rebar.training.distributed import World
+from rebar.training.execution import apply_execution
+from rebar.training.losses import start_at_even_odds
+from rebar.training.model import build_model, to_device
+from rebar.training.stochastic_depth import apply_stochastic_depth
+
+
+def build_network(config: TrainConfig, *, num_classes: int, world: World) -> nn.Module:
+    """The bare network on this process's device; the same weights in every process with one seed.
+
+    Its state_dict is that of torchvision's model, whatever is switched on. Raises RebarError for an
+    architecture that torchvision does not have.
+    """
+    model = build_model(
+        config.model.arch,
+        num_classes=num_classes,
+        use_blurpool=config.training.use_blurpool,
+        pretrained=config.model.pretrained,
+        zero_init_residual=config.model.zero_init_residual,
+        initialization=config.model.initialization,
+    )
+    if config.loss.loss_type == "bce" and not config.model.pretrained:
+        start_at_even_odds(model, num_classes)
+    model = apply_execution(model, config.execution, world)
+    depth = config.regularization.stochastic_depth
+    if depth > 0 and apply_stochastic_depth(model, depth) == 0:
+        warn(f"regularization.stochastic_depth has no effect: {config.model.arch} has no residual blocks to skip")
+    return to_device(model, world.device, channels_last=config.execution.channels_last)
