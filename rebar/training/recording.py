@@ -1,9 +1,10 @@
 """What surrounds the epochs of a run: its folder, log and status, and who may end it."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from rebar.config import flatten_config, to_yaml
+from rebar.errors import RebarError
 from rebar.loading import Loader
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import RunLog, forget_after, open_log
@@ -65,7 +66,8 @@ def recorded_run(
             wait_for_all(world)  # whoever leaves first makes torchrun end the others
             raise
         except BaseException as error:
-            note("failed", str(error) or type(error).__name__, 1)
+            with suppress(RebarError):  # the disk may be what is full
+                note("failed", str(error) or type(error).__name__, 1)
             raise
         control.close()
         note("finished", control.limit, 0)
