@@ -18,8 +18,9 @@ from torch import nn
 from rebar.cli import run_command
 from rebar.config import build_config, knob, parse_config, section
 from rebar.errors import RebarError
-from rebar.loading import DataConfig, Loader, Normalizer, build_val_loader
+from rebar.loading import Loader, Normalizer
 from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
+from rebar.loading.imagenet import DataConfig, build_val_loader
 from rebar.reporting import console
 from rebar.reporting.confusion import class_lines, plot_confusion
 from rebar.reporting.run_folder import RunFolder

@@ -24,8 +24,9 @@ from torch import nn
 from rebar.cli import run_command, warn
 from rebar.config import config_name, flatten_config, parse_config
 from rebar.errors import RebarError
-from rebar.loading import IMAGENET_ON_HUB, Loader, Normalizer, build_train_loader, build_val_loader
+from rebar.loading import Loader, Normalizer
 from rebar.loading.device import Augment
+from rebar.loading.imagenet import IMAGENET_ON_HUB, build_train_loader, build_val_loader
 from rebar.loading.statistics import read_statistics
 from rebar.reporting import console
 from rebar.reporting.environment import environment

@@ -73,3 +73,11 @@ def test_is_imported_without_torch_and_ffcv(package: str) -> None:
     code = f"import sys, {package}; print(sorted({{'torch', 'torchvision', 'ffcv', 'numba'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_process_that_only_loads_stays_small() -> None:
+    """The compiler, the writer's packages and those of the configuration are left out."""
+    heavy = {"PIL", "cv2", "fastargs", "ffcv", "llvmlite", "numba", "pyarrow", "torchvision", "yaml"}
+    code = f"import torch, sys, rebar.loading; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

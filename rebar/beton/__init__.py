@@ -1,14 +1,23 @@
-"""FFCV's .beton files: read, written and described. Stock FFCV reads what this writes, and the reverse."""
+"""FFCV's .beton files: read, written and described. Stock FFCV reads what this writes, and the reverse.
 
-from rebar.beton.encoder import OnBadImage
-from rebar.beton.estimate import NUM_SAMPLED, Estimate
+What only writing needs (OpenCV, Pillow, the sources) is imported where it is asked for: a process that trains stays
+small and starts quickly.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from rebar.beton.format import BetonError
-from rebar.beton.images import ImagePolicy
 from rebar.beton.reader import BetonFile
-from rebar.beton.report import Tally, WriteReport
 from rebar.beton.sidecar import Sidecar, read_sidecar
-from rebar.beton.sources import ImageFolder, Source
-from rebar.beton.writer import write_beton
+
+if TYPE_CHECKING:
+    from rebar.beton.encoder import OnBadImage
+    from rebar.beton.estimate import NUM_SAMPLED, Estimate
+    from rebar.beton.images import ImagePolicy
+    from rebar.beton.report import Tally, WriteReport
+    from rebar.beton.sources import ImageFolder, Source
+    from rebar.beton.writer import write_beton
 
 __all__ = [
     "NUM_SAMPLED",
@@ -25,3 +34,21 @@ __all__ = [
     "read_sidecar",
     "write_beton",
 ]
+
+_FOR_WRITING = {
+    "NUM_SAMPLED": "estimate",
+    "Estimate": "estimate",
+    "ImageFolder": "sources",
+    "ImagePolicy": "images",
+    "OnBadImage": "encoder",
+    "Source": "sources",
+    "Tally": "report",
+    "WriteReport": "report",
+    "write_beton": "writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FOR_WRITING:
+        return getattr(importlib.import_module(f"{__name__}.{_FOR_WRITING[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ import pytest
 from rebar.beton import ImagePolicy, write_beton
 from rebar.beton.selection import SUBSETS, Selection
 from rebar.beton.sources import ImageFolder
-from rebar.loading import DataConfig, build_train_loader, build_val_loader
+from rebar.loading.imagenet import DataConfig, build_train_loader, build_val_loader
 
 
 @pytest.fixture
