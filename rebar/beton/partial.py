@@ -26,6 +26,10 @@ from rebar.errors import RebarError
 _PAGE_HEAD = struct.Struct("<III")  # samples, position, checksum
 
 
+class OtherJobError(RebarError):
+    """What is there to go on with was begun with another source, policy, order or software."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """What the journal says of one page."""
@@ -131,7 +135,7 @@ def _parse(record: bytes) -> Progress:
 def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
     if differing:
-        raise RebarError(
+        raise OtherJobError(
             f"{partial_path(path)}: was begun with another {', '.join(differing)}, so it cannot be gone on with; give "
             "the command it was begun with, or --restart to throw it away"
         )

@@ -1,6 +1,7 @@
 """A .beton of any source: written once into a cache folder, found there from then on."""
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rebar.beton.images import ImagePolicy
+from rebar.beton.partial import OtherJobError
 from rebar.beton.selection import Selection
 from rebar.beton.sources import Request, open_source
 from rebar.beton.sources.registry import is_address
@@ -69,7 +71,13 @@ def _write(where: str, split: Split, selection: Selection, policy: ImagePolicy, 
     _, source = open_source(Request(where, split, at_most=selection.at_most))
     source, order = selection.apply(source)
     print(f"pictures  {len(order):,} in {len(source.class_names):,} classes", flush=True)
-    write_beton(source, target, policy=policy, order=order, num_workers=len(os.sched_getaffinity(0)))
+    write = functools.partial(
+        write_beton, source, target, policy=policy, order=order, num_workers=len(os.sched_getaffinity(0))
+    )
+    try:
+        write()
+    except OtherJobError:  # left by other software, or of a source that has changed since
+        write(restart=True)
 
 
 def _cache_path(where: str, split: Split, selection: Selection, policy: ImagePolicy) -> Path:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from rebar.beton import BetonFile, ImageFolder, ImagePolicy
+from rebar.beton.journal import append_record
+from rebar.beton.partial import journal_path, partial_path
 from rebar.beton.written_once import beton_of, is_source
 from rebar.errors import RebarError
 
@@ -50,6 +52,15 @@ class TestOneProcess:
         assert beton_of(str(picture_tree), "train") == path
         assert capfd.readouterr().out == ""
         assert path.stat().st_mtime_ns == before
+
+    def test_what_other_software_left_unfinished_is_thrown_away(self, picture_tree: Path, cache: Path) -> None:
+        path = beton_of(str(picture_tree), "train")
+        for file in (path, *cache.glob(f"{path.name}.*")):
+            file.unlink()
+        with journal_path(path).open("wb") as journal:
+            append_record(journal, b'{"software": "of last year"}')
+        partial_path(path).write_bytes(bytes(100))
+        assert len(BetonFile.open(beton_of(str(picture_tree), "train"))) == 24
 
     def test_whatever_changes_the_file_gives_another(self, picture_tree: Path, cache: Path) -> None:
         whole = beton_of(str(picture_tree), "train")
