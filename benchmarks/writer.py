@@ -11,8 +11,10 @@
 Each writer writes a few pictures, then many, in a process of its own, and the figure is the many less the few by the
 time between: what a whole data set is written at, without what it costs to begin. The writers take turns, several
 times over; figures are medians, and a ratio is taken within a repetition. Beside the pictures a second stand those a
-second of processor time, of all processes together, which other work on the machine disturbs less. ``ffcv`` is its
-DatasetWriter with Pillow's pictures, as ffcv-imagenet uses it; ``rebar`` is write_beton as write_dataset.py calls it.
+second of processor time, of all processes together, which other work on the machine disturbs less.
+
+``ffcv`` is its DatasetWriter with Pillow's pictures, as ffcv-imagenet uses it; ``rebar`` is write_beton as
+write_dataset.py calls it.
 """
 
 import argparse
