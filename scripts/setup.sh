@@ -381,10 +381,10 @@ lock() {
     flock --nonblock 9 || { say "waiting for another set-up to end"; flock 9; }
 }
 
-# Else the first training would wait for it.
-compile_decoder() {
-    "$venv/bin/python" -c "from rebar.jpeg.machine_code import load_kernel; load_kernel()" ||
-        say "the fast JPEG decoder does not compile here; pictures will be decoded whole"
+# Else the first writing and the first training would wait for it.
+compile_kernels() {
+    "$venv/bin/python" -m rebar.jpeg ||
+        say "the fast JPEG code does not compile here; pictures will be decoded whole, and written anew"
 }
 
 doctor() { "$venv/bin/python" -m rebar.doctor --quiet; }
@@ -406,7 +406,7 @@ setup() {
     install_packages
     if $dev; then install_dev_packages; fi
     install_ffcv
-    compile_decoder
+    compile_kernels
     if ! doctor; then
         die "Rebar cannot run yet; the lines above say why." \
             "If packages are missing: rm $venv/.*.stamp and start this script again."
