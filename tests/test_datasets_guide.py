@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluate import EvaluateConfig
+from rebar.beton.inspecting import asks_to_inspect, parse
 from rebar.beton.selection import SUBSETS
 from rebar.beton.sources.registry import KINDS
 from rebar.config import parse_config
@@ -23,7 +24,10 @@ COMMANDS = re.findall(r"((?:write_dataset|train_imagenet|evaluate)\.py --[^\n]*)
 def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     script, *words = shlex.split(command.replace("$", "").partition("#")[0])
-    parse_config(SCHEMAS[script], words, description="")
+    if asks_to_inspect(words):
+        parse(words)
+    else:
+        parse_config(SCHEMAS[script], words, description="")
 
 
 def test_every_kind_and_size_is_named() -> None:

@@ -29,8 +29,8 @@ def asks_to_inspect(argv: Sequence[str]) -> bool:
     return any(word.partition("=")[0] in COMMANDS for word in argv)
 
 
-def inspect(argv: Sequence[str]) -> None:
-    """Do what the command line says, and print it. Raises RebarError where a file is not as it should be."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """What the command line asks for. Raises RebarError for one that is wrong."""
     parser = _Parser(prog="write_dataset.py", allow_abbrev=False, description="Look at a .beton file.")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--verify", metavar="FILE", type=Path, help="check every page, offset, picture and label")
@@ -38,7 +38,12 @@ def inspect(argv: Sequence[str]) -> None:
     which.add_argument("--stats", metavar="FILE", type=Path, help="mean and deviation of the channels, as JSON")
     parser.add_argument("--out", metavar="PATH", type=Path, help="the PNG or JSON file; default: beside FILE")
     parser.add_argument("--num-workers", type=int, default=0, help="threads; 0: one for every core")
-    given = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def inspect(argv: Sequence[str]) -> None:
+    """Do what the command line says, and print it. Raises RebarError where a file is not as it should be."""
+    given = parse(argv)
     if given.verify:
         _verify(given.verify, given.num_workers)
     elif given.info:
