@@ -183,6 +183,8 @@ def main() -> None:
     shutil.rmtree(arguments.work, ignore_errors=True)
     for case in cases:
         make_case(case, arguments.data, arguments.work / case, arguments.count)
+    for case, peer in itertools.product(cases, PEERS):  # what is compiled once a machine is compiled now
+        measure(peer, arguments.work / case, arguments.work / f"{peer}.beton", arguments.count, arguments.workers)
     for repetition in range(arguments.repetitions):
         for case in cases:
             for peer in PEERS:

@@ -182,11 +182,12 @@ GROUP_NORM = """if True:
     import functools, sys, train_imagenet
     from torch import nn
     from rebar.cli import run_command
+    from rebar.training import network
     from rebar.training.torchvision_import import import_torchvision
     def build_model(arch, *, num_classes, **_):
         norm = functools.partial(nn.GroupNorm, 8)
         return import_torchvision().models.resnet18(num_classes=num_classes, norm_layer=norm)
-    train_imagenet.build_model = build_model
+    network.build_model = build_model
     run_command(train_imagenet.main)
 """
 
