@@ -81,13 +81,16 @@ def main(argv: Sequence[str]) -> None:
         aliases=aliases.table(),
     )
     config = fill_in_paths(config, config_name(argv))
+    preempted = False
     with join_world() as world:
         try:
             train(config, world)
         except Interrupted as interrupted:
             if world.is_main:
                 print(f"interrupted by {interrupted.reason}: all is saved, the same command goes on", flush=True)
-            sys.exit(EXIT_PREEMPTED)
+            preempted = True
+    if preempted:
+        sys.exit(EXIT_PREEMPTED)
 
 
 def train(config: TrainConfig, world: World) -> None:

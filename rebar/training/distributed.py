@@ -4,6 +4,7 @@ Started by plain ``python`` a run is a world of one, and nothing here communicat
 """
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before a group exists: see join_world
 from torch import nn
 
 from rebar.errors import RebarError
@@ -73,7 +75,10 @@ def join_world() -> Iterator[World]:
         timeout=_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
+    # torch.distributed.nn keeps the group that exists when it is first imported, which torch does by itself
+    # at some later moment: that group's threads would never end, and abort the process at its exit.
     yield world
+    gc.collect()  # a wrapped model in a cycle would keep the group, too
     dist.destroy_process_group()  # not after an error: it would wait for processes that may be gone
 
 
