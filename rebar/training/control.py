@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
+from rebar.instance_metadata import endpoint_is_given
 from rebar.training.checkpoint import CheckpointConfig
 from rebar.training.distributed import Agreement, World
 from rebar.training.health import HealthWatch
 from rebar.training.preemption import Interrupted, StopRequest, Wish, on_ec2, stop_requests
-from rebar.training.spot import endpoint_is_given, watch_for_notice
+from rebar.training.spot import watch_for_notice
 
 Batch = TypeVar("Batch")
 
