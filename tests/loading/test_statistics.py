@@ -52,5 +52,6 @@ def test_what_is_no_statistics_is_refused(content: Any, message: str, tmp_path: 
 def test_what_the_writer_measures_is_read(data: Data) -> None:
     run("write_dataset.py", "--stats", data.train)
     found = read_statistics(data.train.with_name(data.train.name + ".stats.json"))
-    means = [batch.images.numpy().mean((0, 1, 2)) / 255 for batch in Loader(data.train, 16, cropper=CenterCrop(1.0), resolution=128)]
+    loader = Loader(data.train, 16, cropper=CenterCrop(1.0), resolution=128)
+    means = [batch.images.numpy().mean((0, 1, 2)) / 255 for batch in loader]
     np.testing.assert_allclose(found.mean, np.mean(means, axis=0), atol=0.01)
