@@ -22,7 +22,7 @@ from torch import nn
 from rebar.cli import run_command
 from rebar.config import config_name, parse_config
 from rebar.errors import RebarError
-from rebar.loading import Loader
+from rebar.loading import Loader, Normalizer
 from rebar.reporting import console
 from rebar.reporting.plot import plot_run
 from rebar.reporting.report import write_report
