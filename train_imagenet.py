@@ -50,6 +50,7 @@ from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
 from rebar.training.recording import recorded_run
 from rebar.training.regularization.policy import build_regularizer
 from rebar.training.resolution import resolution_at
+from rebar.training.sam import climbed
 from rebar.training.schedule import peak_lr
 from rebar.training.seeding import seed_step
 from rebar.training.setup import build_normalizer, build_state, fill_in_paths, open_data, resume
@@ -189,20 +190,30 @@ def build_step(config: TrainConfig, state: TrainState, model: nn.Module, world: 
         config.regularization, num_classes=state.num_classes, seed=config.training.seed, rank=world.rank
     )
 
-    def train_on(images: torch.Tensor, labels: torch.Tensor, step: int, lr: float) -> torch.Tensor:
-        set_learning_rate(state.optimizer, lr)
+    def take_gradient(
+        batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], step: int, *, measured: bool
+    ) -> torch.Tensor:
         seed_step(config.training.seed, step, world.rank)
-        images, targets = regularizer.mix(images, labels, step)
-
         state.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=world.device)
-        for piece in pieces_of(model, images, targets, labels, count=config.execution.accumulate):
+        for piece in pieces_of(model, *batch, count=config.execution.accumulate):
             with autocast(state.precision, world.device):
                 logits = model(piece.images)
                 piece_loss = criterion(logits, piece.targets)
             state.scaler.scale(piece_loss * piece.share).backward()
             loss += piece_loss.detach() * piece.share
-            state.meter.add(piece_loss, logits, piece.labels)
+            if measured:
+                state.meter.add(piece_loss, logits, piece.labels)
+        return loss
+
+    def train_on(images: torch.Tensor, labels: torch.Tensor, step: int, lr: float) -> torch.Tensor:
+        set_learning_rate(state.optimizer, lr)
+        images, targets = regularizer.mix(images, labels, step)
+        batch = (images, targets, labels)
+        loss = take_gradient(batch, step, measured=True)
+        if config.optimizer.sam_is_due(step):
+            with climbed(model.parameters(), config.optimizer.sam_rho):
+                take_gradient(batch, step, measured=False)
         clip_gradients(model, state.optimizer, state.scaler, config.optimizer.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
