@@ -16,6 +16,7 @@ from rebar.jpeg.vectors import load_uint32, load_uint64
 U = np.uint64
 SEVERAL_BITS = 12
 BLOCK_ENDS = 64
+SKIP_ENDS_AT = 4  # the bit of an entry of ``Codes.skips``
 
 
 class Codes(NamedTuple):
@@ -29,6 +30,11 @@ class Codes(NamedTuple):
     many bits are read, bit 6 whether the block ends with them, 8-15 how far the number advances before that, 16-21 the
     length and 32-63 the bits to write; zero where not even one does. ``known`` uint8 ``[3, 272]`` is the specification
     that a component's row was made from.
+
+    ``standard`` uint8 ``[2, 2, 272]`` by class and kind are the standard specifications. ``skips`` uint16
+    ``[2, 2**SEVERAL_BITS]`` by kind and the next bits tells what is read as ``several`` does, of files that have the
+    standard codes already: bits 0-3 how many bits, bit 4 whether the block ends with them, 8-15 how far the number
+    advances before that; where not even one symbol lies whole in so many bits, it advances beyond any block.
     """
 
     dc: NDArray[np.uint32]
@@ -36,6 +42,8 @@ class Codes(NamedTuple):
     exchange: NDArray[np.uint64]
     several: NDArray[np.uint64]
     known: NDArray[np.uint8]
+    standard: NDArray[np.uint8]
+    skips: NDArray[np.uint16]
 
 
 def new_codes() -> Codes:
@@ -46,7 +54,34 @@ def new_codes() -> Codes:
         np.zeros((3, 1 << SHORT_BITS), np.uint64),
         np.zeros((3, 1 << SEVERAL_BITS), np.uint64),
         np.zeros((3, SPECIFICATION_BYTES), np.uint8),
+        np.stack([[_padded(codes) for codes in both] for both in (DC_CODES, AC_CODES)]),
+        np.stack([_skip_table(codes) for codes in AC_CODES]),
     )
+
+
+def _padded(specification: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(specification.ljust(SPECIFICATION_BYTES, b"\0"), np.uint8)
+
+
+def _skip_table(specification: bytes) -> NDArray[np.uint16]:
+    """A row of ``Codes.skips``."""
+    lengths = np.repeat(np.arange(1, 17), list(specification[:16]))
+    of_code = lengths << 8 | np.frombuffer(specification[16:], np.uint8)
+    of_bits = np.zeros(1 << 16, np.int64)
+    entries = np.repeat(of_code, 1 << (16 - lengths))
+    of_bits[: entries.size] = entries
+    patterns = np.arange(1 << SEVERAL_BITS) << (16 - SEVERAL_BITS)
+    read, advance, ends = np.zeros((3, patterns.size), np.int64)
+    for _ in range(SEVERAL_BITS // 2):  # no code is shorter than two bits
+        entry = of_bits[(patterns << read) & 0xFFFF]
+        length, run, size = entry >> 8, (entry >> 4) & 15, entry & 15
+        taken = (entry > 0) & (read + length + size <= SEVERAL_BITS) & (ends == 0)
+        is_end = taken & (entry & 255 == 0)
+        read += np.where(taken, length + size, 0)
+        advance += np.where(taken & ~is_end, run + 1, 0)
+        ends |= is_end
+    advance[read == 0] = 255
+    return (read | ends << SKIP_ENDS_AT | advance << 8).astype(np.uint16)
 
 
 @compiled
@@ -54,16 +89,23 @@ def set_coders(
     header: Header, tables: Tables, codes: Codes, ratios: NDArray[np.int32], coders: NDArray[np.uint64]
 ) -> None:
     """Fill ``coders`` and ``codes.exchange`` for the picture whose tables these are."""
-    long = U(tables.store.long.ctypes.data)
+    long, short = U(tables.store.long.ctypes.data), U(tables.store.short.ctypes.data)
     for component in range(header.components):
         kind, slot = min(component, 1), tables.components[component, 5]
-        coders[component, 0] = long + U(tables.components[component, 4] << 17)
+        dc_slot = tables.components[component, 4]
+        coders[component, 0] = long + U(dc_slot << 17)
         coders[component, 1] = long + U(slot << 17)
         coders[component, 2] = U(codes.dc.ctypes.data) + U(kind << 10)
         coders[component, 3] = U(codes.ac.ctypes.data) + U(kind << 10)
         coders[component, 4] = U(codes.exchange.ctypes.data) + U(component << (SHORT_BITS + 3))
         coders[component, 5] = U(ratios.ctypes.data) + U(component << 8)
         coders[component, 6] = U(codes.several.ctypes.data) + U(component << (SEVERAL_BITS + 3))
+        coders[component, 7] = short + U(dc_slot << (SHORT_BITS + 2))
+        coders[component, 8] = U(codes.skips.ctypes.data) + U(kind << (SEVERAL_BITS + 1))
+        coders[component, 9] = U(
+            _is_same(codes.standard[0, kind], tables.store.specifications[dc_slot])
+            and _is_same(codes.standard[1, kind], tables.store.specifications[slot])
+        )
         if _is_known(codes.known[component], tables.store.specifications[slot]):
             continue
         for bits in range(1 << SHORT_BITS):
@@ -72,6 +114,14 @@ def set_coders(
             codes.exchange[component, bits] = exchange_entry(entry, coders[component, 3]) if fits else U(0)
         for bits in range(1 << SEVERAL_BITS):
             codes.several[component, bits] = _several_entry(U(bits) << U(64 - SEVERAL_BITS), coders[component, 4])
+
+
+@compiled
+def _is_same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    same = True
+    for i in range(SPECIFICATION_BYTES):
+        same = same and one[i] == other[i]
+    return same
 
 
 @compiled

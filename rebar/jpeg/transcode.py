@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.jpeg.bit_writer import put, put_segment
+from rebar.jpeg.bit_writer import copy_bits, put, put_segment
 from rebar.jpeg.compiled import kernel, read_only
 from rebar.jpeg.exchange_blocks import (
     MOST_BLOCK_BYTES,
@@ -29,6 +29,7 @@ from rebar.jpeg.exchange_blocks import (
     refill,
     round_block,
     rounded,
+    skip_block,
 )
 from rebar.jpeg.exchange_tables import Codes, new_codes, set_coders
 from rebar.jpeg.headers import ZIGZAG, Header, parse_header
@@ -53,7 +54,7 @@ _HUFFMAN = b"".join(
 class _Scratch(NamedTuple):
     """Room for one segment's bits as read and as written, without stuffing, and for where the segments lie.
 
-    ``coders`` uint64 ``[3, 7]`` is a Coder a component, ``predictions`` int64 ``[2, 3]`` what is read and written,
+    ``coders`` uint64 ``[3, 10]`` is a Coder a component, ``predictions`` int64 ``[2, 3]`` what is read and written,
     ``ratios`` int32 ``[3, 64]`` is told in Coder.
     """
 
@@ -70,7 +71,7 @@ def _new_scratch(room: int, segments: int) -> _Scratch:
         np.zeros(room + _BITS_ROOM, np.uint8),
         np.zeros(room, np.uint8),
         np.zeros((2, segments), np.int64),
-        np.zeros((3, 7), np.uint64),
+        np.zeros((3, 10), np.uint64),
         np.zeros((2, 3), np.int64),
         np.zeros((3, 64), np.int32),
     )
@@ -188,11 +189,17 @@ def _write(
     address, pending, count = written, U(0), U(0)
     pointer, buffer, have = read, U(0), U(0)
     until_marker, markers, segment, until_segment = interval if interval else units, 0, 0, 0
-    length = 0
+    length, copied, at_bit = 0, 0, 0  # in the segment: its bytes, bits that need not be copied any more, and the place
     for _ in range(units):
+        if until_segment == 0 or until_marker == 0:
+            if address + U((at_bit - copied) >> 3) > limit:
+                return UNSUPPORTED, 0
+            address, pending, count = copy_bits(read, copied, at_bit, address, pending, count)
+            copied = at_bit
         if until_segment == 0:
             length = remove_stuffing(data, starts[segment], ends[segment], scratch.read)
             pointer, buffer, have = read, U(0), U(0)
+            copied = at_bit = 0
             predictions[0, :] = 0
             until_segment = every
             segment += 1
@@ -208,8 +215,6 @@ def _write(
             until_marker = interval
         for block in range(blocks):
             component = max(block - luma + 1, 0)
-            if address > limit:
-                return UNSUPPORTED, 0
             coder = Coder(
                 coders[component, 0],
                 coders[component, 1],
@@ -218,24 +223,39 @@ def _write(
                 coders[component, 4],
                 coders[component, 5],
                 coders[component, 6],
+                coders[component, 7],
+                coders[component, 8],
+                coders[component, 9],
             )
             pointer, buffer, have = refill(pointer, buffer, have)
             known, difference, buffer, have = read_difference(coder, buffer, have)
+            if known == 0:
+                return CORRUPT_DATA, 0
             predictions[0, component] += difference
             dc = predictions[0, component]
-            if coarser:
-                dc = rounded(dc, coder.ratios)
-            difference = dc - predictions[1, component]
+            if abs(dc) > _MOST_DC:
+                return UNSUPPORTED, 0
+            is_copied = coder.is_standard != U(0) and not coarser
+            if not is_copied or dc - predictions[1, component] != difference:
+                if address + U((at_bit - copied) >> 3) > limit:
+                    return UNSUPPORTED, 0
+                address, pending, count = copy_bits(read, copied, at_bit, address, pending, count)
+                copied = np.int64(pointer - read) * 8 - np.int64(have)
+                if coarser:
+                    dc = rounded(dc, coder.ratios)
+                difference = dc - predictions[1, component]
+                size = bits_of(difference)
+                if size > 11:
+                    return UNSUPPORTED, 0
+                code = np.int64(load_uint32(coder.dc_codes + U(size << 2)))
+                bits = difference if difference >= 0 else difference + (1 << size) - 1
+                address, pending, count = put(
+                    U(((code >> 8) << size) | bits), U((code & 255) + size), address, pending, count
+                )
             predictions[1, component] = dc
-            size = bits_of(difference)
-            if known == 0 or size > 11 or abs(predictions[0, component]) > _MOST_DC:
-                return CORRUPT_DATA if known == 0 else UNSUPPORTED, 0
-            code = np.int64(load_uint32(coder.dc_codes + U(size << 2)))
-            bits = difference if difference >= 0 else difference + (1 << size) - 1
-            address, pending, count = put(
-                U(((code >> 8) << size) | bits), U((code & 255) + size), address, pending, count
-            )
-            if coarser:
+            if is_copied:
+                k, pointer, buffer, have = skip_block(coder, pointer, buffer, have)
+            elif coarser:
                 k, pointer, buffer, have, address, pending, count = round_block(
                     coder, pointer, buffer, have, address, pending, count
                 )
@@ -245,12 +265,18 @@ def _write(
                 )
             if U(64) < k < U(END_OF_BLOCK):
                 return CORRUPT_DATA, 0
-            if np.int64(pointer - read) * 8 - np.int64(have) > 8 * length:
+            at_bit = np.int64(pointer - read) * 8 - np.int64(have)
+            if not is_copied:
+                copied = at_bit
+            if at_bit > 8 * length:
                 return CUT_SHORT, 0
         until_segment -= 1
         until_marker -= 1
-        if until_segment == 0 and 8 * length - (np.int64(pointer - read) * 8 - np.int64(have)) >= 8:
+        if until_segment == 0 and 8 * length - at_bit >= 8:
             return CORRUPT_DATA, 0
+    if address + U((at_bit - copied) >> 3) > limit:
+        return UNSUPPORTED, 0
+    address, pending, count = copy_bits(read, copied, at_bit, address, pending, count)
     at = put_segment(written, address, pending, count, out, at)
     if at < 0:
         return UNSUPPORTED, 0
