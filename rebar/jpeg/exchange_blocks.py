@@ -10,13 +10,13 @@ import numpy as np
 
 from rebar.jpeg.bit_writer import put
 from rebar.jpeg.compiled import compiled, inlined
-from rebar.jpeg.exchange_tables import BLOCK_ENDS, SEVERAL_BITS, SKIP_ENDS_AT, exchange_entry
+from rebar.jpeg.exchange_tables import exchange_entry
 from rebar.jpeg.huffman import END_OF_BLOCK, LONG
 from rebar.jpeg.scratch import SHORT_BITS
+from rebar.jpeg.transcode_arrays import BLOCK_ENDS, RATIO_BITS, SEVERAL_BITS, SKIP_ENDS_AT
 from rebar.jpeg.vectors import load_big_endian, load_uint16, load_uint32, load_uint64
 
 U = np.uint64
-RATIO_BITS = 15
 MOST_BLOCK_BYTES = 64 * 4 + 64
 """Written for a block at most: 26 bits a symbol, and what a store reaches beyond."""
 NO_CODE = 65  # as a step: from any coefficient beyond the last
