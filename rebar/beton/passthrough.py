@@ -7,7 +7,6 @@ encoding anew. What cannot be stored like this, for its size, its orientation or
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,10 +15,8 @@ from rebar.beton.sizes import SizeLimit
 from rebar.jpeg.sequential import make_sequential
 from rebar.jpeg.standard_tables import quantisation_at
 from rebar.jpeg.status import OK, UNSUPPORTED
+from rebar.jpeg.transcode import Transcoder
 from rebar.jpeg.turbojpeg import JpegError
-
-if TYPE_CHECKING:
-    from rebar.jpeg.transcode import Transcoder
 
 _JPEG = b"\xff\xd8\xff"
 _FINER = 1e-9  # relative: what rounding may make of equal means
@@ -94,10 +91,8 @@ def restart_interval(width: int, unit_width: int = 16) -> int:
 
 
 @functools.cache
-def _transcoder() -> "Transcoder":
+def _transcoder() -> Transcoder:
     """This process's: kernels are loaded when the first JPEG comes, and only where there is one."""
-    from rebar.jpeg.transcode import Transcoder
-
     return Transcoder()
 
 
