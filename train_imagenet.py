@@ -25,7 +25,6 @@ from rebar.errors import RebarError
 from rebar.loading import Loader, Normalizer
 from rebar.reporting import console
 from rebar.reporting.plot import plot_run
-from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import RunLog
 from rebar.training import aliases
@@ -296,7 +295,6 @@ def finish(
             export_weights(folder.path / f"weights{suffix}", state.model.state_dict(), exported_facts(config, state))
         with contextlib.suppress(RebarError):  # killed before its first epoch was logged, it has nothing to draw
             plot_run(folder.log, folder.plot)
-        write_report(folder.path)
         print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, folder), flush=True)
 
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from rebar.config import flatten_config, to_yaml
 from rebar.errors import RebarError
 from rebar.loading import Loader
+from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import RunLog, forget_after, open_log
 from rebar.reporting.status import RunStatus, State, write_status
@@ -21,7 +22,7 @@ from rebar.training.state import TrainState
 def recorded_run(
     config: TrainConfig, state: TrainState, loader: Loader, folder: RunFolder, world: World, *, afresh: bool
 ) -> Iterator[tuple[RunLog, RunControl]]:
-    """The run's log and control meanwhile; afterwards ``status.json`` says how it ended.
+    """The run's log and control meanwhile; then ``status.json`` says how it ended, a finished run has its report.
 
     Raises RebarError where another run uses the folder, and in place of errors that can be explained.
     """
@@ -71,3 +72,5 @@ def recorded_run(
             raise
         control.close()
         note("finished", control.limit, 0)
+        if world.is_main:
+            write_report(folder.path)
