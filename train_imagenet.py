@@ -68,6 +68,7 @@ from rebar.training.resolution import resolution_at
 from rebar.training.schedule import peak_lr
 from rebar.training.seeding import seed_step
 from rebar.training.state import TrainState
+from rebar.training.uploaded_run import fetch_run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -102,6 +103,9 @@ def train(config: TrainConfig, world: World) -> None:
     train_loader, val_loader = open_data(config, world)
     state = build_state(config, train_loader, world)
     folder = RunFolder(Path(config.logging.folder))
+    if not (config.training.dry_run or config.training.find_lr):
+        options = config.checkpoint
+        fetch_run(config.logging.upload, folder, world, resume=options.resume, overwrite=options.overwrite)
     resumed = resume(config, state, train_loader, folder, world)
     model = wrap_distributed(state.model, world)
     if config.execution.compile_model:

@@ -32,6 +32,9 @@ class LoggingConfig:
     wandb_project: str = knob("rebar", help="Weights & Biases project")
     wandb_name: str = knob("", help="Weights & Biases run name; default the run folder's")
     wandb_tags: str = knob("", help="Weights & Biases tags, with commas between them")
+    upload: str = knob(
+        "", help="s3://bucket/prefix: bring checkpoints and log there, below the folder's name, and go on from there"
+    )
     show_progress: bool = knob(True, help="progress bars")
 
 

@@ -1,12 +1,13 @@
 """Checkpoints: written aside, made durable, then renamed, so that the last good one always survives."""
 
+import hashlib
 import os
 import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 
@@ -98,6 +99,14 @@ def link(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     os.replace(temporary, target)
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """The checksum of what is left of an open file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def keep_copies(last: Path, *, epoch: int, is_best: bool, keep_every: int) -> None:
