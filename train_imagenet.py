@@ -30,6 +30,7 @@ from rebar.loading.imagenet import IMAGENET_ON_HUB, build_train_loader, build_va
 from rebar.loading.statistics import read_statistics
 from rebar.reporting import console
 from rebar.reporting.environment import environment
+from rebar.reporting.hub import prepare_repository
 from rebar.reporting.memory import peak_host_gb
 from rebar.reporting.plot import plot_run
 from rebar.reporting.report import write_report
@@ -61,6 +62,7 @@ from rebar.training.network import build_network
 from rebar.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_learning_rate
 from rebar.training.precision import autocast, gradient_scaler, resolve_precision
 from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
+from rebar.training.publish import publish_or_warn
 from rebar.training.recipe import recipe_in_words
 from rebar.training.recording import recorded_run
 from rebar.training.regularization.policy import build_regularizer
@@ -100,6 +102,8 @@ def train(config: TrainConfig, world: World) -> None:
     torch.backends.cudnn.benchmark = True
     allow_tf32(config.execution.tf32)
 
+    if config.logging.hf_repo and world.is_main:
+        prepare_repository(config.logging.hf_repo)
     train_loader, val_loader = open_data(config, world)
     state = build_state(config, train_loader, world)
     folder = RunFolder(Path(config.logging.folder))
@@ -515,10 +519,13 @@ def finish(
     log.write("end", {"epoch": state.epoch, "parameters": parameters, **metrics})
     if world.is_main:
         for suffix in forms(config.checkpoint.export):
-            export_weights(folder.path / f"weights{suffix}", state.model.state_dict(), exported_facts(config, state))
+            weights = state.evaluated_model.state_dict()
+            export_weights(folder.path / f"weights{suffix}", weights, exported_facts(config, state))
         with contextlib.suppress(RebarError):  # killed before its first epoch was logged, it has nothing to draw
             plot_run(folder.log, folder.plot)
         write_report(folder.path)
+        if config.logging.hf_repo:
+            publish_or_warn(folder, config.logging.hf_repo)
         print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, folder), flush=True)
 
 

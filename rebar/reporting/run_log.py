@@ -35,6 +35,9 @@ class LoggingConfig:
     upload: str = knob(
         "", help="s3://bucket/prefix: bring checkpoints and log there, below the folder's name, and go on from there"
     )
+    hf_repo: str = knob(
+        "", help="owner/name: at the end publish weights, model card, report and config there; token: HF_TOKEN"
+    )
     show_progress: bool = knob(True, help="progress bars")
 
 
