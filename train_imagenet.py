@@ -53,7 +53,7 @@ from rebar.training.dry_run import try_out
 from rebar.training.effects import settings_without_effect
 from rebar.training.evaluation import Evaluation, evaluate
 from rebar.training.execution import allow_tf32, compile_for
-from rebar.training.export import export_weights, forms
+from rebar.training.export import check_can_export, export_weights, forms
 from rebar.training.losses import build_criterion
 from rebar.training.lr_override import ScheduleSpan, learning_rate, resumed_schedule
 from rebar.training.meter import TrainMeter
@@ -102,6 +102,7 @@ def train(config: TrainConfig, world: World) -> None:
     torch.backends.cudnn.benchmark = True
     allow_tf32(config.execution.tf32)
 
+    check_can_export(config.checkpoint.export)
     if config.logging.hf_repo and world.is_main:
         prepare_repository(config.logging.hf_repo)
     train_loader, val_loader = open_data(config, world)
@@ -199,6 +200,8 @@ def train_one_epoch(
         if step % config.logging.log_every == 0:  # the only place in the loop that waits for the device
             value = check_finite(loss.item(), step)
             control.health.on_loss(value, step, state.lr)
+            if control.estimate:
+                control.estimate.at_log_point(step)
             bar.set_postfix(loss=f"{value:.3f}", lr=f"{state.lr:.4f}", px=resolution, refresh=False)
             log.write(
                 "step", {"step": step, "epoch": step / steps_per_epoch, "train/loss": value, "train/lr": state.lr}
@@ -536,6 +539,8 @@ def exported_facts(config: TrainConfig, state: TrainState) -> dict[str, object]:
         "num_classes": state.num_classes,
         "class_names": state.class_names,
         "use_blurpool": config.training.use_blurpool,
+        "mean": list(state.mean),
+        "std": list(state.std),
         "metrics": state.last_metrics,
     }
 

@@ -33,8 +33,9 @@ class CheckpointConfig:
     )
     keep_best: bool = knob(True, help="keep best.pt, of the highest validation top-1")
     keep_every: int = knob(0, help="keep the checkpoint of every so many epochs; 0: of none", minimum=0)
-    export: Literal["none", "safetensors", "torchvision", "both"] = knob(
-        "none", help="at the end also write the weights alone: weights.safetensors, weights.pth"
+    export: Literal["none", "safetensors", "torchvision", "both", "onnx", "all"] = knob(
+        "none",
+        help="at the end also write weights.safetensors, weights.pth (both), weights.onnx; of what was evaluated",
     )
     reset_schedule: bool = knob(
         False, help="going on with other --epochs: a schedule of its own for what is left, without a jump"

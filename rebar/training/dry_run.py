@@ -37,7 +37,11 @@ def try_out(
     """A range test with its plot and advice; or a few steps of every kind and what the run would take."""
     criterion = build_criterion(config.loss, label_smoothing=config.training.label_smoothing)
     trial = Trial(model, state, train_loader, world, criterion=criterion)
-    with explained(batch_size=config.training.batch_size, precision=state.precision):
+    with explained(
+        batch_size=config.training.batch_size,
+        precision=state.precision,
+        accumulate=config.execution.accumulate,
+    ):
         if config.training.find_lr:
             resolution = resolution_at(state.epoch, config.resolution)
             findings = find_lr(trial, resolution, steps=config.training.find_lr_steps)

@@ -12,8 +12,10 @@ from rebar.reporting.status import RunStatus, State, write_status
 from rebar.training.config import TrainConfig
 from rebar.training.control import RunControl, asked_to_stop
 from rebar.training.distributed import World, wait_for_all
+from rebar.training.estimate import TimeEstimate
 from rebar.training.failures import explained
 from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
+from rebar.training.resolution import resolution_at
 from rebar.training.state import TrainState
 from rebar.training.upload import Uploader, start_uploads
 from rebar.training.uploaded_run import Progress
@@ -65,13 +67,24 @@ def recorded_run(
             budget_seconds=3600 * config.training.budget_hours,
             used_seconds=earlier_seconds,
         )
+        if world.is_main:
+            control.estimate = TimeEstimate(
+                [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)],
+                steps_per_epoch=steps_per_epoch,
+                global_batch=loader.global_batch,
+                max_steps=config.training.max_steps,
+            )
         if world.is_main and config.logging.upload:
             replaces = afresh or config.checkpoint.resume != "auto"
             uploader = start_uploads(config.logging.upload, folder, progress(), steps_per_epoch, replaces=replaces)
             stack.callback(uploader.finish)
         note("running", "", None)
         try:
-            with explained(batch_size=config.training.batch_size, precision=state.precision):
+            with explained(
+                batch_size=config.training.batch_size,
+                precision=state.precision,
+                accumulate=config.execution.accumulate,
+            ):
                 yield log, control
         except Interrupted as interrupted:
             note("interrupted", interrupted.reason, EXIT_PREEMPTED)
