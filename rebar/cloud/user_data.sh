@@ -121,8 +121,8 @@ choose_data_folder() {
 }
 
 place_data() {
-    [[ -n $data ]] || return 0
     choose_data_folder
+    [[ -n $data ]] || return 0
     say "data to $data_folder"
     if [[ $data == s3://* ]]; then
         local name

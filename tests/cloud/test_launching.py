@@ -183,13 +183,14 @@ def results(account: StrictAws) -> Any:
 
 def report(s3: Any, status: str) -> None:
     """What the machine uploads at its end."""
-    for name, text in (("run/report.md", "all well"), ("machine.log", "a line"), ("exit-status", f"{status}\n")):
+    written = {"run/summary.txt": "all well\n", "run/training/checkpoints/last.pt": "weights"}
+    for name, text in {**written, "machine.log": "a line", "exit-status": f"{status}\n"}.items():
         s3.put_object(Bucket="bucket", Key=f"runs/rebar/check-1/{name}", Body=text.encode())
 
 
 def validate(out: Path) -> list[str | Path]:
     words = ["launch", "validate", "--run", "check-1", "--source", "s3://bucket/rebar.tar.gz", "--max-hours", "1"]
-    return [*words, "--results", "s3://bucket/runs", "--instance-type", "g5.xlarge", "--out", out, *RENT]
+    return [*words, "--results", "s3://bucket/runs", "--data", "s3://bucket/betons", "--out", out, *RENT]
 
 
 @pytest.mark.parametrize("status", ["0", "7"])
@@ -202,10 +203,26 @@ def test_validate_brings_the_report_and_ends_the_machine(
         assert "is done" in cloud(*validate(tmp_path / "report"), "--yes").out
     else:
         assert "ended with status 7" in refused(*validate(tmp_path / "report"), "--yes")
-    assert (tmp_path / "report" / "run" / "report.md").read_text() == "all well"
+    assert (tmp_path / "report" / "run" / "summary.txt").read_text() == "all well\n"
+    assert not list((tmp_path / "report").rglob("*.pt"))
     assert living(ec2) == []
     (sent,) = account.sent("RunInstances")
-    assert "./scripts/test.sh -m gpu" in base64.b64decode(sent["UserData"]).decode()
+    assert sent["InstanceType"] == "g4dn.xlarge"
+    script = base64.b64decode(sent["UserData"]).decode()
+    assert """command=(bash -c 'exec ./scripts/validation_run.sh "$DATA_FOLDER"')""" in script
+    assert "data=s3://bucket/betons" in script
+
+
+def test_validate_takes_pictures_from_the_hub(account: StrictAws, results: Any, tmp_path: Path) -> None:
+    account.watch = lambda request: report(results, "0") if request.action.startswith("POST /schedules") else None
+    plain = [word for word in validate(tmp_path) if word not in ("--data", "s3://bucket/betons")]
+    assert "needs pictures: --data" in refused(*plain, "--yes")
+    assert "all well" in cloud(*plain, "--data", "hf:imagenet-1k", "--secret", "HF_TOKEN=/rebar/hf", "--yes").out
+    (hub,) = account.sent("RunInstances")
+    script = base64.b64decode(hub["UserData"]).decode()
+    assert "exec ./scripts/validation_run.sh hf:imagenet-1k" in script
+    assert "data=''" in script
+    assert "secret_names=(HF_TOKEN=/rebar/hf)" in script
 
 
 def test_validate_ends_the_machine_when_it_is_told_to_stop(

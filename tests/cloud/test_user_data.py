@@ -24,9 +24,25 @@ AWS = shutil.which("aws", path=PATH)
 JOB = ["--run", "g5-16", "--source", "s3://bucket/rebar.tar.gz", "--data", "s3://bucket/betons"]
 JOB += ["--results", "s3://bucket/runs", "--max-hours", "2", "--instance-type", "g5.xlarge"]
 
+VALIDATE = [*JOB[:-4], "--max-hours", "2"]
+
 
 def render(*words: str) -> str:
     return cloud("userdata", "render", *JOB, *words).out
+
+
+def validation_script(aws: StrictAws, *words: str) -> str:
+    """What 'launch validate' would give the machine."""
+    import base64
+
+    import boto3
+
+    boto3.client("iam").create_instance_profile(InstanceProfileName="rebar")
+    aws.quotas["L-DB2E81BA"] = 64
+    rent = ["--instance-profile", "rebar", "--scheduler-role", "arn:aws:iam::123456789012:role/rebar-scheduler"]
+    cloud("launch", "validate", *VALIDATE, *rent, "--out", "report", "--check", *words)
+    asked = [each.parameters for each in aws.requests if each.action == "RunInstances"]
+    return base64.b64decode(asked[-1]["UserData"]).decode()
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
@@ -95,6 +111,21 @@ mv "$RUN_FOLDER/checkpoints/last.pt.new" "$RUN_FOLDER/checkpoints/last.pt"
 exit "${TRAIN_STATUS:-0}"
 """
 
+# Python, and the scripts of the repository that the validation starts
+PYTHON_STUB = """import os, sys
+with open(os.environ["CALLS"], "a") as calls:
+    print(os.path.basename(sys.argv[0]), *sys.argv[1:], file=calls)
+if "--write-path" in sys.argv:
+    open(sys.argv[sys.argv.index("--write-path") + 1], "w").write("packed")
+else:
+    print("top-1 12.3 %")
+"""
+TESTS = """#!/bin/bash
+echo "tests $*" >>"$CALLS"
+echo "7 passed"
+exit "${TESTS_STATUS:-0}"
+"""
+
 
 @pytest.fixture
 def bucket(aws: StrictAws, tmp_path: Path) -> Any:
@@ -109,27 +140,30 @@ def bucket(aws: StrictAws, tmp_path: Path) -> Any:
         s3.put_object(Bucket="bucket", Key=f"betons/{name}.beton", Body=f"{name} pictures".encode())
     tree = tmp_path / "tree" / "scripts"
     tree.mkdir(parents=True)
-    for name, text in (("setup.sh", SETUP), ("torchrun_from_env.sh", TRAIN)):
+    for name, text in (("setup.sh", SETUP), ("torchrun_from_env.sh", TRAIN), ("test.sh", TESTS)):
         (tree / name).write_text(text)
         (tree / name).chmod(0o755)
+    shutil.copy(REPOSITORY / "scripts/validation_run.sh", tree)
+    for name in ("write_dataset.py", "evaluate.py"):
+        (tree.parent / name).write_text(PYTHON_STUB)
     with tarfile.open(tmp_path / "rebar.tar.gz", "w:gz") as archive:
-        archive.add(tree, "scripts")
+        archive.add(tree.parent, ".")
     s3.upload_file(str(tmp_path / "rebar.tar.gz"), "bucket", "rebar.tar.gz")
     boto3.client("ssm").put_parameter(Name="/rebar/wandb", Value="the-secret", Type="SecureString")
     return s3
 
 
-def boot(tmp_path: Path, **environment: str) -> tuple[int, list[str], Path]:
+def boot(tmp_path: Path, text: str = "", **environment: str) -> tuple[int, list[str], Path]:
     """Run the script as a machine would: exit status, what was called, the machine's root."""
     programs = tmp_path / "bin"
     programs.mkdir(exist_ok=True)
-    for name, text in PROGRAMS.items():
-        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+    for name, body in PROGRAMS.items():
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
         (programs / name).chmod(0o755)
     root, calls, script = tmp_path / "root", tmp_path / "calls", tmp_path / "user_data.sh"
     calls.unlink(missing_ok=True)
     shutil.rmtree(root, ignore_errors=True)
-    script.write_text(render("--secret", "WANDB_API_KEY=/rebar/wandb", "--", "--epochs", "16"))
+    script.write_text(text or render("--secret", "WANDB_API_KEY=/rebar/wandb", "--", "--epochs", "16"))
     variables = {
         **os.environ,
         "PATH": f"{programs}:{PATH}",
@@ -196,3 +230,30 @@ def test_a_machine_that_cannot_upload_ends_too(bucket: Any, tmp_path: Path) -> N
     assert status != 0
     assert calls[-1] == "shutdown -P now"
     assert str(REPOSITORY) not in " ".join(calls)
+
+
+@pytest.mark.slow
+def test_the_validation_leaves_its_report_and_switches_off(aws: StrictAws, bucket: Any, tmp_path: Path) -> None:
+    script = validation_script(aws, "--secret", "WANDB_API_KEY=/rebar/wandb")
+    status, calls, root = boot(tmp_path, script, TESTS_STATUS="1")  # the rest is done all the same
+    assert (status, calls[-1]) == (1, "shutdown -P now")
+    data = f"{root}/opt/rebar-data"
+    done = [call for call in calls if call.startswith(("tests", "write_dataset", "train ", "evaluate"))]
+    assert done[0] == "tests -m gpu"
+    assert done[1].startswith(f"write_dataset.py --split train --data-dir {data} --subset 25000")
+    assert done[2].startswith(f"write_dataset.py --split val --data-dir {data} --subset 5000")
+    assert "train_imagenet.py --config-file rn50_configs/validation_run.yaml" in done[3]
+    assert f"--data.train_dataset {data}/validation_run/train.beton" in done[3]
+    assert done[4].startswith("evaluate.py --checkpoint")
+    told = stored(bucket, "run/summary.txt")
+    assert "GPU tests   failed" in told
+    assert "evaluation  top-1 12.3 %" in told
+    assert stored(bucket, "run/gpu_tests.txt") == "7 passed\n"
+    assert stored(bucket, "exit-status") == "1\n"
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing_in_the_validation(aws: StrictAws, bucket: Any, tmp_path: Path) -> None:
+    (tmp_path / "user_data.sh").write_text(validation_script(aws))
+    done = subprocess.run([str(SHELLCHECK), tmp_path / "user_data.sh"], capture_output=True, text=True)
+    assert done.stdout == ""
