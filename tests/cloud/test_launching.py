@@ -21,9 +21,13 @@ SINGLE = ["launch", "single", *JOB, *RENT, "--instance-type", "g5.xlarge"]
 
 @pytest.fixture
 def account(aws: StrictAws) -> StrictAws:
-    """An account that may rent, with the machine's profile."""
+    """An account that may rent, with the machine's profile, and the data in S3."""
     import boto3
 
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="bucket")
+    for name in ("train", "val"):
+        s3.put_object(Bucket="bucket", Key=f"betons/{name}.beton", Body=b"pictures")
     boto3.client("iam").create_instance_profile(InstanceProfileName="rebar")
     aws.quotas |= {"L-DB2E81BA": 64, "L-3819A6DF": 8, "L-417A185B": 0}
     return aws
@@ -147,8 +151,22 @@ def test_what_cannot_be_had_is_told_before(account: StrictAws) -> None:
         *SINGLE[:-1], "g4dn.xlarge", "--data-gb", "120", "--yes"
     )
     assert "is not in Rebar's table" in refused(*SINGLE[:-1], "m5.large")
-    assert "give --root-gb" in refused(*SINGLE[:-1], "p3.2xlarge")
+    assert "give --root-gb 130" in refused(*SINGLE[:-1], "p3.2xlarge", "--data-gb", "70")
     assert "not offered in us-east-1e" in refused(*SINGLE, "--run", "third", "--zone", "us-east-1e")
+
+
+def test_data_are_looked_for_before_anything_is_rented(account: StrictAws, ec2: Any) -> None:
+    assert "there is no s3://bucket/other/train.beton" in refused(*SINGLE, "--data", "s3://bucket/other", "--yes")
+    assert "there is no snapshot snap-0123456789abcdef0" in refused(
+        *SINGLE, "--data", "snap-0123456789abcdef0", "--yes"
+    )
+    volume = ec2.create_volume(AvailabilityZone="us-east-1a", Size=400, VolumeType="gp3")["VolumeId"]
+    snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+    told = refused(*SINGLE, "--data", snapshot, "--yes")
+    assert "430 GB of data do not fit the 250 GB of NVMe of g5.xlarge" in told
+    account.refuse["HEAD /bucket"] = Refused("403", "Forbidden", 403)
+    assert "may not be looked at from here" in cloud(*SINGLE, "--yes").out
+    assert len(account.sent("RunInstances")) == 1
 
 
 @pytest.mark.parametrize(
@@ -176,9 +194,7 @@ def test_a_secret_does_not_get_into_user_data(account: StrictAws, words: list[st
 def results(account: StrictAws) -> Any:
     import boto3
 
-    s3 = boto3.client("s3")
-    s3.create_bucket(Bucket="bucket")
-    return s3
+    return boto3.client("s3")
 
 
 def report(s3: Any, status: str) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.cloud.conftest import cloud
+from tests.cloud.conftest import ZONE, cloud
+from tests.cloud.disks import Disks
 from tests.cloud.strict_aws import StrictAws
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Data
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 SHELLCHECK = shutil.which("shellcheck", path=PATH)
@@ -74,7 +75,6 @@ def test_the_timer_comes_first_and_needs_no_network(aws: StrictAws) -> None:
 
 PROGRAMS = {
     "shutdown": 'echo "shutdown $*" >>"$CALLS"',
-    "lsblk": "true",
     "mountpoint": "false",
     # what stands after the options and after 'timeout … 110m' runs here
     "systemd-run": """
@@ -95,6 +95,7 @@ mkdir -p .venv/bin
 cat >.venv/bin/python <<'PYTHON'
 #!/bin/bash
 if [[ $1 == -m && $2 == pip ]]; then exit; fi
+if [[ $* == "-m rebar.cloud data disks "* ]]; then echo "$*" >>"$CALLS"; exit; fi  # not of the machine of the tests
 exec "$REAL_PYTHON" "$@"
 PYTHON
 chmod +x .venv/bin/python
@@ -143,7 +144,8 @@ def bucket(aws: StrictAws, tmp_path: Path) -> Any:
     for name, text in (("setup.sh", SETUP), ("torchrun_from_env.sh", TRAIN), ("test.sh", TESTS)):
         (tree / name).write_text(text)
         (tree / name).chmod(0o755)
-    shutil.copy(REPOSITORY / "scripts/validation_run.sh", tree)
+    for name in ("validation_run.sh", "stage_dataset.sh"):
+        shutil.copy(REPOSITORY / "scripts" / name, tree)
     for name in ("write_dataset.py", "evaluate.py"):
         (tree.parent / name).write_text(PYTHON_STUB)
     with tarfile.open(tmp_path / "rebar.tar.gz", "w:gz") as archive:
@@ -151,6 +153,32 @@ def bucket(aws: StrictAws, tmp_path: Path) -> Any:
     s3.upload_file(str(tmp_path / "rebar.tar.gz"), "bucket", "rebar.tar.gz")
     boto3.client("ssm").put_parameter(Name="/rebar/wandb", Value="the-secret", Type="SecureString")
     return s3
+
+
+@pytest.mark.slow
+def test_data_of_a_snapshot_are_copied_compared_and_the_volume_given_back(
+    aws: StrictAws, bucket: Any, disks: Disks, instance: str, metadata: Any, data: Data, tmp_path: Path
+) -> None:
+    metadata(**{"instance-id": instance, "placement/availability-zone": ZONE})
+    volume, folder = "imagenet/beton", tmp_path / "volume"
+    create = ["volume", "create", "--run", "imagenet", "--role", "beton", "--zone", ZONE, "--size", "1"]
+    for words in (create, ["volume", "attach", volume], ["volume", "mount", volume, folder, "--format", "ext4"]):
+        cloud(*words, "--yes")
+    for path in data.folder.glob("*.beton*"):
+        shutil.copy(path, folder)
+    (folder / "val.beton.json").unlink()  # as files of stock FFCV are
+    for words in (["snapshot", "create"], ["snapshot", "verify"], ["volume", "detach"], ["volume", "delete"]):
+        cloud(*words, volume, "--yes")
+    (snapshot,) = aws._snapshots
+    status, _, root = boot(tmp_path, render("--data", snapshot))
+    assert status == 0, (root / "var/log/rebar.log").read_text()
+    for name in ("train", "val"):
+        copied = root / "opt/rebar-data" / f"{name}.beton"
+        assert copied.read_bytes() == (data.folder / f"{name}.beton").read_bytes()
+    told = (root / "var/log/rebar.log").read_text()
+    assert "train.beton: copied, " in told
+    assert disks.loops == {}
+    assert len(aws.sent("DeleteVolume")) == 3  # the original, the copy of 'verify', the machine's
 
 
 def boot(tmp_path: Path, text: str = "", **environment: str) -> tuple[int, list[str], Path]:
@@ -200,6 +228,7 @@ def test_it_trains_uploads_and_switches_itself_off(bucket: Any, tmp_path: Path) 
     assert stored(bucket, "run/checkpoints/last.pt") == "after \n"
     assert stored(bucket, "exit-status") == "0\n"
     assert "ends with status 0" in stored(bucket, "machine.log") + (root / "var/log/rebar.log").read_text()
+    assert f"-m rebar.cloud data disks {root}/opt/rebar-data --yes" in calls
     assert (root / "run/rebar/environment").stat().st_mode & 0o077 == 0
 
 

@@ -1,4 +1,4 @@
-"""``data stage|obtain``."""
+"""``data stage|disks|obtain``."""
 
 import argparse
 import re
@@ -8,7 +8,9 @@ from typing import Any
 from rebar.cloud.archives import DEVKIT_URL, read_checksums
 from rebar.cloud.commands.parsers import add_command, add_group, clients_of, positive
 from rebar.cloud.errors import CloudError, code_of
+from rebar.cloud.instance_store import prepare
 from rebar.cloud.obtaining import KNOWN, obtain
+from rebar.cloud.plan import mode_of
 from rebar.cloud.staging import MIB, PART_BYTES, WORKERS, stage
 
 URL = re.compile(r"s3://([^/\s]+)/([^\s]+[^/\s])")
@@ -33,6 +35,15 @@ def add(groups: Any) -> None:
     command.add_argument(
         "--part-mib", type=positive, default=PART_BYTES // MIB, help="size of a range (default: %(default)s)"
     )
+
+    disks = add_command(
+        group,
+        "disks",
+        lambda options: prepare(options.folder, mode_of(options)),
+        "Mount the machine's own NVMe disks, several as a RAID 0; as root. What holds anything is never formatted.",
+        "data disks /nvme --yes",
+    )
+    disks.add_argument("folder", type=Path, help="an empty folder, made where it is missing")
 
     fetch = add_command(
         group,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rebar.cloud.capacity import spot_price
+from rebar.cloud.capacity import data_gb, spot_price
 from rebar.cloud.clients import Clients
 from rebar.cloud.commands.parsers import add_command, add_group, add_identity, clients_of, identity_of, positive
 from rebar.cloud.errors import CloudError
@@ -23,6 +23,8 @@ EXAMPLE = (
     "      --results s3://my-bucket/runs --max-hours {hours} --instance-type {machine}"
 )
 DATA_FOLDER = '"$DATA_FOLDER"'
+DATA_GB = 70
+"""ImageNet as the writer's defaults store it, with some room."""
 RENT = " \\\n      --instance-profile rebar --scheduler-role arn:aws:iam::123456789012:role/rebar-scheduler --yes"
 
 
@@ -80,7 +82,7 @@ def _add_data(parser: argparse.ArgumentParser, more: str = "", *, required: bool
     known = "s3://… folder with train.beton and val.beton, or snap-…"
     parser.add_argument("--data", required=required, default="", help=f"{known}; {more}" if more else known)
     parser.add_argument(
-        "--data-gb", type=positive, default=70, help="size of the data, for --data (default: %(default)s)"
+        "--data-gb", type=positive, help=f"size of the data; default: as AWS tells, {DATA_GB} where it does not"
     )
 
 
@@ -168,7 +170,7 @@ def _launch(options: argparse.Namespace) -> None:
         raise CloudError(f"{machine.name} has {machine.gpus} GPUs: launch multi")
     if not options.single and machine.gpus == 1:
         raise CloudError(f"{machine.name} has one GPU: launch single")
-    _require_fit(options, machine)
+    _require_fit(clients, options, machine)
     rental = _rental(options, machine, _training(options, machine, _region(clients)))
     if options.spot:
         offer = spot_price(clients, machine)
@@ -176,13 +178,14 @@ def _launch(options: argparse.Namespace) -> None:
     launch(clients, rental, mode_of(options))
 
 
-def _require_fit(options: argparse.Namespace, machine: InstanceType) -> None:
+def _require_fit(clients: Clients, options: argparse.Namespace, machine: InstanceType) -> None:
     """Raises CloudError where the data do not fit the machine, or cannot be found on it."""
+    gigabytes = options.data_gb or data_gb(clients, options.data) or DATA_GB
     if machine.nvme_gb:
-        require_room(machine, options.data_gb)
-    elif options.root_gb < options.data_gb + 40:
+        require_room(machine, gigabytes)
+    elif options.root_gb < gigabytes + 40:
         raise CloudError(
-            f"{machine.name} has no disks of its own: give --root-gb {options.data_gb + 60}, for system and data"
+            f"{machine.name} has no disks of its own: give --root-gb {gigabytes + 60}, for system and data"
         )
     if not machine.tells_serials and options.data.startswith("snap-"):
         raise CloudError(f"{machine.name} is older than Nitro and does not tell which disk is a volume: --data s3://…")
@@ -201,7 +204,7 @@ def _validate(options: argparse.Namespace) -> None:
             )
         line = f"exec ./scripts/validation_run.sh {shlex.quote(options.data) if hub else DATA_FOLDER}"
     if options.data and not hub:
-        _require_fit(options, machine)
+        _require_fit(clients, options, machine)
     job = _job(options, _region(clients), "" if hub else options.data, ("bash", "-c", line))
     validate(clients, _rental(options, machine, job), job.results_of_run, options.out, mode_of(options))
 
