@@ -18,9 +18,11 @@ from torch import nn
 import train_imagenet
 from rebar.config import parse_config
 from rebar.loading import Normalizer
+from rebar.training import setup
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
+from rebar.training.setup import open_data
 from rebar.training.torchvision_import import import_torchvision
 from tests.conftest import Data, read_events, run
 
@@ -70,7 +72,7 @@ def reference_losses(
 ) -> tuple[list[float], nn.Module]:
     """The loss of every step, and the model at the end."""
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    loader, _ = train_imagenet.open_data(config, world)
+    loader, _ = open_data(config, world)
     model = import_torchvision().models.resnet18(num_classes=10)
     model.load_state_dict(weights)
     norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
@@ -107,7 +109,7 @@ def reference_losses(
 
 @pytest.fixture
 def in_64_bit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(train_imagenet, "Normalizer", functools.partial(Normalizer, dtype=torch.float64))
+    monkeypatch.setattr(setup, "Normalizer", functools.partial(Normalizer, dtype=torch.float64))
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -21,6 +21,7 @@ from rebar.beton.sources.tar_index import COMPRESSED
 from rebar.beton.sources.webdataset import expand_shards
 from rebar.beton.writer import write_beton
 from rebar.errors import RebarError
+from rebar.user_cache import user_cache
 
 CACHE_VARIABLE = "REBAR_CACHE"
 LAYOUT = 1
@@ -31,7 +32,7 @@ def cache_folder() -> Path:
     """``$REBAR_CACHE``, else ``~/.cache/rebar`` (or below ``$XDG_CACHE_HOME``)."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rebar"
+    return user_cache()
 
 
 def is_source(where: str) -> bool:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rebar.replacing import replacing
+from rebar.user_cache import user_cache
 
 _NAME = "rebar_decode_crops"
 _PACKAGE = Path(__file__).parent
@@ -155,8 +156,7 @@ def compiled_file() -> Path:
 def _folder() -> Path:
     """Where numba is told to keep its own, else beside the sources, else in the user's cache, else for this run."""
     told = os.environ.get("NUMBA_CACHE_DIR")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    for folder in [Path(told)] if told else [_PACKAGE / "__pycache__", cache / "rebar" / "kernels"]:
+    for folder in [Path(told)] if told else [_PACKAGE / "__pycache__", user_cache() / "kernels"]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
+from rebar.instance_metadata import endpoint_is_given
 from rebar.training.checkpoint import CheckpointConfig
 from rebar.training.distributed import Agreement, World
 from rebar.training.health import HealthWatch
 from rebar.training.preemption import Interrupted, StopRequest, Wish, on_ec2, stop_requests
-from rebar.training.spot import endpoint_is_given, watch_for_notice
+from rebar.training.spot import watch_for_notice
 
 Batch = TypeVar("Batch")
 
@@ -113,3 +114,10 @@ def asked_to_stop(config: CheckpointConfig, world: World) -> Iterator[StopReques
             watch = watch_for_notice(lambda: request.ask(Wish.SPOT_NOTICE), every_seconds=config.spot_poll_seconds)
             stack.enter_context(watch)
         yield request
+
+
+def target_reached(target: float, metrics: dict[str, float]) -> str:
+    """In words that validation top-1 has reached ``target`` (a share of 1, or percent); empty if it has not."""
+    share = target / 100 if target > 1 else target
+    top1 = max(metrics.get("val/top1", 0.0), metrics.get("val/top1_tta", 0.0))
+    return f"training.target_top1: {top1:.2%} is at least {share:.2%}" if share and top1 >= share else ""

@@ -1,8 +1,10 @@
 """Signs that a run goes wrong without failing: told once each, with what to do."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from rebar.errors import RebarError
 from rebar.reporting.console import warn_beside_bar
 
 _DIVERGED = 2.0  # times the first loss
@@ -47,3 +49,13 @@ class HealthWatch:
         if kind not in self._said:
             self._said.add(kind)
             self.say(message)
+
+
+def check_finite(loss: float, step: int) -> float:
+    """The loss, unless it is NaN or infinite: then training is over, and the last checkpoint is good."""
+    if not math.isfinite(loss):
+        raise RebarError(
+            f"the training loss became {loss} at or before step {step}: the last checkpoint is from before. "
+            "Lower --lr, or try --training.precision bf16 or 32"
+        )
+    return loss

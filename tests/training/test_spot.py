@@ -1,13 +1,12 @@
 """EC2's interruption notice, asked for over HTTP as the machine's own service is."""
 
-import json
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from rebar.training.spot import MetadataService, watch_for_notice
-from tests.training.metadata_service import NOTICE, MetadataServer, metadata_server
+from rebar.training.spot import watch_for_notice
+from tests.training.metadata_service import MetadataServer, metadata_server
 
 
 @pytest.fixture
@@ -16,24 +15,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetadataServer]:
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be asked
         yield server
-
-
-def test_the_notice_is_found_when_it_is_there(server: MetadataServer) -> None:
-    server.notice_after = 2
-    service = MetadataService()
-    assert [service.instance_action() for _ in range(2)] == [None, None]
-    notice = service.instance_action()
-    assert notice is not None
-    assert json.loads(notice) == NOTICE
-    assert server.tokens == 1
-
-
-def test_a_token_that_ran_out_is_renewed(server: MetadataServer) -> None:
-    service = MetadataService()
-    assert service.instance_action()
-    server.tokens = 7  # the old one is no longer taken
-    assert service.instance_action()
-    assert server.tokens == 8
 
 
 def test_the_watcher_calls_once(server: MetadataServer) -> None:

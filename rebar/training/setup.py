@@ -1,0 +1,150 @@
+"""What stands before the first step: paths, data, model and optimizer, and the checkpoint to go on from."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from rebar.config import flatten_config
+from rebar.errors import RebarError
+from rebar.loading import Loader, Normalizer
+from rebar.loading.device import Augment
+from rebar.loading.imagenet import IMAGENET_ON_HUB, build_train_loader, build_val_loader
+from rebar.loading.statistics import read_statistics
+from rebar.reporting.run_folder import RunFolder
+from rebar.training.averaging import build_average
+from rebar.training.config import TrainConfig
+from rebar.training.distributed import World
+from rebar.training.lr_override import ScheduleSpan, resumed_schedule
+from rebar.training.meter import TrainMeter
+from rebar.training.network import build_network
+from rebar.training.optimizer import build_optimizer, parameter_groups
+from rebar.training.precision import gradient_scaler, resolve_precision
+from rebar.training.schedule import peak_lr
+from rebar.training.state import TrainState
+
+
+def fill_in_paths(config: TrainConfig, name: str | None) -> TrainConfig:
+    """Default the data to $WRITE_DIR and the run's folder to runs/NAME."""
+    write_dir = os.environ.get("WRITE_DIR")
+    paths: dict[str, str] = {}
+    for knob, split in (("train_dataset", "train"), ("val_dataset", "val")):
+        written = str(Path(write_dir) / f"{split}.beton") if write_dir else ""
+        paths[knob] = getattr(config.data, knob) or (IMAGENET_ON_HUB if config.data.use_hf else written)
+        if not paths[knob]:
+            raise RebarError(
+                f"no {split} data: give --data.{knob} FILE.beton, or set WRITE_DIR to the folder that holds "
+                f"{split}.beton (python write_dataset.py --split {split} writes it)"
+            )
+    folder = config.logging.folder or str(Path("runs") / (name or config.model.arch))
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, train_dataset=paths["train_dataset"], val_dataset=paths["val_dataset"]),
+        logging=dataclasses.replace(config.logging, folder=folder),
+    )
+
+
+def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:
+    """The training and the validation loader, their classes the same."""
+    pin_memory = world.device.type == "cuda"
+    train_loader = build_train_loader(
+        config.data,
+        batch_size=config.training.batch_size,
+        seed=config.training.seed,
+        distributed=world.distributed,
+        pin_memory=pin_memory,
+        random_crops=config.regularization.augmentation != "none",
+    )
+    val_loader = build_val_loader(
+        config.data,
+        batch_size=config.validation.batch_size,
+        crop_ratio=config.validation.crop_ratio,
+        distributed=world.distributed,
+        pin_memory=pin_memory,
+    )
+    names, val_names = train_loader.beton.class_names, val_loader.beton.class_names
+    if names is not None and val_names is not None and names != val_names:
+        raise RebarError(
+            f"{config.data.train_dataset} and {config.data.val_dataset} do not name the same classes in the same "
+            "order: write both from one dataset"
+        )
+    if val_loader.beton.num_classes > train_loader.beton.num_classes:
+        raise RebarError(
+            f"{config.data.val_dataset} has {val_loader.beton.num_classes} classes, {config.data.train_dataset} only "
+            f"{train_loader.beton.num_classes}: write both from one dataset"
+        )
+    return train_loader, val_loader
+
+
+def build_state(config: TrainConfig, train_loader: Loader, world: World) -> TrainState:
+    """Model, optimizer and gradient scaler at their start; the same weights in every process."""
+    beton = train_loader.beton
+    num_classes = config.model.num_classes or beton.num_classes
+    if num_classes < beton.num_classes:
+        raise RebarError(f"model.num_classes is {num_classes}, but {beton.path} has {beton.num_classes} classes")
+    model = build_network(config, num_classes=num_classes, world=world)
+    groups = parameter_groups(
+        model, config.training.weight_decay, decay_downsample_bn=config.training.decay_downsample_bn
+    )
+    names = list(beton.class_names or [str(label) for label in range(beton.num_classes)])
+    precision = resolve_precision(config.training.precision, world.device)
+    statistics = read_statistics(config.data.stats_file)
+    return TrainState(
+        model=model,
+        optimizer=build_optimizer(
+            config.training.optimizer,
+            groups,
+            config.optimizer,
+            momentum=config.training.momentum,
+            peak_lr=peak_lr(config.lr, global_batch=train_loader.global_batch),
+        ),
+        scaler=gradient_scaler(precision, world.device),
+        precision=precision,
+        arch=config.model.arch,
+        num_classes=num_classes,
+        class_names=names,
+        meter=TrainMeter(world.device),
+        schedule=ScheduleSpan(config.training.epochs, reset=config.checkpoint.reset_schedule),
+        num_samples=train_loader.num_samples,
+        global_batch=train_loader.global_batch,
+        average=build_average(
+            model, config.averaging, epochs=config.training.epochs, steps_per_epoch=len(train_loader)
+        ),
+        mean=statistics.mean,
+        std=statistics.std,
+    )
+
+
+def build_normalizer(
+    config: TrainConfig, state: TrainState, world: World, augment: Augment | None = None
+) -> Normalizer:
+    """What takes batches to the device, by the statistics of this run."""
+    return Normalizer(
+        world.device, mean=state.mean, std=state.std, channels_last=config.execution.channels_last, augment=augment
+    )
+
+
+def resume(config: TrainConfig, state: TrainState, train_loader: Loader, folder: RunFolder, world: World) -> bool:
+    """Load the checkpoint that --resume means; whether there is one."""
+    wanted = config.checkpoint.resume
+    folder.check_free(wanted, overwrite=config.checkpoint.overwrite)
+    checkpoint = folder.checkpoint_to_resume(wanted)
+    if checkpoint is None:
+        if config.training.eval_only and not config.model.pretrained:
+            raise RebarError(
+                f"training.eval_only: {folder.path} has no checkpoint; give --resume FILE, or --pretrained for "
+                "torchvision's weights"
+            )
+        return False
+    state.load(checkpoint, flatten_config(config), world)
+    if not config.training.eval_only:
+        state.find_place_in(train_loader)
+        state.schedule = resumed_schedule(
+            config,
+            state.schedule,
+            lr=state.lr,
+            peak=peak_lr(config.lr, global_batch=train_loader.global_batch),
+            epoch=state.epoch,
+            step=state.steps(len(train_loader)),
+            steps_per_epoch=len(train_loader),
+        )
+    return True
