@@ -71,17 +71,27 @@ def fetch_run(clients: Clients, place: Folder, folder: Path) -> Pointer | None:
 
     The last checkpoint comes last: its being there says that all is. Raises CloudError.
     """
-    pointer, _ = read_pointer(clients, place)
-    if pointer is None:
-        return None
+    pointer, version = read_pointer(clients, place)
+    while pointer is not None:
+        try:
+            _fetch(clients, place, pointer, folder)
+            return pointer
+        except CloudError:
+            newer, its_version = read_pointer(clients, place)
+            if its_version == version:
+                raise
+            pointer, version = newer, its_version  # what was replaced meanwhile is gone
+    return None
+
+
+def _fetch(clients: Clients, place: Folder, pointer: Pointer, folder: Path) -> None:
     for record in RECORDS_TO_GO_ON_WITH:
         _fetch_record(clients, place, record, folder)
-    for name in sorted(pointer.checkpoints, key=lambda name: name == LAST):
-        if name in (LAST, "best.pt"):
+    for name in ("best.pt", LAST):
+        if name in pointer.checkpoints:
             stored = pointer.checkpoints[name]
             target = folder / "checkpoints" / name
             stage(clients, place.bucket, place.key(stored.object), target, sha256=stored.sha256)
-    return pointer
 
 
 @contextlib.contextmanager
