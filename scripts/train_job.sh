@@ -49,7 +49,7 @@ uploads() {
 }
 
 upload() {
-    [[ -f $run_folder/checkpoints/last.pt ]] || return 0
+    [[ -f $run_folder/checkpoints/last.pt && -f $run_folder/status.json ]] || return 0  # it had not begun
     "$python" -m rebar.cloud run upload "$run_folder" "$RUN_PLACE"
 }
 
@@ -91,6 +91,6 @@ if ((status)) && was_interrupted; then status=75; fi
 if [[ -n $uploader ]]; then
     kill "$uploader" 2>/dev/null || true
     wait "$uploader" 2>/dev/null || true
-    upload || { sleep 5; upload; } || { echo "error: the run could not be uploaded to $RUN_PLACE" >&2; status=1; }
+    upload || { sleep "${RETRY_SECONDS:-5}"; upload; } || { echo "error: the run could not be uploaded to $RUN_PLACE" >&2; status=1; }
 fi
 exit "$status"

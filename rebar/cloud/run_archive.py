@@ -48,11 +48,13 @@ def upload_run(clients: Clients, folder: Path, place: Folder) -> Sent:
         for _ in range(TRIES):
             before, version = read_pointer(clients, place)
             known = dict(before.checkpoints) if before else {}
-            if before and before.progress.step > progress.step and known[LAST] != stored[LAST]:
-                raise CloudError(
-                    f"{place} is at step {before.progress.step} (from {before.host or 'another machine'}), {folder} at "
-                    f"step {progress.step}: it is left as it is; take another run id to keep both"
-                )
+            if before and before.progress.step > progress.step:
+                if known[LAST] != stored[LAST]:
+                    raise CloudError(
+                        f"{place} is at step {before.progress.step} (from {before.host or 'another machine'}), {folder} "
+                        f"at step {progress.step}: it is left as it is; take another run id to keep both"
+                    )
+                progress = before.progress
             new = {stored[name]: path for name, path in checkpoints.items() if stored[name] not in known.values()}
             _send_all(clients, place, new, records)
             named = {**stored}

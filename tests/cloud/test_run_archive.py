@@ -97,6 +97,9 @@ def test_an_older_state_does_not_replace_a_newer_one(aws: StrictAws, s3: Any, tm
     near = run_folder(tmp_path / "near", step=2, last=b"two")
     assert "is at step 9" in refused("run", "upload", near, PLACE)
     assert pointer(s3)["step"] == 9
+    run_folder(near, step=0, last=b"nine", state="running")  # the same checkpoint, fetched, and no step made since
+    cloud("run", "upload", near, PLACE)
+    assert pointer(s3)["step"] == 9
 
 
 def test_two_uploads_at_a_time_lose_nothing(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
