@@ -11,6 +11,7 @@ what each technique is good for: docs/training.md.
 """
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import nn
 from rebar.cli import run_command
 from rebar.config import config_name, parse_config
 from rebar.errors import RebarError
-from rebar.loading import Loader
+from rebar.loading import Loader, Normalizer
 from rebar.reporting import console
 from rebar.reporting.plot import plot_run
 from rebar.reporting.report import write_report
@@ -53,6 +54,7 @@ from rebar.training.schedule import peak_lr
 from rebar.training.seeding import seed_step
 from rebar.training.setup import build_normalizer, build_state, fill_in_paths, open_data, resume
 from rebar.training.state import TrainState
+from rebar.training.trial import Step, Trial
 from rebar.training.usage import memory_metrics
 
 
@@ -101,7 +103,8 @@ def train(config: TrainConfig, world: World) -> None:
         return
 
     if config.training.dry_run or config.training.find_lr:
-        try_out(config, state, model, train_loader, val_loader, folder, world)
+        trial = Trial(state, train_loader, world, *build_step(config, state, model, world))
+        try_out(config, trial, folder, one_batch=lambda: validate(config, state, val_loader, world, max_batches=1))
         return
 
     steps_per_epoch = len(train_loader)
@@ -136,15 +139,11 @@ def train_one_epoch(
     control: RunControl,
     world: World,
 ) -> dict[str, float]:
-    """One pass over the training data, or what is left of it; returns its metrics. The recipe is the loop below."""
+    """One pass over the training data, or what is left of it; returns its metrics."""
     epochs, steps_per_epoch = config.training.epochs, len(loader)
     resolution = resolution_at(state.epoch, config.resolution)
     peak = peak_lr(config.lr, global_batch=loader.global_batch)
-    criterion = build_criterion(config.loss, label_smoothing=config.training.label_smoothing)
-    regularizer = build_regularizer(
-        config.regularization, num_classes=state.num_classes, seed=config.training.seed, rank=world.rank
-    )
-    normalizer = build_normalizer(config, state, world, augment=regularizer.augment)
+    normalizer, train_on = build_step(config, state, model, world)
     meter, first_step = state.meter, state.epoch * steps_per_epoch + state.meter.steps
     batches = meter.timed(loader.epoch(state.epoch, resolution) if meter.steps < steps_per_epoch else ())
     title = f"epoch {state.epoch + 1}/{epochs}"
@@ -154,24 +153,7 @@ def train_one_epoch(
     model.train()
     for step, (images, labels) in enumerate(normalizer.each(bar, first_step), start=first_step):
         state.lr = learning_rate(config, state.schedule, step, steps_per_epoch, peak=peak, last=state.lr)
-        set_learning_rate(state.optimizer, state.lr)
-        seed_step(config.training.seed, step, world.rank)
-        images, targets = regularizer.mix(images, labels, step)
-
-        state.optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=world.device)
-        for piece in pieces_of(model, images, targets, labels, count=config.execution.accumulate):
-            with autocast(state.precision, world.device):
-                logits = model(piece.images)
-                piece_loss = criterion(logits, piece.targets)
-            state.scaler.scale(piece_loss * piece.share).backward()
-            loss += piece_loss.detach() * piece.share
-            meter.add(piece_loss, logits, piece.labels)
-        clip_gradients(model, state.optimizer, state.scaler, config.optimizer.clip_norm)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        if state.average:
-            state.average.after_step(state.model, step)
+        loss = train_on(images, labels, step, state.lr)
         meter.end_step()
 
         if step % config.logging.log_every == 0:  # the only place in the loop that waits for the device
@@ -200,6 +182,37 @@ def train_one_epoch(
     }
 
 
+def build_step(config: TrainConfig, state: TrainState, model: nn.Module, world: World) -> tuple[Normalizer, Step]:
+    """What takes batches to the device, and what trains on one of them: the recipe."""
+    criterion = build_criterion(config.loss, label_smoothing=config.training.label_smoothing)
+    regularizer = build_regularizer(
+        config.regularization, num_classes=state.num_classes, seed=config.training.seed, rank=world.rank
+    )
+
+    def train_on(images: torch.Tensor, labels: torch.Tensor, step: int, lr: float) -> torch.Tensor:
+        set_learning_rate(state.optimizer, lr)
+        seed_step(config.training.seed, step, world.rank)
+        images, targets = regularizer.mix(images, labels, step)
+
+        state.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=world.device)
+        for piece in pieces_of(model, images, targets, labels, count=config.execution.accumulate):
+            with autocast(state.precision, world.device):
+                logits = model(piece.images)
+                piece_loss = criterion(logits, piece.targets)
+            state.scaler.scale(piece_loss * piece.share).backward()
+            loss += piece_loss.detach() * piece.share
+            state.meter.add(piece_loss, logits, piece.labels)
+        clip_gradients(model, state.optimizer, state.scaler, config.optimizer.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.average:
+            state.average.after_step(state.model, step)
+        return loss
+
+    return build_normalizer(config, state, world, augment=regularizer.augment), train_on
+
+
 def settle_average(config: TrainConfig, state: TrainState, loader: Loader, world: World) -> None:
     """Give a plain mean of weights (SWA) the BatchNorm statistics that belong to it, from training pictures."""
     if state.average is None or not state.average.reestimates_batchnorm or state.average.updates == 0:
@@ -217,13 +230,18 @@ def settle_average(config: TrainConfig, state: TrainState, loader: Loader, world
 
 
 def validate(
-    config: TrainConfig, state: TrainState, loader: Loader, world: World, control: RunControl | None = None
+    config: TrainConfig,
+    state: TrainState,
+    loader: Loader,
+    world: World,
+    control: RunControl | None = None,
+    *,
+    max_batches: int | None = None,
 ) -> Evaluation:
     """Exact accuracy of the model, or of its average, every validation picture once over all processes."""
     share_buffers(state.evaluated_model, world)
-    batches = loader.epoch(0, config.validation.resolution)
-    if control is not None:
-        batches = control.watched(batches)
+    some = itertools.islice(loader.epoch(0, config.validation.resolution), max_batches)
+    batches = some if control is None else control.watched(some)
     shown = console.progress(batches, "validation", total=len(loader), enabled=shows_progress(config, world))
     return evaluate(
         state.evaluated_model,

@@ -3,7 +3,7 @@
     python benchmarks/three_parts.py --train-dataset train.beton --arch resnet50 --resolution 224 --json OUT
 
 The loader alone hands out batches that nobody looks at; the step alone trains on one batch that stays on
-the device; together they are the inner loop of train_imagenet.py. Together they can reach the slower of the
+the device; the step is train_imagenet.py's own. Together they can reach the slower of the
 two alone: ``overlap`` is the share of that which they do reach.
 """
 
@@ -18,35 +18,32 @@ from itertools import chain, count, islice
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from rebar.loading import Batch, Loader, Normalizer, RandomResizedCrop, WaitTimer
-from rebar.training.distributed import join_world
-from rebar.training.model import build_model, to_device
-from rebar.training.optimizer import OptimizerConfig, build_optimizer, parameter_groups
-from rebar.training.precision import Precision, autocast, gradient_scaler, resolve_precision
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-Step = Callable[[torch.Tensor, torch.Tensor], None]
+import train_imagenet  # it is a script of the folder above
+from rebar.config import parse_config
+from rebar.loading import Batch, Loader
+from rebar.loading.imagenet import build_train_loader
+from rebar.training.config import TrainConfig
+from rebar.training.distributed import World, join_world
+from rebar.training.meter import TrainMeter
+from rebar.training.setup import build_state
+
+LEARNING_RATE = 1e-3
 
 
-def make_step(arch: str, num_classes: int, precision: Precision, device: torch.device) -> Step:
-    """A training step as in train_imagenet.py, with BlurPool and label smoothing."""
-    model = to_device(build_model(arch, num_classes=num_classes, use_blurpool=True), device)
-    optimizer = build_optimizer("sgd", parameter_groups(model, 1e-4), OptimizerConfig(), momentum=0.9, peak_lr=0.1)
-    scaler = gradient_scaler(precision, device)
-    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-3
-
-    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(precision, device):
-            loss = criterion(model(images), labels)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-
-    return step
+def configuration(arguments: argparse.Namespace) -> TrainConfig:
+    """Of a run with BlurPool and label smoothing."""
+    knobs = {
+        "model.arch": arguments.arch,
+        "data.train_dataset": arguments.train_dataset,
+        "data.num_workers": arguments.num_workers,
+        "training.batch_size": arguments.batch_size,
+        "training.precision": arguments.precision,
+        "training.use_blurpool": True,
+    }
+    return parse_config(TrainConfig, [f"--{name}={value}" for name, value in knobs.items()], description="benchmark")
 
 
 def wait_for(device: torch.device) -> None:
@@ -69,24 +66,19 @@ def pictures_per_second(work: Callable[[], None], pictures: int, device: torch.d
     return pictures / (time.perf_counter() - began)
 
 
-def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, float]:
+def measure(arguments: argparse.Namespace, world: World) -> dict[str, float]:
     """The three rates, each the median over the repetitions, and how much the loop waited."""
-    precision = resolve_precision(arguments.precision, device)
-    loader = Loader(
-        arguments.train_dataset,
-        arguments.batch_size,
-        num_workers=arguments.num_workers,
-        order="random",
-        cropper=RandomResizedCrop(),
-        resolution=arguments.resolution,
-        pin_memory=device.type == "cuda",
+    config, device = configuration(arguments), world.device
+    loader = build_train_loader(
+        config.data, batch_size=arguments.batch_size, seed=0, distributed=False, pin_memory=device.type == "cuda"
     )
-    normalizer = Normalizer(device)
-    step = make_step(arguments.arch, loader.beton.num_classes, precision, device)
+    state = build_state(config, loader, world)
+    state.model.train()
+    normalizer, train_on = train_imagenet.build_step(config, state, state.model, world)
     pictures = arguments.steps * arguments.batch_size
     batches = endless(loader, arguments.resolution)
     images, labels = next(iter(normalizer.each(islice(batches, 1))))
-    step(images, labels)  # allocates, tunes and compiles whatever is done once
+    train_on(images, labels, 0, LEARNING_RATE)  # allocates, tunes and compiles whatever is done once
     waited: list[float] = []
 
     def use_up_what_lies_ready() -> None:
@@ -98,14 +90,15 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, fl
             pass
 
     def step_alone() -> None:
-        for _ in range(arguments.steps):
-            step(images, labels)
+        for number in range(arguments.steps):
+            train_on(images, labels, number, LEARNING_RATE)
 
     def both() -> None:
-        timer = WaitTimer(islice(batches, arguments.steps))
-        for some_images, some_labels in normalizer.each(timer):
-            step(some_images, some_labels)
-        waited.append(timer.seconds)
+        meter = TrainMeter(device)
+        on_device = normalizer.each(meter.timed(islice(batches, arguments.steps)))
+        for number, (some_images, some_labels) in enumerate(on_device):
+            train_on(some_images, some_labels, number, LEARNING_RATE)
+        waited.append(meter.wait_seconds)
 
     rates: dict[str, list[float]] = {"loader": [], "step": [], "both": []}
     for _ in range(arguments.repetitions):
@@ -134,7 +127,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.backends.cudnn.benchmark = True
     with join_world() as world:
-        rates = measure(arguments, world.device)
+        rates = measure(arguments, world)
         device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
     for name, value in rates.items():
         print(f"{name:30} {value:10,.2f}")

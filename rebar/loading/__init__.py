@@ -7,7 +7,6 @@ from rebar.loading.device import Normalizer
 from rebar.loading.loader import Loader
 from rebar.loading.order import OrderOption
 from rebar.loading.plan import Batch
-from rebar.loading.waiting import WaitTimer
 
 __all__ = [
     "Batch",
@@ -18,5 +17,4 @@ __all__ = [
     "Normalizer",
     "OrderOption",
     "RandomResizedCrop",
-    "WaitTimer",
 ]

@@ -51,8 +51,9 @@ def build_train_loader(
     distributed: bool,
     pin_memory: bool,
     random_crops: bool = True,
+    copies: int = 1,
 ) -> Loader:
-    """Shuffled, randomly cropped and mirrored (or centre crops); an incomplete last batch is dropped."""
+    """Shuffled, ``copies`` random crops of each picture, mirrored (or centre crops); no incomplete last batch."""
     path, indices = _open(config.train_dataset, "train", config.data_subset)
     return Loader(
         path,
@@ -63,6 +64,7 @@ def build_train_loader(
         seed=seed,
         indices=indices,
         drop_last=True,
+        copies=copies,
         cropper=RandomResizedCrop(scale=(config.min_scale, 1.0)) if random_crops else CenterCrop(),
         distributed=distributed,
         on_error=config.on_error,

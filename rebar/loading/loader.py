@@ -16,7 +16,7 @@ from rebar.loading.ahead import Start, work_ahead
 from rebar.loading.corruption import OnError
 from rebar.loading.crops import Cropper
 from rebar.loading.open_source import SourceOptions, Subset, open_source
-from rebar.loading.order import WINDOW_BYTES, OrderOption, epoch_order, order_option, rank_batches
+from rebar.loading.order import WINDOW_BYTES, OrderOption, epoch_order, order_option, rank_batches, with_copies
 from rebar.loading.position import OrderIdentity, Position, Progress, from_state, to_state
 from rebar.loading.randomness import SampleKeys
 from rebar.loading.ranks import rank_and_world_size, threads_per_process
@@ -46,6 +46,8 @@ class Loader:
     - recompile: where FFCV runs the pipelines, compile them at every epoch.
     - on_error: "raise" at a corrupt sample, or "replace" it by another: see :attr:`corrupt_samples`.
     - pin_memory: bytes in pinned memory, for a GPU; pipelines with a ToDevice do so by themselves.
+    - copies: crops of a picture in a batch, repeated augmentation: each epoch visits one in ``copies`` of the
+      samples, as often, in as many batches.
     - window_pages: how many of the file's pages QUASI_RANDOM mixes; None, 512 MB of them.
     """
 
@@ -72,14 +74,18 @@ class Loader:
         on_error: OnError = "raise",
         pin_memory: bool = False,
         window_pages: int | None = None,
+        copies: int = 1,
     ) -> None:
-        if batch_size < 1 or batches_ahead < 0:
-            raise RebarError(f"batch_size {batch_size} and batches_ahead {batches_ahead}: at least 1 and 0")
+        if batch_size < 1 or batches_ahead < 0 or copies < 1:
+            raise RebarError(
+                f"batch_size {batch_size}, batches_ahead {batches_ahead} and copies {copies}: at least 1, 0 and 1"
+            )
         self.batch_size = batch_size
         self.num_workers = threads_per_process(num_workers)
         self.order = order_option(order)
         self.seed = seed or 0
         self.drop_last = drop_last
+        self.copies = copies
         self.batches_ahead = batches_ahead
         self.resolution = resolution
         self.rank, self.world_size = rank_and_world_size(distributed, rank, world_size)
@@ -129,10 +135,20 @@ class Loader:
 
     def batch_indices(self, epoch: int, first_sample: int = 0) -> list[NDArray[np.int64]]:
         """The samples of each of this process's batches, when ``first_sample`` of the epoch's are left out."""
+        return [keys.indices for keys in self._batches(epoch, first_sample)]
+
+    def _batches(self, epoch: int, first_sample: int) -> list[SampleKeys]:
         keys = SampleKeys(self.seed, epoch, self._source.indices)
         pages = self._source.pages(keys.indices) if self.order is OrderOption.QUASI_RANDOM else keys.indices
+        order = epoch_order(self.order, keys, pages, window_pages=self.window_pages)
+        if self.copies == 1:
+            return [SampleKeys(self.seed, epoch, samples) for samples in self._share(order[first_sample:])]
+        both = with_copies(order, self.copies, first_sample=first_sample, global_batch=self.global_batch)
+        return [SampleKeys(self.seed, epoch, *batch) for batch in zip(*map(self._share, both), strict=True)]
+
+    def _share(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         return rank_batches(
-            epoch_order(self.order, keys, pages, window_pages=self.window_pages)[first_sample:],
+            order,
             batch_size=self.batch_size,
             rank=self.rank,
             world_size=self.world_size,
@@ -152,16 +168,14 @@ class Loader:
         pipelines.
         """
         first_sample = self._resume.samples if self._resume.epoch == epoch else 0
-        batches = self.batch_indices(epoch, first_sample)
+        batches = self._batches(epoch, first_sample)
         self._resume = Position(epoch, 0)
         self.next_epoch = epoch + 1
         self._progress = Progress(Position(epoch, first_sample), len(batches), self.global_batch)
         return self._go_through(batches, self._progress, resolution or self.resolution)
 
-    def _go_through(
-        self, batches: list[NDArray[np.int64]], progress: Progress, resolution: int | None
-    ) -> Iterator[Any]:
-        starts = self._starts(batches, progress.start.epoch, resolution)
+    def _go_through(self, batches: list[SampleKeys], progress: Progress, resolution: int | None) -> Iterator[Any]:
+        starts = self._starts(batches, resolution)
         # Where FFCV runs the pipelines a thread makes a whole batch, so as many must be under way.
         ahead = max(self.batches_ahead, self.num_workers if self._source.whole_batches else 0)
         with closing(work_ahead(starts, num_threads=self.num_workers, ahead=ahead)) as made:
@@ -169,12 +183,13 @@ class Loader:
                 progress.taken += 1
                 yield batch
 
-    def _starts(self, batches: list[NDArray[np.int64]], epoch: int, resolution: int | None) -> Iterator[Start[Any]]:
+    def _starts(self, batches: list[SampleKeys], resolution: int | None) -> Iterator[Start[Any]]:
         start_batch = self._source.begin_epoch(resolution)
-        for number, indices in enumerate(batches):
+        indices = [keys.indices for keys in batches]
+        for number, keys in enumerate(batches):
             if self._read_ahead is not None:
-                self._read_ahead.request(number, batches, self._source.regions)
-            yield functools.partial(start_batch, keys=SampleKeys(self.seed, epoch, indices))
+                self._read_ahead.request(number, indices, self._source.regions)
+            yield functools.partial(start_batch, keys=keys)
 
     # ------------------------------------------------------------------ stopping and going on
 
@@ -209,4 +224,4 @@ class Loader:
 
     def _identity(self) -> OrderIdentity:
         digest = hashlib.sha256(self._source.indices.tobytes()).hexdigest()[:16]
-        return OrderIdentity(self.seed, self.order.name, self.num_samples, self.window_pages, digest)
+        return OrderIdentity(self.seed, self.order.name, self.num_samples, self.copies, self.window_pages, digest)

@@ -61,6 +61,21 @@ def _windows(pages: NDArray[np.integer], seed: int, epoch: int, window_pages: in
     return (place // window_pages)[page_of_sample]
 
 
+def with_copies(
+    order: NDArray[np.int64], copies: int, *, first_sample: int, global_batch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """An epoch as long, but of ``1 / copies`` of its samples, ``copies`` times each; and which copy each is.
+
+    The first ``first_sample`` are left out, and batches counted from there. The copies of a sample share a global
+    batch, as far as that is a multiple of them, and lie apart in it, so that they are spread over the ranks.
+    Repeated augmentation: Hoffer et al., "Augment your batch", CVPR 2020; Berman et al., "MultiGrain", 2019.
+    """
+    places = np.arange(first_sample, len(order))
+    number = places % copies
+    apart = np.lexsort((places, number, (places - first_sample) // global_batch))
+    return order[places // copies][apart], number[apart]
+
+
 def rank_batches(
     order: NDArray[np.int64], *, batch_size: int, rank: int, world_size: int, drop_last: bool
 ) -> list[NDArray[np.int64]]:

@@ -103,7 +103,7 @@ class PictureSource:
     ) -> list[CorruptSampleError]:
         """Decode one thread's share of a batch; returns what was replaced. Labels follow the pictures."""
         images = memory.get().numpy()
-        mine = SampleKeys(keys.seed, keys.epoch, keys.indices[share])
+        mine = keys.part(share)
         with self._decoders.borrow(*self._largest) as decoder:
             failures = decoder.decode(self.beton, mine.indices, self._crops(cropper, mine), images[share])
             for slot, error in failures:

@@ -23,6 +23,7 @@ class OrderIdentity:
     seed: int
     order: str
     num_samples: int
+    copies: int
     window_pages: int
     indices_digest: str
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK = (1 << 64) - 1
+_SAMPLE_BITS = np.uint64(48)
 
 
 class Stream(IntEnum):
@@ -32,6 +33,8 @@ class Stream(IntEnum):
     MIXING = 9
     TORCH = 10
     """The seed of torch's generators in a step."""
+    MAGNITUDE = 11
+    SKIPPING = 12
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,16 @@ class SampleKeys:
     seed: int
     epoch: int
     indices: NDArray[np.int64]
+    copies: NDArray[np.int64] | None = None
+    """Which of its visits in the epoch each is, from 0, where samples come more than once."""
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def part(self, share: slice) -> "SampleKeys":
+        """Of some of the samples."""
+        copies = None if self.copies is None else self.copies[share]
+        return SampleKeys(self.seed, self.epoch, self.indices[share], copies)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -57,7 +67,10 @@ def random_bits(keys: SampleKeys, stream: Stream, draws: int = 1) -> NDArray[np.
     key = np.zeros(1, np.uint64)
     for part in (keys.seed, keys.epoch, int(stream)):
         key = _mix(key + np.uint64(part & _MASK) + _GOLDEN)
-    counters = _mix(key + (keys.indices.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    places = keys.indices.astype(np.uint64) + np.uint64(1)
+    if keys.copies is not None:
+        places += keys.copies.astype(np.uint64) << _SAMPLE_BITS
+    counters = _mix(key + places * _GOLDEN)
     steps = np.arange(1, draws + 1, dtype=np.uint64) * _GOLDEN
     return _mix(counters[:, None] + steps[None, :])
 

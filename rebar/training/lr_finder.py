@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from rebar.replacing import replacing
 from rebar.training.trial import Trial
 
@@ -77,10 +79,8 @@ def analyse(rates: Sequence[float], losses: Sequence[float]) -> LrFindings:
 def find_lr(trial: Trial, resolution: int, *, steps: int) -> LrFindings:
     """Run the test on real batches; afterwards the model is as it was. Every process must take part."""
     rates, losses = exponential_rates(steps), list[float]()
-    trial.model.train()
     with trial.undone():
-        for rate, (images, labels) in zip(rates, trial.batches(resolution), strict=False):
-            loss = trial.step(images, labels, rate).item()
+        for loss in map(torch.Tensor.item, trial.losses(rates, resolution)):
             if not math.isfinite(loss):
                 break
             losses.append(loss)

@@ -35,10 +35,12 @@ class TrainMeter:
         remaining = iter(batches)
         while True:
             asked = time.perf_counter()
-            batch = next(remaining, None)
-            self.wait_seconds += time.perf_counter() - asked
-            if batch is None:
+            try:
+                batch = next(remaining)
+            except StopIteration:
                 return
+            finally:
+                self.wait_seconds += time.perf_counter() - asked
             yield batch
 
     def stop_clock(self) -> None:

@@ -70,16 +70,15 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer over parameter groups; the loop sets the learning rate at every step.
 
-    SGD and SGDW run as one fused kernel on a GPU, which also keeps fp16's loss scaling from waiting for
-    the device.
+    SGD and SGDW run as one fused kernel, on a CPU too; on a GPU that also keeps fp16's loss scaling from
+    waiting for the device.
     """
     if name == "lamb":
         return LAMB(groups, lr=0.0, betas=(config.lamb_beta1, config.lamb_beta2), eps=config.lamb_eps)
     if name == "lars":
         return LARS(groups, lr=0.0, momentum=momentum, trust=config.lars_trust)
-    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
     nesterov = config.nesterov and momentum > 0
-    options: dict[str, Any] = {"lr": 0.0, "momentum": momentum, "nesterov": nesterov, "fused": on_gpu or None}
+    options: dict[str, Any] = {"lr": 0.0, "momentum": momentum, "nesterov": nesterov, "fused": True}
     return SGDW(groups, peak_lr=peak_lr, **options) if name == "sgdw" else torch.optim.SGD(groups, **options)
 
 

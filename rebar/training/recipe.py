@@ -20,6 +20,7 @@ def recipe_in_words(config: TrainConfig) -> str:
         "BlurPool": training.use_blurpool,
         "BCE": config.loss.loss_type == "bce",
         f"{regularization.augmentation} augmentation": regularization.augmentation != "basic",
+        f"{regularization.repeated_augmentation} crops a picture": regularization.repeated_augmentation > 1,
         "MixUp": regularization.use_mixup,
         "CutMix": regularization.use_cutmix,
         "RandAugment": regularization.use_randaugment,

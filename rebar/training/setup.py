@@ -53,6 +53,7 @@ def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:
         distributed=world.distributed,
         pin_memory=pin_memory,
         random_crops=config.regularization.augmentation != "none",
+        copies=config.regularization.repeated_augmentation,
     )
     val_loader = build_val_loader(
         config.data,

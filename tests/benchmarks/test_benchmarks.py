@@ -60,3 +60,22 @@ def test_the_writers(data: Data, tmp_path: Path) -> None:
     assert [(row["peer"], row["case"]) for row in rows] == [("ffcv", "passthrough"), ("rebar", "passthrough")]
     assert all(row.keys() >= {"images_per_second", "ratio_to_ffcv"} for row in rows)
     assert all(math.isfinite(row["images_per_processor_second"]) for row in rows)  # of so few, no more can be said
+
+
+def test_the_training_loops(data: Data, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    small = ["--batch-size", "4", "--steps", "2", "--repetitions", "1", "--resolution", "32"]
+    done = run("benchmarks/training.py", *small, "--train-dataset", data.train, "--json", report)
+    rows = {row["loop"]: row for row in json.loads(report.read_text())["rows"]}
+    assert list(rows) == ["torchvision_reference", "ffcv_imagenet", "rebar", "rebar_from_file"]
+    # The same pictures, weights and settings: nearly the same loss.
+    losses = [rows[loop]["first_epoch_mean_loss"] for loop in ("torchvision_reference", "ffcv_imagenet", "rebar")]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
+    for row in rows.values():
+        assert row["images_per_second"] > 0
+        assert row["ratio_to_torchvision"] > 0
+        assert row["tflops"] > 0
+        assert row["share_of_peak"] is None  # a CPU's is not in the table
+    assert 0 < rows["rebar_from_file"]["data_wait_fraction"] < 1
+    assert rows["ffcv_imagenet"]["data_wait_fraction"] is None
+    assert "rebar_from_file" in done.stdout

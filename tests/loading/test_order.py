@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 from ffcv.loader import OrderOption as TheirOrder
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rebar.errors import RebarError
-from rebar.loading.order import OrderOption, epoch_order, order_option, rank_batches
+from rebar.loading.order import OrderOption, epoch_order, order_option, rank_batches, with_copies
 from rebar.loading.randomness import SampleKeys
 
 
@@ -139,3 +141,24 @@ def test_every_order_of_ffcv_has_one_of_ours() -> None:
 def test_an_unknown_order_is_refused(order: object) -> None:
     with pytest.raises(RebarError, match="is none of SEQUENTIAL, RANDOM, QUASI_RANDOM"):
         order_option(order)
+
+
+# ------------------------------------------------------------------ several crops of a picture
+
+
+def test_copies_share_a_batch_and_lie_apart_in_it() -> None:
+    samples, copies = with_copies(np.arange(100, 112), 3, first_sample=0, global_batch=6)
+    assert samples.tolist() == [100, 101, 100, 101, 100, 101, 102, 103, 102, 103, 102, 103]
+    assert copies.tolist() == [0, 0, 1, 1, 2, 2] * 2
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.integers(0, 9))
+def test_what_is_left_is_what_was_not_used(length: int, copies: int, before: int, after: int, used: int) -> None:
+    """Also where the run goes on with another batch size."""
+    order = np.arange(length)
+    first = min(used * before, length)
+    whole = with_copies(order, copies, first_sample=0, global_batch=before)
+    rest = with_copies(order, copies, first_sample=first, global_batch=after)
+    seen = [list(zip(*(part.tolist() for part in both), strict=True)) for both in (whole, rest)]
+    assert len(set(seen[0])) == length
+    assert sorted(seen[0][:first] + seen[1]) == sorted(seen[0])

@@ -76,3 +76,10 @@ def test_the_numbers_of_today_are_those_of_tomorrow() -> None:
         0.7816823175847682,
         0.526639521168031,
     ]
+
+
+def test_copies_of_a_sample_have_numbers_of_their_own() -> None:
+    samples, copies = np.array([5, 5, 5, 6]), np.array([0, 1, 2, 0])
+    found = uniforms(SampleKeys(0, 3, samples, copies), Stream.CROP, 2)
+    assert len(set(found[:, 0])) == 4
+    np.testing.assert_array_equal(found[[0, 3]], uniforms(SampleKeys(0, 3, np.array([5, 6])), Stream.CROP, 2))

@@ -145,3 +145,18 @@ def test_a_state_of_another_order_is_refused(changes: dict[str, Any], message: s
 def test_what_is_no_state_is_refused(numbers: BetonFile) -> None:
     with pytest.raises(RebarError, match="is none that this version"):
         make_loader(numbers).load_state_dict({"epoch": 3})
+
+
+@pytest.mark.parametrize("order", [OrderOption.RANDOM, OrderOption.QUASI_RANDOM])
+def test_several_crops_of_a_picture_go_on_too(order: OrderOption, numbers: BetonFile) -> None:
+    whole = copies(make_loader(numbers, order=order, copies=3))
+    first = make_loader(numbers, order=order, copies=3)
+    copies(first, 4)
+    ranks = [make_loader(numbers, order=order, copies=3, ranks=2, rank=rank) for rank in range(2)]
+    for loader in ranks:
+        loader.load_state_dict(first.state_dict())
+    together = [joined(list(parts)) for parts in zip(*map(copies, ranks), strict=True)]
+    assert len(together) == len(whole) - 4
+    assert all(same(a, b) for a, b in zip(together, whole[4:], strict=True))
+    with pytest.raises(RebarError, match="its copies is 3"):
+        make_loader(numbers, order=order).load_state_dict(first.state_dict())

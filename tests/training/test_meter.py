@@ -1,7 +1,10 @@
 """The training loss and accuracy of an epoch."""
 
 import math
+import time
+from collections.abc import Iterator
 
+import pytest
 import torch
 
 from rebar.training.distributed import World
@@ -53,3 +56,52 @@ def test_it_goes_on_from_a_checkpoint(world: World) -> None:
     assert (resumed.steps, resumed.steps_of_pass) == (4, 1)
     assert resumed.averages(world) == (1.4, 0.6)
     assert resumed.seconds > meter.wait_seconds
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def items(self, *waits: float) -> Iterator[int]:
+        for number, wait in enumerate(waits):
+            self.now += wait
+            yield number
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    hand_moved = Clock()
+    monkeypatch.setattr(time, "perf_counter", hand_moved)
+    return hand_moved
+
+
+def test_waiting_is_added_up_and_work_is_not(world: World, clock: Clock) -> None:
+    meter = TrainMeter(world.device)
+    seen = []
+    for item in meter.timed(clock.items(3, 0, 5)):
+        seen.append(item)
+        clock.now += 1000  # what the consumer does with it
+    assert seen == [0, 1, 2]
+    assert meter.wait_seconds == 8
+    clock.now += 50
+    assert meter.seconds == 3058
+    meter.stop_clock()
+    clock.now += 50
+    assert meter.seconds == 3058
+
+
+def test_the_wait_before_an_error_counts(world: World, clock: Clock) -> None:
+    def failing() -> Iterator[int]:
+        clock.now += 7
+        raise OSError("disk")
+        yield 0
+
+    meter = TrainMeter(world.device)
+    with pytest.raises(OSError, match="disk"):
+        next(meter.timed(failing()))
+    assert meter.wait_seconds == 7

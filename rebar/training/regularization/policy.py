@@ -24,6 +24,9 @@ class RegularizationConfig:
     augmentation: Literal["none", "basic", "strong"] = knob(
         "basic", help="none: centre crops; basic: random crops, mirrored; strong: TrivialAugment and erasing too"
     )
+    repeated_augmentation: int = knob(
+        1, help="crops of each picture in a batch; an epoch then visits one in so many of the pictures", minimum=1
+    )
     use_mixup: bool = knob(False, help="blend pictures and labels in pairs")
     mixup_alpha: float = knob(0.2, help="MixUp: larger blends more evenly", minimum=0.001)
     use_cutmix: bool = knob(False, help="put a rectangle of another picture into each; with MixUp: one or the other")
@@ -33,6 +36,10 @@ class RegularizationConfig:
     use_randaugment: bool = knob(False, help="random operations of one strength on every picture")
     randaugment_ops: int = knob(2, help="RandAugment: operations a picture", minimum=1)
     randaugment_magnitude: int = knob(9, help="RandAugment: strength", minimum=0, maximum=30)
+    randaugment_probability: float = knob(
+        1.0, help="RandAugment: how likely each operation is applied", minimum=0, maximum=1
+    )
+    randaugment_noise: float = knob(0.0, help="RandAugment: standard deviation of the strength", minimum=0)
     use_trivialaugment: bool = knob(False, help="one random operation of random strength on every picture")
     color_jitter: float = knob(0.0, help="largest change of brightness, contrast, saturation", minimum=0)
     color_jitter_hue: float = knob(0.0, help="largest turn of the hue", minimum=0, maximum=0.5)
@@ -51,6 +58,8 @@ class RegularizationConfig:
             "cutmix_share": ("both use_mixup and use_cutmix", both),
             "randaugment_ops": ("use_randaugment", self.use_randaugment),
             "randaugment_magnitude": ("use_randaugment", self.use_randaugment),
+            "randaugment_probability": ("use_randaugment", self.use_randaugment),
+            "randaugment_noise": ("use_randaugment", self.use_randaugment),
         }
 
 
@@ -68,7 +77,12 @@ class Regularizer:
         config, position = self.config, self._position(step, len(images))
         if config.use_randaugment:
             images = rand_augment(
-                images, position, num_ops=config.randaugment_ops, magnitude=config.randaugment_magnitude
+                images,
+                position,
+                num_ops=config.randaugment_ops,
+                magnitude=config.randaugment_magnitude,
+                probability=config.randaugment_probability,
+                noise=config.randaugment_noise,
             )
         if config.use_trivialaugment or (config.augmentation == "strong" and not config.use_randaugment):
             images = trivial_augment(images, position)

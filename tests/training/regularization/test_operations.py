@@ -1,12 +1,14 @@
 """The operations of RandAugment and TrivialAugment are torchvision's, sample by sample."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from rebar.training.regularization import colour, randaugment, trivialaugment
 from rebar.training.regularization.operations import OPERATIONS, Strengths, apply_operations, signed
-from rebar.training.regularization.randaugment import rand_augment
+from rebar.training.regularization.randaugment import _applied, _drawn_magnitudes, rand_augment
 from rebar.training.regularization.randomness import BatchPosition
 from rebar.training.regularization.trivialaugment import trivial_augment
 from rebar.training.torchvision_import import import_torchvision
@@ -92,3 +94,17 @@ def test_the_draws_are_even(images: torch.Tensor) -> None:
     twice = rand_augment(flat, position, num_ops=2, magnitude=0)
     assert torch.equal(twice, flat)
     assert not torch.equal(rand_augment(flat, position, num_ops=2, magnitude=30), flat)
+
+
+def test_randaugment_skips_and_varies_as_told(images: torch.Tensor) -> None:
+    position = BatchPosition(seed=1, step=2, first=0, count=4_000)
+    never = rand_augment(images, dataclasses.replace(position, count=6), num_ops=2, magnitude=20, probability=0)
+    assert torch.equal(never, images)
+    applied = _applied(position, 2, 0.3)
+    assert applied.mean() == pytest.approx(0.3, abs=0.02)
+    magnitudes = _drawn_magnitudes(position, 2, 21, 1.5)
+    assert magnitudes.mean() == pytest.approx(21, abs=0.1)
+    assert magnitudes.std() == pytest.approx(1.5, abs=0.1)
+    assert abs(np.corrcoef(magnitudes.T)[0, 1]) < 0.05
+    assert _drawn_magnitudes(position, 2, 29, 5).max() == 30
+    assert (_drawn_magnitudes(position, 2, 9, 0) == 9).all()

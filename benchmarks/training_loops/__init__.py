@@ -1,0 +1,88 @@
+"""The training loops that are compared, one file each.
+
+A loop is a context manager ``epochs(job)`` that gives a function: called, it trains an epoch of the job's
+batches and returns what it knows of it (an :class:`Epoch`). All begin with the same weights and are handed the same
+pictures. What the loop does besides training, such as its meters and its progress bar, belongs to it.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from rebar.loading import Batch
+from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
+from rebar.training.model import build_model
+from rebar.training.precision import Precision
+
+NAMES = ("torchvision_reference", "ffcv_imagenet", "rebar")
+NUM_CLASSES, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING = 1000, 0.01, 0.9, 1e-4, 0.1
+_DISTINCT = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a loop is to do."""
+
+    arch: str
+    resolution: int
+    """Pixels."""
+    batch_size: int
+    steps: int
+    """Of an epoch."""
+    precision: Precision
+    """Resolved, not 'auto'."""
+    device: torch.device
+    train_dataset: str = ""
+    """A .beton, for the loop that reads one."""
+    folder: str = ""
+    """For what a loop writes."""
+    batches: list[Batch] = field(default_factory=list, repr=False)
+    """A few batches of random pictures, uint8 ``[n, height, width, 3]`` in main memory, that come again and again."""
+
+    def model(self) -> nn.Module:
+        """On the CPU, with the weights that every loop begins with."""
+        torch.manual_seed(0)
+        return build_model(self.arch, num_classes=NUM_CLASSES)
+
+    def epoch(self, batches: list[Batch]) -> list[Batch]:
+        """As many as an epoch has steps."""
+        return [batches[step % len(batches)] for step in range(self.steps)]
+
+    def normalized(self) -> list[Batch]:
+        """The batches as float32 ``[n, 3, height, width]``, as loaders give them that normalise in their workers."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return [
+            Batch(_pinned((b.images.permute(0, 3, 1, 2) - mean) / std, self.device), b.labels) for b in self.batches
+        ]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What a loop tells of an epoch."""
+
+    mean_loss: float
+    pictures: int
+    wait_seconds: float | None = None
+    """Spent waiting for batches, where the loop knows."""
+
+
+Loop = Callable[[Job], AbstractContextManager[Callable[[], Epoch]]]
+
+
+def random_batches(batch_size: int, resolution: int, device: torch.device) -> list[Batch]:
+    """Noise and labels, the same every time; in pinned memory for a GPU."""
+    draw = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(_DISTINCT):
+        shape = (batch_size, resolution, resolution, 3)
+        images = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
+        labels = torch.randint(0, NUM_CLASSES, (batch_size,), generator=draw)
+        batches.append(Batch(_pinned(images, device), _pinned(labels, device)))
+    return batches
+
+
+def _pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor.pin_memory() if device.type == "cuda" else tensor
