@@ -51,8 +51,8 @@ def upload_run(clients: Clients, folder: Path, place: Folder) -> Sent:
             if before and before.progress.step > progress.step:
                 if known[LAST] != stored[LAST]:
                     raise CloudError(
-                        f"{place} is at step {before.progress.step} (from {before.host or 'another machine'}), {folder} "
-                        f"at step {progress.step}: it is left as it is; take another run id to keep both"
+                        f"{place} is at step {before.progress.step} (from {before.host or 'another machine'}), "
+                        f"{folder} at step {progress.step}: it is left as it is; take another run id to keep both"
                     )
                 progress = before.progress
             new = {stored[name]: path for name, path in checkpoints.items() if stored[name] not in known.values()}

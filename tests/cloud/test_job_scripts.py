@@ -270,13 +270,3 @@ def test_skypilots_run_starts_the_job(aws: StrictAws, s3: Any, tree: Path) -> No
         in (tree / "calls").read_text()
     )
     assert pointer(s3)["step"] == 5
-
-
-def test_skypilot_takes_the_file() -> None:
-    """By its own parser, where it is installed: pip install skypilot."""
-    sky = pytest.importorskip("sky", reason="SkyPilot is not installed (pip install skypilot)")
-    task = sky.Task.from_yaml(str(REPOSITORY / "scripts/skypilot.yaml"))
-    (resources,) = task.resources
-    assert resources.use_spot
-    assert resources.accelerators == {"A10G": 4}
-    assert task.num_nodes == 1
