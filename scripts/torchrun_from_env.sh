@@ -9,6 +9,7 @@ set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 port=${MASTER_PORT:-29500}
+sagemaker=${REBAR_ROOT:-}/opt/ml/input/config/resourceconfig.json  # tests have a root of their own
 
 die() {
     echo "error: $1" >&2
@@ -21,12 +22,22 @@ gpus_here() {
     echo "$((gpus > 0 ? gpus : 1))"
 }
 
-# The first of ["a","b"], and where a name stands in it.
+# Of ["a","b"] and a name in it: how many there are, where it stands, the first.
 from_json() {
     python3 -c '
 import json, sys
 hosts = sorted(json.loads(sys.argv[1]))
 print(len(hosts), hosts.index(sys.argv[2]), hosts[0])' "$1" "$2"
+}
+
+# SageMaker's own file, for images without its training toolkit: the nodes as above, and the network between them.
+from_resource_config() {
+    python3 -c '
+import json, sys
+told = json.load(open(sys.argv[1]))
+hosts = sorted(told["hosts"])
+here = told["current_host"]
+print(len(hosts), hosts.index(here), hosts[0], told.get("network_interface_name", ""))' "$sagemaker"
 }
 
 nodes=1 rank=0 address='' gpus=''
@@ -44,6 +55,11 @@ elif [[ -n ${AWS_BATCH_JOB_NUM_NODES:-} ]]; then
 elif [[ -n ${SM_HOSTS:-} ]]; then
     read -r nodes rank address < <(from_json "$SM_HOSTS" "${SM_CURRENT_HOST:?SageMaker sets it}")
     gpus=${SM_NUM_GPUS:-}
+elif [[ -f $sagemaker ]]; then
+    read -r nodes rank address interface < <(from_resource_config)
+    if [[ -n $interface ]]; then
+        export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface} GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
+    fi
 elif [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
     nodes=${SLURM_NNODES:-${SLURM_JOB_NUM_NODES:?Slurm sets it}}
     rank=${SLURM_NODEID:?start this with srun, one task a node}

@@ -29,7 +29,7 @@ class Expected:
         """Whether a file has this checksum."""
         size = file.stat().st_size
         if self.kind == "SHA-256":
-            return _digest(file, "sha256", 0, size).hex() == self.digest
+            return sha256_of(file) == self.digest
         if not self.part_bytes:
             return _digest(file, "md5", 0, size).hex() == self.digest
         starts = range(0, size, self.part_bytes)
@@ -60,6 +60,11 @@ def expected_checksum(s3: Any, bucket: str, key: str, head: Mapping[str, Any], s
     if first["ContentLength"] == head["ContentLength"] and tag[2] != "1":
         return None  # the parts are not told
     return Expected("MD5 by parts", tag[1], first["ContentLength"], int(tag[2]))
+
+
+def sha256_of(file: Path) -> str:
+    """A file's SHA-256, in hexadecimal digits."""
+    return _digest(file, "sha256", 0, file.stat().st_size).hex()
 
 
 def _digest(file: Path, name: str, start: int, size: int) -> bytes:

@@ -188,11 +188,11 @@ def killed_at(aws: StrictAws, action: str, *words: str | Path) -> str:
 
 
 @pytest.fixture
-def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Starts an instance metadata service, version 2 only; the argument is what it knows."""
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, str]]]:
+    """Starts an instance metadata service, version 2 only; the arguments are what it knows, and may be added to."""
     servers: list[ThreadingHTTPServer] = []
 
-    def start(**known: str) -> None:
+    def start(**known: str) -> dict[str, str]:
         class Handler(BaseHTTPRequestHandler):
             def do_PUT(self) -> None:
                 assert self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
@@ -218,6 +218,7 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
+        return known
 
     yield start
     for server in servers:

@@ -164,6 +164,7 @@ class StrictAws:
                 start_response(f"{status} strict", [*headers, ("Content-Length", str(len(content)))])
                 return [content]
             status, headers, content = self._forward(environ)
+            self._kill_if_due(request.action)
         if environ["REQUEST_METHOD"] == "HEAD":
             start_response(f"{status} strict", headers)
             return []
@@ -205,10 +206,13 @@ class StrictAws:
         answer = self._after(action, parameters, answer)
         if token:
             self._tokens[token] = (plain, answer)
+        self._kill_if_due(action)
+        return answer
+
+    def _kill_if_due(self, action: str) -> None:
         if self.kill_after and self.kill_after[0] == action:
             os.kill(self.kill_after[1], signal.SIGKILL)
             self.kill_after = None
-        return answer
 
     def _forward(self, environ: dict[str, Any]) -> Answer:
         taken: list[Any] = []

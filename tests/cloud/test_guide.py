@@ -16,11 +16,23 @@ GUIDE = (REPOSITORY / "docs/aws.md").read_text()
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", GUIDE, flags=re.DOTALL)).replace("\\\n", " ")
 COMMANDS = [words for line in BLOCKS.splitlines() if (words := shlex.split(line, comments=True))]
 OURS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "rebar.cloud"]]
-OPERATOR, MACHINE, SCHEDULER = map(json.loads, re.findall(r"```json\n(.*?)```", GUIDE, flags=re.DOTALL))
+OPERATOR, MACHINE, SCHEDULER, JOB, SECRETS = map(json.loads, re.findall(r"```json\n(.*?)```", GUIDE, flags=re.DOTALL))
 NOT_BY_NAME = {  # what the permission for a call is named where that is not the call's own name
     "DescribeBudget": "budgets:ViewBudget",
     "CreateBudget": "budgets:ModifyBudget",
     "HeadObject": "s3:GetObject",
+    "PutObject": "s3:PutObject",
+    "UploadFile": "s3:PutObject",
+    "DeleteObject": "s3:DeleteObject",
+    "DescribeJobDefinitions": "batch:DescribeJobDefinitions",
+    "DescribeJobQueues": "batch:DescribeJobQueues",
+    "DescribeComputeEnvironments": "batch:DescribeComputeEnvironments",
+    "ListJobs": "batch:ListJobs",
+    "RegisterJobDefinition": "batch:RegisterJobDefinition",
+    "SubmitJob": "batch:SubmitJob",
+    "CreateTrainingJob": "sagemaker:CreateTrainingJob",
+    "DescribeTrainingJob": "sagemaker:DescribeTrainingJob",
+    "ListTags": "sagemaker:ListTags",
     "GetObject": "s3:GetObject",
     "DownloadFile": "s3:GetObject",
     "ListObjectsV2": "s3:ListBucket",
@@ -38,9 +50,9 @@ def allowed(policy: Any) -> set[str]:
 def called() -> set[str]:
     """The API calls in the code, as permissions."""
     code = "\n".join(path.read_text() for path in (REPOSITORY / "rebar/cloud").rglob("*.py"))
-    names = set(re.findall(r"\b(?:ec2|s3|budgets)\.([a-z]+_[a-z_0-9]+)\(", code))
+    names = set(re.findall(r"\b(?:ec2|s3|budgets|batch|client)\.([a-z]+_[a-z_0-9]+)\(", code))
     names |= set(re.findall(r'get_paginator\("(\w+)"\)', code))
-    names |= set(re.findall(r'(?:ec2|budgets), "(\w+)"', code))
+    names |= set(re.findall(r'(?:ec2|budgets|client|clients\("\w+"\)), "(\w+)"', code))
     names |= set(re.findall(r'clients\("[\w-]+"\)\.(\w+)\(', code))
     names -= {"get_paginator"}
     calls = {"".join(part.capitalize() for part in name.split("_")) for name in names}
@@ -54,7 +66,10 @@ def test_every_command_is_accepted(words: list[str]) -> None:
 
 
 def test_every_group_is_shown() -> None:
-    assert {words[0] for words in OURS} >= {"volume", "snapshot", "data", "cost", "budget", "launch", "userdata"}
+    assert {words[0] for words in OURS} >= {
+        *("volume", "snapshot", "data", "cost", "budget", "launch", "userdata"),
+        *("batch", "sagemaker", "spot", "run"),
+    }
 
 
 def test_the_table_is_the_commands() -> None:
@@ -68,17 +83,19 @@ def test_the_policies_allow_what_is_called() -> None:
 
 
 def test_no_policy_allows_more_than_it_needs() -> None:
-    for policy in (OPERATOR, MACHINE, SCHEDULER):
+    for policy in (OPERATOR, MACHINE, SCHEDULER, JOB, SECRETS):
         assert not [action for action in allowed(policy) if "*" in action]
         for statement in policy["Statement"]:
             changes = [each for each in statement["Action"] if not re.search(r":(?:Describe|Get|List|View)", each)]
             assert not changes or statement["Resource"] != "*", statement
     assert allowed(MACHINE) - allowed(OPERATOR) == set()
     assert not allowed(MACHINE) & {"ec2:RunInstances", "ec2:TerminateInstances", "iam:PassRole"}
+    assert {action.partition(":")[0] for action in allowed(JOB)} == {"s3", "ecr", "logs"}
+    assert allowed(SECRETS) == {"secretsmanager:GetSecretValue"}
 
 
 def test_skypilot_knows_every_key() -> None:
     task = yaml.safe_load((REPOSITORY / "scripts/skypilot.yaml").read_text())
     assert task.keys() <= {"name", "resources", "num_nodes", "workdir", "envs", "setup", "run"}
-    assert "scripts/torchrun_from_env.sh" in task["run"]
+    assert "scripts/train_job.sh" in task["run"]
     assert (REPOSITORY / task["envs"]["CONFIG"]).is_file()

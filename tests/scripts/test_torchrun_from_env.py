@@ -1,6 +1,8 @@
 """scripts/torchrun_from_env.sh: what each scheduler sets becomes torchrun's flags; two nodes find each other."""
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -46,6 +48,54 @@ def test_batch_tells_all_but_the_first_node_its_address() -> None:
 def test_sagemaker() -> None:
     told = flags(SM_HOSTS='["algo-2","algo-1"]', SM_CURRENT_HOST="algo-2", SM_NUM_GPUS="8")
     assert told == "--nproc_per_node=8 --nnodes=2 --node_rank=1 --master_addr=algo-1 --master_port=29500"
+
+
+def test_sagemaker_without_its_toolkit_tells_in_a_file(tmp_path: Path) -> None:
+    config = tmp_path / "opt/ml/input/config/resourceconfig.json"
+    config.parent.mkdir(parents=True)
+    told = {"current_host": "algo-2", "hosts": ["algo-1", "algo-2"], "network_interface_name": "eth0"}
+    config.write_text(json.dumps(told))
+    assert flags(REBAR_ROOT=str(tmp_path)).endswith(SECOND.replace("10.0.0.1", "algo-1"))
+    config.write_text(json.dumps({"current_host": "algo-1", "hosts": ["algo-1"]}))
+    assert flags(REBAR_ROOT=str(tmp_path)).endswith("--standalone")
+
+
+NODES = {
+    "nothing": {},
+    "SkyPilot": {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1"},
+    "AWS Batch": {
+        "AWS_BATCH_JOB_NUM_NODES": "2",
+        "AWS_BATCH_JOB_NODE_INDEX": "1",
+        "AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": "10.0.0.1",
+    },
+    "SageMaker": {"SM_HOSTS": '["10.0.0.1", "10.0.0.2"]', "SM_CURRENT_HOST": "10.0.0.2"},
+    "Slurm": {"SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1"},
+}
+
+
+@pytest.mark.parametrize("scheduler", NODES)
+def test_torchrun_is_started_with_them(scheduler: str, tmp_path: Path) -> None:
+    """What is started, by programs that stand in for python, nvidia-smi and Slurm's own."""
+    programs = {
+        ".venv/bin/python": 'printf "%s|" "$@"',
+        "bin/nvidia-smi": "printf 'GPU 0: A10G\\nGPU 1: A10G\\nGPU 2: A10G\\nGPU 3: A10G\\n'",
+        "bin/scontrol": "printf '10.0.0.1\\n10.0.0.2\\n'",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "scripts").mkdir()
+    script = Path(shutil.copy(SCRIPT, tmp_path / "scripts"))
+    variables = environment(PATH=f"{tmp_path}/bin:{os.environ['PATH']}", **NODES[scheduler])
+    done = subprocess.run(
+        [script, "train_imagenet.py", "--note", "two words"], env=variables, capture_output=True, text=True, check=True
+    )
+    *start, program, note, words, rest = done.stdout.split("|")
+    assert start[:2] == ["-m", "torch.distributed.run"]
+    nodes = ["--standalone"] if scheduler == "nothing" else SECOND.split()
+    assert start[2:] == ["--nproc_per_node=4", *nodes]
+    assert (program, note, words, rest) == ("train_imagenet.py", "--note", "two words", "")
 
 
 def test_slurm_asks_for_the_names_of_its_nodes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rebar.cloud.archives import DEVKIT_URL, read_checksums
+from rebar.cloud.commands import send
 from rebar.cloud.commands.parsers import add_command, add_group, clients_of, positive
 from rebar.cloud.errors import CloudError, code_of
 from rebar.cloud.instance_store import prepare
@@ -18,7 +19,8 @@ URL = re.compile(r"s3://([^/\s]+)/([^\s]+[^/\s])")
 
 def add(groups: Any) -> None:
     """Declare the commands."""
-    group = add_group(groups, "data", "Data from S3 to a local disk.")
+    group = add_group(groups, "data", "Data from S3 to a local disk, and back.")
+    send.add(group)
     command = add_command(
         group,
         "stage",

@@ -42,12 +42,16 @@ def add_command(
     return parser
 
 
-def add_identity(parser: argparse.ArgumentParser, role: str, *, run_required: bool = True) -> None:
-    """Whose and what for: the tags of a new thing."""
+def add_identity(
+    parser: argparse.ArgumentParser, role: str, *, run_required: bool = True, may_expire: bool = True
+) -> None:
+    """Whose and what for: the tags of a new thing; ``may_expire``: it costs money until it is ended."""
     parser.add_argument("--run", dest="run_name", required=run_required, metavar="NAME", help="what this belongs to")
     parser.add_argument("--role", default=role, help="what it is for (default: %(default)s)")
     parser.add_argument("--owner", default="", help="a person or team, for the tag; do not put anything secret here")
-    parser.add_argument("--expires-days", type=positive, metavar="DAYS", help="'cost sweep' reports it afterwards")
+    parser.set_defaults(expires_days=None)
+    if may_expire:
+        parser.add_argument("--expires-days", type=positive, metavar="DAYS", help="'cost sweep' reports it afterwards")
 
 
 def identity_of(options: argparse.Namespace) -> Identity:

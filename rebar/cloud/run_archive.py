@@ -1,0 +1,170 @@
+"""A run's folder to S3 and back: every object is there before the pointer names it, and is compared when it is read."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from rebar.cloud.clients import Clients
+from rebar.cloud.errors import CloudError, code_of, told_clearly
+from rebar.cloud.object_checksums import sha256_of
+from rebar.cloud.run_folder import progress_of
+from rebar.cloud.run_pointer import Pointer, Stored, read_pointer, write_pointer
+from rebar.cloud.s3_urls import Folder
+from rebar.cloud.sending import send_file
+from rebar.cloud.staging import stage
+from rebar.replacing import replacing
+
+FILES_AT_ONCE = 8
+TRIES = 5
+LAST, PREVIOUS = "last.pt", "previous.pt"
+RECORDS = ("config.yaml", "log.jsonl", "status.json", "wandb_id.txt", "plot.png", "report.html", "weights.*")
+RECORDS_TO_GO_ON_WITH = ("log.jsonl", "wandb_id.txt")
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What an upload did: the run's step, and the checkpoints that were not in S3 before."""
+
+    step: int
+    checkpoints: int
+    bytes: int
+
+
+def upload_run(clients: Clients, folder: Path, place: Folder) -> Sent:
+    """Upload a run's newest checkpoint, the best, and its records; the pointer last.
+
+    A checkpoint that S3 holds is not sent again, one that is replaced is deleted. Raises CloudError where the folder
+    has no checkpoint, and where S3 holds a later state of the run.
+    """
+    if not (folder / "checkpoints" / LAST).is_file():
+        raise CloudError(f"{folder} has no checkpoint (checkpoints/{LAST}): nothing to upload")
+    with _held(folder) as (checkpoints, records):
+        stored = {name: _stored(path) for name, path in checkpoints.items()}
+        progress = progress_of(folder)
+        for _ in range(TRIES):
+            before, version = read_pointer(clients, place)
+            known = dict(before.checkpoints) if before else {}
+            if before and before.progress.step > progress.step:
+                if known[LAST] != stored[LAST]:
+                    raise CloudError(
+                        f"{place} is at step {before.progress.step} (from {before.host or 'another machine'}), "
+                        f"{folder} at step {progress.step}: it is left as it is; take another run id to keep both"
+                    )
+                progress = before.progress
+            new = {stored[name]: path for name, path in checkpoints.items() if stored[name] not in known.values()}
+            _send_all(clients, place, new, records)
+            named = {**stored}
+            if LAST in known and known[LAST] != stored[LAST]:
+                named[PREVIOUS] = known[LAST]
+            elif PREVIOUS in known:
+                named[PREVIOUS] = known[PREVIOUS]
+            if write_pointer(clients, place, Pointer(progress, named), replaces=version):
+                _delete(clients, place, {each.object for each in known.values()} - {s.object for s in named.values()})
+                return Sent(progress.step, len(new), sum(each.bytes for each in new))
+    raise CloudError(f"{place}: something else uploads to this run all the time: give each run an id of its own")
+
+
+def fetch_run(clients: Clients, place: Folder, folder: Path) -> Pointer | None:
+    """Bring a run from S3 into a folder, for training to go on there; None where S3 has none.
+
+    The last checkpoint comes last: its being there says that all is. Raises CloudError.
+    """
+    pointer, version = read_pointer(clients, place)
+    while pointer is not None:
+        try:
+            _fetch(clients, place, pointer, folder)
+            return pointer
+        except CloudError:
+            newer, its_version = read_pointer(clients, place)
+            if its_version == version:
+                raise
+            pointer, version = newer, its_version  # what was replaced meanwhile is gone
+    return None
+
+
+def _fetch(clients: Clients, place: Folder, pointer: Pointer, folder: Path) -> None:
+    for record in RECORDS_TO_GO_ON_WITH:
+        _fetch_record(clients, place, record, folder)
+    for name in ("best.pt", LAST):
+        if name in pointer.checkpoints:
+            stored = pointer.checkpoints[name]
+            target = folder / "checkpoints" / name
+            stage(clients, place.bucket, place.key(stored.object), target, sha256=stored.sha256)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[tuple[dict[str, Path], dict[str, Path]]]:
+    """Checkpoints and records as they are now: the first, replaced as a whole, by hard link; the others copied."""
+    with tempfile.TemporaryDirectory(prefix=".upload-", dir=folder) as made:
+        copies = Path(made)
+        checkpoints = {path.name: path for path in sorted((folder / "checkpoints").glob("[!.]*.pt"))}
+        checkpoints.pop(PREVIOUS, None)
+        records = {path.name: path for pattern in RECORDS for path in sorted(folder.glob(pattern))}
+        held: dict[str, Path] = {}
+        for path in (*checkpoints.values(), *records.values()):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                if path.suffix == ".pt":
+                    os.link(path, copies / path.name)
+                else:
+                    (copies / path.name).write_bytes(path.read_bytes())
+                held[path.name] = copies / path.name
+        yield (
+            {name: held[name] for name in checkpoints if name in held},
+            {name: held[name] for name in records if name in held},
+        )
+
+
+def _stored(path: Path) -> Stored:
+    sha256 = sha256_of(path)
+    return Stored(f"checkpoints/{sha256[:16]}.pt", sha256, path.stat().st_size)
+
+
+def _send_all(clients: Clients, place: Folder, new: Mapping[Stored, Path], records: Mapping[str, Path]) -> None:
+    with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
+        pending = [
+            threads.submit(send_file, clients, path, place.bucket, place.key(stored.object), sha256=stored.sha256)
+            for stored, path in new.items()
+        ]
+        pending += [
+            threads.submit(send_file, clients, path, place.bucket, place.key(name)) for name, path in records.items()
+        ]
+        try:
+            for each in pending:
+                each.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _delete(clients: Clients, place: Folder, objects: set[str]) -> None:
+    """Delete what only the replaced pointer named; not being allowed to costs storage, not the run."""
+    from botocore.exceptions import ClientError
+
+    for name in sorted(objects):
+        with told_clearly(f"deleting {place}/{name}"):
+            try:
+                clients("s3").delete_object(Bucket=place.bucket, Key=place.key(name))
+            except ClientError as error:
+                if code_of(error) not in ("AccessDenied", "403"):
+                    raise
+                print(f"{place}: earlier checkpoints stay there: s3:DeleteObject is not allowed")
+                return
+
+
+def _fetch_record(clients: Clients, place: Folder, name: str, folder: Path) -> None:
+    from botocore.exceptions import ClientError
+
+    with told_clearly(f"reading {place}/{name}"):
+        try:
+            content = clients("s3").get_object(Bucket=place.bucket, Key=place.key(name))["Body"].read()
+        except ClientError as error:
+            if code_of(error) in ("NoSuchKey", "404"):
+                return
+            raise
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / name) as (file,):
+        file.write(content)
