@@ -15,10 +15,10 @@ from rebar.cli import warn
 from rebar.config import knob
 from rebar.errors import RebarError
 from rebar.replacing import replacing
+from rebar.run_manifest import PREVIOUS
 
 FORMAT = "rebar-checkpoint"
 VERSION = 2
-PREVIOUS = "previous.pt"
 
 
 @dataclass(frozen=True)

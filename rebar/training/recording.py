@@ -10,6 +10,7 @@ from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import RunLog, forget_after, open_log
 from rebar.reporting.status import RunStatus, State, write_status
+from rebar.run_manifest import Progress
 from rebar.training.config import TrainConfig
 from rebar.training.control import RunControl, asked_to_stop
 from rebar.training.distributed import World, wait_for_all
@@ -19,7 +20,6 @@ from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
 from rebar.training.resolution import resolution_at
 from rebar.training.state import TrainState
 from rebar.training.upload import Uploader, start_uploads
-from rebar.training.uploaded_run import Progress
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from typing import IO
 from rebar.errors import RebarError
 from rebar.reporting.console import warn_beside_bar
 from rebar.reporting.run_folder import RunFolder
+from rebar.run_manifest import MANIFEST, PREVIOUS, Progress, RunManifest, Stored
 from rebar.training.bucket import BucketFolder
-from rebar.training.checkpoint import PREVIOUS, sha256_of
-from rebar.training.uploaded_run import MANIFEST, Manifest, Progress, Stored, place_of, read_manifest
+from rebar.training.checkpoint import sha256_of
+from rebar.training.uploaded_run import place_of, read_manifest
 
 LAST_UPLOAD_SECONDS = 300
 """For how long a run that ends waits for its last upload; torchrun and EC2 wait for less."""
@@ -26,7 +27,12 @@ class Uploader:
     """
 
     def __init__(
-        self, place: BucketFolder, folder: RunFolder, manifest: Manifest | None, *, replaced: Manifest | None = None
+        self,
+        place: BucketFolder,
+        folder: RunFolder,
+        manifest: RunManifest | None,
+        *,
+        replaced: RunManifest | None = None,
     ) -> None:
         """``manifest`` is what the place holds of this run, ``replaced`` what it holds of an earlier one."""
         self._place, self._folder = place, folder
@@ -108,12 +114,12 @@ class Uploader:
         self._store_records()
         progress = saved[1] if saved else self._progress()
         if progress is not None and (checkpoints != before or progress != self._progress()):
-            self._name(Manifest(progress, checkpoints, socket.gethostname()))
+            self._name(RunManifest(progress, checkpoints, socket.gethostname()))
 
     def _progress(self) -> Progress | None:
         return self._manifest.progress if self._manifest else None
 
-    def _name(self, manifest: Manifest) -> None:
+    def _name(self, manifest: RunManifest) -> None:
         """Let the manifest name the checkpoints, and remove those that it no longer names."""
         self._place.put(MANIFEST, io.BytesIO(manifest.to_json()))
         self._manifest = manifest

@@ -6,65 +6,20 @@ that: who reads it finds whole checkpoints.
 """
 
 import io
-import json
-import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.replacing import replacing
 from rebar.reporting.run_folder import RunFolder
+from rebar.run_manifest import MANIFEST, PREVIOUS, Progress, RunManifest, Stored
 from rebar.training.bucket import AbsentError, BucketError, BucketFolder, DamagedError
-from rebar.training.checkpoint import PREVIOUS, link, sha256_of
+from rebar.training.checkpoint import link, sha256_of
 from rebar.training.distributed import World, gather_from_all, wait_for_all
 
-MANIFEST = "run.json"
-FORMAT, VERSION = "rebar-run", 1
 _RECORDS_TO_GO_ON_WITH = ("log.jsonl", "wandb_id.txt")
 _READS = 3
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a checkpoint is."""
-
-    epoch: int
-    """Complete epochs."""
-    step: int
-    """Steps of the whole run."""
-    position: float
-    """Epochs, the one under way by its share."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A checkpoint's object."""
-
-    object: str
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What ``run.json`` says: how far the run is, and its checkpoints by their names in the run's folder."""
-
-    progress: Progress
-    checkpoints: dict[str, Stored] = field(default_factory=dict)
-    host: str = ""
-
-    @property
-    def last(self) -> Stored:
-        """The newest checkpoint."""
-        return self.checkpoints["last.pt"]
-
-    def to_json(self) -> bytes:
-        """The file."""
-        about = {"format": FORMAT, "version": VERSION, "time": round(time.time(), 3), "host": self.host}
-        checkpoints = {name: asdict(stored) for name, stored in self.checkpoints.items()}
-        return json.dumps({**about, **asdict(self.progress), "checkpoints": checkpoints}, indent=2).encode() + b"\n"
 
 
 def place_of(address: str, folder: RunFolder) -> BucketFolder:
@@ -72,20 +27,15 @@ def place_of(address: str, folder: RunFolder) -> BucketFolder:
     return BucketFolder(address, folder.path.resolve().name)
 
 
-def read_manifest(place: BucketFolder) -> Manifest | None:
+def read_manifest(place: BucketFolder) -> RunManifest | None:
     """What the run's place holds; None for nothing. Raises RebarError where that cannot be found out."""
     try:
         content = place.get(MANIFEST)
     except AbsentError:
         return None
     try:
-        record = json.loads(content)
-        if (record["format"], record["version"]) != (FORMAT, VERSION):
-            raise ValueError("version")
-        checkpoints = {name: Stored(**stored) for name, stored in record["checkpoints"].items()}
-        progress = Progress(record["epoch"], record["step"], record["position"])
-        return Manifest(progress, {"last.pt": checkpoints["last.pt"], **checkpoints}, record["host"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return RunManifest.from_json(content)
+    except ValueError:
         raise RebarError(
             f"{place.url}/{MANIFEST} is damaged, or of another version of Rebar: give another --upload, or "
             "--resume none --overwrite to replace what is there"
@@ -131,7 +81,7 @@ def _has(folder: RunFolder, stored: Stored) -> bool:
         return sha256_of(file) == stored.sha256
 
 
-def _fetch(place: BucketFolder, folder: RunFolder, manifest: Manifest) -> None:
+def _fetch(place: BucketFolder, folder: RunFolder, manifest: RunManifest) -> None:
     """Records and best checkpoint, then the last one: its being there says that all is."""
     checkpoints = folder.last_checkpoint.parent
     try:
@@ -157,7 +107,7 @@ def _fetch(place: BucketFolder, folder: RunFolder, manifest: Manifest) -> None:
     print(f"fetched   {place.url}/{manifest.last.object}, uploaded by {manifest.host}", flush=True)
 
 
-def _fetch_checkpoints(place: BucketFolder, checkpoints: Path, manifest: Manifest) -> None:
+def _fetch_checkpoints(place: BucketFolder, checkpoints: Path, manifest: RunManifest) -> None:
     last, best = manifest.last, manifest.checkpoints.get("best.pt")
     if best is not None and best != last:
         place.download(best.object, checkpoints / "best.pt", sha256=best.sha256)
@@ -166,14 +116,16 @@ def _fetch_checkpoints(place: BucketFolder, checkpoints: Path, manifest: Manifes
         link(checkpoints / "last.pt", checkpoints / "best.pt")
 
 
-def _without_damaged(place: BucketFolder, manifest: Manifest, error: DamagedError) -> Manifest:
+def _without_damaged(place: BucketFolder, manifest: RunManifest, error: DamagedError) -> RunManifest:
     """The run without the checkpoint that is damaged, in the bucket too; the one before the last takes its place."""
     sound = {name: stored for name, stored in manifest.checkpoints.items() if stored.object != error.name}
     last = sound.get("last.pt") or sound.pop(PREVIOUS, None)
     if last is None:
         raise error
     warn(f"{error}: going on without it")
-    manifest = Manifest(Progress(0, 0, 0.0), {**sound, "last.pt": last}, manifest.host)  # how far it is, it says itself
+    manifest = RunManifest(
+        Progress(0, 0, 0.0), {**sound, "last.pt": last}, manifest.host
+    )  # how far it is, it says itself
     place.put(MANIFEST, io.BytesIO(manifest.to_json()))
     with suppress(BucketError):
         place.delete(error.name)

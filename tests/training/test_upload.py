@@ -14,12 +14,13 @@ import torch
 
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
+from rebar.run_manifest import Progress
 from rebar.training import bucket
 from rebar.training.bucket import AbsentError, BucketError, BucketFolder
 from rebar.training.checkpoint import save_checkpoint, sha256_of
 from rebar.training.distributed import World
 from rebar.training.upload import Uploader, start_uploads
-from rebar.training.uploaded_run import Progress, fetch_run, place_of, read_manifest
+from rebar.training.uploaded_run import fetch_run, place_of, read_manifest
 from tests.training.s3_server import BUCKET, S3, SECRET, s3_server
 
 ADDRESS = f"s3://{BUCKET}"
