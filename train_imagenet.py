@@ -158,6 +158,7 @@ def train_one_epoch(
         if step % config.logging.log_every == 0:  # the only place in the loop that waits for the device
             value = check_finite(loss.item(), step)
             control.health.on_loss(value, step, state.lr)
+            control.pace.at(step)
             bar.set_postfix(loss=f"{value:.3f}", lr=f"{state.lr:.4f}", px=resolution, refresh=False)
             log.write(
                 "step", {"step": step, "epoch": step / steps_per_epoch, "train/loss": value, "train/lr": state.lr}

@@ -8,6 +8,7 @@ from typing import TypeVar
 from rebar.training.checkpoint import CheckpointConfig
 from rebar.training.distributed import Agreement, World
 from rebar.training.health import HealthWatch
+from rebar.training.pace import Pace
 from rebar.training.preemption import Interrupted, StopRequest, Wish, on_ec2, stop_requests
 from rebar.training.spot import endpoint_is_given, watch_for_notice
 
@@ -24,6 +25,7 @@ class RunControl:
         world: World,
         *,
         save: Callable[[], None],
+        pace: Pace,
     ) -> None:
         """``save`` is called by all processes at once."""
         self._config = config
@@ -35,6 +37,7 @@ class RunControl:
         self._budget_seconds = 0.0
         self._started = self._saved = time.monotonic()
         self.health = HealthWatch()
+        self.pace = pace
         self.limit = ""
         """The limit that ended training before its last epoch, in words; empty while there is none."""
 

@@ -14,7 +14,9 @@ from rebar.training.config import TrainConfig
 from rebar.training.control import RunControl, asked_to_stop
 from rebar.training.distributed import World, wait_for_all
 from rebar.training.failures import explained
+from rebar.training.pace import Pace
 from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
+from rebar.training.resolution import resolution_at
 from rebar.training.state import TrainState
 
 
@@ -50,7 +52,9 @@ def recorded_run(
             forget_after(folder.log, epoch=state.epoch, step=state.steps(steps_per_epoch))
         log = stack.enter_context(open_log(folder.log, config.logging, is_main=world.is_main, settings=settings))
         request = stack.enter_context(asked_to_stop(config.checkpoint, world))
-        control = RunControl(config.checkpoint, request, world, save=save)
+        resolutions = [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)]
+        pace = Pace(resolutions, steps_per_epoch, is_shown=world.is_main)
+        control = RunControl(config.checkpoint, request, world, save=save, pace=pace)
         control.set_limits(
             steps=state.steps(steps_per_epoch),
             max_steps=config.training.max_steps,

@@ -5,6 +5,7 @@ import pytest
 from rebar.training.checkpoint import CheckpointConfig
 from rebar.training.control import RunControl
 from rebar.training.distributed import World
+from rebar.training.pace import Pace
 from rebar.training.preemption import Interrupted, StopRequest, Wish
 
 
@@ -21,7 +22,7 @@ class Saves:
 
 def make(world: World, config: CheckpointConfig) -> tuple[RunControl, Saves, StopRequest]:
     saves, request = Saves(), StopRequest()
-    control = RunControl(config, request, world, save=saves)
+    control = RunControl(config, request, world, save=saves, pace=Pace([32], 10, is_shown=False))
     control.set_limits(steps=0, max_steps=0, budget_seconds=0, used_seconds=0)
     return control, saves, request
 
