@@ -28,7 +28,15 @@ class Series:
     faint: bool = False
 
 
-def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: str = "", stairs: bool = False) -> str:
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str = "",
+    stairs: bool = False,
+    from_zero: bool = False,
+) -> str:
     """The lines that have points, as an ``<svg>`` element; an empty text where none has any.
 
     The scale is logarithmic where values differ by a factor of ten or more and all are positive.
@@ -39,6 +47,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=(5.2, 3.1), layout="constrained")
@@ -53,8 +62,9 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
         values = [value for line in shown for value in line.y]
         if "loss" in title and min(values) > 0 and max(values) > 10 * min(values):
             axes.set_yscale("log")
-        elif stairs:
+        elif (stairs or from_zero) and max(values) > 0:
             axes.set_ylim(0, 1.1 * max(values))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(shown) > 1:
             axes.legend()
         buffer = io.StringIO()

@@ -116,8 +116,14 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
         _chart("validation loss", [run.series("val/loss", run.name) for run in runs]),
         _chart("training loss", [run.series("train/loss", run.name) for run in runs]),
         _chart("learning rate", [run.step_series("train/lr", run.name) for run in runs]),
-        _chart("pictures a second", [run.series("throughput/samples_per_second", run.name) for run in runs]),
-        _chart("waiting for data, %", [run.series("time/data_wait_fraction", run.name, 100) for run in runs]),
+        _chart(
+            "pictures a second", [run.series("throughput/samples_per_second", run.name) for run in runs], from_zero=True
+        ),
+        _chart(
+            "waiting for data, %",
+            [run.series("time/data_wait_fraction", run.name, 100) for run in runs],
+            from_zero=True,
+        ),
     ]
     rows = [[run.name, run.state, str(len(run.epochs)), *_cells(run.last)] for run in runs]
     heads = ["run", "state", "epochs", *(heading for _, heading, _ in _COLUMNS)]
@@ -171,8 +177,8 @@ def _charts(run: Run) -> list[str]:
         ),
         _chart("learning rate", [run.step_series("train/lr", "")]),
         _resolution_chart(run),
-        _chart("pictures a second", [run.series("throughput/samples_per_second", "")]),
-        _chart("waiting for data, %", [run.series("time/data_wait_fraction", "", 100)]),
+        _chart("pictures a second", [run.series("throughput/samples_per_second", "")], from_zero=True),
+        _chart("waiting for data, %", [run.series("time/data_wait_fraction", "", 100)], from_zero=True),
     ]
 
 
@@ -182,8 +188,8 @@ def _resolution_chart(run: Run) -> str:
     return line_chart("resolution, px", [line], x_label="epoch", stairs=True)
 
 
-def _chart(title: str, series: Sequence[Series]) -> str:
-    return line_chart(title, series, x_label="epoch")
+def _chart(title: str, series: Sequence[Series], from_zero: bool = False) -> str:
+    return line_chart(title, series, x_label="epoch", from_zero=from_zero)
 
 
 def _cells(epoch: Mapping[str, Any]) -> list[str]:

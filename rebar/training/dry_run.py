@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from rebar.cli import warn
 from rebar.reporting import console
 from rebar.reporting.durations import in_words
 from rebar.reporting.memory import peak_host_gb
@@ -34,7 +35,8 @@ def try_out(config: TrainConfig, trial: Trial, folder: RunFolder, *, one_batch: 
             resolution = resolution_at(trial.state.epoch, config.resolution)
             findings = find_lr(trial, resolution, steps=config.training.find_lr_steps)
             if is_main:
-                print(findings.advice())
+                tell = print if findings.steepest else warn
+                tell(findings.advice())
                 print(f"plot: {plot_findings(findings, folder.path)}", flush=True)
         if config.training.dry_run:
             resolutions = [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)]

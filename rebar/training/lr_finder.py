@@ -6,6 +6,7 @@ the steepest descent as fast.ai made them known. The curve is a hint, not a proo
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from rebar.training.trial import Trial
 
 LOWEST, HIGHEST = 1e-5, 10.0
 _SMOOTHING = 0.9
+_MEMORY = 10  # losses that the average is made of, about
 _BLOWN_UP = 4.0  # times the smallest smoothed loss: then the test is over
 _MOVED = 0.02  # share of the first loss that it must fall by to mean anything
 
@@ -67,12 +69,15 @@ def analyse(rates: Sequence[float], losses: Sequence[float]) -> LrFindings:
     lowest = min(range(len(smooth)), key=smooth.__getitem__)
     if lowest < 2 or smooth[0] - smooth[lowest] < _MOVED * abs(smooth[0]):
         return LrFindings(list(rates[: len(smooth)]), smooth, None, None)
-    first = 1 + min(len(smooth) // 10, lowest - 2)  # the average of the first few is noise
+    first = 1 + min(max(_MEMORY, len(smooth) // 10), lowest - 2)  # before, the average is of too few to be smooth
+    window = max(1, len(smooth) // 12)
 
     def slope(i: int) -> float:
-        return (smooth[i + 1] - smooth[i - 1]) / (math.log(rates[i + 1]) - math.log(rates[i - 1]))
+        """Of the line through the losses around ``i``: one step's noise is no descent."""
+        around = range(max(0, i - window), min(lowest, i + window) + 1)
+        return statistics.linear_regression([math.log(rates[j]) for j in around], [smooth[j] for j in around]).slope
 
-    steepest = min(range(first, lowest), key=slope)
+    steepest = min(range(first, max(first + 1, lowest - window + 1)), key=slope)
     return LrFindings(list(rates[: len(smooth)]), smooth, rates[steepest], rates[lowest])
 
 
@@ -108,6 +113,10 @@ def plot_findings(findings: LrFindings, folder: Path) -> Path:
         if rate is not None:
             axes.axvline(rate, color=color, linestyle="--", label=f"{label}: {rate:.3g}")
             axes.legend()
+    if findings.minimum is not None:  # the valley is what matters, not how far the loss flew off afterwards
+        lowest = min(findings.losses)
+        depth = max(findings.losses[: findings.losses.index(lowest) + 1]) - lowest
+        axes.set_ylim(lowest - 0.1 * depth, lowest + 1.5 * depth)
     axes.grid(alpha=0.3)
     picture = folder / "lr_range_test.png"
     with replacing(picture.with_suffix(".json"), picture) as (data, image):

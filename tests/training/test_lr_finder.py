@@ -1,6 +1,7 @@
 """What a curve of losses says about the learning rate."""
 
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,16 @@ def test_a_valley_has_its_steepest_descent_before_its_minimum(tmp_path: Path) ->
         assert f"{share * found.steepest:.3g}" in advice
     assert plot_findings(found, tmp_path / "new").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "new/lr_range_test.json").exists()
+
+
+def test_noise_before_the_descent_is_no_descent() -> None:
+    draw = random.Random(0)
+    rates = exponential_rates(100)
+    for _ in range(20):  # a fall by 0.6 around 0.01, noise of 0.2 in each loss
+        losses = [2.5 - 0.6 / (1 + (0.01 / rate) ** 2) + draw.gauss(0, 0.2) for rate in rates[:80]]
+        found = analyse(rates, losses)
+        assert found.steepest is not None
+        assert 0.005 < found.steepest < 0.06
 
 
 @pytest.mark.parametrize(
