@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -204,7 +205,7 @@ def test_from_one_process_to_four_and_back(data: Data, tmp_path: Path) -> None:
     def command(folder: str, *words: str) -> Words:
         return [script, *data.training_command(tmp_path / folder, "--lr", "0.01", "--epochs", "1", *words)[1:]]
 
-    run(*command("one"))
+    assert re.search(r"time left: about \d+ s for 1 epoch, without evaluation", run(*command("one")).stdout)
     run(*command("changing", "--max-steps", "8"))
     four = run(*torchrun(4, *command("changing", "--training.batch_size", "4", "--max-steps", "13")))
     assert "8 steps of the next" in four.stdout
