@@ -78,6 +78,7 @@ def test_the_next_machine_goes_on_and_ends_as_an_undisturbed_run(
     assert_no_secret(second, done.stdout, done.stderr)
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_overtaken_is_refused(
     s3: S3, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

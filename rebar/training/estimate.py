@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from rebar.reporting.console import print_beside_bar
 from rebar.reporting.durations import in_words
 
-FEWEST_STEPS = 20
+FEWEST_STEPS = 10
 
 
 class TimeEstimate:

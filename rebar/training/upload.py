@@ -89,7 +89,7 @@ class Uploader:
                 saved, self._saved = self._saved, None
             try:
                 self._upload(saved)
-            except (RebarError, OSError) as error:
+            except Exception as error:  # whatever it is: training goes on, and the next checkpoint is tried
                 after = "all is in the run's folder" if ending else "it is tried again with the next checkpoint"
                 warn_beside_bar(f"not uploaded: {error} ({after})")
                 with self._changed:
@@ -147,23 +147,19 @@ class Uploader:
 
     def _store_copy(self, path: Path) -> Stored:
         """One of the checkpoints that are kept besides the last."""
-        if self._is_new(path):
+        state = _state(path)
+        if self._seen.get(path) != state:
             with path.open("rb") as file:
                 self._copies[path] = self._store(file)
-            self._note(path)
+            self._seen[path] = state
         return self._copies[path]
 
     def _store_records(self) -> None:
         for path in sorted(path for pattern in _RECORDS for path in self._folder.path.glob(pattern)):
-            if self._is_new(path):
+            state = _state(path)
+            if self._seen.get(path) != state:
                 self._place.put(path.name, io.BytesIO(path.read_bytes()))
-                self._note(path)
-
-    def _is_new(self, path: Path) -> bool:
-        return self._seen.get(path) != _state(path)
-
-    def _note(self, path: Path) -> None:
-        self._seen[path] = _state(path)
+                self._seen[path] = state
 
 
 def _state(path: Path) -> tuple[int, int, int]:
