@@ -32,10 +32,10 @@ stage_data() {
     done
 }
 
-# The status of an earlier attempt would be taken for this one's.
+# All nodes take what S3 has, so that they begin alike. An earlier attempt's status would be taken for this one's.
 bring_back() {
     mkdir -p "$run_folder"
-    if [[ -n ${RUN_PLACE:-} ]]; then "$python" -m rebar.cloud run fetch "$RUN_PLACE" "$run_folder"; fi
+    if [[ -n ${RUN_PLACE:-} ]]; then "$python" -m rebar.cloud run fetch "$RUN_PLACE" "$run_folder" --replace; fi
     rm -f "$run_folder/status.json"
 }
 
