@@ -54,7 +54,7 @@ class EvaluateSection:
     precision: Precision = knob("auto", help="of the forward pass; auto: fp16 on a GPU, 32 on the CPU")
     per_class: bool = knob(False, help="also the accuracy of each class, the worst first")
     confusion: str = knob("", help="also write a picture of which classes are taken for which to this .png")
-    export: str = knob("", help="also write the weights alone: .pth for torchvision, or .safetensors")
+    export: str = knob("", help="also write the weights alone: .pth for torchvision, .safetensors, or .onnx")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,12 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
             names += [str(label) for label in range(len(names), num_classes)]
             show_classes(options, result.confusion, names)
         if options.export:
-            facts = {"arch": trained.config.model.arch, "use_blurpool": trained.config.training.use_blurpool}
+            facts = {
+                "arch": trained.config.model.arch,
+                "use_blurpool": trained.config.training.use_blurpool,
+                "mean": list(trained.mean),
+                "std": list(trained.std),
+            }
             export_weights(Path(options.export), model.state_dict(), facts)
             print(f"weights: {options.export}")
 

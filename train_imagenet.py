@@ -25,7 +25,6 @@ from rebar.errors import RebarError
 from rebar.loading import Loader, Normalizer
 from rebar.reporting import console
 from rebar.reporting.plot import plot_run
-from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import RunLog
 from rebar.training import aliases
@@ -47,12 +46,14 @@ from rebar.training.model import count_parameters
 from rebar.training.optimizer import clip_gradients, set_learning_rate
 from rebar.training.precision import autocast
 from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
+from rebar.training.publish import publish_or_warn
 from rebar.training.recording import recorded_run
 from rebar.training.regularization.policy import build_regularizer
 from rebar.training.resolution import resolution_at
+from rebar.training.sam import climbed
 from rebar.training.schedule import peak_lr
 from rebar.training.seeding import seed_step
-from rebar.training.setup import build_normalizer, build_state, fill_in_paths, open_data, resume
+from rebar.training.setup import build_normalizer, build_state, check_outlets, fill_in_paths, open_data, resume
 from rebar.training.state import TrainState
 from rebar.training.trial import Step, Trial
 from rebar.training.usage import memory_metrics
@@ -87,6 +88,7 @@ def train(config: TrainConfig, world: World) -> None:
     torch.backends.cudnn.benchmark = True
     allow_tf32(config.execution.tf32)
 
+    check_outlets(config, world)
     train_loader, val_loader = open_data(config, world)
     state = build_state(config, train_loader, world)
     folder = RunFolder(Path(config.logging.folder))
@@ -159,6 +161,8 @@ def train_one_epoch(
         if step % config.logging.log_every == 0:  # the only place in the loop that waits for the device
             value = check_finite(loss.item(), step)
             control.health.on_loss(value, step, state.lr)
+            if control.estimate:
+                control.estimate.at_log_point(step)
             bar.set_postfix(loss=f"{value:.3f}", lr=f"{state.lr:.4f}", px=resolution, refresh=False)
             log.write(
                 "step", {"step": step, "epoch": step / steps_per_epoch, "train/loss": value, "train/lr": state.lr}
@@ -189,20 +193,30 @@ def build_step(config: TrainConfig, state: TrainState, model: nn.Module, world: 
         config.regularization, num_classes=state.num_classes, seed=config.training.seed, rank=world.rank
     )
 
-    def train_on(images: torch.Tensor, labels: torch.Tensor, step: int, lr: float) -> torch.Tensor:
-        set_learning_rate(state.optimizer, lr)
+    def take_gradient(
+        batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], step: int, *, measured: bool
+    ) -> torch.Tensor:
         seed_step(config.training.seed, step, world.rank)
-        images, targets = regularizer.mix(images, labels, step)
-
         state.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=world.device)
-        for piece in pieces_of(model, images, targets, labels, count=config.execution.accumulate):
+        for piece in pieces_of(model, *batch, count=config.execution.accumulate):
             with autocast(state.precision, world.device):
                 logits = model(piece.images)
                 piece_loss = criterion(logits, piece.targets)
             state.scaler.scale(piece_loss * piece.share).backward()
             loss += piece_loss.detach() * piece.share
-            state.meter.add(piece_loss, logits, piece.labels)
+            if measured:
+                state.meter.add(piece_loss, logits, piece.labels)
+        return loss
+
+    def train_on(images: torch.Tensor, labels: torch.Tensor, step: int, lr: float) -> torch.Tensor:
+        set_learning_rate(state.optimizer, lr)
+        images, targets = regularizer.mix(images, labels, step)
+        batch = (images, targets, labels)
+        loss = take_gradient(batch, step, measured=True)
+        if config.optimizer.sam_is_due(step):
+            with climbed(model.parameters(), config.optimizer.sam_rho):
+                take_gradient(batch, step, measured=False)
         clip_gradients(model, state.optimizer, state.scaler, config.optimizer.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -282,10 +296,12 @@ def finish(
     log.write("end", {"epoch": state.epoch, "parameters": parameters, **metrics})
     if world.is_main:
         for suffix in forms(config.checkpoint.export):
-            export_weights(folder.path / f"weights{suffix}", state.model.state_dict(), exported_facts(config, state))
+            weights = state.evaluated_model.state_dict()
+            export_weights(folder.path / f"weights{suffix}", weights, exported_facts(config, state))
         with contextlib.suppress(RebarError):  # killed before its first epoch was logged, it has nothing to draw
             plot_run(folder.log, folder.plot)
-        write_report(folder.path)
+        if config.logging.hf_repo:
+            publish_or_warn(folder, config.logging.hf_repo)
         print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, folder), flush=True)
 
 
@@ -296,6 +312,8 @@ def exported_facts(config: TrainConfig, state: TrainState) -> dict[str, object]:
         "num_classes": state.num_classes,
         "class_names": state.class_names,
         "use_blurpool": config.training.use_blurpool,
+        "mean": list(state.mean),
+        "std": list(state.std),
         "metrics": state.last_metrics,
     }
 

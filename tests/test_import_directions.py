@@ -11,11 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 
-BASE = {"errors", "cli", "replacing", "config", "foreign_memory", "instance_metadata", "user_cache"}
+BASE = {"errors", "cli", "replacing", "config", "foreign_memory", "instance_metadata", "run_manifest", "user_cache"}
 LAYERS: dict[str, set[str]] = {  # layer -> the layers it may import besides itself
     "errors": set(),
     "foreign_memory": set(),
     "instance_metadata": set(),
+    "run_manifest": set(),
     "user_cache": set(),
     "replacing": {"errors"},
     "cli": {"errors"},
@@ -24,7 +25,13 @@ LAYERS: dict[str, set[str]] = {  # layer -> the layers it may import besides its
     "reporting": BASE,
     "beton": BASE | {"jpeg", "reporting"},
     "loading": BASE | {"jpeg", "reporting", "beton"},
-    "cloud": {"errors", "cli", "replacing", "instance_metadata"},  # stands aside: neither torch nor numpy
+    "cloud": {
+        "errors",
+        "cli",
+        "replacing",
+        "instance_metadata",
+        "run_manifest",
+    },  # stands aside: neither torch nor numpy
     "training": BASE | {"jpeg", "reporting", "beton", "loading"},
 }
 MODULES = sorted((ROOT / "rebar").rglob("*.py"))

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -16,7 +18,9 @@ import torch
 from rebar.training.checkpoint import read_checkpoint
 from tests.conftest import REPOSITORY, Data, read_events, run, torchrun
 from tests.training.metadata_service import metadata_server
+from tests.training.s3_server import s3_server
 
+Process = subprocess.Popen[str]
 Words = list[str | Path]
 TWO_RANKS = ["--training.batch_size", "8"]  # the global batch of one process with the recipe's 16
 
@@ -193,7 +197,7 @@ GROUP_NORM = """if True:
 
 
 @pytest.mark.slow
-def test_it_goes_on_with_another_number_of_processes(data: Data, tmp_path: Path) -> None:
+def test_from_one_process_to_four_and_back(data: Data, tmp_path: Path) -> None:
     script = tmp_path / "group_norm.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n{GROUP_NORM}")
 
@@ -201,13 +205,106 @@ def test_it_goes_on_with_another_number_of_processes(data: Data, tmp_path: Path)
         return [script, *data.training_command(tmp_path / folder, "--lr", "0.01", *words)[1:]]
 
     run(*command("one"))
-    stop_at = ["--max-steps", "27"]  # within the second epoch
-    run(*command("changing", *stop_at))
-    done = run(*torchrun(2, *command("changing", *TWO_RANKS)))
-    assert "after epoch 1 and 7 steps" in done.stdout
-    assert "warning: resuming with" not in done.stderr
+    run(*command("changing", "--max-steps", "13"))
+    four = run(*torchrun(4, *command("changing", "--training.batch_size", "4", "--max-steps", "27")))
+    assert "13 steps of the next" in four.stdout
+    one = run(*command("changing"))
+    assert "after epoch 1 and 7 steps" in one.stdout
+    assert "warning: resuming with" not in four.stderr + one.stderr
     ours, theirs = weights(tmp_path / "changing"), weights(tmp_path / "one")
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
-    seen = [[record["step"] for record in read_events(tmp_path / folder, "step")] for folder in ("one", "changing")]
-    assert seen[0] == seen[1] == list(range(40))
+    ours, theirs = (read_events(tmp_path / folder, "step") for folder in ("changing", "one"))
+    assert [record["step"] for record in ours] == [record["step"] for record in theirs] == list(range(40))
+    # while there are four, the logged loss is the first one's
+    alone = [step for step in range(40) if not 13 <= step < 27]
+    for step in alone:
+        assert ours[step]["train/loss"] == pytest.approx(theirs[step]["train/loss"], rel=1e-4)
+
+
+# ------------------------------------------------------------------ several machines
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
+
+
+@contextmanager
+def nodes(command: Callable[[int], Words], environments: Sequence[dict[str, str]]) -> Iterator[list[Process]]:
+    """A launcher for each "machine", which meet on loopback; the command may know which one it is for."""
+    meeting = [f"--nnodes={len(environments)}", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test"]
+    meeting.append(f"--rdzv_endpoint=127.0.0.1:{free_port()}")
+    launchers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *meeting, *map(str, command(node))],
+            cwd=REPOSITORY,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node, environment in enumerate(environments)
+    ]
+    try:
+        yield launchers
+    finally:
+        for launcher in launchers:
+            launcher.kill()  # its worker ends with it
+            launcher.wait()
+
+
+def finish(launchers: Sequence[Process], expect: int) -> str:
+    """What they printed; checks how they ended."""
+    printed = [launcher.communicate(timeout=200)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [expect] * len(launchers), "\n".join(printed)
+    return "\n".join(printed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False], ids=["one_folder", "a_folder_each_and_s3"])
+def test_the_notice_on_one_machine_stops_all_at_one_step(
+    shared: bool, data: Data, two_ranks: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / "run"] * 2 if shared else [tmp_path / "a/run", tmp_path / "b/run"]
+    with ExitStack() as stack:
+        s3 = None if shared else stack.enter_context(s3_server())
+        upload = [] if s3 is None else ["--upload", "s3://results"]
+        variables = {} if s3 is None else s3.variables
+        metadata = stack.enter_context(metadata_server())
+        metadata.notice_after = 10**9
+
+        def command(node: int) -> Words:
+            return data.training_command(folders[node], *TWO_RANKS, *upload, "--spot-poll-seconds", "0.1")
+
+        noticed = {**variables, "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url, "AWS_EC2_METADATA_DISABLED": "false"}
+        with nodes(command, [variables, noticed]) as launchers:
+            deadline = time.monotonic() + 200
+            while not any(steps_logged(folder) > 23 for folder in folders):
+                assert all(launcher.poll() is None for launcher in launchers)
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            metadata.notice_after = 0
+            finish(launchers, expect=1)  # torchrun's word for a worker's 75
+        (folder,) = {folder for folder in folders if (folder / "status.json").exists()}
+        assert status(folder) == ("interrupted", "EC2's spot interruption notice", 75)
+        at = read_checkpoint(folder / "checkpoints/last.pt")["meter"]["steps"]
+        assert steps_logged(folder) == 20 + at  # no process went further than the checkpoint
+        assert {path for each in folders for path in each.glob("checkpoints/last.pt")} == {
+            folder / "checkpoints/last.pt"
+        }
+
+        with nodes(command, [variables, variables]) as launchers:
+            assert f"after epoch 1 and {at} steps" in finish(launchers, expect=0)
+        assert_same_run(finished(folders), two_ranks)
+
+
+def steps_logged(folder: Path) -> int:
+    return len(read_events(folder, "step")) if (folder / "log.jsonl").exists() else 0
+
+
+def finished(folders: Sequence[Path]) -> Path:
+    """The folder of the first process, which may be another than before."""
+    (found,) = {f for f in folders if (f / "status.json").exists() and status(f)[0] == "finished"}
+    return found

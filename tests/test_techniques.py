@@ -31,6 +31,8 @@ EVERYTHING = [
     "--lr-scaling=sqrt",
     "--base-batch=32",
     "--accumulate=2",
+    "--sam-rho=0.1",
+    "--sam-every=3",
     "--initialization=composer",
 ]
 

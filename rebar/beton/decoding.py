@@ -69,9 +69,9 @@ def decode(content: bytes, limit: SizeLimit, *, repair: bool = False) -> Decoded
         raise PictureError(f"cannot be decoded: {error or type(error).__name__}") from None
 
 
-def lies_upright(content: bytes) -> bool:
-    """Whether a JPEG has no orientation tag that asks for turning it."""
-    if not any(hint in content for hint in _ORIENTATION_HINTS):
+def lies_upright(content: bytes, front: int) -> bool:
+    """Whether a JPEG has no orientation tag that asks for turning it; metadata is in the first ``front`` bytes."""
+    if all(content.find(hint, 0, front) < 0 for hint in _ORIENTATION_HINTS):
         return True
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as image:

@@ -7,7 +7,6 @@ encoding anew. What cannot be stored like this, for its size, its orientation or
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,11 +15,8 @@ from rebar.beton.sizes import SizeLimit
 from rebar.jpeg.sequential import make_sequential
 from rebar.jpeg.standard_tables import quantisation_at
 from rebar.jpeg.status import OK, UNSUPPORTED
+from rebar.jpeg.transcode import Transcoder
 from rebar.jpeg.turbojpeg import JpegError
-
-if TYPE_CHECKING:
-    from rebar.jpeg.headers import Header
-    from rebar.jpeg.transcode import Transcoder
 
 _JPEG = b"\xff\xd8\xff"
 _FINER = 1e-9  # relative: what rounding may make of equal means
@@ -65,9 +61,11 @@ def pass_through(content: bytes, limits: Limits) -> Passed | None:
         oddities = ("progressive",)
         status, header = transcoder.read_header(jpeg)
     size = header.width, header.height
-    if status != OK or limits.size.apply(*size) != size or not lies_upright(content):
+    front = len(content) if oddities else header.entropy_start
+    if status != OK or limits.size.apply(*size) != size or not lies_upright(content, front):
         return None
-    quality = None if _within(transcoder, header, limits.quality) else limits.quality
+    steps = tuple(transcoder.quantisation(component).tobytes() for component in range(header.components))
+    quality = None if _within(steps, limits.quality) else limits.quality
     if quality is not None and header.components > 1 and (header.across, header.down) != (2, 2):
         return None  # more chroma than what is encoded anew has
     interval = restart_interval(header.width, 8 * header.across) if limits.restart_markers else 0
@@ -79,6 +77,7 @@ def pass_through(content: bytes, limits: Limits) -> Passed | None:
     return Passed(data, *size, quality is None, oddities)
 
 
+@functools.lru_cache(maxsize=1024)
 def restart_interval(width: int, unit_width: int = 16) -> int:
     """Units (MCUs) from one restart marker to the next in a JPEG ``width`` pixels wide.
 
@@ -92,10 +91,8 @@ def restart_interval(width: int, unit_width: int = 16) -> int:
 
 
 @functools.cache
-def _transcoder() -> "Transcoder":
+def _transcoder() -> Transcoder:
     """This process's: kernels are loaded when the first JPEG comes, and only where there is one."""
-    from rebar.jpeg.transcode import Transcoder
-
     return Transcoder()
 
 
@@ -104,10 +101,11 @@ def _is_progressive(content: bytes) -> bool:
     return b"\xff\xc2" in content
 
 
-def _within(transcoder: "Transcoder", header: "Header", quality: int | None) -> bool:
-    """Whether no component's quantisation is finer, on average, than libjpeg's at ``quality``."""
+@functools.lru_cache(maxsize=64)
+def _within(steps: tuple[bytes, ...], quality: int | None) -> bool:
+    """Whether no component's quantisation, int16, is finer, on average, than libjpeg's at ``quality``."""
     if quality is None:
         return True
     finest = quantisation_at(quality).mean(axis=1)
-    means = [transcoder.quantisation(component).mean() for component in range(header.components)]
+    means = [np.frombuffer(component, np.int16).mean() for component in steps]
     return all(mean >= finest[min(component, 1)] * (1 - _FINER) for component, mean in enumerate(means))

@@ -3,19 +3,20 @@
 ``concurrent.futures.ProcessPoolExecutor`` waits for ever where a process dies half-way through sending a
 result, because all of its processes share one pipe whose writing end stays open. Here each has its own,
 so the end of a process is the end of its pipe, whenever it comes. It works the other way round, too:
-processes whose parent is gone end themselves.
+processes whose parent is gone end themselves. Arrays do not go through the pipes, but through memory that is shared.
 """
 
 import multiprocessing
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from rebar.beton.shared_slots import SharedSlots, new_slots
 from rebar.errors import RebarError
 
 Task = TypeVar("Task")
@@ -28,36 +29,45 @@ RESULTS_A_PROCESS = 4
 _READY = -1
 
 
+@dataclass
+class _Finished:
+    result: Any
+    error: Exception | None
+    slot: int
+
+
 @dataclass(eq=False)
 class _Process:
     process: multiprocessing.process.BaseProcess
     connection: "Connection[Any, Any]"
     ready: bool = False
-    tasks: list[int] = field(default_factory=list)
+    slots: dict[int, int] = field(default_factory=dict)
+    """Of each task in its hands, where the result goes."""
 
 
 def map_in_processes(
-    job: Callable[[Task], Result], tasks: Iterable[Task], *, num_workers: int, preload: Sequence[str] = ()
+    job: Callable[[Task], Result], tasks: Iterable[Task], *, num_workers: int
 ) -> Generator[Result, None, None]:
     """Yield ``job(task)`` for every task, in order, worked out by ``num_workers`` processes.
 
-    ``job`` is pickled once and sent to each process once; tasks should be small. The modules ``preload`` are imported
-    once for all processes, where the system can. Close the generator
-    (``contextlib.closing``) to end the processes early. An exception of the job is raised in its task's
-    turn: a RebarError as it is, any other as a RuntimeError with the traceback. Raises RebarError where a
-    process dies.
+    ``job`` is pickled once and sent to each process once; tasks should be small. The arrays of a result are overwritten
+    once the next one is asked for: copy what is to stay. Close the generator (``contextlib.closing``) to end the
+    processes early. An exception of the job is raised in its task's turn: a RebarError as it is, any other as a
+    RuntimeError with the traceback. Raises RebarError where a process dies.
     """
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, not {num_workers}")
     content = pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
     todo = enumerate(tasks)
     workers: list[_Process] = []
-    finished: dict[int, tuple[Any, Exception | None]] = {}
-    num_issued, num_yielded, exhausted = 0, 0, False
+    finished: dict[int, _Finished] = {}
+    free = list(range(num_workers * RESULTS_A_PROCESS))
+    num_yielded, exhausted = 0, False
     try:
-        _start(workers, num_workers, preload)
+        with new_slots(len(free)) as slots:
+            _start(workers, num_workers, slots)
         while True:
-            while not exhausted and num_issued - num_yielded < num_workers * RESULTS_A_PROCESS:
+            while free and not exhausted:
                 worker = _least_busy(workers)
                 if worker is None:
                     break
@@ -65,29 +75,30 @@ def map_in_processes(
                 if item is None:
                     exhausted = True
                 else:
-                    _send(worker, pickle.dumps(item))
-                    worker.tasks.append(item[0])
-                    num_issued += 1
-            if exhausted and num_issued == num_yielded:
+                    number, task = item
+                    worker.slots[number] = free.pop()
+                    _send(worker, pickle.dumps((number, task, worker.slots[number])))
+            if exhausted and not finished and not any(worker.slots for worker in workers):
                 return
             by_connection: dict[Any, _Process] = {worker.connection: worker for worker in workers}
             for connection in wait(list(by_connection), timeout=0 if num_yielded in finished else None):
-                _receive(by_connection[connection], content, finished)
+                _receive(by_connection[connection], content, slots, finished)
             if num_yielded in finished:
-                result, error = finished.pop(num_yielded)
+                done = finished.pop(num_yielded)
                 num_yielded += 1
-                if error is not None:
-                    raise error
-                yield result
+                if done.error is not None:
+                    raise done.error
+                yield done.result
+                free.append(done.slot)
     finally:
         _stop(workers)
 
 
-def _start(workers: list[_Process], num_workers: int, preload: Sequence[str]) -> None:
+def _start(workers: list[_Process], num_workers: int, slots: SharedSlots) -> None:
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__.rpartition(".")[0], *preload])
+        context.set_forkserver_preload([__name__.rpartition(".")[0]])
     # Ctrl-C reaches the whole process group, but is the parent's to answer: the processes are born with
     # it blocked. The tracker goes first because starting it unblocks the signal.
     resource_tracker.ensure_running()
@@ -95,7 +106,7 @@ def _start(workers: list[_Process], num_workers: int, preload: Sequence[str]) ->
     try:
         for _ in range(num_workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            process = context.Process(target=_work, args=(theirs, slots), daemon=True)
             process.start()
             theirs.close()  # else the pipe would not end with the process
             workers.append(_Process(process, ours))
@@ -116,8 +127,8 @@ def _stop(workers: list[_Process]) -> None:
 
 def _least_busy(workers: list[_Process]) -> _Process | None:
     """The process with the fewest tasks, if any has room for another."""
-    free = [worker for worker in workers if worker.ready and len(worker.tasks) < TASKS_A_PROCESS]
-    return min(free, key=lambda worker: len(worker.tasks), default=None)
+    free = [worker for worker in workers if worker.ready and len(worker.slots) < TASKS_A_PROCESS]
+    return min(free, key=lambda worker: len(worker.slots), default=None)
 
 
 def _send(worker: _Process, message: bytes) -> None:
@@ -127,17 +138,18 @@ def _send(worker: _Process, message: bytes) -> None:
         raise _died(worker) from None
 
 
-def _receive(worker: _Process, job: bytes, finished: dict[int, tuple[Any, Exception | None]]) -> None:
+def _receive(worker: _Process, job: bytes, slots: SharedSlots, finished: dict[int, _Finished]) -> None:
     try:
-        number, result, error = worker.connection.recv()
+        number, packed = worker.connection.recv()
     except (EOFError, OSError):
         raise _died(worker) from None
     if number == _READY:
         _send(worker, job)  # not before: a process that still starts would keep the parent waiting
         worker.ready = True
     else:
-        worker.tasks.remove(number)
-        finished[number] = (result, error)
+        slot = worker.slots.pop(number)
+        result, error = slots.unpack(packed, slot)
+        finished[number] = _Finished(result, error, slot)
 
 
 def _died(worker: _Process) -> RebarError:
@@ -151,13 +163,13 @@ def _died(worker: _Process) -> RebarError:
     return RebarError(f"a worker process (pid {worker.process.pid}) {how}{hint}")
 
 
-def _work(connection: "Connection[Any, Any]") -> None:
+def _work(connection: "Connection[Any, Any]", slots: SharedSlots) -> None:
     """What a process does: take the job, then tasks, until it is ended or its parent is gone."""
     try:
-        connection.send((_READY, None, None))
+        connection.send((_READY, None))
         job = pickle.loads(connection.recv_bytes())
         while True:
-            number, task = connection.recv()
+            number, task, slot = connection.recv()
             result: Any = None
             error: Exception | None = None
             try:
@@ -166,6 +178,6 @@ def _work(connection: "Connection[Any, Any]") -> None:
                 error = expected
             except Exception:
                 error = RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
-            connection.send((number, result, error))
+            connection.send((number, slots.pack((result, error), slot)))
     except (EOFError, OSError):
         pass

@@ -176,8 +176,7 @@ def _write_pages(
 
 def _encode(encoder: Encoder, chunks: list[tuple[int, int]], num_workers: int) -> Generator[list[Outcome], None, None]:
     if chunks:
-        kernels = () if encoder.policy.write_mode == "raw" else ("rebar.jpeg.transcode",)
-        yield from map_in_processes(encoder, chunks, num_workers=min(num_workers, len(chunks)), preload=kernels)
+        yield from map_in_processes(encoder, chunks, num_workers=min(num_workers, len(chunks)))
 
 
 def _end_page(partial: Partial, position: int, of_page: Tally, on_bad_image: OnBadImage) -> None:

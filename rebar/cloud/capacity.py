@@ -1,10 +1,11 @@
-"""Whether a machine can be had, asked before anything is rented: offered in the zone, within the quota, what price."""
+"""Asked before anything is rented: how large the data are, whether a machine can be had, and at what price."""
 
 from dataclasses import dataclass
 
 from rebar.cloud.clients import Clients
 from rebar.cloud.errors import CloudError, code_of, told_clearly
 from rebar.cloud.instances import BY_NAME, InstanceType
+from rebar.cloud.snapshots import describe_snapshot
 from rebar.cloud.sweep import find_instances
 from rebar.cloud.tags import now
 
@@ -24,6 +25,42 @@ class SpotPrice:
 
     dollars: float
     zone: str
+
+
+BETONS = ("train.beton", "val.beton")
+GB, GIB = 10**9, 2**30
+
+
+def data_gb(clients: Clients, data: str) -> int | None:
+    """How many GB ``s3://…`` holds in train.beton and val.beton, or a snapshot at most; None where it is not told.
+
+    Raises CloudError where there are no such data: a machine would look for them in vain.
+    """
+    if not data.startswith("s3://"):
+        snapshot = describe_snapshot(clients, data)
+        if snapshot is None:
+            raise CloudError(f"there is no snapshot {data} in this region")
+        return -(-snapshot["VolumeSize"] * GIB // GB)
+    bucket, _, prefix = data.removeprefix("s3://").rstrip("/").partition("/")
+    keys = [f"{prefix}/{name}" if prefix else name for name in BETONS]
+    sizes = [_object_size(clients, bucket, key) for key in keys]
+    return None if None in sizes else -(-sum(size or 0 for size in sizes) // GB)
+
+
+def _object_size(clients: Clients, bucket: str, key: str) -> int | None:
+    from botocore.exceptions import ClientError
+
+    with told_clearly(f"looking at s3://{bucket}/{key}"):
+        try:
+            size: int = clients("s3").head_object(Bucket=bucket, Key=key)["ContentLength"]
+            return size
+        except ClientError as error:
+            if code_of(error) in ("404", "NoSuchKey"):
+                raise CloudError(f"there is no s3://{bucket}/{key}: upload it first, or give another --data") from None
+            if code_of(error) == "403":
+                print(f"note: s3://{bucket}/{key} may not be looked at from here; the machine will see")
+                return None
+            raise
 
 
 def zones_offering(clients: Clients, machine: InstanceType) -> list[str]:

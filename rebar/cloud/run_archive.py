@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -14,16 +15,16 @@ from rebar.cloud.clients import Clients
 from rebar.cloud.errors import CloudError, code_of, told_clearly
 from rebar.cloud.object_checksums import sha256_of
 from rebar.cloud.run_folder import progress_of
-from rebar.cloud.run_pointer import Pointer, Stored, read_pointer, write_pointer
+from rebar.cloud.run_pointer import read_pointer, write_pointer
 from rebar.cloud.s3_urls import Folder
 from rebar.cloud.sending import send_file
 from rebar.cloud.staging import stage
 from rebar.replacing import replacing
+from rebar.run_manifest import LAST, PREVIOUS, RunManifest, Stored
 
 FILES_AT_ONCE = 8
 TRIES = 5
 FORGOTTEN_SECONDS = 3600
-LAST, PREVIOUS = "last.pt", "previous.pt"
 RECORDS = ("config.yaml", "log.jsonl", "status.json", "wandb_id.txt", "plot.png", "report.html", "weights.*")
 RECORDS_TO_GO_ON_WITH = ("log.jsonl", "wandb_id.txt")
 
@@ -65,13 +66,13 @@ def upload_run(clients: Clients, folder: Path, place: Folder) -> Sent:
                 named[PREVIOUS] = known[LAST]
             elif PREVIOUS in known:
                 named[PREVIOUS] = known[PREVIOUS]
-            if write_pointer(clients, place, Pointer(progress, named), replaces=version):
+            if write_pointer(clients, place, RunManifest(progress, named, socket.gethostname()), replaces=version):
                 _delete(clients, place, {each.object for each in known.values()} - {s.object for s in named.values()})
                 return Sent(progress.step, len(new), sum(each.bytes for each in new))
     raise CloudError(f"{place}: something else uploads to this run all the time: give each run an id of its own")
 
 
-def fetch_run(clients: Clients, place: Folder, folder: Path, *, replace: bool = False) -> Pointer | None:
+def fetch_run(clients: Clients, place: Folder, folder: Path, *, replace: bool = False) -> RunManifest | None:
     """Bring a run from S3 into a folder, for training to go on there; None where S3 has none.
 
     The last checkpoint comes last: its being there says that all is. Raises CloudError, also where the folder has
@@ -96,7 +97,7 @@ def fetch_run(clients: Clients, place: Folder, folder: Path, *, replace: bool = 
     return None
 
 
-def _fetch(clients: Clients, place: Folder, pointer: Pointer, folder: Path) -> None:
+def _fetch(clients: Clients, place: Folder, pointer: RunManifest, folder: Path) -> None:
     for record in RECORDS_TO_GO_ON_WITH:
         _fetch_record(clients, place, record, folder)
     for name in ("best.pt", LAST):

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rebar.cloud.run_pointer import Progress
+from rebar.run_manifest import Progress
 
 
 @dataclass(frozen=True)

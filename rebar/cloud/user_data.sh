@@ -86,43 +86,19 @@ fetch_secrets() {
 
 # ---------------------------------------------------------------------------- data
 
-# The machine's own disks, by what they say they are; only those that hold nothing.
-blank_nvme_disks() {
-    local disk model status
-    while read -r disk model; do
-        [[ $model == *"Instance Storage"* ]] || continue
-        status=0
-        blkid --probe "$disk" >/dev/null 2>&1 || status=$?
-        if ((status == 2)); then echo "$disk"; fi
-    done < <(lsblk --nodeps --noheadings --paths --output NAME,MODEL)
-}
-
 choose_data_folder() {
-    local -a disks
-    local device
-    if mountpoint --quiet "$root/opt/dlami/nvme"; then  # AWS's deep learning images mount them
+    if mountpoint --quiet "$root/opt/dlami/nvme"; then  # AWS's deep learning images mount the machine's disks
         data_folder=$root/opt/dlami/nvme/rebar
     else
-        mapfile -t disks < <(blank_nvme_disks)
         data_folder=$root/opt/rebar-data
-        mkdir -p "$data_folder"
-        if ((${#disks[@]} > 1)); then
-            device=/dev/md0
-            mdadm --create "$device" --run --level=0 --raid-devices="${#disks[@]}" "${disks[@]}"
-        else
-            device=${disks[0]:-}
-        fi
-        if [[ -n $device ]]; then
-            mkfs.ext4 -q -m 0 "$device"
-            mount -o noatime "$device" "$data_folder"
-        fi
+        "$python" -m rebar.cloud data disks "$data_folder" --yes
     fi
     mkdir -p "$data_folder"
 }
 
 place_data() {
-    [[ -n $data ]] || return 0
     choose_data_folder
+    [[ -n $data ]] || return 0
     say "data to $data_folder"
     if [[ $data == s3://* ]]; then
         local name
@@ -135,14 +111,18 @@ place_data() {
 }
 
 copy_from_snapshot() {
-    local zone
+    local zone name
     zone=$("$python" -c 'from rebar.cloud.metadata import this_machine; print(this_machine().zone)')
     "$python" -m rebar.cloud snapshot restore --region "$region" --project "$project" "$data" --zone "$zone" \
         --run "$run" --role copy --throughput 500 --expires-days 1 --yes
     "$python" -m rebar.cloud volume attach --region "$region" --project "$project" "$run/copy" --yes
     "$python" -m rebar.cloud volume mount --region "$region" --project "$project" "$run/copy" "$copy" --read-only --yes
-    find "$copy" -name '*.beton*' -print0 | xargs -0 -P 8 -I '{}' cp '{}' "$data_folder/"
-    grep -E '  [^/]+\.beton' "$copy/rebar.sha256" | (cd "$data_folder" && sha256sum --check --quiet)
+    "$repo/scripts/stage_dataset.sh" "$copy" "$data_folder"
+    for name in "$copy"/*.beton; do  # of one without a sidecar only the manifest knows what is in it
+        if [[ ! -f $name.json ]]; then
+            grep -F "  ${name##*/}" "$copy/rebar.sha256" | (cd "$data_folder" && sha256sum --check --quiet)
+        fi
+    done
 }
 
 # It was only read: 'volume delete' allows it where the snapshot is verified; else 'cost sweep' reports it.

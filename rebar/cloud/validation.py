@@ -1,4 +1,4 @@
-"""Running a command on a rented GPU: its report is brought back, and the machine ended, whatever happens."""
+"""The validation, or any command, on a rented GPU: its report is brought back, the machine ended, whatever happens."""
 
 import signal
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ GRACE_SECONDS = 900.0
 
 
 def validate(clients: Clients, rental: Rental, results: str, folder: Path, mode: Mode) -> None:
-    """Rent, wait until ``results`` (an ``s3://`` folder) has an exit status, fetch all of it, terminate.
+    """Rent, wait until ``results`` (an ``s3://`` folder) has an exit status, fetch it without checkpoints, terminate.
 
     What an earlier call began is waited for; what it finished is only fetched. Raises CloudError where the command
     failed, or where the machine ended without a result; what there is of a report is in ``folder`` then.
@@ -43,6 +43,7 @@ def validate(clients: Clients, rental: Rental, results: str, folder: Path, mode:
         _fetch(s3, bucket, prefix, folder)
         for instance in find_instances(clients, identity.key):
             terminate(clients, instance["InstanceId"])
+    _show_summary(folder)
     status = _status(s3, bucket, prefix)
     if status != "0":
         raise CloudError(f"{identity.run} ended with status {status or 'unknown'}: see {folder / 'machine.log'}")
@@ -73,7 +74,7 @@ def _status(s3: Any, bucket: str, prefix: str) -> str | None:
 
 
 def _fetch(s3: Any, bucket: str, prefix: str, folder: Path) -> None:
-    """All that the machine uploaded."""
+    """All that the machine uploaded, but for checkpoints, which stay in S3."""
     from boto3.s3.transfer import TransferConfig
 
     plain = TransferConfig(preferred_transfer_client="classic")  # the other one ignores AWS_ENDPOINT_URL
@@ -82,10 +83,16 @@ def _fetch(s3: Any, bucket: str, prefix: str, folder: Path) -> None:
             for entry in page.get("Contents", ()):
                 name = entry["Key"].removeprefix(f"{prefix}/")
                 target = folder / name
-                if not name or not target.resolve().is_relative_to(folder.resolve()):
+                if not name or name.endswith(".pt") or not target.resolve().is_relative_to(folder.resolve()):
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
                 s3.download_file(bucket, entry["Key"], str(target), Config=plain)
+
+
+def _show_summary(folder: Path) -> None:
+    path = folder / "run" / "summary.txt"
+    if path.is_file():
+        print(path.read_text(errors="replace"), end="")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from rebar.jpeg.compiled import compiled, inlined
 from rebar.jpeg.vectors import (
     copy_32_bytes,
+    load_big_endian,
     load_uint8,
     marker_bytes,
     store_big_endian,
@@ -22,11 +23,24 @@ MOST_BITS = 32
 def put(
     bits: np.uint64, wide: np.uint64, address: np.uint64, pending: np.uint64, count: np.uint64
 ) -> tuple[np.uint64, np.uint64, np.uint64]:
-    """Write ``wide`` bits, 1 to 32; fewer than 8 stay pending, at the top: ``(address, pending, count)``."""
+    """Write ``wide`` bits, 1 to 56; fewer than 8 stay pending, at the top: ``(address, pending, count)``."""
     count += wide
     pending |= bits << (U(64) - count)
     store_big_endian(address, pending)
     return address + (count >> U(3)), pending << (count & U(56)), count & U(7)
+
+
+@inlined
+def copy_bits(
+    source: np.uint64, start: int, end: int, address: np.uint64, pending: np.uint64, count: np.uint64
+) -> tuple[np.uint64, np.uint64, np.uint64]:
+    """Write the bits from ``start`` to ``end`` behind the address ``source``: ``(address, pending, count)``."""
+    while start < end:
+        wide = min(end - start, 56)
+        bits = (load_big_endian(source + U(start >> 3)) << U(start & 7)) >> U(64 - wide)
+        address, pending, count = put(bits, U(wide), address, pending, count)
+        start += wide
+    return address, pending, count
 
 
 @compiled

@@ -1,7 +1,7 @@
 """How this package's functions are compiled: without the interpreter lock.
 
-What decodes crops is kept as a library by :mod:`rebar.jpeg.machine_code`. Other kernels are kept by numba, which
-writes its cache files aside and renames them, so that a reader never sees half a file. It numbers the files of a
+What training and writing run is kept as a library by :mod:`rebar.jpeg.machine_code`. Other kernels are kept by numba,
+which writes its cache files aside and renames them, so that a reader never sees half a file. It numbers the files of a
 function's signatures, and two processes that save two signatures at once can take the same number: each kernel
 that is called from Python is therefore called with one signature only.
 """

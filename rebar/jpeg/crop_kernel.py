@@ -1,18 +1,15 @@
-"""Crop after crop: the kernel that :class:`rebar.jpeg.fast.CropDecoder` runs, and how it is called from C.
+"""Crop after crop: the kernel that :class:`rebar.jpeg.fast.CropDecoder` runs.
 
 Imported only where it is compiled (:mod:`rebar.jpeg.machine_code`).
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import carray, types
 from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import compiled
-from rebar.jpeg.descriptors import FIELDS, Call, Workspace, prototype
-from rebar.jpeg.headers import Header, parse_header
+from rebar.jpeg.descriptors import Call, Workspace
+from rebar.jpeg.frame import Header
+from rebar.jpeg.headers import parse_header
 from rebar.jpeg.regions import decode_region
 from rebar.jpeg.resampling import resize_columns, write_rows
 from rebar.jpeg.scratch import AxisTaps, RegionScratch, ResampleScratch
@@ -26,31 +23,6 @@ from rebar.jpeg.taps import (
     set_extents,
     set_taps,
 )
-from rebar.jpeg.vectors import pointer
-
-
-def entry() -> Callable[[Any], None]:
-    """:func:`decode_crops` as a function of its arguments' descriptors (:mod:`rebar.jpeg.descriptors`).
-
-    Written out as source, since numba cannot walk through a nest of arrays.
-    """
-    scope: dict[str, Any] = {"carray": carray, "pointer": pointer, "types": types, "decode_crops": decode_crops}
-    place = 0
-
-    def expression(value: Any) -> str:
-        nonlocal place
-        if not isinstance(value, np.ndarray):
-            scope[type(value).__name__] = type(value)
-            return f"{type(value).__name__}({', '.join(map(expression, value))})"
-        shape = "".join(f"table[{place + 1 + axis}], " for axis in range(value.ndim))
-        element = "boolean" if value.dtype == np.bool_ else value.dtype.name
-        text = f"carray(pointer(table[{place}], types.{element}), ({shape}))"
-        place += FIELDS
-        return text
-
-    exec(f"def call(table): decode_crops({', '.join(map(expression, prototype()))})", scope)
-    call: Callable[[Any], None] = scope["call"]
-    return call
 
 
 @compiled

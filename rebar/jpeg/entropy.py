@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import compiled
-from rebar.jpeg.headers import ZIGZAG
+from rebar.jpeg.frame import ZIGZAG
 from rebar.jpeg.huffman import END_OF_BLOCK, LONG, SLOT_SHIFT
 from rebar.jpeg.scratch import SHORT_BITS
 from rebar.jpeg.vectors import load_big_endian, load_uint8, load_uint16, load_uint32, store_int16, store_uint8

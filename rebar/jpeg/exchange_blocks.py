@@ -10,12 +10,13 @@ import numpy as np
 
 from rebar.jpeg.bit_writer import put
 from rebar.jpeg.compiled import compiled, inlined
-from rebar.jpeg.exchange_tables import BLOCK_ENDS, SEVERAL_BITS, exchange_entry
+from rebar.jpeg.exchange_tables import exchange_entry
+from rebar.jpeg.huffman import END_OF_BLOCK, LONG
 from rebar.jpeg.scratch import SHORT_BITS
+from rebar.jpeg.transcode_arrays import BLOCK_ENDS, RATIO_BITS, SEVERAL_BITS, SKIP_ENDS_AT
 from rebar.jpeg.vectors import load_big_endian, load_uint16, load_uint32, load_uint64
 
 U = np.uint64
-RATIO_BITS = 15
 MOST_BLOCK_BYTES = 64 * 4 + 64
 """Written for a block at most: 26 bits a symbol, and what a store reaches beyond."""
 NO_CODE = 65  # as a step: from any coefficient beyond the last
@@ -26,7 +27,8 @@ class Coder(NamedTuple):
 
     The long tables it is read with, the standard codes as in ``Codes``, its row of ``Codes.exchange``, and 64 int32,
     in zigzag order, by which coefficients are multiplied, in units of 2**-RATIO_BITS. Addresses, because numba counts
-    references to arrays, and would do so for every block.
+    references to arrays, and would do so for every block. Then its row of ``Codes.several``, the short table of its DC
+    codes, its row of ``Codes.skips``, and whether its codes are the standard ones already.
     """
 
     dc_long: np.uint64
@@ -36,11 +38,21 @@ class Coder(NamedTuple):
     exchange: np.uint64
     ratios: np.uint64
     several: np.uint64
+    dc_short: np.uint64
+    skips: np.uint64
+    is_standard: np.uint64
 
 
 @inlined
 def read_difference(coder: Coder, buffer: np.uint64, have: np.uint64) -> tuple[int, int, np.uint64, np.uint64]:
-    """Read a DC difference: ``(length, difference, buffer, have)``; no ``length`` where the code is unknown."""
+    """Read a DC difference: ``(length, difference, buffer, have)``; no ``length`` where the code is unknown.
+
+    ``length`` is that of the code alone, or of code and magnitude.
+    """
+    short = U(load_uint32(coder.dc_short + ((buffer >> U(64 - SHORT_BITS)) << U(2))))
+    if not short & U(LONG):
+        total = short & U(63)
+        return np.int64(total), np.int64(np.int16(short >> U(16))), buffer << total, have - total
     entry = np.int64(load_uint16(coder.dc_long + ((buffer >> U(48)) << U(1))))
     length, size = entry >> 8, entry & 255
     bits = np.int64(((buffer << U(length)) >> U(1)) >> U(63 - size))
@@ -146,6 +158,31 @@ def exchange_block(
             continue
         buffer, have, k, address, pending, count = _exchange_several(several, buffer, have, k, address, pending, count)
     return k, pointer, buffer, have, address, pending, count
+
+
+@inlined
+def skip_block(
+    coder: Coder, pointer: np.uint64, buffer: np.uint64, have: np.uint64
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+    """Read over a block's AC coefficients, which have the standard codes: ``(k, pointer, buffer, have)``."""
+    k = U(1)
+    while k < U(64):
+        pointer, buffer, have = refill(pointer, buffer, have)
+        for _ in range(4):
+            found = U(load_uint16(coder.skips + ((buffer >> U(64 - SEVERAL_BITS)) << U(1))))
+            advance = found >> U(8)
+            if k + advance >= U(64):  # or not even one symbol
+                entry = U(load_uint16(coder.ac_long + ((buffer >> U(48)) << U(1))))
+                total = (entry >> U(8)) + (entry & U(15))
+                if entry == U(0):
+                    return U(NO_CODE), pointer, buffer, have
+                buffer, have = buffer << total, have - total
+                k += ((entry >> U(4)) & U(15)) + U(1) if entry & U(255) else U(END_OF_BLOCK)
+                break
+            buffer, have, k = buffer << (found & U(15)), have - (found & U(15)), k + advance
+            if found & U(1 << SKIP_ENDS_AT):
+                return k + U(END_OF_BLOCK), pointer, buffer, have
+    return k, pointer, buffer, have
 
 
 @inlined

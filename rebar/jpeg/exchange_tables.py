@@ -1,52 +1,17 @@
 """Tables that exchange a file's Huffman codes for the standard ones: what is read, and what is written for it."""
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from rebar.jpeg.bit_writer import MOST_BITS
 from rebar.jpeg.compiled import compiled
-from rebar.jpeg.headers import Header
+from rebar.jpeg.frame import Header
 from rebar.jpeg.huffman import END_OF_BLOCK
 from rebar.jpeg.scratch import SHORT_BITS, SPECIFICATION_BYTES, Tables
-from rebar.jpeg.standard_tables import AC_CODES, DC_CODES, code_table
+from rebar.jpeg.transcode_arrays import BLOCK_ENDS, SEVERAL_BITS, Codes
 from rebar.jpeg.vectors import load_uint32, load_uint64
 
 U = np.uint64
-SEVERAL_BITS = 12
-BLOCK_ENDS = 64
-
-
-class Codes(NamedTuple):
-    """The standard codes, uint32 ``[2, 256]`` by luma and chroma, and the same by what stands in a file.
-
-    ``exchange`` uint64 ``[3, 2**SHORT_BITS]`` by component and the next bits: bits 0-7 how many bits are read, 8-15 how
-    many of them are the magnitude, 16-23 how far the coefficient's number advances, 24-31 the length and 32-63 the bits
-    of the code to write; zero where the code is longer than SHORT_BITS.
-
-    ``several`` uint64 ``[3, 2**SEVERAL_BITS]`` is the same of all symbols that lie whole in so many bits: bits 0-5 how
-    many bits are read, bit 6 whether the block ends with them, 8-15 how far the number advances before that, 16-21 the
-    length and 32-63 the bits to write; zero where not even one does. ``known`` uint8 ``[3, 272]`` is the specification
-    that a component's row was made from.
-    """
-
-    dc: NDArray[np.uint32]
-    ac: NDArray[np.uint32]
-    exchange: NDArray[np.uint64]
-    several: NDArray[np.uint64]
-    known: NDArray[np.uint8]
-
-
-def new_codes() -> Codes:
-    """The standard codes, and rows for three components, not yet made."""
-    return Codes(
-        np.stack([code_table(codes) for codes in DC_CODES]),
-        np.stack([code_table(codes) for codes in AC_CODES]),
-        np.zeros((3, 1 << SHORT_BITS), np.uint64),
-        np.zeros((3, 1 << SEVERAL_BITS), np.uint64),
-        np.zeros((3, SPECIFICATION_BYTES), np.uint8),
-    )
 
 
 @compiled
@@ -54,16 +19,23 @@ def set_coders(
     header: Header, tables: Tables, codes: Codes, ratios: NDArray[np.int32], coders: NDArray[np.uint64]
 ) -> None:
     """Fill ``coders`` and ``codes.exchange`` for the picture whose tables these are."""
-    long = U(tables.store.long.ctypes.data)
+    long, short = U(tables.store.long.ctypes.data), U(tables.store.short.ctypes.data)
     for component in range(header.components):
         kind, slot = min(component, 1), tables.components[component, 5]
-        coders[component, 0] = long + U(tables.components[component, 4] << 17)
+        dc_slot = tables.components[component, 4]
+        coders[component, 0] = long + U(dc_slot << 17)
         coders[component, 1] = long + U(slot << 17)
         coders[component, 2] = U(codes.dc.ctypes.data) + U(kind << 10)
         coders[component, 3] = U(codes.ac.ctypes.data) + U(kind << 10)
         coders[component, 4] = U(codes.exchange.ctypes.data) + U(component << (SHORT_BITS + 3))
         coders[component, 5] = U(ratios.ctypes.data) + U(component << 8)
         coders[component, 6] = U(codes.several.ctypes.data) + U(component << (SEVERAL_BITS + 3))
+        coders[component, 7] = short + U(dc_slot << (SHORT_BITS + 2))
+        coders[component, 8] = U(codes.skips.ctypes.data) + U(kind << (SEVERAL_BITS + 1))
+        coders[component, 9] = U(
+            _is_same(codes.standard[0, kind], tables.store.specifications[dc_slot])
+            and _is_same(codes.standard[1, kind], tables.store.specifications[slot])
+        )
         if _is_known(codes.known[component], tables.store.specifications[slot]):
             continue
         for bits in range(1 << SHORT_BITS):
@@ -72,6 +44,14 @@ def set_coders(
             codes.exchange[component, bits] = exchange_entry(entry, coders[component, 3]) if fits else U(0)
         for bits in range(1 << SEVERAL_BITS):
             codes.several[component, bits] = _several_entry(U(bits) << U(64 - SEVERAL_BITS), coders[component, 4])
+
+
+@compiled
+def _is_same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    same = True
+    for i in range(SPECIFICATION_BYTES):
+        same = same and one[i] == other[i]
+    return same
 
 
 @compiled

@@ -5,36 +5,17 @@ whose chroma has one block a unit and whose luma has one or two in each directio
 UNSUPPORTED. Nothing is read outside the file's bytes, whatever they are.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import compiled
+from rebar.jpeg.frame import ZIGZAG, Header
 from rebar.jpeg.huffman import find_tables
 from rebar.jpeg.scratch import Tables
 from rebar.jpeg.status import CORRUPT_HEADER, CUT_SHORT, OK, UNSUPPORTED
 
-# The natural (row by row) place of the k-th coefficient in zigzag order (T.81, figure A.6). A wrong stream
-# may count beyond 63: those land on the last one.
-ZIGZAG = np.full(256, 63, np.uint8)
-ZIGZAG[:64] = sorted(range(64), key=lambda i: (i // 8 + i % 8, i // 8 if (i // 8 + i % 8) % 2 else i % 8))
-
 _SOI, _SOF0, _SOF1, _SOF15, _DHT, _SOS, _DQT, _DRI = 0xD8, 0xC0, 0xC1, 0xCF, 0xC4, 0xDA, 0xDB, 0xDD
 _DNL, _DHP, _EXP, _APP0, _APP14, _APP15, _COM = 0xDC, 0xDE, 0xDF, 0xE0, 0xEE, 0xEF, 0xFE
-
-
-class Header(NamedTuple):
-    """A picture's frame: sizes in pixels, ``across`` and ``down`` the luma blocks of a unit (MCU) in each
-    direction, the restart interval in units (0: none), and where the entropy-coded data starts."""
-
-    height: int
-    width: int
-    components: int
-    across: int
-    down: int
-    restart_interval: int
-    entropy_start: int
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""The kernel's machine code: compiled by numba once a machine, from then on loaded without it.
+"""The kernels' machine code: compiled by numba once a machine, from then on loaded without it.
 
 numba can keep compiled code by itself, but then loading takes numba: a third of a second and 100 MB in every
 process. So its code is linked to a shared library that needs nothing, and found by what it was made from: this
@@ -25,7 +25,7 @@ from typing import Any
 from rebar.replacing import replacing
 from rebar.user_cache import user_cache
 
-_NAME = "rebar_decode_crops"
+_PREFIX = "rebar_"
 _PACKAGE = Path(__file__).parent
 _ROOT = _PACKAGE.parent.parent
 
@@ -34,35 +34,35 @@ Kernel = Callable[[int], None]
 
 
 @functools.cache
-def load_kernel() -> Kernel:
-    """The kernel, compiled first where that was not done before.
+def load_kernel(name: str = "decode_crops") -> Kernel:
+    """A kernel by its name (:func:`rebar.jpeg.entries.entries`); all are compiled first where that was not done before.
 
     Raises subprocess.CalledProcessError where it cannot be compiled: numba has said why.
     """
     made = _made_once(compiled_file())
     try:
-        return _load_library(made.with_suffix(".so"))
+        return _load_library(made.with_suffix(".so"), _PREFIX + name)
     except OSError:  # it could not be linked here, or may not be run from there
-        return _load_object(made)
+        return _load_object(made, _PREFIX + name)
 
 
 def _made_once(path: Path) -> Path:
     if not path.exists():
         with _alone(path.with_suffix(".lock")):
             if not path.exists():
-                print("compiling the JPEG decoder for this processor, once: half a minute", file=sys.stderr, flush=True)
+                print("compiling the JPEG kernels for this processor, once: a minute", file=sys.stderr, flush=True)
                 subprocess.run([sys.executable, "-m", "rebar.jpeg.machine_code", str(path)], cwd=_ROOT, check=True)
     return path
 
 
-def _load_library(path: Path) -> Kernel:
-    function = getattr(ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL), _NAME)
+def _load_library(path: Path, symbol: str) -> Kernel:
+    function = getattr(ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL), symbol)
     function.argtypes, function.restype = [ctypes.c_void_p], None
     kernel: Kernel = function
     return kernel
 
 
-def _load_object(path: Path) -> Kernel:
+def _load_object(path: Path, symbol: str) -> Kernel:
     from llvmlite import binding as llvm
 
     llvm.initialize_native_target()
@@ -72,7 +72,7 @@ def _load_object(path: Path) -> Kernel:
     )
     engine.add_object_file(llvm.ObjectFileRef.from_path(str(path)))
     engine.finalize_object()
-    function: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address(_NAME))
+    function: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address(symbol))
     function.engine = engine  # owns the code
     kernel: Kernel = function
     return kernel
@@ -82,7 +82,7 @@ def _load_object(path: Path) -> Kernel:
 
 
 def make(path: Path) -> None:
-    """Compile the kernel to an object file and, where it can be linked, to a library beside it."""
+    """Compile the kernels to an object file and, where it can be linked, to a library beside it."""
     content = _object_code()
     with tempfile.TemporaryDirectory() as folder:
         parts = Path(folder, "kernel.o"), Path(folder, "kernel.so")
@@ -100,13 +100,12 @@ def make(path: Path) -> None:
 
 def _object_code() -> bytes:
     from llvmlite import binding as llvm
-    from numba import cfunc, types
 
-    from rebar.jpeg.crop_kernel import entry
+    from rebar.jpeg.entries import entries
 
-    options: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
-    compiled = cfunc(types.void(types.CPointer(types.int64)), **options)(entry())
-    module = llvm.parse_assembly(compiled.inspect_llvm().replace(compiled.native_name, _NAME))
+    module = llvm.parse_assembly("")
+    for name, entry in entries().items():
+        module.link_in(_alone_in_module(_PREFIX + name, entry))
     machine = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(),
         features=llvm.get_host_cpu_features().flatten(),
@@ -114,14 +113,25 @@ def _object_code() -> bytes:
         reloc="pic",
         codemodel="default",
     )
-    # Seen by nobody else, functions turn out never to fail, and what would call the interpreter then goes.
-    for function in module.functions:
-        if not function.is_declaration and function.name != _NAME:
-            function.linkage = "internal"
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     passes.getModulePassManager().run(module, passes)
     code: bytes = machine.emit_object(module)
     return code
+
+
+def _alone_in_module(symbol: str, entry: Callable[[Any], None]) -> Any:
+    """An LLVM module that shows nothing but the entry, as ``symbol``."""
+    from llvmlite import binding as llvm
+    from numba import cfunc, types
+
+    options: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
+    compiled = cfunc(types.void(types.CPointer(types.int64)), **options)(entry)
+    module = llvm.parse_assembly(compiled.inspect_llvm().replace(compiled.native_name, symbol))
+    # Seen by nobody else, functions turn out never to fail, and what would call the interpreter then goes.
+    for function in module.functions:
+        if not function.is_declaration and function.name != symbol:
+            function.linkage = "internal"
+    return module
 
 
 # ------------------------------------------------------------------ where it is kept
@@ -148,8 +158,8 @@ def _processor() -> str:
 
 
 def compiled_file() -> Path:
-    """Where the kernel's object file is, or will be."""
-    return _folder() / f"decode_crops-{_digest()}.o"
+    """Where the kernels' object file is, or will be."""
+    return _folder() / f"kernels-{_digest()}.o"
 
 
 @functools.cache

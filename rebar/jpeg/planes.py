@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.jpeg.compiled import kernel, read_only
-from rebar.jpeg.headers import Header, parse_header
+from rebar.jpeg.frame import Header
+from rebar.jpeg.headers import parse_header
 from rebar.jpeg.regions import decode_region
 from rebar.jpeg.scratch import BITS_ROOM, RegionScratch, Tables, new_region_scratch, new_table_store, new_tables
 from rebar.jpeg.status import OK, WRONG_SIZE, Status

@@ -18,7 +18,7 @@ from rebar.jpeg.entropy import (
     open_lane,
     went_wrong,
 )
-from rebar.jpeg.headers import Header
+from rebar.jpeg.frame import Header
 from rebar.jpeg.huffman import SLOT_SHIFT
 from rebar.jpeg.scratch import ALIGNMENT, CHUNK, LANES, RegionScratch, Tables
 from rebar.jpeg.segments import find_segments, remove_stuffing

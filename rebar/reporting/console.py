@@ -40,6 +40,12 @@ def warn_beside_bar(message: str) -> None:
         warn(message)
 
 
+def print_beside_bar(message: str) -> None:
+    """A line of its own, also while a progress bar is drawn."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        print(message, flush=True)
+
+
 def epoch_line(epoch: int, epochs: int, metrics: Metrics, *, seconds_left: float = 0) -> str:
     """One line for the ``epoch``-th of ``epochs`` epochs, counted from 1."""
     line = (

@@ -32,6 +32,12 @@ class LoggingConfig:
     wandb_project: str = knob("rebar", help="Weights & Biases project")
     wandb_name: str = knob("", help="Weights & Biases run name; default the run folder's")
     wandb_tags: str = knob("", help="Weights & Biases tags, with commas between them")
+    upload: str = knob(
+        "", help="s3://bucket/prefix: bring checkpoints and log there, below the folder's name, and go on from there"
+    )
+    hf_repo: str = knob(
+        "", help="owner/name: at the end publish weights, model card, report and config there; token: HF_TOKEN"
+    )
     show_progress: bool = knob(True, help="progress bars")
 
 

@@ -3,6 +3,8 @@
 One line a flag in :data:`ALIASES`; ``--help`` lists them. A knob whose last name is unique needs none.
 """
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ class Alias:
     means: str = ""
     takes: str = ""
     note: str = ""
+    secret: str = ""
+    """The environment variable that the value becomes; it is put into no configuration and no log."""
 
 
 ALIASES = (
@@ -38,6 +42,7 @@ ALIASES = (
     Alias("--config", "--config-file={}", "FILE"),
     Alias("--config-name", f"--config-file={_RECIPES}/{{}}.yaml", "NAME", "of rn50_configs"),
     Alias("--use-channels-last", "--execution.channels_last=true"),
+    Alias("--hf-token", takes="TOKEN", note="which, set before the command, nobody else can read", secret="HF_TOKEN"),
     Alias("--multi-gpu", note="torchrun starts one process a GPU: torchrun --nproc_per_node=GPUS train_imagenet.py"),
 )
 
@@ -57,7 +62,9 @@ def translate(argv: Sequence[str], aliases: Sequence[Alias] = ALIASES) -> list[s
             if not words or words[0].startswith("--"):
                 raise RebarError(f"{flag} needs a value: {flag} {alias.takes}")
             value = words.pop(0)
-        if alias.flag in ("--out-dir", "--experiment-name"):
+        if alias.secret:
+            _take_secret(alias.secret, value)
+        elif alias.flag in ("--out-dir", "--experiment-name"):
             given[alias.flag] = value
         elif alias.means:
             translated.append(alias.means.replace("{}", value))
@@ -69,11 +76,19 @@ def translate(argv: Sequence[str], aliases: Sequence[Alias] = ALIASES) -> list[s
     return translated
 
 
+def _take_secret(variable: str, value: str) -> None:
+    """Put a secret where libraries look for it, and take it out of what the process says its command line is."""
+    os.environ[variable] = value
+    if value:
+        sys.argv = [word.replace(value, "***") for word in sys.argv]
+
+
 def table(aliases: Sequence[Alias] = ALIASES) -> str:
     """The aliases as the lines that ``--help`` shows."""
     lines = []
     for alias in aliases:
-        means = alias.means.replace(f"{_RECIPES.parent}/", "").replace("{}", alias.takes)
+        means = f"{alias.secret}={alias.takes}" if alias.secret else alias.means
+        means = means.replace(f"{_RECIPES.parent}/", "").replace("{}", alias.takes)
         note = f" ({alias.note})" if alias.note and means else alias.note and f"no effect: {alias.note}"
         lines.append(f"  {f'{alias.flag} {alias.takes}'.strip():<26}{means}{note}")
     return "\n".join(lines)

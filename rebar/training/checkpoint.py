@@ -1,12 +1,13 @@
 """Checkpoints: written aside, made durable, then renamed, so that the last good one always survives."""
 
+import hashlib
 import os
 import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 
@@ -14,10 +15,10 @@ from rebar.cli import warn
 from rebar.config import knob
 from rebar.errors import RebarError
 from rebar.replacing import replacing
+from rebar.run_manifest import PREVIOUS
 
 FORMAT = "rebar-checkpoint"
 VERSION = 2
-PREVIOUS = "previous.pt"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class CheckpointConfig:
     )
     keep_best: bool = knob(True, help="keep best.pt, of the highest validation top-1")
     keep_every: int = knob(0, help="keep the checkpoint of every so many epochs; 0: of none", minimum=0)
-    export: Literal["none", "safetensors", "torchvision", "both"] = knob(
-        "none", help="at the end also write the weights alone: weights.safetensors, weights.pth"
+    export: Literal["none", "safetensors", "torchvision", "both", "onnx", "all"] = knob(
+        "none",
+        help="at the end also write weights.safetensors, weights.pth (both), weights.onnx; of what was evaluated",
     )
     reset_schedule: bool = knob(
         False, help="going on with other --epochs: a schedule of its own for what is left, without a jump"
@@ -98,6 +100,14 @@ def link(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     os.replace(temporary, target)
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """The checksum of what is left of an open file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def keep_copies(last: Path, *, epoch: int, is_best: bool, keep_every: int) -> None:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from rebar.instance_metadata import endpoint_is_given
 from rebar.training.checkpoint import CheckpointConfig
 from rebar.training.distributed import Agreement, World
+from rebar.training.estimate import TimeEstimate
 from rebar.training.health import HealthWatch
 from rebar.training.preemption import Interrupted, StopRequest, Wish, on_ec2, stop_requests
 from rebar.training.spot import watch_for_notice
@@ -36,6 +37,8 @@ class RunControl:
         self._budget_seconds = 0.0
         self._started = self._saved = time.monotonic()
         self.health = HealthWatch()
+        self.estimate: TimeEstimate | None = None
+        """Says how long the run will take; None where nobody listens."""
         self.limit = ""
         """The limit that ended training before its last epoch, in words; empty while there is none."""
 

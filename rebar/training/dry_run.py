@@ -25,7 +25,11 @@ def try_out(config: TrainConfig, trial: Trial, folder: RunFolder, *, one_batch: 
     ``one_batch`` evaluates one. Every process must take part.
     """
     is_main = trial.world.is_main
-    with explained(batch_size=config.training.batch_size, precision=trial.state.precision):
+    with explained(
+        batch_size=config.training.batch_size,
+        precision=trial.state.precision,
+        accumulate=config.execution.accumulate,
+    ):
         if config.training.find_lr:
             resolution = resolution_at(trial.state.epoch, config.resolution)
             findings = find_lr(trial, resolution, steps=config.training.find_lr_steps)

@@ -1,4 +1,4 @@
-"""The weights alone, for others to load: a torchvision state_dict, or safetensors."""
+"""The weights alone, for others to load: a torchvision state_dict, safetensors, or a whole model as ONNX."""
 
 import json
 from collections.abc import Mapping
@@ -10,16 +10,18 @@ from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.replacing import replacing
 from rebar.training.checkpoint import plain_names
+from rebar.training.onnx_export import check_onnx_installed, write_onnx
 
-SUFFIXES = {"torchvision": ".pth", "safetensors": ".safetensors"}
+SUFFIXES = {"torchvision": ".pth", "safetensors": ".safetensors", "onnx": ".onnx"}
 
 
 def export_weights(path: Path, weights: Mapping[str, torch.Tensor], facts: Mapping[str, object]) -> None:
     """Write a state_dict under torchvision's names; the suffix says in which form.
 
     ``.pth`` is read by ``model.load_state_dict(torch.load(path))``, ``.safetensors`` by
-    ``safetensors.torch.load_file(path)`` and holds ``facts`` as JSON under the metadata's key ``rebar``.
-    Raises RebarError for another suffix, where safetensors is missing, or where the disk is full.
+    ``safetensors.torch.load_file(path)`` and holds ``facts`` as JSON under the metadata's key ``rebar``, as does
+    ``.onnx``, for which ``facts`` must name ``arch``. Raises RebarError for another suffix, where a package is missing,
+    or where the disk is full.
     """
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     if path.suffix == ".safetensors":
@@ -31,8 +33,11 @@ def export_weights(path: Path, weights: Mapping[str, torch.Tensor], facts: Mappi
             warn(f"{path}: trained with BlurPool, which a plain torchvision model lacks: its results will differ")
         with replacing(path) as (file,):
             torch.save(plain, file)
+    elif path.suffix == ".onnx":
+        (*_, head) = (value for name, value in plain.items() if name.endswith("weight") and value.ndim == 2)
+        write_onnx(path, plain, {"num_classes": len(head), **facts})
     else:
-        raise RebarError(f"{path}: exported weights end in .pth (torchvision's state_dict) or .safetensors")
+        raise RebarError(f"{path}: exported weights end in .pth (torchvision's state_dict), .safetensors or .onnx")
 
 
 def _as_safetensors(weights: Mapping[str, torch.Tensor], facts: Mapping[str, object]) -> bytes:
@@ -71,5 +76,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def forms(wanted: str) -> list[str]:
-    """The suffixes that 'none', 'safetensors', 'torchvision' or 'both' mean."""
-    return [suffix for name, suffix in SUFFIXES.items() if wanted in (name, "both")]
+    """The suffixes that 'none', the name of one, 'both' (of the first two) or 'all' mean."""
+    names = {"both": ["torchvision", "safetensors"], "all": list(SUFFIXES), "none": []}.get(wanted, [wanted])
+    return [SUFFIXES[name] for name in names]
+
+
+def check_can_export(wanted: str) -> None:
+    """Raise RebarError where what is to be written at the end takes a package that is missing."""
+    if ".onnx" in forms(wanted):
+        check_onnx_installed()

@@ -22,11 +22,14 @@ _PEER_GONE = (
 _HOST_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory")
 
 
-def explanation(error: BaseException, *, batch_size: int, precision: str) -> str | None:
-    """The message for a user, or None for an error that is our own."""
+def explanation(error: BaseException, *, batch_size: int, precision: str, accumulate: int = 1) -> str | None:
+    """The message for a user, or None for an error that is our own.
+
+    ``batch_size`` pictures a process are computed in ``accumulate`` pieces.
+    """
     text = str(error).lower()
     if isinstance(error, torch.OutOfMemoryError):
-        return _gpu_memory(error, batch_size, precision)
+        return _gpu_memory(error, batch_size, precision, accumulate)
     if isinstance(error, MemoryError) or (
         isinstance(error, (RuntimeError, OSError))
         and (any(words in text for words in _HOST_MEMORY) or getattr(error, "errno", None) == errno.ENOMEM)
@@ -46,14 +49,23 @@ def explanation(error: BaseException, *, batch_size: int, precision: str) -> str
     return None
 
 
-def _gpu_memory(error: BaseException, batch_size: int, precision: str) -> str:
+def _gpu_memory(error: BaseException, batch_size: int, precision: str, accumulate: int) -> str:
+    pieces = min(2 * accumulate, batch_size)
     smaller = max(1, batch_size // 2)
-    advice = f"lower --training.batch_size to {smaller} (and --lr with it, if the global batch shrinks)"
+    at_once = "" if accumulate == 1 else f", {-(-batch_size // accumulate)} at once"
+    advice = []
+    if pieces > accumulate:
+        advice.append(
+            f"--accumulate {pieces} computes the same step in pieces of {-(-batch_size // pieces)} pictures, at the "
+            "same --lr"
+        )
     if precision == "32":
-        advice += ", or use --training.precision bf16 (fp16 on older GPUs), which takes about half"
+        advice.append("--training.precision bf16 (fp16 on older GPUs) takes about half")
+    advice.append("--gradient-checkpointing takes less than half, for a third more time")
+    advice.append(f"--training.batch_size {smaller} is a smaller step, with --lr halved as well")
     return (
-        f"out of GPU memory with batches of {batch_size} in precision {precision}: {advice}; what else is on this "
-        f"GPU, nvidia-smi shows. ({str(error).splitlines()[0]})"
+        f"out of GPU memory with batches of {batch_size}{at_once}, in precision {precision}. "
+        f"{'; '.join(advice)}. What else is on this GPU, nvidia-smi shows. ({str(error).splitlines()[0]})"
     )
 
 
@@ -62,14 +74,14 @@ def _is_distributed() -> bool:
 
 
 @contextmanager
-def explained(*, batch_size: int, precision: str) -> Iterator[None]:
+def explained(*, batch_size: int, precision: str, accumulate: int = 1) -> Iterator[None]:
     """Turn what :func:`explanation` knows into a RebarError."""
     try:
         yield
     except RebarError:
         raise
     except Exception as error:
-        message = explanation(error, batch_size=batch_size, precision=precision)
+        message = explanation(error, batch_size=batch_size, precision=precision, accumulate=accumulate)
         if message is None:
             raise
         raise RebarError(message) from error

@@ -27,6 +27,13 @@ class OptimizerConfig:
     lamb_eps: float = knob(1e-6, help="lamb: keeps the division from zero", minimum=0)
     lars_trust: float = knob(0.001, help="lars: length of a step, as a share of the layer's", minimum=0)
 
+    sam_rho: float = knob(0.0, help="sharpness-aware minimisation: how far it looks; 0: not at all", minimum=0)
+    sam_every: int = knob(10, help="sharpness-aware minimisation: in every so many-th step", minimum=1)
+
+    def sam_is_due(self, step: int) -> bool:
+        """Whether this step of the run, from 0, is sharpness-aware."""
+        return self.sam_rho > 0 and (step + 1) % self.sam_every == 0
+
     def switches(self, optimizer: OptimizerName) -> Mapping[str, tuple[str, bool]]:
         """What each setting depends on to have an effect, and whether that is on."""
         lamb = ("training.optimizer lamb", optimizer == "lamb")
@@ -35,6 +42,7 @@ class OptimizerConfig:
             "lamb_beta1": lamb,
             "lamb_beta2": lamb,
             "lamb_eps": lamb,
+            "sam_every": ("sam_rho", self.sam_rho > 0),
             "lars_trust": ("training.optimizer lars", optimizer == "lars"),
         }
 

@@ -27,6 +27,7 @@ def recipe_in_words(config: TrainConfig) -> str:
         "TrivialAugment": regularization.use_trivialaugment,
         f"random erasing {regularization.random_erasing:g}": regularization.random_erasing > 0,
         f"stochastic depth {regularization.stochastic_depth:g}": regularization.stochastic_depth > 0,
+        f"SAM {config.optimizer.sam_rho:g}": config.optimizer.sam_rho > 0,
         "EMA": averaging.use_ema,
         "SWA": averaging.use_swa,
         f"{execution.accumulate} pieces a batch": execution.accumulate > 1,

@@ -6,22 +6,27 @@ from contextlib import ExitStack, contextmanager, suppress
 from rebar.config import flatten_config, to_yaml
 from rebar.errors import RebarError
 from rebar.loading import Loader
+from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import RunLog, forget_after, open_log
 from rebar.reporting.status import RunStatus, State, write_status
+from rebar.run_manifest import Progress
 from rebar.training.config import TrainConfig
 from rebar.training.control import RunControl, asked_to_stop
 from rebar.training.distributed import World, wait_for_all
+from rebar.training.estimate import TimeEstimate
 from rebar.training.failures import explained
 from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
+from rebar.training.resolution import resolution_at
 from rebar.training.state import TrainState
+from rebar.training.upload import Uploader, start_uploads
 
 
 @contextmanager
 def recorded_run(
     config: TrainConfig, state: TrainState, loader: Loader, folder: RunFolder, world: World, *, afresh: bool
 ) -> Iterator[tuple[RunLog, RunControl]]:
-    """The run's log and control meanwhile; afterwards ``status.json`` says how it ended.
+    """The run's log and control meanwhile; then ``status.json`` says how it ended, a finished run has its report.
 
     Raises RebarError where another run uses the folder, and in place of errors that can be explained.
     """
@@ -35,12 +40,19 @@ def recorded_run(
         state.note_corrupt_samples(loader, world)
         state.run_seconds = earlier_seconds + control.seconds
         state.save(folder.last_checkpoint, settings, world)
+        if uploader is not None:
+            uploader.checkpoint_saved(progress())
+
+    def progress() -> Progress:
+        step = state.steps(steps_per_epoch)
+        return Progress(state.epoch, step, step / steps_per_epoch)
 
     def note(how: State, reason: str, exit_code: int | None) -> None:
         if world.is_main:
             step = state.steps(steps_per_epoch)
             write_status(folder.status, RunStatus(how, reason, state.epoch, step, exit_code))
 
+    uploader: Uploader | None = None
     with ExitStack() as stack:
         if world.is_main:
             stack.enter_context(folder.claimed())
@@ -56,13 +68,30 @@ def recorded_run(
             budget_seconds=3600 * config.training.budget_hours,
             used_seconds=earlier_seconds,
         )
+        if world.is_main:
+            control.estimate = TimeEstimate(
+                [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)],
+                steps_per_epoch=steps_per_epoch,
+                global_batch=loader.global_batch,
+                max_steps=config.training.max_steps,
+            )
+        if world.is_main and config.logging.upload:
+            replaces = afresh or config.checkpoint.resume != "auto"
+            uploader = start_uploads(config.logging.upload, folder, progress(), steps_per_epoch, replaces=replaces)
+            stack.callback(uploader.finish)
         note("running", "", None)
         try:
-            with explained(batch_size=config.training.batch_size, precision=state.precision):
+            with explained(
+                batch_size=config.training.batch_size,
+                precision=state.precision,
+                accumulate=config.execution.accumulate,
+            ):
                 yield log, control
         except Interrupted as interrupted:
             note("interrupted", interrupted.reason, EXIT_PREEMPTED)
             control.close()
+            if uploader is not None:
+                uploader.finish()
             wait_for_all(world)  # whoever leaves first makes torchrun end the others
             raise
         except BaseException as error:
@@ -71,3 +100,5 @@ def recorded_run(
             raise
         control.close()
         note("finished", control.limit, 0)
+        if world.is_main:
+            write_report(folder.path)

@@ -10,10 +10,12 @@ from rebar.loading import Loader, Normalizer
 from rebar.loading.device import Augment
 from rebar.loading.imagenet import IMAGENET_ON_HUB, build_train_loader, build_val_loader
 from rebar.loading.statistics import read_statistics
+from rebar.reporting.hub import prepare_repository
 from rebar.reporting.run_folder import RunFolder
 from rebar.training.averaging import build_average
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
+from rebar.training.export import check_can_export
 from rebar.training.lr_override import ScheduleSpan, resumed_schedule
 from rebar.training.meter import TrainMeter
 from rebar.training.network import build_network
@@ -21,6 +23,7 @@ from rebar.training.optimizer import build_optimizer, parameter_groups
 from rebar.training.precision import gradient_scaler, resolve_precision
 from rebar.training.schedule import peak_lr
 from rebar.training.state import TrainState
+from rebar.training.uploaded_run import fetch_run
 
 
 def fill_in_paths(config: TrainConfig, name: str | None) -> TrainConfig:
@@ -41,6 +44,13 @@ def fill_in_paths(config: TrainConfig, name: str | None) -> TrainConfig:
         data=dataclasses.replace(config.data, train_dataset=paths["train_dataset"], val_dataset=paths["val_dataset"]),
         logging=dataclasses.replace(config.logging, folder=folder),
     )
+
+
+def check_outlets(config: TrainConfig, world: World) -> None:
+    """Raise RebarError now, not after the last epoch, where the results could not be exported or published."""
+    check_can_export(config.checkpoint.export)
+    if config.logging.hf_repo and world.is_main:
+        prepare_repository(config.logging.hf_repo)
 
 
 def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:
@@ -125,8 +135,10 @@ def build_normalizer(
 
 
 def resume(config: TrainConfig, state: TrainState, train_loader: Loader, folder: RunFolder, world: World) -> bool:
-    """Load the checkpoint that --resume means; whether there is one."""
+    """Load the checkpoint that --resume means, fetched first where the run was uploaded; whether there is one."""
     wanted = config.checkpoint.resume
+    if not (config.training.dry_run or config.training.find_lr):
+        fetch_run(config.logging.upload, folder, world, resume=wanted, overwrite=config.checkpoint.overwrite)
     folder.check_free(wanted, overwrite=config.checkpoint.overwrite)
     checkpoint = folder.checkpoint_to_resume(wanted)
     if checkpoint is None:

@@ -79,3 +79,27 @@ def test_the_training_loops(data: Data, tmp_path: Path) -> None:
     assert 0 < rows["rebar_from_file"]["data_wait_fraction"] < 1
     assert rows["ffcv_imagenet"]["data_wait_fraction"] is None
     assert "rebar_from_file" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_speedrun(data: Data, tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "results"
+    work.mkdir()
+    for beton in (data.train, data.val):
+        (work / beton.name).symlink_to(beton)
+    small = ["--epochs", "1", "--training.batch_size", "32", "--max-res", "24", "--end-ramp", "2"]
+    command = ["benchmarks/speedrun.py", "--target", "0.01", "--work", work, "--out", out, *small]
+    run(*command, "--seeds", "1")
+    (alone,) = json.loads((out / "speedrun.json").read_text())["runs"]
+    run(*command, "--seeds", "2")
+    report = json.loads((out / "speedrun.json").read_text())
+    first, second = report["runs"]
+    assert first == alone  # a finished run is not done again
+    assert first["train_seconds"] != second["train_seconds"]
+    assert report["top1_mean"] == pytest.approx((first["top1"] + second["top1"]) / 2)
+    assert report["train_seconds_deviation"] > 0
+    assert first["epoch_that_reached_the_target"] == 1
+    assert "over 2 seeds" in (out / "speedrun.md").read_text()
+    assert "epochs: 1" in (out / "speedrun.yaml").read_text()
+    logs = [(out / f"speedrun_seed_{seed}.jsonl").read_text() for seed in range(2)]
+    assert all('"event": "end"' in log for log in logs)

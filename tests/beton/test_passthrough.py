@@ -101,6 +101,13 @@ def test_what_must_be_turned_does_not() -> None:
     assert np.abs(cv2.imdecode(stored.data, cv2.IMREAD_COLOR).astype(int) - upright_pixels).mean() < 4
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_an_orientation_is_found_behind_other_metadata(progressive: bool) -> None:
+    turned = as_jpeg(exif=exif(6), progressive=progressive)
+    comment = b"\xff\xfe" + (5002).to_bytes(2, "big") + bytes(5000)
+    assert "turned upright" in store(turned[:2] + comment + turned[2:]).oddities
+
+
 @pytest.mark.parametrize(("mode", "options"), [("CMYK", {}), ("RGB", {"keep_rgb": True})])
 def test_other_colours_are_encoded_anew(mode: str, options: dict[str, Any]) -> None:
     content = as_jpeg(mode, **options)

@@ -21,9 +21,13 @@ SINGLE = ["launch", "single", *JOB, *RENT, "--instance-type", "g5.xlarge"]
 
 @pytest.fixture
 def account(aws: StrictAws) -> StrictAws:
-    """An account that may rent, with the machine's profile."""
+    """An account that may rent, with the machine's profile, and the data in S3."""
     import boto3
 
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="bucket")
+    for name in ("train", "val"):
+        s3.put_object(Bucket="bucket", Key=f"betons/{name}.beton", Body=b"pictures")
     boto3.client("iam").create_instance_profile(InstanceProfileName="rebar")
     aws.quotas |= {"L-DB2E81BA": 64, "L-3819A6DF": 8, "L-417A185B": 0}
     return aws
@@ -147,8 +151,22 @@ def test_what_cannot_be_had_is_told_before(account: StrictAws) -> None:
         *SINGLE[:-1], "g4dn.xlarge", "--data-gb", "120", "--yes"
     )
     assert "is not in Rebar's table" in refused(*SINGLE[:-1], "m5.large")
-    assert "give --root-gb" in refused(*SINGLE[:-1], "p3.2xlarge")
+    assert "give --root-gb 130" in refused(*SINGLE[:-1], "p3.2xlarge", "--data-gb", "70")
     assert "not offered in us-east-1e" in refused(*SINGLE, "--run", "third", "--zone", "us-east-1e")
+
+
+def test_data_are_looked_for_before_anything_is_rented(account: StrictAws, ec2: Any) -> None:
+    assert "there is no s3://bucket/other/train.beton" in refused(*SINGLE, "--data", "s3://bucket/other", "--yes")
+    assert "there is no snapshot snap-0123456789abcdef0" in refused(
+        *SINGLE, "--data", "snap-0123456789abcdef0", "--yes"
+    )
+    volume = ec2.create_volume(AvailabilityZone="us-east-1a", Size=400, VolumeType="gp3")["VolumeId"]
+    snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+    told = refused(*SINGLE, "--data", snapshot, "--yes")
+    assert "430 GB of data do not fit the 250 GB of NVMe of g5.xlarge" in told
+    account.refuse["HEAD /bucket"] = Refused("403", "Forbidden", 403)
+    assert "may not be looked at from here" in cloud(*SINGLE, "--yes").out
+    assert len(account.sent("RunInstances")) == 1
 
 
 @pytest.mark.parametrize(
@@ -176,20 +194,19 @@ def test_a_secret_does_not_get_into_user_data(account: StrictAws, words: list[st
 def results(account: StrictAws) -> Any:
     import boto3
 
-    s3 = boto3.client("s3")
-    s3.create_bucket(Bucket="bucket")
-    return s3
+    return boto3.client("s3")
 
 
 def report(s3: Any, status: str) -> None:
     """What the machine uploads at its end."""
-    for name, text in (("run/report.md", "all well"), ("machine.log", "a line"), ("exit-status", f"{status}\n")):
+    written = {"run/summary.txt": "all well\n", "run/training/checkpoints/last.pt": "weights"}
+    for name, text in {**written, "machine.log": "a line", "exit-status": f"{status}\n"}.items():
         s3.put_object(Bucket="bucket", Key=f"runs/rebar/check-1/{name}", Body=text.encode())
 
 
 def validate(out: Path) -> list[str | Path]:
     words = ["launch", "validate", "--run", "check-1", "--source", "s3://bucket/rebar.tar.gz", "--max-hours", "1"]
-    return [*words, "--results", "s3://bucket/runs", "--instance-type", "g5.xlarge", "--out", out, *RENT]
+    return [*words, "--results", "s3://bucket/runs", "--data", "s3://bucket/betons", "--out", out, *RENT]
 
 
 @pytest.mark.parametrize("status", ["0", "7"])
@@ -202,10 +219,26 @@ def test_validate_brings_the_report_and_ends_the_machine(
         assert "is done" in cloud(*validate(tmp_path / "report"), "--yes").out
     else:
         assert "ended with status 7" in refused(*validate(tmp_path / "report"), "--yes")
-    assert (tmp_path / "report" / "run" / "report.md").read_text() == "all well"
+    assert (tmp_path / "report" / "run" / "summary.txt").read_text() == "all well\n"
+    assert not list((tmp_path / "report").rglob("*.pt"))
     assert living(ec2) == []
     (sent,) = account.sent("RunInstances")
-    assert "./scripts/test.sh -m gpu" in base64.b64decode(sent["UserData"]).decode()
+    assert sent["InstanceType"] == "g4dn.xlarge"
+    script = base64.b64decode(sent["UserData"]).decode()
+    assert """command=(bash -c 'exec ./scripts/validation_run.sh "$DATA_FOLDER"')""" in script
+    assert "data=s3://bucket/betons" in script
+
+
+def test_validate_takes_pictures_from_the_hub(account: StrictAws, results: Any, tmp_path: Path) -> None:
+    account.watch = lambda request: report(results, "0") if request.action.startswith("POST /schedules") else None
+    plain = [word for word in validate(tmp_path) if word not in ("--data", "s3://bucket/betons")]
+    assert "needs pictures: --data" in refused(*plain, "--yes")
+    assert "all well" in cloud(*plain, "--data", "hf:imagenet-1k", "--secret", "HF_TOKEN=/rebar/hf", "--yes").out
+    (hub,) = account.sent("RunInstances")
+    script = base64.b64decode(hub["UserData"]).decode()
+    assert "exec ./scripts/validation_run.sh hf:imagenet-1k" in script
+    assert "data=''" in script
+    assert "secret_names=(HF_TOKEN=/rebar/hf)" in script
 
 
 def test_validate_ends_the_machine_when_it_is_told_to_stop(

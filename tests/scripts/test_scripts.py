@@ -56,6 +56,7 @@ def test_shellcheck_finds_nothing() -> None:
         ("setup.sh --everything", "unknown option --everything"),
         ("quickstart.sh now", "usage:"),
         ("launch_single_gpu.sh", "usage:"),
+        ("validation_run.sh", "usage:"),
         ("launch_single_gpu.sh /data 16", "usage:"),
         ("launch_single_gpu.sh /data many 512 12", "EPOCHS must be a whole number above zero, not 'many'"),
         ("launch_multi_gpu.sh 0 /data 16 512 12", "NGPUS must be a whole number above zero, not '0'"),

@@ -1,5 +1,8 @@
 """Flags of other scripts, put into ours."""
 
+import os
+import sys
+
 import pytest
 
 from rebar.config import parse_config
@@ -30,6 +33,8 @@ from rebar.training.config import TrainConfig
         (["--wandb-tags", "a,b"], "logging.wandb_tags", "a,b"),
         (["--use-channels-last"], "execution.channels_last", True),
         (["--channels-last", "false"], "execution.channels_last", False),
+        (["--hf-repo", "owner/name"], "logging.hf_repo", "owner/name"),
+        (["--upload", "s3://bucket/prefix"], "logging.upload", "s3://bucket/prefix"),
         (["--use-hf"], "data.use_hf", True),
         (["--use-mixup"], "regularization.use_mixup", True),
         (["--use-cutmix"], "regularization.use_cutmix", True),
@@ -53,6 +58,18 @@ def test_has_the_meaning_of_our_own(given: list[str], knob: str, value: object) 
 def test_a_flag_without_effect_says_so(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert translate([flag, "--epochs", "3"]) == ["--epochs", "3"]
     assert capsys.readouterr().err.startswith(f"warning: {flag} has no effect: ")
+
+
+@pytest.mark.parametrize("given", [["--hf-token", "hf_abc"], ["--hf_token=hf_abc"]])
+def test_a_secret_is_in_no_setting_and_not_on_the_command_line(
+    given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "before")
+    monkeypatch.setattr(sys, "argv", ["train_imagenet.py", *given, "--epochs", "3"])
+    assert translate([*given, "--epochs", "3"]) == ["--epochs", "3"]
+    assert os.environ["HF_TOKEN"] == "hf_abc"
+    assert "hf_abc" not in " ".join(sys.argv)
+    assert sys.argv[-2:] == ["--epochs", "3"]
 
 
 @pytest.mark.parametrize("words", [["--batch-size"], ["--batch-size", "--epochs", "3"]])

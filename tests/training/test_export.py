@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from rebar.errors import RebarError
-from rebar.training.export import export_weights, forms, read_weights
+from rebar.training.export import check_can_export, export_weights, forms, read_weights
 from rebar.training.model import build_model
 from rebar.training.torchvision_import import import_torchvision
 
@@ -45,8 +45,33 @@ def test_what_cannot_be_read(name: str, content: bytes | None, message: str, tmp
 
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RebarError, match=r"end in \.pth"):
-        export_weights(tmp_path / "w.onnx", {}, FACTS)
+        export_weights(tmp_path / "w.h5", {}, FACTS)
 
 
 def test_forms() -> None:
     assert [forms(wanted) for wanted in ("none", "torchvision", "both")] == [[], [".pth"], [".pth", ".safetensors"]]
+    assert forms("onnx") == [".onnx"]
+    assert forms("all") == [".pth", ".safetensors", ".onnx"]
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_same_logits_at_any_size(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path, model = tmp_path / "w.onnx", build_model("resnet18", num_classes=10, use_blurpool=True)
+    model.train()(torch.randn(8, 3, 64, 64))  # statistics that are not those at the start
+    export_weights(path, model.state_dict(), FACTS)
+    assert capfd.readouterr().out == ""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for shape in ((1, 3, 64, 64), (5, 3, 96, 80)):
+        images = torch.randn(shape)
+        (logits,) = session.run(None, {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), model.eval()(images).detach(), rtol=1e-4, atol=1e-4)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["rebar"]) == {"num_classes": 10, **FACTS}
+
+
+def test_missing_packages_are_told_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else object())
+    with pytest.raises(RebarError, match=r"pip install onnx$"):
+        check_can_export("all")
+    check_can_export("both")

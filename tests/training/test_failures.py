@@ -13,7 +13,8 @@ from rebar.training.failures import explained, explanation
 @pytest.mark.parametrize(
     ("error", "precision", "expected"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "32", "--training.batch_size to 128"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "32", "--training.batch_size 128 is a"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "32", "--accumulate 2 computes the same step in pieces of 128"),
         (torch.OutOfMemoryError("CUDA out of memory."), "32", "--training.precision bf16"),
         (MemoryError(), "32", "out of main memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "32", "out of main memory"),
@@ -32,6 +33,30 @@ def test_half_precision_is_not_advised_twice() -> None:
     message = explanation(torch.OutOfMemoryError("out of memory"), batch_size=256, precision="bf16")
     assert message is not None
     assert "--training.precision" not in message
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "expected"),
+    [
+        (
+            256,
+            2,
+            "batches of 256, 128 at once, in precision fp16. --accumulate 4 computes the same step in pieces of 64",
+        ),
+        (3, 2, "--accumulate 3 computes the same step in pieces of 1 pictures"),
+    ],
+)
+def test_more_pieces_are_advised_than_there_are(batch_size: int, accumulate: int, expected: str) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+    message = explanation(error, batch_size=batch_size, precision="fp16", accumulate=accumulate)
+    assert expected in str(message)
+    assert "(CUDA out of memory. Tried to allocate 2.00 GiB)" in str(message)
+
+
+def test_single_pictures_cannot_be_cut() -> None:
+    message = explanation(torch.OutOfMemoryError("out of memory"), batch_size=2, precision="fp16", accumulate=2)
+    assert "--accumulate" not in str(message)
+    assert "--gradient-checkpointing" in str(message)
 
 
 def test_a_peer_is_looked_for_in_distributed_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,17 @@
-"""``data stage``."""
+"""``data stage|disks|obtain``."""
 
 import argparse
 import re
 from pathlib import Path
 from typing import Any
 
+from rebar.cloud.archives import DEVKIT_URL, read_checksums
 from rebar.cloud.commands import send
 from rebar.cloud.commands.parsers import add_command, add_group, clients_of, positive
 from rebar.cloud.errors import CloudError, code_of
+from rebar.cloud.instance_store import prepare
+from rebar.cloud.obtaining import KNOWN, obtain
+from rebar.cloud.plan import mode_of
 from rebar.cloud.staging import MIB, PART_BYTES, WORKERS, stage
 
 URL = re.compile(r"s3://([^/\s]+)/([^\s]+[^/\s])")
@@ -33,6 +37,35 @@ def add(groups: Any) -> None:
     command.add_argument(
         "--part-mib", type=positive, default=PART_BYTES // MIB, help="size of a range (default: %(default)s)"
     )
+
+    disks = add_command(
+        group,
+        "disks",
+        lambda options: prepare(options.folder, mode_of(options)),
+        "Mount the machine's own NVMe disks, several as a RAID 0; as root. What holds anything is never formatted.",
+        "data disks /nvme --yes",
+    )
+    disks.add_argument("folder", type=Path, help="an empty folder, made where it is missing")
+
+    fetch = add_command(
+        group,
+        "obtain",
+        _obtain,
+        "Fetch ImageNet, gone on with after a kill and checked; prints what write_dataset.py's --data-dir is to be.",
+        "data obtain kaggle --to /imagenet",
+        changes=False,
+    )
+    fetch.add_argument("sources", nargs="+", metavar="SOURCE", help=f"{KNOWN}; several are fetched one by one")
+    fetch.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where what is fetched goes")
+    fetch.add_argument(
+        "--md5", type=Path, metavar="FILE", help="MD5s besides the published ones, in the form of md5sum"
+    )
+    fetch.add_argument("--devkit", default=DEVKIT_URL, metavar="URL", help="the development kit (default: %(default)s)")
+
+
+def _obtain(options: argparse.Namespace) -> None:
+    md5 = read_checksums(options.md5) if options.md5 else None
+    print(obtain(clients_of(options), options.sources, options.to, md5=md5, devkit=options.devkit))
 
 
 def _stage(options: argparse.Namespace) -> None:

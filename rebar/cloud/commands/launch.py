@@ -2,11 +2,12 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rebar.cloud.capacity import spot_price
+from rebar.cloud.capacity import data_gb, spot_price
 from rebar.cloud.clients import Clients
 from rebar.cloud.commands.parsers import add_command, add_group, add_identity, clients_of, identity_of, positive
 from rebar.cloud.errors import CloudError
@@ -21,6 +22,9 @@ EXAMPLE = (
     f"--run g5-16 --source {SOURCE} --data s3://my-bucket/betons \\\n"
     "      --results s3://my-bucket/runs --max-hours {hours} --instance-type {machine}"
 )
+DATA_FOLDER = '"$DATA_FOLDER"'
+DATA_GB = 70
+"""ImageNet as the writer's defaults store it, with some room."""
 RENT = " \\\n      --instance-profile rebar --scheduler-role arn:aws:iam::123456789012:role/rebar-scheduler --yes"
 
 
@@ -41,17 +45,17 @@ def add(groups: Any) -> None:
         group,
         "validate",
         _validate,
-        "Run a command, such as the GPU tests, on a machine with one GPU; bring back its report; end the machine.",
-        f"launch validate --run check-1 --source {SOURCE} --results s3://my-bucket/runs \\\n"
-        "      --max-hours 1 --instance-type g5.xlarge --out report" + RENT,
+        "Run the one-hour validation, or another command, on a machine with one GPU; bring back its report; end it.",
+        f"launch validate --run check-1 --source {SOURCE} --data s3://my-bucket/betons \\\n"
+        "      --results s3://my-bucket/runs --max-hours 2 --out report" + RENT,
     )
-    _add_work(check, "validate")
+    _add_work(check, "validate", default_machine="g4dn.xlarge")
+    _add_data(check, "or hf:imagenet-1k, with --secret HF_TOKEN=/PARAMETER; not needed with --command", required=False)
     _add_rental(check)
     check.add_argument(
         "--command",
         dest="line",
-        default="./scripts/test.sh -m gpu",
-        help="a line for bash; what it leaves in $RUN_FOLDER is brought back (default: %(default)s)",
+        help="a line for bash in place of the validation; what it leaves in $RUN_FOLDER is brought back",
     )
     check.add_argument("--out", type=Path, required=True, help="folder for the report")
 
@@ -69,17 +73,28 @@ def add(groups: Any) -> None:
 
 def _add_job(parser: argparse.ArgumentParser) -> None:
     _add_work(parser, "train")
-    parser.add_argument("--data", required=True, help="s3://… folder with train.beton and val.beton, or snap-…")
-    parser.add_argument(
-        "--data-gb", type=positive, default=70, help="size of the data, for --data (default: %(default)s)"
-    )
+    _add_data(parser)
     parser.add_argument("--config", help="recipe or machine; default: the machine's in rn50_configs/")
     parser.add_argument("flags", nargs="*", help="flags of train_imagenet.py, after --")
 
 
-def _add_work(parser: argparse.ArgumentParser, role: str) -> None:
+def _add_data(parser: argparse.ArgumentParser, more: str = "", *, required: bool = True) -> None:
+    known = "s3://… folder with train.beton and val.beton, or snap-…"
+    parser.add_argument("--data", required=required, default="", help=f"{known}; {more}" if more else known)
+    parser.add_argument(
+        "--data-gb", type=positive, help=f"size of the data; default: as AWS tells, {DATA_GB} where it does not"
+    )
+
+
+def _add_work(parser: argparse.ArgumentParser, role: str, default_machine: str | None = None) -> None:
     add_identity(parser, role)
-    parser.add_argument("--instance-type", required=True, metavar="TYPE", help=", ".join(BY_NAME))
+    parser.add_argument(
+        "--instance-type",
+        required=default_machine is None,
+        default=default_machine,
+        metavar="TYPE",
+        help=", ".join(BY_NAME) + (f" (default: {default_machine})" if default_machine else ""),
+    )
     parser.add_argument("--source", required=True, help="where the machine gets Rebar: git URL, or s3://… tar.gz")
     parser.add_argument("--revision", default="", help="commit or tag of a git URL")
     parser.add_argument(
@@ -155,14 +170,7 @@ def _launch(options: argparse.Namespace) -> None:
         raise CloudError(f"{machine.name} has {machine.gpus} GPUs: launch multi")
     if not options.single and machine.gpus == 1:
         raise CloudError(f"{machine.name} has one GPU: launch single")
-    if machine.nvme_gb:
-        require_room(machine, options.data_gb)
-    elif options.root_gb < options.data_gb + 40:
-        raise CloudError(
-            f"{machine.name} has no disks of its own: give --root-gb {options.data_gb + 60}, for system and data"
-        )
-    if not machine.tells_serials and not options.data.startswith("s3:"):
-        raise CloudError(f"{machine.name} is older than Nitro and does not tell which disk is a volume: --data s3://…")
+    _require_fit(clients, options, machine)
     rental = _rental(options, machine, _training(options, machine, _region(clients)))
     if options.spot:
         offer = spot_price(clients, machine)
@@ -170,11 +178,34 @@ def _launch(options: argparse.Namespace) -> None:
     launch(clients, rental, mode_of(options))
 
 
+def _require_fit(clients: Clients, options: argparse.Namespace, machine: InstanceType) -> None:
+    """Raises CloudError where the data do not fit the machine, or cannot be found on it."""
+    gigabytes = options.data_gb or data_gb(clients, options.data) or DATA_GB
+    if machine.nvme_gb:
+        require_room(machine, gigabytes)
+    elif options.root_gb < gigabytes + 40:
+        raise CloudError(
+            f"{machine.name} has no disks of its own: give --root-gb {gigabytes + 60}, for system and data"
+        )
+    if not machine.tells_serials and options.data.startswith("snap-"):
+        raise CloudError(f"{machine.name} is older than Nitro and does not tell which disk is a volume: --data s3://…")
+
+
 def _validate(options: argparse.Namespace) -> None:
     clients, machine = clients_of(options), instance_type(options.instance_type)
     if machine.gpus != 1:
         raise CloudError(f"{machine.name} has {machine.gpus} GPUs: take a machine with one, such as g5.xlarge")
-    job = _job(options, _region(clients), "", ("bash", "-c", options.line))
+    hub = options.data.startswith("hf:")
+    line = options.line
+    if line is None:
+        if not options.data:
+            raise CloudError(
+                "the validation needs pictures: --data s3://…, snap-… or hf:imagenet-1k (or give --command)"
+            )
+        line = f"exec ./scripts/validation_run.sh {shlex.quote(options.data) if hub else DATA_FOLDER}"
+    if options.data and not hub:
+        _require_fit(clients, options, machine)
+    job = _job(options, _region(clients), "" if hub else options.data, ("bash", "-c", line))
     validate(clients, _rental(options, machine, job), job.results_of_run, options.out, mode_of(options))
 
 

@@ -1,0 +1,62 @@
+"""How long a run will take, told once, as soon as its speed has been seen."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from rebar.reporting.console import print_beside_bar
+from rebar.reporting.durations import in_words
+
+FEWEST_STEPS = 20
+
+
+class TimeEstimate:
+    """Measures between two moments at which the loop waited for the device; time goes as the number of pixels."""
+
+    def __init__(
+        self,
+        resolutions: Sequence[int],
+        *,
+        steps_per_epoch: int,
+        global_batch: int,
+        max_steps: int = 0,
+        say: Callable[[str], None] = print_beside_bar,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """``resolutions`` in pixels, of each epoch; ``max_steps`` as in the configuration."""
+        self._resolutions, self._steps_per_epoch, self._global_batch = resolutions, steps_per_epoch, global_batch
+        all_steps = steps_per_epoch * len(resolutions)
+        self._all_steps = min(max_steps, all_steps) if max_steps else all_steps
+        self._say, self._clock = say, clock
+        self._since: tuple[int, float] | None = None
+        self._told = False
+
+    def at_log_point(self, step: int) -> None:
+        """The device has done this step (of the whole run, from 0) and the loop goes on at once."""
+        if self._told:
+            return
+        now, epoch = self._clock(), step // self._steps_per_epoch
+        if self._since is None or self._since[0] // self._steps_per_epoch != epoch:
+            self._since = (step, now)  # the first step is not counted: it compiles, allocates and waits for the loader
+            return
+        steps = step - self._since[0]
+        if steps < FEWEST_STEPS:
+            return
+        self._told = True
+        seconds_per_step = (now - self._since[1]) / steps
+        epochs = len(self._resolutions) - epoch
+        left = self._weighted_steps_after(step) * seconds_per_step
+        self._say(
+            f"time left: about {in_words(left)} for {epochs} epoch{'s' if epochs > 1 else ''}, without evaluation; by "
+            f"{self._global_batch / seconds_per_step:,.0f} pictures/s at {self._resolutions[epoch]} px in the last "
+            f"{steps} steps"
+        )
+
+    def _weighted_steps_after(self, step: int) -> float:
+        """The steps that are to come, each as many of the present ones as it has times its pixels."""
+        now = self._resolutions[step // self._steps_per_epoch] ** 2
+        weighted = 0.0
+        for epoch, resolution in enumerate(self._resolutions):
+            first = max(epoch * self._steps_per_epoch, step + 1)
+            last = min((epoch + 1) * self._steps_per_epoch, self._all_steps)
+            weighted += max(last - first, 0) * resolution**2 / now
+        return weighted

@@ -1,0 +1,103 @@
+"""A run's result on the Hugging Face hub: weights, card, report, configuration and log.
+
+    HF_TOKEN=hf_... python -m rebar.training.publish runs/g5_4gpu owner/name
+
+``train_imagenet.py --hf-repo owner/name`` does it at its end.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rebar.cli import run_command, warn
+from rebar.config import build_config
+from rebar.errors import RebarError
+from rebar.reporting.hub import prepare_repository, upload_files
+from rebar.reporting.model_card import ModelFacts, model_card
+from rebar.reporting.report import read_run, write_report
+from rebar.reporting.run_folder import RunFolder
+from rebar.training.averaging import weights_to_evaluate
+from rebar.training.checkpoint import read_checkpoint
+from rebar.training.config import TrainConfig
+from rebar.training.export import export_weights
+from rebar.training.recipe import recipe_in_words
+
+
+def publish_run(folder: RunFolder, repository: str) -> str:
+    """Upload what a run's folder holds as one commit; returns the repository's page.
+
+    The weights are those that were evaluated, of the last checkpoint. Raises RebarError.
+    """
+    checkpoint = read_checkpoint(folder.last_checkpoint)
+    report = write_report(folder.path)
+    facts = _facts(checkpoint, folder)
+    files: dict[str, Path | bytes] = {"config.yaml": folder.config, "log.jsonl": folder.log, "report.html": report}
+    with tempfile.TemporaryDirectory(prefix="rebar-publish-") as temporary:
+        files["model.safetensors"] = weights = Path(temporary) / "model.safetensors"
+        export_weights(weights, weights_to_evaluate(checkpoint), exported_facts(checkpoint))
+        files["README.md"] = model_card(facts, sorted(files)).encode()
+        accuracy = f"top-1 {facts.metrics['val/top1']:.2%}" if "val/top1" in facts.metrics else "not evaluated"
+        return upload_files(repository, files, f"{facts.arch}, {facts.epochs} epochs, {accuracy}")
+
+
+def publish_or_warn(folder: RunFolder, repository: str) -> None:
+    """At the end of a run, whose result is safe in its folder whatever happens here."""
+    try:
+        print(f"published {publish_run(folder, repository)}", flush=True)
+    except RebarError as error:
+        warn(f"not published: {error}. Later: python -m rebar.training.publish {folder.path} {repository}")
+
+
+def exported_facts(checkpoint: dict[str, Any]) -> dict[str, object]:
+    """What somebody who loads the exported weights has to know."""
+    return {
+        "arch": checkpoint["arch"],
+        "num_classes": checkpoint["num_classes"],
+        "class_names": checkpoint["class_names"],
+        "use_blurpool": checkpoint["config"]["training.use_blurpool"],
+        "mean": checkpoint["mean"],
+        "std": checkpoint["std"],
+        "metrics": checkpoint["last_metrics"],
+    }
+
+
+def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:
+    config = build_config(TrainConfig, checkpoint["config"], where=str(folder.last_checkpoint))
+    run = read_run(folder.path)
+    device, processes = run.start.get("device", "?"), run.start.get("world_size", 1)
+    return ModelFacts(
+        name=run.name,
+        arch=checkpoint["arch"],
+        parameters=run.start.get("parameters", 0),
+        num_classes=checkpoint["num_classes"],
+        train_pictures=checkpoint["num_samples"],
+        resolution=config.validation.resolution,
+        metrics={name: value for name, value in run.last.items() if name.startswith("val/") and value is not None},
+        epochs=checkpoint["epoch"],
+        recipe=recipe_in_words(config),
+        hardware=f"{processes} x {device}",
+        train_seconds=checkpoint["train_seconds"] + checkpoint["meter"]["seconds"],
+        environment=run.start.get("environment", {}),
+        use_blurpool=config.training.use_blurpool,
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Upload a run that is there."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rebar.training.publish",
+        description="Upload a run's weights, card, report, configuration and log to the Hugging Face hub.",
+        epilog="The token is HF_TOKEN's, or that of 'hf auth login'.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="the model repository; made where it does not exist")
+    options = parser.parse_args(list(argv))
+    prepare_repository(options.repository)
+    print(f"published {publish_run(RunFolder(options.run), options.repository)}")
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

@@ -1,0 +1,141 @@
+"""As much of the Hugging Face hub as its client asks for when it makes a repository and commits to it, over HTTP."""
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+TOKEN = "hf_RightTokenOfTheTests0123456789"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """Takes repositories of ``owner`` from who has the token; what was committed is in ``repositories``."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.repositories: dict[str, dict[str, bytes]] = {}
+        self.messages: list[str] = []
+        self.large: dict[str, bytes] = {}
+        """Contents by SHA-256, as Git LFS keeps them."""
+        self.asked: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def _handle(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = urlsplit(self.path).path
+        self.server.asked.append(f"{self.command} {path}")
+        if path.startswith("/storage/"):  # a signed address: no token
+            return self._store(path.removeprefix("/storage/"))
+        if path == "/api/validate-yaml":
+            return self._validate()
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._answer(401, {"error": "Invalid username or password."})
+        if path == "/api/repos/create":
+            return self._create(json.loads(self.body))
+        name = next((name for name in self.server.repositories if f"/{name}" in path), None)
+        if name is None:
+            return self._answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+        if path == f"/api/models/{name}":
+            return self._answer(200, {"id": name, "siblings": []})
+        if path == f"/api/models/{name}/preupload/main":
+            return self._choose(json.loads(self.body))
+        if path == f"/{name}.git/info/lfs/objects/batch":
+            return self._batch(json.loads(self.body))
+        if path == f"/api/models/{name}/commit/main":
+            return self._commit(name)
+        return self._answer(404, {"error": f"not known to the tests: {path}"})
+
+    do_GET = do_POST = do_PUT = _handle
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+        if not name.startswith("owner/"):
+            return self._answer(403, {"error": f"You don't have the rights to create a model under {name}"})
+        if name in self.server.repositories:
+            return self._answer(
+                409, {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}
+            )
+        self.server.repositories[name] = {}
+        return self._answer(200, {"url": f"{self.server.url}/{name}"})
+
+    def _validate(self) -> None:
+        content = json.loads(self.body)["content"]
+        metadata = yaml.safe_load(content.split("---\n")[1])
+        errors = [] if metadata["model-index"][0]["results"][0]["metrics"] else [{"message": "no metrics"}]
+        self._answer(400 if errors else 200, {"errors": errors, "warnings": []})
+
+    def _choose(self, asked: dict[str, Any]) -> None:
+        modes = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                "shouldIgnore": False,
+            }
+            for file in asked["files"]
+        ]
+        self._answer(200, {"files": modes})
+
+    def _batch(self, asked: dict[str, Any]) -> None:
+        objects = [
+            {**entry, "actions": {"upload": {"href": f"{self.server.url}/storage/{entry['oid']}"}}}
+            for entry in asked["objects"]
+        ]
+        self._answer(200, {"transfer": "basic", "objects": objects})
+
+    def _store(self, digest: str) -> None:
+        right = hashlib.sha256(self.body).hexdigest() == digest
+        if right:
+            self.server.large[digest] = self.body
+        self._answer(200 if right else 400, {})
+
+    def _commit(self, name: str) -> None:
+        files = {}
+        for entry in map(json.loads, self.body.splitlines()):
+            value = entry["value"]
+            if entry["key"] == "header":
+                self.server.messages.append(value["summary"])
+            elif entry["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                files[value["path"]] = self.server.large[value["oid"]]
+        self.server.repositories[name] |= files
+        self._answer(200, {"commitUrl": f"{self.server.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
+
+    def _answer(self, status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        for key, value in {"Content-Type": "application/json", **(headers or {})}.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def hub_server() -> Iterator[Hub]:
+    """Answers on loopback meanwhile."""
+    with Hub() as hub:
+        thread = threading.Thread(target=hub.serve_forever, daemon=True)
+        thread.start()
+        yield hub
+        hub.shutdown()
+        thread.join()

@@ -1,0 +1,32 @@
+"""scripts/validation_run.sh, really: pictures packed, trained, evaluated, summarised."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "validation_run.sh"
+SMALL = [
+    "--model.arch",
+    "resnet18",
+    "--resolution.min_res",
+    "32",
+    "--resolution.max_res",
+    "32",
+    "--validation.resolution",
+]
+SMALL += ["32", "--epochs", "1", "--training.batch_size", "16", "--precision", "32", "--num_workers", "1"]
+
+
+@pytest.mark.slow
+def test_the_whole_way(pictures: Path, tmp_path: Path) -> None:
+    counts = {"TRAIN_PICTURES": "40", "VAL_PICTURES": "20", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, **counts, "RUN_FOLDER": str(tmp_path / "run"), "DATA_FOLDER": str(tmp_path / "data")}
+    command = [SCRIPT, pictures, "--no-tests", *SMALL]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = (tmp_path / "run/summary.txt").read_text()
+    assert "evaluation  20 pictures at 32 px: top-1" in told
+    assert "GPU tests   left out" in told
+    assert (tmp_path / "run/training/report.html").is_file()

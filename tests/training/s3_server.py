@@ -1,0 +1,65 @@
+"""S3 on loopback: a moto server, a bucket in it, and the variables that lead there."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+BUCKET = "results"
+KEY_ID, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+
+
+@dataclass(frozen=True)
+class S3:
+    """A server with an empty bucket, ``s3://results``."""
+
+    variables: dict[str, str]
+    client: Any
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The keys below a prefix, without it."""
+        listed = self.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", ())
+        return sorted(entry["Key"][len(prefix) :] for entry in listed)
+
+    def read(self, key: str) -> bytes:
+        content: bytes = self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        return content
+
+    def manifest(self, run: str) -> dict[str, Any]:
+        """What ``run.json`` of a run says."""
+        record: dict[str, Any] = json.loads(self.read(f"{run}/run.json"))
+        return record
+
+
+@contextmanager
+def s3_server() -> Iterator[S3]:
+    """Serves on loopback meanwhile."""
+    boto3, moto_server = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
+    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_CONFIG_FILE": "/nonexistent",
+        "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
+    }
+    client = boto3.client(
+        "s3",
+        endpoint_url=variables["AWS_ENDPOINT_URL"],
+        region_name="us-east-1",
+        aws_access_key_id=KEY_ID,
+        aws_secret_access_key=SECRET,
+    )
+    client.create_bucket(Bucket=BUCKET)
+    try:
+        yield S3(variables, client)
+    finally:
+        server.stop()

@@ -1,0 +1,78 @@
+"""A run that publishes its result on a hub, through the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from rebar.reporting.run_folder import RunFolder
+from rebar.training.checkpoint import read_checkpoint
+from rebar.training.export import read_weights
+from rebar.training.publish import publish_or_warn
+from tests.conftest import Data, read_events, run
+from tests.reporting.hub_server import TOKEN, Hub, hub_server
+
+hub_client = pytest.importorskip("huggingface_hub")
+
+
+def variables(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    return {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": ""}
+
+
+def test_a_run_publishes_what_it_evaluated_and_its_token_nowhere(data: Data, tmp_path: Path) -> None:
+    folder = tmp_path / "runs/mine"
+    words = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--use-ema", "--ema-update-every", "1", "--max-steps", "4"]
+    command = data.training_command(folder, *words, "--export", "safetensors", "--wandb")
+    with hub_server() as hub:
+        done = run(*command, **variables(hub, tmp_path), WANDB_MODE="offline")
+        assert f"published {hub.url}/owner/mine" in done.stdout
+        published = hub.repositories["owner/mine"]
+        again = run(
+            "-m", "rebar.training.publish", folder, "owner/again", **variables(hub, tmp_path) | {"HF_TOKEN": TOKEN}
+        )
+        assert again.stdout == f"published {hub.url}/owner/again\n"
+        assert hub.repositories["owner/again"]["model.safetensors"] == published["model.safetensors"]
+
+    (tmp_path / "model.safetensors").write_bytes(published["model.safetensors"])
+    checkpoint = read_checkpoint(folder / "checkpoints/last.pt")
+    average, last = checkpoint["average"]["model"], checkpoint["model"]
+    for path in (tmp_path / "model.safetensors", folder / "weights.safetensors"):
+        weights = read_weights(path)
+        assert all(torch.equal(weights[name], average[name]) for name in average)
+        assert not torch.equal(weights["fc.weight"], last["fc.weight"])
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["rebar"])["class_names"] == checkpoint["class_names"]
+
+    logged = read_events(folder, "epoch")[-1]["val/top1"]
+    (result, *_) = hub_client.ModelCard(published["README.md"].decode()).data.eval_results
+    assert result.metric_value == pytest.approx(100 * logged, abs=1e-3)
+    for name in ("config.yaml", "log.jsonl"):
+        assert published[name] == (folder / name).read_bytes()
+    assert b"<svg" in published["report.html"]
+
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert TOKEN.encode() not in path.read_bytes(), path
+    for content in (*published.values(), done.stdout.encode(), done.stderr.encode()):
+        assert TOKEN.encode() not in content
+
+
+def test_a_wrong_token_is_told_before_the_data_are_opened(data: Data, tmp_path: Path) -> None:
+    words = data.training_command(tmp_path / "run", "--hf-repo", "owner/mine", "--hf-token", "hf_wrong")
+    with hub_server() as hub:
+        refused = run(*words, expect=1, **variables(hub, tmp_path))
+    assert "HTTP 401" in refused.stderr
+    assert "hf_wrong" not in refused.stdout + refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_fails_at_the_end_is_a_warning(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    publish_or_warn(RunFolder(finished_run), "owner/mine")
+    warning = capsys.readouterr().err
+    assert "warning: not published" in warning
+    assert f"python -m rebar.training.publish {finished_run} owner/mine" in warning
