@@ -70,11 +70,14 @@ def watch_for(folder: Path, *words: str | Path, expect: int = 0) -> Outcome:
 def test_an_interrupted_training_goes_on_on_the_next_machine(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, data: Data, tmp_path: Path
 ) -> None:
-    """Two processes under torchrun, both this machine's; the watch sees the notice, they do not."""
+    """Two processes under torchrun, both this machine's; the watch sees the notice, they do not.
+
+    The second machine has only the run's name: its own upload finds what the watch brought to S3.
+    """
     known = metadata()
 
-    def command(folder: Path) -> list[str | Path]:
-        words = ["--spot-notice", "off", "--training.batch_size", "8", "--epochs", "1"]
+    def command(folder: Path, *more: str) -> list[str | Path]:
+        words = ["--spot-notice", "off", "--training.batch_size", "8", "--epochs", "1", *more]
         return torchrun(2, *data.training_command(folder, *words))
 
     training = start(*command(tmp_path / "first"))
@@ -86,10 +89,14 @@ def test_an_interrupted_training_goes_on_on_the_next_machine(
     step = json.loads((tmp_path / "first/status.json").read_text())["step"]
     assert pointer(s3)["step"] == step > 5
     training.wait(timeout=60)
-    assert f"at step {step}" in cloud("run", "fetch", PLACE, tmp_path / "second").out
-    run(*command(tmp_path / "second"))
+    second = tmp_path / "second/g5-16"
+    run(*command(second, "--logging.upload", "s3://bucket/runs"))
     run(*command(tmp_path / "undisturbed"))
-    assert_same_run(tmp_path / "second", tmp_path / "undisturbed")
+    assert_same_run(second, tmp_path / "undisturbed")
+    assert pointer(s3)["step"] > step
+    assert "is another checkpoint" in refused("run", "fetch", PLACE, tmp_path / "first")
+    cloud("run", "fetch", PLACE, tmp_path / "third")
+    assert_same_run(tmp_path / "third", tmp_path / "undisturbed")
 
 
 # ------------------------------------------------------------------ how else it may end
