@@ -47,19 +47,14 @@ is_first_node() {
     ((BASH_REMATCH[1] == 0))
 }
 
-# wait returns early when a signal has been passed on.
+# wait returns early when a signal has been passed on; the last one has the training's own status.
 train() {
-    local status
     scripts/torchrun_from_env.sh train_imagenet.py "$@" --data.train_dataset "$data_folder/train.beton" \
         --data.val_dataset "$data_folder/val.beton" --logging.folder "$run_folder" "${upload[@]}" &
     training=$!
     trap 'kill -TERM "$training" 2>/dev/null || true' TERM INT
-    while true; do
-        status=0
-        wait "$training" || status=$?
-        kill -0 "$training" 2>/dev/null || break
-    done
-    return "$status"
+    while kill -0 "$training" 2>/dev/null; do wait "$training" || true; done
+    wait "$training"
 }
 
 # torchrun answers 1 whatever happened; the run's status says what it was.

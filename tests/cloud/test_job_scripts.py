@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -36,6 +38,12 @@ echo "after $(cat "$RUN_FOLDER/checkpoints/last.pt" 2>/dev/null)" >"$RUN_FOLDER/
 if [[ -n $STATE ]]; then
     printf '{"state": "%s", "reason": "", "epoch": 0, "step": 5, "exit_code": 1, "time": 1}' "$STATE" \\
         >"$RUN_FOLDER/status.json"
+fi
+if [[ -n ${HOLD:-} ]]; then
+    trap 'exit "$STATUS"' TERM
+    touch "$HOLD"
+    sleep 30 >/dev/null 2>&1 &
+    wait
 fi
 exit "$STATUS"
 """
@@ -108,6 +116,17 @@ def test_a_job_that_fails_is_not_taken_for_an_interrupted_one(aws: StrictAws, s3
     assert train(tree, RUN_PLACE=PLACE, STATE="failed", STATUS="1").returncode == 1
     run_folder(tree / "runs/g5-16", step=5, last=b"x", state="interrupted")  # the attempt before; this one says nothing
     assert train(tree, RUN_PLACE=PLACE, STATE="", STATUS="3").returncode == 3
+
+
+@pytest.mark.parametrize("status", [0, 4])
+def test_a_signal_is_passed_on_and_the_status_is_trainings(status: int, aws: StrictAws, tree: Path) -> None:
+    held = tree / "held"
+    with ThreadPoolExecutor(1) as thread:
+        pending = thread.submit(train, tree, HOLD=str(held), STATUS=str(status), AWS_ENDPOINT_URL="http://127.0.0.1:9")
+        wait_for(held.exists, 30)
+        (job,) = [each for each in psutil.Process().children() if "train_job.sh" in " ".join(each.cmdline())]
+        job.terminate()
+        assert pending.result(timeout=30).returncode == status
 
 
 def test_without_a_place_nothing_is_uploaded(aws: StrictAws, tree: Path) -> None:
