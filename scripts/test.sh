@@ -28,5 +28,5 @@ if (($# == 0)); then
     check "mypy" "$bin/mypy"
     if ((status)); then echo "== not clean: see above (the tests still run)" >&2; fi
 fi
-check "pytest" "$bin/python" -m pytest "$@"
+check "pytest" "$bin/python" -m pytest --durations=25 "$@"
 exit "$status"

@@ -11,10 +11,21 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 
-BASE = {"errors", "cli", "replacing", "config", "foreign_memory", "instance_metadata", "run_manifest", "user_cache"}
+BASE = {
+    "errors",
+    "cli",
+    "replacing",
+    "config",
+    "foreign_memory",
+    "hugging_face",
+    "instance_metadata",
+    "run_manifest",
+    "user_cache",
+}
 LAYERS: dict[str, set[str]] = {  # layer -> the layers it may import besides itself
     "errors": set(),
     "foreign_memory": set(),
+    "hugging_face": set(),
     "instance_metadata": set(),
     "run_manifest": set(),
     "user_cache": set(),

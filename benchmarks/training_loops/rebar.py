@@ -57,7 +57,7 @@ def configuration(job: Job) -> TrainConfig:
         "lr.lr": LEARNING_RATE,
         "lr.lr_schedule_type": "constant",
         "training.batch_size": job.batch_size,
-        "training.epochs": 10**6,
+        "training.epochs": 1000,
         "training.momentum": MOMENTUM,
         "training.weight_decay": WEIGHT_DECAY,
         "training.label_smoothing": LABEL_SMOOTHING,

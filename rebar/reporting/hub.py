@@ -3,7 +3,6 @@
 The token is the one of HF_TOKEN, or of ``hf auth login``; no message repeats it.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rebar.errors import RebarError
+from rebar.hugging_face import http_status, hub_url
 
 _TOKEN = re.compile(r"\bhf_\w+")
 
@@ -44,7 +44,7 @@ def upload_files(name: str, files: Mapping[str, Path | bytes], message: str) -> 
             for path, content in files.items()
         ]
         api.create_commit(name, operations, commit_message=message)
-    return f"{_hub()}/{name}"
+    return f"{hub_url()}/{name}"
 
 
 def _api() -> Any:
@@ -57,10 +57,10 @@ def _api() -> Any:
     token = huggingface_hub.get_token()
     if token is None:
         raise HubError(
-            f"logging.hf_repo: there is no token: make one that may write on {_hub()}/settings/tokens, and set "
+            f"logging.hf_repo: there is no token: make one that may write on {hub_url()}/settings/tokens, and set "
             "HF_TOKEN=hf_... or run 'hf auth login'"
         )
-    return huggingface_hub.HfApi(endpoint=_hub(), token=token)
+    return huggingface_hub.HfApi(endpoint=hub_url(), token=token)
 
 
 @contextmanager
@@ -72,25 +72,12 @@ def _explained(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # its HTTP library's errors are not part of its interface
         reason = _TOKEN.sub("***", str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        tokens = f"{hub_url()}/settings/tokens"
         advice = {
-            401: f"the token is not known to {_hub()}, or has expired: make a new one on {_hub()}/settings/tokens",
-            403: f"the token may not write there: give it the right to write to {name} on {_hub()}/settings/tokens",
-            404: f"there is no such repository, or the token may not see it: {_hub()}/{name}",
-        }.get(_status(error) or 0)
+            401: f"the token is not known to {hub_url()}, or has expired: make a new one on {tokens}",
+            403: f"the token may not write there: give it the right to write to {name} on {tokens}",
+            404: f"there is no such repository, or the token may not see it: {hub_url()}/{name}",
+        }.get(http_status(error) or 0)
         if advice is None:
             raise HubError(f"logging.hf_repo {name}: {reason}") from None
-        raise HubError(f"logging.hf_repo {name}: HTTP {_status(error)}: {advice}") from None
-
-
-def _status(error: Any) -> int | None:
-    """The HTTP status of an error or of what caused it."""
-    while error is not None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status is not None:
-            return int(status)
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _hub() -> str:
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        raise HubError(f"logging.hf_repo {name}: HTTP {http_status(error)}: {advice}") from None

@@ -59,7 +59,10 @@ class RunLog:
         except OSError as error:
             raise RebarError(f"{self.path}: the log cannot be written: {error.strerror}") from None
         if self._wandb_run is not None and event in ("step", "epoch"):
-            self._wandb_run.log({key: value for key, value in values.items() if value is not None})
+            shown = {key: value for key, value in values.items() if value is not None}
+            if event == "epoch":  # counted from 0; its metrics are those at its end, where the steps' count has come to
+                shown["epoch"] += 1
+            self._wandb_run.log(shown)
 
 
 def _line_break_after_a_kill(file: BinaryIO) -> bytes:

@@ -103,7 +103,7 @@ def test_wandb_gets_the_same_metrics(wandb: FakeWandb, tmp_path: Path) -> None:
         log.write("epoch", {"epoch": 0, "val/top1": 0.25, "val/top1_tta": None})
     expected = {"project": "birds", "name": tmp_path.name, "dir": str(tmp_path), "config": {"lr.lr": 0.5}, "mode": None}
     assert wandb.options.items() >= expected.items()
-    assert wandb.logged == [{"step": 7, "train/loss": 2.5}, {"epoch": 0, "val/top1": 0.25}]
+    assert wandb.logged == [{"step": 7, "train/loss": 2.5}, {"epoch": 1, "val/top1": 0.25}]  # at its end
     assert wandb.exit_codes == [0]
     assert len(read_log(tmp_path / "log.jsonl")) == 3
 

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from rebar.beton.sources.parquet import Parquet, count_rows
 from rebar.beton.sources.splits import of_split
 from rebar.errors import RebarError
+from rebar.hugging_face import http_status, hub_url
 
 PREFIX = "hf:"
 SHORT_NAMES = {"imagenet-1k": "ILSVRC/imagenet-1k"}
@@ -167,36 +168,22 @@ def _explained(address: HubAddress, ask: Callable[[], Result]) -> Result:
     except errors.RevisionNotFoundError:
         raise
     except (errors.HTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        status = _status(error)
+        status = http_status(error)
         if status in (401, 403) or isinstance(error, errors.GatedRepoError):
             raise RebarError(_access(address, status)) from None
         if status == 404:
             raise RebarError(
-                f"hf:{address.name}: the hub has no such data set; look it up on {_hub()}/datasets"
+                f"hf:{address.name}: the hub has no such data set; look it up on {hub_url()}/datasets"
             ) from None
-        raise RebarError(f"hf:{address.name}: {_hub()} cannot be asked for it: {error}") from None
-
-
-def _status(error: Any) -> int | None:
-    """The HTTP status of an error or of what caused it."""
-    while error is not None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status is not None:
-            return int(status)
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _hub() -> str:
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        raise RebarError(f"hf:{address.name}: {hub_url()} cannot be asked for it: {error}") from None
 
 
 def _access(address: HubAddress, status: int | None) -> str:
-    page = f"{_hub()}/datasets/{address.name}"
+    page = f"{hub_url()}/datasets/{address.name}"
     token = "the token in use was refused" if os.environ.get("HF_TOKEN") else "no token is set in HF_TOKEN"
     return (
         f"hf:{address.name}: the hub does not let you download it (HTTP {status or 403}; {token}). Four steps give "
-        f"access:\n  1. make an account: {_hub()}/join\n  2. log in, open {page} and accept its terms\n"
-        f"  3. make a token that may read: {_hub()}/settings/tokens\n"
+        f"access:\n  1. make an account: {hub_url()}/join\n  2. log in, open {page} and accept its terms\n"
+        f"  3. make a token that may read: {hub_url()}/settings/tokens\n"
         "  4. export HF_TOKEN=hf_... and run the same command again"
     )
