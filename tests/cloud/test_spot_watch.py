@@ -108,7 +108,7 @@ status = json.loads((folder / "status.json").read_text())
 
 def leave(state):
     if state:
-        status.update(state=state, step=12, time=99.0, reason="as it says")
+        status.update(state=state, step=12, time=time.time(), reason="as it says")
         (folder / "checkpoints/last.pt").write_bytes(b"twelve")
         (folder / "status.new").write_text(json.dumps(status))
         (folder / "status.new").rename(folder / "status.json")
@@ -201,6 +201,18 @@ def test_an_earlier_attempts_end_is_not_this_ones(
     assert last_in_s3(s3) == b"twelve"
 
 
+def test_a_training_that_is_about_to_end_is_not_taken_for_killed(
+    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
+) -> None:
+    """Its status said that it had finished when the watch began."""
+    metadata()
+    pid = begin(start, tmp_path / "run", "ignore", 1.0)
+    run_folder(tmp_path / "run", step=12, last=b"twelve", state="finished")
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    (tmp_path / "run/status.json").write_text(json.dumps({**status, "time": time.time()}))
+    assert "finished at epoch 1, step 12" in watch_for(tmp_path / "run", "--pid", str(pid)).out
+
+
 def test_a_unit_of_systemd(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +227,7 @@ case "$*" in
     "show --property=ActiveState --value rebar")
         if grep -q "State:.[SR]" /proc/{pid}/status; then echo active; else echo inactive; fi ;;
     "kill --signal=SIGTERM rebar") kill -TERM {pid} ;;
+    "show --property=MainPID --value rebar") echo {pid} ;;
     "show --property=ActiveState --value other") echo inactive ;;
     *) exit 9 ;;
 esac
