@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# A training as a job of AWS Batch, SageMaker or SkyPilot: data to this node's disk, what an earlier attempt left in
-# S3, training on all GPUs, checkpoints and log to S3 meanwhile and at the end.
+# A training as a job of AWS Batch, SageMaker or SkyPilot: data to this node's disk, training on all GPUs. The training
+# itself finds what an earlier attempt left in S3, and brings its checkpoints and log there; at the end we make sure.
 #
 #   scripts/train_job.sh --config-file rn50_configs/g5_4gpu.yaml [flags of train_imagenet.py]
 #
@@ -9,7 +9,7 @@
 #   DATA         s3:// folder with train.beton and val.beton; without it they lie in DATA_FOLDER already
 #   DATA_FOLDER  a folder on a fast disk (default: data/ in the repository)
 #   RUN_PLACE    s3://bucket/prefix/RUN, where checkpoints and log are kept; without it nothing is uploaded
-#   RUN_FOLDER   the run's folder here (default: runs/ and the last part of RUN_PLACE)
+#   RUN_FOLDER   the run's folder here, which ends in RUN, too (default: runs/RUN)
 #
 # Exit status: 0 finished; 75 interrupted, all is saved, start it again; any other: failed.
 set -euo pipefail
@@ -20,9 +20,19 @@ data_folder=${DATA_FOLDER:-$repo/data}
 run_folder=${RUN_FOLDER:-$repo/runs/$(basename "${RUN_PLACE:-job}")}
 python=$repo/.venv/bin/python
 [[ -x $python ]] || python=python3
-training='' uploader=''
+training=''
+upload=()
+if [[ -n ${RUN_PLACE:-} ]]; then upload=(--logging.upload "${RUN_PLACE%/*}"); fi
 
-(($#)) || { echo "usage: $0 --config-file FILE [flags of train_imagenet.py]" >&2; exit 2; }
+die() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+(($#)) || die "usage: $0 --config-file FILE [flags of train_imagenet.py]"
+if [[ -n ${RUN_PLACE:-} && $(basename "$run_folder") != "$(basename "$RUN_PLACE")" ]]; then
+    die "RUN_FOLDER $run_folder and RUN_PLACE $RUN_PLACE must end in the same name"
+fi
 
 stage_data() {
     local name
@@ -32,46 +42,19 @@ stage_data() {
     done
 }
 
-# The status of an earlier attempt would be taken for this one's.
-bring_back() {
-    mkdir -p "$run_folder"
-    if [[ -n ${RUN_PLACE:-} ]]; then "$python" -m rebar.cloud run fetch "$RUN_PLACE" "$run_folder"; fi
-    rm -f "$run_folder/status.json"
-}
-
 is_first_node() {
     [[ $(scripts/torchrun_from_env.sh --print) =~ node_rank=([0-9]+) ]] || return 0
     ((BASH_REMATCH[1] == 0))
 }
 
-uploads() {
-    [[ -n ${RUN_PLACE:-} ]] && is_first_node
-}
-
-upload() {
-    [[ -f $run_folder/checkpoints/last.pt && -f $run_folder/status.json ]] || return 0  # it had not begun
-    "$python" -m rebar.cloud run upload "$run_folder" "$RUN_PLACE"
-}
-
-upload_now_and_then() {
-    while sleep "${UPLOAD_SECONDS:-60}" >/dev/null 2>&1; do
-        upload || echo "uploading failed; trying again in a minute" >&2
-    done
-}
-
-# wait returns early when a signal has been passed on.
+# wait returns early when a signal has been passed on; the last one has the training's own status.
 train() {
-    local status
     scripts/torchrun_from_env.sh train_imagenet.py "$@" --data.train_dataset "$data_folder/train.beton" \
-        --data.val_dataset "$data_folder/val.beton" --logging.folder "$run_folder" &
+        --data.val_dataset "$data_folder/val.beton" --logging.folder "$run_folder" "${upload[@]}" &
     training=$!
     trap 'kill -TERM "$training" 2>/dev/null || true' TERM INT
-    while true; do
-        status=0
-        wait "$training" || status=$?
-        kill -0 "$training" 2>/dev/null || break
-    done
-    return "$status"
+    while kill -0 "$training" 2>/dev/null; do wait "$training" || true; done
+    wait "$training"
 }
 
 # torchrun answers 1 whatever happened; the run's status says what it was.
@@ -79,18 +62,20 @@ was_interrupted() {
     grep -q '"state": "interrupted"' "$run_folder/status.json" 2>/dev/null
 }
 
+# Training only warns where it cannot upload: what it saved would go with this node.
+make_sure() {
+    [[ -n ${RUN_PLACE:-} && -f $run_folder/checkpoints/last.pt && -f $run_folder/status.json ]] || return 0
+    is_first_node || return 0
+    "$python" -m rebar.cloud run upload "$run_folder" "$RUN_PLACE"
+}
+
 stage_data
-bring_back
-if uploads; then
-    upload_now_and_then &
-    uploader=$!
-fi
+rm -f "$run_folder/status.json"  # an earlier attempt's would be taken for this one's
 status=0
 train "$@" || status=$?
 if ((status)) && was_interrupted; then status=75; fi
-if [[ -n $uploader ]]; then
-    kill "$uploader" 2>/dev/null || true
-    wait "$uploader" 2>/dev/null || true
-    upload || { sleep "${RETRY_SECONDS:-5}"; upload; } || { echo "error: the run could not be uploaded to $RUN_PLACE" >&2; status=1; }
-fi
+make_sure || { sleep "${RETRY_SECONDS:-5}"; make_sure; } || {
+    echo "error: the run could not be uploaded to $RUN_PLACE" >&2
+    exit 1
+}
 exit "$status"

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from rebar.cli import run_command
-from rebar.cloud.commands import cost, data, jobs, launch, run, snapshot, spot, volume
+from rebar.cloud.commands import batch, cost, data, launch, run, sagemaker, snapshot, spot, volume
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m rebar.cloud", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     groups = parser.add_subparsers(dest="group", required=True, metavar="GROUP")
-    for module in (volume, snapshot, data, cost, launch, jobs, run, spot):
+    for module in (volume, snapshot, data, cost, launch, batch, sagemaker, run, spot):
         module.add(groups)
     return parser
 

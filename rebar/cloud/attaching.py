@@ -6,7 +6,7 @@ from typing import Any
 from rebar.cloud.clients import Clients
 from rebar.cloud.errors import CloudError, told_clearly
 from rebar.cloud.plan import Call, Mode, Step, agreed
-from rebar.cloud.volumes import Volume, attachment, describe_volume, get_volume
+from rebar.cloud.volumes import Volume, attachment, describe_volume, get_volume, wait_for_volume
 from rebar.cloud.waiting import wait_until
 
 DEVICE_NAMES = tuple(f"/dev/sd{letter}" for letter in "fghijklmnop")
@@ -100,10 +100,5 @@ def detach_volume(clients: Clients, volume: Volume, mode: Mode) -> None:
         return
     if where["State"] != "detaching":
         call.send(f"detaching {volume_id}")
-    wait_until(
-        f"{volume_id} to be detached",
-        lambda: describe_volume(clients, volume_id),
-        lambda seen: seen is None or seen["State"] == "available",
-        seconds=ATTACHED_SECONDS,
-    )
+    wait_for_volume(clients, volume_id, "available")
     print(f"{volume_id} is detached")

@@ -7,10 +7,7 @@ from rebar.cloud.errors import CloudError
 from rebar.cloud.plan import Call, Mode, Step, agreed
 from rebar.cloud.snapshots import Snapshot, find_snapshots
 from rebar.cloud.tags import FROZEN, LAST_MOUNT, PROJECT, VERIFIED, as_time, tags_of
-from rebar.cloud.volumes import Volume, describe_volume
-from rebar.cloud.waiting import wait_until
-
-DELETED_SECONDS = 300.0
+from rebar.cloud.volumes import Volume, wait_for_volume
 
 
 def delete_volume(clients: Clients, volume: Volume, mode: Mode) -> None:
@@ -22,12 +19,7 @@ def delete_volume(clients: Clients, volume: Volume, mode: Mode) -> None:
     if not agreed(mode, f"volume {volume_id}", [Step(text, call)]):
         return
     call.send(f"deleting {volume_id}")
-    wait_until(
-        f"{volume_id} to be deleted",
-        lambda: describe_volume(clients, volume_id),
-        lambda seen: seen is None or seen["State"] == "deleted",
-        seconds=DELETED_SECONDS,
-    )
+    wait_for_volume(clients, volume_id, "deleted")
     print(f"deleted {volume_id}")
 
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from rebar.run_manifest import LAST, PREVIOUS, RunManifest, Stored
 
 FILES_AT_ONCE = 8
 TRIES = 5
+FORGOTTEN_SECONDS = 3600
 RECORDS = ("config.yaml", "log.jsonl", "status.json", "wandb_id.txt", "plot.png", "report.html", "weights.*")
 RECORDS_TO_GO_ON_WITH = ("log.jsonl", "wandb_id.txt")
 
@@ -69,12 +72,19 @@ def upload_run(clients: Clients, folder: Path, place: Folder) -> Sent:
     raise CloudError(f"{place}: something else uploads to this run all the time: give each run an id of its own")
 
 
-def fetch_run(clients: Clients, place: Folder, folder: Path) -> RunManifest | None:
+def fetch_run(clients: Clients, place: Folder, folder: Path, *, replace: bool = False) -> RunManifest | None:
     """Bring a run from S3 into a folder, for training to go on there; None where S3 has none.
 
-    The last checkpoint comes last: its being there says that all is. Raises CloudError.
+    The last checkpoint comes last: its being there says that all is. Raises CloudError, also where the folder has
+    another checkpoint that is not to be replaced.
     """
     pointer, version = read_pointer(clients, place)
+    last = folder / "checkpoints" / LAST
+    if pointer and not replace and last.is_file() and sha256_of(last) != pointer.checkpoints[LAST].sha256:
+        raise CloudError(
+            f"{last} is another checkpoint than that of {place} (step {pointer.progress.step}): upload it, or take the "
+            "other in its place with --replace"
+        )
     while pointer is not None:
         try:
             _fetch(clients, place, pointer, folder)
@@ -100,6 +110,9 @@ def _fetch(clients: Clients, place: Folder, pointer: RunManifest, folder: Path) 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[tuple[dict[str, Path], dict[str, Path]]]:
     """Checkpoints and records as they are now: the first, replaced as a whole, by hard link; the others copied."""
+    for left in folder.glob(".upload-*"):  # by a command that was killed
+        if time.time() - left.stat().st_mtime > FORGOTTEN_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".upload-", dir=folder) as made:
         copies = Path(made)
         checkpoints = {path.name: path for path in sorted((folder / "checkpoints").glob("[!.]*.pt"))}

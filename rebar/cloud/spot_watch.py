@@ -19,6 +19,8 @@ from rebar.instance_metadata import InstanceMetadata
 EXIT_PREEMPTED = 75
 """As training's own: interrupted, saved, and to be started again."""
 LOOK_SECONDS = 0.2
+CLOCKS_DIFFER_SECONDS = 0.5
+"""By how much a process may seem to begin later than it did: its beginning is counted from the machine's."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,11 @@ def watch(clients: Clients, training: Training, what: Watch) -> int:
     0: training has finished; 75: it was interrupted, all is saved and uploaded. Raises CloudError where training
     failed, where it did not save in time, or where uploading failed.
     """
-    before = status_of(what.folder)
     noticed = _wait_for_notice(training, what.poll_seconds)
     if noticed is not None:
         seconds = _seconds_left(noticed)
         print(f"EC2's notice: {noticed.action} in {seconds:.0f} s; {training} is asked to stop", flush=True)
-        saved = _stop(training, what, before, time.monotonic() + seconds - what.upload_seconds)
+        saved = _stop(training, what, time.monotonic() + seconds - what.upload_seconds)
     else:
         print(f"{training} has ended", flush=True)
         saved = True
@@ -55,7 +56,7 @@ def watch(clients: Clients, training: Training, what: Watch) -> int:
             f"training did not save in time: {what.place} holds the checkpoint before it, and the next machine goes on "
             "from there; --every-steps or --every-minutes makes them more frequent"
         )
-    return _verdict(status_of(what.folder), before)
+    return _verdict(_its_status(training, what.folder))
 
 
 def _wait_for_notice(training: Training, every: float) -> Notice | None:
@@ -78,12 +79,17 @@ def _wait_for_notice(training: Training, every: float) -> Notice | None:
     return None
 
 
-def _stop(training: Training, what: Watch, before: Status, deadline: float) -> bool:
+def _its_status(training: Training, folder: Path) -> Status:
+    """What the training says of itself; what an earlier attempt left says nothing."""
+    status = status_of(folder)
+    return status if status.time > training.began - CLOCKS_DIFFER_SECONDS else Status()
+
+
+def _stop(training: Training, what: Watch, deadline: float) -> bool:
     """Ask training to stop; whether it has saved all by the deadline."""
 
     def saved() -> bool:
-        status = status_of(what.folder)
-        return status.is_over and status != before
+        return _its_status(training, what.folder).is_over
 
     if not saved():  # it may have seen the notice itself
         training.ask_to_stop()
@@ -103,8 +109,8 @@ def _seconds_left(noticed: Notice) -> float:
     return min(max(left, 0.0), SHORTEST_SECONDS)
 
 
-def _verdict(status: Status, before: Status) -> int:
-    if status == before or not status.is_over:
+def _verdict(status: Status) -> int:
+    if not status.is_over:
         raise CloudError("training ended without a word in its status.json: it was killed; the same command goes on")
     if status.state == "failed":
         raise CloudError(f"training failed: {status.reason}")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from rebar.cloud.shell import run_program
 
 class Training(ABC):
     """Started by somebody else."""
+
+    began: float
+    """When, in seconds since 1970."""
 
     @abstractmethod
     def is_running(self) -> bool:
@@ -33,10 +37,10 @@ class OneProcess(Training):
         started = _started(pid)
         if started is None:
             raise CloudError(f"there is no process {pid} on this machine: is training running?")
-        self._began = started
+        self._started, self.began = started, _time_of(started)
 
     def is_running(self) -> bool:
-        return _started(self.pid) == self._began
+        return _started(self.pid) == self._started
 
     def ask_to_stop(self) -> None:
         if self.is_running():
@@ -53,11 +57,17 @@ class ProcessGroup(Training):
         self.group = group
         if group == os.getpgrp():
             raise CloudError(f"process group {group} is this command's own: start training with setsid, or give --pid")
-        if not self.is_running():
+        started = self._members()
+        if not started:
             raise CloudError(f"there is no process group {group} on this machine: is training running?")
+        self.began = _time_of(min(started))
 
     def is_running(self) -> bool:
-        return any(group == self.group for _, group in _living())
+        return bool(self._members())
+
+    def _members(self) -> list[int]:
+        """When those that are left began."""
+        return [started for group, started in _living() if group == self.group]
 
     def ask_to_stop(self) -> None:
         if self.is_running():
@@ -74,10 +84,14 @@ class Unit(Training):
         self.name = name
         if not self.is_running():
             raise CloudError(f"systemd's unit {name} is not active: is training running?")
+        started = _started(int(self._shown("MainPID") or 0))
+        self.began = time.time() if started is None else _time_of(started)
 
     def is_running(self) -> bool:
-        told = run_program("systemctl", "show", "--property=ActiveState", "--value", self.name)
-        return told.stdout.strip() in ("active", "activating", "deactivating", "reloading")
+        return self._shown("ActiveState") in ("active", "activating", "deactivating", "reloading")
+
+    def _shown(self, name: str) -> str:
+        return run_program("systemctl", "show", f"--property={name}", "--value", self.name).stdout.strip()
 
     def ask_to_stop(self) -> None:
         run_program("systemctl", "kill", "--signal=SIGTERM", self.name)
@@ -111,14 +125,15 @@ def _started(pid: int) -> int | None:
     return None if fields is None else int(fields[19])
 
 
+def _time_of(ticks: int) -> float:
+    """A time in clock ticks since boot, in seconds since 1970."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _living() -> list[tuple[int, int]]:
-    """Every process, and its group."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        fields = _fields(int(folder.name))
-        if fields is not None:
-            found.append((int(folder.name), int(fields[2])))
-    return found
+    """Of every process its group, and when it began."""
+    every = (_fields(int(folder.name)) for folder in Path("/proc").glob("[0-9]*"))
+    return [(int(fields[2]), int(fields[19])) for fields in every if fields is not None]
 
 
 def _fields(pid: int) -> list[str] | None:

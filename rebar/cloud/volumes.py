@@ -7,10 +7,12 @@ from typing import Any
 from rebar.cloud.clients import Clients
 from rebar.cloud.errors import CloudError, code_of, told_clearly
 from rebar.cloud.tags import PROJECT, ROLE, RUN, as_list, filters, only_one, require_ours
+from rebar.cloud.waiting import wait_until
 
 Volume = Mapping[str, Any]
 VOLUME_ID = re.compile(r"vol-[0-9a-f]{8,17}")
 PAGE = 100
+CHANGE_SECONDS = 300.0
 
 
 def find_volumes(clients: Clients, tags: Mapping[str, str]) -> list[Volume]:
@@ -35,6 +37,16 @@ def describe_volume(clients: Clients, volume_id: str) -> Volume | None:
                 return None
             raise
     return found[0] if found else None
+
+
+def wait_for_volume(clients: Clients, volume_id: str, state: str) -> None:
+    """Wait until a volume has a state, or is no more; raises CloudError where that takes five minutes."""
+    wait_until(
+        f"{volume_id} to be {state}",
+        lambda: describe_volume(clients, volume_id),
+        lambda seen: seen is None or seen["State"] == state,
+        seconds=CHANGE_SECONDS,
+    )
 
 
 def get_volume(clients: Clients, name: str, project: str) -> Volume:

@@ -3,6 +3,9 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import yaml
 
 from rebar.cloud.__main__ import build_parser
 from tests.cloud.conftest import cloud
+from tests.cloud.strict_aws import StrictAws
 from tests.conftest import REPOSITORY
 
 GUIDE = (REPOSITORY / "docs/aws.md").read_text()
@@ -99,3 +103,18 @@ def test_skypilot_knows_every_key() -> None:
     assert task.keys() <= {"name", "resources", "num_nodes", "workdir", "envs", "setup", "run"}
     assert "scripts/train_job.sh" in task["run"]
     assert (REPOSITORY / task["envs"]["CONFIG"]).is_file()
+
+
+AWS = Path(sys.executable).with_name("aws")
+THEIRS = [words for words in COMMANDS if words[0] == "aws" and words[2].startswith("create-")]
+
+
+@pytest.mark.skipif(not AWS.exists(), reason="AWS's command line is not installed")
+@pytest.mark.parametrize("words", THEIRS, ids=lambda words: " ".join(words[:3]))
+def test_what_awss_own_command_line_is_to_create_is_accepted_by_it(words: list[str], aws: StrictAws) -> None:
+    """It checks the parameters, and sends nothing."""
+    done = subprocess.run(
+        [sys.executable, AWS, *words[1:], "--generate-cli-skeleton", "output"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert aws.requests == []

@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -30,11 +32,18 @@ if [[ $1 == write_dataset.py ]]; then
     echo sidecar >"$folder/train-00003-of-00008.beton.json"
     exit
 fi
+RUN_FOLDER=${RUN_FOLDER:-runs/g5-16}
 mkdir -p "$RUN_FOLDER/checkpoints"
 echo "after $(cat "$RUN_FOLDER/checkpoints/last.pt" 2>/dev/null)" >"$RUN_FOLDER/checkpoints/last.pt"
 if [[ -n $STATE ]]; then
     printf '{"state": "%s", "reason": "", "epoch": 0, "step": 5, "exit_code": 1, "time": 1}' "$STATE" \\
         >"$RUN_FOLDER/status.json"
+fi
+if [[ -n ${HOLD:-} ]]; then
+    trap 'exit "$STATUS"' TERM
+    touch "$HOLD"
+    sleep 30 >/dev/null 2>&1 &
+    wait
 fi
 exit "$STATUS"
 """
@@ -75,7 +84,7 @@ def job(script: Path, *words: str | Path, **environment: str) -> "subprocess.Com
 
 
 def train(tree: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    folder = tree / "run"
+    folder = tree / "runs/g5-16"
     more = {"RUN_FOLDER": str(folder), "CALLS": str(tree / "calls"), "DATA_FOLDER": str(tree / "data")}
     script = tree / "scripts/train_job.sh"
     return job(script, "--config-file", "rn50_configs/g5_1gpu.yaml", "--epochs", "16", **{**more, **environment})
@@ -86,30 +95,38 @@ def put_data(s3: Any) -> None:
         s3.put_object(Bucket="bucket", Key=f"betons/{name}.beton", Body=f"{name} pictures".encode())
 
 
-def test_a_job_fetches_trains_and_uploads(aws: StrictAws, s3: Any, tree: Path) -> None:
+def test_a_job_stages_trains_and_uploads(aws: StrictAws, s3: Any, tree: Path) -> None:
     put_data(s3)
-    done = train(tree, DATA="s3://bucket/betons/", RUN_PLACE=PLACE)
+    done = train(tree, DATA="s3://bucket/betons/", RUN_PLACE=PLACE, RUN_FOLDER="")
     assert done.returncode == 0, done.stderr
     assert (tree / "data/val.beton").read_text() == "val pictures"
     called = (tree / "calls").read_text()
     assert "-m torch.distributed.run --nproc_per_node=1 --standalone train_imagenet.py --config-file" in called
     assert f"--epochs 16 --data.train_dataset {tree}/data/train.beton" in called
+    assert f"--logging.folder {tree}/runs/g5-16 --logging.upload s3://bucket/runs" in called
     assert pointer(s3)["step"] == 5
 
 
-def test_the_next_attempt_goes_on(aws: StrictAws, s3: Any, tree: Path) -> None:
+def test_an_interrupted_job_says_so(aws: StrictAws, s3: Any, tree: Path) -> None:
     assert train(tree, RUN_PLACE=PLACE, STATE="interrupted", STATUS="1").returncode == 75
-    shutil.rmtree(tree / "run")
-    assert train(tree, RUN_PLACE=PLACE).returncode == 0
-    stored = pointer(s3)["checkpoints"]["last.pt"]["object"]
-    body = s3.get_object(Bucket="bucket", Key=f"runs/g5-16/{stored}")["Body"].read()
-    assert body == b"after after \n"
+    assert "must end in the same name" in train(tree, RUN_PLACE=PLACE, RUN_FOLDER=str(tree / "other")).stderr
 
 
 def test_a_job_that_fails_is_not_taken_for_an_interrupted_one(aws: StrictAws, s3: Any, tree: Path) -> None:
     assert train(tree, RUN_PLACE=PLACE, STATE="failed", STATUS="1").returncode == 1
-    run_folder(tree / "run", step=5, last=b"x", state="interrupted")  # the attempt before; this one says nothing
+    run_folder(tree / "runs/g5-16", step=5, last=b"x", state="interrupted")  # the attempt before; this one says nothing
     assert train(tree, RUN_PLACE=PLACE, STATE="", STATUS="3").returncode == 3
+
+
+@pytest.mark.parametrize("status", [0, 4])
+def test_a_signal_is_passed_on_and_the_status_is_trainings(status: int, aws: StrictAws, tree: Path) -> None:
+    held = tree / "held"
+    with ThreadPoolExecutor(1) as thread:
+        pending = thread.submit(train, tree, HOLD=str(held), STATUS=str(status), AWS_ENDPOINT_URL="http://127.0.0.1:9")
+        wait_for(held.exists, 30)
+        (job,) = [each for each in psutil.Process().children() if "train_job.sh" in " ".join(each.cmdline())]
+        job.terminate()
+        assert pending.result(timeout=30).returncode == status
 
 
 def test_without_a_place_nothing_is_uploaded(aws: StrictAws, tree: Path) -> None:
@@ -144,7 +161,7 @@ def test_a_real_training_is_told_to_stop_and_goes_on(aws: StrictAws, s3: Any, da
     clean = {name: value for name, value in os.environ.items() if not name.startswith(SCHEDULERS)}
 
     def start(machine: str) -> "subprocess.Popen[str]":
-        folders = {"RUN_FOLDER": str(tmp_path / machine / "run"), "DATA_FOLDER": str(tmp_path / machine / "data")}
+        folders = {"RUN_FOLDER": str(tmp_path / machine / "g5-16"), "DATA_FOLDER": str(tmp_path / machine / "data")}
         return subprocess.Popen(
             [REPOSITORY / "scripts/train_job.sh", *words],
             env={**clean, **folders, "DATA": "s3://bucket/betons", "RUN_PLACE": PLACE},
@@ -153,7 +170,7 @@ def test_a_real_training_is_told_to_stop_and_goes_on(aws: StrictAws, s3: Any, da
             text=True,
         )
 
-    first, log = start("first"), tmp_path / "first/run/log.jsonl"
+    first, log = start("first"), tmp_path / "first/g5-16/log.jsonl"
 
     def has_begun() -> bool:
         assert first.poll() is None
@@ -164,12 +181,12 @@ def test_a_real_training_is_told_to_stop_and_goes_on(aws: StrictAws, s3: Any, da
     told, _ = first.communicate(timeout=100)
     assert first.returncode == 75, told
     step = pointer(s3)["step"]
-    assert step == json.loads((tmp_path / "first/run/status.json").read_text())["step"] > 3
+    assert step == json.loads((tmp_path / "first/g5-16/status.json").read_text())["step"] > 3
     second = start("second")
     told, _ = second.communicate(timeout=200)
     assert second.returncode == 0, told
-    assert json.loads((tmp_path / "second/run/status.json").read_text())["state"] == "finished"
-    steps = [each["step"] for each in read_events(tmp_path / "second/run", "step")]
+    assert json.loads((tmp_path / "second/g5-16/status.json").read_text())["state"] == "finished"
+    steps = [each["step"] for each in read_events(tmp_path / "second/g5-16", "step")]
     assert steps == sorted(set(steps))
     assert min(steps) == 0
 
@@ -262,7 +279,7 @@ def test_skypilots_run_starts_the_job(aws: StrictAws, s3: Any, tree: Path) -> No
     script.chmod(0o755)
     sky = {"SKYPILOT_NODE_IPS": "10.0.0.1", "SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_GPUS_PER_NODE": "4"}
     variables = {"BUCKET": "bucket", "RUN": "g5-16", "CONFIG": task["envs"]["CONFIG"], "HOME": str(tree / "home")}
-    more = {"CALLS": str(tree / "calls"), "RUN_FOLDER": str(tree / "run")}
+    more = {"CALLS": str(tree / "calls"), "RUN_FOLDER": str(tree / "runs/g5-16")}
     done = job(script, **sky, **variables, **more)
     assert done.returncode == 0, done.stderr
     assert (

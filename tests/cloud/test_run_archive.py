@@ -1,6 +1,7 @@
 """A run's folder to S3 and back, through the command line."""
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,24 @@ def test_there_and_back(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
     for name in ("checkpoints/last.pt", "checkpoints/best.pt", "log.jsonl"):
         assert (tmp_path / "there" / name).read_bytes() == (folder / name).read_bytes()
     assert not [path for path in (tmp_path / "there").rglob(".*") if path.is_file()]
+    assert not list(folder.glob(".upload-*"))
+
+
+def test_another_checkpoint_is_not_replaced_unasked(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+    cloud("run", "upload", run_folder(tmp_path / "here", step=25, last=b"twenty-five"), PLACE)
+    there = run_folder(tmp_path / "there", step=30, last=b"thirty")
+    assert "is another checkpoint" in refused("run", "fetch", PLACE, there)
+    assert (there / "checkpoints/last.pt").read_bytes() == b"thirty"
+    cloud("run", "fetch", PLACE, there, "--replace")
+    assert (there / "checkpoints/last.pt").read_bytes() == b"twenty-five"
+    cloud("run", "fetch", PLACE, there)
+
+
+def test_what_a_killed_upload_left_is_removed(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "here", step=1, last=b"one")
+    (folder / ".upload-old").mkdir()
+    os.utime(folder / ".upload-old", (0, 0))
+    cloud("run", "upload", folder, PLACE)
     assert not list(folder.glob(".upload-*"))
 
 

@@ -70,11 +70,14 @@ def watch_for(folder: Path, *words: str | Path, expect: int = 0) -> Outcome:
 def test_an_interrupted_training_goes_on_on_the_next_machine(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, data: Data, tmp_path: Path
 ) -> None:
-    """Two processes under torchrun, both this machine's; the watch sees the notice, they do not."""
+    """Two processes under torchrun, both this machine's; the watch sees the notice, they do not.
+
+    The second machine has only the run's name: its own upload finds what the watch brought to S3.
+    """
     known = metadata()
 
-    def command(folder: Path) -> list[str | Path]:
-        words = ["--spot-notice", "off", "--training.batch_size", "8", "--epochs", "1"]
+    def command(folder: Path, *more: str) -> list[str | Path]:
+        words = ["--spot-notice", "off", "--training.batch_size", "8", "--epochs", "1", *more]
         return torchrun(2, *data.training_command(folder, *words))
 
     training = start(*command(tmp_path / "first"))
@@ -86,10 +89,14 @@ def test_an_interrupted_training_goes_on_on_the_next_machine(
     step = json.loads((tmp_path / "first/status.json").read_text())["step"]
     assert pointer(s3)["step"] == step > 5
     training.wait(timeout=60)
-    assert f"at step {step}" in cloud("run", "fetch", PLACE, tmp_path / "second").out
-    run(*command(tmp_path / "second"))
+    second = tmp_path / "second/g5-16"
+    run(*command(second, "--logging.upload", "s3://bucket/runs"))
     run(*command(tmp_path / "undisturbed"))
-    assert_same_run(tmp_path / "second", tmp_path / "undisturbed")
+    assert_same_run(second, tmp_path / "undisturbed")
+    assert pointer(s3)["step"] > step
+    assert "is another checkpoint" in refused("run", "fetch", PLACE, tmp_path / "first")
+    cloud("run", "fetch", PLACE, tmp_path / "third")
+    assert_same_run(tmp_path / "third", tmp_path / "undisturbed")
 
 
 # ------------------------------------------------------------------ how else it may end
@@ -101,7 +108,7 @@ status = json.loads((folder / "status.json").read_text())
 
 def leave(state):
     if state:
-        status.update(state=state, step=12, time=99.0, reason="as it says")
+        status.update(state=state, step=12, time=time.time(), reason="as it says")
         (folder / "checkpoints/last.pt").write_bytes(b"twelve")
         (folder / "status.new").write_text(json.dumps(status))
         (folder / "status.new").rename(folder / "status.json")
@@ -194,6 +201,18 @@ def test_an_earlier_attempts_end_is_not_this_ones(
     assert last_in_s3(s3) == b"twelve"
 
 
+def test_a_training_that_is_about_to_end_is_not_taken_for_killed(
+    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
+) -> None:
+    """Its status said that it had finished when the watch began."""
+    metadata()
+    pid = begin(start, tmp_path / "run", "ignore", 1.0)
+    run_folder(tmp_path / "run", step=12, last=b"twelve", state="finished")
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    (tmp_path / "run/status.json").write_text(json.dumps({**status, "time": time.time()}))
+    assert "finished at epoch 1, step 12" in watch_for(tmp_path / "run", "--pid", str(pid)).out
+
+
 def test_a_unit_of_systemd(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +227,7 @@ case "$*" in
     "show --property=ActiveState --value rebar")
         if grep -q "State:.[SR]" /proc/{pid}/status; then echo active; else echo inactive; fi ;;
     "kill --signal=SIGTERM rebar") kill -TERM {pid} ;;
+    "show --property=MainPID --value rebar") echo {pid} ;;
     "show --property=ActiveState --value other") echo inactive ;;
     *) exit 9 ;;
 esac

@@ -4,10 +4,12 @@ import argparse
 import os
 import re
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from rebar.cloud.clients import Clients
 from rebar.cloud.plan import add_mode
+from rebar.cloud.prices import EBS_GB_MONTH
 from rebar.cloud.tags import Identity, expiry
 
 Run = Callable[[argparse.Namespace], None]
@@ -42,22 +44,36 @@ def add_command(
     return parser
 
 
-def add_identity(
-    parser: argparse.ArgumentParser, role: str, *, run_required: bool = True, may_expire: bool = True
-) -> None:
+def add_identity(parser: argparse.ArgumentParser, role: str, *, may_expire: bool = True) -> None:
     """Whose and what for: the tags of a new thing; ``may_expire``: it costs money until it is ended."""
-    parser.add_argument("--run", dest="run_name", required=run_required, metavar="NAME", help="what this belongs to")
+    parser.add_argument("--run", dest="run_name", required=True, metavar="NAME", help="what this belongs to")
     parser.add_argument("--role", default=role, help="what it is for (default: %(default)s)")
     parser.add_argument("--owner", default="", help="a person or team, for the tag; do not put anything secret here")
     parser.set_defaults(expires_days=None)
     if may_expire:
-        parser.add_argument("--expires-days", type=positive, metavar="DAYS", help="'cost sweep' reports it afterwards")
+        add_expiry(parser)
+
+
+def add_expiry(parser: argparse.ArgumentParser) -> None:
+    """When a thing that costs money is no longer needed."""
+    parser.add_argument("--expires-days", type=positive, metavar="DAYS", help="'cost sweep' reports it afterwards")
+
+
+def add_volume_kind(parser: argparse.ArgumentParser) -> None:
+    """Where a new volume is, and how fast."""
+    parser.add_argument("--zone", required=True, help="availability zone, such as us-east-1a: the machine's")
+    parser.add_argument("--type", default="gp3", choices=sorted(EBS_GB_MONTH), help="default: %(default)s")
+    parser.add_argument("--throughput", type=positive, help="MiB/s; gp3 only, beyond 125 it costs more")
+
+
+def expiry_of(options: argparse.Namespace) -> datetime | None:
+    """The time that the option of :func:`add_expiry` says."""
+    return expiry(options.expires_days) if options.expires_days else None
 
 
 def identity_of(options: argparse.Namespace) -> Identity:
     """The identity that the options of :func:`add_identity` say."""
-    expires = expiry(options.expires_days) if options.expires_days else None
-    return Identity(options.project, options.run_name, options.role, options.owner, expires)
+    return Identity(options.project, options.run_name, options.role, options.owner, expiry_of(options))
 
 
 def clients_of(options: argparse.Namespace) -> Clients:

@@ -35,6 +35,7 @@ def add(groups: Any) -> None:
     )
     fetch.add_argument("place", metavar="from", help=PLACE)
     fetch.add_argument("folder", type=Path, help="the run's folder (--logging.folder)")
+    fetch.add_argument("--replace", action="store_true", help="even where the folder has another checkpoint")
 
 
 def _upload(options: argparse.Namespace) -> None:
@@ -45,7 +46,7 @@ def _upload(options: argparse.Namespace) -> None:
 
 def _fetch(options: argparse.Namespace) -> None:
     place = s3_folder(options.place, "from")
-    found = fetch_run(clients_of(options), place, options.folder)
+    found = fetch_run(clients_of(options), place, options.folder, replace=options.replace)
     if found is None:
         print(f"{place} holds no run yet")
     else:

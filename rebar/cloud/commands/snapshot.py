@@ -4,12 +4,20 @@ import argparse
 from typing import Any
 
 from rebar.cloud.attaching import describe_instance
-from rebar.cloud.commands.parsers import add_command, add_group, clients_of, instance_id, positive
+from rebar.cloud.commands.parsers import (
+    add_command,
+    add_expiry,
+    add_group,
+    add_volume_kind,
+    clients_of,
+    expiry_of,
+    instance_id,
+    positive,
+)
 from rebar.cloud.metadata import Machine, this_machine
 from rebar.cloud.plan import mode_of
-from rebar.cloud.prices import EBS_GB_MONTH
 from rebar.cloud.snapshots import as_table, find_snapshots, get_snapshot, restore_snapshot
-from rebar.cloud.tags import PROJECT, expiry
+from rebar.cloud.tags import PROJECT
 from rebar.cloud.taking import create_snapshot
 from rebar.cloud.verification import verify_snapshot
 from rebar.cloud.volumes import get_volume
@@ -45,13 +53,11 @@ def add(groups: Any) -> None:
         "snapshot restore imagenet/beton --zone us-east-1b --expires-days 2 --yes",
     )
     restore.add_argument("snapshot", help=SNAPSHOT)
-    restore.add_argument("--zone", required=True, help="availability zone, such as us-east-1b: the machine's")
+    add_volume_kind(restore)
     restore.add_argument("--run", dest="run_name", metavar="NAME", help="default: the snapshot's")
     restore.add_argument("--role", help="default: the snapshot's")
     restore.add_argument("--size", type=positive, help="GiB, at least the snapshot's, which is the default")
-    restore.add_argument("--type", default="gp3", choices=sorted(EBS_GB_MONTH), help="default: %(default)s")
-    restore.add_argument("--throughput", type=positive, help="MiB/s; gp3 only, beyond 125 it costs more")
-    restore.add_argument("--expires-days", type=positive, metavar="DAYS", help="'cost sweep' reports it afterwards")
+    add_expiry(restore)
 
     verify = add_command(
         group,
@@ -87,7 +93,7 @@ def _restore(options: argparse.Namespace) -> None:
         size=options.size,
         kind=options.type,
         throughput=options.throughput,
-        expires=expiry(options.expires_days) if options.expires_days else None,
+        expires=expiry_of(options),
     )
 
 

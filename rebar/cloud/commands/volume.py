@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from rebar.cloud.attaching import attach_volume, describe_instance
+from rebar.cloud.clients import Clients
 from rebar.cloud.commands.parsers import (
     add_command,
     add_group,
     add_identity,
+    add_volume_kind,
     clients_of,
     identity_of,
     instance_id,
@@ -20,8 +22,7 @@ from rebar.cloud.formatting import KINDS
 from rebar.cloud.metadata import this_machine
 from rebar.cloud.mounting import detach_unmounted, mount_volume, unmount_volume
 from rebar.cloud.plan import mode_of
-from rebar.cloud.prices import EBS_GB_MONTH
-from rebar.cloud.volumes import attachment, get_volume
+from rebar.cloud.volumes import Volume, attachment, get_volume
 
 VOLUME = "vol-…, or RUN/ROLE such as imagenet/beton"
 
@@ -38,10 +39,8 @@ def add(groups: Any) -> None:
         "volume create --run imagenet --role beton --zone us-east-1a --size 200 --yes",
     )
     add_identity(create, "data")
-    create.add_argument("--zone", required=True, help="availability zone, such as us-east-1a: the machine's")
+    add_volume_kind(create)
     create.add_argument("--size", required=True, type=positive, help="GiB")
-    create.add_argument("--type", default="gp3", choices=sorted(EBS_GB_MONTH), help="default: %(default)s")
-    create.add_argument("--throughput", type=positive, help="MiB/s; gp3 only, beyond 125 it costs more")
     create.add_argument("--iops", type=positive, help="gp3 only, beyond 3000 it costs more")
     create.add_argument("--encrypted", action="store_true", help="even where the account's default is not to")
 
@@ -124,23 +123,27 @@ def _attach(options: argparse.Namespace) -> None:
 
 
 def _mount(options: argparse.Namespace) -> None:
-    clients = clients_of(options)
-    volume = get_volume(clients, options.volume, options.project)
+    clients, volume = _found(options)
     mount_volume(clients, volume, options.folder, mode_of(options), kind=options.format, read_only=options.read_only)
 
 
 def _umount(options: argparse.Namespace) -> None:
-    unmount_volume(get_volume(clients_of(options), options.volume, options.project), mode_of(options))
+    _, volume = _found(options)
+    unmount_volume(volume, mode_of(options))
 
 
 def _detach(options: argparse.Namespace) -> None:
-    clients = clients_of(options)
-    volume = get_volume(clients, options.volume, options.project)
+    clients, volume = _found(options)
     where = attachment(volume)
     state = describe_instance(clients, where["InstanceId"])["State"]["Name"] if where is not None else "none"
     detach_unmounted(clients, volume, mode_of(options), instance_is_down=state in ("stopped", "terminated"))
 
 
 def _delete(options: argparse.Namespace) -> None:
+    clients, volume = _found(options)
+    delete_volume(clients, volume, mode_of(options))
+
+
+def _found(options: argparse.Namespace) -> tuple[Clients, Volume]:
     clients = clients_of(options)
-    delete_volume(clients, get_volume(clients, options.volume, options.project), mode_of(options))
+    return clients, get_volume(clients, options.volume, options.project)

@@ -1,22 +1,17 @@
-"""``batch register|submit`` and ``sagemaker submit``."""
+"""``batch register|submit``."""
 
 import argparse
 from typing import Any
 
 from rebar.cloud.batch import register, submit
 from rebar.cloud.batch_definition import Definition
+from rebar.cloud.commands.job_options import IMAGE, ROLE, S3, add_work, machine_of
 from rebar.cloud.commands.parsers import add_command, add_group, add_identity, clients_of, identity_of, positive
 from rebar.cloud.container import WRITE_JOB, Container, secret_arns, training_container
 from rebar.cloud.errors import CloudError
-from rebar.cloud.instances import BY_NAME, InstanceType, instance_type, require_room
 from rebar.cloud.plan import mode_of
 from rebar.cloud.s3_urls import s3_folder
-from rebar.cloud.sagemaker import DATA_FOLDER, RUN_FOLDER, TrainingJob, submit_training
 from rebar.cloud.tags import Identity
-
-IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/rebar:1"
-S3 = "--data s3://my-bucket/betons --results s3://my-bucket/runs"
-ROLE = "arn:aws:iam::123456789012:role/rebar-job"
 
 
 def add(groups: Any) -> None:
@@ -32,7 +27,7 @@ def add(groups: Any) -> None:
         f"      --instance-type g5.12xlarge --max-hours 3 --attempts 5 --job-role {ROLE} --yes",
     )
     add_identity(define, "train", may_expire=False)
-    _add_work(define)
+    add_work(define)
     define.add_argument("--job-role", required=True, help="ARN of the role that the container has (docs/aws.md)")
     define.add_argument("--execution-role", help="ARN of the role with which Batch fetches secrets")
     define.add_argument(
@@ -64,43 +59,6 @@ def add(groups: Any) -> None:
     send.add_argument("--role", default="train", help="as it was registered (default: %(default)s)")
     send.add_argument("--queue", required=True, help="job queue: on spot for one node, on demand for several")
 
-    sagemaker = add_group(groups, "sagemaker", "Training as a job of SageMaker.")
-    start = add_command(
-        sagemaker,
-        "submit",
-        _sagemaker,
-        "Submit a training job; run again, it finds the one under way, or goes on from its checkpoint.",
-        f"sagemaker submit --run g5-16 --image {IMAGE} \\\n      {S3} \\\n"
-        f"      --instance-type g5.12xlarge --max-hours 3 --spot --role-arn {ROLE} --yes",
-    )
-    add_identity(start, "train", may_expire=False)
-    _add_work(start)
-    start.add_argument("--role-arn", required=True, help="ARN of the role that SageMaker takes on (docs/aws.md)")
-    start.add_argument("--spot", action="store_true", help="managed spot training: cheaper, and goes on by itself")
-    start.add_argument("--max-wait-hours", type=float, help="on spot, with waiting; default: twice --max-hours")
-    start.add_argument(
-        "--input-mode",
-        choices=("File", "FastFile"),
-        default="File",
-        help="copy the data first, or read them from S3 while training, which is slow (default: %(default)s)",
-    )
-    start.add_argument(
-        "--data-gb", type=positive, default=70, help="size of the data, for the volume (default: %(default)s)"
-    )
-
-
-def _add_work(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", required=True, help="Rebar's image in ECR, made with scripts/Dockerfile")
-    parser.add_argument("--data", required=True, help="s3://… folder with train.beton and val.beton, or pictures")
-    parser.add_argument(
-        "--results", required=True, help="s3://… folder; an earlier attempt's checkpoint is found there"
-    )
-    parser.add_argument("--instance-type", metavar="TYPE", help=", ".join(BY_NAME))
-    parser.add_argument("--nodes", type=positive, default=1, help="machines that train together (default: %(default)s)")
-    parser.add_argument("--max-hours", type=float, required=True, help="each attempt ends after them")
-    parser.add_argument("--config", help="recipe or machine; default: the machine's in rn50_configs/")
-    parser.add_argument("flags", nargs="*", help="flags of train_imagenet.py (or write_dataset.py), after --")
-
 
 def _register(options: argparse.Namespace) -> None:
     clients = clients_of(options)
@@ -127,37 +85,8 @@ def _submit(options: argparse.Namespace) -> None:
     submit(clients_of(options), identity, options.queue, mode_of(options))
 
 
-def _sagemaker(options: argparse.Namespace) -> None:
-    machine = _machine(options)
-    data, results = s3_folder(options.data, "--data"), s3_folder(options.results, "--results")
-    if machine.nvme_gb:
-        require_room(machine, options.data_gb)
-    job = TrainingJob(
-        identity_of(options),
-        training_container(
-            options.image,
-            machine,
-            config=options.config or f"rn50_configs/{machine.config}",
-            flags=options.flags,
-            environment={"RUN_FOLDER": RUN_FOLDER, "DATA_FOLDER": DATA_FOLDER},
-            secrets={},
-        ),
-        machine,
-        options.role_arn,
-        data,
-        results,
-        options.max_hours,
-        options.nodes,
-        options.spot,
-        options.max_wait_hours,
-        options.input_mode,
-        min(options.data_gb + 50, machine.nvme_gb or options.data_gb + 50),
-    )
-    submit_training(clients_of(options), job, mode_of(options))
-
-
 def _training(options: argparse.Namespace, identity: Identity, region: str) -> tuple[Container, str]:
-    machine = _machine(options)
+    machine = machine_of(options)
     results = s3_folder(options.results, "--results")
     environment = {
         "AWS_DEFAULT_REGION": region,
@@ -189,9 +118,3 @@ def _writing(options: argparse.Namespace, identity: Identity, region: str) -> tu
     memory = options.memory_gib * 1024
     secrets = secret_arns(options.secret)
     return Container(options.image, command, environment, options.vcpus, memory, secrets=secrets), ""
-
-
-def _machine(options: argparse.Namespace) -> InstanceType:
-    if not options.instance_type:
-        raise CloudError("--instance-type is missing")
-    return instance_type(options.instance_type)
