@@ -71,6 +71,7 @@ def test_what_is_sent_makes_the_machine_end(account: StrictAws, ec2: Any) -> Non
     (machine,) = living(ec2)
     tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
     assert (tags["rebar:run"], tags["rebar:role"], tags["rebar:owner"]) == ("g5-16", "train", "vision")
+    assert tags["rebar:expires"].endswith("T23:59:59.000000Z")
 
 
 def test_a_scheduler_outside_ends_it_too(account: StrictAws, ec2: Any) -> None:

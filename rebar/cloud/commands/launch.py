@@ -1,9 +1,11 @@
 """``launch single|multi|validate`` and ``userdata render``."""
 
 import argparse
+import math
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from rebar.cloud.errors import CloudError
 from rebar.cloud.instances import BY_NAME, InstanceType, instance_type, require_room
 from rebar.cloud.launching import Rental, launch
 from rebar.cloud.plan import mode_of
+from rebar.cloud.tags import expiry
 from rebar.cloud.user_data import Job, render, training_command
 from rebar.cloud.validation import validate
 
@@ -147,8 +150,11 @@ def _training(options: argparse.Namespace, machine: InstanceType, region: str) -
 
 
 def _rental(options: argparse.Namespace, machine: InstanceType, job: Job) -> Rental:
+    identity = identity_of(options)
+    if identity.expires is None:  # so that 'cost sweep' ends it, should all else fail
+        identity = replace(identity, expires=expiry(math.ceil(options.max_hours / 24)))
     return Rental(
-        identity_of(options),
+        identity,
         machine,
         render(job),
         options.instance_profile,
