@@ -30,7 +30,7 @@ def unpack(source: Source, folder: Path, *, progress: bool = True) -> int:
     after a kill. Raises RebarError.
     """
     for name in source.class_names:
-        if PurePosixPath(name).name != name or name.startswith("."):
+        if not name or PurePosixPath(name).name != name or name.startswith("."):
             raise RebarError(f"the class {name!r} cannot be the name of a folder")
     try:
         for name in source.class_names:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from rebar.cloud.clients import Clients
 from rebar.cloud.errors import CloudError, code_of, told_clearly
-from rebar.cloud.instances import BY_NAME, InstanceType
-from rebar.cloud.snapshots import describe_snapshot
+from rebar.cloud.instances import BY_NAME, InstanceType, require_room
+from rebar.cloud.snapshots import SNAPSHOT_ID, describe_snapshot
 from rebar.cloud.sweep import find_instances
 from rebar.cloud.tags import now
 
@@ -29,6 +29,9 @@ class SpotPrice:
 
 BETONS = ("train.beton", "val.beton")
 GB, GIB = 10**9, 2**30
+DATA_GB = 70
+"""ImageNet as the writer's defaults store it, with some room."""
+SYSTEM_GB = 40
 
 
 def data_gb(clients: Clients, data: str) -> int | None:
@@ -36,15 +39,33 @@ def data_gb(clients: Clients, data: str) -> int | None:
 
     Raises CloudError where there are no such data: a machine would look for them in vain.
     """
-    if not data.startswith("s3://"):
+    if SNAPSHOT_ID.fullmatch(data):
         snapshot = describe_snapshot(clients, data)
         if snapshot is None:
             raise CloudError(f"there is no snapshot {data} in this region")
         return -(-snapshot["VolumeSize"] * GIB // GB)
+    if not data.startswith("s3://"):
+        return None
     bucket, _, prefix = data.removeprefix("s3://").rstrip("/").partition("/")
     keys = [f"{prefix}/{name}" if prefix else name for name in BETONS]
     sizes = [_object_size(clients, bucket, key) for key in keys]
     return None if None in sizes else -(-sum(size or 0 for size in sizes) // GB)
+
+
+def require_fit(clients: Clients, machine: InstanceType, data: str, gigabytes: int | None, root_gb: int) -> None:
+    """Raises CloudError where the data do not fit the machine's disks, or cannot be found on it.
+
+    ``gigabytes``: how large they are, where the user says so; else it is asked. ``root_gb``: of the system disk.
+    """
+    gigabytes = gigabytes or data_gb(clients, data) or DATA_GB
+    if machine.nvme_gb:
+        require_room(machine, gigabytes)
+    elif root_gb < gigabytes + SYSTEM_GB:
+        raise CloudError(
+            f"{machine.name} has no disks of its own: give --root-gb {gigabytes + 60}, for system and data"
+        )
+    if not machine.tells_serials and data.startswith("snap-"):
+        raise CloudError(f"{machine.name} is older than Nitro and does not tell which disk is a volume: --data s3://…")
 
 
 def _object_size(clients: Clients, bucket: str, key: str) -> int | None:

@@ -2,7 +2,8 @@
 
 GPUs, memory, vCPUs and NVMe as EC2's DescribeInstanceTypes answers (GPU memory in marketing's GB; p3 as its page
 said). Prices are stated, not measured: list prices on demand, Linux, us-east-1; of p4d and p5 from AWS's price list
-published 2026-07-28, of the others as quoted in July 2026. Spot prices change by the hour: ``cost estimate --spot``.
+published 2026-07-28, of the others as quoted in July 2026; p3's agree with SkyPilot's catalogue, which is undated, and
+are not verified with AWS. Spot prices change by the hour: ``cost estimate --spot``.
 """
 
 from dataclasses import dataclass

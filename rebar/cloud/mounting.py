@@ -11,7 +11,7 @@ from rebar.cloud.formatting import KINDS, format_volume, probe, require_formatta
 from rebar.cloud.mounts import OPTIONS, PURE_READING, mount, mounts_of, only_mount_of, require_free_target, unmount
 from rebar.cloud.plan import Mode, Step, agreed
 from rebar.cloud.tags import LAST_MOUNT, as_text
-from rebar.cloud.volumes import Volume, attachment, set_tags
+from rebar.cloud.volumes import Volume, attachment, require_attached, set_tags
 
 
 def mount_volume(
@@ -22,6 +22,7 @@ def mount_volume(
     Mounting for writing is noted in a tag before: only snapshots taken later vouch for the volume's content.
     """
     volume_id = volume["VolumeId"]
+    require_attached(volume)
     device, target = device_of(volume_id), target.absolute()
     mounted = only_mount_of(device)
     if mounted is not None:

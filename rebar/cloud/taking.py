@@ -34,7 +34,7 @@ from rebar.cloud.tags import (
     specification,
     tags_of,
 )
-from rebar.cloud.volumes import Volume, describe_volume, set_tags
+from rebar.cloud.volumes import Volume, describe_volume, require_attached, set_tags
 
 
 def create_snapshot(clients: Clients, volume: Volume, mode: Mode, *, keep_mounted: bool = False) -> Snapshot | None:
@@ -44,6 +44,7 @@ def create_snapshot(clients: Clients, volume: Volume, mode: Mode, *, keep_mounte
     beginning a snapshot takes. An interrupted call is finished by the next one.
     """
     volume_id = volume["VolumeId"]
+    require_attached(volume)
     device = device_of(volume_id)
     mounted = only_mount_of(device)
     if keep_mounted and mounted is None:

@@ -69,6 +69,14 @@ def attachment(volume: Volume) -> Mapping[str, Any] | None:
     return next((each for each in volume.get("Attachments", ()) if each.get("State") != "detached"), None)
 
 
+def require_attached(volume: Volume) -> None:
+    """Raises CloudError for a volume that no machine has: its device need not be waited for."""
+    if attachment(volume) is None:
+        raise CloudError(
+            f"{volume['VolumeId']} is not attached to any machine: volume attach {volume['VolumeId']} first"
+        )
+
+
 def set_tags(clients: Clients, resource: str, tags: Mapping[str, str]) -> None:
     """Add tags to a thing of ours, or change them."""
     with told_clearly(f"tagging {resource}"):

@@ -71,6 +71,7 @@ def test_what_is_sent_makes_the_machine_end(account: StrictAws, ec2: Any) -> Non
     (machine,) = living(ec2)
     tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
     assert (tags["rebar:run"], tags["rebar:role"], tags["rebar:owner"]) == ("g5-16", "train", "vision")
+    assert tags["rebar:expires"].endswith("T23:59:59.000000Z")
 
 
 def test_a_scheduler_outside_ends_it_too(account: StrictAws, ec2: Any) -> None:
@@ -160,6 +161,7 @@ def test_data_are_looked_for_before_anything_is_rented(account: StrictAws, ec2: 
     assert "there is no snapshot snap-0123456789abcdef0" in refused(
         *SINGLE, "--data", "snap-0123456789abcdef0", "--yes"
     )
+    assert "--data must be an s3:// folder or snap-" in refused(*SINGLE, "--data", "hf:imagenet-1k", "--yes")
     volume = ec2.create_volume(AvailabilityZone="us-east-1a", Size=400, VolumeType="gp3")["VolumeId"]
     snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
     told = refused(*SINGLE, "--data", snapshot, "--yes")

@@ -1,5 +1,6 @@
 """Volumes through the command line, against a strict AWS and on real disks."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +155,12 @@ def test_detach_from_another_running_machine_stops(aws: StrictAws, ec2: Any, ins
     ec2.stop_instances(InstanceIds=[instance])
     assert "is detached" in cloud("volume", "detach", "imagenet/beton", "--yes").out
     assert all("Force" not in sent for sent in aws.sent("DetachVolume"))
+
+
+def test_the_device_of_a_detached_volume_is_not_waited_for(aws: StrictAws, tmp_path: Path) -> None:
+    cloud(*CREATE, "--yes")
+    for words in (["volume", "mount", "imagenet/beton", tmp_path / "data"], ["snapshot", "create", "imagenet/beton"]):
+        assert "is not attached to any machine" in refused(*words, "--yes")
 
 
 def test_a_volume_without_verified_snapshot_is_not_deleted(aws: StrictAws, ec2: Any) -> None:

@@ -1,19 +1,22 @@
 """``launch single|multi|validate`` and ``userdata render``."""
 
 import argparse
+import math
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rebar.cloud.capacity import data_gb, spot_price
+from rebar.cloud.capacity import DATA_GB, require_fit, spot_price
 from rebar.cloud.clients import Clients
 from rebar.cloud.commands.parsers import add_command, add_group, add_identity, clients_of, identity_of, positive
 from rebar.cloud.errors import CloudError
-from rebar.cloud.instances import BY_NAME, InstanceType, instance_type, require_room
+from rebar.cloud.instances import BY_NAME, InstanceType, instance_type
 from rebar.cloud.launching import Rental, launch
 from rebar.cloud.plan import mode_of
+from rebar.cloud.tags import expiry
 from rebar.cloud.user_data import Job, render, training_command
 from rebar.cloud.validation import validate
 
@@ -23,8 +26,6 @@ EXAMPLE = (
     "      --results s3://my-bucket/runs --max-hours {hours} --instance-type {machine}"
 )
 DATA_FOLDER = '"$DATA_FOLDER"'
-DATA_GB = 70
-"""ImageNet as the writer's defaults store it, with some room."""
 RENT = " \\\n      --instance-profile rebar --scheduler-role arn:aws:iam::123456789012:role/rebar-scheduler --yes"
 
 
@@ -147,8 +148,11 @@ def _training(options: argparse.Namespace, machine: InstanceType, region: str) -
 
 
 def _rental(options: argparse.Namespace, machine: InstanceType, job: Job) -> Rental:
+    identity = identity_of(options)
+    if identity.expires is None:  # so that 'cost sweep' ends it, should all else fail
+        identity = replace(identity, expires=expiry(math.ceil(options.max_hours / 24)))
     return Rental(
-        identity_of(options),
+        identity,
         machine,
         render(job),
         options.instance_profile,
@@ -170,25 +174,12 @@ def _launch(options: argparse.Namespace) -> None:
         raise CloudError(f"{machine.name} has {machine.gpus} GPUs: launch multi")
     if not options.single and machine.gpus == 1:
         raise CloudError(f"{machine.name} has one GPU: launch single")
-    _require_fit(clients, options, machine)
+    require_fit(clients, machine, options.data, options.data_gb, options.root_gb)
     rental = _rental(options, machine, _training(options, machine, _region(clients)))
     if options.spot:
         offer = spot_price(clients, machine)
         print(f"spot: ${offer.dollars:.4f} an hour in {offer.zone} now")
     launch(clients, rental, mode_of(options))
-
-
-def _require_fit(clients: Clients, options: argparse.Namespace, machine: InstanceType) -> None:
-    """Raises CloudError where the data do not fit the machine, or cannot be found on it."""
-    gigabytes = options.data_gb or data_gb(clients, options.data) or DATA_GB
-    if machine.nvme_gb:
-        require_room(machine, gigabytes)
-    elif options.root_gb < gigabytes + 40:
-        raise CloudError(
-            f"{machine.name} has no disks of its own: give --root-gb {gigabytes + 60}, for system and data"
-        )
-    if not machine.tells_serials and options.data.startswith("snap-"):
-        raise CloudError(f"{machine.name} is older than Nitro and does not tell which disk is a volume: --data s3://…")
 
 
 def _validate(options: argparse.Namespace) -> None:
@@ -204,7 +195,7 @@ def _validate(options: argparse.Namespace) -> None:
             )
         line = f"exec ./scripts/validation_run.sh {shlex.quote(options.data) if hub else DATA_FOLDER}"
     if options.data and not hub:
-        _require_fit(clients, options, machine)
+        require_fit(clients, machine, options.data, options.data_gb, options.root_gb)
     job = _job(options, _region(clients), "" if hub else options.data, ("bash", "-c", line))
     validate(clients, _rental(options, machine, job), job.results_of_run, options.out, mode_of(options))
 
