@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rebar.beton import NUM_SAMPLED, Estimate, ImagePolicy, Source, WriteReport, read_sidecar, write_beton
+from rebar.beton import Estimate, ImagePolicy, Source, WriteReport, read_sidecar, write_beton
 from rebar.beton.inspecting import COMMANDS, asks_to_inspect, inspect
 from rebar.beton.partial import journal_path
 from rebar.beton.report import report_path
@@ -200,9 +200,9 @@ def in_words(policy: ImagePolicy) -> str:
 
 def print_estimate(expected: Estimate) -> None:
     """What is to be expected, before the writing begins."""
-    sampled, gigabytes = min(NUM_SAMPLED, expected.num_samples), expected.bytes / 1e9
+    gigabytes = expected.bytes / 1e9
     last = f"{expected.seconds / 60:,.0f} min" if expected.seconds >= 120 else f"{expected.seconds:,.0f} s"
-    print(f"expected  {gigabytes:,.3f} GB, {last} of encoding, by {sampled} pictures")
+    print(f"expected  {gigabytes:,.3f} GB, {last} of encoding, by {expected.num_sampled} pictures")
     if expected.kept_quality_factor != 1:
         factor = expected.kept_quality_factor
         print(
@@ -233,7 +233,8 @@ def print_report(report: WriteReport, split: str) -> None:
     print(f"          {tally.passed_through:,} as they were, {tally.encoded:,} encoded anew")
     print(f"          {per_picture:,.0f} bytes a picture, {per_second:,.0f} pictures/s")
     if report.expected.marker_share:
-        print(f"          {report.expected.marker_share:.1%} more bytes for restart markers, by {NUM_SAMPLED} pictures")
+        share, sampled = report.expected.marker_share, report.expected.num_sampled
+        print(f"          {share:.1%} more bytes for restart markers, by {sampled} pictures")
     if tally.counts:
         print(f"odd       {', '.join(f'{count:,} {kind}' for kind, count in sorted(tally.counts.items()))}")
     if tally.repaired or tally.skipped:

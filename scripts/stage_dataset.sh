@@ -9,10 +9,11 @@ usage() {
     cat >&2 <<TEXT
 usage: $0 SRC DST [--num-workers N]
 
-  SRC  a .beton file, or a folder of them
+  SRC  a .beton file, or a folder of them; s3://BUCKET/FILE.beton, or s3://BUCKET/PREFIX with train.beton and val.beton
   DST  the folder to copy to
 
-example: $0 /mnt/ebs/imagenet /mnt/nvme/imagenet
+examples: $0 /mnt/ebs/imagenet /mnt/nvme/imagenet
+          $0 s3://my-bucket/betons /mnt/nvme/imagenet
 TEXT
     exit 2
 }
@@ -21,4 +22,12 @@ TEXT
 python=$repo/.venv/bin/python
 [[ -x $python ]] || python=python3
 export PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}"
-exec "$python" -m rebar.beton.staging "$@"
+[[ $1 == s3://* ]] || exec "$python" -m rebar.beton.staging "$@"
+
+source=${1%/} target=${2%/} options=("${@:3}")
+objects=("$source")
+[[ $source == *.beton ]] || objects=("$source/train.beton" "$source/val.beton")
+mkdir -p "$target"
+for object in "${objects[@]}"; do
+    "$python" -m rebar.cloud data stage "$object" "$target/${object##*/}" "${options[@]/#--num-workers/--workers}"
+done

@@ -88,6 +88,16 @@ def test_options_reach_the_file(imagenet: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "small.beton.json").read_text())["seed"] == 4
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python looks into the current folder first")
+def test_another_package_of_the_name_is_not_mistaken_for_it(imagenet: Path, tmp_path: Path) -> None:
+    (tmp_path / "rebar").mkdir()
+    (tmp_path / "rebar" / "__init__.py").write_text(f"open({str(tmp_path / 'was_imported')!r}, 'w')\n")
+    words = ("--split", "val", "--data-dir", imagenet, "--write-path", tmp_path / "a.beton", "--num-workers", 1)
+    done = subprocess.run(command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "was_imported").exists()
+
+
 def test_shards_are_the_whole_in_its_order(imagenet: Path, tmp_path: Path) -> None:
     common = ("--split", "train", "--data-dir", imagenet, "--write-path", tmp_path, "--subset", 29, "--seed", 2)
     assert run(*common).returncode == 0

@@ -13,14 +13,13 @@ from rebar.beton.sidecar import Sidecar, read_sidecar
 
 if TYPE_CHECKING:
     from rebar.beton.encoder import OnBadImage
-    from rebar.beton.estimate import NUM_SAMPLED, Estimate
+    from rebar.beton.estimate import Estimate
     from rebar.beton.images import ImagePolicy
     from rebar.beton.report import Tally, WriteReport
     from rebar.beton.sources import ImageFolder, Source
     from rebar.beton.writer import write_beton
 
 __all__ = [
-    "NUM_SAMPLED",
     "BetonError",
     "BetonFile",
     "Estimate",
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 _FOR_WRITING = {
-    "NUM_SAMPLED": "estimate",
     "Estimate": "estimate",
     "ImageFolder": "sources",
     "ImagePolicy": "images",

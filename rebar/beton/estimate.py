@@ -10,7 +10,7 @@ import numpy as np
 
 from rebar.beton.encoder import Encoder
 from rebar.beton.format import ALLOCATION
-from rebar.beton.pages import SAMPLE
+from rebar.beton.pages import tables_before_pages
 from rebar.errors import RebarError
 
 NUM_SAMPLED = 32
@@ -22,6 +22,8 @@ class Estimate:
     """What is to be expected of a writing."""
 
     num_samples: int
+    num_sampled: int
+    """Pictures that were encoded for it."""
     bytes: int
     """Of the file."""
     seconds: float
@@ -53,8 +55,10 @@ def estimate(encoder: Encoder, page_size: int, num_workers: int) -> Estimate:
         anew = sum(_sizes(replace(encoder, policy=replace(policy, keep_quality=False)), chosen))
     return Estimate(
         num_samples=num_samples,
-        bytes=math.ceil(num_samples / max(1.0, page_size // mean)) * page_size
-        + num_samples * (SAMPLE.itemsize + ALLOCATION.itemsize),
+        num_sampled=len(chosen),
+        bytes=tables_before_pages(num_samples, page_size)
+        + math.ceil(num_samples / max(1.0, page_size // mean)) * page_size
+        + num_samples * ALLOCATION.itemsize,
         seconds=seconds * num_samples / num_workers,
         bytes_a_picture=mean,
         marker_share=sum(sizes) / plain - 1 if plain else 0.0,

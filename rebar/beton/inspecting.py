@@ -76,8 +76,10 @@ def _verify(path: Path, num_threads: int) -> None:
         print(f"          {count:8,}  {names[label] if names and label < len(names) else label}")
     if found.problems:
         raise RebarError(f"{path}: {len(found.problems):,} things are wrong with it; copy it again, or write it anew")
-    checked = "and checksums " if found.file.checksums else "(there is no sidecar with checksums) "
-    print(f"good      {path}: every page, offset, picture and label {checked}checked")
+    checked = "picture, label and checksum checked"
+    if not found.file.checksums:
+        checked = "picture and label checked; there is no sidecar with checksums"
+    print(f"good      {path}: every page, offset, {checked}")
 
 
 def _info(path: Path, out: Path) -> None:

@@ -35,6 +35,12 @@ class Page:
     """ALLOCATION records"""
 
 
+def tables_before_pages(capacity: int, page_size: int) -> int:
+    """Bytes from the start of a file with room for ``capacity`` samples to its first page."""
+    tables = HEADER.itemsize + len(FIELDS) * FIELD_DESCRIPTOR.itemsize + capacity * SAMPLE.itemsize
+    return round_up(tables, page_size)
+
+
 class PageWriter:
     """Lays pictures into pages, one behind the other, and keeps the tables about them.
 
@@ -46,8 +52,7 @@ class PageWriter:
         self.num_samples = 0
         self.picture_bytes = 0
         self.page_size = page_size
-        tables = HEADER.itemsize + len(FIELDS) * FIELD_DESCRIPTOR.itemsize + capacity * SAMPLE.itemsize
-        self.first_page = round_up(tables, page_size) // page_size
+        self.first_page = tables_before_pages(capacity, page_size) // page_size
         self.page_checksums: list[int] = []
         self._samples = np.zeros(capacity, SAMPLE)
         self._allocations = np.zeros(capacity, ALLOCATION)

@@ -7,13 +7,16 @@ processes whose parent is gone end themselves. Arrays do not go through the pipe
 """
 
 import multiprocessing
+import os
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rebar.beton.shared_slots import SharedSlots, new_slots
@@ -104,6 +107,9 @@ def _start(workers: list[_Process], num_workers: int, slots: SharedSlots) -> Non
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
+        if context.get_start_method() == "forkserver":
+            with _same_package_first():
+                forkserver.ensure_running()
         for _ in range(num_workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, slots), daemon=True)
@@ -112,6 +118,27 @@ def _start(workers: list[_Process], num_workers: int, slots: SharedSlots) -> Non
             workers.append(_Process(process, ours))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _same_package_first() -> Iterator[None]:
+    """Let processes started in the block find this package, not another of its name that is installed or lies in the
+    current folder: until Python 3.13 what makes the processes is not told where to look."""
+    root = str(Path(__file__).resolve().parents[2])
+    wanted = {
+        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONSAFEPATH": "1",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _stop(workers: list[_Process]) -> None:

@@ -28,6 +28,10 @@ class Selection:
     shuffle: bool = False
     seed: int = 0
 
+    def check(self) -> None:
+        """Raises RebarError where ``subset`` is none."""
+        subset_size(self.subset)
+
     @property
     def at_most(self) -> int | None:
         """The number of pictures, as far as it is known without the source. Raises RebarError."""

@@ -54,7 +54,7 @@ def beton_of(where: str, split: Split, *, subset: str = "full", policy: ImagePol
         return inside
     policy = policy or ImagePolicy()
     selection = Selection(subset=subset, shuffle=split == "train", seed=policy.seed)
-    selection.at_most  # noqa: B018  raises for a subset that is none
+    selection.check()
     target = _cache_path(where, split, selection, policy)
     if target.exists():
         return target

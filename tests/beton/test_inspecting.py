@@ -40,7 +40,7 @@ def test_a_good_file(copied: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "24 in 3 classes, 8 to 8 a class" in done.stdout
     assert [line.split() for line in done.stdout.splitlines()[1:4]] == [["8", "n00"], ["8", "n01"], ["8", "n02"]]
-    assert "every page, offset, picture and label and checksums checked" in done.stdout
+    assert "every page, offset, picture, label and checksum checked" in done.stdout
 
 
 def test_what_is_wrong_is_named(copied: Path, beton: BetonFile) -> None:

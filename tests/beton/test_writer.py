@@ -99,6 +99,17 @@ def test_no_picture_lies_on_two_pages(tmp_path: Path) -> None:
     assert all(np.array_equal(as_rgb(file, index), noise[..., ::-1]) for index in range(12))
 
 
+@pytest.mark.parametrize("count", [1, 12, 100])
+def test_the_estimate_is_the_size(tmp_path: Path, count: int) -> None:
+    """Where all pictures are alike, so that those sampled tell everything."""
+    content = cv2.imencode(".png", np.zeros((500, 413, 3), np.uint8))[1].tobytes()
+    order, policy = np.arange(count), ImagePolicy(write_mode="raw")
+    options = {"policy": policy, "order": order, "page_size": MIN_PAGE_SIZE, "progress": False}
+    report = write_beton(OnePicture(content, count), tmp_path / "a.beton", **options)
+    assert report.expected.bytes == report.bytes == (tmp_path / "a.beton").stat().st_size
+    assert report.expected.num_sampled == min(count, 32)
+
+
 def test_stock_ffcv_reads_it(picture_tree: Path, tmp_path: Path) -> None:
     """The same pixels and labels through FFCV's own loader, from memory and from its page cache."""
     loader = pytest.importorskip("ffcv.loader")

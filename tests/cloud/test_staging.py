@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.cloud.conftest import cloud, refused, start_cloud, wait_for
 from tests.cloud.strict_aws import StrictAws
+from tests.conftest import REPOSITORY
 
 BUCKET = "betons"
 MIB = 2**20
@@ -178,3 +180,21 @@ def test_a_disk_that_is_too_small_is_told_before(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
     assert "0.0 GiB free" in refused(*STAGE, tmp_path / "train.beton")
     assert ranges(aws) == []
+
+
+@pytest.mark.parametrize("source", [f"s3://{BUCKET}/imagenet", f"s3://{BUCKET}/imagenet/val.beton"])
+def test_the_script_that_stages_from_disks_takes_s3(s3: Any, tmp_path: Path, source: str) -> None:
+    names = ["val.beton", *([] if source.endswith(".beton") else ["train.beton"])]
+    for name in names:
+        s3.put_object(Bucket=BUCKET, Key=f"imagenet/{name}", Body=name.encode() * MIB)
+    command = [REPOSITORY / "scripts" / "stage_dataset.sh", source, tmp_path / "nvme", "--num-workers", "3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "nvme").iterdir()} == {
+        name: name.encode() * MIB for name in names
+    }
+    command[1] = f"s3://{BUCKET}/elsewhere"
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "elsewhere/train.beton" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -53,6 +53,16 @@ def test_another_process_needs_no_numba(jpeg_file: Path) -> None:
     assert float(seconds) < 5  # about 0.05 on a quiet machine; compiling takes 20
 
 
+def test_a_process_that_transcodes_needs_no_numba(jpeg_file: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from rebar.beton.images import ImagePolicy, encode_picture;"
+        f"print(encode_picture(Path({str(jpeg_file)!r}).read_bytes(), ImagePolicy(), 0).passed_through,"
+        "{'numba', 'llvmlite'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "True set()\n"
+
+
 def test_any_memory_will_do(tmp_path: Path) -> None:
     jpeg = encode(photograph(50, 60), interval=2)
     (tmp_path / "one.jpg").write_bytes(jpeg.tobytes())
