@@ -48,6 +48,8 @@ def fill_in_paths(config: TrainConfig, name: str | None) -> TrainConfig:
 
 def check_outlets(config: TrainConfig, world: World) -> None:
     """Raise RebarError now, not after the last epoch, where the results could not be exported or published."""
+    if config.training.eval_only or config.training.dry_run or config.training.find_lr:
+        return  # without results of its own
     check_can_export(config.checkpoint.export)
     if config.logging.hf_repo and world.is_main:
         prepare_repository(config.logging.hf_repo)
