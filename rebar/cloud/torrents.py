@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from rebar.cloud.downloading import Address, download, require_space
@@ -38,19 +39,24 @@ def fetch_torrent(source: str, folder: Path) -> list[Path]:
     outside = [path for path in listed if not path.resolve().is_relative_to(folder.resolve())]
     if outside:
         raise CloudError(f"{torrent}: holds {outside[0]}, which would lie outside of {folder}")
-    if all(_is_there(path, size) for path, size in listed.items()):
+    if not _lacking(folder, listed):
         return list(listed)
     present = sum(path.stat().st_blocks * 512 for path in listed if path.is_file())
     require_space(folder, sum(listed.values()) - present, f"the torrent {torrent.name}")
     _aria2("--dir", folder, "--check-integrity=true", "--seed-time=0", "--file-allocation=none", torrent)
-    if lacking := [path.name for path, size in listed.items() if not _is_there(path, size)]:
+    if lacking := _lacking(folder, listed):
         raise CloudError(f"aria2 ended, but {', '.join(lacking)} is not whole: run the command again, it goes on")
     return list(listed)
 
 
-def _is_there(path: Path, size: int) -> bool:
-    """aria2 keeps a control file beside what it has not finished."""
-    return path.is_file() and path.stat().st_size == size and not path.with_name(path.name + ".aria2").exists()
+def _lacking(folder: Path, listed: Mapping[Path, int]) -> list[str]:
+    """The files that are not whole; aria2 keeps a control file beside the file or folder it has not finished."""
+
+    def is_whole(path: Path, size: int) -> bool:
+        control = folder / f"{path.relative_to(folder).parts[0]}.aria2"
+        return path.is_file() and path.stat().st_size == size and not control.exists()
+
+    return [path.name for path, size in listed.items() if not is_whole(path, size)]
 
 
 def _torrent_file(source: str, folder: Path) -> Path:

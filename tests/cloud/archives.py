@@ -206,9 +206,14 @@ def bencode(value: Any) -> bytes:
 
 
 def make_torrent(path: Path, tracker: str, piece: int = 16384) -> tuple[bytes, str]:
-    """The .torrent of one file, and its info hash."""
-    content = path.read_bytes()
+    """The .torrent of a file, or of a folder of files; and its info hash."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    content = b"".join(file.read_bytes() for file in files)
     pieces = b"".join(hashlib.sha1(content[at : at + piece]).digest() for at in range(0, len(content), piece))
-    info = {b"length": len(content), b"name": path.name.encode(), b"piece length": piece, b"pieces": pieces}
+    info: dict[bytes, Any] = {b"name": path.name.encode(), b"piece length": piece, b"pieces": pieces}
+    if path.is_dir():
+        info[b"files"] = [{b"length": file.stat().st_size, b"path": [file.name.encode()]} for file in files]
+    else:
+        info[b"length"] = len(content)
     torrent = bencode({b"announce": tracker.encode(), b"info": info})
     return torrent, hashlib.sha1(bencode(info)).hexdigest()

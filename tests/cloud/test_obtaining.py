@@ -321,6 +321,22 @@ def test_a_hash_of_academic_torrents_goes_on_with_what_a_kill_left(
 
 
 @needs_aria2
+def test_a_torrent_of_a_folder_is_not_whole_before_aria2_says_so(
+    web: Web, archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torrent, _ = make_torrent(archives, f"{web.url}/announce")
+    (tmp_path / "a.torrent").write_bytes(torrent)
+    to = tmp_path / "to"
+    shutil.copytree(archives, to / "archives")
+    words = ["data", "obtain", str(tmp_path / "a.torrent"), "--to", to]
+    assert "there" in cloud(*words).err  # nobody is asked for anything
+    assert web.asked == []
+    monkeypatch.setattr("rebar.cloud.torrents._aria2", lambda *_: None)
+    (to / "archives.aria2").touch()  # a sparse file may have its size long before its contents
+    assert "is not whole: run the command again" in refused(*words)
+
+
+@needs_aria2
 def test_what_is_no_torrent_is_told(web: Web, tmp_path: Path) -> None:
     (tmp_path / "a.torrent").write_text("nonsense")
     assert "is no torrent" in refused("data", "obtain", str(tmp_path / "a.torrent"), "--to", tmp_path / "to")
