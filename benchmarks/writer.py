@@ -207,6 +207,7 @@ def main() -> None:
             "command": " ".join(["python", "benchmarks/writer.py", *sys.argv[1:]]),
             "date": datetime.date.today().isoformat(),
             "machine": describe_machine(),
+            "load_average": os.getloadavg(),  # beyond the workers and these cores, others were at work
             "workers": arguments.workers,
             "count": arguments.count,
             "repetitions": arguments.repetitions,

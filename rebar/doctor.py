@@ -161,7 +161,7 @@ def check_decoder() -> Check:
 
     try:
         if not compiled_file().exists():
-            return Check("fast decoder", "warning", "not compiled yet: half a minute at its first use", SETUP)
+            return Check("fast decoder", "warning", "not compiled yet: a minute at its first use", SETUP)
         load_kernel()
     except Exception as error:
         return Check("fast decoder", "problem", one_line(error), SETUP)

@@ -384,7 +384,7 @@ lock() {
 # Else the first writing and the first training would wait for it.
 compile_kernels() {
     "$venv/bin/python" -m rebar.jpeg ||
-        say "the fast JPEG code does not compile here; pictures will be decoded whole, and written anew"
+        say "the fast JPEG code does not compile here; pictures will be decoded whole, and written only raw"
 }
 
 doctor() { "$venv/bin/python" -m rebar.doctor --quiet; }

@@ -45,7 +45,7 @@ def environment(**extra: object) -> dict[str, str]:
 
 
 def run(*arguments: object, **extra: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), env=environment(**extra), capture_output=True, text=True, timeout=60)
+    return subprocess.run(command(*arguments), env=environment(**extra), capture_output=True, text=True, timeout=300)
 
 
 def error_of(*arguments: object, **extra: object) -> str:
@@ -93,9 +93,19 @@ def test_another_package_of_the_name_is_not_mistaken_for_it(imagenet: Path, tmp_
     (tmp_path / "rebar").mkdir()
     (tmp_path / "rebar" / "__init__.py").write_text(f"open({str(tmp_path / 'was_imported')!r}, 'w')\n")
     words = ("--split", "val", "--data-dir", imagenet, "--write-path", tmp_path / "a.beton", "--num-workers", 1)
-    done = subprocess.run(command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "was_imported").exists()
+
+
+def test_jpegs_without_the_compiler_are_refused_in_words(imagenet: Path, tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("raise ImportError('broken')\n")
+    words = ("--split", "val", "--data-dir", imagenet, "--write-path", tmp_path / "a.beton")
+    done = run(*words, PYTHONPATH=tmp_path, NUMBA_CACHE_DIR=tmp_path / "empty")
+    assert done.returncode == 1
+    assert "error: the JPEG kernels cannot be compiled here" in done.stderr
+    done = run(*words, "--write-mode", "raw", PYTHONPATH=tmp_path, NUMBA_CACHE_DIR=tmp_path / "empty")
+    assert done.returncode == 0, done.stderr
 
 
 def test_shards_are_the_whole_in_its_order(imagenet: Path, tmp_path: Path) -> None:

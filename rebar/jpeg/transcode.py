@@ -13,10 +13,12 @@ profiles and Exif.
 
 import functools
 import struct
+import subprocess
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rebar.errors import RebarError
 from rebar.jpeg.descriptors import describe, kinds
 from rebar.jpeg.frame import ZIGZAG, Header
 from rebar.jpeg.machine_code import Kernel, load_kernel
@@ -34,10 +36,19 @@ _HUFFMAN = b"".join(
 
 
 class Transcoder:
-    """Rewrites JPEGs; holds the scratch of one thread. The interpreter lock is not held while it works."""
+    """Rewrites JPEGs; holds the scratch of one thread. The interpreter lock is not held while it works.
+
+    Raises RebarError where its kernels cannot be compiled.
+    """
 
     def __init__(self) -> None:
-        self._read_header, self._transcode = load_kernel("read_header"), load_kernel("transcode")
+        try:
+            self._read_header, self._transcode = load_kernel("read_header"), load_kernel("transcode")
+        except subprocess.CalledProcessError:
+            raise RebarError(
+                "the JPEG kernels cannot be compiled here, 'python -m rebar.jpeg' shows why; 'python -m rebar.doctor' "
+                "looks for what is missing; --write-mode raw needs none"
+            ) from None
         self._hold(new_transcoding(0, 1024))
 
     def read_header(self, jpeg: NDArray[np.uint8]) -> tuple[Status, Header]:
