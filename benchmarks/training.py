@@ -190,9 +190,9 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="resnet18")
-    parser.add_argument("--resolution", type=int, nargs="+", default=[32], help="pixels, one or more")
+    parser.add_argument("--resolution", type=int, nargs="+", default=[64], help="pixels, one or more")
     parser.add_argument("--batch-size", type=int, default=0, help="default: 256 on a GPU, 32 on a CPU")
-    parser.add_argument("--steps", type=int, default=0, help="of an epoch; default: 100 on a GPU, 8 on a CPU")
+    parser.add_argument("--steps", type=int, default=0, help="of an epoch; default: 100 on a GPU, 4 on a CPU")
     parser.add_argument("--repetitions", type=int, default=5, help="epochs that count, after one to warm up")
     parser.add_argument("--threads", type=int, default=1, help="that a CPU computes with")
     parser.add_argument("--precision", default="auto", choices=("auto", "32", "fp16", "bf16"))
@@ -211,7 +211,7 @@ def main() -> None:
     with join_world() as world:
         device, on_gpu = world.device, world.device.type == "cuda"
         batch_size = arguments.batch_size or (256 if on_gpu else 32)
-        steps = arguments.steps or (100 if on_gpu else 8)
+        steps = arguments.steps or (100 if on_gpu else 4)
         precision = resolve_precision(arguments.precision, device)
         for resolution in arguments.resolution:
             batches = random_batches(batch_size, resolution, device)

@@ -56,7 +56,9 @@ def _steps(folder: Path) -> list[dict[str, float]]:
 
 def test_a_run_leaves_its_config_log_checkpoint_and_plot(finished_run: Path) -> None:
     assert (finished_run / "plot.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (finished_run / "report.html").read_text()
+    page = (finished_run / "report.html").read_text()
+    assert "<svg" in page
+    assert ">finished<" in page
     epochs = read_events(finished_run, "epoch")
     assert [record["epoch"] for record in epochs] == [0, 1]
     wanted = {"train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "val/top1_tta", "train/lr"}
