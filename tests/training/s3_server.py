@@ -1,6 +1,7 @@
 """S3 on loopback: a moto server, a bucket in it, and the variables that lead there."""
 
 import json
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class S3:
 
 @contextmanager
 def s3_server() -> Iterator[S3]:
-    """Serves on loopback meanwhile."""
+    """Serves on loopback meanwhile; one at a time, for moto keeps what it stores for the whole process."""
     boto3, moto_server = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
     server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
@@ -58,6 +59,8 @@ def s3_server() -> Iterator[S3]:
         aws_access_key_id=KEY_ID,
         aws_secret_access_key=SECRET,
     )
+    reset = urllib.request.Request(f"{variables['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset, timeout=30).close()
     client.create_bucket(Bucket=BUCKET)
     try:
         yield S3(variables, client)
