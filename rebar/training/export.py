@@ -46,8 +46,20 @@ def _as_safetensors(weights: Mapping[str, torch.Tensor], facts: Mapping[str, obj
     except ImportError:
         raise RebarError("safetensors is not installed: 'pip install safetensors'") from None
     # "format" is what other readers ask for
-    content: bytes = save(dict(weights), metadata={"format": "pt", "rebar": json.dumps(dict(facts))})
-    return content
+    return _in_order(save(dict(weights), metadata={"format": "pt", "rebar": json.dumps(dict(facts))}))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order, which the package shuffles: equal weights give equal files.
+
+    The header is JSON behind its size in 8 bytes, padded with spaces (https://github.com/huggingface/safetensors).
+    """
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

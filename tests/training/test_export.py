@@ -25,6 +25,17 @@ def test_a_plain_torchvision_model_takes_them(name: str, tmp_path: Path, capsys:
     assert ("BlurPool" in capsys.readouterr().err) == (name == "weights.pth")
 
 
+def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
+    weights = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.bfloat16)}
+    files = set()
+    for _ in range(12):
+        export_weights(tmp_path / "w.safetensors", weights, {"arch": "é"})
+        files.add((tmp_path / "w.safetensors").read_bytes())
+    assert len(files) == 1
+    read = read_weights(tmp_path / "w.safetensors")
+    assert all(torch.equal(read[name], value) for name, value in weights.items())
+
+
 def test_safetensors_says_what_it_is(tmp_path: Path) -> None:
     export_weights(tmp_path / "w.safetensors", {"a": torch.ones(2)}, FACTS)
     with safe_open(tmp_path / "w.safetensors", framework="pt") as file:
