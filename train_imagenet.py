@@ -38,7 +38,7 @@ from rebar.training.distributed import World, join_world, share_buffers, wrap_di
 from rebar.training.dry_run import try_out
 from rebar.training.evaluation import Evaluation, evaluate
 from rebar.training.execution import allow_tf32, compile_for
-from rebar.training.export import export_weights, forms
+from rebar.training.export import export_weights, exported_facts, forms
 from rebar.training.health import check_finite
 from rebar.training.losses import build_criterion
 from rebar.training.lr_override import learning_rate
@@ -295,27 +295,15 @@ def finish(
     }
     log.write("end", {"epoch": state.epoch, "parameters": parameters, **metrics})
     if world.is_main:
+        facts = exported_facts(vars(state), use_blurpool=config.training.use_blurpool)
         for suffix in forms(config.checkpoint.export):
             weights = state.evaluated_model.state_dict()
-            export_weights(folder.path / f"weights{suffix}", weights, exported_facts(config, state))
+            export_weights(folder.path / f"weights{suffix}", weights, facts)
         with contextlib.suppress(RebarError):  # killed before its first epoch was logged, it has nothing to draw
             plot_run(folder.log, folder.plot)
         if config.logging.hf_repo:
             publish_or_warn(folder, config.logging.hf_repo)
         print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, folder), flush=True)
-
-
-def exported_facts(config: TrainConfig, state: TrainState) -> dict[str, object]:
-    """What somebody who loads the exported weights has to know."""
-    return {
-        "arch": state.arch,
-        "num_classes": state.num_classes,
-        "class_names": state.class_names,
-        "use_blurpool": config.training.use_blurpool,
-        "mean": list(state.mean),
-        "std": list(state.std),
-        "metrics": state.last_metrics,
-    }
 
 
 if __name__ == "__main__":

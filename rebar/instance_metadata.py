@@ -11,6 +11,8 @@ import urllib.request
 
 ENDPOINT = "http://169.254.169.254"
 ANSWER_SECONDS = 2.0
+SPOT_NOTICE = "spot/instance-action"
+"""Missing until a spot machine is to be taken away."""
 _ENDPOINT_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 _TOKEN_SECONDS = "21600"  # the longest that is allowed
 _LONGEST_ANSWER = 1 << 16

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.training.metadata_service import MetadataServer, metadata_server
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN_PER_CLASS, VAL_PER_CLASS = 32, 21
 NUM_VAL = 203  # not divisible by any number of processes or batch size in use
@@ -106,3 +108,12 @@ def read_events(folder: Path, event: str) -> list[dict[str, Any]]:
     """The records of one event in a run's log."""
     lines: Sequence[str] = (folder / "log.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["event"] == event]
+
+
+@pytest.fixture
+def ec2_metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetadataServer]:
+    """EC2's instance metadata service, on loopback."""
+    with metadata_server() as server:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be asked
+        yield server

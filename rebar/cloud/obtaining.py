@@ -1,17 +1,15 @@
 """ImageNet from wherever it may be had, to a place that ``write_dataset.py`` reads."""
 
-import fcntl
-import os
 import sys
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rebar.cloud.archives import DEVKIT, DEVKIT_URL, PUBLISHED_MD5, TRAIN, VAL, require_whole
 from rebar.cloud.clients import Clients
 from rebar.cloud.downloading import Address, download
 from rebar.cloud.errors import CloudError, code_of, told_clearly
+from rebar.cloud.held_file import held
 from rebar.cloud.kaggle import ARCHIVE, find_archive
 from rebar.cloud.staging import stage
 from rebar.cloud.torrents import fetch_torrent, is_torrent
@@ -47,7 +45,7 @@ def obtain(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CloudError(f"{folder}: cannot be made: {error.strerror}") from None
-    with _alone(folder):
+    with held(folder / ".obtaining", f"{folder}: another process is fetching ImageNet to it: wait for it"):
         for source in sources:
             _fetch(clients, source, folder, checksums)
         _check(folder, checksums, devkit)
@@ -127,20 +125,6 @@ def _split(source: str) -> tuple[str, str]:
     if not bucket:
         raise CloudError(f"{source!r} is no place in S3: give s3://BUCKET/PREFIX")
     return bucket, f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No other process fetches into a folder at the same time."""
-    handle = os.open(folder / ".obtaining", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CloudError(f"{folder}: another process is fetching ImageNet to it: wait for it") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def _tell(text: str) -> None:

@@ -8,9 +8,9 @@ import json
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from rebar.instance_metadata import InstanceMetadata
+from rebar.instance_metadata import SPOT_NOTICE, InstanceMetadata
 
-NOTICE, RECOMMENDATION = "spot/instance-action", "events/recommendations/rebalance"
+RECOMMENDATION = "events/recommendations/rebalance"
 SHORTEST_SECONDS = 120.0
 """How long before the end a notice comes, for one that does not say when the end is."""
 
@@ -25,7 +25,7 @@ class Notice:
 
 def notice(service: InstanceMetadata) -> Notice | None:
     """The notice, once there is one. Raises OSError and ValueError where the service does not answer."""
-    told = service.get(NOTICE)
+    told = service.get(SPOT_NOTICE)
     return None if told is None else _notice(told)
 
 

@@ -1,19 +1,17 @@
 """An object of S3 to a local disk, by many ranges at once; resumed after a kill, checked, renamed when it is whole."""
 
-import fcntl
 import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rebar.cloud.clients import Clients
 from rebar.cloud.errors import CloudError, code_of, told_clearly, without_secrets
+from rebar.cloud.held_file import held
 from rebar.cloud.object_checksums import Expected, expected_checksum
 from rebar.cloud.progress import Progress
 from rebar.replacing import sync_folder
@@ -110,7 +108,8 @@ def stage(
     if target.is_dir():
         raise CloudError(f"{target} is a folder: give the file's name")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(target.with_name(f".{target.name}.staging")) as (path, handle):
+    path = target.with_name(f".{target.name}.staging")
+    with held(path, f"{path}: another process is fetching this file: wait for it") as handle:
         journal = Journal(path.with_name(path.name + ".json"), source, part_bytes)
         journal.load()
         _allocate(path, handle, journal)
@@ -128,23 +127,6 @@ def stage(
 
 def _is_same(target: Path, source: Source, expected: Expected) -> bool:
     return target.stat().st_size == source.size and expected.matches(target)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[tuple[Path, int]]:
-    """The unfinished file, held by this process alone."""
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise CloudError(f"{path.parent}: cannot be written to: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CloudError(f"{path}: another process is fetching this file: wait for it") from None
-        yield path, handle
-    finally:
-        os.close(handle)
 
 
 def _allocate(path: Path, handle: int, journal: Journal) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,6 +39,19 @@ def export_weights(path: Path, weights: Mapping[str, torch.Tensor], facts: Mappi
         write_onnx(path, plain, {"num_classes": len(head), **facts})
     else:
         raise RebarError(f"{path}: exported weights end in .pth (torchvision's state_dict), .safetensors or .onnx")
+
+
+def exported_facts(content: Mapping[str, Any], *, use_blurpool: bool) -> dict[str, object]:
+    """What somebody who loads the exported weights has to know, of a checkpoint or a run's state, named alike."""
+    return {
+        "arch": content["arch"],
+        "num_classes": content["num_classes"],
+        "class_names": content["class_names"],
+        "use_blurpool": use_blurpool,
+        "mean": list(content["mean"]),
+        "std": list(content["std"]),
+        "metrics": content["last_metrics"],
+    }
 
 
 def _as_safetensors(weights: Mapping[str, torch.Tensor], facts: Mapping[str, object]) -> bytes:

@@ -22,7 +22,7 @@ from rebar.reporting.run_folder import RunFolder
 from rebar.training.averaging import weights_to_evaluate
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
-from rebar.training.export import export_weights
+from rebar.training.export import export_weights, exported_facts
 from rebar.training.recipe import recipe_in_words
 
 
@@ -37,7 +37,9 @@ def publish_run(folder: RunFolder, repository: str) -> str:
     files: dict[str, Path | bytes] = {"config.yaml": folder.config, "log.jsonl": folder.log, "report.html": report}
     with tempfile.TemporaryDirectory(prefix="rebar-publish-") as temporary:
         files["model.safetensors"] = weights = Path(temporary) / "model.safetensors"
-        export_weights(weights, weights_to_evaluate(checkpoint), exported_facts(checkpoint))
+        use_blurpool = checkpoint["config"]["training.use_blurpool"]
+        exported = exported_facts(checkpoint, use_blurpool=use_blurpool)
+        export_weights(weights, weights_to_evaluate(checkpoint), exported)
         files["README.md"] = model_card(facts, sorted(files)).encode()
         accuracy = f"top-1 {facts.metrics['val/top1']:.2%}" if "val/top1" in facts.metrics else "not evaluated"
         return upload_files(repository, files, f"{facts.arch}, {facts.epochs} epochs, {accuracy}")
@@ -49,19 +51,6 @@ def publish_or_warn(folder: RunFolder, repository: str) -> None:
         print(f"published {publish_run(folder, repository)}", flush=True)
     except RebarError as error:
         warn(f"not published: {error}. Later: python -m rebar.training.publish {folder.path} {repository}")
-
-
-def exported_facts(checkpoint: dict[str, Any]) -> dict[str, object]:
-    """What somebody who loads the exported weights has to know."""
-    return {
-        "arch": checkpoint["arch"],
-        "num_classes": checkpoint["num_classes"],
-        "class_names": checkpoint["class_names"],
-        "use_blurpool": checkpoint["config"]["training.use_blurpool"],
-        "mean": checkpoint["mean"],
-        "std": checkpoint["std"],
-        "metrics": checkpoint["last_metrics"],
-    }
 
 
 def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:

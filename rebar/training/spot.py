@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rebar.cli import warn
-from rebar.instance_metadata import ANSWER_SECONDS, InstanceMetadata
+from rebar.instance_metadata import ANSWER_SECONDS, SPOT_NOTICE, InstanceMetadata
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def watch_for_notice(on_notice: Callable[[], None], *, every_seconds: float = 5.
         answered = True
         while not over.is_set():
             try:
-                if service.get("spot/instance-action") is not None:
+                if service.get(SPOT_NOTICE) is not None:
                     on_notice()
                     return
                 answered = True

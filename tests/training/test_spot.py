@@ -1,7 +1,6 @@
 """EC2's interruption notice, asked for over HTTP as the machine's own service is."""
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -9,20 +8,12 @@ from rebar.training.spot import watch_for_notice
 from tests.training.metadata_service import MetadataServer, metadata_server
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetadataServer]:
-    with metadata_server() as server:
-        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
-        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be asked
-        yield server
-
-
-def test_the_watcher_calls_once(server: MetadataServer) -> None:
-    server.notice_after = 3
+def test_the_watcher_calls_once(ec2_metadata: MetadataServer) -> None:
+    ec2_metadata.notice_after = 3
     noticed, calls = threading.Event(), []
 
     def on_notice() -> None:
-        calls.append(server.questions)
+        calls.append(ec2_metadata.questions)
         noticed.set()
 
     with watch_for_notice(on_notice, every_seconds=0.01):
