@@ -51,9 +51,7 @@ def announce(
         "data": f"{train_loader.num_samples:,} training and {val_loader.num_samples:,} validation pictures, "
         f"{len(state.class_names)} classes",
         "world": f"{world.size} x {_device_name(world)}, global batch {per_process * world.size}",
-        "recipe": recipe_in_words(
-            config, global_batch=train_loader.global_batch, precision=state.precision, gpus=gpus
-        ),
+        "recipe": recipe_in_words(config, global_batch=train_loader.global_batch, precision=state.precision, gpus=gpus),
         "run": str(folder.path) + _progress_note(state, config),
     }
     if time := _time_note(config, state, train_loader):

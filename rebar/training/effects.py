@@ -24,9 +24,7 @@ IDLE = (
         Idle(f"resolution.{name}", "without max_res above min_res", lambda c: not _grows(c))
         for name in ("start_ramp", "end_ramp", "round_to")
     ),
-    Idle(
-        "data.min_scale", "with regularization.augmentation none", lambda c: c.regularization.augmentation == "none"
-    ),
+    Idle("data.min_scale", "with regularization.augmentation none", lambda c: c.regularization.augmentation == "none"),
     Idle("data.use_hf", "beside given data sets", lambda c: _are_given(c.data.train_dataset, c.data.val_dataset)),
     *(
         Idle(f"model.{name}", "with model.pretrained", lambda c: c.model.pretrained)

@@ -11,7 +11,13 @@ FEWEST_STEPS = 10
 
 
 def seconds_left(
-    steps: int, seconds_per_step: float, *, at: int, resolutions: Sequence[int], steps_per_epoch: int, max_steps: int = 0
+    steps: int,
+    seconds_per_step: float,
+    *,
+    at: int,
+    resolutions: Sequence[int],
+    steps_per_epoch: int,
+    max_steps: int = 0,
 ) -> float:
     """Of a run that has done ``steps``, by the time of a step at ``at`` pixels; it goes as the number of pixels.
 

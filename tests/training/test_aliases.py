@@ -118,7 +118,7 @@ def test_a_package_without_recipes_takes_them_from_the_working_folder(
 ) -> None:
     monkeypatch.setattr(aliases, "_BESIDE_THE_PACKAGE", tmp_path / "site-packages/rn50_configs")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RebarError, match="there is no folder rn50_configs in .*give --config FILE"):
+    with pytest.raises(RebarError, match=r"there is no folder rn50_configs in .*give --config FILE"):
         translate(["--config-name", "mine"])
     recipe = tmp_path / "rn50_configs/mine.yaml"
     recipe.parent.mkdir()

@@ -39,10 +39,13 @@ def test_it_looks_at_the_hubs_token(
     pytest.importorskip("huggingface_hub")
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with hub_server() as hub, pytest.raises(RebarError, match=message):
+    command = data.training_command(tmp_path / "run", "--dry-run", "--hf-repo", "owner/mine")
+    with hub_server() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         hub.role = role
-        train_here(*data.training_command(tmp_path / "run", "--dry-run", "--hf-repo", "owner/mine"))
+        with pytest.raises(RebarError, match=message):
+            train_here(*command)
+        assert hub.repositories == {}
 
 
 def test_it_makes_nothing_where_it_looks(
