@@ -77,6 +77,7 @@ def test_it_looks_at_packages_and_the_folder(data: Data, tmp_path: Path, monkeyp
         train_here(*data.training_command(tmp_path / "run", "--dry-run", "--wandb"))
 
 
+@pytest.mark.slow
 def test_a_range_test_advises_from_untrained_weights(
     data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
