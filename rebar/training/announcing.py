@@ -96,7 +96,9 @@ def _time_note(config: TrainConfig, state: TrainState, loader: Loader) -> str:
         steps_per_epoch=len(loader),
         max_steps=training.max_steps,
     )
-    return f"about {in_words(left)} left, without evaluation; by {speed:,.0f} pictures/s at {at} px before"
+    return (
+        f"about {in_words(left)} left, without evaluation; by {speed:,.0f} pictures/s at {at} px before" if left else ""
+    )
 
 
 def _resolutions(config: TrainConfig) -> list[int]:

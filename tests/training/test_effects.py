@@ -1,13 +1,13 @@
 """Settings that change nothing are told, others are not."""
 
+from pathlib import Path
+
 import pytest
 
 from rebar.config import parse_config
 from rebar.training.config import TrainConfig
 from rebar.training.effects import IDLE, settings_without_effect
-from tests.conftest import REPOSITORY
 
-RECIPES = sorted((REPOSITORY / "rn50_configs").glob("*.yaml"))
 DATA = ["--train-dataset=a.beton", "--val-dataset=b.beton"]
 PAIRS = [  # the words that set it in vain, what is said, and the words with which it has its effect
     (["--lr=2", "--max-lr=1"], "lr.lr = 2.0 has no effect beside lr.max_lr", ["--lr=2"]),
@@ -101,6 +101,7 @@ def test_what_nobody_set_is_not_told(switch: str) -> None:
     assert told([switch, "--spot-notice=off", *DATA]) == []
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_set_nothing_in_vain(recipe: object) -> None:
-    assert told(["--config-file", str(recipe)]) == []
+def test_a_file_counts_as_the_command_line_does(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("training: {momentum: 0.8, optimizer: lamb}")
+    words = ["--config-file", str(tmp_path / "mine.yaml")]
+    assert told(words) == ["training.momentum = 0.8 has no effect with training.optimizer lamb"]
