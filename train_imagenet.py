@@ -105,6 +105,7 @@ def train(config: TrainConfig, world: World) -> None:
         return
 
     if config.training.dry_run or config.training.find_lr:
+        announce(config, state, train_loader, val_loader, folder, RunLog(None), world)
         trial = Trial(state, train_loader, world, *build_step(config, state, model, world))
         try_out(config, trial, folder, one_batch=lambda: validate(config, state, val_loader, world, max_batches=1))
         return

@@ -178,7 +178,7 @@ def test_mosaicmls_sizes_grow_over_their_shares_of_the_epochs(name):
     assert len(set(sizes)) >= 14
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_setting_of_a_recipe_is_without_effect(name):
     assert list(settings_without_effect(resolve(CONFIGS / name))) == []
 

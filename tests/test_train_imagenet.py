@@ -203,8 +203,7 @@ def test_a_range_test_in_two_processes_leaves_the_run_as_it_is(data: Data, finis
     folder = shutil.copytree(finished_run, tmp_path / "run")
     command = data.training_command(folder, "--training.batch_size", "8", "--find-lr-steps", "30")
     shown = run(*torchrun(2, "scripts/lr_range_test.py", *command[1:])).stdout
-    assert shown.count("learning rate" if "never moved" not in shown else "never moved") <= 1
-    assert "lr_range_test.png" in shown
+    assert shown.count("lr_range_test.png") == 1  # the first process speaks
     assert (folder / "lr_range_test.png").exists()
     assert same_weights(folder, finished_run)
     assert (folder / "log.jsonl").read_bytes() == (finished_run / "log.jsonl").read_bytes()

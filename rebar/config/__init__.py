@@ -14,9 +14,9 @@ line, and returns one frozen instance. Nothing else, the environment least of al
 """
 
 from rebar.config.building import build_config, flatten_config, to_yaml
-from rebar.config.command_line import config_name, parse_config
+from rebar.config.command_line import config_name, given_value, parse_config
 from rebar.config.files import load_config_files
-from rebar.config.knobs import ConfigError, Knob, knob, knobs_of, section
+from rebar.config.knobs import ConfigError, Knob, knob, knobs_of, section, truth
 
 __all__ = [
     "ConfigError",
@@ -24,10 +24,12 @@ __all__ = [
     "build_config",
     "config_name",
     "flatten_config",
+    "given_value",
     "knob",
     "knobs_of",
     "load_config_files",
     "parse_config",
     "section",
     "to_yaml",
+    "truth",
 ]

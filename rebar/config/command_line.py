@@ -114,7 +114,21 @@ def parse_config(
 
 def config_name(argv: Sequence[str]) -> str | None:
     """The stem of the last ``--config-file`` on a command line, or None."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-file", "-C", action="append", default=[])
-    files = parser.parse_known_args(list(argv))[0].config_file
+    files = _values_of(("--config-file", "-C"), argv)
     return Path(files[-1]).stem if files else None
+
+
+def given_value(path: str, argv: Sequence[str]) -> Any:
+    """What a command line, else its ``--config-file``, says of the setting ``section.name``; None for nothing.
+
+    As it is written there: it was not checked. Raises ConfigError for files that cannot be read.
+    """
+    words = _values_of((f"--{path}", f"--{path.replace('_', '-')}", f"--{path.rpartition('.')[2]}"), argv)
+    return words[-1] if words else load_config_files(_values_of(("--config-file", "-C"), argv)).get(path)
+
+
+def _values_of(flags: Sequence[str], argv: Sequence[str]) -> list[str]:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument(*dict.fromkeys(flags), dest="values", action="append", default=[])
+    values: list[str] = parser.parse_known_args(list(argv))[0].values
+    return values

@@ -100,6 +100,12 @@ def _type_in_words(kind: Any) -> str:
     return words[kind]
 
 
+def truth(text: str) -> bool | None:
+    """What a word for true or false means; None for any other."""
+    word = text.strip().lower()
+    return word in _TRUE if word in _TRUE | _FALSE else None
+
+
 def _convert(value: Any, kind: Any) -> Any:
     if get_origin(kind) in (typing.Union, types.UnionType):
         if value is None or str(value).lower() in ("none", "null"):
@@ -110,8 +116,8 @@ def _convert(value: Any, kind: Any) -> Any:
     if value is None or isinstance(value, (list, dict)):
         raise ValueError(expected)
     if kind is bool:
-        if text.lower() in _TRUE | _FALSE:
-            return text.lower() in _TRUE
+        if (meant := truth(text)) is not None:
+            return meant
     elif get_origin(kind) is Literal:
         if text in get_args(kind):
             return text

@@ -29,6 +29,20 @@ def prepare_repository(name: str) -> None:
         api.create_repo(name, repo_type="model", exist_ok=True)
 
 
+def check_token(name: str) -> None:
+    """Whether there is a token that the hub knows and that may write; nothing is made.
+
+    Raises HubError where not, or where the hub does not answer.
+    """
+    api = _api()
+    with _explained(name):
+        token = api.whoami().get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        raise HubError(
+            f"logging.hf_repo {name}: the token may only read: make one that may write on {hub_url()}/settings/tokens"
+        )
+
+
 def upload_files(name: str, files: Mapping[str, Path | bytes], message: str) -> str:
     """Put files into the repository's main branch, all of them or none; returns its page. Raises HubError."""
     from huggingface_hub import CommitOperationAdd

@@ -1,6 +1,7 @@
 """The folder of a run: which files it holds, and when it may be written to."""
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,13 @@ class RunFolder:
     def _earlier_run(self) -> list[Path]:
         files = [self.config, self.log, self.plot, self.report, self.status, self.wandb_id]
         return [*(file for file in files if file.exists()), *self.last_checkpoint.parent.glob("*.pt")]
+
+    def check_can_be_written(self) -> None:
+        """Raise RebarError where the folder cannot be made or written to; makes nothing."""
+        nearest = next(path for path in (self.path, *self.path.resolve().parents) if path.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            reason = "may not be written to" if nearest.is_dir() else "is not a folder"
+            raise RebarError(f"logging.folder {self.path} cannot be written to: {nearest} {reason}")
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

@@ -90,11 +90,18 @@ def open_log(path: Path, config: LoggingConfig, *, is_main: bool, settings: Mapp
         run.finish()
 
 
-def _start_wandb(folder: Path, config: LoggingConfig, settings: Mapping[str, Any]) -> Any:
+def check_wandb_installed() -> None:
+    """Raise RebarError where it is not."""
     try:
-        import wandb
+        import wandb  # noqa: F401
     except ImportError:
         raise RebarError("logging.wandb: wandb is not installed: 'pip install wandb'") from None
+
+
+def _start_wandb(folder: Path, config: LoggingConfig, settings: Mapping[str, Any]) -> Any:
+    check_wandb_installed()
+    import wandb
+
     mode: Any = os.environ.get("WANDB_MODE")
     if mode is None and not wandb.api.api_key:  # wandb would ask on the terminal, and wait
         warn("not logged in to Weights & Biases: logging offline; 'wandb sync' in the run folder uploads it later")

@@ -2,20 +2,24 @@
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
 from rebar.cli import warn
 from rebar.reporting import console
 from rebar.reporting.durations import in_words
+from rebar.reporting.hub import check_token
 from rebar.reporting.memory import peak_host_gb
 from rebar.reporting.run_folder import RunFolder
+from rebar.reporting.run_log import LoggingConfig, check_wandb_installed
 from rebar.training.config import TrainConfig
 from rebar.training.evaluation import Evaluation
 from rebar.training.failures import explained
 from rebar.training.lr_finder import find_lr, plot_findings
 from rebar.training.resolution import resolution_at
 from rebar.training.trial import Trial
+from rebar.training.uploaded_run import place_of, read_manifest
 
 _WARM_UP, _TIMED = 2, 3  # steps
 
@@ -44,6 +48,21 @@ def try_out(config: TrainConfig, trial: Trial, folder: RunFolder, *, one_batch: 
             facts["evaluation"] = f"one batch of {one_batch().num_samples:,} pictures went through"
             if is_main:
                 print(console.table(facts, title="dry run"), flush=True)
+
+
+def look_at_outlets(config: LoggingConfig) -> None:
+    """Raise RebarError where the run could not log or upload; nothing is made there.
+
+    The right to make the hub's repository is not tried, only the token.
+    """
+    folder = RunFolder(Path(config.folder))
+    folder.check_can_be_written()
+    if config.wandb:
+        check_wandb_installed()
+    if config.hf_repo:
+        check_token(config.hf_repo)
+    if config.upload:
+        read_manifest(place_of(config.upload, folder))
 
 
 def dry_run(trial: Trial, resolutions: Sequence[int], *, price_per_hour: float) -> dict[str, str]:

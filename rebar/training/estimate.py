@@ -1,5 +1,6 @@
 """How long a run will take, told once, as soon as its speed has been seen."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -7,6 +8,34 @@ from rebar.reporting.console import print_beside_bar
 from rebar.reporting.durations import in_words
 
 FEWEST_STEPS = 10
+
+
+def seconds_left(
+    steps: int,
+    seconds_per_step: float,
+    *,
+    at: int,
+    resolutions: Sequence[int],
+    steps_per_epoch: int,
+    max_steps: int = 0,
+) -> float:
+    """Of a run that has done ``steps``, by the time of a step at ``at`` pixels; it goes as the number of pixels.
+
+    ``resolutions`` in pixels, of each epoch; ``max_steps`` as in the configuration.
+    """
+    all_steps = steps_per_epoch * len(resolutions)
+    all_steps = min(max_steps, all_steps) if max_steps else all_steps
+    weighted = 0.0
+    for epoch, resolution in enumerate(resolutions):
+        first, last = max(epoch * steps_per_epoch, steps), min((epoch + 1) * steps_per_epoch, all_steps)
+        weighted += max(last - first, 0) * (resolution / at) ** 2
+    return weighted * seconds_per_step
+
+
+def first_told(steps_per_epoch: int, *, log_every: int) -> int:
+    """After how many steps of its first epoch a new run tells its time; 0: not within that epoch."""
+    step = log_every * math.ceil(FEWEST_STEPS / log_every)
+    return step + 1 if step < steps_per_epoch else 0
 
 
 class TimeEstimate:
@@ -24,8 +53,7 @@ class TimeEstimate:
     ) -> None:
         """``resolutions`` in pixels, of each epoch; ``max_steps`` as in the configuration."""
         self._resolutions, self._steps_per_epoch, self._global_batch = resolutions, steps_per_epoch, global_batch
-        all_steps = steps_per_epoch * len(resolutions)
-        self._all_steps = min(max_steps, all_steps) if max_steps else all_steps
+        self._max_steps = max_steps
         self._say, self._clock = say, clock
         self._since: tuple[int, float] | None = None
         self._told = False
@@ -44,19 +72,16 @@ class TimeEstimate:
         self._told = True
         seconds_per_step = (now - self._since[1]) / steps
         epochs = len(self._resolutions) - epoch
-        left = self._weighted_steps_after(step) * seconds_per_step
+        left = seconds_left(
+            step + 1,
+            seconds_per_step,
+            at=self._resolutions[epoch],
+            resolutions=self._resolutions,
+            steps_per_epoch=self._steps_per_epoch,
+            max_steps=self._max_steps,
+        )
         self._say(
             f"time left: about {in_words(left)} for {epochs} epoch{'s' if epochs > 1 else ''}, without evaluation; by "
             f"{self._global_batch / seconds_per_step:,.0f} pictures/s at {self._resolutions[epoch]} px in the last "
             f"{steps} steps"
         )
-
-    def _weighted_steps_after(self, step: int) -> float:
-        """The steps that are to come, each as many of the present ones as it has times its pixels."""
-        now = self._resolutions[step // self._steps_per_epoch] ** 2
-        weighted = 0.0
-        for epoch, resolution in enumerate(self._resolutions):
-            first = max(epoch * self._steps_per_epoch, step + 1)
-            last = min((epoch + 1) * self._steps_per_epoch, self._all_steps)
-            weighted += max(last - first, 0) * resolution**2 / now
-        return weighted

@@ -42,7 +42,7 @@ class LrFindings:
                 "give the test more steps (--find-lr-steps), or start from weights that are not trained to the end"
             )
         shares = {"conservative": 0.1, "moderate": 0.5, "aggressive": 1.0}
-        rates = ", ".join(f"{name} {share * self.steepest:.3g}" for name, share in shares.items())
+        rates = ", ".join(f"{name} ({100 * share:.0f} %) {share * self.steepest:.3g}" for name, share in shares.items())
         return (
             f"steepest descent at {self.steepest:.3g}, lowest loss at {self.minimum:.3g}\n"
             f"try --lr: {rates} (for this global batch, with warm-up)"

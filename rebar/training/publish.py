@@ -66,7 +66,12 @@ def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:
         resolution=config.validation.resolution,
         metrics={name: value for name, value in run.last.items() if name.startswith("val/") and value is not None},
         epochs=checkpoint["epoch"],
-        recipe=recipe_in_words(config),
+        recipe=recipe_in_words(
+            config,
+            global_batch=checkpoint["global_batch"],
+            precision=run.start.get("precision", config.training.precision),
+            gpus=0 if device == "CPU" else processes,
+        ),
         hardware=f"{processes} x {device}",
         train_seconds=checkpoint["train_seconds"] + checkpoint["meter"]["seconds"],
         environment=run.start.get("environment", {}),

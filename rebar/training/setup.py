@@ -15,6 +15,7 @@ from rebar.reporting.run_folder import RunFolder
 from rebar.training.averaging import build_average
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
+from rebar.training.dry_run import look_at_outlets
 from rebar.training.export import check_can_export
 from rebar.training.lr_override import ScheduleSpan, resumed_schedule
 from rebar.training.meter import TrainMeter
@@ -47,11 +48,17 @@ def fill_in_paths(config: TrainConfig, name: str | None) -> TrainConfig:
 
 
 def check_outlets(config: TrainConfig, world: World) -> None:
-    """Raise RebarError now, not after the last epoch, where the results could not be exported or published."""
-    if config.training.eval_only or config.training.dry_run or config.training.find_lr:
+    """Raise RebarError now, not after the last epoch, where the results could not be exported or published.
+
+    A dry run looks at all places that the run would write to, and makes nothing there.
+    """
+    training = config.training
+    if training.eval_only or (training.find_lr and not training.dry_run):
         return  # without results of its own
     check_can_export(config.checkpoint.export)
-    if config.logging.hf_repo and world.is_main:
+    if training.dry_run and world.is_main:
+        look_at_outlets(config.logging)
+    elif config.logging.hf_repo and world.is_main:
         prepare_repository(config.logging.hf_repo)
 
 
@@ -139,6 +146,8 @@ def build_normalizer(
 def resume(config: TrainConfig, state: TrainState, train_loader: Loader, folder: RunFolder, world: World) -> bool:
     """Load the checkpoint that --resume means, fetched first where the run was uploaded; whether there is one."""
     wanted = config.checkpoint.resume
+    if config.training.find_lr and wanted in ("auto", "none"):
+        return False  # a range test is of untrained weights, unless a file is given
     if not (config.training.dry_run or config.training.find_lr):
         fetch_run(config.logging.upload, folder, world, resume=wanted, overwrite=config.checkpoint.overwrite)
     folder.check_free(wanted, overwrite=config.checkpoint.overwrite)

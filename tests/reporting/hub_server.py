@@ -26,6 +26,8 @@ class Hub(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}
         """Contents by SHA-256, as Git LFS keeps them."""
         self.asked: list[str] = []
+        self.role = "write"
+        """What the token may do."""
 
     @property
     def url(self) -> str:
@@ -46,6 +48,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._validate()
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._answer(401, {"error": "Invalid username or password."})
+        if path == "/api/whoami-v2":
+            return self._answer(200, {"name": "owner", "auth": {"accessToken": {"role": self.server.role}}})
         if path == "/api/repos/create":
             return self._create(json.loads(self.body))
         name = next((name for name in self.server.repositories if f"/{name}" in path), None)

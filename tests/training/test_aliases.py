@@ -2,13 +2,17 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
-from rebar.config import parse_config
+from rebar.config import knobs_of, parse_config
+from rebar.config.knobs import short_names
 from rebar.errors import RebarError
-from rebar.training.aliases import ALIASES, table, translate
+from rebar.training import aliases
+from rebar.training.aliases import ALIASES, SAME_HERE, table, translate
 from rebar.training.config import TrainConfig
+from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,22 @@ from rebar.training.config import TrainConfig
         (["--sync-bn"], "execution.sync_bn", True),
         (["--stats-file", "a.json"], "data.stats_file", "a.json"),
         (["--show-progress", "0"], "logging.show_progress", False),
+        (["--use-label-smoothing=0"], "training.label_smoothing", 0.0),
+        (["--use-label-smoothing", "true"], "training.label_smoothing", 0.1),
+        (["--lr-finder=false"], "training.find_lr", False),
+        (["--lr-finder", "no", "--epochs", "3"], "training.epochs", 3),
+        (["--use-channels-last=false"], "execution.channels_last", False),
+        (["--use-channels-last", "false"], "execution.channels_last", False),
+        (["--use_channels_last", "1"], "execution.channels_last", True),
+        (["--no-amp=0"], "training.precision", "auto"),
+        (["--amp=false"], "training.precision", "32"),
+        (["--amp", "--config-file", "rn50_configs/g5_1gpu.yaml"], "training.precision", "bf16"),
+        (["--config-name", "g4dn_1gpu", "--amp"], "training.precision", "fp16"),
+        (["--config-name", "tiny", "--amp"], "training.precision", "auto"),
+        (["--training.precision", "bf16", "--amp"], "training.precision", "bf16"),
+        (["--amp", "--amp", "--config-name", "p5_8gpu"], "training.precision", "bf16"),
+        (["--no-amp", "--config-name", "p5_8gpu"], "training.precision", "32"),
+        (["--config-name", "rn50_32_epochs.yaml"], "training.epochs", 32),
     ],
 )
 def test_has_the_meaning_of_our_own(given: list[str], knob: str, value: object) -> None:
@@ -78,6 +98,36 @@ def test_a_missing_value(words: list[str]) -> None:
         translate(words)
 
 
+@pytest.mark.parametrize("words", [["--use-label-smoothing=0.2"], ["--use-label-smoothing", "0.2"]])
+def test_a_switch_takes_no_amount(words: list[str]) -> None:
+    with pytest.raises(RebarError) as refused:
+        translate(words)
+    assert str(refused.value) == (
+        "--use-label-smoothing stands alone or takes true or false, not '0.2' (another amount: --label-smoothing)"
+    )
+
+
+@pytest.mark.parametrize("word", ["maybe", "2", ""])
+def test_a_switch_refuses_what_is_neither_true_nor_false(word: str) -> None:
+    with pytest.raises(RebarError, match=f"--lr-finder stands alone or takes true or false, not '{word}'"):
+        translate([f"--lr-finder={word}"])
+
+
+def test_a_package_without_recipes_takes_them_from_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aliases, "_BESIDE_THE_PACKAGE", tmp_path / "site-packages/rn50_configs")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RebarError, match=r"there is no folder rn50_configs in .*give --config FILE"):
+        translate(["--config-name", "mine"])
+    recipe = tmp_path / "rn50_configs/mine.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("training: {epochs: 7}")
+    assert parse_config(TrainConfig, translate(["--config-name", "mine"]), description="").training.epochs == 7
+    with pytest.raises(RebarError, match=r"min\.yaml does not exist; near it there is mine\.yaml"):
+        parse_config(TrainConfig, translate(["--config-name", "min"]), description="")
+
+
 def test_what_is_ours_stays_as_it_is() -> None:
     words = ["--lr.lr", "0.5", "-C", "a.yaml", "--epochs=16", "--label-smoothing", "0.2"]
     assert translate(words) == words
@@ -89,3 +139,15 @@ def test_help_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "Flags of other scripts" in shown
     assert all(alias.flag in shown for alias in ALIASES)
+    heading = shown.partition("Flags of other scripts")[2]
+    assert all(f" {flag} " in f"{heading} ".replace("\n", " ") for flag in SAME_HERE)
+
+
+@pytest.mark.parametrize("flag", SAME_HERE)
+def test_what_is_called_the_same_here_is_a_flag_of_ours(flag: str) -> None:
+    assert translate([flag]) == [flag]
+    assert flag.removeprefix("--").replace("-", "_") in short_names(list(knobs_of(TrainConfig)))
+
+
+def test_the_documented_table_is_the_one_of_the_help() -> None:
+    assert f"```text\n{table()}\n```\n" in (REPOSITORY / "docs/training.md").read_text()

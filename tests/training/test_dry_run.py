@@ -1,0 +1,103 @@
+"""Before a long run: a dry run that finds what the run would stumble over, a range test that gives advice."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import train_imagenet
+from rebar.errors import RebarError
+from tests.conftest import Data
+from tests.reporting.hub_server import TOKEN, hub_server
+from tests.training.s3_server import BUCKET, s3_server
+
+
+def train_here(*words: str | Path) -> None:
+    train_imagenet.main([str(word) for word in words[1:]])
+
+
+def first_loss(folder: Path) -> float:
+    """Of the range test, before its first step."""
+    loss: float = json.loads((folder / "lr_range_test.json").read_text())["losses"][0]
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("token", "role", "message"),
+    [
+        ("", "write", "there is no token"),
+        ("hf_wrong", "write", "HTTP 401: the token is not known"),
+        (TOKEN, "read", "the token may only read"),
+    ],
+)
+def test_it_looks_at_the_hubs_token(
+    token: str, role: str, message: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    command = data.training_command(tmp_path / "run", "--dry-run", "--hf-repo", "owner/mine")
+    with hub_server() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.role = role
+        with pytest.raises(RebarError, match=message):
+            train_here(*command)
+        assert hub.repositories == {}
+
+
+def test_it_makes_nothing_where_it_looks(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    words = ["--dry-run", "--hf-repo", "owner/mine", "--upload", f"s3://{BUCKET}", "--export", "safetensors"]
+    with hub_server() as hub, s3_server() as s3:
+        for name, value in (s3.variables | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}).items():
+            monkeypatch.setenv(name, value)
+        train_here(*data.training_command(tmp_path / "run", *words))
+        assert hub.asked == ["GET /api/whoami-v2"]
+        assert s3.names() == []
+        with pytest.raises(RebarError, match="absent-bucket"):
+            train_here(*data.training_command(tmp_path / "run", "--dry-run", "--upload", "s3://absent-bucket"))
+    assert not (tmp_path / "run").exists()
+    assert "about" in capsys.readouterr().out
+
+
+def test_it_looks_at_packages_and_the_folder(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RebarError, match="file is not a folder"):
+        train_here(*data.training_command(tmp_path / "file/run", "--dry-run"))
+    monkeypatch.setattr("rebar.training.onnx_export._PACKAGES", ("no_such_package",))
+    with pytest.raises(RebarError, match="exporting ONNX takes no_such_package"):
+        train_here(*data.training_command(tmp_path / "run", "--dry-run", "--export", "onnx"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(RebarError, match="wandb is not installed"):
+        train_here(*data.training_command(tmp_path / "run", "--dry-run", "--wandb"))
+
+
+@pytest.mark.slow
+def test_a_range_test_advises_from_untrained_weights(
+    data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    train_here(*data.training_command(folder, "--find-lr", "--find-lr-steps", "60"))
+    shown = capsys.readouterr().out
+    advice = re.search(
+        r"steepest descent at ([\d.e-]+), lowest loss at ([\d.e-]+)\n"
+        r"try --lr: conservative \(10 %\) ([\d.e-]+), moderate \(50 %\) ([\d.e-]+), aggressive \(100 %\) ([\d.e-]+) ",
+        shown,
+    )
+    assert advice, shown
+    steepest, lowest, *rates = map(float, advice.groups())
+    assert rates == pytest.approx([0.1 * steepest, 0.5 * steepest, steepest], rel=0.01)
+    assert 1e-5 < steepest < lowest < 10
+    untrained = first_loss(folder)
+    short = data.training_command(folder, "--find-lr", "--find-lr-steps", "10")
+    train_here(*short, "--resume", "none")  # which needs no --overwrite, for nothing is
+    assert first_loss(folder) == untrained
+    train_here(*short, "--resume", folder / "checkpoints/last.pt")
+    assert first_loss(folder) != untrained
+    checkpoint = "checkpoints/last.pt"
+    assert (folder / checkpoint).read_bytes() == (finished_run / checkpoint).read_bytes()
