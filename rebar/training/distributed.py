@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,11 +116,19 @@ def _device_of(local_rank: int, local_size: int) -> torch.device:
 
 
 def wrap_distributed(model: nn.Module, world: World) -> nn.Module:
-    """The model as DistributedDataParallel, or as it is in a world of one."""
+    """The model as DistributedDataParallel, or as it is in a world of one.
+
+    Its weights and buffers must be the same in all processes. The statistics of BatchNorm then grow apart, each
+    process's from its own pictures: :func:`share_buffers` makes them one where they are used.
+    """
     if not world.distributed:
         return model
     device_ids = [world.device] if world.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+    with warnings.catch_warnings():  # its other name came with PyTorch 2.13
+        warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
 
 def share_buffers(model: nn.Module, world: World) -> None:

@@ -20,6 +20,12 @@ _PEER_GONE = (
     "timeout",
 )
 _HOST_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory")
+_GPU_MEMORY = (
+    "cuda out of memory",
+    "cuda error: out of memory",
+    "_status_alloc_failed",
+    "cuda failure 2 'out of memory'",
+)
 
 
 def explanation(error: BaseException, *, batch_size: int, precision: str, accumulate: int = 1) -> str | None:
@@ -28,7 +34,7 @@ def explanation(error: BaseException, *, batch_size: int, precision: str, accumu
     ``batch_size`` pictures a process are computed in ``accumulate`` pieces.
     """
     text = str(error).lower()
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_gpu_memory(error):
         return _gpu_memory(error, batch_size, precision, accumulate)
     if isinstance(error, MemoryError) or (
         isinstance(error, (RuntimeError, OSError))
@@ -42,11 +48,26 @@ def explanation(error: BaseException, *, batch_size: int, precision: str, accumu
         isinstance(error, RuntimeError) and any(words in text for words in _PEER_GONE) and _is_distributed()
     ):
         return (
-            f"another process of this run is gone, or does not answer ({str(error).splitlines()[0]}). The first error "
+            f"another process of this run is gone, or does not answer ({_gist(error)}). The first error "
             "above, if any, is its reason; without one it was killed (by a lack of memory, perhaps: see dmesg). "
             "The same command goes on from the last checkpoint"
         )
     return None
+
+
+def is_gpu_memory(error: BaseException) -> bool:
+    """Whether a GPU had too little memory: for a tensor, for a library, or for NCCL."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _GPU_MEMORY)
+    )
+
+
+def _gist(error: BaseException) -> str:
+    """The first line of an error, and what NCCL says further below."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    last = [i for i, line in enumerate(lines) if line.startswith("Last error")]
+    return " ".join([lines[0], *lines[last[0] : last[0] + 2]] if last else lines[:1])
 
 
 def _gpu_memory(error: BaseException, batch_size: int, precision: str, accumulate: int) -> str:
@@ -65,7 +86,7 @@ def _gpu_memory(error: BaseException, batch_size: int, precision: str, accumulat
     advice.append(f"--training.batch_size {smaller} is a smaller step, with --lr halved as well")
     return (
         f"out of GPU memory with batches of {batch_size}{at_once}, in precision {precision}. "
-        f"{'; '.join(advice)}. What else is on this GPU, nvidia-smi shows. ({str(error).splitlines()[0]})"
+        f"{'; '.join(advice)}. What else is on this GPU, nvidia-smi shows. ({_gist(error)})"
     )
 
 
@@ -85,3 +106,17 @@ def explained(*, batch_size: int, precision: str, accumulate: int = 1) -> Iterat
         if message is None:
             raise
         raise RebarError(message) from error
+
+
+@contextmanager
+def explained_in_evaluation(*, batch_size: int, option: str) -> Iterator[None]:
+    """Turn a lack of GPU memory into a RebarError; ``option`` sets the ``batch_size``, per process."""
+    try:
+        yield
+    except Exception as error:
+        if not is_gpu_memory(error):
+            raise
+        raise RebarError(
+            f"out of GPU memory while evaluating batches of {batch_size}: {option} {max(1, batch_size // 2)} gives the "
+            f"same result in less. What else is on this GPU, nvidia-smi shows. ({_gist(error)})"
+        ) from error

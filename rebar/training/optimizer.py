@@ -78,8 +78,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer over parameter groups; the loop sets the learning rate at every step.
 
-    SGD and SGDW run as one fused kernel, on a CPU too; on a GPU that also keeps fp16's loss scaling from
-    waiting for the device.
+    The parameters must lie on their device already. SGD and SGDW run as one fused kernel, on a CPU too; on a GPU
+    that also keeps fp16's loss scaling from waiting for the device.
     """
     if name == "lamb":
         return LAMB(groups, lr=0.0, betas=(config.lamb_beta1, config.lamb_beta2), eps=config.lamb_eps)
@@ -87,7 +87,21 @@ def build_optimizer(
         return LARS(groups, lr=0.0, momentum=momentum, trust=config.lars_trust)
     nesterov = config.nesterov and momentum > 0
     options: dict[str, Any] = {"lr": 0.0, "momentum": momentum, "nesterov": nesterov, "fused": True}
-    return SGDW(groups, peak_lr=peak_lr, **options) if name == "sgdw" else torch.optim.SGD(groups, **options)
+    optimizer = SGDW(groups, peak_lr=peak_lr, **options) if name == "sgdw" else torch.optim.SGD(groups, **options)
+    if momentum > 0:
+        _start_at_rest(optimizer)
+    return optimizer
+
+
+def _start_at_rest(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter a momentum of 0, from which the first step comes out as it does without one.
+
+    torch would make it in the first step, from uninitialised memory; where fp16's gradients overflow in that very
+    step, the fused kernel leaves it so.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def clip_gradients(

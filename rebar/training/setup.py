@@ -21,7 +21,7 @@ from rebar.training.lr_override import ScheduleSpan, resumed_schedule
 from rebar.training.meter import TrainMeter
 from rebar.training.network import build_network
 from rebar.training.optimizer import build_optimizer, parameter_groups
-from rebar.training.precision import gradient_scaler, resolve_precision
+from rebar.training.precision import gradient_scaler, input_dtype, resolve_precision
 from rebar.training.schedule import peak_lr
 from rebar.training.state import TrainState
 from rebar.training.uploaded_run import fetch_run
@@ -139,7 +139,12 @@ def build_normalizer(
 ) -> Normalizer:
     """What takes batches to the device, by the statistics of this run."""
     return Normalizer(
-        world.device, mean=state.mean, std=state.std, channels_last=config.execution.channels_last, augment=augment
+        world.device,
+        input_dtype(state.precision),
+        mean=state.mean,
+        std=state.std,
+        channels_last=config.execution.channels_last,
+        augment=augment,
     )
 
 

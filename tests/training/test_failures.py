@@ -7,7 +7,7 @@ import torch
 
 from rebar.errors import RebarError
 from rebar.training import failures
-from rebar.training.failures import explained, explanation
+from rebar.training.failures import explained, explained_in_evaluation, explanation
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,14 @@ from rebar.training.failures import explained, explanation
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "32", "out of main memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "32", "--num-workers"),
         (torch.distributed.DistBackendError("NCCL error"), "32", "another process of this run is gone"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors"), "32", "out of GPU memory with batches of 256"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "32", "out of GPU memory"),
+        (
+            torch.distributed.DistBackendError("NCCL error\nLast error:\nCuda failure 2 'out of memory'"),
+            "32",
+            "GPU mem",
+        ),
+        (torch.distributed.DistBackendError("NCCL error\nLast error:\nno route\nx"), "32", "Last error: no route)"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -73,3 +81,14 @@ def test_our_own_errors_pass() -> None:
         raise RebarError("mine")
     with pytest.raises(RebarError, match="out of main memory"), explained(batch_size=1, precision="32"):
         raise MemoryError
+
+
+def test_an_evaluation_has_a_batch_size_of_its_own() -> None:
+    with (
+        pytest.raises(RebarError, match=r"evaluating batches of 512: --validation\.batch_size 256 gives the same"),
+        explained(batch_size=64, precision="fp16"),
+        explained_in_evaluation(batch_size=512, option="--validation.batch_size"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+    with pytest.raises(ZeroDivisionError), explained_in_evaluation(batch_size=1, option="--batch-size"):
+        raise ZeroDivisionError

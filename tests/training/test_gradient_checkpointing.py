@@ -45,5 +45,13 @@ def test_loss_gradients_and_statistics_are_the_same_with_less_kept() -> None:
         assert torch.equal(checkpointed.eval()(X), plain.eval()(X))
 
 
+def test_synchronised_statistics_count_a_batch_once() -> None:
+    torch.manual_seed(0)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(build_model("resnet18", num_classes=5))
+    assert apply_gradient_checkpointing(model) == 8
+    model(X).square().mean().backward()
+    assert {int(value) for name, value in model.named_buffers() if name.endswith("num_batches_tracked")} == {1}
+
+
 def test_a_model_without_stages_is_told() -> None:
     assert apply_gradient_checkpointing(build_model("alexnet", num_classes=5)) == 0

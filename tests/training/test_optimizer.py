@@ -173,6 +173,29 @@ def test_sgdw_does_not_shrink_in_a_step_that_overflowed() -> None:
     assert torch.allclose(parameters[0], before[0] * 0.97)
 
 
+@pytest.mark.parametrize("name", ["sgd", "sgdw"])
+def test_a_first_step_that_overflows_is_as_if_it_had_not_been(name: OptimizerName) -> None:
+    def train(overflows: int) -> list[nn.Parameter]:
+        parameters = start()
+        optimizer = build_optimizer(name, groups_of(parameters, 0.03), OptimizerConfig(nesterov=True), **PLAIN)
+        set_learning_rate(optimizer, 0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1000)
+        scaler.scale(torch.ones(()))  # makes its state
+        for step in range(overflows + 2):
+            for parameter, gradient in zip(parameters, gradients(step - overflows), strict=True):
+                parameter.grad = (
+                    torch.full_like(parameter, torch.inf) if step < overflows else gradient * scaler.get_scale()
+                )
+            scaler.step(optimizer)
+            scaler.update()
+        assert scaler.get_scale() == 4.0 * 0.5**overflows
+        return parameters
+
+    torch.full((1 << 20,), 1e30)  # what may lie where memory is taken anew
+    for found, expected in zip(train(overflows=2), train(overflows=0), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_lamb_is_the_papers() -> None:
     def update(w: Any, g: Any, memory: dict[str, Any], *, rate: float, decay: float) -> Any:
         t = memory["t"] = memory.get("t", 0) + 1

@@ -33,10 +33,10 @@ def erasing_boxes(position: BatchPosition, height: int, width: int, *, probabili
 
 
 def erase(images: torch.Tensor, boxes: NDArray[np.int64]) -> torch.Tensor:
-    """Set each picture's box to 0, which is the mean colour of normalised ``[n, c, h, w]`` pictures."""
+    """Set each picture's box to 0, which is the mean colour of normalised ``[n, c, h, w]`` pictures; in place."""
     height, width = images.shape[2:]
     top, left, box_height, box_width = upload(boxes, images.device, torch.int64).view(-1, 4, 1, 1, 1).unbind(1)
     y = torch.arange(height, device=images.device).view(1, 1, -1, 1)
     x = torch.arange(width, device=images.device).view(1, 1, 1, -1)
     inside = (y >= top) & (y < top + box_height) & (x >= left) & (x < left + box_width)
-    return images.masked_fill(inside, 0)
+    return images.masked_fill_(inside, 0)  # a copy of them would lose the channels_last layout

@@ -15,10 +15,16 @@ from torchvision.transforms.v2 import functional as F  # noqa: E402
 def test_boxes_are_erased_as_torchvision_does(images: torch.Tensor) -> None:
     pictures = images.float()
     boxes = erasing_boxes(BatchPosition(0, 7, 0, 6), 40, 32, probability=0.7)
-    erased = erase(pictures, boxes)
+    erased = erase(pictures.clone(), boxes)
     assert 0 < (boxes[:, 2] > 0).sum() < 6
     for row, (top, left, height, width) in enumerate(boxes.tolist()):
         assert torch.equal(erased[row], F.erase(pictures[row], top, left, height, width, torch.zeros(1)))
+
+
+def test_pictures_keep_their_layout(images: torch.Tensor) -> None:
+    pictures = images.float().contiguous(memory_format=torch.channels_last)
+    erased = erase(pictures, erasing_boxes(BatchPosition(0, 7, 0, 6), 40, 32, probability=1.0))
+    assert erased.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_boxes_have_torchvisions_distribution() -> None:
