@@ -4,7 +4,7 @@ Taking it copies what training goes on to change to host memory, which is quick.
 as long as the disk does, on a thread of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -35,25 +35,37 @@ class BackgroundSave:
             under_way.result()
 
 
-def host_copy(content: Any) -> Any:
-    """``content`` with its own tensors, on the CPU, in its own dicts, lists and tuples.
+class HostMemory:
+    """Room on the CPU for one copy of what a checkpoint holds, used again: new memory takes longer than the copy."""
 
-    From a GPU they are copied to pinned memory, all of them at once.
-    """
-    copy = _copy(content)
-    if torch.cuda.is_initialized():
-        torch.cuda.current_stream().synchronize()
-    return copy
+    def __init__(self) -> None:
+        self._tensors: list[torch.Tensor] = []
+
+    def copy(self, content: Any) -> Any:
+        """``content`` with tensors of this memory, in its own dicts, lists and tuples; good until the next copy.
+
+        From a GPU they are copied to pinned memory, all of them at once.
+        """
+        earlier, self._tensors = iter(self._tensors), []
+        copy = self._copy(content, earlier)
+        if torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()
+        return copy
+
+    def _copy(self, content: Any, earlier: Iterator[torch.Tensor]) -> Any:
+        if isinstance(content, torch.Tensor):
+            room = next(earlier, None)
+            if room is None or not _fits(room, content):
+                pinned = content.device.type == "cuda"
+                room = torch.empty_like(content, device="cpu", pin_memory=pinned, requires_grad=False)
+            self._tensors.append(room)
+            return room.copy_(content.detach(), non_blocking=True)
+        if isinstance(content, dict):
+            return {name: self._copy(value, earlier) for name, value in content.items()}
+        if isinstance(content, list | tuple):
+            return type(content)(self._copy(value, earlier) for value in content)
+        return content
 
 
-def _copy(content: Any) -> Any:
-    if isinstance(content, torch.Tensor):
-        if content.device.type == "cpu":
-            return content.detach().clone()
-        pinned = torch.empty_like(content, device="cpu", pin_memory=True, requires_grad=False)
-        return pinned.copy_(content.detach(), non_blocking=True)
-    if isinstance(content, dict):
-        return {name: _copy(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return type(content)(_copy(value) for value in content)
-    return content
+def _fits(room: torch.Tensor, content: torch.Tensor) -> bool:
+    return (room.shape, room.dtype, room.stride()) == (content.shape, content.dtype, content.stride())

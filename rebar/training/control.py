@@ -99,7 +99,7 @@ class RunControl:
 
         Raises CheckpointError where the one before could not be written.
         """
-        self._writing.wait()  # so that no more than one is held in memory
+        self._writing.wait()  # what is taken next replaces it in memory
         write = self._take()
         if write is not None:
             self._writing.start(write)

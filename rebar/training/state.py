@@ -12,7 +12,7 @@ from rebar.errors import RebarError
 from rebar.loading import Loader
 from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
 from rebar.training.averaging import WeightAverage
-from rebar.training.background_save import host_copy
+from rebar.training.background_save import HostMemory
 from rebar.training.checkpoint import CheckpointError, plain_names, read_newest
 from rebar.training.distributed import World, gather_from_all, sum_over_world
 from rebar.training.health import ADVICE, overflowed
@@ -80,6 +80,8 @@ class TrainState:
     """Those of the training data that were replaced so far, by any process and attempt."""
     loader: dict[str, Any] | None = None
     """The loader's position, in a checkpoint within an epoch."""
+    host_memory: HostMemory = field(default_factory=HostMemory)
+    """For the checkpoint that is being written."""
 
     def steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole run so far."""
@@ -117,7 +119,7 @@ class TrainState:
         self.loader = None
 
     def take_checkpoint(self, settings: dict[str, Any], world: World) -> dict[str, Any] | None:
-        """What a checkpoint holds, in host memory of its own; ``settings`` is the flat configuration.
+        """What a checkpoint holds, in host memory, until the next is taken; ``settings`` is the flat configuration.
 
         Every process must call it; None in all but the first. Raises CheckpointError where the epoch's loss, the
         weights or what belongs to them are no longer finite: the checkpoint before is then worth more.
@@ -152,7 +154,7 @@ class TrainState:
             "std": list(self.std),
             "rng": random_states,
         }
-        copied: dict[str, Any] = host_copy(content)
+        copied: dict[str, Any] = self.host_memory.copy(content)
         return copied
 
     def _check_finite(self, sums: torch.Tensor, world: World) -> None:
