@@ -44,14 +44,13 @@ def recorded_run(
         content = state.take_checkpoint(settings, world)
         if content is None:
             return None
-        epoch, ends_epoch, is_best, taken_at = state.epoch, state.meter.steps == 0, state.is_best, progress()
+        ends_epoch, taken_at = state.meter.steps == 0, progress()
+        is_best, keep_every = config.checkpoint.keep_best and state.is_best, config.checkpoint.keep_every
 
-        def write() -> None:  # the state goes on meanwhile
+        def write() -> None:  # of what was taken: the state goes on meanwhile
             save_checkpoint(folder.last_checkpoint, content)
             if ends_epoch:
-                is_kept = config.checkpoint.keep_best and is_best
-                keep_every = config.checkpoint.keep_every
-                keep_copies(folder.last_checkpoint, epoch=epoch, is_best=is_kept, keep_every=keep_every)
+                keep_copies(folder.last_checkpoint, epoch=taken_at.epoch, is_best=is_best, keep_every=keep_every)
             if uploader is not None:
                 uploader.checkpoint_saved(taken_at)
 
