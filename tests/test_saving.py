@@ -20,7 +20,7 @@ from tests.test_resume import Words, assert_same_run, disturb, status
 def good_epoch(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of one epoch that went well."""
     folder = tmp_path_factory.mktemp("runs") / "good"
-    run(*data.training_command(folder, "--epochs", "1"))
+    run(*data.training_command(folder, "--epochs", "1", "--keep-every", "1"))
     return folder
 
 
@@ -29,6 +29,14 @@ def resumed_command(data: Data, good: Path, folder: Path, *words: str) -> Words:
     (folder / "checkpoints").mkdir(parents=True)
     os.link(good / "checkpoints/last.pt", folder / "checkpoints/last.pt")
     return data.training_command(folder, "--epochs", "2", *words)
+
+
+def test_the_copies_that_are_kept_are_of_their_epochs(good_epoch: Path, finished_run: Path) -> None:
+    kept = {path.name: path.read_bytes() for path in (good_epoch / "checkpoints").iterdir()}
+    assert kept["epoch_001.pt"] == kept["last.pt"]
+    top1 = [record["val/top1"] for record in read_events(finished_run, "epoch")]
+    best = read_checkpoint(finished_run / "checkpoints/best.pt")
+    assert top1[best["epoch"] - 1] == best["best_top1"] == max(top1)
 
 
 def wild(*words: str, message: str, name: str, quick: bool = False) -> Any:
