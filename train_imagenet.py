@@ -31,7 +31,6 @@ from rebar.training import aliases
 from rebar.training.accumulation import pieces_of
 from rebar.training.announcing import announce, shows_progress, tell_epoch
 from rebar.training.batchnorm_statistics import reestimate_batchnorm
-from rebar.training.checkpoint import keep_copies
 from rebar.training.config import TrainConfig
 from rebar.training.control import RunControl, target_reached
 from rebar.training.distributed import World, join_world, share_buffers, wrap_distributed
@@ -118,6 +117,7 @@ def train(config: TrainConfig, world: World) -> None:
             if config.logging.log_level > 0 or control.is_over() or state.epoch + 1 == config.training.epochs:
                 settle_average(config, state, train_loader, world)
                 metrics |= validate(config, state, val_loader, world, control).metrics()
+                check_finite(metrics["val/loss"], state.steps(steps_per_epoch), of="validation")
             state.last_metrics = metrics | {"step": state.steps(steps_per_epoch)}
             seconds = state.train_seconds + state.meter.seconds
             log.write("epoch", {"epoch": state.epoch, "time/train_seconds": seconds, **state.last_metrics})
@@ -125,11 +125,11 @@ def train(config: TrainConfig, world: World) -> None:
                 control.save()
                 break  # within the epoch
             state.end_epoch()
-            control.save()
+            control.save()  # a thread writes it while the next epoch runs
             if world.is_main:
-                keep_best_and_every(config, state, folder)
                 tell_epoch(config, state, train_loader, control, world)
             control.limit = control.limit or target_reached(config.training.target_top1, metrics)
+        control.wait_until_saved()
         finish(config, state, val_loader, folder, log, control, world, steps=state.steps(steps_per_epoch))
 
 
@@ -265,13 +265,6 @@ def validate(
         precision=state.precision,
         mirror=config.validation.lr_tta,
     )
-
-
-def keep_best_and_every(config: TrainConfig, state: TrainState, folder: RunFolder) -> None:
-    """Keep the checkpoint of the epoch that just ended, where the policy says so."""
-    top1 = state.last_metrics.get("val/top1", 0.0)
-    is_best = config.checkpoint.keep_best and top1 >= state.best_top1 > 0
-    keep_copies(folder.last_checkpoint, epoch=state.epoch, is_best=is_best, keep_every=config.checkpoint.keep_every)
 
 
 def finish(

@@ -1,10 +1,11 @@
 """The log of a run: one JSON object a line in ``log.jsonl``, and Weights & Biases if asked.
 
 Every record has ``event`` (start, step, epoch or end) and ``time`` (seconds since 1970). Metrics have
-slashed names such as ``train/loss``, the same in both places.
+slashed names such as ``train/loss``, the same in both places. One that is no finite number is null.
 """
 
 import json
+import math
 import os
 import secrets
 import time
@@ -52,6 +53,7 @@ class RunLog:
         """Append one record, whole lines only, so that a killed run leaves a readable log."""
         if self.path is None:
             return
+        values = {key: _as_json(value) for key, value in values.items()}
         record = {"event": event, "time": round(time.time(), 3), **values}
         try:
             with self.path.open("a+b") as file:
@@ -63,6 +65,11 @@ class RunLog:
             if event == "epoch":  # counted from 0; its metrics are those at its end, where the steps' count has come to
                 shown["epoch"] += 1
             self._wandb_run.log(shown)
+
+
+def _as_json(value: Any) -> Any:
+    """What JSON can hold: it has neither NaN nor infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line_break_after_a_kill(file: BinaryIO) -> bytes:

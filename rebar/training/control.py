@@ -1,4 +1,8 @@
-"""After every step: is it time to save, or to stop? All processes come to one answer at one step."""
+"""After every step: is it time to save, or to stop? All processes come to one answer at one step.
+
+A save holds the loop up for as long as the copy takes; it is written beside it. The next one, and whoever leaves, waits
+until that is done.
+"""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -6,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from rebar.instance_metadata import endpoint_is_given
+from rebar.training.background_save import BackgroundSave
 from rebar.training.checkpoint import CheckpointConfig
 from rebar.training.distributed import Agreement, World
 from rebar.training.estimate import TimeEstimate
@@ -25,14 +30,15 @@ class RunControl:
         request: StopRequest,
         world: World,
         *,
-        save: Callable[[], None],
+        take: Callable[[], Callable[[], None] | None],
     ) -> None:
-        """``save`` is called by all processes at once."""
+        """``take`` is called by all processes at once. It takes a checkpoint, and returns what writes it, if any."""
         self._config = config
         self._request = request
         self._world = world
         self._agreement = Agreement(world)
-        self._save = save
+        self._take = take
+        self._writing = BackgroundSave()
         self._max_steps = 0
         self._budget_seconds = 0.0
         self._started = self._saved = time.monotonic()
@@ -64,8 +70,10 @@ class RunControl:
     def after_step(self, steps: int) -> bool:
         """After so many steps of the run: whether to leave the epoch, a limit having been reached.
 
-        Raises Interrupted, after saving, where any process was asked to stop.
+        Raises Interrupted, after saving, where any process was asked to stop, and CheckpointError where the last
+        checkpoint could not be written.
         """
+        self._writing.raise_failure()
         if self._max_steps and steps >= self._max_steps:
             self.limit = f"training.max_steps {self._max_steps}"
         decision = Wish(self._agreement.decide(self._wish()))
@@ -73,27 +81,42 @@ class RunControl:
             self.limit = decision.reason
         if decision is not Wish.GO_ON or self.limit or self._falls_on(steps):
             self.save()
-        if decision.is_interruption:
-            raise Interrupted(decision)
+        self._leave_if_interrupted(decision)
         return self.is_over()
 
     def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass the batches of an evaluation through, unless any process is asked to stop: as :meth:`after_step`."""
         for batch in batches:
             yield batch
+            self._writing.raise_failure()
             decision = Wish(self._agreement.decide(self._request.wish))
             if decision.is_interruption:
                 self.save()
-                raise Interrupted(decision)
+            self._leave_if_interrupted(decision)
 
     def save(self) -> None:
-        """Save now; every process must come here."""
-        self._save()
+        """Take a checkpoint, and begin to write it; every process must come here.
+
+        Raises CheckpointError where the one before could not be written.
+        """
+        self._writing.wait()  # what is taken next replaces it in memory
+        write = self._take()
+        if write is not None:
+            self._writing.start(write)
         self._saved = time.monotonic()
+
+    def wait_until_saved(self) -> None:
+        """Return when the last checkpoint is on disk. Raises CheckpointError where it could not be written."""
+        self._writing.wait()
 
     def close(self) -> None:
         """Read what the processes sent each other last."""
         self._agreement.settle()
+
+    def _leave_if_interrupted(self, decision: Wish) -> None:
+        if decision.is_interruption:
+            self.wait_until_saved()
+            raise Interrupted(decision)
 
     def _wish(self) -> Wish:
         if self._request.wish is not Wish.GO_ON:

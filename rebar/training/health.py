@@ -1,8 +1,10 @@
 """Signs that a run goes wrong without failing: told once each, with what to do."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+
+import torch
 
 from rebar.errors import RebarError
 from rebar.reporting.console import warn_beside_bar
@@ -51,11 +53,23 @@ class HealthWatch:
             self.say(message)
 
 
-def check_finite(loss: float, step: int) -> float:
+ADVICE = "Lower --lr, or try --training.precision bf16 or 32"
+"""Against a loss or weights that are no numbers any more."""
+
+
+def check_finite(loss: float, step: int, *, of: str = "training") -> float:
     """The loss, unless it is NaN or infinite: then training is over, and the last checkpoint is good."""
     if not math.isfinite(loss):
         raise RebarError(
-            f"the training loss became {loss} at or before step {step}: the last checkpoint is from before. "
-            "Lower --lr, or try --training.precision bf16 or 32"
+            f"the {of} loss became {loss} at or before step {step}: the last checkpoint is from before. {ADVICE}"
         )
     return loss
+
+
+def overflowed(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Whether a floating tensor holds NaN or infinity, or values whose squares do (beyond 1e19 in float32), as bool [].
+
+    One reduction on their device, which is not waited for.
+    """
+    floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel() > 0]
+    return ~torch.nn.utils.get_total_norm(floating).isfinite()

@@ -1,16 +1,18 @@
 """What surrounds the epochs of a run: its folder, log and status, and who may end it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from rebar.config import flatten_config, to_yaml
 from rebar.errors import RebarError
 from rebar.loading import Loader
+from rebar.reporting.console import warn_beside_bar
 from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import RunLog, forget_after, open_log
 from rebar.reporting.status import RunStatus, State, write_status
 from rebar.run_manifest import Progress
+from rebar.training.checkpoint import keep_copies, save_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.control import RunControl, asked_to_stop
 from rebar.training.distributed import World, wait_for_all
@@ -35,13 +37,24 @@ def recorded_run(
     steps_per_epoch = len(loader)
     earlier_seconds = state.run_seconds
 
-    def save() -> None:
+    def take_checkpoint() -> Callable[[], None] | None:
         state.loader = loader.state_dict(state.meter.steps_of_pass) if state.meter.steps else None
         state.note_corrupt_samples(loader, world)
         state.run_seconds = earlier_seconds + control.seconds
-        state.save(folder.last_checkpoint, settings, world)
-        if uploader is not None:
-            uploader.checkpoint_saved(progress())
+        content = state.take_checkpoint(settings, world)
+        if content is None:
+            return None
+        ends_epoch, taken_at = state.meter.steps == 0, progress()
+        is_best, keep_every = config.checkpoint.keep_best and state.is_best, config.checkpoint.keep_every
+
+        def write() -> None:  # of what was taken: the state goes on meanwhile
+            save_checkpoint(folder.last_checkpoint, content)
+            if ends_epoch:
+                keep_copies(folder.last_checkpoint, epoch=taken_at.epoch, is_best=is_best, keep_every=keep_every)
+            if uploader is not None:
+                uploader.checkpoint_saved(taken_at)
+
+        return write
 
     def progress() -> Progress:
         step = state.steps(steps_per_epoch)
@@ -61,7 +74,7 @@ def recorded_run(
             forget_after(folder.log, epoch=state.epoch, step=state.steps(steps_per_epoch))
         log = stack.enter_context(open_log(folder.log, config.logging, is_main=world.is_main, settings=settings))
         request = stack.enter_context(asked_to_stop(config.checkpoint, world))
-        control = RunControl(config.checkpoint, request, world, save=save)
+        control = RunControl(config.checkpoint, request, world, take=take_checkpoint)
         control.set_limits(
             steps=state.steps(steps_per_epoch),
             max_steps=config.training.max_steps,
@@ -87,6 +100,7 @@ def recorded_run(
                 accumulate=config.execution.accumulate,
             ):
                 yield log, control
+                control.wait_until_saved()
         except Interrupted as interrupted:
             note("interrupted", interrupted.reason, EXIT_PREEMPTED)
             control.close()
@@ -95,6 +109,10 @@ def recorded_run(
             wait_for_all(world)  # whoever leaves first makes torchrun end the others
             raise
         except BaseException as error:
+            try:
+                control.wait_until_saved()
+            except Exception as failed:  # the first error is the one to be raised
+                warn_beside_bar(str(failed))
             with suppress(RebarError):  # the disk may be what is full
                 note("failed", str(error) or type(error).__name__, 1)
             raise

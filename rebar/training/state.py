@@ -12,8 +12,10 @@ from rebar.errors import RebarError
 from rebar.loading import Loader
 from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
 from rebar.training.averaging import WeightAverage
-from rebar.training.checkpoint import CheckpointError, plain_names, read_newest, save_checkpoint
-from rebar.training.distributed import World, gather_from_all
+from rebar.training.background_save import HostMemory
+from rebar.training.checkpoint import CheckpointError, plain_names, read_newest
+from rebar.training.distributed import World, gather_from_all, sum_over_world
+from rebar.training.health import ADVICE, overflowed
 from rebar.training.lr_override import ScheduleSpan
 from rebar.training.meter import TrainMeter
 from rebar.training.precision import Precision
@@ -78,6 +80,8 @@ class TrainState:
     """Those of the training data that were replaced so far, by any process and attempt."""
     loader: dict[str, Any] | None = None
     """The loader's position, in a checkpoint within an epoch."""
+    host_memory: HostMemory = field(default_factory=HostMemory)
+    """For the checkpoint that is being written."""
 
     def steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole run so far."""
@@ -97,6 +101,11 @@ class TrainState:
         whole = self.loader["epoch"] > self.epoch
         self.meter.steps = len(loader) if whole else self.loader["samples"] // loader.global_batch
 
+    @property
+    def is_best(self) -> bool:
+        """Whether the epoch that ended last has the highest validation top-1 so far."""
+        return self.last_metrics.get("val/top1", 0.0) >= self.best_top1 > 0
+
     def note_corrupt_samples(self, loader: Loader, world: World) -> None:
         """Add what the loaders of all processes replaced; every process must call it."""
         self.corrupt_samples.update(*gather_from_all([int(sample) for sample in loader.corrupt_samples], world))
@@ -109,22 +118,17 @@ class TrainState:
         self.meter = TrainMeter(self.meter.device)
         self.loader = None
 
-    def save(self, path: Path, settings: dict[str, Any], world: World) -> None:
-        """Write a checkpoint; ``settings`` is the flat configuration.
+    def take_checkpoint(self, settings: dict[str, Any], world: World) -> dict[str, Any] | None:
+        """What a checkpoint holds, in host memory, until the next is taken; ``settings`` is the flat configuration.
 
-        Every process must call it, the first one writes. Raises CheckpointError, also where the epoch's loss
-        is no longer finite: the checkpoint before is then worth more.
+        Every process must call it; None in all but the first. Raises CheckpointError where the epoch's loss, the
+        weights or what belongs to them are no longer finite: the checkpoint before is then worth more.
         """
         meter = self.meter.state_dict(world)
-        if not meter["sums"].isfinite().all():
-            raise CheckpointError(
-                f"the training loss became NaN or infinite in epoch {self.epoch + 1}, before step "
-                f"{self.meter.steps} of it: nothing was saved, the last checkpoint is from before. "
-                "Lower --lr, or try --training.precision bf16 or 32"
-            )
+        self._check_finite(meter["sums"], world)
         random_states = gather_from_all(rng_states(world.device), world)
         if not world.is_main:
-            return
+            return None
         content = {
             "arch": self.arch,
             "num_classes": self.num_classes,
@@ -150,7 +154,24 @@ class TrainState:
             "std": list(self.std),
             "rng": random_states,
         }
-        save_checkpoint(path, content)
+        copied: dict[str, Any] = self.host_memory.copy(content)
+        return copied
+
+    def _check_finite(self, sums: torch.Tensor, world: World) -> None:
+        """``sums`` are the meter's. All processes raise, or none: they look at the sum of their findings."""
+        tensors = list(self.model.state_dict().values())
+        tensors += self.average.model.state_dict().values() if self.average else ()
+        for of_parameter in self.optimizer.state.values():
+            tensors += [value for value in of_parameter.values() if isinstance(value, torch.Tensor)]
+        weights_are_lost = sum_over_world(overflowed(tensors).float(), world).item() > 0
+        if not weights_are_lost and sums.isfinite().all():
+            return
+        what = "weights or their momenta" if sums.isfinite().all() else "training loss"
+        within = f"epoch {self.epoch + 1}, by step {self.meter.steps} of it"
+        raise CheckpointError(
+            f"the {what} became NaN or infinite in {within if self.meter.steps else f'epoch {self.epoch}'}: nothing "
+            f"was saved, the last checkpoint is from before. {ADVICE}"
+        )
 
     def load(self, path: Path, settings: dict[str, Any], world: World) -> None:
         """Go on from a checkpoint. Raises CheckpointError where it is of another model or dataset."""

@@ -24,6 +24,12 @@ def test_records_are_lines_of_json(tmp_path: Path) -> None:
     assert read_log(path) == [first, second]
 
 
+def test_what_is_no_finite_number_is_null(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    RunLog(path).write("epoch", {"epoch": 0, "val/loss": float("nan"), "train/loss": float("-inf"), "val/top1": 0.5})
+    assert path.read_text().endswith('"epoch": 0, "val/loss": null, "train/loss": null, "val/top1": 0.5}\n')
+
+
 def test_every_record_is_on_disk_at_once_and_a_resumed_run_appends(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     for epoch in range(3):

@@ -1,6 +1,10 @@
 """Trouble is told, once, and only where it is."""
 
-from rebar.training.health import HealthWatch
+import pytest
+import torch
+
+from rebar.errors import RebarError
+from rebar.training.health import HealthWatch, check_finite, overflowed
 
 
 def test_divergence_is_told_once() -> None:
@@ -24,3 +28,17 @@ def test_starving_gets_advice_that_fits() -> None:
         watch.on_epoch(4, 0.5, workers, cores=8)
         assert len(said) == 1
         assert expected in said[0]
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_says_which(loss: float) -> None:
+    assert check_finite(0.5, 3) == 0.5
+    with pytest.raises(RebarError, match=f"the validation loss became {loss} at or before step 3: .* Lower --lr"):
+        check_finite(loss, 3, of="validation")
+
+
+def test_one_value_among_many_is_found() -> None:
+    sound = [torch.randn(3, 4), torch.zeros(0), torch.tensor(2**62), torch.full((5,), -1e18), torch.randn(2).half()]
+    assert not overflowed(sound)
+    for value in (float("nan"), float("inf"), -float("inf"), 1e20):
+        assert overflowed([*sound, torch.tensor([1.0, value])])

@@ -1,5 +1,6 @@
 """Resuming: everything comes back, and what does not fit is refused or told."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from rebar.training.checkpoint import CheckpointError
+from rebar.training.averaging import WeightAverage
+from rebar.training.checkpoint import CheckpointError, save_checkpoint
 from rebar.training.distributed import World
 from rebar.training.lr_override import ScheduleSpan
 from rebar.training.meter import TrainMeter
@@ -59,13 +61,19 @@ def train(state: TrainState, steps: int) -> list[float]:
     return losses
 
 
+def save(state: TrainState, path: Path) -> None:
+    content = state.take_checkpoint(SETTINGS, WORLD)
+    assert content is not None
+    save_checkpoint(path, content)
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A checkpoint after three steps."""
     state = make_state()
     train(state, 3)
     state.epoch, state.train_seconds, state.last_metrics = 2, 12.5, {"val/top1": 0.25}
-    state.save(tmp_path / "last.pt", SETTINGS, WORLD)
+    save(state, tmp_path / "last.pt")
     return tmp_path / "last.pt"
 
 
@@ -113,9 +121,44 @@ def test_a_loss_that_is_no_number_is_not_saved(saved: Path) -> None:
     before, state = saved.read_bytes(), make_state()
     state.meter.add(torch.tensor(float("nan")), torch.zeros(2, 3), torch.tensor([0, 1]))
     state.meter.end_step()
-    with pytest.raises(CheckpointError, match="became NaN or infinite in epoch 1, before step 1 of it"):
-        state.save(saved, SETTINGS, WORLD)
+    with pytest.raises(CheckpointError, match="became NaN or infinite in epoch 1, by step 1 of it"):
+        save(state, saved)
     assert saved.read_bytes() == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["weights", "BatchNorm's statistics", "momenta", "average"])
+def test_weights_that_are_no_numbers_are_not_saved(where: str, value: float, saved: Path) -> None:
+    before, state = saved.read_bytes(), make_state()
+    state.average = WeightAverage(state.model, every=1, decay=0.9)
+    train(state, 2)
+    state.epoch = 1
+    assert state.take_checkpoint(SETTINGS, WORLD) is not None
+    linear, norm = state.model[0], state.model[1]  # type: ignore[index]
+    tensors = {
+        "weights": linear.weight,
+        "BatchNorm's statistics": norm.running_var,
+        "momenta": state.optimizer.state[linear.weight]["momentum_buffer"],
+        "average": state.average.model[0].weight,  # type: ignore[index]
+    }
+    with torch.no_grad():
+        tensors[where].flatten()[-1] = value
+    with pytest.raises(CheckpointError, match="weights or their momenta became NaN or infinite in epoch 1: nothing"):
+        save(state, saved)
+    assert saved.read_bytes() == before
+
+
+def test_a_checkpoint_that_was_taken_is_not_changed_by_training_on(saved: Path) -> None:
+    state = make_state()
+    state.average = WeightAverage(state.model, every=1, decay=0.9)
+    train(state, 3)
+    state.last_metrics = {"val/top1": 0.25}
+    taken = state.take_checkpoint(SETTINGS, WORLD)
+    before = pickle.dumps(taken)
+    train(state, 1)
+    state.average.after_step(state.model, 3)
+    state.last_metrics["val/top1"] = 0.5
+    assert pickle.dumps(taken) == before
 
 
 def test_weights_saved_from_a_wrapped_model_are_read_into_a_bare_one(tmp_path: Path) -> None:
@@ -123,7 +166,7 @@ def test_weights_saved_from_a_wrapped_model_are_read_into_a_bare_one(tmp_path: P
     wrapped = make_state(model_seed=1)
     bare = wrapped.model
     wrapped.model = torch.compile(bare)  # type: ignore[assignment]
-    wrapped.save(tmp_path / "last.pt", SETTINGS, WORLD)
+    save(wrapped, tmp_path / "last.pt")
     state.load(tmp_path / "last.pt", SETTINGS, WORLD)
     assert torch.equal(state.model[0].weight, bare[0].weight)  # type: ignore[index]
 
@@ -131,7 +174,7 @@ def test_weights_saved_from_a_wrapped_model_are_read_into_a_bare_one(tmp_path: P
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = make_state()
     state.epoch = 3
-    state.save(saved, SETTINGS, WORLD)
+    save(state, saved)
     saved.write_bytes(saved.read_bytes()[:-1000])
     resumed = make_state()
     resumed.load(saved, SETTINGS, WORLD)
