@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ _COLUMNS = (  # name in the log, heading, format
     ("train/resolution", "px", "d"),
     ("throughput/samples_per_second", "pictures/s", ",.0f"),
     ("time/data_wait_fraction", "waiting", ".0%"),
+    ("gpu/utilization", "GPU busy", ".0%"),
     ("time/epoch_seconds", "seconds", ",.0f"),
 )
 
@@ -110,7 +111,7 @@ def write_report(folder: Path) -> Path:
 
 def write_comparison(folders: Sequence[Path], target: Path) -> Path:
     """Write a page with several runs side by side; returns its path."""
-    runs = [read_run(folder) for folder in folders]
+    runs = [replace(read_run(folder), name=name) for folder, name in zip(folders, _names(folders), strict=True)]
     charts = [
         _chart("validation top-1, %", [run.series("val/top1", run.name, 100) for run in runs]),
         _chart("validation loss", [run.series("val/loss", run.name) for run in runs]),
@@ -124,6 +125,7 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
             [run.series("time/data_wait_fraction", run.name, 100) for run in runs],
             from_zero=True,
         ),
+        _chart("GPU busy, %", [run.series("gpu/utilization", run.name, 100) for run in runs], from_zero=True),
     ]
     rows = [[run.name, run.state, str(len(run.epochs)), *_cells(run.last)] for run in runs]
     heads = ["run", "state", "epochs", *(heading for _, heading, _ in _COLUMNS)]
@@ -133,6 +135,21 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
         "<h2>What was set differently</h2>" + _differences(runs),
     ]
     return _write_page(target, " · ".join(run.name for run in runs), sections)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names; of those that share theirs, as much of the path as tells them apart."""
+    paths = [folder.resolve() for folder in folders]
+
+    def name(path: Path, parts: int) -> str:
+        return str(Path(*path.parts[-parts:]))
+
+    def parts_of(path: Path) -> int:
+        others = [other for other in paths if other != path]
+        enough = (n for n in range(1, len(path.parts)) if name(path, n) not in {name(other, n) for other in others})
+        return next(enough, len(path.parts))
+
+    return [name(path, parts_of(path)) for path in paths]
 
 
 # ------------------------------------------------------------------ parts of a page
@@ -146,6 +163,7 @@ def _facts(run: Run) -> str:
         ("val/top5", "top-5", ".2%"),
         ("throughput/samples_per_second", "pictures/s", ",.0f"),
         ("time/train_seconds", "seconds of training", ",.0f"),
+        ("gpu/utilization", "GPU busy", ".0%"),
         ("memory/gpu_peak_gb", "GB of GPU memory", ".1f"),
         ("memory/host_peak_gb", "GB of main memory", ".1f"),
     ):
@@ -179,6 +197,7 @@ def _charts(run: Run) -> list[str]:
         _resolution_chart(run),
         _chart("pictures a second", [run.series("throughput/samples_per_second", "")], from_zero=True),
         _chart("waiting for data, %", [run.series("time/data_wait_fraction", "", 100)], from_zero=True),
+        _chart("GPU busy, %", [run.series("gpu/utilization", "", 100)], from_zero=True),
     ]
 
 
