@@ -17,6 +17,7 @@ from rebar.reporting.run_log import read_log
 from rebar.reporting.status import read_status
 
 Record = dict[str, Any]
+Column = tuple[str, str, str]
 _CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
 h1 { margin-bottom: 0 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem }
@@ -127,8 +128,9 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
         ),
         _chart("GPU busy, %", [run.series("gpu/utilization", run.name, 100) for run in runs], from_zero=True),
     ]
-    rows = [[run.name, run.state, str(len(run.epochs)), *_cells(run.last)] for run in runs]
-    heads = ["run", "state", "epochs", *(heading for _, heading, _ in _COLUMNS)]
+    columns = _columns([run.last for run in runs])
+    rows = [[run.name, run.state, str(len(run.epochs)), *_cells(run.last, columns)] for run in runs]
+    heads = ["run", "state", "epochs", *(heading for _, heading, _ in columns)]
     sections = [
         '<div class="charts">' + "".join(charts) + "</div>",
         "<h2>Last evaluation</h2>" + _table(heads, rows),
@@ -211,13 +213,19 @@ def _chart(title: str, series: Sequence[Series], from_zero: bool = False) -> str
     return line_chart(title, series, x_label="epoch", from_zero=from_zero)
 
 
-def _cells(epoch: Mapping[str, Any]) -> list[str]:
-    return [format(epoch[name], form) if epoch.get(name) is not None else "" for name, _, form in _COLUMNS]
+def _columns(epochs: Sequence[Record]) -> list[Column]:
+    """Those that any of the epochs has a value for."""
+    return [column for column in _COLUMNS if any(epoch.get(column[0]) is not None for epoch in epochs)]
+
+
+def _cells(epoch: Record, columns: Sequence[Column]) -> list[str]:
+    return [format(epoch[name], form) if epoch.get(name) is not None else "" for name, _, form in columns]
 
 
 def _epochs_table(run: Run) -> str:
-    heads = ["epoch", *(heading for _, heading, _ in _COLUMNS)]
-    return _table(heads, [[str(epoch["epoch"] + 1), *_cells(epoch)] for epoch in run.epochs])
+    columns = _columns(run.epochs)
+    heads = ["epoch", *(heading for _, heading, _ in columns)]
+    return _table(heads, [[str(epoch["epoch"] + 1), *_cells(epoch, columns)] for epoch in run.epochs])
 
 
 def _environment(run: Run) -> dict[str, str]:
