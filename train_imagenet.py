@@ -10,7 +10,6 @@ learning rate that rises and falls linearly, label smoothing, BlurPool, small pi
 what each technique is good for: docs/training.md.
 """
 
-import contextlib
 import itertools
 import sys
 from collections.abc import Sequence
@@ -21,16 +20,15 @@ from torch import nn
 
 from rebar.cli import run_command
 from rebar.config import config_name, parse_config
-from rebar.errors import RebarError
 from rebar.loading import Loader, Normalizer
 from rebar.reporting import console
-from rebar.reporting.plot import plot_run
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import RunLog
 from rebar.training import aliases
 from rebar.training.accumulation import pieces_of
 from rebar.training.announcing import announce, shows_progress, tell_epoch
 from rebar.training.batchnorm_statistics import reestimate_batchnorm
+from rebar.training.beginning import begun_once
 from rebar.training.config import TrainConfig
 from rebar.training.control import RunControl, target_reached
 from rebar.training.distributed import World, join_world, share_buffers, wrap_distributed
@@ -46,13 +44,21 @@ from rebar.training.optimizer import clip_gradients, set_learning_rate
 from rebar.training.precision import autocast
 from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
 from rebar.training.publish import publish_or_warn
-from rebar.training.recording import recorded_run
+from rebar.training.recording import recorded_run, refusal_noted
 from rebar.training.regularization.policy import build_regularizer
 from rebar.training.resolution import resolution_at
 from rebar.training.sam import climbed
 from rebar.training.schedule import peak_lr
 from rebar.training.seeding import seed_step
-from rebar.training.setup import build_normalizer, build_state, check_outlets, fill_in_paths, open_data, resume
+from rebar.training.setup import (
+    build_normalizer,
+    build_state,
+    check_outlets,
+    fill_in_paths,
+    name_folder,
+    open_data,
+    resume,
+)
 from rebar.training.state import TrainState
 from rebar.training.trial import Step, Trial
 from rebar.training.usage import memory_metrics
@@ -68,11 +74,11 @@ def main(argv: Sequence[str]) -> None:
         example="torchrun --nproc_per_node=4 train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml",
         aliases=aliases.table(),
     )
-    config = fill_in_paths(config, config_name(argv))
+    config = name_folder(config, config_name(argv))
     preempted = False
-    with join_world() as world:
+    with refusal_noted(config), join_world() as world:
         try:
-            train(config, world)
+            train(fill_in_paths(config), world)
         except Interrupted as interrupted:
             if world.is_main:
                 print(f"interrupted by {interrupted.reason}: all is saved, the same command goes on", flush=True)
@@ -91,6 +97,7 @@ def train(config: TrainConfig, world: World) -> None:
     train_loader, val_loader = open_data(config, world)
     state = build_state(config, train_loader, world)
     folder = RunFolder(Path(config.logging.folder))
+    config = begun_once(config, folder, world)
     resumed = resume(config, state, train_loader, folder, world)
     model = wrap_distributed(state.model, world)
     if config.execution.compile_model:
@@ -131,6 +138,8 @@ def train(config: TrainConfig, world: World) -> None:
             control.limit = control.limit or target_reached(config.training.target_top1, metrics)
         control.wait_until_saved()
         finish(config, state, val_loader, folder, log, control, world, steps=state.steps(steps_per_epoch))
+    if world.is_main and config.logging.hf_repo:
+        publish_or_warn(folder, config.logging.hf_repo)
 
 
 def train_one_epoch(
@@ -278,7 +287,7 @@ def finish(
     *,
     steps: int,
 ) -> None:
-    """Log how the run ended, draw it, and print the summary."""
+    """Log how the run ended, and print the summary."""
     if state.last_metrics.get("step") != steps:  # a limit was reached before this attempt began
         state.last_metrics = {"step": steps} | validate(config, state, val_loader, world, control).metrics()
     parameters = count_parameters(state.model)
@@ -293,10 +302,6 @@ def finish(
         for suffix in forms(config.checkpoint.export):
             weights = state.evaluated_model.state_dict()
             export_weights(folder.path / f"weights{suffix}", weights, facts)
-        with contextlib.suppress(RebarError):  # killed before its first epoch was logged, it has nothing to draw
-            plot_run(folder.log, folder.plot)
-        if config.logging.hf_repo:
-            publish_or_warn(folder, config.logging.hf_repo)
         print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, folder), flush=True)
 
 

@@ -8,9 +8,11 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 MANIFEST = "run.json"
+ORIGIN = "origin.json"
 LAST, PREVIOUS = "last.pt", "previous.pt"
 FORMAT, VERSION = "rebar-run", 1
 
@@ -37,12 +39,43 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """How a run began that was told to begin anew: kept in its folder, for the same command to go on with it."""
+
+    resume: str
+    """The setting: a checkpoint's path, absolute, or 'none'."""
+    sha256: str = ""
+    """The checkpoint's."""
+    agent: str = ""
+    """The torchrun process that started it."""
+    launch: str = ""
+    """What several machines' torchruns call their common run."""
+    replaced: str = ""
+    """SHA-256 of the last checkpoint of the uploaded run that it was to replace."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any] | None) -> "Origin | None":
+        """Raises KeyError or TypeError where it is no such record."""
+        return None if record is None else cls(**{name: str(record[name]) for name in cls.__annotations__})
+
+
+def read_origin(path: Path) -> Origin | None:
+    """What the file says; None where there is none, or none that can be read."""
+    try:
+        return Origin.from_record(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
 class RunManifest:
     """How far the run is, its checkpoints by their names in the run's folder, and the machine that stored them."""
 
     progress: Progress
     checkpoints: Mapping[str, Stored] = field(default_factory=dict)
     host: str = ""
+    origin: Origin | None = None
+    """None for a run that began by itself."""
 
     @property
     def last(self) -> Stored:
@@ -53,7 +86,9 @@ class RunManifest:
         """The file, written now."""
         about = {"format": FORMAT, "version": VERSION, "time": round(time.time(), 3), "host": self.host}
         checkpoints = {name: asdict(stored) for name, stored in self.checkpoints.items()}
-        return json.dumps({**about, **asdict(self.progress), "checkpoints": checkpoints}, indent=2).encode() + b"\n"
+        origin = {} if self.origin is None else {"origin": asdict(self.origin)}
+        record = {**about, **asdict(self.progress), "checkpoints": checkpoints, **origin}
+        return json.dumps(record, indent=2).encode() + b"\n"
 
     @classmethod
     def from_json(cls, content: bytes) -> "RunManifest":
@@ -70,4 +105,5 @@ class RunManifest:
         checkpoints = {name: Stored(**stored) for name, stored in record["checkpoints"].items()}
         if LAST not in checkpoints or any("/" in name for name in checkpoints):
             raise ValueError("names")
-        return cls(Progress(record["epoch"], record["step"], record["position"]), checkpoints, record["host"])
+        progress = Progress(record["epoch"], record["step"], record["position"])
+        return cls(progress, checkpoints, record["host"], Origin.from_record(record.get("origin")))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -116,6 +117,20 @@ def test_killed_without_warning_it_goes_on_from_the_last_checkpoint_within_the_e
     assert_same_run(tmp_path / "run", finished_run)
 
 
+def test_begun_from_a_file_the_same_command_goes_on_with_the_run(
+    data: Data, finished_run: Path, tmp_path: Path
+) -> None:
+    file = finished_run / "checkpoints/last.pt"
+    words = ["--resume", str(file), "--epochs", "3", "--every-steps", "4"]
+    run(*data.training_command(tmp_path / "undisturbed", *words))
+    command = data.training_command(tmp_path / "run", *words)
+    assert disturb(command, tmp_path / "run", 46, send(signal.SIGKILL)) == -signal.SIGKILL
+    resumed = run(*command).stdout
+    assert f"began from {file} and goes on from its own last checkpoint; --overwrite begins" in resumed
+    assert "after epoch 2 and " in resumed
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
 @pytest.mark.slow
 def test_by_time_too(data: Data, tmp_path: Path) -> None:
     command = data.training_command(tmp_path, "--every-minutes", "0.005", "--max-steps", "12", "--keep-best", "0")
@@ -162,10 +177,22 @@ def two_ranks(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_torchrun_restarts_after_a_rank_was_killed(rank: int, data: Data, two_ranks: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rank", "words"),
+    [
+        (0, []),
+        pytest.param(1, [], marks=pytest.mark.slow),
+        pytest.param(1, ["--resume", "none", "--overwrite"], id="afresh_over_an_earlier_run"),
+    ],
+)
+def test_torchrun_restarts_after_a_rank_was_killed(
+    rank: int, words: list[str], data: Data, finished_run: Path, two_ranks: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
-    command = torchrun(2, *data.training_command(folder, *TWO_RANKS, "--every-steps", "5"))
+    if words:
+        shutil.copytree(finished_run, folder)
+        (folder / "log.jsonl").unlink()
+    command = torchrun(2, *data.training_command(folder, *TWO_RANKS, "--every-steps", "5", *words))
     command.insert(2, "--max-restarts=2")
     assert disturb(command, folder, 12, kill_rank(rank)) == 0
     assert len(read_events(folder, "start")) == 2

@@ -102,6 +102,23 @@ def test_a_folder_that_was_overtaken_is_refused(
 
 
 @pytest.mark.slow
+def test_begun_from_a_file_another_machine_goes_on_with_the_uploaded_run(
+    s3: S3, data: Data, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(machine: str, steps: int, *words: str) -> list[str | Path]:
+        words = ("--upload", f"s3://{BUCKET}", "--epochs", "3", "--max-steps", str(steps), *words)
+        return data.training_command(tmp_path / machine / "begun", *words)
+
+    begins = ("--resume", str(finished_run / "checkpoints/last.pt"))
+    train_here(s3, monkeypatch, *command("a", 3))  # another run: replaced
+    train_here(s3, monkeypatch, *command("b", 43, *begins))
+    assert s3.manifest("begun")["step"] == 43
+    train_here(s3, monkeypatch, *command("c", 44, *begins))
+    assert [record["step"] for record in read_events(tmp_path / "c/begun", "step")] == list(range(40, 44))
+    assert_whole(s3, "begun", tmp_path / "c/begun", "last.pt")
+
+
+@pytest.mark.slow
 def test_a_damaged_upload_is_noticed_and_the_one_before_it_taken(
     s3: S3, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,13 +20,13 @@ from rebar.cloud.s3_urls import Folder
 from rebar.cloud.sending import send_file
 from rebar.cloud.staging import stage
 from rebar.replacing import replacing
-from rebar.run_manifest import LAST, PREVIOUS, RunManifest, Stored
+from rebar.run_manifest import LAST, ORIGIN, PREVIOUS, RunManifest, Stored, read_origin
 
 FILES_AT_ONCE = 8
 TRIES = 5
 FORGOTTEN_SECONDS = 3600
-RECORDS = ("config.yaml", "log.jsonl", "status.json", "wandb_id.txt", "plot.png", "report.html", "weights.*")
-RECORDS_TO_GO_ON_WITH = ("log.jsonl", "wandb_id.txt")
+RECORDS = ("config.yaml", "log.jsonl", "status.json", "wandb_id.txt", "plot.png", "report.html", "weights.*", ORIGIN)
+RECORDS_TO_GO_ON_WITH = ("log.jsonl", "wandb_id.txt", ORIGIN)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def upload_run(clients: Clients, folder: Path, place: Folder) -> Sent:
                 named[PREVIOUS] = known[LAST]
             elif PREVIOUS in known:
                 named[PREVIOUS] = known[PREVIOUS]
-            if write_pointer(clients, place, RunManifest(progress, named, socket.gethostname()), replaces=version):
+            manifest = RunManifest(progress, named, socket.gethostname(), read_origin(folder / ORIGIN))
+            if write_pointer(clients, place, manifest, replaces=version):
                 _delete(clients, place, {each.object for each in known.values()} - {s.object for s in named.values()})
                 return Sent(progress.step, len(new), sum(each.bytes for each in new))
     raise CloudError(f"{place}: something else uploads to this run all the time: give each run an id of its own")

@@ -10,6 +10,7 @@ from typing import Any
 
 from rebar.cli import run_command
 from rebar.errors import RebarError
+from rebar.replacing import replacing
 from rebar.reporting.run_log import read_log
 
 Record = dict[str, Any]
@@ -29,7 +30,7 @@ def latest_records(records: Sequence[Record], event: str, key: str) -> list[Reco
 
 
 def plot_run(log_path: Path, picture_path: Path) -> None:
-    """Read ``log.jsonl`` and write a PNG. Raises RebarError where there is no epoch to draw."""
+    """Read ``log.jsonl`` and write a PNG. Raises RebarError where it has no epoch, and where writing fails."""
     records = read_log(log_path)
     epochs = latest_records(records, "epoch", "epoch")
     steps = latest_records(records, "step", "step")
@@ -56,7 +57,8 @@ def plot_run(log_path: Path, picture_path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.suptitle(log_path.resolve().parent.name)
-    figure.savefig(picture_path, dpi=100)
+    with replacing(picture_path) as (file,):
+        figure.savefig(file, format="png", dpi=100)
 
 
 def _draw_losses(axes: Any, epochs: Sequence[Record], steps: Sequence[Record]) -> None:

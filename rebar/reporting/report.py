@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rebar.reporting.run_log import read_log
 from rebar.reporting.status import read_status
 
 Record = dict[str, Any]
+Column = tuple[str, str, str]
 _CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
 h1 { margin-bottom: 0 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem }
@@ -43,6 +44,7 @@ _COLUMNS = (  # name in the log, heading, format
     ("train/resolution", "px", "d"),
     ("throughput/samples_per_second", "pictures/s", ",.0f"),
     ("time/data_wait_fraction", "waiting", ".0%"),
+    ("gpu/utilization", "GPU busy", ".0%"),
     ("time/epoch_seconds", "seconds", ",.0f"),
 )
 
@@ -110,7 +112,7 @@ def write_report(folder: Path) -> Path:
 
 def write_comparison(folders: Sequence[Path], target: Path) -> Path:
     """Write a page with several runs side by side; returns its path."""
-    runs = [read_run(folder) for folder in folders]
+    runs = [replace(read_run(folder), name=name) for folder, name in zip(folders, _names(folders), strict=True)]
     charts = [
         _chart("validation top-1, %", [run.series("val/top1", run.name, 100) for run in runs]),
         _chart("validation loss", [run.series("val/loss", run.name) for run in runs]),
@@ -124,15 +126,32 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
             [run.series("time/data_wait_fraction", run.name, 100) for run in runs],
             from_zero=True,
         ),
+        _chart("GPU busy, %", [run.series("gpu/utilization", run.name, 100) for run in runs], from_zero=True),
     ]
-    rows = [[run.name, run.state, str(len(run.epochs)), *_cells(run.last)] for run in runs]
-    heads = ["run", "state", "epochs", *(heading for _, heading, _ in _COLUMNS)]
+    columns = _columns([run.last for run in runs])
+    rows = [[run.name, run.state, str(len(run.epochs)), *_cells(run.last, columns)] for run in runs]
+    heads = ["run", "state", "epochs", *(heading for _, heading, _ in columns)]
     sections = [
         '<div class="charts">' + "".join(charts) + "</div>",
         "<h2>Last evaluation</h2>" + _table(heads, rows),
         "<h2>What was set differently</h2>" + _differences(runs),
     ]
     return _write_page(target, " · ".join(run.name for run in runs), sections)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names; of those that share theirs, as much of the path as tells them apart."""
+    paths = [folder.resolve() for folder in folders]
+
+    def name(path: Path, parts: int) -> str:
+        return str(Path(*path.parts[-parts:]))
+
+    def parts_of(path: Path) -> int:
+        others = [other for other in paths if other != path]
+        enough = (n for n in range(1, len(path.parts)) if name(path, n) not in {name(other, n) for other in others})
+        return next(enough, len(path.parts))
+
+    return [name(path, parts_of(path)) for path in paths]
 
 
 # ------------------------------------------------------------------ parts of a page
@@ -146,6 +165,7 @@ def _facts(run: Run) -> str:
         ("val/top5", "top-5", ".2%"),
         ("throughput/samples_per_second", "pictures/s", ",.0f"),
         ("time/train_seconds", "seconds of training", ",.0f"),
+        ("gpu/utilization", "GPU busy", ".0%"),
         ("memory/gpu_peak_gb", "GB of GPU memory", ".1f"),
         ("memory/host_peak_gb", "GB of main memory", ".1f"),
     ):
@@ -179,6 +199,7 @@ def _charts(run: Run) -> list[str]:
         _resolution_chart(run),
         _chart("pictures a second", [run.series("throughput/samples_per_second", "")], from_zero=True),
         _chart("waiting for data, %", [run.series("time/data_wait_fraction", "", 100)], from_zero=True),
+        _chart("GPU busy, %", [run.series("gpu/utilization", "", 100)], from_zero=True),
     ]
 
 
@@ -192,13 +213,19 @@ def _chart(title: str, series: Sequence[Series], from_zero: bool = False) -> str
     return line_chart(title, series, x_label="epoch", from_zero=from_zero)
 
 
-def _cells(epoch: Mapping[str, Any]) -> list[str]:
-    return [format(epoch[name], form) if epoch.get(name) is not None else "" for name, _, form in _COLUMNS]
+def _columns(epochs: Sequence[Record]) -> list[Column]:
+    """Those that any of the epochs has a value for."""
+    return [column for column in _COLUMNS if any(epoch.get(column[0]) is not None for epoch in epochs)]
+
+
+def _cells(epoch: Record, columns: Sequence[Column]) -> list[str]:
+    return [format(epoch[name], form) if epoch.get(name) is not None else "" for name, _, form in columns]
 
 
 def _epochs_table(run: Run) -> str:
-    heads = ["epoch", *(heading for _, heading, _ in _COLUMNS)]
-    return _table(heads, [[str(epoch["epoch"] + 1), *_cells(epoch)] for epoch in run.epochs])
+    columns = _columns(run.epochs)
+    heads = ["epoch", *(heading for _, heading, _ in columns)]
+    return _table(heads, [[str(epoch["epoch"] + 1), *_cells(epoch, columns)] for epoch in run.epochs])
 
 
 def _environment(run: Run) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from rebar.errors import RebarError
+from rebar.run_manifest import ORIGIN
 
 _PATIENCE = 20.0
 
@@ -48,8 +49,13 @@ class RunFolder:
     def wandb_id(self) -> Path:
         return self.path / "wandb_id.txt"
 
+    @property
+    def origin(self) -> Path:
+        """How the run began, where that was not by itself."""
+        return self.path / ORIGIN
+
     def _earlier_run(self) -> list[Path]:
-        files = [self.config, self.log, self.plot, self.report, self.status, self.wandb_id]
+        files = [self.config, self.log, self.plot, self.report, self.status, self.wandb_id, self.origin]
         return [*(file for file in files if file.exists()), *self.last_checkpoint.parent.glob("*.pt")]
 
     def check_can_be_written(self) -> None:
@@ -69,6 +75,17 @@ class RunFolder:
         with self._lock.open("w") as file:
             _lock_within(file, seconds=_PATIENCE, folder=self.path)
             yield
+
+    def is_in_use(self) -> bool:
+        """Whether a run is writing to the folder now."""
+        try:
+            with self._lock.open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no run was ever here, or a file system without locks
+            return False
+        return False
 
     def _make(self) -> None:
         try:

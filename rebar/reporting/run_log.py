@@ -134,7 +134,8 @@ def _wandb_id(folder: Path) -> str:
     """The run's name at Weights & Biases, kept in its folder, so that a resumed run goes on there."""
     path = RunFolder(folder).wandb_id
     if not path.is_file():
-        path.write_text(secrets.token_hex(8))
+        with replacing(path) as (file,):
+            file.write(secrets.token_hex(8).encode())
     return path.read_text().strip()
 
 

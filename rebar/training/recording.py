@@ -1,17 +1,24 @@
 """What surrounds the epochs of a run: its folder, log and status, and who may end it."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
 
+from rebar.cli import warn
 from rebar.config import flatten_config, to_yaml
 from rebar.errors import RebarError
 from rebar.loading import Loader
+from rebar.replacing import replacing
 from rebar.reporting.console import warn_beside_bar
+from rebar.reporting.plot import plot_run
 from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
-from rebar.reporting.run_log import RunLog, forget_after, open_log
-from rebar.reporting.status import RunStatus, State, write_status
+from rebar.reporting.run_log import RunLog, forget_after, open_log, read_log
+from rebar.reporting.status import RunStatus, State, read_status, write_status
 from rebar.run_manifest import Progress
+from rebar.training.beginning import begin
 from rebar.training.checkpoint import keep_copies, save_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.control import RunControl, asked_to_stop
@@ -70,7 +77,10 @@ def recorded_run(
         if world.is_main:
             stack.enter_context(folder.claimed())
             folder.prepare(afresh=afresh)
-            folder.config.write_text(to_yaml(config))
+            with replacing(folder.config) as (file,):
+                file.write(to_yaml(config).encode())
+            if config.checkpoint.resume != "auto":
+                begin(config.checkpoint.resume, folder)
             forget_after(folder.log, epoch=state.epoch, step=state.steps(steps_per_epoch))
         log = stack.enter_context(open_log(folder.log, config.logging, is_main=world.is_main, settings=settings))
         request = stack.enter_context(asked_to_stop(config.checkpoint, world))
@@ -119,4 +129,46 @@ def recorded_run(
         control.close()
         note("finished", control.limit, 0)
         if world.is_main:
-            write_report(folder.path)
+            _draw(folder)
+
+
+def _draw(folder: RunFolder) -> None:
+    """Plot and report, whose want must not spoil a run that is complete."""
+    if folder.log.is_file() and any(record["event"] == "epoch" for record in read_log(folder.log)):
+        _or_warn(lambda: plot_run(folder.log, folder.plot), f"python -m rebar.reporting.plot {folder.path}")
+    _or_warn(lambda: write_report(folder.path), f"python -m rebar.reporting {folder.path}")
+
+
+def _or_warn(draw: Callable[[], object], later: str) -> None:
+    try:
+        draw()
+    except RebarError as error:
+        warn(f"{error}. Later: {later}")
+
+
+@contextmanager
+def refusal_noted(config: TrainConfig) -> Iterator[None]:
+    """Where an error ends this attempt before its run is recorded, the earlier one's ``status.json`` says so.
+
+    Only where there is one, of a run that is neither complete nor under way elsewhere.
+    """
+    training, folder = config.training, RunFolder(Path(config.logging.folder))
+    is_attempt = not (training.eval_only or training.dry_run or training.find_lr)
+    before = _content(folder.status)
+    try:
+        yield
+    except Exception as error:
+        status = read_status(folder.status)
+        is_ours = is_attempt and int(os.environ.get("RANK", 0)) == 0 and _content(folder.status) == before
+        if is_ours and status is not None and status.state != "finished" and not folder.is_in_use():
+            failed = replace(status, state="failed", reason=str(error) or type(error).__name__, exit_code=1)
+            with suppress(RebarError):
+                write_status(folder.status, failed)
+        raise
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

@@ -27,8 +27,14 @@ from rebar.training.state import TrainState
 from rebar.training.uploaded_run import fetch_run
 
 
-def fill_in_paths(config: TrainConfig, name: str | None) -> TrainConfig:
-    """Default the data to $WRITE_DIR and the run's folder to runs/NAME."""
+def name_folder(config: TrainConfig, name: str | None) -> TrainConfig:
+    """Default the run's folder to runs/NAME."""
+    folder = config.logging.folder or str(Path("runs") / (name or config.model.arch))
+    return dataclasses.replace(config, logging=dataclasses.replace(config.logging, folder=folder))
+
+
+def fill_in_paths(config: TrainConfig) -> TrainConfig:
+    """Default the data to $WRITE_DIR."""
     write_dir = os.environ.get("WRITE_DIR")
     paths: dict[str, str] = {}
     for knob, split in (("train_dataset", "train"), ("val_dataset", "val")):
@@ -39,12 +45,8 @@ def fill_in_paths(config: TrainConfig, name: str | None) -> TrainConfig:
                 f"no {split} data: give --data.{knob} FILE.beton, or set WRITE_DIR to the folder that holds "
                 f"{split}.beton (python write_dataset.py --split {split} writes it)"
             )
-    folder = config.logging.folder or str(Path("runs") / (name or config.model.arch))
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, train_dataset=paths["train_dataset"], val_dataset=paths["val_dataset"]),
-        logging=dataclasses.replace(config.logging, folder=folder),
-    )
+    data = dataclasses.replace(config.data, train_dataset=paths["train_dataset"], val_dataset=paths["val_dataset"])
+    return dataclasses.replace(config, data=data)
 
 
 def check_outlets(config: TrainConfig, world: World) -> None:

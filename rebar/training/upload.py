@@ -1,5 +1,6 @@
 """A thread that brings a run's checkpoints and records to a bucket while it trains."""
 
+import dataclasses
 import io
 import os
 import socket
@@ -10,14 +11,14 @@ from typing import IO
 from rebar.errors import RebarError
 from rebar.reporting.console import warn_beside_bar
 from rebar.reporting.run_folder import RunFolder
-from rebar.run_manifest import MANIFEST, PREVIOUS, Progress, RunManifest, Stored
+from rebar.run_manifest import MANIFEST, ORIGIN, PREVIOUS, Origin, Progress, RunManifest, Stored, read_origin
 from rebar.training.bucket import BucketFolder
 from rebar.training.checkpoint import sha256_of
-from rebar.training.uploaded_run import place_of, read_manifest
+from rebar.training.uploaded_run import place_of, read_manifest, write_origin
 
 LAST_UPLOAD_SECONDS = 300
 """For how long a run that ends waits for its last upload; torchrun and EC2 wait for less."""
-_RECORDS = ("config.yaml", "log.jsonl", "status.json", "wandb_id.txt", "plot.png", "report.html", "weights.*")
+_RECORDS = ("config.yaml", "log.jsonl", "status.json", "wandb_id.txt", "plot.png", "report.html", "weights.*", ORIGIN)
 
 
 class Uploader:
@@ -33,9 +34,10 @@ class Uploader:
         manifest: RunManifest | None,
         *,
         replaced: RunManifest | None = None,
+        origin: Origin | None = None,
     ) -> None:
         """``manifest`` is what the place holds of this run, ``replaced`` what it holds of an earlier one."""
-        self._place, self._folder = place, folder
+        self._place, self._folder, self._origin = place, folder, origin
         self._manifest = manifest
         there = manifest or replaced
         self._objects = {stored.object for stored in there.checkpoints.values()} if there else set[str]()
@@ -114,7 +116,7 @@ class Uploader:
         self._store_records()
         progress = saved[1] if saved else self._progress()
         if progress is not None and (checkpoints != before or progress != self._progress()):
-            self._name(RunManifest(progress, checkpoints, socket.gethostname()))
+            self._name(RunManifest(progress, checkpoints, socket.gethostname(), self._origin))
 
     def _progress(self) -> Progress | None:
         return self._manifest.progress if self._manifest else None
@@ -176,7 +178,12 @@ def start_uploads(
     further: raises RebarError where another machine has gone on with the run, and where the place cannot be read.
     """
     place = place_of(address, folder)
-    manifest = read_manifest(place)
+    manifest, origin = read_manifest(place), read_origin(folder.origin)
+    if origin is not None and manifest is not None:
+        if replaces:
+            origin = dataclasses.replace(origin, replaced=manifest.last.sha256)
+            write_origin(folder, origin)
+        replaces = manifest.last.sha256 == origin.replaced  # killed before its first upload, it goes on to replace it
     # another global batch puts the same sample up to a step earlier
     if manifest is not None and not replaces and manifest.progress.position > progress.position + 1.5 / steps_per_epoch:
         raise RebarError(
@@ -184,7 +191,9 @@ def start_uploads(
             f"step {manifest.progress.step:,}. To go on from there, move {folder.last_checkpoint.parent} away and run "
             "the same command again; or choose another --upload"
         )
-    uploader = Uploader(place, folder, None if replaces else manifest, replaced=manifest if replaces else None)
-    if not replaces:
+    uploader = Uploader(
+        place, folder, None if replaces else manifest, replaced=manifest if replaces else None, origin=origin
+    )
+    if folder.last_checkpoint.exists():
         uploader.checkpoint_saved(progress)  # its last attempt may have ended before it was uploaded
     return uploader

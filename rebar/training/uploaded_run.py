@@ -6,14 +6,16 @@ that: who reads it finds whole checkpoints.
 """
 
 import io
+import json
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.replacing import replacing
 from rebar.reporting.run_folder import RunFolder
-from rebar.run_manifest import MANIFEST, PREVIOUS, Progress, RunManifest, Stored
+from rebar.run_manifest import MANIFEST, PREVIOUS, Origin, Progress, RunManifest, Stored
 from rebar.training.bucket import AbsentError, BucketError, BucketFolder, DamagedError
 from rebar.training.checkpoint import link, sha256_of
 from rebar.training.distributed import World, gather_from_all, wait_for_all
@@ -73,6 +75,15 @@ def fetch_run(address: str, folder: RunFolder, world: World, *, resume: str, ove
         wait_for_all(world)
 
 
+def write_origin(folder: RunFolder, origin: Origin | None) -> None:
+    """Keep in the folder how its run began; None: by itself. Raises RebarError where it cannot be written."""
+    if origin is None:
+        folder.origin.unlink(missing_ok=True)
+        return
+    with replacing(folder.origin) as (file,):
+        file.write(json.dumps(asdict(origin), indent=2).encode() + b"\n")
+
+
 def _has(folder: RunFolder, stored: Stored) -> bool:
     last = folder.last_checkpoint
     if not last.is_file() or last.stat().st_size != stored.bytes:
@@ -93,6 +104,7 @@ def _fetch(place: BucketFolder, folder: RunFolder, manifest: RunManifest) -> Non
             content = place.get(name)
             with replacing(folder.path / name) as (file,):
                 file.write(content)
+    write_origin(folder, manifest.origin)
     for _ in range(_READS):
         try:
             _fetch_checkpoints(place, checkpoints, manifest)
@@ -124,7 +136,7 @@ def _without_damaged(place: BucketFolder, manifest: RunManifest, error: DamagedE
         raise error
     warn(f"{error}: going on without it")
     manifest = RunManifest(
-        Progress(0, 0, 0.0), {**sound, "last.pt": last}, manifest.host
+        Progress(0, 0, 0.0), {**sound, "last.pt": last}, manifest.host, manifest.origin
     )  # how far it is, it says itself
     place.put(MANIFEST, io.BytesIO(manifest.to_json()))
     with suppress(BucketError):

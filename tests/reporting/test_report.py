@@ -10,7 +10,7 @@ import pytest
 from rebar.errors import RebarError
 from rebar.reporting.__main__ import main
 from rebar.reporting.environment import without_secrets
-from rebar.reporting.report import write_report
+from rebar.reporting.report import write_comparison, write_report
 from rebar.reporting.status import RunStatus, read_status, write_status
 
 
@@ -98,6 +98,26 @@ def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture
     assert re.search(r"<td>lr\.lr</td><td>0\.5</td><td>0\.7</td>", page)
     assert "model.arch" not in page  # the same in both
     assert capsys.readouterr().out.strip().endswith("both.html")
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    places = ("first/fast/run", "second/fast/run", "second/other")
+    for place in places:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    write_comparison([make_run(tmp_path / place, 1) for place in places], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<h1>first/fast/run · second/fast/run · other</h1>" in page
+    assert page.count(str(tmp_path)) == 0
+
+
+def test_how_busy_the_gpu_was_is_shown_where_it_is_known(tmp_path: Path) -> None:
+    with_gpu, without = make_run(tmp_path / "gpu", 2), make_run(tmp_path / "cpu", 2)
+    log = with_gpu / "log.jsonl"
+    log.write_text(log.read_text().replace('"train/top1"', '"gpu/utilization": 0.93, "train/top1"'))
+    for page in (write_report(with_gpu), write_comparison([with_gpu, without], tmp_path / "page.html")):
+        assert Checked(page.read_text()).charts == 7
+        assert "<th>GPU busy</th>" in page.read_text()
+        assert "<td>93%</td>" in page.read_text()
 
 
 def test_no_run(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
 
-ALL = {"config.yaml", "log.jsonl", "status.json", "report.html", "plot.png", "notes.txt"}
+ALL = {"config.yaml", "log.jsonl", "status.json", "report.html", "plot.png", "origin.json", "notes.txt"}
 ALL |= {"checkpoints/last.pt", "checkpoints/best.pt", "checkpoints/epoch_010.pt"}
 
 
@@ -77,5 +77,6 @@ def test_two_runs_do_not_share_a_folder(empty: RunFolder, monkeypatch: pytest.Mo
     monkeypatch.setattr("rebar.reporting.run_folder._PATIENCE", 0.2)
     with empty.claimed(), pytest.raises(RebarError, match="in use by another run"), RunFolder(empty.path).claimed():
         pass
+    assert not empty.is_in_use()
     with empty.claimed():  # free again
-        pass
+        assert empty.is_in_use()

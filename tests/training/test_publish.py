@@ -11,7 +11,7 @@ from rebar.reporting.run_folder import RunFolder
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.export import read_weights
 from rebar.training.publish import publish_or_warn
-from tests.conftest import Data, read_events, run
+from tests.conftest import Data, read_events, run, torchrun
 from tests.reporting.hub_server import TOKEN, Hub, hub_server
 
 hub_client = pytest.importorskip("huggingface_hub")
@@ -51,11 +51,29 @@ def test_a_run_publishes_what_it_evaluated_and_its_token_nowhere(data: Data, tmp
     for name in ("config.yaml", "log.jsonl"):
         assert published[name] == (folder / name).read_bytes()
     assert b"<svg" in published["report.html"]
+    assert b">finished: training.max_steps 4<" in published["report.html"]
+    assert published["report.html"] == (folder / "report.html").read_bytes()
+    assert_no_token(tmp_path, *published.values(), done.stdout.encode(), done.stderr.encode())
 
-    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+
+def assert_no_token(folder: Path, *shown: bytes) -> None:
+    """Neither in a file below the folder, nor in what was shown or published."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
         assert TOKEN.encode() not in path.read_bytes(), path
-    for content in (*published.values(), done.stdout.encode(), done.stderr.encode()):
-        assert TOKEN.encode() not in content
+    assert not any(TOKEN.encode() in content for content in shown)
+
+
+def test_two_processes_publish_once_and_the_token_nowhere(data: Data, tmp_path: Path) -> None:
+    words = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--training.batch_size", "8", "--max-steps", "2"]
+    command = torchrun(2, *data.training_command(tmp_path / "run", *words))
+    command[2:2] = [f"--log-dir={tmp_path / 'torchrun'}", "--tee=3"]  # what each process prints, in files, too
+    with hub_server() as hub:
+        done = run(*command, **variables(hub, tmp_path))
+        published = hub.repositories["owner/mine"]
+    assert done.stdout.count(f"published {hub.url}/owner/mine") == 1
+    assert b">finished: training.max_steps 2<" in published["report.html"]
+    assert list(tmp_path.glob("torchrun/**/stderr.log"))
+    assert_no_token(tmp_path, *published.values(), done.stdout.encode(), done.stderr.encode())
 
 
 def test_a_wrong_token_is_told_before_the_data_are_opened(data: Data, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
 from rebar.run_manifest import Progress
 from rebar.training import bucket
+from rebar.training.beginning import begin
 from rebar.training.bucket import AbsentError, BucketError, BucketFolder
 from rebar.training.checkpoint import save_checkpoint, sha256_of
 from rebar.training.distributed import World
@@ -152,6 +153,26 @@ def test_another_folder_gets_all_that_it_takes_to_go_on(
     assert other.log.read_bytes() == folder.log.read_bytes()
     assert other.wandb_id.read_text() == "abc"
     assert not list(other.path.rglob("*.partial*"))
+
+
+def test_killed_before_its_first_upload_a_run_still_replaces_the_earlier_one(
+    s3: S3, folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploader_of(folder, step=30).finish()  # the earlier run, further than the next
+    other = RunFolder(tmp_path / "elsewhere" / folder.path.name)
+    other.prepare(afresh=True)
+    begin("none", other)
+    with monkeypatch.context() as patch:
+        patch.setattr(Uploader, "_upload", lambda *_: None)
+        start_uploads(ADDRESS, other, Progress(0, 0, 0.0), 10, replaces=True).finish()
+    save(other, 2)
+    start_uploads(ADDRESS, other, Progress(0, 2, 0.2), 10, replaces=False).finish()
+    manifest = read_manifest(place_of(ADDRESS, other))
+    assert manifest is not None
+    assert manifest.progress.step == 2
+    assert list(manifest.checkpoints) == ["last.pt"]
+    with pytest.raises(RebarError, match="is further than"):
+        start_uploads(ADDRESS, folder, Progress(0, 0, 0.0), 10, replaces=False)
 
 
 def test_a_new_run_finds_nothing(s3: S3, tmp_path: Path, world: World) -> None:
