@@ -33,7 +33,7 @@ from rebar.training.config import TrainConfig
 from rebar.training.control import RunControl, target_reached
 from rebar.training.distributed import World, join_world, share_buffers, wrap_distributed
 from rebar.training.dry_run import try_out
-from rebar.training.evaluation import Evaluation, evaluate
+from rebar.training.evaluation import Evaluation, evaluate, named_by_resolution
 from rebar.training.execution import allow_tf32, compile_for
 from rebar.training.export import export_weights, exported_facts, forms
 from rebar.training.health import check_finite
@@ -260,11 +260,12 @@ def validate(
     world: World,
     control: RunControl | None = None,
     *,
+    resolution: int | None = None,
     max_batches: int | None = None,
 ) -> Evaluation:
     """Exact accuracy of the model, or of its average, every validation picture once over all processes."""
     share_buffers(state.evaluated_model, world)
-    some = itertools.islice(loader.epoch(0, config.validation.resolution), max_batches)
+    some = itertools.islice(loader.epoch(0, resolution or config.validation.resolution), max_batches)
     batches = some if control is None else control.watched(some)
     shown = console.progress(batches, "validation", total=len(loader), enabled=shows_progress(config, world))
     return evaluate(
@@ -274,6 +275,18 @@ def validate(
         precision=state.precision,
         mirror=config.validation.lr_tta,
     )
+
+
+def validate_finally(config: TrainConfig, state: TrainState, loader: Loader, world: World, control: RunControl) -> None:
+    """Accuracy at ``validation.final_resolutions``, kept with the checkpoint, so that it is found out once."""
+    missing = [size for size in config.validation.at_the_end if f"val/top1_{size}px" not in state.last_metrics]
+    for size in missing:
+        metrics = state.last_metrics
+        if size != config.validation.resolution:
+            metrics = validate(config, state, loader, world, control, resolution=size).metrics()
+        state.last_metrics |= named_by_resolution(metrics, size)
+    if missing:
+        control.save()
 
 
 def finish(
@@ -290,6 +303,7 @@ def finish(
     """Log how the run ended, and print the summary."""
     if state.last_metrics.get("step") != steps:  # a limit was reached before this attempt began
         state.last_metrics = {"step": steps} | validate(config, state, val_loader, world, control).metrics()
+    validate_finally(config, state, val_loader, world, control)
     parameters = count_parameters(state.model)
     metrics = {
         **memory_metrics(world),

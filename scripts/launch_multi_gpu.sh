@@ -60,15 +60,8 @@ elif ((gpus > visible)); then
     echo "warning: $gpus processes, but only $visible visible GPUs" >&2
 fi
 
-is_on() { [[ ${1,,} =~ ^(1|true|yes|on)$ ]]; }
-
-schedule=()
-if is_on "${RESET_SCHED:-}"; then schedule+=(--reset-schedule); fi
-if is_on "${FREEZE_LR:-}"; then
-    schedule+=("--freeze-lr=${FREEZE_LR_VALUE:-0}")
-elif [[ -n ${FREEZE_LR_VALUE:-} ]]; then
-    echo "warning: FREEZE_LR_VALUE has no effect without FREEZE_LR=1" >&2
-fi
+# shellcheck source=scripts/schedule_flags.sh
+source "$repo/scripts/schedule_flags.sh"
 
 python=$repo/.venv/bin/python
 [[ -x $python ]] || python=python3

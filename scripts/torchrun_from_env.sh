@@ -5,6 +5,8 @@
 #
 #   scripts/torchrun_from_env.sh train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml
 #   scripts/torchrun_from_env.sh --print          only print torchrun's flags
+#
+# A training also takes RESET_SCHED, FREEZE_LR and FREEZE_LR_VALUE from the environment: see schedule_flags.sh.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -83,4 +85,9 @@ fi
 (($#)) || die "usage: $0 SCRIPT [ARGUMENT...]"
 python=$repo/.venv/bin/python
 [[ -x $python ]] || python=python3
-exec "$python" -m torch.distributed.run "${flags[@]}" "$@"
+schedule=()
+if [[ $(basename "$1") == train_imagenet.py ]]; then
+    # shellcheck source=scripts/schedule_flags.sh
+    source "$repo/scripts/schedule_flags.sh"
+fi
+exec "$python" -m torch.distributed.run "${flags[@]}" "$1" "${schedule[@]}" "${@:2}"

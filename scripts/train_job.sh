@@ -10,6 +10,7 @@
 #   DATA_FOLDER  a folder on a fast disk (default: data/ in the repository)
 #   RUN_PLACE    s3://bucket/prefix/RUN, where checkpoints and log are kept; without it nothing is uploaded
 #   RUN_FOLDER   the run's folder here, which ends in RUN, too (default: runs/RUN)
+#   RESET_SCHED, FREEZE_LR, FREEZE_LR_VALUE   see schedule_flags.sh
 #
 # Exit status: 0 finished; 75 interrupted, all is saved, start it again; any other: failed.
 set -euo pipefail

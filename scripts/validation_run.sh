@@ -20,6 +20,7 @@ usage: $0 PICTURES [--no-tests] [FLAGS of train_imagenet.py]
   RUN_FOLDER=PATH      where the report goes: summary.txt, gpu_tests.txt, training/, evaluation.txt
   DATA_FOLDER=PATH     a fast disk, for the pictures
   TRAIN_PICTURES, VAL_PICTURES   how many (default 25000 and 5000)
+  RESET_SCHED=1, FREEZE_LR=1, FREEZE_LR_VALUE=RATE: see launch_multi_gpu.sh
 
 example: $0 hf:imagenet-1k
 TEXT
@@ -65,8 +66,8 @@ train() {
 
 evaluate() {
     heading "Evaluate the checkpoint"
-    "$python" evaluate.py --checkpoint "$run_folder/training/checkpoints/last.pt" --data "$work/val.beton" |
-        tee "$run_folder/evaluation.txt"
+    "$python" evaluate.py --checkpoint "$run_folder/training/checkpoints/last.pt" --data "$work/val.beton" \
+        --both | tee "$run_folder/evaluation.txt"
 }
 
 gpu_name() { nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | grep . || echo "no GPU"; }
@@ -76,7 +77,7 @@ summarize() {
     {
         echo "machine     $(gpu_name), $(getconf _NPROCESSORS_ONLN) CPUs"
         echo "GPU tests   $tests"
-        echo "evaluation  $(grep -m 1 'top-1' "$run_folder/evaluation.txt")"
+        grep 'top-1' "$run_folder/evaluation.txt" | sed 's/^/evaluation  /'
         echo "in all      $((SECONDS / 60)) min"
     } | tee "$run_folder/summary.txt"
 }

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import evaluate
+import train_imagenet
 from rebar.cli import run_command
-from tests.conftest import Data, run
+from tests.conftest import Data, read_events, run
 
 
 def accuracy(*words: str | Path) -> str:
@@ -42,6 +43,31 @@ def test_both_published_resolutions_are_reported(
     evaluate.main(["--checkpoint", str(finished_run), "--data", str(data.val), "--both"])
     lines = capsys.readouterr().out.splitlines()
     assert [re.search(r"at (\d+) px", line).group(1) for line in lines] == ["224", "256"]  # type: ignore[union-attr]
+
+
+def test_training_ends_with_the_accuracy_at_every_final_resolution(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = data.training_command(tmp_path, "--epochs", "1", "--lr.lr_peak_epoch", "0")
+    train = [*map(str, command[1:]), "--final-resolutions", "32,48"]
+    train_imagenet.main(train)
+    told = capsys.readouterr().out
+    (end,) = read_events(tmp_path, "end")
+    checkpoint = tmp_path / "checkpoints/last.pt"
+    for resolution in (32, 48):
+        evaluate.main(["--checkpoint", str(tmp_path), "--data", str(data.val), "--resolution", str(resolution)])
+        accuracy = capsys.readouterr().out.partition(": ")[2]
+        assert f"at {resolution} px: {accuracy}" in told
+        assert f"averaged with the mirror image: top-1 {end[f'val/top1_tta_{resolution}px']:.2%}" in accuracy
+    assert all(end[f"val/{name}_32px"] == end[f"val/{name}"] for name in ("loss", "top1", "top5", "top1_tta"))
+    assert end["val/loss_48px"] != end["val/loss"]
+
+    before = checkpoint.stat()
+    train_imagenet.main(train)  # is finished: what is known is not found out again
+    assert checkpoint.stat() == before
+    assert f"at 48 px: {accuracy}" in capsys.readouterr().out
+    train_imagenet.main([*train, "--final-resolutions", "32,40"])
+    assert "at 40 px: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

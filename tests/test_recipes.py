@@ -168,6 +168,18 @@ def test_other_recipes_are_as_published(name):
     assert switched_on | loss | {config.training.optimizer} == TECHNIQUES[name]
 
 
+@pytest.mark.parametrize(("name", "threshold"), [("rsb_a1", None), ("rsb_a2", 0.2), ("rsb_a3", 0.2)])
+def test_resnet_strikes_backs_targets_and_warm_up(name, threshold):
+    config = resolve(CONFIGS / f"{name}.yaml")
+    assert (config.loss.bce_threshold, config.training.label_smoothing > 0) == (threshold, threshold is None)
+    assert config.lr.warmup_factor * config.lr.lr == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if re.match("rn50_|rsb_|mosaicml_|torchvision_", name)])
+def test_imagenets_recipes_end_with_both_published_resolutions(name):
+    assert resolve(CONFIGS / name).validation.at_the_end == (224, 256)
+
+
 @pytest.mark.parametrize("name", ["mosaicml_mild", "mosaicml_medium"])
 def test_mosaicmls_sizes_grow_over_their_shares_of_the_epochs(name):
     config = resolve(CONFIGS / f"{name}.yaml")

@@ -241,6 +241,7 @@ def test_every_recipe_trains(recipe: str, data: Data, tmp_path: Path, capsys: py
         "--min-res=16",
         "--max-res=16",
         "--validation.resolution=16",
+        "--validation.final_resolutions=16",
         "--training.batch_size=64",
         "--num-workers=1",
     ]

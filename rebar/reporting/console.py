@@ -3,6 +3,7 @@
 All of it is made from metrics under the log's names (``train/loss`` ...), shares of 1 shown in percent.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -65,15 +66,24 @@ def epoch_line(epoch: int, epochs: int, metrics: Metrics, *, seconds_left: float
     return line + (f"  |  {in_words(seconds_left)} left" if seconds_left else "")
 
 
-def accuracy_line(metrics: Metrics) -> str:
-    """Top-1 and top-5 of an evaluation, with mirror averaging where that was done."""
-    line = f"top-1 {metrics['val/top1']:.2%}, top-5 {metrics['val/top5']:.2%}"
-    if metrics.get("val/top1_tta") is not None:
+def accuracy_line(metrics: Metrics, resolution: str = "") -> str:
+    """Top-1 and top-5 of an evaluation, with mirror averaging where that was done.
+
+    ``resolution`` ("256px") chooses the results whose names end in it, such as ``val/top1_256px``.
+    """
+    end = f"_{resolution}" if resolution else ""
+    line = f"top-1 {metrics[f'val/top1{end}']:.2%}, top-5 {metrics[f'val/top5{end}']:.2%}"
+    if metrics.get(f"val/top1_tta{end}") is not None:
         line += (
-            f"; averaged with the mirror image: top-1 {metrics['val/top1_tta']:.2%}, "
-            f"top-5 {metrics['val/top5_tta']:.2%}"
+            f"; averaged with the mirror image: top-1 {metrics[f'val/top1_tta{end}']:.2%}, "
+            f"top-5 {metrics[f'val/top5_tta{end}']:.2%}"
         )
     return line
+
+
+def _accuracy_by_resolution(metrics: Metrics) -> dict[str, str]:
+    found = [match[1] for name in metrics if (match := re.fullmatch(r"val/top1_(\d+)px", name))]
+    return {f"at {pixels} px": accuracy_line(metrics, f"{pixels}px") for pixels in found}
 
 
 def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: RunFolder) -> str:
@@ -81,6 +91,7 @@ def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: R
     gpu = f", GPU {metrics['memory/gpu_peak_gb']:.1f} GB" if "memory/gpu_peak_gb" in metrics else ""
     facts = {
         "accuracy": accuracy_line(metrics),
+        **_accuracy_by_resolution(metrics),
         "model": f"{arch}, {parameters:,} parameters, {epochs} epochs",
         "time": f"{metrics['time/train_seconds']:,.0f} s of training, without validation",
     }

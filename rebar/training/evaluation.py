@@ -1,6 +1,6 @@
 """Exact accuracy: every sample once, however many processes share the work."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rebar.config import knob
+from rebar.errors import RebarError
 from rebar.training.distributed import World, sum_over_world
 from rebar.training.precision import Precision, autocast
 
@@ -20,10 +21,28 @@ class ValidationConfig:
 
     batch_size: int = knob(512, help="batch size per process", minimum=1)
     resolution: int = knob(224, help="resolution, pixels", minimum=1)
+    final_resolutions: str = knob(
+        "", help="evaluate the finished run at these resolutions, pixels with commas between them: 224,256"
+    )
     crop_ratio: float = knob(
         0.875, help="side of the centred square that is shown, as a share of the shorter side", minimum=0.01, maximum=1
     )
     lr_tta: bool = knob(True, help="also average each prediction with the mirrored picture's")
+
+    def __post_init__(self) -> None:
+        wrong = [word for word in self._final() if not word.isdecimal() or int(word) == 0]
+        if wrong:
+            raise RebarError(
+                f"validation.final_resolutions: '{wrong[0]}' is no number of pixels; give 224,256 or the like"
+            )
+
+    def _final(self) -> list[str]:
+        return [word.strip() for word in self.final_resolutions.split(",") if word.strip()]
+
+    @property
+    def at_the_end(self) -> tuple[int, ...]:
+        """``final_resolutions`` as numbers, each once."""
+        return tuple(dict.fromkeys(map(int, self._final())))
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,15 @@ class Evaluation:
         """Under the log's names, without what was not done."""
         names = ("loss", "top1", "top5", "top1_tta", "top5_tta")
         return {f"val/{name}": getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def named_by_resolution(metrics: Mapping[str, float], resolution: int) -> dict[str, float]:
+    """An evaluation's results among ``metrics`` under names that tell its resolution: ``val/top1_224px``."""
+    return {
+        f"{name}_{resolution}px": value
+        for name, value in metrics.items()
+        if name.startswith("val/") and not name.endswith("px")
+    }
 
 
 def _count_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

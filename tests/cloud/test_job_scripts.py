@@ -21,7 +21,9 @@ from tests.cloud.test_run_archive import PLACE, pointer, run_folder, s3
 from tests.conftest import REPOSITORY, Data, read_events
 
 __all__ = ["s3"]
-SCHEDULERS = ("SKYPILOT_", "AWS_BATCH_", "SM_", "SLURM_", "MASTER_")
+SCHEDULERS = ("SKYPILOT_", "AWS_BATCH_", "SM_", "SLURM_", "MASTER_", "RESET_SCHED", "FREEZE_LR")
+FROZEN = {"RESET_SCHED": "1", "FREEZE_LR": "1", "FREEZE_LR_VALUE": "0.01"}
+FROZEN_FLAGS = "train_imagenet.py --reset-schedule --freeze-lr=0.01 --config-file"
 PYTHON = """#!/bin/bash
 # Rebar's commands are real; training, and writing, note how they were called and leave what they were told to.
 if [[ $1 == -m && $2 == rebar.cloud ]]; then exec "$REAL_PYTHON" "$@"; fi
@@ -54,7 +56,7 @@ def tree(tmp_path: Path) -> Path:
     """The scripts in a repository whose Python is the one above."""
     repo = tmp_path / "repo"
     (repo / "scripts").mkdir(parents=True)
-    for name in ("train_job.sh", "write_job.sh", "torchrun_from_env.sh", "train.sbatch"):
+    for name in ("train_job.sh", "write_job.sh", "torchrun_from_env.sh", "schedule_flags.sh", "train.sbatch"):
         shutil.copy(REPOSITORY / "scripts" / name, repo / "scripts" / name)
     python = repo / ".venv/bin/python"
     python.parent.mkdir(parents=True)
@@ -105,6 +107,11 @@ def test_a_job_stages_trains_and_uploads(aws: StrictAws, s3: Any, tree: Path) ->
     assert f"--epochs 16 --data.train_dataset {tree}/data/train.beton" in called
     assert f"--logging.folder {tree}/runs/g5-16 --logging.upload s3://bucket/runs" in called
     assert pointer(s3)["step"] == 5
+
+
+def test_a_job_takes_the_schedule_from_the_environment(tree: Path) -> None:
+    assert train(tree, **FROZEN).returncode == 0
+    assert FROZEN_FLAGS in (tree / "calls").read_text()
 
 
 def test_an_interrupted_job_says_so(aws: StrictAws, s3: Any, tree: Path) -> None:
@@ -245,6 +252,11 @@ def test_slurm_puts_an_interrupted_job_back(
     assert ("scontrol requeue 17" in called) == requeued
 
 
+def test_slurm_takes_the_schedule_from_the_environment(tree: Path) -> None:
+    assert sbatch(tree, **FROZEN).returncode == 0
+    assert FROZEN_FLAGS in (tree / "calls").read_text()
+
+
 SBATCH = {  # the options that sbatch(1) documents, as far as they are used
     "job-name": r"\S+",
     "nodes": r"\d+",
@@ -270,20 +282,21 @@ def test_slurms_lines_are_its_options() -> None:
         assert re.fullmatch(SBATCH[option[1]], option[2] or ""), line
 
 
-def test_skypilots_run_starts_the_job(aws: StrictAws, s3: Any, tree: Path) -> None:
-    """Its ``run``, with the variables that SkyPilot sets."""
+@pytest.mark.parametrize("asked", [{}, FROZEN], ids=["as usual", "frozen"])
+def test_skypilots_run_starts_the_job(asked: dict[str, str], aws: StrictAws, s3: Any, tree: Path) -> None:
+    """Its ``run``, with the variables that SkyPilot sets: its own, and what ``envs`` declares."""
     put_data(s3)
     task = yaml.safe_load((REPOSITORY / "scripts/skypilot.yaml").read_text())
     script = tree / "run.sh"
     script.write_text(f"#!/bin/bash\ncd {tree}\n{task['run']}")
     script.chmod(0o755)
     sky = {"SKYPILOT_NODE_IPS": "10.0.0.1", "SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_GPUS_PER_NODE": "4"}
-    variables = {"BUCKET": "bucket", "RUN": "g5-16", "CONFIG": task["envs"]["CONFIG"], "HOME": str(tree / "home")}
+    assert asked.keys() <= task["envs"].keys()  # no others may be given
+    variables = task["envs"] | {"BUCKET": "bucket", "HOME": str(tree / "home")} | asked
     more = {"CALLS": str(tree / "calls"), "RUN_FOLDER": str(tree / "runs/g5-16")}
     done = job(script, **sky, **variables, **more)
     assert done.returncode == 0, done.stderr
-    assert (
-        f"--nproc_per_node=4 --standalone train_imagenet.py --config-file {task['envs']['CONFIG']}"
-        in (tree / "calls").read_text()
-    )
+    training = FROZEN_FLAGS if asked else "train_imagenet.py --config-file"
+    called = (tree / "calls").read_text()
+    assert f"--nproc_per_node=4 --standalone {training} {task['envs']['CONFIG']}" in called
     assert pointer(s3)["step"] == 5

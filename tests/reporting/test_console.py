@@ -48,6 +48,16 @@ def test_the_summary_says_how_it_ended_and_where_things_are() -> None:
     assert "GPU 9.9 GB" in on_gpu
 
 
+def test_the_summary_names_every_resolution() -> None:
+    ended = {"time/train_seconds": 894.4, "memory/host_peak_gb": 3.21}
+    at_256 = {f"{name}_256px": value + 0.01 for name, value in VALIDATED.items()}
+    at_224 = {f"{name}_224px": value for name, value in PLAIN.items()}
+    text = summary("resnet50", 1, 16, {**VALIDATED, **at_224, **at_256, **ended}, RunFolder(Path("runs/mine")))
+    assert "at 224 px: top-1 73.76%, top-5 91.44%\n" in text
+    assert "at 256 px: top-1 74.76%, top-5 92.44%; averaged with the mirror image: top-1 75.01%, top-5 93.01%\n" in text
+    assert "px:" not in summary("resnet50", 1, 16, {**VALIDATED, **ended}, RunFolder(Path("runs/mine")))
+
+
 def test_a_table_is_aligned() -> None:
     assert table({"a": "1", "long": "2"}, title="facts") == "facts\n     a: 1\n  long: 2"
     assert table({"a": "1"}) == "  a: 1"

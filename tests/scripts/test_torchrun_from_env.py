@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "torchrun_from_env.sh"
-PREFIXES = ("SKYPILOT_", "AWS_BATCH_", "SM_", "SLURM_", "MASTER_")
+PREFIXES = ("SKYPILOT_", "AWS_BATCH_", "SM_", "SLURM_", "MASTER_", "RESET_SCHED", "FREEZE_LR")
 SECOND = "--nnodes=2 --node_rank=1 --master_addr=10.0.0.1 --master_port=29500"
 
 
@@ -73,29 +73,42 @@ NODES = {
 }
 
 
-@pytest.mark.parametrize("scheduler", NODES)
-def test_torchrun_is_started_with_them(scheduler: str, tmp_path: Path) -> None:
-    """What is started, by programs that stand in for python, nvidia-smi and Slurm's own."""
+def started(repo: Path, *words: str, **variables: str) -> list[str]:
+    """The words that python was started with, which stands in for itself, as nvidia-smi and Slurm's own are."""
     programs = {
         ".venv/bin/python": 'printf "%s|" "$@"',
         "bin/nvidia-smi": "printf 'GPU 0: A10G\\nGPU 1: A10G\\nGPU 2: A10G\\nGPU 3: A10G\\n'",
         "bin/scontrol": "printf '10.0.0.1\\n10.0.0.2\\n'",
     }
     for name, text in programs.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / "scripts").mkdir()
-    script = Path(shutil.copy(SCRIPT, tmp_path / "scripts"))
-    variables = environment(PATH=f"{tmp_path}/bin:{os.environ['PATH']}", **NODES[scheduler])
-    done = subprocess.run(
-        [script, "train_imagenet.py", "--note", "two words"], env=variables, capture_output=True, text=True, check=True
-    )
-    *start, program, note, words, rest = done.stdout.split("|")
+        (repo / name).parent.mkdir(parents=True, exist_ok=True)
+        (repo / name).write_text(f"#!/bin/sh\n{text}\n")
+        (repo / name).chmod(0o755)
+    (repo / "scripts").mkdir()
+    shutil.copy(SCRIPT.parent / "schedule_flags.sh", repo / "scripts")
+    script = Path(shutil.copy(SCRIPT, repo / "scripts"))
+    around = environment(PATH=f"{repo}/bin:{os.environ['PATH']}", **variables)
+    done = subprocess.run([script, *words], env=around, capture_output=True, text=True, check=True)
+    return done.stdout.removesuffix("|").split("|")
+
+
+@pytest.mark.parametrize("scheduler", NODES)
+def test_torchrun_is_started_with_them(scheduler: str, tmp_path: Path) -> None:
+    *start, program, note, words = started(tmp_path, "train_imagenet.py", "--note", "two words", **NODES[scheduler])
     assert start[:2] == ["-m", "torch.distributed.run"]
     nodes = ["--standalone"] if scheduler == "nothing" else SECOND.split()
     assert start[2:] == ["--nproc_per_node=4", *nodes]
-    assert (program, note, words, rest) == ("train_imagenet.py", "--note", "two words", "")
+    assert (program, note, words) == ("train_imagenet.py", "--note", "two words")
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [("./train_imagenet.py", ["--reset-schedule", "--freeze-lr=0.01"]), ("evaluate.py", [])],
+)
+def test_a_trainings_schedule_comes_from_the_environment(script: str, flags: list[str], tmp_path: Path) -> None:
+    asked = {"RESET_SCHED": "1", "FREEZE_LR": "yes", "FREEZE_LR_VALUE": "0.01"}
+    words = started(tmp_path, script, "--epochs", "4", **asked)
+    assert words[words.index(script) :] == [script, *flags, "--epochs", "4"]
 
 
 def test_slurm_asks_for_the_names_of_its_nodes(tmp_path: Path) -> None:

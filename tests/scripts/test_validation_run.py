@@ -27,6 +27,7 @@ def test_the_whole_way(pictures: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     told = (tmp_path / "run/summary.txt").read_text()
-    assert "evaluation  20 pictures at 32 px: top-1" in told
+    for resolution in (224, 256):
+        assert f"evaluation  20 pictures at {resolution} px: top-1" in told
     assert "GPU tests   left out" in told
     assert (tmp_path / "run/training/report.html").is_file()

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from rebar.errors import RebarError
 from rebar.training.distributed import World
-from rebar.training.evaluation import Evaluation, evaluate
+from rebar.training.evaluation import Evaluation, ValidationConfig, evaluate, named_by_resolution
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -91,3 +92,16 @@ def test_the_model_evaluates_and_learns_nothing(world: World) -> None:
     assert results[0] == results[1]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training
+
+
+def test_results_are_named_by_their_resolution() -> None:
+    metrics = {"train/loss": 2.0, "val/top1": 0.5, "val/top1_tta": 0.6, "val/top1_224px": 0.4}
+    assert named_by_resolution(metrics, 256) == {"val/top1_256px": 0.5, "val/top1_tta_256px": 0.6}
+
+
+def test_the_resolutions_at_the_end() -> None:
+    assert ValidationConfig().at_the_end == ()
+    assert ValidationConfig(final_resolutions="224, 256,224").at_the_end == (224, 256)
+    for wrong in ("224,big", "0", "-224", "22.4"):
+        with pytest.raises(RebarError, match=r"final_resolutions: '.*' is no number of pixels"):
+            ValidationConfig(final_resolutions=wrong)
