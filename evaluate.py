@@ -30,8 +30,9 @@ from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
 from rebar.training.evaluation import evaluate
 from rebar.training.export import export_weights, read_weights
+from rebar.training.failures import explained_in_evaluation
 from rebar.training.model import build_model, to_device
-from rebar.training.precision import Precision, resolve_precision
+from rebar.training.precision import Precision, input_dtype, resolve_precision
 from rebar.training.state import check_same_classes
 
 
@@ -51,7 +52,7 @@ class EvaluateSection:
     crop_ratio: float = knob(0, help="share of the shorter side; 0: the training run's", minimum=0, maximum=1)
     batch_size: int = knob(0, help="per process; 0: the validation batch size of the training run", minimum=0)
     num_workers: int = knob(0, help="decoding threads per process; 0: the cores divided by the processes", minimum=0)
-    precision: Precision = knob("auto", help="of the forward pass; auto: fp16 on a GPU, 32 on the CPU")
+    precision: Precision = knob("auto", help="of the forward pass; auto: as it was trained")
     per_class: bool = knob(False, help="also the accuracy of each class, the worst first")
     confusion: str = knob("", help="also write a picture of which classes are taken for which to this .png")
     export: str = knob("", help="also write the weights alone: .pth for torchvision, .safetensors, or .onnx")
@@ -80,6 +81,8 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
     """The whole evaluation, from the weights to the printed lines."""
     trained = load_weights(options) if options.weights else load_checkpoint(options)
     model = to_device(trained.model, world.device)
+    asked = trained.config.training.precision if options.precision == "auto" else options.precision
+    precision = resolve_precision(asked, world.device)
     loader = build_val_loader(
         DataConfig(val_dataset=options.data, num_workers=options.num_workers),
         batch_size=options.batch_size or trained.config.validation.batch_size,
@@ -87,23 +90,24 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
         distributed=world.distributed,
         pin_memory=world.device.type == "cuda",
     )
-    num_classes = outputs(model)
+    num_classes = trained.num_classes
     check_classes(options, loader, trained.class_names, num_classes)
 
     resolutions = [224, 256] if options.both else [options.resolution or trained.config.validation.resolution]
     counted = bool(options.per_class or options.confusion)
     for resolution in resolutions:
         batches = loader.epoch(0, resolution)
-        result = evaluate(
-            model,
-            Normalizer(world.device, mean=trained.mean, std=trained.std).each(
-                console.progress(batches, "evaluation", total=len(loader), enabled=world.is_main)
-            ),
-            world=world,
-            precision=resolve_precision(options.precision, world.device),
-            mirror=True,
-            confusion_of=num_classes if counted else 0,
-        )
+        with explained_in_evaluation(batch_size=loader.batch_size, option="--batch-size"):
+            result = evaluate(
+                model,
+                Normalizer(world.device, input_dtype(precision), mean=trained.mean, std=trained.std).each(
+                    console.progress(batches, "evaluation", total=len(loader), enabled=world.is_main)
+                ),
+                world=world,
+                precision=precision,
+                mirror=True,
+                confusion_of=num_classes if counted else 0,
+            )
         if world.is_main:
             print(f"{result.num_samples:,} pictures at {resolution} px: {console.accuracy_line(result.metrics())}")
     if world.is_main:
@@ -114,6 +118,7 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
         if options.export:
             facts = {
                 "arch": trained.config.model.arch,
+                "num_classes": num_classes,
                 "use_blurpool": trained.config.training.use_blurpool,
                 "mean": list(trained.mean),
                 "std": list(trained.std),
@@ -129,6 +134,7 @@ class Trained:
     model: nn.Module
     config: TrainConfig
     """What it was trained with, or the usual."""
+    num_classes: int
     class_names: Sequence[str] = ()
     """Empty where they are not known."""
     mean: Sequence[float] = IMAGENET_MEAN
@@ -149,7 +155,8 @@ def load_checkpoint(options: EvaluateSection) -> Trained:
         use_blurpool=trained.training.use_blurpool,
     )
     model.load_state_dict(weights_to_evaluate(checkpoint))
-    return Trained(model, trained, checkpoint["class_names"], checkpoint["mean"], checkpoint["std"])
+    facts = (checkpoint[name] for name in ("num_classes", "class_names", "mean", "std"))
+    return Trained(model, trained, *facts)
 
 
 def load_weights(options: EvaluateSection) -> Trained:
@@ -158,7 +165,7 @@ def load_weights(options: EvaluateSection) -> Trained:
         raise RebarError("give --checkpoint or --weights, not both")
     trained = build_config(TrainConfig, {"model.arch": options.arch, "training.use_blurpool": options.use_blurpool})
     if options.weights == "torchvision":
-        return Trained(build_model(options.arch, num_classes=1000, pretrained=True), trained)
+        return Trained(build_model(options.arch, num_classes=1000, pretrained=True), trained, 1000)
     weights = read_weights(Path(options.weights))
     heads = [value for name, value in weights.items() if name.endswith("weight") and value.ndim == 2]
     if not heads:
@@ -169,7 +176,7 @@ def load_weights(options: EvaluateSection) -> Trained:
     except RuntimeError as error:
         reason = textwrap.shorten(str(error).splitlines()[-1], 160, placeholder=" …")
         raise RebarError(f"{options.weights} does not fit a {options.arch} (--arch names another): {reason}") from None
-    return Trained(model, trained)
+    return Trained(model, trained, len(heads[-1]))
 
 
 def check_classes(options: EvaluateSection, loader: Loader, class_names: Sequence[str], num_classes: int) -> None:
@@ -181,11 +188,6 @@ def check_classes(options: EvaluateSection, loader: Loader, class_names: Sequenc
             f"{options.data} has {loader.beton.num_classes} classes, the model of "
             f"{options.checkpoint or options.weights} only {num_classes}"
         )
-
-
-def outputs(model: nn.Module) -> int:
-    """How many classes the model tells apart."""
-    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1].out_features
 
 
 def show_classes(options: EvaluateSection, confusion: NDArray[np.int64], names: list[str]) -> None:

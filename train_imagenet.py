@@ -36,6 +36,7 @@ from rebar.training.dry_run import try_out
 from rebar.training.evaluation import Evaluation, evaluate, named_by_resolution
 from rebar.training.execution import allow_tf32, compile_for
 from rebar.training.export import export_weights, exported_facts, forms
+from rebar.training.failures import explained, explained_in_evaluation
 from rebar.training.health import check_finite
 from rebar.training.losses import build_criterion
 from rebar.training.lr_override import learning_rate
@@ -76,7 +77,8 @@ def main(argv: Sequence[str]) -> None:
     )
     config = name_folder(config, config_name(argv))
     preempted = False
-    with refusal_noted(config), join_world() as world:
+    sizes = {"batch_size": config.training.batch_size, "accumulate": config.execution.accumulate}
+    with refusal_noted(config), explained(precision=config.training.precision, **sizes), join_world() as world:
         try:
             train(fill_in_paths(config), world)
         except Interrupted as interrupted:
@@ -124,7 +126,7 @@ def train(config: TrainConfig, world: World) -> None:
             if config.logging.log_level > 0 or control.is_over() or state.epoch + 1 == config.training.epochs:
                 settle_average(config, state, train_loader, world)
                 metrics |= validate(config, state, val_loader, world, control).metrics()
-                check_finite(metrics["val/loss"], state.steps(steps_per_epoch), of="validation")
+                control.health.on_validation(metrics["val/loss"], state.epoch + 1)
             state.last_metrics = metrics | {"step": state.steps(steps_per_epoch)}
             seconds = state.train_seconds + state.meter.seconds
             log.write("epoch", {"epoch": state.epoch, "time/train_seconds": seconds, **state.last_metrics})
@@ -137,7 +139,7 @@ def train(config: TrainConfig, world: World) -> None:
                 tell_epoch(config, state, train_loader, control, world)
             control.limit = control.limit or target_reached(config.training.target_top1, metrics)
         control.wait_until_saved()
-        finish(config, state, val_loader, folder, log, control, world, steps=state.steps(steps_per_epoch))
+        finish(config, state, train_loader, val_loader, folder, log, control, world)
     if world.is_main and config.logging.hf_repo:
         publish_or_warn(folder, config.logging.hf_repo)
 
@@ -268,13 +270,14 @@ def validate(
     some = itertools.islice(loader.epoch(0, resolution or config.validation.resolution), max_batches)
     batches = some if control is None else control.watched(some)
     shown = console.progress(batches, "validation", total=len(loader), enabled=shows_progress(config, world))
-    return evaluate(
-        state.evaluated_model,
-        build_normalizer(config, state, world).each(shown),
-        world=world,
-        precision=state.precision,
-        mirror=config.validation.lr_tta,
-    )
+    with explained_in_evaluation(batch_size=config.validation.batch_size, option="--validation.batch_size"):
+        return evaluate(
+            state.evaluated_model,
+            build_normalizer(config, state, world).each(shown),
+            world=world,
+            precision=state.precision,
+            mirror=config.validation.lr_tta,
+        )
 
 
 def validate_finally(config: TrainConfig, state: TrainState, loader: Loader, world: World, control: RunControl) -> None:
@@ -292,16 +295,18 @@ def validate_finally(config: TrainConfig, state: TrainState, loader: Loader, wor
 def finish(
     config: TrainConfig,
     state: TrainState,
+    train_loader: Loader,
     val_loader: Loader,
     folder: RunFolder,
     log: RunLog,
     control: RunControl,
     world: World,
-    *,
-    steps: int,
 ) -> None:
     """Log how the run ended, and print the summary."""
-    if state.last_metrics.get("step") != steps:  # a limit was reached before this attempt began
+    steps = state.steps(len(train_loader))
+    if state.last_metrics.get("step") != steps or "val/top1" not in state.last_metrics:
+        # a limit was reached before this attempt began
+        settle_average(config, state, train_loader, world)
         state.last_metrics = {"step": steps} | validate(config, state, val_loader, world, control).metrics()
     validate_finally(config, state, val_loader, world, control)
     parameters = count_parameters(state.model)

@@ -28,5 +28,9 @@ if (($# == 0)); then
     check "mypy" "$bin/mypy"
     if ((status)); then echo "== not clean: see above (the tests still run)" >&2; fi
 fi
+if (($# == 0)); then
+    # Side by side, a file's tests one after the other: they share what they prepare.
+    set -- --numprocesses=auto --maxprocesses=4 --dist=loadfile
+fi
 check "pytest" "$bin/python" -m pytest --durations=25 "$@"
 exit "$status"

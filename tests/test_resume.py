@@ -328,6 +328,21 @@ def test_the_notice_on_one_machine_stops_all_at_one_step(
         assert_same_run(finished(folders), two_ranks)
 
 
+def test_machines_with_different_checkpoints_do_not_begin(data: Data, finished_run: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "a/run", tmp_path / "b/run"]
+    shutil.copytree(finished_run, folders[1])
+
+    def command(node: int) -> Words:
+        return data.training_command(folders[node], *TWO_RANKS)
+
+    with nodes(command, [{}, {}]) as launchers:
+        printed = finish(launchers, expect=1)
+    assert re.search(
+        r"process 0 would go on from step (0, process 1 from step [^0]|[^0]\d*, process 1 from step 0)", printed
+    )
+    assert "Put the folder on a file system that they share" in printed
+
+
 def steps_logged(folder: Path) -> int:
     return len(read_events(folder, "step")) if (folder / "log.jsonl").exists() else 0
 

@@ -26,7 +26,9 @@ class CheckpointConfig:
     """Checkpoints and resuming."""
 
     resume: str = knob("auto", help="auto: go on from the run folder's checkpoint; none: start afresh; or a file")
-    overwrite: bool = knob(False, help="with --resume none: delete an earlier run in the folder")
+    overwrite: bool = knob(
+        False, help="with --resume none: delete an earlier run in the folder; with a file: begin from it again"
+    )
     every_steps: int = knob(0, help="also save within an epoch, every so many steps; 0: not by steps", minimum=0)
     every_minutes: float = knob(
         10.0, help="also save within an epoch, when the last is so many minutes old; 0: not by time", minimum=0

@@ -15,13 +15,12 @@ from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import LoggingConfig, check_wandb_installed
 from rebar.training.config import TrainConfig
 from rebar.training.evaluation import Evaluation
-from rebar.training.failures import explained
 from rebar.training.lr_finder import find_lr, plot_findings
 from rebar.training.resolution import resolution_at
 from rebar.training.trial import Trial
 from rebar.training.uploaded_run import place_of, read_manifest
 
-_WARM_UP, _TIMED = 2, 3  # steps
+_WARM_UP, _TIMED = 2, 5  # steps, besides those whose batches the loader made while the first one was compiled
 
 
 def try_out(config: TrainConfig, trial: Trial, folder: RunFolder, *, one_batch: Callable[[], Evaluation]) -> None:
@@ -30,24 +29,19 @@ def try_out(config: TrainConfig, trial: Trial, folder: RunFolder, *, one_batch: 
     ``one_batch`` evaluates one. Every process must take part.
     """
     is_main = trial.world.is_main
-    with explained(
-        batch_size=config.training.batch_size,
-        precision=trial.state.precision,
-        accumulate=config.execution.accumulate,
-    ):
-        if config.training.find_lr:
-            resolution = resolution_at(trial.state.epoch, config.resolution)
-            findings = find_lr(trial, resolution, steps=config.training.find_lr_steps)
-            if is_main:
-                tell = print if findings.steepest else warn
-                tell(findings.advice())
-                print(f"plot: {plot_findings(findings, folder.path)}", flush=True)
-        if config.training.dry_run:
-            resolutions = [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)]
-            facts = dry_run(trial, resolutions, price_per_hour=config.training.price_per_hour)
-            facts["evaluation"] = f"one batch of {one_batch().num_samples:,} pictures went through"
-            if is_main:
-                print(console.table(facts, title="dry run"), flush=True)
+    if config.training.find_lr:
+        resolution = resolution_at(trial.state.epoch, config.resolution)
+        findings = find_lr(trial, resolution, steps=config.training.find_lr_steps)
+        if is_main:
+            tell = print if findings.steepest else warn
+            tell(findings.advice())
+            print(f"plot: {plot_findings(findings, folder.path)}", flush=True)
+    if config.training.dry_run:
+        resolutions = [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)]
+        facts = dry_run(trial, resolutions, price_per_hour=config.training.price_per_hour)
+        facts["evaluation"] = f"one batch of {one_batch().num_samples:,} pictures went through"
+        if is_main:
+            print(console.table(facts, title="dry run"), flush=True)
 
 
 def look_at_outlets(config: LoggingConfig) -> None:
@@ -89,10 +83,11 @@ def dry_run(trial: Trial, resolutions: Sequence[int], *, price_per_hour: float) 
 
 def _seconds_per_step(trial: Trial, resolution: int) -> float:
     times = []
-    for loss in trial.losses([0.0] * (_WARM_UP + _TIMED), resolution):
+    warm_up = _WARM_UP + trial.loader.batches_ahead
+    for loss in trial.losses([0.0] * (warm_up + _TIMED), resolution):
         loss.item()  # waits for the device
         times.append(time.perf_counter())
-    return (times[-1] - times[_WARM_UP - 1]) / _TIMED
+    return (times[-1] - times[warm_up - 1]) / _TIMED
 
 
 def _gpu_memory(device: torch.device) -> str:

@@ -21,8 +21,8 @@ def export_weights(path: Path, weights: Mapping[str, torch.Tensor], facts: Mappi
 
     ``.pth`` is read by ``model.load_state_dict(torch.load(path))``, ``.safetensors`` by
     ``safetensors.torch.load_file(path)`` and holds ``facts`` as JSON under the metadata's key ``rebar``, as does
-    ``.onnx``, for which ``facts`` must name ``arch``. Raises RebarError for another suffix, where a package is missing,
-    or where the disk is full.
+    ``.onnx``, for which ``facts`` must name ``arch`` and ``num_classes``. Raises RebarError for another suffix, where a
+    package is missing, or where the disk is full.
     """
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     if path.suffix == ".safetensors":
@@ -35,8 +35,7 @@ def export_weights(path: Path, weights: Mapping[str, torch.Tensor], facts: Mappi
         with replacing(path) as (file,):
             torch.save(plain, file)
     elif path.suffix == ".onnx":
-        (*_, head) = (value for name, value in plain.items() if name.endswith("weight") and value.ndim == 2)
-        write_onnx(path, plain, {"num_classes": len(head), **facts})
+        write_onnx(path, plain, facts)
     else:
         raise RebarError(f"{path}: exported weights end in .pth (torchvision's state_dict), .safetensors or .onnx")
 

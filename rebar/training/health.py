@@ -32,6 +32,15 @@ class HealthWatch:
                 f"be diverging. Lower the learning rate (now {lr:.3g}), or warm up longer",
             )
 
+    def on_validation(self, loss: float, epoch: int) -> None:
+        """The validation's mean loss in an epoch, counted from 1. Weights that are lost end the run when it saves."""
+        if not math.isfinite(loss):
+            self._once(
+                "validation",
+                f"the validation loss of epoch {epoch} is {loss}: in fp16 the network's outputs may have overflowed. "
+                "Where it stays so, try --training.precision bf16 or 32",
+            )
+
     def on_epoch(self, epoch: int, wait_fraction: float, num_workers: int, cores: int) -> None:
         """An epoch (counted from 1) is over. The first is not judged: kernels and page cache are cold."""
         if epoch > 1 and wait_fraction > _WAITING:
@@ -57,11 +66,11 @@ ADVICE = "Lower --lr, or try --training.precision bf16 or 32"
 """Against a loss or weights that are no numbers any more."""
 
 
-def check_finite(loss: float, step: int, *, of: str = "training") -> float:
+def check_finite(loss: float, step: int) -> float:
     """The loss, unless it is NaN or infinite: then training is over, and the last checkpoint is good."""
     if not math.isfinite(loss):
         raise RebarError(
-            f"the {of} loss became {loss} at or before step {step}: the last checkpoint is from before. {ADVICE}"
+            f"the training loss became {loss} at or before step {step}: the last checkpoint is from before. {ADVICE}"
         )
     return loss
 

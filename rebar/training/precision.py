@@ -15,7 +15,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     if precision == "auto":
         return "fp16" if device.type == "cuda" else "32"
     if device.type == "cpu" and precision == "fp16":
-        warn("training.precision fp16 needs a GPU: training in 32 bit")
+        warn("precision fp16 needs a GPU: computing in 32 bit")
         return "32"
     if device.type == "cuda" and precision == "bf16" and torch.cuda.get_device_capability(device) < (8, 0):
         warn(f"{torch.cuda.get_device_name(device)} has no fast bf16: fp16 is the faster choice there")

@@ -14,7 +14,7 @@ from rebar.reporting.hub import prepare_repository
 from rebar.reporting.run_folder import RunFolder
 from rebar.training.averaging import build_average
 from rebar.training.config import TrainConfig
-from rebar.training.distributed import World
+from rebar.training.distributed import World, gather_from_all
 from rebar.training.dry_run import look_at_outlets
 from rebar.training.export import check_can_export
 from rebar.training.lr_override import ScheduleSpan, resumed_schedule
@@ -151,7 +151,23 @@ def build_normalizer(
 
 
 def resume(config: TrainConfig, state: TrainState, train_loader: Loader, folder: RunFolder, world: World) -> bool:
-    """Load the checkpoint that --resume means, fetched first where the run was uploaded; whether there is one."""
+    """Load the checkpoint that --resume means, fetched first where the run was uploaded; whether there is one.
+
+    Every process must call it. Raises RebarError where they would not all begin at the same step.
+    """
+    resumed = _resume(config, state, train_loader, folder, world)
+    steps = gather_from_all(state.steps(len(train_loader)), world)
+    if len(set(steps)) > 1:
+        other = next(rank for rank, step in enumerate(steps) if step != steps[0])
+        raise RebarError(
+            f"{folder.path} does not hold the same checkpoint on all machines: process 0 would go on from step "
+            f"{steps[0]:,}, process {other} from step {steps[other]:,}. Put the folder on a file system that they "
+            "share, give --upload, or copy the newest checkpoint to all"
+        )
+    return resumed
+
+
+def _resume(config: TrainConfig, state: TrainState, train_loader: Loader, folder: RunFolder, world: World) -> bool:
     wanted = config.checkpoint.resume
     if config.training.find_lr and wanted in ("auto", "none"):
         return False  # a range test is of untrained weights, unless a file is given

@@ -237,6 +237,10 @@ class TrainState:
             ) from None
         for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(setting)
+        for parameter, memory in self.optimizer.state.items():
+            for name, value in memory.items():  # a fused step takes their layout for the parameter's
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    memory[name] = torch.empty_like(parameter).copy_(value)
 
 
 def check_fits(

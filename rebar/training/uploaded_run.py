@@ -15,7 +15,7 @@ from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.replacing import replacing
 from rebar.reporting.run_folder import RunFolder
-from rebar.run_manifest import MANIFEST, PREVIOUS, Origin, Progress, RunManifest, Stored
+from rebar.run_manifest import MANIFEST, PREVIOUS, Origin, Progress, RunManifest
 from rebar.training.bucket import AbsentError, BucketError, BucketFolder, DamagedError
 from rebar.training.checkpoint import link, sha256_of
 from rebar.training.distributed import World, gather_from_all, wait_for_all
@@ -48,13 +48,14 @@ def fetch_run(address: str, folder: RunFolder, world: World, *, resume: str, ove
     """Where the folder has no checkpoint and the run's place has, bring it here; ``resume`` is the setting.
 
     Every process must call it; the first one of each machine works. On several machines with folders of their own all
-    take what is uploaded, unless all have a checkpoint. Raises RebarError where the place cannot be read, and where
-    starting afresh would replace an uploaded run unasked.
+    take what is uploaded, unless all have the same checkpoint. Raises RebarError where the place cannot be read, and
+    where starting afresh would replace an uploaded run unasked.
     """
     if not address or (resume != "auto" and (resume != "none" or overwrite)):
         return
-    have = gather_from_all(folder.last_checkpoint.exists(), world)
-    if all(have) and resume == "auto":
+    held = gather_from_all(_checksum(folder) if world.is_first_here else None, world)
+    have = {checksum for checksum in held if checksum is not None}
+    if len(have) == 1 and all(have) and resume == "auto":
         return
     place = place_of(address, folder)
     for our_turn in (world.is_main, world.is_first_here and not world.is_main):  # they may share the folder
@@ -65,11 +66,11 @@ def fetch_run(address: str, folder: RunFolder, world: World, *, resume: str, ove
                     f"{place.url} holds an earlier run: leave out --resume none to go on with it, add --overwrite to "
                     "replace it, or choose another --logging.folder"
                 )
-            if manifest is not None and not _has(folder, manifest.last):
+            if manifest is not None and _checksum(folder) != manifest.last.sha256:
                 _fetch(place, folder, manifest)
             if manifest is None and any(have):
                 raise RebarError(
-                    f"some machines of this run have a checkpoint in {folder.path} and some have not, nor has "
+                    f"the machines of this run have not all the same checkpoint in {folder.path}, and there is none at "
                     f"{place.url}: put the folder on a file system that they share, or copy it to all"
                 )
         wait_for_all(world)
@@ -84,12 +85,12 @@ def write_origin(folder: RunFolder, origin: Origin | None) -> None:
         file.write(json.dumps(asdict(origin), indent=2).encode() + b"\n")
 
 
-def _has(folder: RunFolder, stored: Stored) -> bool:
-    last = folder.last_checkpoint
-    if not last.is_file() or last.stat().st_size != stored.bytes:
-        return False
-    with last.open("rb") as file:
-        return sha256_of(file) == stored.sha256
+def _checksum(folder: RunFolder) -> str:
+    """Of the last checkpoint; empty where there is none."""
+    if not folder.last_checkpoint.is_file():
+        return ""
+    with folder.last_checkpoint.open("rb") as file:
+        return sha256_of(file)
 
 
 def _fetch(place: BucketFolder, folder: RunFolder, manifest: RunManifest) -> None:

@@ -66,7 +66,9 @@ def test_other_contents_are_never_overwritten(source: Path, tmp_path: Path) -> N
     assert "holds something else" in build("--out", source, "--source", source).stderr
 
 
-@pytest.mark.parametrize("contents", [b"not gzip", gzip.compress(struct.pack(">4I", 0x803, 9, 28, 28))])
+@pytest.mark.parametrize(
+    "contents", [b"not gzip", gzip.compress(struct.pack(">4I", 0x803, 9, 28, 28))], ids=["not gzip", "too short"]
+)
 def test_a_damaged_source_is_one_line(contents: bytes, source: Path, tmp_path: Path) -> None:
     (source / "train-images-idx3-ubyte.gz").write_bytes(contents)
     result = build("--out", tmp_path / "tree", "--source", source)

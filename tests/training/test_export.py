@@ -12,7 +12,7 @@ from rebar.training.export import check_can_export, export_weights, forms, read_
 from rebar.training.model import build_model
 from rebar.training.torchvision_import import import_torchvision
 
-FACTS = {"arch": "resnet18", "use_blurpool": True}
+FACTS = {"arch": "resnet18", "num_classes": 10, "use_blurpool": True}
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])

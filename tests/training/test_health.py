@@ -33,8 +33,17 @@ def test_starving_gets_advice_that_fits() -> None:
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_says_which(loss: float) -> None:
     assert check_finite(0.5, 3) == 0.5
-    with pytest.raises(RebarError, match=f"the validation loss became {loss} at or before step 3: .* Lower --lr"):
-        check_finite(loss, 3, of="validation")
+    with pytest.raises(RebarError, match=f"the training loss became {loss} at or before step 3: .* Lower --lr"):
+        check_finite(loss, 3)
+
+
+def test_a_validation_loss_that_is_no_number_is_told() -> None:
+    said: list[str] = []
+    watch = HealthWatch(said.append)
+    for epoch, loss in enumerate([2.0, float("nan"), float("inf")], start=1):
+        watch.on_validation(loss, epoch)
+    assert len(said) == 1
+    assert "the validation loss of epoch 2 is nan" in said[0]
 
 
 def test_one_value_among_many_is_found() -> None:

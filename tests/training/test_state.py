@@ -20,6 +20,7 @@ from rebar.training.state import TrainState
 WORLD = World(rank=0, size=1, device=torch.device("cpu"))
 SETTINGS: dict[str, Any] = {"training.weight_decay": 0.1, "lr.lr": 0.5, "data.train_dataset": "a.beton"}
 X = torch.linspace(-1, 1, 20).view(4, 5)
+PICTURES = torch.linspace(-1, 1, 600).view(2, 3, 10, 10).sin()
 
 
 def make_state(
@@ -85,6 +86,36 @@ def test_a_resumed_run_is_the_uninterrupted_one(saved: Path, capsys: pytest.Capt
     assert train(resumed, 3) == uninterrupted[3:]
     assert (resumed.epoch, resumed.train_seconds, resumed.last_metrics) == (2, 12.5, {"val/top1": 0.25})
     assert capsys.readouterr().err == ""
+
+
+def test_momenta_take_the_layout_of_the_weights(tmp_path: Path) -> None:
+    """A fused step goes through the memory of both side by side."""
+
+    def convolution_state(layout: torch.memory_format) -> TrainState:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+        model(PICTURES)
+        model = model.to(memory_format=layout)  # type: ignore[call-overload]
+        optimizer = build_optimizer("sgd", parameter_groups(model, 0.1), OptimizerConfig(), momentum=0.9, peak_lr=0.1)
+        state = make_state()
+        state.model, state.optimizer = model, optimizer
+        return state
+
+    def step(state: TrainState) -> None:
+        set_learning_rate(state.optimizer, 0.1)
+        state.optimizer.zero_grad()
+        state.model(PICTURES).square().mean().backward()
+        state.optimizer.step()
+
+    before = convolution_state(torch.channels_last)
+    step(before)
+    save(before, tmp_path / "last.pt")
+    after = convolution_state(torch.contiguous_format)
+    after.load(tmp_path / "last.pt", SETTINGS, WORLD)
+    for state in (before, after):
+        step(state)
+    for ours, theirs in zip(after.model.parameters(), before.model.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
