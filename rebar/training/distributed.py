@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import nn
 from rebar.errors import RebarError
 
 _TIMEOUT = timedelta(minutes=10)
+_PATIENCE = timedelta(days=2)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -33,6 +34,10 @@ class World:
     rank: int
     size: int
     device: torch.device
+    patient_groups: list[dist.ProcessGroup] = field(default_factory=list, repr=False, compare=False)
+    """One, to wait on the CPU for as long as the others live, whose end it notices; none in a world of one.
+
+    A group that is still referred to lives on when the world ends, so it lies where it can be taken away."""
 
     @property
     def is_main(self) -> bool:
@@ -76,9 +81,12 @@ def join_world() -> Iterator[World]:
         timeout=_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
+    world.patient_groups.append(dist.new_group(backend="gloo", timeout=_PATIENCE))
     # torch.distributed.nn keeps the group that exists when it is first imported, which torch does by itself
     # at some later moment: that group's threads would never end, and abort the process at its exit.
     yield world
+    wait_for_all(world)  # the first process may have to draw and upload; who waits for it in NCCL waits minutes only
+    world.patient_groups.clear()
     gc.collect()  # a wrapped model in a cycle would keep the group, too
     dist.destroy_process_group()  # not after an error: it would wait for processes that may be gone
 
@@ -186,6 +194,6 @@ class Agreement:
 
 
 def wait_for_all(world: World) -> None:
-    """Return when every process has come here."""
+    """Return when every process has come here, however long that takes. Raises RuntimeError where one has died."""
     if world.distributed:
-        dist.barrier()
+        dist.barrier(group=world.patient_groups[0])

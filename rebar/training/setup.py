@@ -14,7 +14,7 @@ from rebar.reporting.hub import prepare_repository
 from rebar.reporting.run_folder import RunFolder
 from rebar.training.averaging import build_average
 from rebar.training.config import TrainConfig
-from rebar.training.distributed import World, gather_from_all
+from rebar.training.distributed import World, gather_from_all, wait_for_all
 from rebar.training.dry_run import look_at_outlets
 from rebar.training.export import check_can_export
 from rebar.training.lr_override import ScheduleSpan, resumed_schedule
@@ -65,7 +65,7 @@ def check_outlets(config: TrainConfig, world: World) -> None:
 
 
 def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:
-    """The training and the validation loader, their classes the same."""
+    """The training and the validation loader, their classes the same. Every process must call it."""
     pin_memory = world.device.type == "cuda"
     train_loader = build_train_loader(
         config.data,
@@ -83,6 +83,7 @@ def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:
         distributed=world.distributed,
         pin_memory=pin_memory,
     )
+    wait_for_all(world)  # a machine that had to write its data first may come much later
     names, val_names = train_loader.beton.class_names, val_loader.beton.class_names
     if names is not None and val_names is not None and names != val_names:
         raise RebarError(

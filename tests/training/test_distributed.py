@@ -31,3 +31,33 @@ def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
     script.write_text(LEAVES_A_WORLD)
     shown = run(*torchrun(2, script), PYTHONPATH=str(Path(__file__).parents[2])).stdout
     assert shown.count("threads: []") == 2
+
+
+WAITS = """
+import os, sys, time
+from datetime import timedelta
+from rebar.training import distributed
+from rebar.training.distributed import join_world, wait_for_all
+
+distributed._TIMEOUT = timedelta(seconds=2)
+with join_world() as world:
+    if not world.is_main:
+        wait_for_all(world)
+        print("the first process has come", flush=True)
+    elif sys.argv[1] == "late":
+        time.sleep(5)
+        wait_for_all(world)
+    else:
+        os._exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "expect", "message"),
+    [("late", 0, "the first process has come"), ("dead", 1, "onnection closed by peer")],
+)
+def test_waiting_takes_as_long_as_the_others_live(first: str, expect: int, message: str, tmp_path: Path) -> None:
+    script = tmp_path / "waits.py"
+    script.write_text(WAITS)
+    ended = run(*torchrun(2, script, first), expect=expect, PYTHONPATH=str(Path(__file__).parents[2]))
+    assert message in ended.stdout + ended.stderr
