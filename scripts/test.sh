@@ -30,7 +30,7 @@ if (($# == 0)); then
 fi
 if (($# == 0)); then
     # Side by side, a file's tests one after the other: they share what they prepare.
-    set -- --numprocesses=auto --maxprocesses=4 --dist=loadfile
+    set -- --numprocesses=auto --maxprocesses=2 --dist=loadfile
 fi
 check "pytest" "$bin/python" -m pytest --durations=25 "$@"
 exit "$status"

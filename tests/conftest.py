@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ from tests.training.metadata_service import MetadataServer, metadata_server
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN_PER_CLASS, VAL_PER_CLASS = 32, 21
 NUM_VAL = 203  # not divisible by any number of processes or batch size in use
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind a shell's "&": the commands under test must hear it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side on few cores
 # The same examples in every run of CI: what it finds must be the change's doing. Elsewhere new ones are drawn.
 settings.register_profile("ci", derandomize=True)

@@ -5,7 +5,6 @@ groups, its learning rate and its loss are written down anew from ffcv-imagenet'
 64 bit: in 32, roundings grow a hundredfold within a few steps of so small a run, and would hide a difference.
 """
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,7 +108,7 @@ def reference_losses(
 
 @pytest.fixture
 def in_64_bit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(setup, "Normalizer", functools.partial(Normalizer, dtype=torch.float64))
+    monkeypatch.setattr(setup, "input_dtype", lambda precision: torch.float64)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -238,8 +238,9 @@ class TrainState:
         for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(setting)
         for parameter, memory in self.optimizer.state.items():
-            for name, value in memory.items():  # a fused step takes their layout for the parameter's
-                if value.shape == parameter.shape and value.stride() != parameter.stride():
+            for name, value in memory.items():
+                is_like_it = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+                if is_like_it and value.stride() != parameter.stride():  # a fused step does not look at the layout
                     memory[name] = torch.empty_like(parameter).copy_(value)
 
 
