@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,12 @@ def run(*words: str | Path, expect: int | None = 0, **environment: str) -> "subp
 def torchrun(processes: int, *words: str | Path) -> list[str | Path]:
     """The words for :func:`run` that start ``processes`` processes of a script."""
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *words]
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import pytest
 import torch
 
 from rebar.training.checkpoint import read_checkpoint
-from tests.conftest import REPOSITORY, Data, read_events, run, torchrun
+from tests.conftest import REPOSITORY, Data, free_port, read_events, run, torchrun
 from tests.training.metadata_service import metadata_server
 from tests.training.s3_server import s3_server
 
@@ -251,12 +250,6 @@ def test_from_one_process_to_four_and_back(data: Data, tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------ several machines
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
 
 
 @contextmanager

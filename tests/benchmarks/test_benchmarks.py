@@ -87,7 +87,7 @@ def test_the_speedrun(data: Data, tmp_path: Path) -> None:
     work.mkdir()
     for beton in (data.train, data.val):
         (work / beton.name).symlink_to(beton)
-    small = ["--epochs", "1", "--training.batch_size", "32", "--max-res", "24", "--end-ramp", "2"]
+    small = ["--epochs", "1", "--training.batch_size", "32", "--min-res", "24", "--max-res", "24", "--end-ramp", "2"]
     command = ["benchmarks/speedrun.py", "--target", "0.01", "--work", work, "--out", out, *small]
     run(*command, "--seeds", "1")
     (alone,) = json.loads((out / "speedrun.json").read_text())["runs"]
