@@ -47,7 +47,7 @@ from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
 from rebar.training.publish import publish_or_warn
 from rebar.training.recording import recorded_run, refusal_noted
 from rebar.training.regularization.policy import build_regularizer
-from rebar.training.resolution import resolution_at
+from rebar.training.resolution import all_resolutions, resolution_at
 from rebar.training.sam import climbed
 from rebar.training.schedule import peak_lr
 from rebar.training.seeding import seed_step
@@ -103,8 +103,8 @@ def train(config: TrainConfig, world: World) -> None:
     resumed = resume(config, state, train_loader, folder, world)
     model = wrap_distributed(state.model, world)
     if config.execution.compile_model:
-        resolutions = {resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)}
-        model = compile_for(model, resolutions, backend=config.execution.compile_backend)
+        sizes = set(all_resolutions(config.training.epochs, config.resolution))
+        model = compile_for(model, sizes, backend=config.execution.compile_backend)
 
     if config.training.eval_only:
         result = validate(config, state, val_loader, world)

@@ -14,6 +14,10 @@ from typing import Any
 MANIFEST = "run.json"
 ORIGIN = "origin.json"
 LAST, PREVIOUS = "last.pt", "previous.pt"
+RECORDS = ("config.yaml", "log.jsonl", "status.json", "wandb_id.txt", "plot.png", "report.html", "weights.*", ORIGIN)
+"""What is kept of a run besides its checkpoints; patterns of names in its folder."""
+RECORDS_TO_GO_ON_WITH = ("log.jsonl", "wandb_id.txt")
+"""Those that another machine needs, besides how the run began."""
 FORMAT, VERSION = "rebar-run", 1
 
 

@@ -20,13 +20,20 @@ from rebar.cloud.s3_urls import Folder
 from rebar.cloud.sending import send_file
 from rebar.cloud.staging import stage
 from rebar.replacing import replacing
-from rebar.run_manifest import LAST, ORIGIN, PREVIOUS, RunManifest, Stored, read_origin
+from rebar.run_manifest import (
+    LAST,
+    ORIGIN,
+    PREVIOUS,
+    RECORDS,
+    RECORDS_TO_GO_ON_WITH,
+    RunManifest,
+    Stored,
+    read_origin,
+)
 
 FILES_AT_ONCE = 8
 TRIES = 5
 FORGOTTEN_SECONDS = 3600
-RECORDS = ("config.yaml", "log.jsonl", "status.json", "wandb_id.txt", "plot.png", "report.html", "weights.*", ORIGIN)
-RECORDS_TO_GO_ON_WITH = ("log.jsonl", "wandb_id.txt", ORIGIN)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def fetch_run(clients: Clients, place: Folder, folder: Path, *, replace: bool = 
 
 
 def _fetch(clients: Clients, place: Folder, pointer: RunManifest, folder: Path) -> None:
-    for record in RECORDS_TO_GO_ON_WITH:
+    for record in (*RECORDS_TO_GO_ON_WITH, ORIGIN):
         _fetch_record(clients, place, record, folder)
     for name in ("best.pt", LAST):
         if name in pointer.checkpoints:

@@ -100,7 +100,7 @@ def open_log(path: Path, config: LoggingConfig, *, is_main: bool, settings: Mapp
 def check_wandb_installed() -> None:
     """Raise RebarError where it is not."""
     try:
-        import wandb  # noqa: F401
+        import wandb  # noqa: F401  its absence is said before the run begins
     except ImportError:
         raise RebarError("logging.wandb: wandb is not installed: 'pip install wandb'") from None
 

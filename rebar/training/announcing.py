@@ -18,7 +18,7 @@ from rebar.training.effects import settings_without_effect
 from rebar.training.estimate import FEWEST_STEPS, first_told, seconds_left
 from rebar.training.model import count_parameters
 from rebar.training.recipe import recipe_in_words
-from rebar.training.resolution import resolution_at
+from rebar.training.resolution import all_resolutions
 from rebar.training.state import TrainState
 
 
@@ -75,7 +75,7 @@ def _progress_note(state: TrainState, config: TrainConfig) -> str:
 
 def _time_note(config: TrainConfig, state: TrainState, loader: Loader) -> str:
     """How long it will take by the speed that a resumed run had; else when that is told; nothing for a trial."""
-    training, resolutions = config.training, _resolutions(config)
+    training, resolutions = config.training, all_resolutions(config.training.epochs, config.resolution)
     if training.dry_run or training.find_lr or state.epoch >= training.epochs:
         return ""
     if state.meter.steps >= FEWEST_STEPS and state.meter.seconds > 0:
@@ -101,11 +101,6 @@ def _time_note(config: TrainConfig, state: TrainState, loader: Loader) -> str:
     )
 
 
-def _resolutions(config: TrainConfig) -> list[int]:
-    """Of each epoch, in pixels."""
-    return [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)]
-
-
 def tell_epoch(config: TrainConfig, state: TrainState, loader: Loader, control: RunControl, world: World) -> None:
     """Print the epoch's line, and warn where it waited for data."""
     metrics = state.last_metrics
@@ -118,7 +113,8 @@ def tell_epoch(config: TrainConfig, state: TrainState, loader: Loader, control: 
 def _estimated_seconds_left(config: TrainConfig, state: TrainState, metrics: dict[str, float]) -> float:
     """By the last epoch's time, as the coming epochs' numbers of pixels go."""
     now = metrics["train/resolution"]
-    return metrics["time/epoch_seconds"] * sum((size / now) ** 2 for size in _resolutions(config)[state.epoch :])
+    coming = all_resolutions(config.training.epochs, config.resolution)[state.epoch :]
+    return metrics["time/epoch_seconds"] * sum((size / now) ** 2 for size in coming)
 
 
 def shows_progress(config: TrainConfig, world: World) -> bool:

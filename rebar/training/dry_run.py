@@ -16,7 +16,7 @@ from rebar.reporting.run_log import LoggingConfig, check_wandb_installed
 from rebar.training.config import TrainConfig
 from rebar.training.evaluation import Evaluation
 from rebar.training.lr_finder import find_lr, plot_findings
-from rebar.training.resolution import resolution_at
+from rebar.training.resolution import all_resolutions, resolution_at
 from rebar.training.trial import Trial
 from rebar.training.uploaded_run import place_of, read_manifest
 
@@ -37,8 +37,8 @@ def try_out(config: TrainConfig, trial: Trial, folder: RunFolder, *, one_batch: 
             tell(findings.advice())
             print(f"plot: {plot_findings(findings, folder.path)}", flush=True)
     if config.training.dry_run:
-        resolutions = [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)]
-        facts = dry_run(trial, resolutions, price_per_hour=config.training.price_per_hour)
+        sizes = all_resolutions(config.training.epochs, config.resolution)
+        facts = dry_run(trial, sizes, price_per_hour=config.training.price_per_hour)
         facts["evaluation"] = f"one batch of {one_batch().num_samples:,} pictures went through"
         if is_main:
             print(console.table(facts, title="dry run"), flush=True)

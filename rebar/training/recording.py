@@ -26,7 +26,7 @@ from rebar.training.distributed import World, wait_for_all
 from rebar.training.estimate import TimeEstimate
 from rebar.training.failures import explained
 from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
-from rebar.training.resolution import resolution_at
+from rebar.training.resolution import all_resolutions
 from rebar.training.state import TrainState
 from rebar.training.upload import Uploader, start_uploads
 
@@ -93,7 +93,7 @@ def recorded_run(
         )
         if world.is_main:
             control.estimate = TimeEstimate(
-                [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)],
+                all_resolutions(config.training.epochs, config.resolution),
                 steps_per_epoch=steps_per_epoch,
                 global_batch=loader.global_batch,
                 max_steps=config.training.max_steps,

@@ -37,3 +37,8 @@ def resolution_at(epoch: int, config: ResolutionConfig) -> int:
     exact = config.min_res + progress * (config.max_res - config.min_res)
     # round() takes halves to even, as numpy.round does in the reference
     return max(round(exact / config.round_to), 1) * config.round_to
+
+
+def all_resolutions(epochs: int, config: ResolutionConfig) -> list[int]:
+    """The training resolution of each epoch, in pixels."""
+    return [resolution_at(epoch, config) for epoch in range(epochs)]

@@ -11,14 +11,13 @@ from typing import IO
 from rebar.errors import RebarError
 from rebar.reporting.console import warn_beside_bar
 from rebar.reporting.run_folder import RunFolder
-from rebar.run_manifest import MANIFEST, ORIGIN, PREVIOUS, Origin, Progress, RunManifest, Stored, read_origin
+from rebar.run_manifest import MANIFEST, PREVIOUS, RECORDS, Origin, Progress, RunManifest, Stored, read_origin
 from rebar.training.bucket import BucketFolder
 from rebar.training.checkpoint import sha256_of
 from rebar.training.uploaded_run import place_of, read_manifest, write_origin
 
 LAST_UPLOAD_SECONDS = 300
 """For how long a run that ends waits for its last upload; torchrun and EC2 wait for less."""
-_RECORDS = ("config.yaml", "log.jsonl", "status.json", "wandb_id.txt", "plot.png", "report.html", "weights.*", ORIGIN)
 
 
 class Uploader:
@@ -157,7 +156,7 @@ class Uploader:
         return self._copies[path]
 
     def _store_records(self) -> None:
-        for path in sorted(path for pattern in _RECORDS for path in self._folder.path.glob(pattern)):
+        for path in sorted(path for pattern in RECORDS for path in self._folder.path.glob(pattern)):
             state = _state(path)
             if self._seen.get(path) != state:
                 self._place.put(path.name, io.BytesIO(path.read_bytes()))

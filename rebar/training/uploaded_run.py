@@ -15,12 +15,11 @@ from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.replacing import replacing
 from rebar.reporting.run_folder import RunFolder
-from rebar.run_manifest import MANIFEST, PREVIOUS, Origin, Progress, RunManifest
+from rebar.run_manifest import MANIFEST, PREVIOUS, RECORDS_TO_GO_ON_WITH, Origin, Progress, RunManifest
 from rebar.training.bucket import AbsentError, BucketError, BucketFolder, DamagedError
 from rebar.training.checkpoint import link, sha256_of
 from rebar.training.distributed import World, gather_from_all, wait_for_all
 
-_RECORDS_TO_GO_ON_WITH = ("log.jsonl", "wandb_id.txt")
 _READS = 3
 
 
@@ -100,7 +99,7 @@ def _fetch(place: BucketFolder, folder: RunFolder, manifest: RunManifest) -> Non
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RebarError(f"logging.folder {folder.path} cannot be written to: {error.strerror}") from None
-    for name in _RECORDS_TO_GO_ON_WITH:
+    for name in RECORDS_TO_GO_ON_WITH:
         with suppress(AbsentError):
             content = place.get(name)
             with replacing(folder.path / name) as (file,):

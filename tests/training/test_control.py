@@ -1,5 +1,6 @@
 """When a run saves, and when it stops; the processes' agreement is tested with real ones in test_resume.py."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -175,7 +176,7 @@ def test_what_could_not_be_written_is_never_lost(how: str, world: World) -> None
     saves.fails_at = {0}
     if how == "an interruption":
         request.ask(Wish.SIGTERM)
-        raised_by: Callable[[], object] = lambda: control.after_step(1)  # noqa: E731
+        raised_by: Callable[[], object] = functools.partial(control.after_step, 1)
     else:
         control.save()
         raised_by = control.save if how == "the next save" else control.wait_until_saved
