@@ -112,9 +112,12 @@ def test_the_estimate_is_the_size(tmp_path: Path, count: int) -> None:
 
 def test_stock_ffcv_reads_it(picture_tree: Path, tmp_path: Path) -> None:
     """The same pixels and labels through FFCV's own loader, from memory and from its page cache."""
-    loader = pytest.importorskip("ffcv.loader")
+    pytest.importorskip("ffcv")
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.decoders import CenterCropRGBImageDecoder
+    from ffcv.loader import OrderOption
+
+    from tests.loading.stock_ffcv import Loader
 
     policy = ImagePolicy(write_mode="proportion", max_resolution=160)
     order = np.random.default_rng(0).permutation(24)
@@ -123,12 +126,12 @@ def test_stock_ffcv_reads_it(picture_tree: Path, tmp_path: Path) -> None:
     side = 64
     decoder = CenterCropRGBImageDecoder((side, side), 1.0)
     for os_cache in (True, False):
-        batches = loader.Loader(
+        batches = Loader(
             str(file.path),
             batch_size=8,
             num_workers=1,
             os_cache=os_cache,
-            order=loader.OrderOption.SEQUENTIAL,
+            order=OrderOption.SEQUENTIAL,
             pipelines={"image": [decoder], "label": [IntDecoder()]},
         )
         seen = 0

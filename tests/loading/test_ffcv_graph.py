@@ -9,7 +9,6 @@ import pytest
 import torch
 from ffcv.fields import FloatField, IntField, NDArrayField
 from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
-from ffcv.loader import Loader as TheirLoader
 from ffcv.pipeline.compiler import Compiler
 from ffcv.transforms import Cutout, ModuleWrapper, RandomHorizontalFlip, RandomTranslate, ToTensor, ToTorchImage
 from ffcv.writer import DatasetWriter
@@ -18,6 +17,7 @@ from rebar.beton import BetonFile
 from rebar.errors import RebarError
 from rebar.loading import Loader, OrderOption
 from rebar.loading.ffcv_graph import FfcvGraph, PipelineError
+from tests.loading.stock_ffcv import Loader as TheirLoader
 
 
 def random_pipelines() -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+import numba
 import pytest
 import torch
 from ffcv.fields.decoders import IntDecoder
-from ffcv.loader import Loader as TheirLoader
 from ffcv.loader import OrderOption
 from ffcv.transforms import Cutout, Squeeze, ToTensor
 
@@ -13,6 +13,7 @@ from rebar.beton import BetonFile
 from rebar.loading import CorruptSampleWarning, Loader, crops
 from rebar.loading.operations import CenterCrop, RandomResizedCrop
 from tests.loading.conftest import WriteBeton
+from tests.loading.stock_ffcv import Loader as TheirLoader
 
 
 def stock(beton: BetonFile, decoder: Any, *, num_workers: int = 2, os_cache: bool = True) -> TheirLoader:
@@ -86,3 +87,10 @@ def test_they_run_in_a_graph_with_other_operations(textures: BetonFile) -> None:
     plain = Loader(textures.path, 5, cropper=crops.RandomResizedCrop(), resolution=24, drop_last=False)
     for (images, _), expected in zip(loader, plain, strict=True):
         assert torch.equal(images, expected.images)
+
+
+def test_stock_loaders_in_one_process_with_others_leave_numbas_types_as_they_are(textures: BetonFile) -> None:
+    content = numba.uint8[::1]
+    for _ in stock(textures, CenterCrop((8, 8), 1.0)):
+        pass
+    assert content.mutable

@@ -12,7 +12,6 @@ from ffcv.fields.decoders import (
     RandomResizedCropRGBImageDecoder,
     SimpleRGBImageDecoder,
 )
-from ffcv.loader import Loader as TheirLoader
 from ffcv.pipeline.operation import Operation
 from ffcv.transforms import (
     Convert,
@@ -29,6 +28,7 @@ from rebar.beton import BetonFile
 from rebar.loading import CenterCrop, Loader, RandomResizedCrop, operations
 from rebar.loading.pictures import PictureSource
 from rebar.loading.pipelines import recognise
+from tests.loading.stock_ffcv import Loader as TheirLoader
 
 CPU = torch.device("cpu")
 MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
