@@ -44,7 +44,7 @@ class EvaluateSection:
     weights: str = knob(
         "", help="instead of a checkpoint: a torchvision state_dict (.pth), .safetensors, or 'torchvision'"
     )
-    arch: str = knob("resnet50", help="torchvision classifier that --weights are of")
+    arch: str = knob("resnet50", help="classifier that --weights are of, as --arch of train_imagenet.py")
     use_blurpool: bool = knob(False, help="--weights were trained with BlurPool")
     data: str = knob(required=True, help="the .beton to evaluate on, or a source: a folder, tar, hf:NAME, ...")
     resolution: int = knob(0, help="pixels; 0: the validation resolution of the training run", minimum=0)

@@ -40,6 +40,8 @@ class ModelFacts:
     environment: Mapping[str, str]
     """Command, code, versions."""
     use_blurpool: bool
+    in_torchvision: bool
+    """Torchvision has a network of this name."""
 
     @property
     def dataset(self) -> str:
@@ -96,13 +98,16 @@ def _metadata(facts: ModelFacts) -> dict[str, object]:
 
 
 def _usage(facts: ModelFacts) -> str:
-    if facts.use_blurpool:
+    note = ""
+    if facts.use_blurpool or not facts.in_torchvision:
         imports = "from rebar.training.model import build_model"
-        model = f'build_model("{facts.arch}", num_classes={facts.num_classes}, use_blurpool=True)'
-        note = "It was trained with BlurPool, without which a plain torchvision model gives other results.\n\n"
+        blurred = ", use_blurpool=True" if facts.use_blurpool else ""
+        model = f'build_model("{facts.arch}", num_classes={facts.num_classes}{blurred})'
+        if facts.in_torchvision:
+            note = "It was trained with BlurPool, without which a plain torchvision model gives other results.\n\n"
     else:
         imports = "import torchvision"
-        model, note = f"torchvision.models.{facts.arch}(num_classes={facts.num_classes})", ""
+        model = f"torchvision.models.{facts.arch}(num_classes={facts.num_classes})"
     return (
         f"{note}```python\n{imports}\nfrom safetensors.torch import load_file\n\n"
         f'model = {model}\nmodel.load_state_dict(load_file("model.safetensors"))\n```\n'

@@ -1,4 +1,4 @@
-"""The network: any torchvision classifier, by default as its authors initialise it."""
+"""The network: any torchvision classifier or a ResNet for small pictures, by default as its authors initialise it."""
 
 import difflib
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from rebar.cli import warn
 from rebar.config import knob
 from rebar.errors import RebarError
 from rebar.training.blurpool import apply_blurpool
+from rebar.training.small_resnets import SMALL_RESNETS, SmallResNet
 from rebar.training.torchvision_import import import_torchvision
 
 Initialization = Literal["torchvision", "composer"]
@@ -23,7 +24,9 @@ Initialization = Literal["torchvision", "composer"]
 class ModelConfig:
     """Model."""
 
-    arch: str = knob("resnet18", help="torchvision classifier, e.g. resnet50")
+    arch: str = knob(
+        "resnet18", help="torchvision classifier, e.g. resnet50; for pictures of about 32 px e.g. resnet20"
+    )
     pretrained: bool = knob(False, help="start from torchvision's weights")
     zero_init_residual: bool = knob(False, help="start each residual block as the identity: its last BatchNorm at 0")
     initialization: Initialization = knob(
@@ -43,19 +46,22 @@ def build_model(
 ) -> nn.Module:
     """A classifier in train mode on the CPU, its weights drawn from torch's global generator.
 
-    Raises RebarError for an architecture that torchvision does not have.
+    Raises RebarError for an unknown architecture.
     """
     models = import_torchvision().models
-    known = models.list_models(module=models)
+    known = [*models.list_models(module=models), *SMALL_RESNETS]
     if arch not in known:
         near = difflib.get_close_matches(arch, known, n=3)
-        raise RebarError(f"model.arch: torchvision has no '{arch}'; near it: {', '.join(near) or 'nothing'}")
+        raise RebarError(f"model.arch: there is no '{arch}'; near it: {', '.join(near) or 'nothing'}")
+    model: nn.Module
     if pretrained:
         model = _pretrained(models, arch, num_classes)
+    elif arch in SMALL_RESNETS:
+        model = SmallResNet(SMALL_RESNETS[arch], num_classes)
     else:
         model = models.get_model(arch, weights=None, num_classes=num_classes)
-        if initialization == "composer":
-            initialize_as_composer(model)
+    if initialization == "composer" and not pretrained:
+        initialize_as_composer(model)
     if getattr(model, "aux_logits", False):
         raise RebarError(f"model.arch: {arch} trains with auxiliary outputs, which the loss here does not take")
     if zero_init_residual and not pretrained and start_blocks_as_identity(model) == 0:
@@ -66,6 +72,8 @@ def build_model(
 
 
 def _pretrained(models: object, arch: str, num_classes: int) -> nn.Module:
+    if arch in SMALL_RESNETS:
+        raise RebarError(f"model.pretrained: torchvision has no weights of a {arch}")
     try:
         model: nn.Module = models.get_model(arch, weights="DEFAULT")  # type: ignore[attr-defined]
     except (OSError, RuntimeError, HTTPException) as error:  # no network, a wrong checksum, a broken connection

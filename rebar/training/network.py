@@ -14,8 +14,8 @@ from rebar.training.stochastic_depth import apply_stochastic_depth
 def build_network(config: TrainConfig, *, num_classes: int, world: World) -> nn.Module:
     """The bare network on this process's device; the same weights in every process with one seed.
 
-    Its state_dict is that of torchvision's model, whatever is switched on. Raises RebarError for an
-    architecture that torchvision does not have.
+    Its state_dict is that of the plain model, whatever is switched on. Raises RebarError for an unknown
+    architecture.
     """
     model = build_model(
         config.model.arch,

@@ -24,6 +24,7 @@ from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.export import export_weights, exported_facts
 from rebar.training.recipe import recipe_in_words
+from rebar.training.small_resnets import SMALL_RESNETS
 
 
 def publish_run(folder: RunFolder, repository: str) -> str:
@@ -76,6 +77,7 @@ def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:
         train_seconds=checkpoint["train_seconds"] + checkpoint["meter"]["seconds"],
         environment=run.start.get("environment", {}),
         use_blurpool=config.training.use_blurpool,
+        in_torchvision=checkpoint["arch"] not in SMALL_RESNETS,
     )
 
 

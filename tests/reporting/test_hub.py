@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ FACTS = ModelFacts(
     train_seconds=12_345.0,
     environment={"command": "train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml", "code": ""},
     use_blurpool=True,
+    in_torchvision=True,
 )
 
 
@@ -50,6 +52,20 @@ def test_a_card_is_read_by_the_hubs_own_reader() -> None:
     for part in ("76.12, 92.88", "4 x NVIDIA A10G", "3 h 26 min", "use_blurpool=True", "- `report.html`", "`train_ima"):
         assert part in text
     assert "| code |" not in text
+
+
+@pytest.mark.parametrize(
+    ("use_blurpool", "in_torchvision", "words"),
+    [
+        (False, True, "torchvision.models.resnet50(num_classes=1000)"),
+        (True, False, 'build_model("resnet50", num_classes=1000, use_blurpool=True)'),
+        (False, False, 'build_model("resnet50", num_classes=1000)'),
+    ],
+)
+def test_how_the_network_is_made(use_blurpool: bool, in_torchvision: bool, words: str) -> None:
+    text = model_card(replace(FACTS, use_blurpool=use_blurpool, in_torchvision=in_torchvision), [])
+    assert f"model = {words}\n" in text
+    assert "a plain torchvision model" not in text
 
 
 def test_other_data_are_not_called_imagenet() -> None:

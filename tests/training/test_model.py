@@ -48,7 +48,7 @@ def test_the_seed_decides_the_weights() -> None:
 
 @pytest.mark.parametrize(
     ("arch", "message"),
-    [("resnet51", "torchvision has no 'resnet51'; near it: .*resnet50"), ("zzz", "no 'zzz'; near it: nothing")],
+    [("resnet51", "there is no 'resnet51'; near it: .*resnet50"), ("zzz", "no 'zzz'; near it: nothing")],
 )
 def test_an_unknown_architecture_names_the_near_ones(arch: str, message: str) -> None:
     with pytest.raises(RebarError, match=message):
