@@ -2,6 +2,7 @@
 
     python benchmarks/speedrun.py --seeds 5
     python benchmarks/speedrun.py --seeds 3 --epochs 12 --max-lr 0.3      # other flags go to train_imagenet.py
+    python benchmarks/speedrun.py --processes 2 --training.batch_size 64  # a process for each of two GPUs or CPU cores
 
 Makes the data set where it is not there, trains rn50_configs/speedrun.yaml with the seeds 0, 1, ..., one run after the
 other, and writes into docs/results/ what came out: ``speedrun.md`` and ``speedrun.json``, ``speedrun.yaml`` (the
@@ -33,24 +34,27 @@ def run(*words: str | Path) -> None:
     # OpenMP's threads wait by spinning; where something else wants a core that costs more than it saves.
     environment = {"GOMP_SPINCOUNT": "1000", **os.environ, "PYTHONPATH": str(REPOSITORY)}
     if subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=environment).returncode != 0:
-        raise SystemExit(f"{command[0]} failed; the same command goes on from there")
+        raise SystemExit("that failed; the same command goes on from there")
 
 
 def make_data(work: Path) -> None:
-    """Fashion-MNIST as ``train.beton`` and ``val.beton``, where they are not there yet."""
+    """Fashion-MNIST, pixel by pixel, as ``train.beton`` and ``val.beton``, where they are not there yet."""
     for split in ("train", "val"):
         target = work / f"{split}.beton"
         if not target.exists():
             run("scripts/build_fashion_mnist_tree.py", "--out", work / "tree")
-            run("write_dataset.py", "--split", split, "--data-dir", work / "tree", "--write-path", target)
+            data = ["--data-dir", work / "tree", "--write-path", target, "--write-mode", "raw"]
+            run("write_dataset.py", "--split", split, *data)
 
 
-def train(config: Path, work: Path, seed: int, more: list[str]) -> Path:
+def train(config: Path, work: Path, seed: int, processes: int, more: list[str]) -> Path:
     """One run, or what is left of it; its folder."""
     folder = work / f"seed_{seed}"
     data = ["--data.train_dataset", work / "train.beton", "--data.val_dataset", work / "val.beton"]
     own = ["--training.seed", str(seed), "--logging.folder", folder]
-    run("train_imagenet.py", "--config-file", config, *data, *own, *more)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    launcher = torchrun if processes > 1 else []
+    run(*launcher, "train_imagenet.py", "--config-file", config, *data, *own, *more)
     return folder
 
 
@@ -110,6 +114,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     """The command line, and what of it is for train_imagenet.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--processes", type=int, default=1, help="train in so many, started by torchrun")
     parser.add_argument("--target", type=float, default=0.94, help="top-1 to reach, a share of 1")
     parser.add_argument("--config-file", type=Path, default=Path("rn50_configs/speedrun.yaml"))
     parser.add_argument(
@@ -125,7 +130,9 @@ def main() -> None:
     os.chdir(REPOSITORY)
     arguments.work.mkdir(parents=True, exist_ok=True)
     make_data(arguments.work)
-    folders = [train(arguments.config_file, arguments.work, seed, more) for seed in range(arguments.seeds)]
+    folders = [
+        train(arguments.config_file, arguments.work, seed, arguments.processes, more) for seed in range(arguments.seeds)
+    ]
     rows = [summarise(folder, seed, arguments.target) for seed, folder in enumerate(folders)]
     results = {}
     for name in ("top1", "train_seconds"):
