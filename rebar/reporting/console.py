@@ -3,7 +3,6 @@
 All of it is made from metrics under the log's names (``train/loss`` ...), shares of 1 shown in percent.
 """
 
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from rebar.cli import warn
 from rebar.reporting.durations import in_words
+from rebar.reporting.metric_names import resolutions
 from rebar.reporting.run_folder import RunFolder
 
 Metrics = Mapping[str, Any]
@@ -82,8 +82,7 @@ def accuracy_line(metrics: Metrics, resolution: str = "") -> str:
 
 
 def _accuracy_by_resolution(metrics: Metrics) -> dict[str, str]:
-    found = [match[1] for name in metrics if (match := re.fullmatch(r"val/top1_(\d+)px", name))]
-    return {f"at {pixels} px": accuracy_line(metrics, f"{pixels}px") for pixels in found}
+    return {f"at {pixels} px": accuracy_line(metrics, f"{pixels}px") for pixels in resolutions(metrics)}
 
 
 def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: RunFolder) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import yaml
 
 from rebar.reporting.durations import in_words
+from rebar.reporting.metric_names import resolutions
 
 IMAGENET_PICTURES, IMAGENET_CLASSES = 1_281_167, 1000
 _RESULTS = (
@@ -57,6 +58,7 @@ def model_card(facts: ModelFacts, files: Sequence[str]) -> str:
         ("top-1, top-5 (%)", _pair(facts.metrics, "val/top1", "val/top5")),
         ("averaged with the mirror image", _pair(facts.metrics, "val/top1_tta", "val/top5_tta")),
         ("evaluated at", f"{facts.resolution} px, every validation picture once"),
+        *_at_other_resolutions(facts),
         ("data", facts.dataset),
         ("recipe", facts.recipe),
         ("trained", f"{facts.epochs} epochs in {in_words(facts.train_seconds)} (without validation)"),
@@ -70,6 +72,16 @@ def model_card(facts: ModelFacts, files: Sequence[str]) -> str:
         f"A {facts.arch} with {facts.parameters:,} parameters for {facts.num_classes:,} classes, trained with Rebar "
         f"from FFCV's .beton files.\n\n| | |\n| --- | --- |\n{table}\n\n{_usage(facts)}\n## Files\n\n{beside}\n"
     )
+
+
+def _at_other_resolutions(facts: ModelFacts) -> list[tuple[str, str]]:
+    rows = []
+    for pixels in resolutions(facts.metrics):
+        if pixels != facts.resolution:
+            for words, name in ((f"at {pixels} px", "top{}"), (f"at {pixels} px, mirrored too", "top{}_tta")):
+                first, second = (f"val/{name.format(k)}_{pixels}px" for k in (1, 5))
+                rows.append((words, _pair(facts.metrics, first, second)))
+    return rows
 
 
 def _pair(metrics: Mapping[str, float], first: str, second: str) -> str:

@@ -11,6 +11,7 @@ import yaml
 from rebar.errors import RebarError
 from rebar.replacing import replacing
 from rebar.reporting.charts import Series, line_chart
+from rebar.reporting.metric_names import resolutions
 from rebar.reporting.plot import latest_records
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.run_log import read_log
@@ -59,6 +60,8 @@ class Run:
     start: Record
     config: str
     state: str
+    end: Record
+    """How the run ended, where no epoch followed."""
 
     @property
     def last(self) -> Record:
@@ -93,6 +96,7 @@ def read_run(folder: Path) -> Run:
         start=starts[-1] if starts else {},
         config=files.config.read_text() if files.config.is_file() else "",
         state=state,
+        end=records[-1] if records and records[-1]["event"] == "end" else {},
     )
 
 
@@ -171,6 +175,11 @@ def _facts(run: Run) -> str:
     ):
         if last.get(name) is not None:
             facts[label] = format(last[name], form)
+    for pixels in resolutions(run.end):
+        facts[f"top-1 at {pixels} px"] = format(run.end[f"val/top1_{pixels}px"], ".2%")
+        mirrored = run.end.get(f"val/top1_tta_{pixels}px")
+        if mirrored is not None:
+            facts[f"top-1 at {pixels} px, mirrored too"] = format(mirrored, ".2%")
     facts["epochs"] = str(len(run.epochs))
     cells = (f"<div><b>{value}</b><span>{label}</span></div>" for label, value in facts.items())
     return f'<div class="facts">{"".join(cells)}</div>'

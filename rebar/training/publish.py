@@ -65,7 +65,11 @@ def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:
         num_classes=checkpoint["num_classes"],
         train_pictures=checkpoint["num_samples"],
         resolution=config.validation.resolution,
-        metrics={name: value for name, value in run.last.items() if name.startswith("val/") and value is not None},
+        metrics={
+            name: value
+            for name, value in {**run.last, **run.end}.items()
+            if name.startswith("val/") and value is not None
+        },
         epochs=checkpoint["epoch"],
         recipe=recipe_in_words(
             config,

@@ -68,6 +68,14 @@ def test_how_the_network_is_made(use_blurpool: bool, in_torchvision: bool, words
     assert "a plain torchvision model" not in text
 
 
+def test_accuracies_at_other_resolutions_are_told() -> None:
+    finally_ = {"val/top1_224px": 0.75, "val/top5_224px": 0.92, "val/top1_256px": 0.7612, "val/top5_256px": 0.9288}
+    text = model_card(replace(FACTS, metrics={**FACTS.metrics, **finally_}), [])
+    assert "| at 224 px | 75.00, 92.00 |" in text
+    assert "at 256 px" not in text  # where it is evaluated anyway
+    assert "mirrored too" not in text
+
+
 def test_other_data_are_not_called_imagenet() -> None:
     card = yaml.safe_load(model_card(ModelFacts(**{**FACTS.__dict__, "num_classes": 10}), []).split("---\n")[1])
     assert "datasets" not in card

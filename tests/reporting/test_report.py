@@ -74,6 +74,22 @@ class Checked(HTMLParser):
             assert self.open.pop() == tag
 
 
+def test_the_accuracies_at_the_end_are_told_until_the_run_goes_on(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "mine", epochs=2)
+    accuracies = {"val/top1_224px": 0.75, "val/top1_tta_224px": 0.76, "val/top1_256px": 0.77}
+    log = folder / "log.jsonl"
+    log.write_text(log.read_text() + json.dumps({"event": "end", "epoch": 2, **accuracies}) + "\n")
+    page = write_report(folder).read_text()
+    for fact in (
+        "75.00%</b><span>top-1 at 224 px<",
+        "76.00%</b><span>top-1 at 224 px, mirrored too<",
+        "77.00%</b><span>top-1 at 256 px<",
+    ):
+        assert fact in page
+    log.write_text(log.read_text() + json.dumps({"event": "start", "device": "CPU"}) + "\n")
+    assert "224 px" not in write_report(folder).read_text()
+
+
 def test_a_run_has_all_its_charts(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "mine", epochs=3)
     write_status(folder / "status.json", RunStatus("interrupted", "SIGTERM", 3, 30, 75))
