@@ -87,8 +87,8 @@ def test_the_speedrun(data: Data, tmp_path: Path) -> None:
     work.mkdir()
     for beton in (data.train, data.val):
         (work / beton.name).symlink_to(beton)
-    small = ["--epochs", "1", "--training.batch_size", "32", "--min-res", "24", "--max-res", "24", "--end-ramp", "2"]
-    command = ["benchmarks/speedrun.py", "--target", "0.01", "--work", work, "--out", out, *small]
+    small = ["--epochs", "1", "--training.batch_size", "16", "--min-res", "24", "--max-res", "24"]
+    command = ["benchmarks/speedrun.py", "--target", "0.01", "--work", work, "--out", out, "--processes", "2", *small]
     run(*command, "--seeds", "1")
     (alone,) = json.loads((out / "speedrun.json").read_text())["runs"]
     run(*command, "--seeds", "2")
@@ -101,5 +101,6 @@ def test_the_speedrun(data: Data, tmp_path: Path) -> None:
     assert first["epoch_that_reached_the_target"] == 1
     assert "over 2 seeds" in (out / "speedrun.md").read_text()
     assert "epochs: 1" in (out / "speedrun.yaml").read_text()
+    assert json.loads((out / "speedrun_seed_1.jsonl").read_text().splitlines()[0])["world_size"] == 2
     logs = [(out / f"speedrun_seed_{seed}.jsonl").read_text() for seed in range(2)]
     assert all('"event": "end"' in log for log in logs)
