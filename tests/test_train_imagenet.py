@@ -250,7 +250,8 @@ def test_every_recipe_trains(recipe: str, data: Data, tmp_path: Path, capsys: py
     train_imagenet.main(["--config-file", str(recipe_file), *small, *paths, "--epochs=1", "--model.num_classes=0"])
     (end,) = read_events(tmp_path, "end")
     arch = build_config(TrainConfig, load_config_files([recipe_file])).model.arch
-    assert end["parameters"] == {"resnet18": 11_181_642, "resnet50": 23_528_522}[arch]
+    parameters = {"resnet18": 11_181_642, "resnet50": 23_528_522, "resnet10_small": 1_228_970}
+    assert end["parameters"] == parameters[arch]
     assert "finished" in capsys.readouterr().out
 
 
