@@ -121,7 +121,11 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         "--work", type=Path, default=Path("speedrun_run"), help="folder of the runs, and of train.beton and val.beton"
     )
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder for the results")
-    return parser.parse_known_args()
+    arguments, more = parser.parse_known_args()
+    for name in ("seeds", "processes"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    return arguments, more
 
 
 def main() -> None:
