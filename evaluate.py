@@ -1,4 +1,4 @@
-"""Exact top-1 and top-5 of a checkpoint on a .beton, each picture counted once.
+"""Exact top-1 and top-5 of a checkpoint on a .beton, each image counted once.
 
 python evaluate.py --checkpoint runs/g5_1gpu --data val.beton
 python evaluate.py --checkpoint runs/g5_1gpu --data val.beton --both --per-class --confusion confusion.png
@@ -16,23 +16,23 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rebar.cli import run_command
-from rebar.config import build_config, knob, parse_config, section
+from rebar.config import build_config, option, parse_config, section
 from rebar.errors import RebarError
 from rebar.loading import Loader, Normalizer
 from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
 from rebar.loading.imagenet import DataConfig, build_val_loader
+from rebar.models.resnets import build_model, to_device
+from rebar.optim.averaging import weights_to_evaluate
 from rebar.reporting import console
-from rebar.reporting.confusion import class_lines, plot_confusion
+from rebar.reporting.plots import class_lines, plot_confusion
 from rebar.reporting.run_folder import RunFolder
-from rebar.training.averaging import weights_to_evaluate
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
-from rebar.training.evaluation import evaluate
+from rebar.training.error_hints import evaluation_error_hints
+from rebar.training.evaluate import evaluate
+from rebar.training.execution import Precision, input_dtype, resolve_precision
 from rebar.training.export import export_weights, read_weights
-from rebar.training.failures import explained_in_evaluation
-from rebar.training.model import build_model, to_device
-from rebar.training.precision import Precision, input_dtype, resolve_precision
 from rebar.training.state import check_same_classes
 
 
@@ -40,22 +40,22 @@ from rebar.training.state import check_same_classes
 class EvaluateSection:
     """Evaluation."""
 
-    checkpoint: str = knob("", help="checkpoint file, or the folder of a run")
-    weights: str = knob(
+    checkpoint: str = option("", help="checkpoint file, or the folder of a run")
+    weights: str = option(
         "", help="instead of a checkpoint: a torchvision state_dict (.pth), .safetensors, or 'torchvision'"
     )
-    arch: str = knob("resnet50", help="classifier that --weights are of, as --arch of train_imagenet.py")
-    use_blurpool: bool = knob(False, help="--weights were trained with BlurPool")
-    data: str = knob(required=True, help="the .beton to evaluate on, or a source: a folder, tar, hf:NAME, ...")
-    resolution: int = knob(0, help="pixels; 0: the validation resolution of the training run", minimum=0)
-    both: bool = knob(False, help="evaluate at 224 and at 256 px, as results are published")
-    crop_ratio: float = knob(0, help="share of the shorter side; 0: the training run's", minimum=0, maximum=1)
-    batch_size: int = knob(0, help="per process; 0: the validation batch size of the training run", minimum=0)
-    num_workers: int = knob(0, help="decoding threads per process; 0: the cores divided by the processes", minimum=0)
-    precision: Precision = knob("auto", help="of the forward pass; auto: as it was trained")
-    per_class: bool = knob(False, help="also the accuracy of each class, the worst first")
-    confusion: str = knob("", help="also write a picture of which classes are taken for which to this .png")
-    export: str = knob("", help="also write the weights alone: .pth for torchvision, .safetensors, or .onnx")
+    arch: str = option("resnet50", help="classifier that --weights are of, as --arch of train_imagenet.py")
+    use_blurpool: bool = option(False, help="--weights were trained with BlurPool")
+    data: str = option(required=True, help="the .beton to evaluate on, or a source: a folder, tar, hf:NAME, ...")
+    resolution: int = option(0, help="pixels; 0: the validation resolution of the training run", minimum=0)
+    both: bool = option(False, help="evaluate at 224 and at 256 px, as results are published")
+    crop_ratio: float = option(0, help="share of the shorter side; 0: the training run's", minimum=0, maximum=1)
+    batch_size: int = option(0, help="per process; 0: the validation batch size of the training run", minimum=0)
+    num_workers: int = option(0, help="decoding threads per process; 0: the cores divided by the processes", minimum=0)
+    precision: Precision = option("auto", help="of the forward pass; auto: as it was trained")
+    per_class: bool = option(False, help="also the accuracy of each class, the worst first")
+    confusion: str = option("", help="also write an image of which classes are taken for which to this .png")
+    export: str = option("", help="also write the weights alone: .pth for torchvision, .safetensors, or .onnx")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
     counted = bool(options.per_class or options.confusion)
     for resolution in resolutions:
         batches = loader.epoch(0, resolution)
-        with explained_in_evaluation(batch_size=loader.batch_size, option="--batch-size"):
+        with evaluation_error_hints(batch_size=loader.batch_size, option="--batch-size"):
             result = evaluate(
                 model,
                 Normalizer(world.device, input_dtype(precision), mean=trained.mean, std=trained.std).each(
@@ -109,7 +109,7 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
                 confusion_of=num_classes if counted else 0,
             )
         if world.is_main:
-            print(f"{result.num_samples:,} pictures at {resolution} px: {console.accuracy_line(result.metrics())}")
+            print(f"{result.num_samples:,} images at {resolution} px: {console.accuracy_line(result.metrics())}")
     if world.is_main:
         if result.confusion is not None:
             names = list(loader.beton.class_names or map(str, range(num_classes)))

@@ -6,7 +6,7 @@
 
 The same command goes on where an earlier one stopped. `--help` lists every knob, `--print-config`
 shows what a command would run with. The usual recipe is the one of ffcv-imagenet: SGD with momentum, a
-learning rate that rises and falls linearly, label smoothing, BlurPool, small pictures first. Others, and
+learning rate that rises and falls linearly, label smoothing, BlurPool, small images first. Others, and
 what each technique is good for: docs/training.md.
 """
 
@@ -18,43 +18,41 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rebar.augment.policy import build_regularizer
 from rebar.cli import run_command
 from rebar.config import config_name, parse_config
 from rebar.loading import Loader, Normalizer
+from rebar.models.resnets import count_parameters
+from rebar.optim.optimizers import clip_gradients, set_learning_rate
+from rebar.optim.sam import perturbed_weights
+from rebar.optim.schedules import peak_lr
 from rebar.reporting import console
+from rebar.reporting.log import RunLog
 from rebar.reporting.run_folder import RunFolder
-from rebar.reporting.run_log import RunLog
 from rebar.training import aliases
-from rebar.training.accumulation import pieces_of
-from rebar.training.announcing import announce, shows_progress, tell_epoch
-from rebar.training.batchnorm_statistics import reestimate_batchnorm
-from rebar.training.beginning import begun_once
+from rebar.training.accumulation import split_microbatches
+from rebar.training.banner import announce, print_epoch, shows_progress
 from rebar.training.config import TrainConfig
 from rebar.training.control import RunControl, target_reached
 from rebar.training.distributed import World, join_world, share_buffers, wrap_distributed
-from rebar.training.dry_run import try_out
-from rebar.training.evaluation import Evaluation, evaluate, named_by_resolution
-from rebar.training.execution import allow_tf32, compile_for
-from rebar.training.export import export_weights, exported_facts, forms
-from rebar.training.failures import explained, explained_in_evaluation
+from rebar.training.dry_run import run_trial
+from rebar.training.error_hints import error_hints, evaluation_error_hints
+from rebar.training.evaluate import Evaluation, evaluate, named_by_resolution
+from rebar.training.execution import allow_tf32, autocast, compile_for, seed_step
+from rebar.training.export import export_metadata, export_suffixes, export_weights
 from rebar.training.health import check_finite
 from rebar.training.losses import build_criterion
-from rebar.training.lr_override import learning_rate
-from rebar.training.model import count_parameters
-from rebar.training.optimizer import clip_gradients, set_learning_rate
-from rebar.training.precision import autocast
+from rebar.training.metrics import memory_metrics
 from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
 from rebar.training.publish import publish_or_warn
-from rebar.training.recording import recorded_run, refusal_noted
-from rebar.training.regularization.policy import build_regularizer
 from rebar.training.resolution import all_resolutions, resolution_at
-from rebar.training.sam import climbed
-from rebar.training.schedule import peak_lr
-from rebar.training.seeding import seed_step
+from rebar.training.resume import resolve_resume
+from rebar.training.resumed_schedule import learning_rate
+from rebar.training.run import refusal_noted, run_context
 from rebar.training.setup import (
     build_normalizer,
     build_state,
-    check_outlets,
+    check_destinations,
     fill_in_paths,
     name_folder,
     open_data,
@@ -62,7 +60,7 @@ from rebar.training.setup import (
 )
 from rebar.training.state import TrainState
 from rebar.training.trial import Step, Trial
-from rebar.training.usage import memory_metrics
+from rebar.training.update_bn import update_bn
 
 
 def main(argv: Sequence[str]) -> None:
@@ -78,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     config = name_folder(config, config_name(argv))
     preempted = False
     sizes = {"batch_size": config.training.batch_size, "accumulate": config.execution.accumulate}
-    with refusal_noted(config), explained(precision=config.training.precision, **sizes), join_world() as world:
+    with refusal_noted(config), error_hints(precision=config.training.precision, **sizes), join_world() as world:
         try:
             train(fill_in_paths(config), world)
         except Interrupted as interrupted:
@@ -95,11 +93,11 @@ def train(config: TrainConfig, world: World) -> None:
     torch.backends.cudnn.benchmark = True
     allow_tf32(config.execution.tf32)
 
-    check_outlets(config, world)
+    check_destinations(config, world)
     train_loader, val_loader = open_data(config, world)
     state = build_state(config, train_loader, world)
     folder = RunFolder(Path(config.logging.folder))
-    config = begun_once(config, folder, world)
+    config = resolve_resume(config, folder, world)
     resumed = resume(config, state, train_loader, folder, world)
     model = wrap_distributed(state.model, world)
     if config.execution.compile_model:
@@ -109,22 +107,22 @@ def train(config: TrainConfig, world: World) -> None:
     if config.training.eval_only:
         result = validate(config, state, val_loader, world)
         if world.is_main:
-            print(f"{result.num_samples:,} pictures: {console.accuracy_line(result.metrics())}")
+            print(f"{result.num_samples:,} images: {console.accuracy_line(result.metrics())}")
         return
 
     if config.training.dry_run or config.training.find_lr:
         announce(config, state, train_loader, val_loader, folder, RunLog(None), world)
         trial = Trial(state, train_loader, world, *build_step(config, state, model, world))
-        try_out(config, trial, folder, one_batch=lambda: validate(config, state, val_loader, world, max_batches=1))
+        run_trial(config, trial, folder, one_batch=lambda: validate(config, state, val_loader, world, max_batches=1))
         return
 
     steps_per_epoch = len(train_loader)
-    with recorded_run(config, state, train_loader, folder, world, afresh=not resumed) as (log, control):
+    with run_context(config, state, train_loader, folder, world, afresh=not resumed) as (log, control):
         announce(config, state, train_loader, val_loader, folder, log, world)
         while state.epoch < config.training.epochs and not control.is_over():
             metrics = train_one_epoch(config, state, model, train_loader, log, control, world)
             if config.logging.log_level > 0 or control.is_over() or state.epoch + 1 == config.training.epochs:
-                settle_average(config, state, train_loader, world)
+                update_average_bn(config, state, train_loader, world)
                 metrics |= validate(config, state, val_loader, world, control).metrics()
                 control.health.on_validation(metrics["val/loss"], state.epoch + 1)
             state.last_metrics = metrics | {"step": state.steps(steps_per_epoch)}
@@ -136,7 +134,7 @@ def train(config: TrainConfig, world: World) -> None:
             state.end_epoch()
             control.save()  # a thread writes it while the next epoch runs
             if world.is_main:
-                tell_epoch(config, state, train_loader, control, world)
+                print_epoch(config, state, train_loader, control, world)
             control.limit = control.limit or target_reached(config.training.target_top1, metrics)
         control.wait_until_saved()
         finish(config, state, train_loader, val_loader, folder, log, control, world)
@@ -205,30 +203,30 @@ def build_step(config: TrainConfig, state: TrainState, model: nn.Module, world: 
         config.regularization, num_classes=state.num_classes, seed=config.training.seed, rank=world.rank
     )
 
-    def take_gradient(
+    def forward_backward(
         batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], step: int, *, measured: bool
     ) -> torch.Tensor:
         seed_step(config.training.seed, step, world.rank)
         state.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=world.device)
-        for piece in pieces_of(model, *batch, count=config.execution.accumulate):
+        for piece in split_microbatches(model, *batch, count=config.execution.accumulate):
             with autocast(state.precision, world.device):
                 logits = model(piece.images)
-                piece_loss = criterion(logits, piece.targets)
-            state.scaler.scale(piece_loss * piece.share).backward()
-            loss += piece_loss.detach() * piece.share
+                micro_loss = criterion(logits, piece.targets)
+            state.scaler.scale(micro_loss * piece.share).backward()
+            loss += micro_loss.detach() * piece.share
             if measured:
-                state.meter.add(piece_loss, logits, piece.labels)
+                state.meter.add(micro_loss, logits, piece.labels)
         return loss
 
     def train_on(images: torch.Tensor, labels: torch.Tensor, step: int, lr: float) -> torch.Tensor:
         set_learning_rate(state.optimizer, lr)
         images, targets = regularizer.mix(images, labels, step)
         batch = (images, targets, labels)
-        loss = take_gradient(batch, step, measured=True)
+        loss = forward_backward(batch, step, measured=True)
         if config.optimizer.sam_is_due(step):
-            with climbed(model.parameters(), config.optimizer.sam_rho):
-                take_gradient(batch, step, measured=False)
+            with perturbed_weights(model.parameters(), config.optimizer.sam_rho):
+                forward_backward(batch, step, measured=False)
         clip_gradients(model, state.optimizer, state.scaler, config.optimizer.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -239,15 +237,15 @@ def build_step(config: TrainConfig, state: TrainState, model: nn.Module, world: 
     return build_normalizer(config, state, world, augment=regularizer.augment), train_on
 
 
-def settle_average(config: TrainConfig, state: TrainState, loader: Loader, world: World) -> None:
-    """Give a plain mean of weights (SWA) the BatchNorm statistics that belong to it, from training pictures."""
-    if state.average is None or not state.average.reestimates_batchnorm or state.average.updates == 0:
+def update_average_bn(config: TrainConfig, state: TrainState, loader: Loader, world: World) -> None:
+    """Give a plain mean of weights (SWA) the BatchNorm statistics that belong to it, from training images."""
+    if state.average is None or not state.average.needs_bn_update or state.average.updates == 0:
         return
     position = loader.state_dict(state.meter.steps_of_pass)
-    pictures = loader.epoch(state.epoch + 1, resolution_at(state.epoch, config.resolution))
-    reestimate_batchnorm(
+    images = loader.epoch(state.epoch + 1, resolution_at(state.epoch, config.resolution))
+    update_bn(
         state.average.model,
-        build_normalizer(config, state, world).each(pictures),
+        build_normalizer(config, state, world).each(images),
         count=config.averaging.swa_bn_batches,
         world=world,
         precision=state.precision,
@@ -265,12 +263,12 @@ def validate(
     resolution: int | None = None,
     max_batches: int | None = None,
 ) -> Evaluation:
-    """Exact accuracy of the model, or of its average, every validation picture once over all processes."""
+    """Exact accuracy of the model, or of its average, every validation image once over all processes."""
     share_buffers(state.evaluated_model, world)
     some = itertools.islice(loader.epoch(0, resolution or config.validation.resolution), max_batches)
     batches = some if control is None else control.watched(some)
     shown = console.progress(batches, "validation", total=len(loader), enabled=shows_progress(config, world))
-    with explained_in_evaluation(batch_size=config.validation.batch_size, option="--validation.batch_size"):
+    with evaluation_error_hints(batch_size=config.validation.batch_size, option="--validation.batch_size"):
         return evaluate(
             state.evaluated_model,
             build_normalizer(config, state, world).each(shown),
@@ -306,7 +304,7 @@ def finish(
     steps = state.steps(len(train_loader))
     if state.last_metrics.get("step") != steps or "val/top1" not in state.last_metrics:
         # a limit was reached before this attempt began
-        settle_average(config, state, train_loader, world)
+        update_average_bn(config, state, train_loader, world)
         state.last_metrics = {"step": steps} | validate(config, state, val_loader, world, control).metrics()
     validate_finally(config, state, val_loader, world, control)
     parameters = count_parameters(state.model)
@@ -317,8 +315,8 @@ def finish(
     }
     log.write("end", {"epoch": state.epoch, "parameters": parameters, **metrics})
     if world.is_main:
-        facts = exported_facts(vars(state), use_blurpool=config.training.use_blurpool)
-        for suffix in forms(config.checkpoint.export):
+        facts = export_metadata(vars(state), use_blurpool=config.training.use_blurpool)
+        for suffix in export_suffixes(config.checkpoint.export):
             weights = state.evaluated_model.state_dict()
             export_weights(folder.path / f"weights{suffix}", weights, facts)
         print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, folder), flush=True)

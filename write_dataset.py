@@ -1,17 +1,17 @@
-"""Turn pictures from anywhere into a .beton file, which training reads.
+"""Turn images from anywhere into a .beton file, which training reads.
 
     export IMAGENET_DIR=/data/imagenet WRITE_DIR=/data/betons
     python write_dataset.py --split train
     python write_dataset.py --split val
     python write_dataset.py --split train --data-dir hf:imagenet-1k --subset small
 
-The training pictures are shuffled once here, by the seed, so that reading the file from front to back is
+The training images are shuffled once here, by the seed, so that reading the file from front to back is
 already mixed; validation keeps the order of the classes. Beside the file goes a sidecar, train.beton.json,
-with the names of the classes, how the pictures were stored, and checksums; and a report on the pictures that
+with the names of the classes, how the images were stored, and checksums; and a report on the images that
 were odd or bad. After a kill the same command goes on where it was.
 
-    python write_dataset.py --verify FILE    # every page, offset, picture and label
-    python write_dataset.py --info FILE      # what is inside, with a sheet of pictures
+    python write_dataset.py --verify FILE    # every page, offset, image and label
+    python write_dataset.py --info FILE      # what is inside, with a sheet of images
     python write_dataset.py --stats FILE     # mean and deviation of the channels, for training's --stats-file
 """
 
@@ -24,52 +24,52 @@ from pathlib import Path
 from typing import Literal
 
 from rebar.beton import Estimate, ImagePolicy, Source, WriteReport, read_sidecar, write_beton
-from rebar.beton.inspecting import COMMANDS, asks_to_inspect, inspect
-from rebar.beton.partial import journal_path
-from rebar.beton.report import report_path
+from rebar.beton.inspect import COMMANDS, asks_to_inspect, inspect
+from rebar.beton.partial_file import journal_path
 from rebar.beton.selection import Selection, shard_of, shard_path
-from rebar.beton.sources import Request, open_source
+from rebar.beton.write_report import report_path
 from rebar.cli import run_command
-from rebar.config import knob, parse_config, section
+from rebar.config import option, parse_config, section
 from rebar.errors import RebarError
+from rebar.sources import Request, open_source
 
 
 @dataclass(frozen=True)
 class WriterSection:
-    """Which pictures to write, where to, and how they are stored."""
+    """Which images to write, where to, and how they are stored."""
 
-    dataset: Literal["auto", "imagenet", "hf", "s3", "beton", "tar", "webdataset", "parquet", "folder", "flat"] = knob(
-        "auto", help="kind of source; auto and imagenet recognise it"
+    dataset: Literal["auto", "imagenet", "hf", "s3", "beton", "tar", "webdataset", "parquet", "folder", "flat"] = (
+        option("auto", help="kind of source; auto and imagenet recognise it")
     )
-    split: Literal["train", "val"] = knob(required=True, help="train is shuffled, val stays in order")
-    data_dir: str = knob("", help="folder, tar, shards, .beton, hf:NAME, s3://...; else $IMAGENET_DIR")
-    labels: str = knob("", help="list of the classes of pictures without class folders; else one near them")
-    write_path: str = knob("", help="file to write, or a folder for <split>.beton; else $WRITE_DIR")
-    write_mode: Literal["jpg", "raw", "proportion"] = knob(
+    split: Literal["train", "val"] = option(required=True, help="train is shuffled, val stays in order")
+    data_dir: str = option("", help="folder, tar, shards, .beton, hf:NAME, s3://...; else $IMAGENET_DIR")
+    labels: str = option("", help="list of the classes of images without class folders; else one near them")
+    write_path: str = option("", help="file to write, or a folder for <split>.beton; else $WRITE_DIR")
+    write_mode: Literal["jpg", "raw", "proportion"] = option(
         "jpg", help="proportion: JPEG with compress_probability, else raw"
     )
-    max_resolution: int = knob(500, help="pixels of the limited side, larger is shrunk; 0: no limit", minimum=0)
-    limit_side: Literal["long", "short"] = knob("long", help="the side that max_resolution limits")
-    jpeg_quality: int = knob(90, help="quality of JPEGs encoded anew; finer ones are", minimum=1, maximum=100)
-    keep_quality: bool = knob(False, help="pass JPEGs within the resolution through, whatever their quality")
-    compress_probability: float = knob(0.5, help="share of JPEGs with write_mode=proportion", minimum=0, maximum=1)
-    restart_markers: bool = knob(True, help="let JPEGs be entered in the middle, so that crops decode faster")
-    subset: str = knob(
+    max_resolution: int = option(500, help="pixels of the limited side, larger is shrunk; 0: no limit", minimum=0)
+    limit_side: Literal["long", "short"] = option("long", help="the side that max_resolution limits")
+    jpeg_quality: int = option(90, help="quality of JPEGs encoded anew; finer ones are", minimum=1, maximum=100)
+    keep_quality: bool = option(False, help="pass JPEGs within the resolution through, whatever their quality")
+    compress_probability: float = option(0.5, help="share of JPEGs with write_mode=proportion", minimum=0, maximum=1)
+    restart_markers: bool = option(True, help="let JPEGs be entered in the middle, so that crops decode faster")
+    subset: str = option(
         "full",
-        help="pictures, balanced over the classes: tiny (1k), small (10k), medium (100k), "
+        help="images, balanced over the classes: tiny (1k), small (10k), medium (100k), "
         "large (500k), full, or a number",
     )
-    max_classes: int = knob(0, help="so many classes, drawn by the seed; 0: all", minimum=0)
-    max_samples_per_class: int = knob(0, help="so many pictures of a class; 0: all", minimum=0)
-    shard: str = knob("", help="I/N: only part I of N, I from 0 on, to a file of its own; all parts are the whole")
-    on_bad_image: Literal["fail", "skip", "repair"] = knob(
-        "fail", help="pictures that cannot be decoded: stop, leave them out, or take what there is of them"
+    max_classes: int = option(0, help="so many classes, drawn by the seed; 0: all", minimum=0)
+    max_samples_per_class: int = option(0, help="so many images of a class; 0: all", minimum=0)
+    shard: str = option("", help="I/N: only part I of N, I from 0 on, to a file of its own; all parts are the whole")
+    on_bad_image: Literal["fail", "skip", "repair"] = option(
+        "fail", help="images that cannot be decoded: stop, leave them out, or take what there is of them"
     )
-    seed: int = knob(0, help="of the order and every other draw", minimum=0)
-    num_workers: int = knob(0, help="processes that encode; 0: one for every core", minimum=0)
-    chunk_size: int = knob(0, help="pictures a process takes at a time; 0: about a megabyte of them", minimum=0)
-    overwrite: bool = knob(False, help="replace an existing file")
-    restart: bool = knob(False, help="begin anew where an unfinished file could be gone on with")
+    seed: int = option(0, help="of the order and every other draw", minimum=0)
+    num_workers: int = option(0, help="processes that encode; 0: one for every core", minimum=0)
+    chunk_size: int = option(0, help="images a process takes at a time; 0: about a megabyte of them", minimum=0)
+    overwrite: bool = option(False, help="replace an existing file")
+    restart: bool = option(False, help="begin anew where an unfinished file could be gone on with")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
     )
     num_workers = config.num_workers or len(os.sched_getaffinity(0))
 
-    print(f"pictures  {len(order):,} of {num_found:,} in {len(source.class_names):,} classes ({kind})")
+    print(f"images  {len(order):,} of {num_found:,} in {len(source.class_names):,} classes ({kind})")
     print(f"stored    {in_words(policy)}")
     print(f"order     {'shuffled' if config.split == 'train' else 'as in the source'}, seed {config.seed}")
     print(f"target    {target}, {num_workers} processes", flush=True)
@@ -184,7 +184,7 @@ def check_classes_agree(where: str, source: Source, train_file: Path) -> None:
 
 
 def in_words(policy: ImagePolicy) -> str:
-    """How pictures are stored, for people."""
+    """How images are stored, for people."""
     side = {"long": "longer", "short": "shorter"}[policy.limit_side]
     size = f"{side} side at most {policy.max_resolution} px" if policy.max_resolution else "full size"
     jpeg = f"JPEG quality {policy.jpeg_quality}, JPEGs no finer than that as they are"
@@ -202,11 +202,11 @@ def print_estimate(expected: Estimate) -> None:
     """What is to be expected, before the writing begins."""
     gigabytes = expected.bytes / 1e9
     last = f"{expected.seconds / 60:,.0f} min" if expected.seconds >= 120 else f"{expected.seconds:,.0f} s"
-    print(f"expected  {gigabytes:,.3f} GB, {last} of encoding, by {expected.num_sampled} pictures")
+    print(f"expected  {gigabytes:,.3f} GB, {last} of encoding, by {expected.num_sampled} images")
     if expected.kept_quality_factor != 1:
         factor = expected.kept_quality_factor
         print(
-            f"          {expected.bytes_a_picture:,.0f} bytes a picture, {factor:.1f} times as many as without "
+            f"          {expected.bytes_a_image:,.0f} bytes an image, {factor:.1f} times as many as without "
             "--keep-quality: that much more to read and to decode in every epoch"
         )
     sys.stdout.flush()
@@ -225,16 +225,16 @@ def telling_what_is_kept(target: Path) -> Iterator[None]:
 
 def print_report(report: WriteReport, split: str) -> None:
     """What was written, and what to do next."""
-    per_picture, per_second = report.picture_bytes / report.num_samples, report.num_encoded / report.seconds
+    per_image, per_second = report.image_bytes / report.num_samples, report.num_encoded / report.seconds
     fewest, most = report.class_counts.min(), report.class_counts.max()
     tally = report.tally
     print(f"written   {report.path}: {report.bytes / 1e9:,.3f} GB in {report.seconds:,.1f} s")
-    print(f"          {report.num_samples:,} pictures, {fewest:,} to {most:,} a class")
+    print(f"          {report.num_samples:,} images, {fewest:,} to {most:,} a class")
     print(f"          {tally.passed_through:,} as they were, {tally.encoded:,} encoded anew")
-    print(f"          {per_picture:,.0f} bytes a picture, {per_second:,.0f} pictures/s")
+    print(f"          {per_image:,.0f} bytes an image, {per_second:,.0f} images/s")
     if report.expected.marker_share:
         share, sampled = report.expected.marker_share, report.expected.num_sampled
-        print(f"          {share:.1%} more bytes for restart markers, by {sampled} pictures")
+        print(f"          {share:.1%} more bytes for restart markers, by {sampled} images")
     if tally.counts:
         print(f"odd       {', '.join(f'{count:,} {kind}' for kind, count in sorted(tally.counts.items()))}")
     if tally.repaired or tally.skipped:

@@ -1,9 +1,9 @@
-"""Pictures a second of Rebar's Loader and of its peers: the same JPEGs, the same machine, one run.
+"""Images a second of Rebar's Loader and of its peers: the same JPEGs, the same machine, one run.
 
     python benchmarks/loader.py --data photographs --json loader.json
     python benchmarks/loader.py --data photographs --peers rebar,ffcv --resolutions 224 --cores 1 --json OUT
 
-``--data`` is any folder of class folders of pictures (photographs.py makes one). They are written once as
+``--data`` is any folder of class folders of images (photographs.py makes one). They are written once as
 write_dataset.py writes them; peers that read files get exactly these JPEGs. Every peer runs in a process of
 its own, on the cores it may use, several epochs at a time, in turn with the others, several times over. A
 figure is the median over the repetitions of the median epoch but the first; a ratio is taken within a
@@ -29,7 +29,8 @@ import numpy as np
 import psutil
 from peers import NAMES, Job
 
-from rebar.beton import BetonFile, ImageFolder, ImagePolicy, write_beton
+from rebar.beton import BetonFile, ImagePolicy, write_beton
+from rebar.sources import ImageFolder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASELINE = "ffcv"
@@ -49,26 +50,26 @@ class Measurement:
     """One run of one peer."""
 
     epoch_seconds: list[float]
-    pictures: int
+    images: int
     first_batch_seconds: float
     peak_memory_mb: float
-    """Of the process and its children, without pages of files, the pictures' among them."""
+    """Of the process and its children, without pages of files, the images' among them."""
 
     @property
     def images_per_second(self) -> float:
         """Of the median epoch but the first."""
         later = self.epoch_seconds[1:] or self.epoch_seconds
-        return self.pictures / statistics.median(later)
+        return self.images / statistics.median(later)
 
     @property
     def images_per_second_last_two(self) -> float:
         """Of the mean of the last two epochs: stock FFCV is slow in its second and third."""
-        return self.pictures / statistics.mean(self.epoch_seconds[-2:])
+        return self.images / statistics.mean(self.epoch_seconds[-2:])
 
 
 def prepare(data: Path, work: Path, count: int) -> tuple[Path, Path]:
-    """The pictures as a .beton, and the JPEGs in it as a folder of files; made once for each ``count``."""
-    beton_path, folder = work / f"pictures_{count}.beton", work / f"pictures_{count}"
+    """The images as a .beton, and the JPEGs in it as a folder of files; made once for each ``count``."""
+    beton_path, folder = work / f"images_{count}.beton", work / f"images_{count}"
     if not beton_path.exists():
         source = ImageFolder(data)
         order = np.argsort(np.random.Philox(key=0).random_raw(len(source)), kind="stable")[:count]
@@ -204,7 +205,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.bar_label(
             bars, [f"{row['ratio_to_ffcv']:.2f}x" if row["ratio_to_ffcv"] else "" for row in chosen], padding=3
         )
-        axes.set_title(f"{resolution} px, {cores} core{'s' if cores > 1 else ''}: pictures a second")
+        axes.set_title(f"{resolution} px, {cores} core{'s' if cores > 1 else ''}: images a second")
         axes.margins(x=0.1)
     figure.savefig(path, dpi=100)
 
@@ -212,17 +213,17 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of class folders of pictures")
+    parser.add_argument("--data", type=Path, required=True, help="folder of class folders of images")
     parser.add_argument("--peers", default=",".join(NAMES), help="names, or NAME=PYTHON for one installed elsewhere")
     parser.add_argument("--resolutions", default="224,160", help="pixels")
     parser.add_argument("--cores", default="", help="numbers of cores; default one and all")
-    parser.add_argument("--count", type=int, default=2048, help="pictures at most")
+    parser.add_argument("--count", type=int, default=2048, help="images at most")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("benchmark_run"), help="folder for what is made once")
     parser.add_argument("--json", type=Path, help="write the rows, the machine and the versions there")
-    parser.add_argument("--picture", type=Path, help="draw the rows there, as PNG")
+    parser.add_argument("--image", type=Path, help="draw the rows there, as PNG")
     return parser.parse_args()
 
 
@@ -255,7 +256,7 @@ def main() -> None:
                     runs.setdefault((contestant.name, resolution, core_count), []).append(result)
                     print(
                         f"{repetition + 1}/{arguments.repetitions}  {resolution} px, {core_count} cores, "
-                        f"{contestant.name}: {result.images_per_second:.0f} pictures/s",
+                        f"{contestant.name}: {result.images_per_second:.0f} images/s",
                         flush=True,
                     )
     rows, idle = summarise(runs), idle_memory()
@@ -266,15 +267,15 @@ def main() -> None:
         "command": " ".join(["python", "benchmarks/loader.py", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "machine": describe_machine(),
-        "data": {"pictures": BetonFile.open(beton).num_samples, "bytes": beton.stat().st_size},
+        "data": {"images": BetonFile.open(beton).num_samples, "bytes": beton.stat().st_size},
         "idle_torch_memory_mb": idle,
         "left_out": left_out,
         "rows": rows,
     }
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    if arguments.picture:
-        draw(rows, arguments.picture)
+    if arguments.image:
+        draw(rows, arguments.image)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Real photographs for benchmarks: windows of wallpapers that Debian packages, shaped as ImageNet's pictures.
+"""Real photographs for benchmarks: windows of wallpapers that Debian packages, shaped as ImageNet's images.
 
     apt-get download plasma-workspace-wallpapers mate-backgrounds
     for package in *.deb; do dpkg -x $package wallpapers; done
     python benchmarks/photographs.py --wallpapers wallpapers --out photographs --count 400
 
 writes ``photographs/<wallpaper>/<number>.jpg``: an image-folder tree, one class a wallpaper, long side 500
-pixels, JPEG quality 90, the same pictures for the same packages every time.
+pixels, JPEG quality 90, the same images for the same packages every time.
 """
 
 import argparse
@@ -24,16 +24,16 @@ SHAPES = ((375, 500), (375, 500), (333, 500), (500, 375), (500, 333), (500, 500)
 _BYTES_PER_PIXEL = (0.10, 0.45)  # flat sky and drawings below, noise above: ImageNet's average is about 0.2
 _WINDOWS = (1, 2, 3)  # a window's long side, in multiples of LONG_SIDE
 _SIZE_NAME = re.compile(r"\d+x\d+")
-_TRIES = 40  # for each picture wanted
+_TRIES = 40  # for each image wanted
 
 
 def find_wallpapers(folder: Path) -> list[Path]:
     """The JPEG files below ``folder``, by name; of one that is there in many sizes only the largest."""
     largest: dict[tuple[Path, str], Path] = {}
     for path in sorted(folder.rglob("*.jp*g")):
-        picture = (path.parent, "" if _SIZE_NAME.fullmatch(path.stem) else path.stem)
-        if picture not in largest or path.stat().st_size > largest[picture].stat().st_size:
-            largest[picture] = path
+        image = (path.parent, "" if _SIZE_NAME.fullmatch(path.stem) else path.stem)
+        if image not in largest or path.stat().st_size > largest[image].stat().st_size:
+            largest[image] = path
     return list(largest.values())
 
 
@@ -41,27 +41,27 @@ def windows(wallpapers: list[Path], count: int, seed: int = 0) -> Iterator[tuple
     """``(class name, JPEG bytes)`` of up to ``count`` views, equally many of each wallpaper."""
     for number, path in enumerate(wallpapers):
         rng = np.random.default_rng((seed, number))
-        picture: NDArray[Any] | None = cv2.imread(str(path))
+        image: NDArray[Any] | None = cv2.imread(str(path))
         wanted = count * (number + 1) // len(wallpapers) - count * number // len(wallpapers)
-        found = 0  # a picture of nothing but sky may give fewer
+        found = 0  # an image of nothing but sky may give fewer
         for _ in range(_TRIES * wanted):
-            if picture is None or found == wanted:
+            if image is None or found == wanted:
                 break
-            jpeg = _window(picture, rng)
+            jpeg = _window(image, rng)
             if jpeg is not None:
                 found += 1
                 yield f"{number:03d}_{path.stem}", jpeg
 
 
-def _window(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8] | None:
+def _window(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8] | None:
     """One view, or None where it does not fit or does not look like a photograph."""
     height, width = SHAPES[rng.integers(len(SHAPES))]
     scale = _WINDOWS[rng.integers(len(_WINDOWS))]
     high, wide = height * scale, width * scale
-    if high > picture.shape[0] or wide > picture.shape[1]:
+    if high > image.shape[0] or wide > image.shape[1]:
         return None
-    top, left = rng.integers(0, picture.shape[0] - high + 1), rng.integers(0, picture.shape[1] - wide + 1)
-    view = cv2.resize(picture[top : top + high, left : left + wide], (width, height), interpolation=cv2.INTER_AREA)
+    top, left = rng.integers(0, image.shape[0] - high + 1), rng.integers(0, image.shape[1] - wide + 1)
+    view = cv2.resize(image[top : top + high, left : left + wide], (width, height), interpolation=cv2.INTER_AREA)
     jpeg = cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].ravel()
     low, high_limit = _BYTES_PER_PIXEL
     return jpeg if low <= jpeg.size / (height * width) <= high_limit else None

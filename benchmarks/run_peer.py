@@ -15,17 +15,17 @@ from peers import Job, Peer
 
 
 def measure(peer: Peer, job: Job, started: float) -> dict[str, object]:
-    """Seconds to the first batch (imports included) and of every epoch, and how many pictures an epoch had."""
+    """Seconds to the first batch (imports included) and of every epoch, and how many images an epoch had."""
     first_batch: float | None = None
-    seconds, pictures = [], 0
+    seconds, images = [], 0
     for batches in peer(job):
-        began, pictures = time.perf_counter(), 0
+        began, images = time.perf_counter(), 0
         for size in batches:
             if first_batch is None:
                 first_batch = time.perf_counter() - started
-            pictures += size
+            images += size
         seconds.append(time.perf_counter() - began)
-    return {"first_batch_seconds": first_batch, "epoch_seconds": seconds, "pictures": pictures}
+    return {"first_batch_seconds": first_batch, "epoch_seconds": seconds, "images": images}
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from rebar.loading import Batch, Loader
 from rebar.loading.imagenet import build_train_loader
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
-from rebar.training.meter import TrainMeter
+from rebar.training.metrics import TrainMeter
 from rebar.training.setup import build_state
 
 LEARNING_RATE = 1e-3
@@ -57,13 +57,13 @@ def endless(loader: Loader, resolution: int) -> Iterator[Batch]:
     return chain.from_iterable(loader.epoch(epoch, resolution) for epoch in count())
 
 
-def pictures_per_second(work: Callable[[], None], pictures: int, device: torch.device) -> float:
-    """The rate of one run of ``work``, which handles so many pictures."""
+def images_per_second(work: Callable[[], None], num_images: int, device: torch.device) -> float:
+    """The rate of one run of ``work``, which handles so many images."""
     wait_for(device)
     began = time.perf_counter()
     work()
     wait_for(device)
-    return pictures / (time.perf_counter() - began)
+    return num_images / (time.perf_counter() - began)
 
 
 def measure(arguments: argparse.Namespace, world: World) -> dict[str, float]:
@@ -75,7 +75,7 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, float]:
     state = build_state(config, loader, world)
     state.model.train()
     normalizer, train_on = train_imagenet.build_step(config, state, state.model, world)
-    pictures = arguments.steps * arguments.batch_size
+    num_images = arguments.steps * arguments.batch_size
     batches = endless(loader, arguments.resolution)
     images, labels = next(iter(normalizer.each(islice(batches, 1))))
     train_on(images, labels, 0, LEARNING_RATE)  # allocates, tunes and compiles whatever is done once
@@ -104,11 +104,11 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, float]:
     for _ in range(arguments.repetitions):
         for name, work in (("loader", loader_alone), ("step", step_alone), ("both", both)):
             use_up_what_lies_ready()
-            rates[name].append(pictures_per_second(work, pictures, device))
+            rates[name].append(images_per_second(work, num_images, device))
     medians = {f"{name}_images_per_second": statistics.median(values) for name, values in rates.items()}
     ceiling = min(medians["loader_images_per_second"], medians["step_images_per_second"])
     together = medians["both_images_per_second"]
-    waiting = statistics.median(waited) * together / pictures
+    waiting = statistics.median(waited) * together / num_images
     return {**medians, "overlap": together / ceiling, "data_wait_fraction": waiting}
 
 

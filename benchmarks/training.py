@@ -1,19 +1,19 @@
-"""Rebar's training loop, torchvision's reference loop and ffcv-imagenet's: the same pictures and model, one run.
+"""Rebar's training loop, torchvision's reference loop and ffcv-imagenet's: the same images and model, one run.
 
     python benchmarks/training.py --json training.json                                  # a CPU, in two minutes
     python benchmarks/training.py --arch resnet50 --resolution 160 224 --precision bf16 --json OUT          # a GPU
     python benchmarks/training.py --arch resnet50 --resolution 224 --precision bf16 --train-dataset train.beton
 
-Pictures are random bytes that lie in main memory, so that nobody waits for data. Each loop trains whole epochs of
+Images are random bytes that lie in main memory, so that nobody waits for data. Each loop trains whole epochs of
 ``--steps`` steps, in turn with the others, several times over; what they do each step is told in training_loops/.
 ``rebar`` is train_imagenet.py's own loop. A figure is the median over the repetitions, a ratio is taken within a
-repetition. Beside the pictures a second stand those a second of the host's processor time, which other work on the
+repetition. Beside the images a second stand those a second of the host's processor time, which other work on the
 machine disturbs less; a CPU computes with one thread for the same reason. ``--train-dataset`` adds
 ``rebar_from_file``, the same loop fed by the loader: the share of its time that it waits for data is what reading
 costs.
 
 ``share_of_peak``: the floating-point operations of the model's forward and backward pass, counted by PyTorch on one
-picture, times the pictures a second, by what the GPU's vendor says it can do in half precision, without sparsity.
+image, times the images a second, by what the GPU's vendor says it can do in half precision, without sparsity.
 """
 
 import argparse
@@ -39,9 +39,9 @@ from loader import describe_machine
 from torch.utils.flop_counter import FlopCounterMode
 from training_loops import NAMES, NUM_CLASSES, Epoch, Job, random_batches
 
+from rebar.models.resnets import build_model
 from rebar.training.distributed import join_world
-from rebar.training.model import build_model
-from rebar.training.precision import Precision, resolve_precision
+from rebar.training.execution import Precision, resolve_precision
 
 BASELINES = {"torchvision": "torchvision_reference", "ffcv_imagenet": "ffcv_imagenet"}
 # TFLOP/s, dense, fp16 or bf16, from the vendor's data sheets; the first name that is part of the GPU's counts.
@@ -74,11 +74,11 @@ class Run:
 
     @property
     def images_per_second(self) -> float:
-        return self.epoch.pictures / self.seconds
+        return self.epoch.images / self.seconds
 
     @property
     def images_per_processor_second(self) -> float:
-        return self.epoch.pictures / self.processor_seconds
+        return self.epoch.images / self.processor_seconds
 
 
 def start(job: Job, names: list[str], train_dataset: str, stack: contextlib.ExitStack) -> Contestants:
@@ -120,11 +120,11 @@ def measure(job: Job, arguments: argparse.Namespace) -> dict[str, list[Run]]:
                 run = run_once(one_epoch, job.device)
                 runs.setdefault(name, []).append(run)
                 count = f"{repetition}/{arguments.repetitions}" if repetition else "warm-up"
-                print(f"{count}  {job.resolution} px, {name}: {run.images_per_second:,.1f} pictures/s", flush=True)
+                print(f"{count}  {job.resolution} px, {name}: {run.images_per_second:,.1f} images/s", flush=True)
     return runs
 
 
-def flops_per_picture(arch: str, resolution: int) -> int:
+def flops_per_image(arch: str, resolution: int) -> int:
     """Of a forward and a backward pass; a multiplication with its addition counts two."""
     model = build_model(arch, num_classes=NUM_CLASSES)
     with FlopCounterMode(display=False) as counter:
@@ -142,7 +142,7 @@ def peak_tflops(device: torch.device, precision: Precision) -> float | None:
 
 def summarise(job: Job, runs: dict[str, list[Run]]) -> list[dict[str, Any]]:
     """One row for each loop."""
-    flops, peak = flops_per_picture(job.arch, job.resolution), peak_tflops(job.device, job.precision)
+    flops, peak = flops_per_image(job.arch, job.resolution), peak_tflops(job.device, job.precision)
     rows = []
     for name, (first, *measured) in runs.items():
         speed = statistics.median(run.images_per_second for run in measured)
@@ -173,12 +173,17 @@ def summarise(job: Job, runs: dict[str, list[Run]]) -> list[dict[str, Any]]:
 def print_table(rows: list[dict[str, Any]]) -> None:
     """The rows, fastest first within each resolution."""
     heads = ["px", "loop", "img/s", "to torchvision", "to ffcv", "by processor time", "", "TFLOP/s", "peak", "waits"]
-    forms = {"images_per_second": ",.1f", "tflops": ".3f", "share_of_peak": ".1%", "data_wait_fraction": ".1%"}
+    formats = {
+        "images_per_second": ",.1f",
+        "tflops": ".3f",
+        "share_of_peak": ".1%",
+        "data_wait_fraction": ".1%",
+    }
     names = ["images_per_second", *(f"{kind}ratio_to_{label}" for kind in ("", "processor_") for label in BASELINES)]
     names += ["tflops", "share_of_peak", "data_wait_fraction"]
     lines = [heads]
     for row in sorted(rows, key=lambda row: (row["resolution"], -row["images_per_second"])):
-        cells = ["" if row[name] is None else format(row[name], forms.get(name, ".3f")) for name in names]
+        cells = ["" if row[name] is None else format(row[name], formats.get(name, ".3f")) for name in names]
         lines.append([str(row["resolution"]), row["loop"], *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print()

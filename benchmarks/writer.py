@@ -1,20 +1,20 @@
-"""Pictures a second of Rebar's writer and of stock FFCV's: the same files, the same number of processes, one run.
+"""Images a second of Rebar's writer and of stock FFCV's: the same files, the same number of processes, one run.
 
     python benchmarks/writer.py --data photographs --json writer.json
 
-``--data`` is any folder of class folders of pictures (photographs.py makes one). Four cases are made of it:
+``--data`` is any folder of class folders of images (photographs.py makes one). Four cases are made of it:
 
 - ``passthrough``: JPEGs of at most 500 px at quality 90: within the limits that both writers are given.
 - ``optimised``: the same with Huffman codes of their own, for which Rebar puts in the standard ones.
 - ``finer``: the same at quality 96, about as ImageNet's originals are: must be encoded anew.
 - ``larger``: 800 px at quality 96: must be shrunk and encoded anew.
 
-Each writer writes a few pictures, then many, in a process of its own, and the figure is the many less the few by the
+Each writer writes a few images, then many, in a process of its own, and the figure is the many less the few by the
 time between: what a whole data set is written at, without what it costs to begin. The writers take turns, several
-times over; the times are medians of all turns. Beside the pictures a second stand those a second of processor time, of
+times over; the times are medians of all turns. Beside the images a second stand those a second of processor time, of
 all processes together, which other work on the machine disturbs less.
 
-``ffcv`` is its DatasetWriter with Pillow's pictures, as ffcv-imagenet uses it; ``rebar`` is write_beton as
+``ffcv`` is its DatasetWriter with Pillow's images, as ffcv-imagenet uses it; ``rebar`` is write_beton as
 write_dataset.py calls it.
 """
 
@@ -46,10 +46,9 @@ FEW = 100
 
 
 def make_case(case: str, data: Path, folder: Path, count: int) -> None:
-    """A folder of class folders of ``count`` JPEGs of a case; the pictures of ``data`` come again and again."""
-    from rebar.beton import ImageFolder
-    from rebar.beton.decoding import decode
-    from rebar.beton.sizes import SizeLimit
+    """A folder of class folders of ``count`` JPEGs of a case; the images of ``data`` come again and again."""
+    from rebar.beton.decode import SizeLimit, decode
+    from rebar.sources import ImageFolder
 
     source = ImageFolder(data)
     paths: list[Path] = []
@@ -75,7 +74,8 @@ def make_case(case: str, data: Path, folder: Path, count: int) -> None:
 
 def write_with_rebar(tree: Path, out: Path, count: int, workers: int) -> None:
     """As write_dataset.py does."""
-    from rebar.beton import ImageFolder, ImagePolicy, write_beton
+    from rebar.beton import ImagePolicy, write_beton
+    from rebar.sources import ImageFolder
 
     source = ImageFolder(tree)
     order = np.arange(len(source))[:count]
@@ -88,11 +88,11 @@ def write_with_ffcv(tree: Path, out: Path, count: int, workers: int) -> None:
     from ffcv.writer import DatasetWriter
     from PIL import Image
 
-    from rebar.beton import ImageFolder
+    from rebar.sources import ImageFolder
 
-    source = ImageFolder(tree)  # its pictures and their order are torchvision's
+    source = ImageFolder(tree)  # its images and their order are torchvision's
 
-    class Pictures:
+    class Images:
         def __len__(self) -> int:
             return count
 
@@ -104,7 +104,7 @@ def write_with_ffcv(tree: Path, out: Path, count: int, workers: int) -> None:
         "image": RGBImageField(write_mode="jpg", max_resolution=LONG_SIDE, jpeg_quality=QUALITY),
         "label": IntField(),
     }
-    DatasetWriter(str(out), fields, num_workers=workers).from_indexed_dataset(Pictures(), chunksize=100)
+    DatasetWriter(str(out), fields, num_workers=workers).from_indexed_dataset(Images(), chunksize=100)
 
 
 def measure(peer: str, tree: Path, out: Path, count: int, workers: int) -> tuple[float, float]:
@@ -161,9 +161,9 @@ def summarise(runs: dict[tuple[str, str, int], list[tuple[float, float]]], count
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of class folders of pictures")
+    parser.add_argument("--data", type=Path, required=True, help="folder of class folders of images")
     parser.add_argument("--json", type=Path, help="write the rows, the machine and the versions there")
-    parser.add_argument("--count", type=int, default=4000, help="pictures written at a time")
+    parser.add_argument("--count", type=int, default=4000, help="images written at a time")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; default: cores")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--cases", default=",".join(CASES))
@@ -193,9 +193,9 @@ def main() -> None:
             seconds = measure(peer, arguments.work / case, out, number, arguments.workers)
             runs.setdefault((peer, case, number), []).append(seconds)
             said = f"{seconds[0]:.2f} s, {seconds[1]:.2f} s of processor time"
-            print(f"{repetition + 1}/{arguments.repetitions}  {case}, {peer}, {number} pictures: {said}", flush=True)
+            print(f"{repetition + 1}/{arguments.repetitions}  {case}, {peer}, {number} images: {said}", flush=True)
     rows = summarise(runs, arguments.count)
-    print(f"\n{'case':12} {'peer':6} {'pictures/s':>10} {'ratio':>6} {'of processor time':>17} {'ratio':>6}")
+    print(f"\n{'case':12} {'peer':6} {'images/s':>10} {'ratio':>6} {'of processor time':>17} {'ratio':>6}")
     for row in rows:
         print(
             f"{row['case']:12} {row['peer']:6} {row['images_per_second']:10,.0f} {row['ratio_to_ffcv']:6.2f} "
@@ -211,7 +211,7 @@ def main() -> None:
             "workers": arguments.workers,
             "count": arguments.count,
             "repetitions": arguments.repetitions,
-            "figures": "medians over the repetitions of the seconds, many pictures less few; see the program",
+            "figures": "medians over the repetitions of the seconds, many images less few; see the program",
             "rows": rows,
         }
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")

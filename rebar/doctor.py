@@ -157,7 +157,7 @@ def check_turbojpeg() -> Check:
 
 def check_decoder() -> Check:
     """The fast JPEG decoder's machine code for this processor."""
-    from rebar.jpeg.machine_code import compiled_file, load_kernel
+    from rebar.jpeg.kernel_cache import compiled_file, load_kernel
 
     try:
         if not compiled_file().exists():

@@ -1,4 +1,4 @@
-"""Build a folder shaped like ImageNet from Fashion-MNIST: small, real pictures, ten classes.
+"""Build a folder shaped like ImageNet from Fashion-MNIST: small, real images, ten classes.
 
     python scripts/build_fashion_mnist_tree.py --out quickstart_run/tree
     python scripts/build_fashion_mnist_tree.py --out /tmp/small --train-per-class 20 --val-per-class 5
@@ -50,7 +50,7 @@ MD5 = {
 }
 MANIFEST = "fashion_mnist.json"
 JPEG_QUALITY = 95
-PICTURES_PER_TASK = 500
+IMAGES_PER_TASK = 500
 
 
 class UserError(Exception):
@@ -71,11 +71,11 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def read_split(source: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The pictures ``[n, 28, 28]`` and the labels ``[n]`` of a split."""
+    """The images ``[n, 28, 28]`` and the labels ``[n]`` of a split."""
     images = read_idx(source / f"{FILES[split]}-images-idx3-ubyte.gz", dimensions=3)
     labels = read_idx(source / f"{FILES[split]}-labels-idx1-ubyte.gz", dimensions=1)
     if len(images) != len(labels) or labels.max() >= len(CLASSES):
-        raise UserError(f"pictures and labels in {source} do not belong together")
+        raise UserError(f"images and labels in {source} do not belong together")
     return images, labels
 
 
@@ -85,8 +85,8 @@ def first_of_each_class(labels: NDArray[np.uint8], per_class: int | None) -> NDA
     return np.sort(np.concatenate(kept))
 
 
-def write_pictures(images: NDArray[np.uint8], paths: list[str]) -> int:
-    """Save each picture as a colour JPEG, as nearly all of ImageNet's are; return how many."""
+def write_images(images: NDArray[np.uint8], paths: list[str]) -> int:
+    """Save each image as a colour JPEG, as nearly all of ImageNet's are; return how many."""
     for image, path in zip(images, paths, strict=True):
         Image.fromarray(image).convert("RGB").save(path, "JPEG", quality=JPEG_QUALITY)
     return len(paths)
@@ -95,19 +95,19 @@ def write_pictures(images: NDArray[np.uint8], paths: list[str]) -> int:
 def split_tasks(
     folder: Path, split: str, source: Path, per_class: int | None
 ) -> Iterator[tuple[NDArray[np.uint8], list[str]]]:
-    """Make the class folders of a split and cut its pictures into portions for the workers."""
+    """Make the class folders of a split and cut its images into portions for the workers."""
     images, labels = read_split(source, split)
     for name in CLASSES:
         (folder / split / name).mkdir(parents=True)
     names = [CLASSES[label] for label in labels]
     kept = first_of_each_class(labels, per_class)
-    for start in range(0, len(kept), PICTURES_PER_TASK):
-        part = kept[start : start + PICTURES_PER_TASK]
+    for start in range(0, len(kept), IMAGES_PER_TASK):
+        part = kept[start : start + IMAGES_PER_TASK]
         yield images[part], [str(folder / split / names[i] / f"{names[i]}_{i:05d}.JPEG") for i in part]
 
 
-def count_pictures(folder: Path) -> int:
-    """How many pictures lie below a folder shaped like ours."""
+def count_images(folder: Path) -> int:
+    """How many images lie below a folder shaped like ours."""
     return sum(1 for split in FILES for _ in (folder / split).glob("*/*.JPEG"))
 
 
@@ -119,14 +119,14 @@ def is_complete(out: Path, wanted: dict[str, int | None]) -> bool:
         found = json.loads((out / MANIFEST).read_text())
     except (OSError, ValueError):
         raise UserError(f"{out} holds something else; choose another --out") from None
-    pictures = found.pop("pictures", None)
+    images = found.pop("images", None)
     if found != wanted:
         raise UserError(f"{out} holds another selection ({found}); remove it or choose another --out")
-    return count_pictures(out) == pictures
+    return count_images(out) == images
 
 
 def build_tree(source: Path, out: Path, wanted: dict[str, int | None]) -> int:
-    """Write the tree beside its place and rename it when it is complete; return how many pictures."""
+    """Write the tree beside its place and rename it when it is complete; return how many images."""
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
@@ -134,11 +134,11 @@ def build_tree(source: Path, out: Path, wanted: dict[str, int | None]) -> int:
         total = sum(len(paths) for _, paths in tasks)
         with (
             ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool,
-            tqdm(total=total, unit=" pictures", disable=None) as bar,
+            tqdm(total=total, unit=" images", disable=None) as bar,
         ):
-            for written in pool.map(write_pictures, *zip(*tasks, strict=True)):
+            for written in pool.map(write_images, *zip(*tasks, strict=True)):
                 bar.update(written)
-        (partial / MANIFEST).write_text(json.dumps({**wanted, "pictures": total}) + "\n")
+        (partial / MANIFEST).write_text(json.dumps({**wanted, "images": total}) + "\n")
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)
@@ -203,10 +203,10 @@ def main() -> None:
         if is_complete(options.out, wanted):
             print(f"{options.out} is there already")
             return
-        pictures = build_tree(find_source(options.source), options.out, wanted)
+        images = build_tree(find_source(options.source), options.out, wanted)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{options.out}: {pictures:,} pictures in {len(CLASSES)} classes")
+    print(f"{options.out}: {images:,} images in {len(CLASSES)} classes")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 #   ./scripts/quickstart.sh
 #   REBAR_QUICKSTART_DIR=/mnt/nvme/quickstart ./scripts/quickstart.sh
 #
-# Sets everything up, builds an ImageNet-shaped folder from Fashion-MNIST (70,000 pictures), packs it
+# Sets everything up, builds an ImageNet-shaped folder from Fashion-MNIST (70,000 images), packs it
 # into train.beton and val.beton, trains rn50_configs/demo.yaml on the GPU, or the CPU if there is
 # none, and evaluates. ImageNet goes the same way: the commands are printed as they run.
 # May be started again at any time: what is complete is kept, interrupted training goes on.
@@ -43,7 +43,7 @@ run_python() {
 # The betons appear under their names only when they are complete.
 write_beton() {
     local split=$1
-    heading "Pack the $split pictures into $split.beton"
+    heading "Pack the $split images into $split.beton"
     if [[ -s $work/$split.beton ]]; then
         echo "   there already: $work/$split.beton"
         return
@@ -78,7 +78,7 @@ heading "Set up"
 heading "Build an ImageNet-shaped folder from Fashion-MNIST"
 run_python scripts/build_fashion_mnist_tree.py --out "$tree"
 
-write_beton train --subset 25000 # some of the pictures, so that a CPU is done in minutes
+write_beton train --subset 25000 # some of the images, so that a CPU is done in minutes
 write_beton val
 
 heading "Train ResNet-50"

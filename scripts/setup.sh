@@ -132,13 +132,13 @@ install_system_packages() {
     run_logged "installing ${missing[*]}" apt_install "${missing[@]}"
 }
 
-# Real pictures for the quick start and the tests. Both find another way without them.
+# Real images for the quick start and the tests. Both find another way without them.
 install_fashion_mnist() {
     if [[ -d $fashion_mnist ]] || ! is_debian_like || ! can_be_root; then return 0; fi
     if ! [[ -f $(stamp_of "$requirements") ]]; then apt_update >>"$log" 2>&1; fi  # a later run shall be quick
     if apt-cache show dataset-fashion-mnist >/dev/null 2>&1; then
         say "installing dataset-fashion-mnist"
-        apt_install dataset-fashion-mnist >>"$log" 2>&1 || say "could not; the pictures will be downloaded when needed"
+        apt_install dataset-fashion-mnist >>"$log" 2>&1 || say "could not; the images will be downloaded when needed"
     fi
 }
 
@@ -384,7 +384,7 @@ lock() {
 # Else the first writing and the first training would wait for it.
 compile_kernels() {
     "$venv/bin/python" -m rebar.jpeg ||
-        say "the fast JPEG code does not compile here; pictures will be decoded whole, and written only raw"
+        say "the fast JPEG code does not compile here; images will be decoded whole, and written only raw"
 }
 
 doctor() { "$venv/bin/python" -m rebar.doctor --quiet; }

@@ -32,7 +32,7 @@ usage: $0 setup|snapshot|ebs-only [--extract]
       https://…/ILSVRC2012_img_train.tar       addresses of the archives
   IMAGENET_DIR=PATH     where downloads go (default /imagenet): 155 GB, with kaggle 330
   IMAGENET_MD5=FILE     MD5s besides the published ones, in the form of md5sum
-  IMAGENET_DEVKIT=URL   the development kit, which tells the classes of the validation pictures
+  IMAGENET_DEVKIT=URL   the development kit, which tells the classes of the validation images
   ORIGINALS_SIZE=GIB    put IMAGENET_DIR on a volume of its own, RUN/originals, which 'snapshot' keeps as well
   RUN=NAME              what the volumes are called (default imagenet)
   FOLDER=PATH           where the .beton files' volume is mounted (default /data)
@@ -45,9 +45,9 @@ TEXT
     exit 2
 }
 
-cloud() { (cd "$repo" && "$python" -m rebar.cloud "$@" --yes); }
+cloud() { (cd "$repo" && "$python" -m rebar.aws "$@" --yes); }
 
-this_zone() { (cd "$repo" && "$python" -c 'from rebar.cloud.metadata import this_machine; print(this_machine().zone)'); }
+this_zone() { (cd "$repo" && "$python" -c 'from rebar.aws.instances import this_machine; print(this_machine().zone)'); }
 
 # blank_volume ROLE GIB FOLDER: a volume of ours, mounted for writing.
 blank_volume() {
@@ -67,11 +67,11 @@ obtain() {
     done
     if [[ -n ${IMAGENET_MD5:-} ]]; then options+=(--md5 "$(realpath "$IMAGENET_MD5")"); fi
     if [[ -n ${IMAGENET_DEVKIT:-} ]]; then options+=(--devkit "$IMAGENET_DEVKIT"); fi
-    (cd "$repo" && "$python" -m rebar.cloud data obtain "${sources[@]}" --to "$downloads" "${options[@]}")
+    (cd "$repo" && "$python" -m rebar.aws data obtain "${sources[@]}" --to "$downloads" "${options[@]}")
 }
 
 setup() {
-    local split pictures
+    local split images
     local -a flags=()
     : "${IMAGENET_SOURCE:?where ImageNet comes from: $0 without arguments shows what it can be}"
     read -ra flags <<<"${WRITE_FLAGS:-}"
@@ -80,16 +80,16 @@ setup() {
     if [[ -f $folder/train.beton && -f $folder/val.beton && -z $extract ]]; then
         echo "$folder/train.beton and $folder/val.beton are there already"
     else
-        pictures=$(obtain)
+        images=$(obtain)
         for split in train val; do
             if [[ -f $folder/$split.beton ]]; then
                 echo "$folder/$split.beton is there already"
             else
-                (cd "$repo" && "$python" write_dataset.py --split "$split" --data-dir "$pictures" \
+                (cd "$repo" && "$python" write_dataset.py --split "$split" --data-dir "$images" \
                     --write-path "$folder/" "${flags[@]}")
             fi
         done
-        if [[ -n $extract ]]; then (cd "$repo" && "$python" -m rebar.beton.unpacking "$pictures" "$downloads/tree"); fi
+        if [[ -n $extract ]]; then (cd "$repo" && "$python" -m rebar.sources.unpack "$images" "$downloads/tree"); fi
     fi
     echo "next: $0 snapshot"
 }

@@ -29,5 +29,5 @@ objects=("$source")
 [[ $source == *.beton ]] || objects=("$source/train.beton" "$source/val.beton")
 mkdir -p "$target"
 for object in "${objects[@]}"; do
-    "$python" -m rebar.cloud data stage "$object" "$target/${object##*/}" "${options[@]/#--num-workers/--workers}"
+    "$python" -m rebar.aws data stage "$object" "$target/${object##*/}" "${options[@]/#--num-workers/--workers}"
 done

@@ -39,7 +39,7 @@ stage_data() {
     local name
     [[ -n ${DATA:-} ]] || return 0
     for name in train.beton val.beton; do
-        "$python" -m rebar.cloud data stage "${DATA%/}/$name" "$data_folder/$name"
+        "$python" -m rebar.aws data stage "${DATA%/}/$name" "$data_folder/$name"
     done
 }
 
@@ -67,7 +67,7 @@ was_interrupted() {
 make_sure() {
     [[ -n ${RUN_PLACE:-} && -f $run_folder/checkpoints/last.pt && -f $run_folder/status.json ]] || return 0
     is_first_node || return 0
-    "$python" -m rebar.cloud run upload "$run_folder" "$RUN_PLACE"
+    "$python" -m rebar.aws run upload "$run_folder" "$RUN_PLACE"
 }
 
 stage_data

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# The whole way on one GPU in about an hour: the tests that need a GPU, 25,000 pictures packed, trained, evaluated.
-# 'python -m rebar.cloud launch validate' runs it on a rented machine. Started again, it goes on.
+# The whole way on one GPU in about an hour: the tests that need a GPU, 25,000 images packed, trained, evaluated.
+# 'python -m rebar.aws launch validate' runs it on a rented machine. Started again, it goes on.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -13,13 +13,13 @@ tests=passed
 
 usage() {
     cat >&2 <<TEXT
-usage: $0 PICTURES [--no-tests] [FLAGS of train_imagenet.py]
+usage: $0 IMAGES [--no-tests] [FLAGS of train_imagenet.py]
 
-  PICTURES             what write_dataset.py takes as --data-dir, such as hf:imagenet-1k, or a folder of .beton files
+  IMAGES             what write_dataset.py takes as --data-dir, such as hf:imagenet-1k, or a folder of .beton files
   --no-tests           leave the GPU's tests out
   RUN_FOLDER=PATH      where the report goes: summary.txt, gpu_tests.txt, training/, evaluation.txt
-  DATA_FOLDER=PATH     a fast disk, for the pictures
-  TRAIN_PICTURES, VAL_PICTURES   how many (default 25000 and 5000)
+  DATA_FOLDER=PATH     a fast disk, for the images
+  TRAIN_IMAGES, VAL_IMAGES   how many (default 25000 and 5000)
   RESET_SCHED=1, FREEZE_LR=1, FREEZE_LR_VALUE=RATE: see launch_multi_gpu.sh
 
 example: $0 hf:imagenet-1k
@@ -38,15 +38,15 @@ run_tests() {
 
 write_betons() {
     local split
-    local -A pictures_of=([train]=${TRAIN_PICTURES:-25000} [val]=${VAL_PICTURES:-5000})
+    local -An images_of=([train]=${TRAIN_IMAGES:-25000} [val]=${VAL_IMAGES:-5000})
     mkdir -p "$work"
     for split in train val; do
-        heading "Pack ${pictures_of[$split]} pictures into $split.beton"
+        heading "Pack ${images_of[$split]} images into $split.beton"
         if [[ -f $work/$split.beton ]]; then
             echo "there already"
         else
-            HF_HOME=${HF_HOME:-$work/hf} "$python" write_dataset.py --split "$split" --data-dir "$pictures" \
-                --subset "${pictures_of[$split]}" --write-path "$work/$split.beton"
+            HF_HOME=${HF_HOME:-$work/hf} "$python" write_dataset.py --split "$split" --data-dir "$images" \
+                --subset "${images_of[$split]}" --write-path "$work/$split.beton"
         fi
     done
 }
@@ -83,13 +83,13 @@ summarize() {
 }
 
 (($#)) && [[ $1 != -* ]] || usage
-pictures=$1
+images=$1
 shift
 if [[ ${1:-} == --no-tests ]]; then
     tests="left out"
     shift
 fi
-if [[ -e $pictures ]]; then pictures=$(realpath "$pictures"); fi
+if [[ -e $images ]]; then images=$(realpath "$images"); fi
 mkdir -p "$run_folder"
 run_folder=$(cd "$run_folder" && pwd)
 cd "$repo"

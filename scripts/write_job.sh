@@ -20,4 +20,4 @@ folder=${WORK_FOLDER:-$repo/data}/part-${AWS_BATCH_JOB_ARRAY_INDEX:-0}
 
 mkdir -p "$folder"
 "$python" write_dataset.py "$@" --shard "${AWS_BATCH_JOB_ARRAY_INDEX:-0}/$SHARDS" --write-path "$folder/"
-"$python" -m rebar.cloud data send "$folder"/*.beton "$folder"/*.beton.json "$RESULTS"
+"$python" -m rebar.aws data send "$folder"/*.beton "$folder"/*.beton.json "$RESULTS"

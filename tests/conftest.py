@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: real pictures, the commands as a user types them, a small run."""
+"""What the end-to-end tests share: real images, the commands as a user types them, a small run."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Data:
-    """A small real data set: the folder of pictures, and the two files written of it."""
+    """A small real data set: the folder of images, and the two files written of it."""
 
     tree: Path
     folder: Path
@@ -86,9 +86,9 @@ def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ImageNet-shaped tree of Fashion-MNIST pictures, 32 a class to train and 21 to validate."""
-    tree = tmp_path_factory.mktemp("pictures") / "tree"
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageNet-shaped tree of Fashion-MNIST images, 32 a class to train and 21 to validate."""
+    tree = tmp_path_factory.mktemp("images") / "tree"
     counts = ["--train-per-class", str(TRAIN_PER_CLASS), "--val-per-class", str(VAL_PER_CLASS)]
     done = run("scripts/build_fashion_mnist_tree.py", "--out", tree, *counts, expect=None)
     if done.returncode != 0:
@@ -97,13 +97,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def data(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
+def data(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
     """``train.beton`` and ``val.beton``, written through the command line."""
     folder = tmp_path_factory.mktemp("betons")
-    where = ["--data-dir", pictures, "--write-path", f"{folder}/"]
+    where = ["--data-dir", images, "--write-path", f"{folder}/"]
     run("write_dataset.py", "--split", "train", *where)
     run("write_dataset.py", "--split", "val", "--subset", str(NUM_VAL), *where)
-    return Data(tree=pictures, folder=folder)
+    return Data(tree=images, folder=folder)
 
 
 @pytest.fixture(scope="session")

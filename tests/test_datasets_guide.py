@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from evaluate import EvaluateConfig
-from rebar.beton.inspecting import asks_to_inspect, parse
+from rebar.beton.inspect import asks_to_inspect, parse
 from rebar.beton.selection import SUBSETS
-from rebar.beton.sources.registry import KINDS
 from rebar.config import parse_config
+from rebar.sources.registry import KINDS
 from rebar.training.config import TrainConfig
 from write_dataset import WriteConfig
 

@@ -25,15 +25,15 @@ def test_resolution_crop_and_batch_size_are_the_training_runs_unless_given(data:
 def test_exported_weights_have_the_same_accuracy(
     data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights, picture = tmp_path / "weights.safetensors", tmp_path / "confusion.png"
-    words = ["--data", str(data.val), "--resolution", "32", "--per-class", "--confusion", str(picture)]
+    weights, image = tmp_path / "weights.safetensors", tmp_path / "confusion.png"
+    words = ["--data", str(data.val), "--resolution", "32", "--per-class", "--confusion", str(image)]
     evaluate.main(["--checkpoint", str(finished_run), *words, "--export", str(weights)])
     first = capsys.readouterr().out
     evaluate.main(["--weights", str(weights), "--arch", "resnet18", *words])
     assert capsys.readouterr().out == first.replace(f"weights: {weights}\n", "")
     classes = [line for line in first.splitlines() if "%  of " in line]
     assert len(classes) == 10
-    assert picture.exists()
+    assert image.exists()
 
 
 @pytest.mark.slow

@@ -11,39 +11,22 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 
-BASE = {
-    "errors",
-    "cli",
-    "replacing",
-    "config",
-    "foreign_memory",
-    "hugging_face",
-    "instance_metadata",
-    "run_manifest",
-    "user_cache",
-}
+BASE = {"errors", "cli", "storage", "config"}
 LAYERS: dict[str, set[str]] = {  # layer -> the layers it may import besides itself
     "errors": set(),
-    "foreign_memory": set(),
-    "hugging_face": set(),
-    "instance_metadata": set(),
-    "run_manifest": set(),
-    "user_cache": set(),
-    "replacing": {"errors"},
     "cli": {"errors"},
+    "storage": {"errors"},
     "config": {"cli", "errors"},
-    "jpeg": BASE,
+    "jpeg": {"errors", "storage"},
     "reporting": BASE,
-    "beton": BASE | {"jpeg", "reporting"},
-    "loading": BASE | {"jpeg", "reporting", "beton"},
-    "cloud": {
-        "errors",
-        "cli",
-        "replacing",
-        "instance_metadata",
-        "run_manifest",
-    },  # stands aside: neither torch nor numpy
-    "training": BASE | {"jpeg", "reporting", "beton", "loading"},
+    "beton": BASE | {"jpeg"},
+    "sources": BASE | {"beton"},
+    "loading": BASE | {"jpeg", "beton", "sources"},
+    "models": BASE,
+    "optim": BASE,
+    "augment": BASE | {"loading"},
+    "aws": {"errors", "cli", "storage"},  # needs neither torch nor numpy
+    "training": BASE | {"jpeg", "reporting", "beton", "sources", "loading", "models", "optim", "augment"},
 }
 MODULES = sorted((ROOT / "rebar").rglob("*.py"))
 
@@ -87,7 +70,7 @@ def test_a_module_imports_only_lower_layers(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["rebar.beton", "rebar.jpeg.turbojpeg", "rebar.doctor", "rebar.config", "rebar.cloud.__main__"]
+    "package", ["rebar.beton", "rebar.jpeg.turbojpeg", "rebar.doctor", "rebar.config", "rebar.aws.__main__"]
 )
 def test_is_imported_without_torch_and_ffcv(package: str) -> None:
     code = f"import sys, {package}; print(sorted({{'torch', 'torchvision', 'ffcv', 'numba'}} & set(sys.modules)))"

@@ -66,7 +66,7 @@ def test_every_file_a_page_mentions_exists(page: str) -> None:
     assert [name for name in typed if not (REPOSITORY / name).exists()] == []
 
 
-def test_the_readmes_way_from_pictures_to_accuracy(data: Data, tmp_path: Path) -> None:
+def test_the_readmes_way_from_images_to_accuracy(data: Data, tmp_path: Path) -> None:
     """The block under "ImageNet", typed as it stands; only the recipe is shrunk, by a second file of settings."""
     way = [words for words in commands("README.md") if script_arguments(words)][:4]
     assert [words[0] for words in way] == ["python", "python", "torchrun", "python"]
@@ -85,5 +85,5 @@ def test_the_readmes_way_from_pictures_to_accuracy(data: Data, tmp_path: Path) -
 
 
 def test_the_launch_scripts_and_the_tools_run(data: Data, finished_run: Path) -> None:
-    run("-m", "rebar.reporting.plot", finished_run)
+    run("-m", "rebar.reporting.plots", finished_run)
     run("-m", "rebar.doctor", "--quiet")

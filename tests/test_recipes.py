@@ -8,8 +8,8 @@ import yaml
 
 from rebar.config import flatten_config, load_config_files, parse_config
 from rebar.training.config import TrainConfig
-from rebar.training.effects import settings_without_effect
 from rebar.training.resolution import resolution_at
+from rebar.training.unused_settings import unused_setting_names
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "rn50_configs"
@@ -192,7 +192,7 @@ def test_mosaicmls_sizes_grow_over_their_shares_of_the_epochs(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_setting_of_a_recipe_is_without_effect(name):
-    assert list(settings_without_effect(resolve(CONFIGS / name))) == []
+    assert list(unused_setting_names(resolve(CONFIGS / name))) == []
 
 
 def test_demo_grows_to_its_largest_size():

@@ -17,12 +17,12 @@ from torch import nn
 import train_imagenet
 from rebar.config import parse_config
 from rebar.loading import Normalizer
+from rebar.models.resnets import import_torchvision
 from rebar.training import setup
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
 from rebar.training.setup import open_data
-from rebar.training.torchvision_import import import_torchvision
 from tests.conftest import Data, read_events, run
 
 EPOCHS, PEAK, SMOOTHING, DECAY = 2, 0.1, 0.1, 5e-3
@@ -93,12 +93,12 @@ def reference_losses(
         for rate, batch in zip(rates, loader.epoch(epoch, resolution), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = float(rate)
-            pictures, labels = normalize(batch)
+            images, labels = normalize(batch)
             exact = ((batch.images.numpy() - mean) / std).transpose(0, 3, 1, 2)
-            np.testing.assert_allclose(pictures.numpy(), exact, atol=1e-6)
+            np.testing.assert_allclose(images.numpy(), exact, atol=1e-6)
             optimizer.zero_grad()
-            log_p = torch.log_softmax(model(pictures), dim=1)
-            correct = log_p[torch.arange(len(pictures)), labels]
+            log_p = torch.log_softmax(model(images), dim=1)
+            correct = log_p[torch.arange(len(images)), labels]
             loss = -((1 - SMOOTHING) * correct + SMOOTHING * log_p.mean(1)).mean()
             loss.backward()
             optimizer.step()

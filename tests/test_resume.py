@@ -214,7 +214,7 @@ GROUP_NORM = """if True:
     from torch import nn
     from rebar.cli import run_command
     from rebar.training import network
-    from rebar.training.torchvision_import import import_torchvision
+    from rebar.models.resnets import import_torchvision
     def build_model(arch, *, num_classes, **_):
         norm = functools.partial(nn.GroupNorm, 8)
         return import_torchvision().models.resnet18(num_classes=num_classes, norm_layer=norm)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train_imagenet
-from rebar.training.averaging import weights_to_evaluate
+from rebar.optim.averaging import weights_to_evaluate
 from rebar.training.checkpoint import read_checkpoint
 from tests.conftest import Data, read_events, run, torchrun
 from tests.test_train_imagenet import ACCURACY, kill_in_the_middle, same_weights
@@ -86,7 +86,7 @@ def test_pieces_and_checkpointing_take_the_same_steps(data: Data, tmp_path: Path
 
 
 def test_two_processes_with_everything_on(data: Data, tmp_path: Path) -> None:
-    """Two processes of 8 pictures make the batches of one of 16: the first loss differs by BatchNorm alone."""
+    """Two processes of 8 images make the batches of one of 16: the first loss differs by BatchNorm alone."""
     folder = tmp_path / "run"
     words = [*EVERYTHING, "--use-swa", "--swa-start=0", "--swa-bn-batches=2", "--epochs=1"]
     command = data.training_command(folder, *SMALL, *words, "--training.batch_size=8")
@@ -123,7 +123,7 @@ def test_settings_without_effect_are_told(data: Data, tmp_path: Path, capsys: py
 
 
 @pytest.mark.slow
-def test_a_compiled_model_trains_through_growing_pictures(data: Data, tmp_path: Path) -> None:
+def test_a_compiled_model_trains_through_growing_images(data: Data, tmp_path: Path) -> None:
     sizes = ["--min-res=36", "--max-res=56", "--end-ramp=5", "--round-to=4", "--epochs=6", "--log-level=0"]
     compiled = ["--compile-model", "--compile-backend=aot_eager"]
     train_in_process(data, tmp_path / "plain", *sizes, "--epochs=1")

@@ -98,10 +98,10 @@ def test_a_finished_run_is_left_as_it_is(finished_run: Path) -> None:
     assert "--overwrite" in refused.stderr
 
 
-def test_evaluate_counts_every_picture_once_and_agrees_with_the_log(data: Data, finished_run: Path) -> None:
+def test_evaluate_counts_every_image_once_and_agrees_with_the_log(data: Data, finished_run: Path) -> None:
     logged = read_events(finished_run, "epoch")[-1]
     shown = run("evaluate.py", "--checkpoint", finished_run, "--data", data.val).stdout
-    assert shown.startswith(f"{NUM_VAL} pictures")
+    assert shown.startswith(f"{NUM_VAL} images")
     match = ACCURACY.search(shown)
     assert match
     names = ("val/top1", "val/top5", "val/top1_tta", "val/top5_tta")
@@ -192,7 +192,7 @@ def test_a_dry_run_tries_everything_and_leaves_nothing(
     words = ["--dry-run", "--max-res", "64", "--end-ramp", "1", "--price-per-hour", "3"]
     train_here(*data.training_command(tmp_path / "run", *words))
     shown = capsys.readouterr().out
-    assert re.search(r"pictures/s: [\d,]+ at 32 px, [\d,]+ at 64 px", shown)
+    assert re.search(r"images/s: [\d,]+ at 32 px, [\d,]+ at 64 px", shown)
     assert re.search(r"time: about \d+ (s|min|h)", shown)
     assert re.search(r"cost: about \$\d", shown)
     assert not (tmp_path / "run").exists()
@@ -236,7 +236,7 @@ RECIPES = sorted(path.name for path in (REPOSITORY / "rn50_configs").glob("*.yam
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.endswith("_base.yaml")])
 def test_every_recipe_trains(recipe: str, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The real script and recipe, shrunk in pictures and pixels only to fit one CPU core."""
+    """The real script and recipe, shrunk in images and pixels only to fit one CPU core."""
     small = [  # at 16 px oneDNN 3.12 leaves parts of a bf16 gradient unset: a 3x3 kernel over a single pixel
         "--min-res=24",
         "--max-res=24",
@@ -312,7 +312,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     assert "holds a resnet18, not a resnet34" in message
 
 
-def test_a_corrupt_picture_stops_the_run_or_is_replaced_and_counted(data: Data, tmp_path: Path) -> None:
+def test_a_corrupt_image_stops_the_run_or_is_replaced_and_counted(data: Data, tmp_path: Path) -> None:
     damaged = tmp_path / "train.beton"
     shutil.copy(data.train, damaged)
     beton = BetonFile.open(data.train)
@@ -320,8 +320,8 @@ def test_a_corrupt_picture_stops_the_run_or_is_replaced_and_counted(data: Data, 
         file.seek(int(beton.offsets[7]) + 200)
         file.write(bytes(60))
     words = data.training_command(tmp_path / "run", "--train-dataset", str(damaged), "--epochs", "1")
-    assert "the picture of sample 7" in run(*words, expect=1).stderr
-    assert "corrupt pictures replaced: 1" in run(*words, "--on-error", "replace").stdout
+    assert "the image of sample 7" in run(*words, expect=1).stderr
+    assert "corrupt images replaced: 1" in run(*words, "--on-error", "replace").stdout
     (epoch,) = read_events(tmp_path / "run", "epoch")
     assert epoch["data/corrupt_samples"] == 1
 

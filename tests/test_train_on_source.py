@@ -17,7 +17,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(data: Data, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two processes on the folder of pictures."""
+    """The folder of a run of two processes on the folder of images."""
     folder = tmp_path_factory.mktemp("runs") / "on_source"
     words = ["--config-file", "rn50_configs/tiny.yaml", "--epochs", "1", "--logging.folder", folder]
     datasets = ["--data.train_dataset", data.tree, "--data.val_dataset", data.tree, "--training.batch_size", "32"]
@@ -40,7 +40,7 @@ def test_it_trained_on_it(trained: Path, data: Data) -> None:
 def test_the_next_command_finds_it(trained: Path, data: Data, cache: Path) -> None:
     done = run("evaluate.py", "--checkpoint", trained, "--data", data.tree, REBAR_CACHE=str(cache))
     assert "writing   " not in done.stdout
-    assert "210 pictures" in done.stdout
+    assert "210 images" in done.stdout
     assert len(list(cache.glob("*.beton"))) == 2
 
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from rebar.beton import BetonFile
-from rebar.beton.sources.registry import KINDS
+from rebar.sources.registry import KINDS
 from write_dataset import WriterSection, find_target
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ and val/ of three classes; every picture is of one grey, its own."""
+    """train/ and val/ of three classes; every image is of one grey, its own."""
     root = tmp_path_factory.mktemp("imagenet")
     for split, count in (("train", 10), ("val", 3)):
         for number in range(3 * count):
@@ -63,7 +63,7 @@ def test_both_splits_from_the_environment_alone(imagenet: Path, tmp_path: Path) 
         done = run("--split", split, IMAGENET_DIR=imagenet, WRITE_DIR=tmp_path)
         assert done.returncode == 0, done.stderr
         assert f"{count} of {count} in 3 classes" in done.stdout
-        assert re.search(r"[\d.,]+ pictures/s", done.stdout)
+        assert re.search(r"[\d.,]+ images/s", done.stdout)
         assert "next      python" in done.stdout
         file = BetonFile.open(tmp_path / f"{split}.beton")
         assert len(file) == count
@@ -119,8 +119,8 @@ def test_shards_are_the_whole_in_its_order(imagenet: Path, tmp_path: Path) -> No
     assert [len(part) for part in parts] == [9, 10, 10]
     assert {part.class_names for part in parts} == {whole.class_names}
     assert np.array_equal(np.concatenate([part.labels for part in parts]), whole.labels)
-    pictures = [part.image_bytes(index).tobytes() for part in parts for index in range(len(part))]
-    assert pictures == [whole.image_bytes(index).tobytes() for index in range(29)]
+    images = [part.image_bytes(index).tobytes() for part in parts for index in range(len(part))]
+    assert images == [whole.image_bytes(index).tobytes() for index in range(29)]
     assert "--shard 3/3: expected I/N" in error_of(*common, "--shard", "3/3")
 
 
@@ -160,19 +160,19 @@ def test_mistakes_are_told_in_one_line(imagenet: Path, tmp_path: Path) -> None:
     given = {"IMAGENET_DIR": imagenet, "WRITE_DIR": tmp_path}
     assert "did you mean" in error_of("--split", "val", "--jpg-quality", "80", **given)
     assert "1 to 100" in error_of("--split", "val", "--jpeg-quality", "101", **given)
-    assert "does not fit the 9 pictures" in error_of("--split", "val", "--subset", "10", **given)
+    assert "does not fit the 9 images" in error_of("--split", "val", "--subset", "10", **given)
     assert "no such folder or file" in error_of("--split", "val", "--data-dir", tmp_path / "absent", **given)
     assert "mkdir -p" in error_of("--split", "val", "--write-path", tmp_path / "absent" / "a.beton", **given)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_corrupt_picture_is_named(imagenet: Path, tmp_path: Path) -> None:
-    (tmp_path / "pictures" / "a").mkdir(parents=True)
-    (tmp_path / "pictures" / "a" / "broken.jpg").write_bytes(b"\xff\xd8 and no more")
+def test_a_corrupt_image_is_named(imagenet: Path, tmp_path: Path) -> None:
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "broken.jpg").write_bytes(b"\xff\xd8 and no more")
     out = tmp_path / "out"
     out.mkdir()
     assert "a/broken.jpg: cannot be decoded" in error_of(
-        "--split", "val", "--data-dir", tmp_path / "pictures", "--write-path", out
+        "--split", "val", "--data-dir", tmp_path / "images", "--write-path", out
     )
     assert list(out.iterdir()) == []
 
@@ -198,15 +198,15 @@ def processes_of_session(session: int) -> list[psutil.Process]:
 
 def test_ctrl_c_leaves_no_process_and_what_can_be_gone_on_with(imagenet: Path, tmp_path: Path) -> None:
     """As a terminal does it: the signal goes to every process of the group at once."""
-    pictures = tmp_path / "pictures"
-    (pictures / "a").mkdir(parents=True)
+    images = tmp_path / "images"
+    (images / "a").mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
-    cv2.imwrite(str(pictures / "a" / "0.png"), noise)
+    cv2.imwrite(str(images / "a" / "0.png"), noise)
     for number in range(1, 3000):
-        (pictures / "a" / f"{number}.png").hardlink_to(pictures / "a" / "0.png")
+        (images / "a" / f"{number}.png").hardlink_to(images / "a" / "0.png")
     out = tmp_path / "out"
     out.mkdir()
-    arguments = ("--split", "train", "--data-dir", pictures, "--write-path", out, "--chunk-size", 5)
+    arguments = ("--split", "train", "--data-dir", images, "--write-path", out, "--chunk-size", 5)
     process = subprocess.Popen(
         command(*arguments),
         env=environment(),

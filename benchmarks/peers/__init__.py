@@ -1,7 +1,7 @@
 """The loaders that are compared, one file each.
 
 A peer is a function ``epochs(job)`` that gives, for each epoch, an iterable of batch sizes: asking for the
-next one waits until that batch of pictures, decoded, randomly cropped, resized and mirrored, lies in memory
+next one waits until that batch of images, decoded, randomly cropped, resized and mirrored, lies in memory
 as uint8. Only its own file imports it, so that a peer that is not installed is left out alone.
 """
 

@@ -12,10 +12,10 @@ def epochs(job: Job, *, antialias: bool = True) -> Iterator[Iterable[int]]:
     @pipeline_def(batch_size=job.batch_size, num_threads=job.cores, device_id=None, prefetch_queue_depth=2)
     def pipeline() -> tuple[object, object]:
         encoded, labels = fn.readers.file(file_root=job.folder, random_shuffle=True, name="reader")
-        pictures = fn.decoders.image_random_crop(encoded, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3])
+        images = fn.decoders.image_random_crop(encoded, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3])
         sides = {"resize_x": float(job.resolution), "resize_y": float(job.resolution)}
-        pictures = fn.resize(pictures, **sides, interp_type=types.INTERP_LINEAR, antialias=antialias)
-        return fn.flip(pictures, horizontal=fn.random.coin_flip()), labels
+        images = fn.resize(images, **sides, interp_type=types.INTERP_LINEAR, antialias=antialias)
+        return fn.flip(images, horizontal=fn.random.coin_flip()), labels
 
     running = pipeline()
     running.build()

@@ -1,4 +1,4 @@
-"""As the peer dali, but resized without antialiasing: faster, and other pictures than everybody else's."""
+"""As the peer dali, but resized without antialiasing: faster, and other images than everybody else's."""
 
 from collections.abc import Iterable, Iterator
 

@@ -9,12 +9,12 @@ import torch
 
 from peers import Job
 from peers.torch_data import read_folder
-from peers.whole_pictures import crop_of
+from peers.whole_images import crop_of
 
 # Both are pickled for worker processes, so they stand at the top of the module.
 
 
-class Pictures(litdata.StreamingDataset):  # type: ignore[misc]
+class Images(litdata.StreamingDataset):  # type: ignore[misc]
     """The stored JPEGs, decoded."""
 
     resolution: int
@@ -36,7 +36,7 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     if not Path(chunks, "index.json").exists():
         litdata.optimize(fn=read_sample, inputs=read_folder(job.folder), output_dir=chunks, chunk_bytes="64MB")
 
-    dataset = Pictures(chunks, shuffle=True, drop_last=True)
+    dataset = Images(chunks, shuffle=True, drop_last=True)
     dataset.resolution = job.resolution
     loader = litdata.StreamingDataLoader(dataset, batch_size=job.batch_size, num_workers=job.cores, drop_last=True)
     for _ in range(job.epochs):

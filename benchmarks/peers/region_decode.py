@@ -15,10 +15,10 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
 
     from rebar.beton import BetonFile
     from rebar.jpeg.planes import _decode_planes
-    from rebar.jpeg.scratch import BITS_ROOM, new_region_scratch, new_table_store, new_tables
+    from rebar.jpeg.workspace import BITS_ROOM, new_region_scratch, new_table_store, new_tables
     from rebar.loading.crops import RandomResizedCrop
-    from rebar.loading.order import OrderOption, epoch_order, rank_batches
-    from rebar.loading.randomness import SampleKeys
+    from rebar.loading.order import OrderOption, epoch_order, shard_batches
+    from rebar.loading.rng import RngKeys
 
     if job.cores != 1:
         raise SystemExit("the floor is measured on one core")
@@ -39,16 +39,16 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     scratch = new_region_scratch(int(heights.max()), int(widths.max()))
     bits = np.zeros((2, int((ends - starts).max()) + BITS_ROOM), np.uint8)
 
-    def decode(keys: SampleKeys) -> int:
+    def decode(keys: RngKeys) -> int:
         chosen = keys.indices
         boxes = RandomResizedCrop().crops(heights[chosen], widths[chosen], keys).boxes
         wrong = decode_all(beton.data, starts[chosen], ends[chosen], boxes, tables, scratch, bits)
         if wrong:
-            raise SystemExit(f"{wrong} pictures could not be decoded")
+            raise SystemExit(f"{wrong} images could not be decoded")
         return len(chosen)
 
     everything = np.arange(beton.num_samples, dtype=np.int64)
     for epoch in range(job.epochs):
-        order = epoch_order(OrderOption.RANDOM, SampleKeys(0, epoch, everything), everything, window_pages=1)
-        batches = rank_batches(order, batch_size=job.batch_size, rank=0, world_size=1, drop_last=True)
-        yield (decode(SampleKeys(0, epoch, indices)) for indices in batches)
+        order = epoch_order(OrderOption.RANDOM, RngKeys(0, epoch, everything), everything, window_pages=1)
+        batches = shard_batches(order, batch_size=job.batch_size, rank=0, world_size=1, drop_last=True)
+        yield (decode(RngKeys(0, epoch, indices)) for indices in batches)

@@ -6,7 +6,7 @@ from typing import Any
 
 from peers import Job
 from peers.torch_data import read_folder
-from peers.whole_pictures import crop_of
+from peers.whole_images import crop_of
 
 
 def epochs(job: Job) -> Iterator[Iterable[int]]:

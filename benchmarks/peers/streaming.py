@@ -6,7 +6,7 @@ from typing import Any
 
 from peers import Job
 from peers.torch_data import read_folder
-from peers.whole_pictures import crop_of
+from peers.whole_images import crop_of
 
 
 def epochs(job: Job) -> Iterator[Iterable[int]]:
@@ -26,12 +26,12 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
             for path, label in read_folder(job.folder):
                 writer.write({"jpeg": Path(path).read_bytes(), "label": label})
 
-    class Pictures(streaming.StreamingDataset):  # type: ignore[misc]
+    class Images(streaming.StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: Any) -> tuple[Any, int]:
             sample = super().__getitem__(index)
             return torch.from_numpy(crop_of(sample["jpeg"], job.resolution)), sample["label"]
 
-    dataset = Pictures(local=shards, shuffle=True, batch_size=job.batch_size)
+    dataset = Images(local=shards, shuffle=True, batch_size=job.batch_size)
     loader = DataLoader(
         dataset, batch_size=job.batch_size, num_workers=job.cores, drop_last=True, persistent_workers=True
     )

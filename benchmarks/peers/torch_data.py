@@ -32,7 +32,7 @@ def dataloader_epochs(job: Job, decode: Callable[[str, int], Any]) -> Iterator[I
     import torch
     from torch.utils.data import DataLoader, Dataset
 
-    class Pictures(Dataset[tuple[Any, int]]):
+    class Images(Dataset[tuple[Any, int]]):
         def __init__(self) -> None:
             self.samples = read_folder(job.folder)
 
@@ -47,7 +47,7 @@ def dataloader_epochs(job: Job, decode: Callable[[str, int], Any]) -> Iterator[I
         torch.set_num_threads(1)
 
     loader = DataLoader(
-        Pictures(),
+        Images(),
         batch_size=job.batch_size,
         shuffle=True,
         drop_last=True,

@@ -14,9 +14,9 @@ def decode(path: str, resolution: int) -> Any:
     import torch
 
     cv2.setNumThreads(1)
-    picture = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
-    top, left, height, width = random_box(*picture.shape[:2])
-    cropped = picture[top : top + height, left : left + width]
+    image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
+    top, left, height, width = random_box(*image.shape[:2])
+    cropped = image[top : top + height, left : left + width]
     resized = cv2.resize(cropped, (resolution, resolution), interpolation=cv2.INTER_AREA)
     return torch.from_numpy(cv2.flip(resized, 1) if random.random() < 0.5 else resized)
 

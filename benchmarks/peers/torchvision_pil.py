@@ -15,13 +15,13 @@ def decode(path: str, resolution: int) -> Any:
     from PIL import Image
 
     with Image.open(path) as image:
-        picture = image.convert("RGB")
-    top, left, height, width = random_box(picture.height, picture.width)
+        image = image.convert("RGB")
+    top, left, height, width = random_box(image.height, image.width)
     box = (left, top, left + width, top + height)
-    picture = picture.crop(box).resize((resolution, resolution), Image.Resampling.BILINEAR)
+    image = image.crop(box).resize((resolution, resolution), Image.Resampling.BILINEAR)
     if random.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.array(picture))
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return torch.from_numpy(np.array(image))
 
 
 def epochs(job: Job) -> Iterator[Iterable[int]]:

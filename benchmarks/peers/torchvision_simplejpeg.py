@@ -15,9 +15,9 @@ def decode(path: str, resolution: int) -> Any:
     import torch.nn.functional as F
 
     with open(path, "rb") as file:
-        picture = torch.from_numpy(simplejpeg.decode_jpeg(file.read())).permute(2, 0, 1)
-    top, left, height, width = random_box(picture.shape[1], picture.shape[2])
-    cropped = picture[:, top : top + height, left : left + width]
+        image = torch.from_numpy(simplejpeg.decode_jpeg(file.read())).permute(2, 0, 1)
+    top, left, height, width = random_box(image.shape[1], image.shape[2])
+    cropped = image[:, top : top + height, left : left + width]
     # what torchvision.transforms.v2 does of a uint8 tensor, without torchvision's import
     resized = F.interpolate(cropped[None], size=(resolution, resolution), mode="bilinear", antialias=True)[0]
     return resized.flip(2) if random.random() < 0.5 else resized

@@ -9,19 +9,19 @@ from typing import Any
 from peers import Job
 from peers.torch_data import random_box, read_folder
 
-PICTURES_PER_SHARD = 200
+IMAGES_PER_SHARD = 200
 
 
 def write_shards(folder: str) -> list[str]:
-    """Tar files of the folder's pictures, made once."""
+    """Tar files of the folder's images, made once."""
     samples, shards = read_folder(folder), []
-    for start in range(0, len(samples), PICTURES_PER_SHARD):
+    for start in range(0, len(samples), IMAGES_PER_SHARD):
         shard = Path(f"{folder}_shard_{start:06d}.tar")
         shards.append(str(shard))
         if shard.exists():
             continue
         with tarfile.open(shard, "w") as tar:
-            for number, (path, label) in enumerate(samples[start : start + PICTURES_PER_SHARD], start):
+            for number, (path, label) in enumerate(samples[start : start + IMAGES_PER_SHARD], start):
                 tar.add(path, arcname=f"{number:08d}_{label}.jpg")
     return shards
 
@@ -36,15 +36,15 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     def decode(sample: dict[str, Any]) -> Any:
         cv2.setNumThreads(1)
         encoded = np.frombuffer(sample["jpg"], np.uint8)
-        picture = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        top, left, height, width = random_box(*picture.shape[:2])
-        cropped = picture[top : top + height, left : left + width]
+        image = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        top, left, height, width = random_box(*image.shape[:2])
+        cropped = image[top : top + height, left : left + width]
         resized = cv2.resize(cropped, (job.resolution, job.resolution), interpolation=cv2.INTER_AREA)
         return torch.from_numpy(cv2.flip(resized, 1) if random.random() < 0.5 else resized)
 
     shards = write_shards(job.folder)
-    pictures = webdataset.WebDataset(shards, shardshuffle=len(shards), nodesplitter=webdataset.split_by_node)
-    dataset = pictures.shuffle(1000).map(decode).batched(job.batch_size, partial=False)
+    images = webdataset.WebDataset(shards, shardshuffle=len(shards), nodesplitter=webdataset.split_by_node)
+    dataset = images.shuffle(1000).map(decode).batched(job.batch_size, partial=False)
     loader = webdataset.WebLoader(dataset, batch_size=None, num_workers=job.cores, persistent_workers=True)
     for _ in range(job.epochs):
         yield (len(images) for images in loader)

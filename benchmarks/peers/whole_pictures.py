@@ -1,4 +1,4 @@
-"""Decoding as the peers do that keep JPEGs as bytes: the whole picture with simplejpeg, then OpenCV."""
+"""Decoding as the peers do that keep JPEGs as bytes: the whole image with simplejpeg, then OpenCV."""
 
 import random
 from typing import Any
@@ -12,8 +12,8 @@ def crop_of(jpeg: bytes, resolution: int) -> Any:
     import simplejpeg
 
     cv2.setNumThreads(1)
-    picture = simplejpeg.decode_jpeg(jpeg)
-    top, left, height, width = random_box(*picture.shape[:2])
-    cropped = picture[top : top + height, left : left + width]
+    image = simplejpeg.decode_jpeg(jpeg)
+    top, left, height, width = random_box(*image.shape[:2])
+    cropped = image[top : top + height, left : left + width]
     resized = cv2.resize(cropped, (resolution, resolution), interpolation=cv2.INTER_AREA)
     return cv2.flip(resized, 1) if random.random() < 0.5 else resized

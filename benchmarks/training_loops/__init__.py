@@ -2,7 +2,7 @@
 
 A loop is a context manager ``epochs(job)`` that gives a function: called, it trains an epoch of the job's
 batches and returns what it knows of it (an :class:`Epoch`). All begin with the same weights and are handed the same
-pictures. What the loop does besides training, such as its meters and its progress bar, belongs to it.
+images. What the loop does besides training, such as its meters and its progress bar, belongs to it.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from torch import nn
 
 from rebar.loading import Batch
 from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
-from rebar.training.model import build_model
-from rebar.training.precision import Precision
+from rebar.models.resnets import build_model
+from rebar.training.execution import Precision
 
 NAMES = ("torchvision_reference", "ffcv_imagenet", "rebar")
 NUM_CLASSES, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING = 1000, 0.01, 0.9, 1e-4, 0.1
@@ -40,7 +40,7 @@ class Job:
     folder: str = ""
     """For what a loop writes."""
     batches: list[Batch] = field(default_factory=list, repr=False)
-    """A few batches of random pictures, uint8 ``[n, height, width, 3]`` in main memory, that come again and again."""
+    """A few batches of random images, uint8 ``[n, height, width, 3]`` in main memory, that come again and again."""
 
     def model(self) -> nn.Module:
         """On the CPU, with the weights that every loop begins with."""
@@ -64,7 +64,7 @@ class Epoch:
     """What a loop tells of an epoch."""
 
     mean_loss: float
-    pictures: int
+    images: int
     wait_seconds: float | None = None
     """Spent waiting for batches, where the loop knows."""
 

@@ -1,6 +1,6 @@
 """ffcv-imagenet's train_loop, what it does in each step, in our own words.
 
-- Pictures reach the GPU as bytes and are normalised there to half precision, on a stream beside the training: its
+- Images reach the GPU as bytes and are normalised there to half precision, on a stream beside the training: its
   loader does that with a kernel of its own, here Rebar's Normalizer. On a CPU its loader's threads normalise.
 - channels_last; two groups of parameters, chosen by the letters 'bn'; SGD as PyTorch chooses.
 - The learning rate is set in each step from a table of the epoch; the losses are collected on the device and not
@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from rebar.loading import Normalizer
-from rebar.training.precision import autocast, gradient_scaler
+from rebar.training.execution import autocast, gradient_scaler
 from training_loops import LABEL_SMOOTHING, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Epoch, Job
 
 _HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}

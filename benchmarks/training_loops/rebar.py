@@ -15,7 +15,7 @@ from rebar.loading.imagenet import build_train_loader
 from rebar.reporting.run_folder import RunFolder
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
-from rebar.training.recording import recorded_run
+from rebar.training.run import run_context
 from rebar.training.setup import build_state
 from training_loops import LABEL_SMOOTHING, LEARNING_RATE, MOMENTUM, NUM_CLASSES, WEIGHT_DECAY, Epoch, Job
 
@@ -29,7 +29,7 @@ class SyntheticLoader:
 
     @property
     def beton(self) -> SimpleNamespace:
-        return SimpleNamespace(num_classes=NUM_CLASSES, class_names=None, path="synthetic pictures")
+        return SimpleNamespace(num_classes=NUM_CLASSES, class_names=None, path="synthetic images")
 
     @property
     def global_batch(self) -> int:
@@ -85,7 +85,7 @@ def epochs(job: Job) -> Iterator[Callable[[], Epoch]]:
         )
     torch.manual_seed(0)
     state = build_state(config, loader, world)
-    with recorded_run(config, state, loader, RunFolder(Path(job.folder)), world, afresh=True) as (log, control):
+    with run_context(config, state, loader, RunFolder(Path(job.folder)), world, afresh=True) as (log, control):
 
         def one_epoch() -> Epoch:
             metrics = train_imagenet.train_one_epoch(config, state, state.model, loader, log, control, world)

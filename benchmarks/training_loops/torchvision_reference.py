@@ -1,6 +1,6 @@
 """torchvision's references/classification/train.py, what it does in each step, in our own words.
 
-- Pictures come normalised in float32 from worker processes and are copied to the GPU on the stream that trains; the
+- Images come normalised in float32 from worker processes and are copied to the GPU on the stream that trains; the
   host waits for the copy.
 - Model in PyTorch's default layout; one group of parameters, all of which decay; SGD as PyTorch chooses.
 - After each step the loss, top-1 and top-5 are read back from the device, and go into meters whose medians and means
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from rebar.loading import Batch
-from rebar.training.precision import autocast, gradient_scaler
+from rebar.training.execution import autocast, gradient_scaler
 from training_loops import LABEL_SMOOTHING, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Epoch, Job
 
 PRINT_EVERY, WINDOW = 10, 20

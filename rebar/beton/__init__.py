@@ -12,18 +12,15 @@ from rebar.beton.reader import BetonFile
 from rebar.beton.sidecar import Sidecar, read_sidecar
 
 if TYPE_CHECKING:
-    from rebar.beton.encoder import OnBadImage
-    from rebar.beton.estimate import Estimate
-    from rebar.beton.images import ImagePolicy
-    from rebar.beton.report import Tally, WriteReport
-    from rebar.beton.sources import ImageFolder, Source
+    from rebar.beton.encode import ImagePolicy, OnBadImage
+    from rebar.beton.source import Source
+    from rebar.beton.write_report import Estimate, Tally, WriteReport
     from rebar.beton.writer import write_beton
 
 __all__ = [
     "BetonError",
     "BetonFile",
     "Estimate",
-    "ImageFolder",
     "ImagePolicy",
     "OnBadImage",
     "Sidecar",
@@ -35,13 +32,12 @@ __all__ = [
 ]
 
 _FOR_WRITING = {
-    "Estimate": "estimate",
-    "ImageFolder": "sources",
-    "ImagePolicy": "images",
-    "OnBadImage": "encoder",
-    "Source": "sources",
-    "Tally": "report",
-    "WriteReport": "report",
+    "Estimate": "write_report",
+    "ImagePolicy": "encode",
+    "OnBadImage": "encode",
+    "Source": "source",
+    "Tally": "write_report",
+    "WriteReport": "write_report",
     "write_beton": "writer",
 }
 

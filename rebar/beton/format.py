@@ -6,12 +6,14 @@
     field descriptors  FIELD_DESCRIPTOR for every field
     samples            one aligned record a sample: the fields' entries side by side
     (zeros up to a multiple of the page size)
-    pages              the pictures' bytes; no picture lies on two pages
+    pages              the images' bytes; no image lies on two pages
     allocation table   ALLOCATION for every region in the pages, in any order
 
 All numbers are little-endian. An image entry holds only a pointer into the file; the size of what it
 points to is found by that pointer in the allocation table. The header is completed last, so an
 allocation table pointer of zero marks a file whose writing never ended.
+
+The fields of a .beton: their names, and which of them is the image and which the label.
 """
 
 from collections.abc import Sequence
@@ -45,9 +47,9 @@ IMAGE_ENTRY = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("
 INT_ENTRY = np.dtype("<i8")
 
 MODE_JPG = 0
-"""The picture is stored as a JPEG stream."""
+"""The image is stored as a JPEG stream."""
 MODE_RAW = 1
-"""The picture is stored as height x width x 3 bytes, RGB."""
+"""The image is stored as height x width x 3 bytes, RGB."""
 
 TYPE_INT = 1
 TYPE_IMAGE = 2
@@ -90,3 +92,14 @@ def field_descriptor(name: str, type_id: int) -> np.ndarray:
 def round_up(position: int, page_size: int) -> int:
     """The first multiple of ``page_size`` at or after ``position`` (bytes)."""
     return -(-position // page_size) * page_size
+
+
+def field_names(descriptors: np.ndarray) -> tuple[str, ...]:
+    """The names in field descriptors, as text whatever their bytes are."""
+    return tuple(bytes(raw).split(b"\0")[0].decode("ascii", "backslashreplace") for raw in descriptors["name"])
+
+
+def choose_field(names: Sequence[str], type_ids: Sequence[int], type_id: int, name: str) -> int | None:
+    """The number of the field of this type and name, else of the first field of this type, if there is one."""
+    candidates = [number for number, found in enumerate(type_ids) if found == type_id]
+    return next((number for number in candidates if names[number] == name), next(iter(candidates), None))

@@ -1,4 +1,4 @@
-"""Laying encoded pictures into the pages of a .beton file."""
+"""Laying encoded images into the pages of a .beton file."""
 
 import zlib
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import IO
 
 import numpy as np
 
-from rebar.beton.checksums import Checksums
+from rebar.beton.encode import EncodedImage
 from rebar.beton.format import (
     ALLOCATION,
     FIELD_DESCRIPTOR,
@@ -18,7 +18,7 @@ from rebar.beton.format import (
     round_up,
     sample_dtype,
 )
-from rebar.beton.images import EncodedPicture
+from rebar.beton.sidecar import Checksums
 
 FIELDS = (("image", TYPE_IMAGE), ("label", TYPE_INT))
 SAMPLE = sample_dtype([type_id for _, type_id in FIELDS])
@@ -42,7 +42,7 @@ def tables_before_pages(capacity: int, page_size: int) -> int:
 
 
 class PageWriter:
-    """Lays pictures into pages, one behind the other, and keeps the tables about them.
+    """Lays images into pages, one behind the other, and keeps the tables about them.
 
     ``file`` is a file open for binary writing, ``page_size`` is in bytes; there is room for ``capacity`` samples. A
     page is written at once, when its owner finds it full.
@@ -50,7 +50,7 @@ class PageWriter:
 
     def __init__(self, file: IO[bytes], capacity: int, page_size: int) -> None:
         self.num_samples = 0
-        self.picture_bytes = 0
+        self.image_bytes = 0
         self.page_size = page_size
         self.first_page = tables_before_pages(capacity, page_size) // page_size
         self.page_checksums: list[int] = []
@@ -72,18 +72,18 @@ class PageWriter:
         return (self.first_page + len(self.page_checksums)) * self.page_size
 
     def fits(self, size: int) -> bool:
-        """Whether a picture of ``size`` bytes fits into the page in work."""
+        """Whether an image of ``size`` bytes fits into the page in work."""
         return self._used + size <= self.page_size
 
-    def append(self, label: int, picture: EncodedPicture) -> None:
-        """Add the next sample, whose picture must fit into the page in work."""
-        size, position = picture.data.nbytes, self.page_start + self._used
-        self._page[self._used : self._used + size] = picture.data
-        self._samples[self.num_samples] = ((picture.mode, picture.width, picture.height, position), label)
+    def append(self, label: int, image: EncodedImage) -> None:
+        """Add the next sample, whose image must fit into the page in work."""
+        size, position = image.data.nbytes, self.page_start + self._used
+        self._page[self._used : self._used + size] = image.data
+        self._samples[self.num_samples] = ((image.mode, image.width, image.height, position), label)
         self._allocations[self.num_samples] = (self.num_samples, position, size)
         self._used += size
         self.num_samples += 1
-        self.picture_bytes += size
+        self.image_bytes += size
 
     def write_page(self) -> Page:
         """Write the page in work, and begin the next."""
@@ -101,7 +101,7 @@ class PageWriter:
         rows = slice(self.num_samples, self.num_samples + len(page.samples))
         self._samples[rows], self._allocations[rows] = page.samples, page.allocations
         self.num_samples += len(page.samples)
-        self.picture_bytes += int(page.allocations["size"].sum())
+        self.image_bytes += int(page.allocations["size"].sum())
         self._begin_next(page.checksum)
 
     def _begin_next(self, checksum: int) -> None:

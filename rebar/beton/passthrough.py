@@ -10,12 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rebar.beton.decoding import lies_upright
-from rebar.beton.sizes import SizeLimit
-from rebar.jpeg.sequential import make_sequential
-from rebar.jpeg.standard_tables import quantisation_at
+from rebar.beton.decode import SizeLimit, lies_upright
+from rebar.jpeg.kernels.huffman import quantisation_at
 from rebar.jpeg.status import OK, UNSUPPORTED
-from rebar.jpeg.transcode import Transcoder
+from rebar.jpeg.transcoder import Transcoder, make_sequential
 from rebar.jpeg.turbojpeg import JpegError
 
 _JPEG = b"\xff\xd8\xff"

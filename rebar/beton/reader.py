@@ -1,7 +1,12 @@
-"""A .beton file opened for reading: what is wrong with it is found here, not while training."""
+"""A .beton file opened for reading: what is wrong with it is found here, not while training.
 
+Several .beton files as one: the parts of a dataset that was written in shards.
+"""
+
+import glob
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from rebar.beton.checksums import Checksums
 from rebar.beton.format import BetonError
-from rebar.beton.sidecar import changed, read_sidecar, sidecar_path
+from rebar.beton.sidecar import Checksums, changed, read_sidecar, sidecar_path
 from rebar.beton.tables import read_tables
+from rebar.storage.array_from_pointer import array_from_pointer
 
 MOST_CLASSES = 10_000_000
 """More than any data set has: a larger label is damage."""
@@ -20,7 +25,7 @@ MOST_CLASSES = 10_000_000
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BetonFile:
-    """A validated .beton file with one picture and one label a sample. Make one with :meth:`open`.
+    """A validated .beton file with one image and one label a sample. Make one with :meth:`open`.
 
     The arrays have one element a sample and are read-only; ``data`` is the mapped file.
     """
@@ -39,9 +44,9 @@ class BetonFile:
     modes: np.ndarray
     """uint8, MODE_JPG or MODE_RAW"""
     offsets: np.ndarray
-    """uint64, where in the file the picture's bytes begin"""
+    """uint64, where in the file the image's bytes begin"""
     sizes: np.ndarray
-    """uint64, how many bytes the picture has"""
+    """uint64, how many bytes the image has"""
     data: np.ndarray
     """uint8, the whole file, mapped"""
     class_names: tuple[str, ...] | None
@@ -51,9 +56,9 @@ class BetonFile:
 
     @staticmethod
     def open(path: Path | str) -> "BetonFile":
-        """Read and check a file's tables, and compare them with the sidecar's checksum; pictures are not touched.
+        """Read and check a file's tables, and compare them with the sidecar's checksum; images are not touched.
 
-        Raises BetonError for a file that is missing, cut short, unfinished, damaged, that lacks pictures or
+        Raises BetonError for a file that is missing, cut short, unfinished, damaged, that lacks images or
         labels, or that is not the one its sidecar was written with.
         """
         path = Path(path)
@@ -93,7 +98,7 @@ class BetonFile:
         return len(self.class_names)
 
     def image_bytes(self, index: int) -> np.ndarray:
-        """The stored bytes of a sample's picture: a uint8 view of the mapped file."""
+        """The stored bytes of a sample's image: a uint8 view of the mapped file."""
         start = int(self.offsets[index])
         return self.data[start : start + int(self.sizes[index])]
 
@@ -103,16 +108,16 @@ class BetonFile:
         return (self.path,)
 
     def pages(self, indices: np.ndarray) -> np.ndarray:
-        """On which page of the file each sample's picture lies, int64."""
+        """On which page of the file each sample's image lies, int64."""
         pages: np.ndarray = (self.offsets[indices] // np.uint64(self.page_size)).astype(np.int64)
         return pages
 
     def regions(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where samples' pictures lie: the number in :attr:`files`, offset and size (bytes)."""
+        """Where samples' images lie: the number in :attr:`files`, offset and size (bytes)."""
         return np.zeros(len(indices), np.int64), self.offsets[indices], self.sizes[indices]
 
     def page_matches(self, index: int) -> bool | None:
-        """Whether the page that a sample's picture lies on is as it was written; None where no sidecar tells."""
+        """Whether the page that a sample's image lies on is as it was written; None where no sidecar tells."""
         if self.checksums is None:
             return None
         return self.checksums.page_matches(self.data, int(self.offsets[index]))
@@ -142,3 +147,117 @@ def _size_of_regular_file(path: Path) -> int:
     if status.st_size == 0:
         raise BetonError(f"{path}: is empty; copy it again, or write it with write_dataset.py")
     return status.st_size
+
+
+Files = str | Path | Sequence[str | Path]
+"""A file; a pattern of shell wildcards, whose files are sorted by name; or files in the order given."""
+
+_PER_SAMPLE = ("labels", "heights", "widths", "modes", "sizes")
+
+
+def open_betons(files: Files) -> BetonFile:
+    """Open one or several files as one dataset, its samples in the order of the files.
+
+    Raises BetonError as :meth:`BetonFile.open` does, for a pattern that matches nothing, and for files that do not
+    name the same classes.
+    """
+    paths = find_betons(files)
+    return (
+        BetonFile.open(paths[0])
+        if len(paths) == 1
+        else ConcatenatedBetons.join([BetonFile.open(path) for path in paths])
+    )
+
+
+def find_betons(files: Files) -> list[Path]:
+    """The files that are meant, at least one; whether they exist is seen when they are opened."""
+    if isinstance(files, (str, Path)):
+        pattern = str(files)
+        if not glob.has_magic(pattern) or Path(pattern).exists():
+            return [Path(pattern)]
+        found = sorted(glob.glob(pattern))
+        if not found:
+            raise BetonError(f"{pattern}: no file matches this pattern; write_dataset.py writes .beton files")
+        return [Path(path) for path in found]
+    if not files:
+        raise BetonError("no .beton file was given")
+    return [Path(path) for path in files]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ConcatenatedBetons(BetonFile):
+    """Files one behind the other. ``data`` spans the memory they are mapped to: only images' bytes are in it."""
+
+    parts: tuple[BetonFile, ...]
+    starts: np.ndarray
+    """int64 [parts + 1], the first sample of every part, and the number of samples."""
+    first_pages: np.ndarray
+    """int64 [parts], the number of every part's first page."""
+
+    @staticmethod
+    def join(parts: Sequence[BetonFile]) -> "ConcatenatedBetons":
+        """Raises BetonError for files that do not name the same classes."""
+        first = parts[0]
+        for part in parts:
+            if part.class_names != first.class_names:
+                raise BetonError(
+                    f"{part.path} and {first.path} do not name the same classes in the same order, so they are not "
+                    "parts of one dataset"
+                )
+        addresses = [part.data.__array_interface__["data"][0] for part in parts]
+        lowest = min(addresses)
+        behind = max(address + part.data.size for address, part in zip(addresses, parts, strict=True))
+        page_size = max(part.page_size for part in parts)
+        pages = [-(-part.data.size // part.page_size) for part in parts]
+        return ConcatenatedBetons(
+            path=first.path.with_name(f"{first.path.name} and {len(parts) - 1} more"),
+            num_samples=sum(map(len, parts)),
+            page_size=page_size,
+            field_names=first.field_names,
+            offsets=np.concatenate(
+                [part.offsets + np.uint64(address - lowest) for address, part in zip(addresses, parts, strict=True)]
+            ),
+            data=array_from_pointer(lowest, (behind - lowest,), "|u1", read_only=True),
+            class_names=first.class_names,
+            checksums=None,
+            parts=tuple(parts),
+            starts=np.cumsum([0, *map(len, parts)]),
+            first_pages=np.cumsum([0, *pages[:-1]]),
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _PER_SAMPLE},
+        )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The parts' paths."""
+        return tuple(part.path for part in self.parts)
+
+    def pages(self, indices: np.ndarray) -> np.ndarray:
+        """On which page each sample lies, counted through all parts."""
+        files, offsets, _ = self.regions(indices)
+        page_sizes = np.array([part.page_size for part in self.parts], np.uint64)
+        pages: np.ndarray = self.first_pages[files] + (offsets // page_sizes[files]).astype(np.int64)
+        return pages
+
+    def regions(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where samples lie: the number of the file, offset and size (bytes)."""
+        files = np.searchsorted(self.starts, indices, side="right") - 1
+        lowest = np.uint64(self.data.__array_interface__["data"][0])
+        bases = np.array([part.data.__array_interface__["data"][0] for part in self.parts], np.uint64) - lowest
+        return files, self.offsets[indices] - bases[files], self.sizes[indices]
+
+    def image_bytes(self, index: int) -> np.ndarray:
+        """The stored bytes of a sample's image: a uint8 view of the mapped file."""
+        part, number = self._part(index)
+        return part.image_bytes(number)
+
+    def page_matches(self, index: int) -> bool | None:
+        """Whether the page that a sample's image lies on is as it was written; None where no sidecar tells."""
+        part, number = self._part(index)
+        return part.page_matches(number)
+
+    def _part(self, index: int) -> tuple[BetonFile, int]:
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.parts[number], index - int(self.starts[number])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_betons, (self.files,)

@@ -1,4 +1,4 @@
-"""Which pictures of a source are written, and in which order: subsets, classes, shards."""
+"""Which images of a source are written, and in which order: subsets, classes, shards."""
 
 import re
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rebar.beton.sources import Source, blocks_of, labels_of
+from rebar.beton.source import Source, blocks_of, labels_of
 from rebar.errors import RebarError
 
 SUBSETS = {"tiny": 1_000, "small": 10_000, "medium": 100_000, "large": 500_000}
-"""Pictures that the named subsets have, where the source has as many."""
+"""Images that the named subsets have, where the source has as many."""
 FULL = ("full", "-1")
 WINDOW = 400
-"""Pictures at least that are mixed at a time where they can only be read by blocks."""
+"""Images at least that are mixed at a time where they can only be read by blocks."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Selection:
     """What to take of a source; None takes all."""
 
     subset: str = "full"
-    """A name of SUBSETS, "full", or a number of pictures, in equal shares of the classes."""
+    """A name of SUBSETS, "full", or a number of images, in equal shares of the classes."""
     max_classes: int | None = None
     max_samples_per_class: int | None = None
     shuffle: bool = False
@@ -34,15 +34,15 @@ class Selection:
 
     @property
     def at_most(self) -> int | None:
-        """The number of pictures, as far as it is known without the source. Raises RebarError."""
+        """The number of images, as far as it is known without the source. Raises RebarError."""
         if self.max_classes or self.max_samples_per_class:
-            return None  # those of all pictures
+            return None  # those of all images
         return subset_size(self.subset)
 
     def apply(self, source: Source) -> tuple[Source, np.ndarray]:
-        """The source with its chosen classes, and the pictures to write of it, int64, in the order of writing.
+        """The source with its chosen classes, and the images to write of it, int64, in the order of writing.
 
-        Raises RebarError where there are fewer pictures or classes than asked for.
+        Raises RebarError where there are fewer images or classes than asked for.
         """
         labels, blocks = labels_of(source), blocks_of(source)
         chosen = np.ones(len(labels), bool)
@@ -62,7 +62,7 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class ChosenClasses:
-    """A source of which some classes are used, numbered anew; the pictures keep their numbers."""
+    """A source of which some classes are used, numbered anew; the images keep their numbers."""
 
     source: Source
     class_names: Sequence[str]
@@ -84,27 +84,27 @@ class ChosenClasses:
         return len(self.source)
 
     def label(self, index: int) -> int:
-        """The new number of the picture's class."""
+        """The new number of the image's class."""
         return int(self.numbers[self.source.label(index)])
 
     def read(self, index: int) -> bytes:
-        """The picture as it is stored."""
+        """The image as it is stored."""
         return self.source.read(index)
 
     def name(self, index: int) -> str:
-        """What to call the picture in messages."""
+        """What to call the image in messages."""
         return self.source.name(index)
 
 
 def subset_size(subset: str) -> int | None:
-    """The number of pictures that a subset means; None for all. Raises RebarError for anything else."""
+    """The number of images that a subset means; None for all. Raises RebarError for anything else."""
     if subset in FULL:
         return None
     if subset in SUBSETS:
         return SUBSETS[subset]
     if subset.isdigit() and int(subset) > 0:
         return int(subset)
-    raise RebarError(f"--subset {subset}: expected {', '.join(SUBSETS)}, full, or a number of pictures")
+    raise RebarError(f"--subset {subset}: expected {', '.join(SUBSETS)}, full, or a number of images")
 
 
 def balanced_subset(labels: np.ndarray, subset: str, seed: int) -> np.ndarray:
@@ -119,11 +119,11 @@ def balanced_subset(labels: np.ndarray, subset: str, seed: int) -> np.ndarray:
 def shard_of(order: np.ndarray, shard: str) -> np.ndarray:
     """Part ``I/N`` of the order, I from 0 on: the parts, one behind the other, are the whole.
 
-    Raises RebarError where the text is no such part, or where there are more parts than pictures.
+    Raises RebarError where the text is no such part, or where there are more parts than images.
     """
     part, parts = parse_shard(shard)
     if parts > len(order):
-        raise RebarError(f"--shard {shard}: there are only {len(order):,} pictures to share out")
+        raise RebarError(f"--shard {shard}: there are only {len(order):,} images to share out")
     return order[len(order) * part // parts : len(order) * (part + 1) // parts]
 
 
@@ -147,7 +147,7 @@ def _shuffled(count: int, seed: int) -> np.ndarray:
 
 
 def _place_in_class(labels: np.ndarray, shuffled: np.ndarray) -> np.ndarray:
-    """How many pictures of its class come before each picture in the shuffled order."""
+    """How many images of its class come before each image in the shuffled order."""
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     sorted_labels = labels[by_class]
     starts = np.searchsorted(sorted_labels, sorted_labels, side="left")
@@ -157,13 +157,13 @@ def _place_in_class(labels: np.ndarray, shuffled: np.ndarray) -> np.ndarray:
 
 
 def _balanced(labels: np.ndarray, shuffled: np.ndarray, subset: str) -> np.ndarray:
-    """Which pictures the subset has; those of label -1 are none of it."""
+    """Which images the subset has; those of label -1 are none of it."""
     wanted, available = subset_size(subset), int(np.count_nonzero(labels >= 0))
     chosen = labels >= 0
     if wanted is None or (subset in SUBSETS and wanted >= available):
         return chosen
     if wanted > available:
-        raise RebarError(f"--subset {subset} does not fit the {available:,} pictures found; full takes all")
+        raise RebarError(f"--subset {subset} does not fit the {available:,} images found; full takes all")
     places = _place_in_class(labels, shuffled)[shuffled]
     turns = shuffled[np.argsort(places, kind="stable")]  # the first of every class, then every second, ...
     taken = np.zeros(len(labels), bool)

@@ -21,16 +21,15 @@ from typing import IO
 import numpy as np
 from tqdm import tqdm
 
-from rebar.beton.blocks import Block, divide, in_threads, read_block, write_at
-from rebar.beton.checksums import Checksums
 from rebar.beton.format import BetonError
-from rebar.beton.journal import append_record, read_records
-from rebar.beton.locked_file import open_locked
-from rebar.beton.report import report_path
-from rebar.beton.sidecar import read_sidecar, sidecar_path
+from rebar.beton.parallel_io import Block, divide, in_threads, read_block, write_at
+from rebar.beton.partial_file import append_record, read_records
+from rebar.beton.sidecar import Checksums, read_sidecar, sidecar_path
+from rebar.beton.write_report import report_path
 from rebar.cli import run_command
 from rebar.errors import RebarError
-from rebar.replacing import replacing, sync_folder, write_error
+from rebar.storage.atomic_write import atomic_write, sync_folder, write_error
+from rebar.storage.file_lock import file_lock
 
 DEFAULT_WORKERS = 16
 """Reads under way at once."""
@@ -54,9 +53,7 @@ def stage(source: Path, target: Path, *, num_workers: int = DEFAULT_WORKERS, pro
     partial, journal_path = (target.with_name(f".{target.name}.{what}") for what in ("staging", "staged"))
     try:
         with (
-            open_locked(
-                journal_path, f"{target}: another process is copying it; wait until it has finished"
-            ) as journal,
+            file_lock(journal_path, f"{target}: another process is copying it; wait until it has finished") as journal,
             open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file,
             source.open("rb", buffering=0) as original,
         ):
@@ -189,7 +186,7 @@ def _copy_small(source: Path, target: Path) -> None:
     """The files beside a .beton."""
     for beside in (report_path, sidecar_path):
         if beside(source).exists():
-            with replacing(beside(target)) as (file,):
+            with atomic_write(beside(target)) as (file,):
                 file.write(beside(source).read_bytes())
 
 

@@ -8,7 +8,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from rebar.beton.fields import choose_field, field_names
 from rebar.beton.format import (
     ALLOCATION,
     ENTRY_DTYPES,
@@ -20,6 +19,8 @@ from rebar.beton.format import (
     TYPE_INT,
     VERSION,
     BetonError,
+    choose_field,
+    field_names,
     sample_dtype,
 )
 
@@ -77,7 +78,7 @@ def read_tables(file: IO[bytes], path: Path, file_size: int) -> dict[str, Any]:
         "offsets": entries["data_ptr"].astype(np.uint64),
     }
     tables["sizes"] = _sizes_of(path, tables["offsets"], allocations)
-    _check_pictures(path, tables, samples_end, table_start)
+    _check_images(path, tables, samples_end, table_start)
     for array in tables.values():
         array.setflags(write=False)
     return {**tables, "num_samples": num_samples, "page_size": int(header["page_size"]), "field_names": names}
@@ -110,7 +111,7 @@ def _find_field(path: Path, names: tuple[str, ...], type_ids: list[int], type_id
         kind = {TYPE_IMAGE: "RGBImageField", TYPE_INT: "IntField"}[type_id]
         raise BetonError(
             f"{path}: has no {name} field (an {kind}), only {', '.join(map(repr, names))}; give a file of "
-            "labelled pictures"
+            "labelled images"
         )
     return number
 
@@ -124,12 +125,12 @@ def _sizes_of(path: Path, offsets: np.ndarray, allocations: np.ndarray) -> np.nd
     found = np.searchsorted(pointers, offsets, side="right") - 1
     missing = (found < 0) | (pointers[found] != offsets)
     if missing.any():
-        raise _damaged(path, f"the picture of sample {int(missing.argmax())} is not in its allocation table")
+        raise _damaged(path, f"the image of sample {int(missing.argmax())} is not in its allocation table")
     return sizes[found]
 
 
-def _check_pictures(path: Path, tables: dict[str, np.ndarray], start: int, end: int) -> None:
-    """Check every picture's entry; the pictures lie between the bytes ``start`` and ``end``."""
+def _check_images(path: Path, tables: dict[str, np.ndarray], start: int, end: int) -> None:
+    """Check every image's entry; the images lie between the bytes ``start`` and ``end``."""
     offsets, sizes, modes = tables["offsets"], tables["sizes"], tables["modes"]
     # Compared without adding offset and size, whose sum may not fit in 64 bits.
     outside = (offsets < start) | (sizes > end) | (offsets > end - np.minimum(sizes, end))
@@ -142,4 +143,4 @@ def _check_pictures(path: Path, tables: dict[str, np.ndarray], start: int, end: 
         ((modes == MODE_RAW) & (sizes != 3 * pixels), "its bytes are not as many as its pixels ask for"),
     ):
         if wrong.any():
-            raise _damaged(path, f"the picture of sample {int(wrong.argmax())} cannot be right: {what}")
+            raise _damaged(path, f"the image of sample {int(wrong.argmax())} cannot be right: {what}")

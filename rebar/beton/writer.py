@@ -1,4 +1,4 @@
-"""Writing a .beton file: worker processes encode the pictures, this process lays them into pages.
+"""Writing a .beton file: worker processes encode the images, this process lays them into pages.
 
 The bytes of the file depend on the source, the order and the policy, not on how many processes there are, nor on how
 often the writing was broken off. The file appears under its name only when it is whole and on disk; what was written
@@ -20,20 +20,17 @@ import PIL
 from tqdm import tqdm
 
 import rebar
-from rebar.beton.checksums import Checksums
-from rebar.beton.encoder import Encoder, OnBadImage, Outcome
-from rebar.beton.estimate import Estimate, check_space, estimate
+from rebar.beton.encode import Encoder, ImagePolicy, OnBadImage, Outcome
 from rebar.beton.format import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE
-from rebar.beton.images import ImagePolicy
-from rebar.beton.partial import Partial, open_partial
-from rebar.beton.processes import map_in_processes
-from rebar.beton.report import Tally, WriteReport, report_path
-from rebar.beton.sidecar import Sidecar, sidecar_path
-from rebar.beton.sources import Source
+from rebar.beton.partial_file import Partial, open_partial
+from rebar.beton.sidecar import Checksums, Sidecar, sidecar_path
+from rebar.beton.source import Source
+from rebar.beton.worker_pool import map_in_processes
+from rebar.beton.write_report import Estimate, Tally, WriteReport, check_space, estimate, report_path
 from rebar.errors import RebarError
-from rebar.replacing import replacing, sync_folder, write_error
+from rebar.storage.atomic_write import atomic_write, sync_folder, write_error
 
-_CHUNK_BYTES = 1 << 20  # of pictures that a worker hands over at once
+_CHUNK_BYTES = 1 << 20  # of images that a worker hands over at once
 _MOST_IN_CHUNK = 100
 
 
@@ -51,14 +48,14 @@ def write_beton(
     progress: bool = True,
     on_estimate: Callable[[Estimate], None] | None = None,
 ) -> WriteReport:
-    """Write pictures ``order`` of ``source``, in that order, to ``path``, with a sidecar and a report beside it.
+    """Write images ``order`` of ``source``, in that order, to ``path``, with a sidecar and a report beside it.
 
-    ``order`` holds indices into the source; ``chunk_size`` is the number of pictures that a worker process takes at a
+    ``order`` holds indices into the source; ``chunk_size`` is the number of images that a worker process takes at a
     time, 0 for as many as make up about a megabyte; ``page_size`` is in bytes, a power of two. An existing file is
     replaced. What an earlier call with the same arguments wrote before it was broken off is gone on with, or with
     ``restart`` thrown away. ``on_estimate`` is called with what is to be expected, before the writing begins.
 
-    Raises RebarError, leaving an existing file as it was and keeping the pages written: for a picture that cannot be
+    Raises RebarError, leaving an existing file as it was and keeping the pages written: for an image that cannot be
     read, for one that cannot be decoded or fitted into a page where ``on_bad_image`` is ``fail``, a full disk, a worker
     process that dies, and where what is there to go on with is of another source, policy or order.
     """
@@ -69,7 +66,7 @@ def write_beton(
     expected = estimate(encoder, page_size, num_workers)
     if on_estimate:
         on_estimate(expected)
-    chunk_size = chunk_size or int(np.clip(_CHUNK_BYTES // expected.bytes_a_picture, 1, _MOST_IN_CHUNK))
+    chunk_size = chunk_size or int(np.clip(_CHUNK_BYTES // expected.bytes_a_image, 1, _MOST_IN_CHUNK))
     try:
         with open_partial(path, _job(encoder), len(order), page_size, restart=restart) as partial:
             tally = _tally_kept(partial, on_bad_image)
@@ -89,7 +86,7 @@ def write_beton(
         path=path,
         num_samples=partial.pages.num_samples,
         bytes=num_bytes,
-        picture_bytes=partial.pages.picture_bytes,
+        image_bytes=partial.pages.image_bytes,
         seconds=time.monotonic() - begin,
         num_encoded=len(order) - start,
         class_counts=np.bincount(partial.pages.samples["f1"], minlength=len(source.class_names)),
@@ -104,15 +101,15 @@ def _check_arguments(source: Source, path: Path, order: np.ndarray, page_size: i
     if len(order) and not 0 <= int(np.min(order)) <= int(np.max(order)) < len(source):
         raise ValueError(f"order must hold indices from 0 to {len(source) - 1}")
     if len(order) == 0:
-        raise RebarError(f"{path}: there is nothing to write: no pictures were chosen")
+        raise RebarError(f"{path}: there is nothing to write: no images were chosen")
 
 
 def _job(encoder: Encoder) -> dict[str, Any]:
     """What the file's bytes depend on, in words that a message can use."""
-    pictures = hashlib.sha256()
+    images = hashlib.sha256()
     for index in map(int, encoder.order):
         name, label = encoder.source.name(index), encoder.source.label(index)
-        pictures.update(f"{name}\0{label}\n".encode("utf-8", "surrogateescape"))
+        images.update(f"{name}\0{label}\n".encode("utf-8", "surrogateescape"))
     return {
         "version of Rebar": rebar.__version__,
         "version of OpenCV": cv2.__version__,
@@ -120,18 +117,18 @@ def _job(encoder: Encoder) -> dict[str, Any]:
         "image policy": asdict(encoder.policy),
         "page size": encoder.page_size,
         "list of classes": list(encoder.source.class_names),
-        "source or order of pictures": pictures.hexdigest(),
+        "source or order of images": images.hexdigest(),
     }
 
 
 def _tally_kept(partial: Partial, on_bad_image: OnBadImage) -> Tally:
-    """What earlier writings counted. Raises RebarError where bad pictures had been treated in another way."""
+    """What earlier writings counted. Raises RebarError where bad images had been treated in another way."""
     tally = Tally()
     for kept in partial.kept:
         tally.join(Tally(**kept.note["tally"]))
         if kept.note["on_bad_image"] not in (on_bad_image, "fail") and (tally.skipped or tally.repaired):
             raise RebarError(
-                f"{partial.path}: bad pictures were met before with --on-bad-image {kept.note['on_bad_image']}, so it "
+                f"{partial.path}: bad images were met before with --on-bad-image {kept.note['on_bad_image']}, so it "
                 "cannot be gone on with in another way; give that, or --restart to throw away what was written"
             )
     return tally
@@ -147,28 +144,28 @@ def _write_pages(
     *,
     progress: bool,
 ) -> None:
-    """Encode the pictures from position ``start`` of the order on and lay them into pages."""
+    """Encode the images from position ``start`` of the order on and lay them into pages."""
     pages, source, order = partial.pages, encoder.source, encoder.order
     chunks = [(first, min(first + chunk_size, len(order))) for first in range(start, len(order), chunk_size)]
     of_page = Tally()
-    begin, bytes_before, position = time.monotonic(), pages.picture_bytes, start
+    begin, bytes_before, position = time.monotonic(), pages.image_bytes, start
     with closing(_encode(encoder, chunks, num_workers)) as encoded, _bar(start, len(order), enabled=progress) as bar:
         for chunk in encoded:
             for outcome in chunk:
-                if outcome.picture is not None:
-                    if not pages.fits(outcome.picture.data.nbytes):
+                if outcome.image is not None:
+                    if not pages.fits(outcome.image.data.nbytes):
                         _end_page(partial, position, of_page, encoder.on_bad_image)
                         tally.join(of_page)
                         of_page = Tally()
-                    pages.append(outcome.label, outcome.picture)
+                    pages.append(outcome.label, outcome.image)
                 of_page.add(source.name(int(order[position])), outcome)
                 position += 1
-            megabytes_per_second = (pages.picture_bytes - bytes_before) / 1e6 / (time.monotonic() - begin)
+            megabytes_per_second = (pages.image_bytes - bytes_before) / 1e6 / (time.monotonic() - begin)
             bar.set_postfix_str(f"{megabytes_per_second:.0f} MB/s", refresh=False)
             bar.update(len(chunk))
     if pages.num_samples == 0:
         name, reason = of_page.skipped[0]
-        raise RebarError(f"{partial.path}: there is nothing to write, all pictures are bad; {name}: {reason}")
+        raise RebarError(f"{partial.path}: there is nothing to write, all images are bad; {name}: {reason}")
     if start < len(order):
         _end_page(partial, position, of_page, encoder.on_bad_image)
         tally.join(of_page)
@@ -194,7 +191,7 @@ def _finish(partial: Partial, encoder: Encoder, num_bytes: int, checksums: Check
         seed=policy.seed,
         checksums=checksums,
     )
-    with replacing(report_path(partial.path), sidecar_path(partial.path)) as (report_file, sidecar_file):
+    with atomic_write(report_path(partial.path), sidecar_path(partial.path)) as (report_file, sidecar_file):
         report_file.write(tally.to_json().encode())
         sidecar_file.write(sidecar.to_json().encode())
     partial.finish()
@@ -212,5 +209,5 @@ def _with_hint(error: RebarError, partial: Partial) -> RebarError:
 def _bar(start: int, total: int, *, enabled: bool) -> "tqdm[None]":
     between = 0.5 if sys.stderr.isatty() else 30.0  # seconds; every refresh is a line of a log
     return tqdm(
-        total=total, initial=start, disable=not enabled, unit=" pictures", mininterval=between, dynamic_ncols=True
+        total=total, initial=start, disable=not enabled, unit=" images", mininterval=between, dynamic_ncols=True
     )

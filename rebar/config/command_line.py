@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 import fastargs
 
-from rebar.config.building import build_config, to_yaml
-from rebar.config.files import load_config_files
-from rebar.config.knobs import ConfigError, Knob, knobs_of, short_names
+from rebar.config.options import ConfigError, Option, options_of, short_names
+from rebar.config.yaml_files import build_config, load_config_files, to_yaml
 
 Schema = TypeVar("Schema")
 
@@ -21,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (see --help)")
 
 
-def _declare(schema: type, knobs: Sequence[Knob]) -> fastargs.Config:
+def _declare(schema: type, knobs: Sequence[Option]) -> fastargs.Config:
     """The schema as fastargs Sections and Params."""
     declared = fastargs.Config()
     hints = typing.get_type_hints(schema)
@@ -35,7 +34,7 @@ def _declare(schema: type, knobs: Sequence[Knob]) -> fastargs.Config:
     return declared
 
 
-def _make_parser(schema: type, knobs: Sequence[Knob], description: str, example: str) -> argparse.ArgumentParser:
+def _make_parser(schema: type, knobs: Sequence[Option], description: str, example: str) -> argparse.ArgumentParser:
     # fastargs' own argparse glue reads the environment, which must never win, and sys.argv; so only its
     # declarations are used.
     parser = _Parser(
@@ -60,7 +59,7 @@ def _make_parser(schema: type, knobs: Sequence[Knob], description: str, example:
         group = parser.add_argument_group(declared.sections[section_path].desc)
         for entry in entries:
             param = declared.entries[entry]
-            item: Knob = param.checker
+            item: Option = param.checker
             full = [f"--{item.path}", f"--{item.path.replace('_', '-')}"]
             names = [f"--{item.name.replace('_', '-')}", f"--{item.name}"] if item.name in short else []
             bare: dict[str, Any] = {} if item.bare is None else {"nargs": "?", "const": item.bare}
@@ -72,7 +71,7 @@ def _make_parser(schema: type, knobs: Sequence[Knob], description: str, example:
     return parser
 
 
-def _refuse_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser, knobs: Sequence[Knob]) -> None:
+def _refuse_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser, knobs: Sequence[Option]) -> None:
     flag = next((word for word in unknown if word.startswith("-")), unknown[0])
     name = flag.partition("=")[0]
     same = [item.path for item in knobs if item.name == name.lstrip("-").replace("-", "_")]
@@ -91,7 +90,7 @@ def parse_config(
     ``aliases`` is what ``--help`` shows under a heading of its own.
     ``--help`` and ``--print-config`` print and exit. Raises ConfigError for anything wrong.
     """
-    knobs = list(knobs_of(schema))
+    knobs = list(options_of(schema))
     parser = _make_parser(schema, knobs, description, example)
     if aliases:
         parser.add_argument_group("Flags of other scripts, understood as", aliases)

@@ -1,1 +1,1 @@
-"""JPEG pictures: decoding them into memory. Knows nothing of betons."""
+"""JPEG images: decoding them into memory. Knows nothing of betons."""

@@ -3,12 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.jpeg.compiled import kernel, read_only
-from rebar.jpeg.frame import Header
-from rebar.jpeg.headers import parse_header
-from rebar.jpeg.regions import decode_region
-from rebar.jpeg.scratch import BITS_ROOM, RegionScratch, Tables, new_region_scratch, new_table_store, new_tables
-from rebar.jpeg.status import OK, WRONG_SIZE, Status
+from rebar.jpeg.kernels.headers import parse_header
+from rebar.jpeg.kernels.jit import kernel, read_only
+from rebar.jpeg.kernels.region import decode_region
+from rebar.jpeg.status import OK, WRONG_SIZE, Header, Status
+from rebar.jpeg.workspace import BITS_ROOM, RegionScratch, Tables, new_region_scratch, new_table_store, new_tables
 
 
 def decode_planes(
@@ -17,7 +16,7 @@ def decode_planes(
     """The samples of each component that the pixels of ``box`` (top, left, height, width) lie on.
 
     Returns the status and, where it is OK, one uint8 ``[height, width]`` a component: bit for bit what
-    libjpeg-turbo's accurate decoding of the whole picture holds there.
+    libjpeg-turbo's accurate decoding of the whole image holds there.
     """
     tables, scratch = new_tables(new_table_store()), new_region_scratch(max_height, max_width)
     bits = np.zeros((2, jpeg.size + BITS_ROOM), np.uint8)

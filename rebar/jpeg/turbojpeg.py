@@ -94,13 +94,13 @@ _of_this_thread = threading.local()
 
 @contextmanager
 def _decompressor() -> Iterator[_Decompressor]:
-    """This thread's, for one picture."""
+    """This thread's, for one image."""
     if not hasattr(_of_this_thread, "decompressor"):
         _of_this_thread.decompressor = _Decompressor()
     try:
         yield _of_this_thread.decompressor
     except JpegError:
-        # libturbojpeg 2.1 may write the next picture nowhere after it failed within a header
+        # libturbojpeg 2.1 may write the next image nowhere after it failed within a header
         del _of_this_thread.decompressor
         raise
 

@@ -1,6 +1,6 @@
-"""Which part of a picture to take: boxes and flips for a batch of samples.
+"""Which part of an image to take: boxes and flips for a batch of samples.
 
-A box is (top, left, height, width) in the stored picture's pixels.
+A box is (top, left, height, width) in the stored image's pixels.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.loading.randomness import SampleKeys, Stream, uniforms
+from rebar.loading.rng import RngKeys, Stream, uniforms
 
 _ATTEMPTS = 10
 IMAGENET_CENTER_RATIO = 224 / 256
@@ -24,12 +24,12 @@ class Crops:
 
 
 class Cropper(Protocol):
-    """Chooses crops from the pictures' sizes; random ones by (seed, epoch, sample) alone."""
+    """Chooses crops from the images' sizes; random ones by (seed, epoch, sample) alone."""
 
-    def crops(self, heights: NDArray[np.int64], widths: NDArray[np.int64], keys: SampleKeys) -> Crops: ...
+    def crops(self, heights: NDArray[np.int64], widths: NDArray[np.int64], keys: RngKeys) -> Crops: ...
 
 
-def _flips(keys: SampleKeys, probability: float) -> NDArray[np.bool_]:
+def _flips(keys: RngKeys, probability: float) -> NDArray[np.bool_]:
     return uniforms(keys, Stream.FLIP)[:, 0] < probability
 
 
@@ -46,7 +46,7 @@ class RandomResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_probability: float = 0.5
 
-    def crops(self, heights: NDArray[np.int64], widths: NDArray[np.int64], keys: SampleKeys) -> Crops:
+    def crops(self, heights: NDArray[np.int64], widths: NDArray[np.int64], keys: RngKeys) -> Crops:
         draws = uniforms(keys, Stream.CROP, 2 * _ATTEMPTS + 2)
         height, width = heights[:, None], widths[:, None]
         area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, :_ATTEMPTS])
@@ -86,7 +86,7 @@ class CenterCrop:
     ratio: float = IMAGENET_CENTER_RATIO
     flip_probability: float = 0.0
 
-    def crops(self, heights: NDArray[np.int64], widths: NDArray[np.int64], keys: SampleKeys) -> Crops:
+    def crops(self, heights: NDArray[np.int64], widths: NDArray[np.int64], keys: RngKeys) -> Crops:
         side = np.maximum((self.ratio * np.minimum(heights, widths)).astype(np.int64), 1)
         boxes = np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
         return Crops(boxes, _flips(keys, self.flip_probability))

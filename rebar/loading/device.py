@@ -1,13 +1,24 @@
-"""From uint8 pictures in main memory to normalised tensors on the device, one batch ahead of the consumer."""
+"""From uint8 images in main memory to normalised tensors on the device, one batch ahead of the consumer.
+
+Mean and deviation of the channels, by which images are normalised.
+
+`write_dataset.py --stats` measures them on a .beton (:mod:`rebar.beton.verify`). A file holds `mean` and `std`, three
+numbers each, of values from 0 to 1 or from 0 to 255.
+"""
 
 import functools
+import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
-from rebar.loading.plan import Batch
+from rebar.errors import RebarError
+from rebar.loading.batch_source import Batch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,7 +31,7 @@ DeviceBatch = TypeVar("DeviceBatch", bound=tuple[torch.Tensor, ...])
 class Normalizer:
     """Moves batches to ``device`` as bytes (a quarter of the traffic of floats) and normalises them there.
 
-    ``augment`` is given the pictures before they are normalised, uint8 ``[n, 3, h, w]`` on the device, and
+    ``augment`` is given the images before they are normalised, uint8 ``[n, 3, h, w]`` on the device, and
     the step's number, and returns what takes their place.
     """
 
@@ -101,3 +112,38 @@ def wait_on_current_stream(values: Iterable[object], done: torch.cuda.Event) -> 
             current = torch.cuda.current_stream(value.device)
             current.wait_event(done)
             value.record_stream(current)
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Of red, green and blue, as shares of 255."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+def read_statistics(path: Path | str | None) -> ChannelStatistics:
+    """The statistics in a file; ImageNet's where none is named. Raises RebarError for a file that has none."""
+    if not path:
+        return ChannelStatistics()
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RebarError(f"data.stats_file {path} cannot be read: {error}") from None
+    mean, std = (_three_numbers(content, name, path) for name in ("mean", "std"))
+    if max(*mean, *std) > 1:  # of values up to 255
+        mean, std = (tuple(value / 255 for value in values) for values in (mean, std))
+    if min(mean) < 0 or max(mean) > 1 or min(std) <= 0:
+        raise RebarError(f"data.stats_file {path}: means must lie between 0 and 1 (or 255), deviations above 0")
+    return ChannelStatistics(mean, std)
+
+
+def _three_numbers(content: Any, name: str, path: Path | str) -> tuple[float, ...]:
+    values = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(values, list) or len(values) != 3 or not all(_is_number(value) for value in values):
+        raise RebarError(f"data.stats_file {path}: '{name}' must be a list of three numbers, for red, green and blue")
+    return tuple(float(value) for value in values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

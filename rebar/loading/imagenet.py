@@ -6,38 +6,38 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.beton.joined import open_betons
+from rebar.beton.reader import open_betons
 from rebar.beton.selection import balanced_subset
-from rebar.beton.sources.splits import Split
-from rebar.beton.written_once import beton_of
-from rebar.config import knob
-from rebar.loading.corruption import OnError
+from rebar.config import option
 from rebar.loading.crops import CenterCrop, RandomResizedCrop
+from rebar.loading.decode import OnError
 from rebar.loading.loader import Loader
 from rebar.loading.order import OrderOption
+from rebar.sources.dataset_cache import beton_of
+from rebar.sources.folder import Split
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Data."""
 
-    train_dataset: str = knob(
+    train_dataset: str = option(
         "", help="training .beton, or a source (folder, tar, hf:NAME, s3://...); default $WRITE_DIR/train.beton"
     )
-    val_dataset: str = knob("", help="validation .beton, or a source; default $WRITE_DIR/val.beton")
-    use_hf: bool = knob(False, help="train on hf:imagenet-1k where no data set is given")
-    data_subset: str = knob(
+    val_dataset: str = option("", help="validation .beton, or a source; default $WRITE_DIR/val.beton")
+    use_hf: bool = option(False, help="train on hf:imagenet-1k where no data set is given")
+    data_subset: str = option(
         "full",
-        help="pictures, as many of every class: tiny (1,000), small (10,000), medium (100,000), large (500,000), full, "
+        help="images, as many of every class: tiny (1,000), small (10,000), medium (100,000), large (500,000), full, "
         "or a number",
     )
-    num_workers: int = knob(0, help="decoding threads per process; 0: the cores divided by the processes", minimum=0)
-    in_memory: bool = knob(
+    num_workers: int = option(0, help="decoding threads per process; 0: the cores divided by the processes", minimum=0)
+    in_memory: bool = option(
         True, help="the files fit in memory; if not, they are shuffled by windows of 512 MB and read ahead"
     )
-    min_scale: float = knob(0.08, help="smallest share of the area a random crop takes", minimum=0.001, maximum=1)
-    stats_file: str = knob("", help="JSON with mean and std of the channels; default ImageNet's")
-    on_error: OnError = knob("raise", help="a corrupt training picture: raise an error, or replace it by another")
+    min_scale: float = option(0.08, help="smallest share of the area a random crop takes", minimum=0.001, maximum=1)
+    stats_file: str = option("", help="JSON with mean and std of the channels; default ImageNet's")
+    on_error: OnError = option("raise", help="a corrupt training image: raise an error, or replace it by another")
 
 
 IMAGENET_ON_HUB = "hf:imagenet-1k"
@@ -53,7 +53,7 @@ def build_train_loader(
     random_crops: bool = True,
     copies: int = 1,
 ) -> Loader:
-    """Shuffled, ``copies`` random crops of each picture, mirrored (or centre crops); no incomplete last batch."""
+    """Shuffled, ``copies`` random crops of each image, mirrored (or centre crops); no incomplete last batch."""
     path, indices = _open(config.train_dataset, "train", config.data_subset)
     return Loader(
         path,

@@ -9,24 +9,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.beton.joined import Files
-from rebar.beton.reader import BetonFile
+from rebar.beton.reader import BetonFile, Files
 from rebar.errors import RebarError
-from rebar.loading.ahead import Start, work_ahead
-from rebar.loading.corruption import OnError
 from rebar.loading.crops import Cropper
+from rebar.loading.decode import OnError
 from rebar.loading.open_source import SourceOptions, Subset, open_source
-from rebar.loading.order import WINDOW_BYTES, OrderOption, epoch_order, order_option, rank_batches, with_copies
-from rebar.loading.position import OrderIdentity, Position, Progress, from_state, to_state
-from rebar.loading.randomness import SampleKeys
-from rebar.loading.ranks import rank_and_world_size, threads_per_process
+from rebar.loading.order import (
+    WINDOW_BYTES,
+    OrderIdentity,
+    OrderOption,
+    Position,
+    Progress,
+    epoch_order,
+    from_state,
+    order_option,
+    rank_and_world_size,
+    shard_batches,
+    threads_per_process,
+    to_state,
+    with_copies,
+)
+from rebar.loading.prefetch import Start, prefetch
 from rebar.loading.readahead import ReadAhead
+from rebar.loading.rng import RngKeys
 
 
 class Loader:
     """Streams a .beton as batches that depend on (seed, epoch, sample) only.
 
-    Takes what ``ffcv.loader.Loader`` takes. For pictures and labels give either ``pipelines``, FFCV's, or
+    Takes what ``ffcv.loader.Loader`` takes. For images and labels give either ``pipelines``, FFCV's, or
     a ``cropper`` and a ``resolution`` (pixels), which gives a :class:`Batch` of bytes: see docs/loader.md.
 
     Iterating goes through the epoch ``next_epoch``, which counts up. Neither the number of threads nor of
@@ -46,7 +57,7 @@ class Loader:
     - recompile: where FFCV runs the pipelines, compile them at every epoch.
     - on_error: "raise" at a corrupt sample, or "replace" it by another: see :attr:`corrupt_samples`.
     - pin_memory: bytes in pinned memory, for a GPU; pipelines with a ToDevice do so by themselves.
-    - copies: crops of a picture in a batch, repeated augmentation: each epoch visits one in ``copies`` of the
+    - copies: crops of an image in a batch, repeated augmentation: each epoch visits one in ``copies`` of the
       samples, as often, in as many batches.
     - window_pages: how many of the file's pages QUASI_RANDOM mixes; None, 512 MB of them.
     """
@@ -107,7 +118,7 @@ class Loader:
 
     @property
     def beton(self) -> BetonFile:
-        """The file. Raises RebarError for one without pictures and labels, which only FFCV can read."""
+        """The file. Raises RebarError for one without images and labels, which only FFCV can read."""
         if self._source.beton is None:
             raise RebarError(
                 f"{self._described()}: FFCV runs these pipelines, so the file was not opened as a BetonFile"
@@ -137,17 +148,17 @@ class Loader:
         """The samples of each of this process's batches, when ``first_sample`` of the epoch's are left out."""
         return [keys.indices for keys in self._batches(epoch, first_sample)]
 
-    def _batches(self, epoch: int, first_sample: int) -> list[SampleKeys]:
-        keys = SampleKeys(self.seed, epoch, self._source.indices)
+    def _batches(self, epoch: int, first_sample: int) -> list[RngKeys]:
+        keys = RngKeys(self.seed, epoch, self._source.indices)
         pages = self._source.pages(keys.indices) if self.order is OrderOption.QUASI_RANDOM else keys.indices
         order = epoch_order(self.order, keys, pages, window_pages=self.window_pages)
         if self.copies == 1:
-            return [SampleKeys(self.seed, epoch, samples) for samples in self._share(order[first_sample:])]
+            return [RngKeys(self.seed, epoch, samples) for samples in self._share(order[first_sample:])]
         both = with_copies(order, self.copies, first_sample=first_sample, global_batch=self.global_batch)
-        return [SampleKeys(self.seed, epoch, *batch) for batch in zip(*map(self._share, both), strict=True)]
+        return [RngKeys(self.seed, epoch, *batch) for batch in zip(*map(self._share, both), strict=True)]
 
     def _share(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        return rank_batches(
+        return shard_batches(
             order,
             batch_size=self.batch_size,
             rank=self.rank,
@@ -174,16 +185,16 @@ class Loader:
         self._progress = Progress(Position(epoch, first_sample), len(batches), self.global_batch)
         return self._go_through(batches, self._progress, resolution or self.resolution)
 
-    def _go_through(self, batches: list[SampleKeys], progress: Progress, resolution: int | None) -> Iterator[Any]:
+    def _go_through(self, batches: list[RngKeys], progress: Progress, resolution: int | None) -> Iterator[Any]:
         starts = self._starts(batches, resolution)
         # Where FFCV runs the pipelines a thread makes a whole batch, so as many must be under way.
         ahead = max(self.batches_ahead, self.num_workers if self._source.whole_batches else 0)
-        with closing(work_ahead(starts, num_threads=self.num_workers, ahead=ahead)) as made:
+        with closing(prefetch(starts, num_threads=self.num_workers, ahead=ahead)) as made:
             for batch in self._source.finish(made):
                 progress.taken += 1
                 yield batch
 
-    def _starts(self, batches: list[SampleKeys], resolution: int | None) -> Iterator[Start[Any]]:
+    def _starts(self, batches: list[RngKeys], resolution: int | None) -> Iterator[Start[Any]]:
         start_batch = self._source.begin_epoch(resolution)
         indices = [keys.indices for keys in batches]
         for number, keys in enumerate(batches):

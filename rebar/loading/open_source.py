@@ -9,17 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.beton.format import MODE_JPG
-from rebar.beton.joined import Files, find_betons, open_betons
-from rebar.beton.reader import BetonFile
+from rebar.beton.reader import BetonFile, Files, find_betons, open_betons
 from rebar.errors import RebarError
 from rebar.jpeg.turbojpeg import load_turbojpeg
-from rebar.loading.corruption import OnError
+from rebar.loading.batch_source import BatchSource, PlainPlan, Plan, field_types, image_and_label
 from rebar.loading.crops import Cropper
-from rebar.loading.fields import field_types, picture_and_label
-from rebar.loading.pictures import PictureSource
-from rebar.loading.pipelines import recognise
-from rebar.loading.plan import PlainPlan, Plan
-from rebar.loading.source import BatchSource
+from rebar.loading.decode import OnError
+from rebar.loading.ffcv.pipelines import recognize
+from rebar.loading.image_batches import ImageSource
 
 Subset: TypeAlias = "Sequence[int] | NDArray[np.integer] | None"
 
@@ -47,23 +44,23 @@ def open_source(
     """Our own path for a cropper or pipelines we know, FFCV's graph for any other."""
     if cropper is not None:
         if pipelines:
-            raise RebarError("give a cropper or pipelines, not both: a cropper's pictures come as bytes")
-        return _open_pictures(files, PlainPlan(cropper), indices, options)
+            raise RebarError("give a cropper or pipelines, not both: a cropper's images come as bytes")
+        return _open_images(files, PlainPlan(cropper), indices, options)
     paths = find_betons(files)
     types = field_types(paths[0])
-    plan = recognise(pipelines, types) if not custom_fields else None
+    plan = recognize(pipelines, types) if not custom_fields else None
     if plan is not None:
-        return _open_pictures(paths, plan, indices, options)
+        return _open_images(paths, plan, indices, options)
     if len(paths) > 1:
         raise RebarError(f"FFCV runs these pipelines, and takes one file, not {len(paths)}")
     return _open_graph(paths[0], types, pipelines, custom_fields, indices, options)
 
 
-def _open_pictures(files: Files, plan: Plan, indices: Subset, options: SourceOptions) -> BatchSource:
+def _open_images(files: Files, plan: Plan, indices: Subset, options: SourceOptions) -> BatchSource:
     beton = open_betons(files)
     if (beton.modes == MODE_JPG).any():
         load_turbojpeg()  # where it is missing, say so now and not at the first batch
-    return PictureSource(
+    return ImageSource(
         beton,
         plan,
         indices=_subset(indices, beton.num_samples),
@@ -84,10 +81,9 @@ def _open_graph(
 ) -> BatchSource:
     if options.on_error != "raise":
         raise RebarError("on_error: FFCV runs these pipelines, and does not tell which samples are corrupt")
-    if None not in picture_and_label(types) and not custom_fields:
+    if None not in image_and_label(types) and not custom_fields:
         BetonFile.open(path)  # checks far more than FFCV's own reader
-    from rebar.loading.ffcv_file import FfcvFile
-    from rebar.loading.ffcv_graph import FfcvGraph
+    from rebar.loading.ffcv.graph import FfcvFile, FfcvGraph
 
     file = FfcvFile.open(path, custom_fields)
     return FfcvGraph(

@@ -2,8 +2,14 @@
 
 An epoch's order is one permutation for the whole job. Batch ``b`` is the same set of samples for any
 number of processes at one global batch size; a rank takes its slice of it.
+
+Which process of how many this is, and how many threads are its share of the machine.
+
+Where in which epoch a loader stands, in samples of the whole job: no number of processes in it.
 """
 
+import os
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
@@ -11,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.errors import RebarError
-from rebar.loading.randomness import SampleKeys, Stream, random_bits
+from rebar.loading.rng import RngKeys, Stream, random_bits
 
 WINDOW_BYTES = 512 << 20
 """How much of the file QUASI_RANDOM mixes at a time: two windows fit into a small machine's memory."""
@@ -36,7 +42,7 @@ def order_option(order: Any) -> OrderOption:
 
 
 def epoch_order(
-    order: OrderOption, keys: SampleKeys, pages: NDArray[np.integer], *, window_pages: int
+    order: OrderOption, keys: RngKeys, pages: NDArray[np.integer], *, window_pages: int
 ) -> NDArray[np.int64]:
     """The samples ``keys.indices`` in the order of the epoch ``keys.epoch``, int64, each exactly once.
 
@@ -55,7 +61,7 @@ def epoch_order(
 def _windows(pages: NDArray[np.integer], seed: int, epoch: int, window_pages: int) -> NDArray[np.int64]:
     """The window of each sample: the pages are shuffled, then taken ``window_pages`` at a time."""
     distinct, page_of_sample = np.unique(pages, return_inverse=True)
-    drawn = random_bits(SampleKeys(seed, epoch, distinct.astype(np.int64)), Stream.PAGE)[:, 0]
+    drawn = random_bits(RngKeys(seed, epoch, distinct.astype(np.int64)), Stream.PAGE)[:, 0]
     place = np.empty(len(distinct), np.int64)
     place[np.argsort(drawn, kind="stable")] = np.arange(len(distinct))
     return (place // window_pages)[page_of_sample]
@@ -76,7 +82,7 @@ def with_copies(
     return order[places // copies][apart], number[apart]
 
 
-def rank_batches(
+def shard_batches(
     order: NDArray[np.int64], *, batch_size: int, rank: int, world_size: int, drop_last: bool
 ) -> list[NDArray[np.int64]]:
     """Cut an epoch into global batches and take one rank's share of each.
@@ -91,3 +97,100 @@ def rank_batches(
     if len(rest) and not drop_last:
         batches.append(np.array_split(rest, world_size)[rank])
     return batches
+
+
+def rank_and_world_size(distributed: bool, rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """As given; else with ``distributed`` torch.distributed's or torchrun's; else one process alone.
+
+    Raises RebarError where that does not tell, or where it does not fit together.
+    """
+    if rank is None and world_size is None:
+        rank, world_size = _ask_around() if distributed else (0, 1)
+    if rank is None or world_size is None or not 0 <= rank < world_size:
+        raise RebarError(f"rank {rank} of world_size {world_size}: give both, 0 <= rank < world_size")
+    return rank, world_size
+
+
+def _ask_around() -> tuple[int, int]:
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    try:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        raise RebarError(
+            "distributed=True, but there is no process group and no RANK and WORLD_SIZE in the environment: "
+            "start with torchrun, or give rank= and world_size="
+        ) from None
+
+
+def threads_per_process(requested: int, local_world_size: int | None = None) -> int:
+    """As asked; if that is less than one, this machine's usable cores divided by its processes."""
+    if requested >= 1:
+        return requested
+    processes = local_world_size or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // processes)
+
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Position:
+    """The epoch, and how many samples of its order all processes together have used."""
+
+    epoch: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class OrderIdentity:
+    """What an epoch's order depends on besides the epoch. A state fits only a loader of the same identity."""
+
+    seed: int
+    order: str
+    num_samples: int
+    copies: int
+    window_pages: int
+    indices_digest: str
+
+
+@dataclass
+class Progress:
+    """One pass through an epoch, as far as it has come on this process."""
+
+    start: Position
+    batches: int
+    """Those of this pass."""
+    global_batch: int
+    taken: int = 0
+    """Batches that the consumer has got."""
+
+    def position(self, batches_used: int | None) -> Position:
+        """After the batches taken so far, or the first ``batches_used`` of this pass."""
+        used = self.taken if batches_used is None else batches_used
+        if not 0 <= used <= self.taken:
+            raise RebarError(f"batches_used is {used}, but this pass has given out {self.taken} batches")
+        if used == self.batches:
+            return Position(self.start.epoch + 1, 0)
+        return Position(self.start.epoch, self.start.samples + used * self.global_batch)
+
+
+def to_state(position: Position, identity: OrderIdentity) -> dict[str, Any]:
+    """As a dictionary of numbers and strings, for a checkpoint."""
+    return {"version": _VERSION, **asdict(position), **asdict(identity)}
+
+
+def from_state(state: dict[str, Any], expected: OrderIdentity) -> Position:
+    """The position in a state. Raises RebarError for a state of another order of samples."""
+    names = {"version", *(field.name for kind in (Position, OrderIdentity) for field in fields(kind))}
+    if not isinstance(state, dict) or set(state) != names or state["version"] != _VERSION:
+        raise RebarError("the loader's state is none that this version of Loader.state_dict() gives")
+    for name, value in asdict(expected).items():
+        if state[name] != value:
+            raise RebarError(
+                f"the loader's state is of another order of samples: its {name} is {state[name]!r}, this loader's "
+                f"{value!r}"
+            )
+    return Position(int(state["epoch"]), int(state["samples"]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.loading.source import Regions
+from rebar.loading.batch_source import Regions
 
 BATCHES = 8
 """So many batches' bytes are asked for before they are decoded."""

@@ -1,8 +1,16 @@
-"""What a person sees while a run goes on: one progress bar, one line an epoch, a summary.
+"""Times in words.
+
+How much memory a process has used at most.
+
+The names under which a log holds accuracies at several resolutions: ``val/top1_224px``.
+
+What a person sees while a run goes on: one progress bar, one line an epoch, a summary.
 
 All of it is made from metrics under the log's names (``train/loss`` ...), shares of 1 shown in percent.
 """
 
+import re
+import resource
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,9 +18,27 @@ from typing import Any
 from tqdm import tqdm
 
 from rebar.cli import warn
-from rebar.reporting.durations import in_words
-from rebar.reporting.metric_names import resolutions
 from rebar.reporting.run_folder import RunFolder
+
+
+def in_words(seconds: float) -> str:
+    """Such as '3 h 05 min', '12 min', '40 s'."""
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def peak_host_gb() -> float:
+    """Peak resident memory of this process, in 10^9 bytes (pages of mapped files included)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def resolutions(names: Iterable[str]) -> list[int]:
+    """The pixels at which top-1 is among ``names``, in their order."""
+    return [int(match[1]) for name in names if (match := re.fullmatch(r"val/top1_(\d+)px", name))]
+
 
 Metrics = Mapping[str, Any]
 
@@ -58,9 +84,9 @@ def epoch_line(epoch: int, epochs: int, metrics: Metrics, *, seconds_left: float
         if metrics.get("val/top1_tta") is not None:
             line += f" (mirrored too {metrics['val/top1_tta']:.2%})"
     if metrics.get("data/corrupt_samples"):
-        line += f"  |  corrupt pictures replaced: {metrics['data/corrupt_samples']}"
+        line += f"  |  corrupt images replaced: {metrics['data/corrupt_samples']}"
     line += (
-        f"  |  {metrics['throughput/samples_per_second']:,.0f} pictures/s, "
+        f"  |  {metrics['throughput/samples_per_second']:,.0f} images/s, "
         f"{metrics['time/data_wait_fraction']:.0%} waiting for data"
     )
     return line + (f"  |  {in_words(seconds_left)} left" if seconds_left else "")
@@ -95,7 +121,7 @@ def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: R
         "time": f"{metrics['time/train_seconds']:,.0f} s of training, without validation",
     }
     if "throughput/samples_per_second" in metrics:
-        facts["throughput"] = f"{metrics['throughput/samples_per_second']:,.0f} pictures/s in the last epoch"
+        facts["throughput"] = f"{metrics['throughput/samples_per_second']:,.0f} images/s in the last epoch"
     facts |= {
         "memory": f"at most {metrics['memory/host_peak_gb']:.1f} GB{gpu} in the first process",
         "log": str(folder.log),

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import yaml
 
-from rebar.reporting.durations import in_words
-from rebar.reporting.metric_names import resolutions
+from rebar.reporting.console import in_words, resolutions
 
-IMAGENET_PICTURES, IMAGENET_CLASSES = 1_281_167, 1000
+IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 _RESULTS = (
     ("val/top1", "accuracy", "top-1"),
     ("val/top5", "accuracy", "top-5"),
@@ -29,7 +28,7 @@ class ModelFacts:
     arch: str
     parameters: int
     num_classes: int
-    train_pictures: int
+    train_images: int
     resolution: int
     """Of validation, pixels."""
     metrics: Mapping[str, float]
@@ -47,8 +46,8 @@ class ModelFacts:
     @property
     def dataset(self) -> str:
         """ImageNet where its numbers are ImageNet's."""
-        imagenet = (self.train_pictures, self.num_classes) == (IMAGENET_PICTURES, IMAGENET_CLASSES)
-        return "imagenet-1k" if imagenet else f"{self.num_classes} classes, {self.train_pictures:,} training pictures"
+        imagenet = (self.train_images, self.num_classes) == (IMAGENET_IMAGES, IMAGENET_CLASSES)
+        return "imagenet-1k" if imagenet else f"{self.num_classes} classes, {self.train_images:,} training images"
 
 
 def model_card(facts: ModelFacts, files: Sequence[str]) -> str:
@@ -57,7 +56,7 @@ def model_card(facts: ModelFacts, files: Sequence[str]) -> str:
     rows = [
         ("top-1, top-5 (%)", _pair(facts.metrics, "val/top1", "val/top5")),
         ("averaged with the mirror image", _pair(facts.metrics, "val/top1_tta", "val/top5_tta")),
-        ("evaluated at", f"{facts.resolution} px, every validation picture once"),
+        ("evaluated at", f"{facts.resolution} px, every validation image once"),
         *_at_other_resolutions(facts),
         ("data", facts.dataset),
         ("recipe", facts.recipe),
@@ -112,7 +111,7 @@ def _metadata(facts: ModelFacts) -> dict[str, object]:
 def _usage(facts: ModelFacts) -> str:
     note = ""
     if facts.use_blurpool or not facts.in_torchvision:
-        imports = "from rebar.training.model import build_model"
+        imports = "from rebar.models.resnets import build_model"
         blurred = ", use_blurpool=True" if facts.use_blurpool else ""
         model = f'build_model("{facts.arch}", num_classes={facts.num_classes}{blurred})'
         if facts.in_torchvision:

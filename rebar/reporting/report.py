@@ -9,13 +9,12 @@ from typing import Any
 import yaml
 
 from rebar.errors import RebarError
-from rebar.replacing import replacing
 from rebar.reporting.charts import Series, line_chart
-from rebar.reporting.metric_names import resolutions
-from rebar.reporting.plot import latest_records
-from rebar.reporting.run_folder import RunFolder
-from rebar.reporting.run_log import read_log
-from rebar.reporting.status import read_status
+from rebar.reporting.console import resolutions
+from rebar.reporting.log import read_log
+from rebar.reporting.plots import latest_records
+from rebar.reporting.run_folder import RunFolder, read_status
+from rebar.storage.atomic_write import atomic_write
 
 Record = dict[str, Any]
 Column = tuple[str, str, str]
@@ -43,7 +42,7 @@ _COLUMNS = (  # name in the log, heading, format
     ("val/top5", "top-5", ".2%"),
     ("train/lr", "learning rate", ".4g"),
     ("train/resolution", "px", "d"),
-    ("throughput/samples_per_second", "pictures/s", ",.0f"),
+    ("throughput/samples_per_second", "images/s", ",.0f"),
     ("time/data_wait_fraction", "waiting", ".0%"),
     ("gpu/utilization", "GPU busy", ".0%"),
     ("time/epoch_seconds", "seconds", ",.0f"),
@@ -123,7 +122,7 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
         _chart("training loss", [run.series("train/loss", run.name) for run in runs]),
         _chart("learning rate", [run.step_series("train/lr", run.name) for run in runs]),
         _chart(
-            "pictures a second", [run.series("throughput/samples_per_second", run.name) for run in runs], from_zero=True
+            "images a second", [run.series("throughput/samples_per_second", run.name) for run in runs], from_zero=True
         ),
         _chart(
             "waiting for data, %",
@@ -167,7 +166,7 @@ def _facts(run: Run) -> str:
         ("val/top1", "top-1", ".2%"),
         ("val/top1_tta", "top-1, mirrored too", ".2%"),
         ("val/top5", "top-5", ".2%"),
-        ("throughput/samples_per_second", "pictures/s", ",.0f"),
+        ("throughput/samples_per_second", "images/s", ",.0f"),
         ("time/train_seconds", "seconds of training", ",.0f"),
         ("gpu/utilization", "GPU busy", ".0%"),
         ("memory/gpu_peak_gb", "GB of GPU memory", ".1f"),
@@ -206,7 +205,7 @@ def _charts(run: Run) -> list[str]:
         ),
         _chart("learning rate", [run.step_series("train/lr", "")]),
         _resolution_chart(run),
-        _chart("pictures a second", [run.series("throughput/samples_per_second", "")], from_zero=True),
+        _chart("images a second", [run.series("throughput/samples_per_second", "")], from_zero=True),
         _chart("waiting for data, %", [run.series("time/data_wait_fraction", "", 100)], from_zero=True),
         _chart("GPU busy, %", [run.series("gpu/utilization", "", 100)], from_zero=True),
     ]
@@ -276,6 +275,6 @@ def _write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
         f"<style>{_CSS}</style></head><body><h1>{name}</h1>{''.join(sections)}</body></html>\n"
     )
-    with replacing(path) as (file,):
+    with atomic_write(path) as (file,):
         file.write(page.encode())
     return path

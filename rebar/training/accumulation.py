@@ -20,7 +20,7 @@ class Piece(NamedTuple):
     share: float
 
 
-def pieces_of(
+def split_microbatches(
     model: nn.Module, images: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor, *, count: int
 ) -> Iterator[Piece]:
     """Cut a batch into ``count`` pieces, or as many as it has samples.

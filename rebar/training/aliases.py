@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rebar.cli import warn
-from rebar.config import given_value, truth
+from rebar.config import given_value, parse_bool
 from rebar.errors import RebarError
 
 RECIPES = "rn50_configs"
@@ -117,7 +117,7 @@ def _with_amp(words: Sequence[str]) -> list[str]:
 
 def _switched(alias: Alias, flag: str, value: str) -> str:
     """What a flag that is true or false means; empty, with a warning, for one without effect."""
-    on = truth(value)
+    on = parse_bool(value)
     if on is None:
         note = f" ({alias.note})" if alias.note and alias.means else ""
         raise RebarError(f"{flag} stands alone or takes true or false, not '{value}'{note}")

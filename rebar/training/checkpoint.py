@@ -1,10 +1,17 @@
-"""Checkpoints: written aside, made durable, then renamed, so that the last good one always survives."""
+"""A checkpoint is taken in the loop and written beside it.
+
+Taking it copies what training goes on to change to host memory, which is quick. Writing it and making it durable takes
+as long as the disk does, on a thread of its own.
+
+Checkpoints: written aside, made durable, then renamed, so that the last good one always survives.
+"""
 
 import hashlib
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -12,10 +19,71 @@ from typing import IO, Any, Literal
 import torch
 
 from rebar.cli import warn
-from rebar.config import knob
+from rebar.config import option
 from rebar.errors import RebarError
-from rebar.replacing import replacing
-from rebar.run_manifest import PREVIOUS
+from rebar.storage.atomic_write import atomic_write
+from rebar.storage.run_manifest import PREVIOUS
+
+
+class BackgroundSave:
+    """Writes one checkpoint at a time. What fails is raised, once, by the next call that looks."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rebar-save")
+        self._under_way: Future[None] | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Call ``write`` on the thread, once the one before has ended. Raises what that one failed with."""
+        self.wait()
+        self._under_way = self._thread.submit(write)
+
+    def raise_failure(self) -> None:
+        """Raise what the last write failed with, if it has ended. Never waits."""
+        if self._under_way is not None and self._under_way.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when nothing is being written. Raises what the last write failed with."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+
+class HostMemory:
+    """Room on the CPU for one copy of what a checkpoint holds, used again: new memory takes longer than the copy."""
+
+    def __init__(self) -> None:
+        self._tensors: list[torch.Tensor] = []
+
+    def copy(self, content: Any) -> Any:
+        """``content`` with tensors of this memory, in its own dicts, lists and tuples; good until the next copy.
+
+        From a GPU they are copied to pinned memory, all of them at once.
+        """
+        earlier, self._tensors = iter(self._tensors), []
+        copy = self._copy(content, earlier)
+        if torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()
+        return copy
+
+    def _copy(self, content: Any, earlier: Iterator[torch.Tensor]) -> Any:
+        if isinstance(content, torch.Tensor):
+            room = next(earlier, None)
+            if room is None or not _fits(room, content):
+                pinned = content.device.type == "cuda"
+                room = torch.empty_like(content, device="cpu", pin_memory=pinned, requires_grad=False)
+            self._tensors.append(room)
+            return room.copy_(content.detach(), non_blocking=True)
+        if isinstance(content, dict):
+            return {name: self._copy(value, earlier) for name, value in content.items()}
+        if isinstance(content, list | tuple):
+            return type(content)(self._copy(value, earlier) for value in content)
+        return content
+
+
+def _fits(room: torch.Tensor, content: torch.Tensor) -> bool:
+    return (room.shape, room.dtype, room.stride()) == (content.shape, content.dtype, content.stride())
+
 
 FORMAT = "rebar-checkpoint"
 VERSION = 2
@@ -25,30 +93,30 @@ VERSION = 2
 class CheckpointConfig:
     """Checkpoints and resuming."""
 
-    resume: str = knob("auto", help="auto: go on from the run folder's checkpoint; none: start afresh; or a file")
-    overwrite: bool = knob(
+    resume: str = option("auto", help="auto: go on from the run folder's checkpoint; none: start afresh; or a file")
+    overwrite: bool = option(
         False, help="with --resume none: delete an earlier run in the folder; with a file: begin from it again"
     )
-    every_steps: int = knob(0, help="also save within an epoch, every so many steps; 0: not by steps", minimum=0)
-    every_minutes: float = knob(
+    every_steps: int = option(0, help="also save within an epoch, every so many steps; 0: not by steps", minimum=0)
+    every_minutes: float = option(
         10.0, help="also save within an epoch, when the last is so many minutes old; 0: not by time", minimum=0
     )
-    keep_best: bool = knob(True, help="keep best.pt, of the highest validation top-1")
-    keep_every: int = knob(0, help="keep the checkpoint of every so many epochs; 0: of none", minimum=0)
-    export: Literal["none", "safetensors", "torchvision", "both", "onnx", "all"] = knob(
+    keep_best: bool = option(True, help="keep best.pt, of the highest validation top-1")
+    keep_every: int = option(0, help="keep the checkpoint of every so many epochs; 0: of none", minimum=0)
+    export: Literal["none", "safetensors", "torchvision", "both", "onnx", "all"] = option(
         "none",
         help="at the end also write weights.safetensors, weights.pth (both), weights.onnx; of what was evaluated",
     )
-    reset_schedule: bool = knob(
+    reset_schedule: bool = option(
         False, help="going on with other --epochs: a schedule of its own for what is left, without a jump"
     )
-    freeze_lr: float | None = knob(
+    freeze_lr: float | None = option(
         None, help="hold the learning rate at this value; without a value, at the last one", minimum=0, bare="0"
     )
-    spot_notice: Literal["auto", "on", "off"] = knob(
+    spot_notice: Literal["auto", "on", "off"] = option(
         "auto", help="look for EC2's spot interruption notice; auto: on EC2's machines"
     )
-    spot_poll_seconds: float = knob(5.0, help="how often to look for it", minimum=0.1)
+    spot_poll_seconds: float = option(5.0, help="how often to look for it", minimum=0.1)
 
 
 class CheckpointError(RebarError):
@@ -86,7 +154,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    with replacing(path) as (file,):
+    with atomic_write(path) as (file,):
         torch.save({"format": FORMAT, "version": VERSION, **content}, file)
         file.flush()
         if path.exists():

@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
-from rebar.instance_metadata import endpoint_is_given
-from rebar.training.background_save import BackgroundSave
-from rebar.training.checkpoint import CheckpointConfig
+from rebar.storage.ec2_metadata import endpoint_is_given
+from rebar.training.checkpoint import BackgroundSave, CheckpointConfig
 from rebar.training.distributed import Agreement, World
 from rebar.training.estimate import TimeEstimate
 from rebar.training.health import HealthWatch
-from rebar.training.preemption import Interrupted, StopRequest, Wish, on_ec2, stop_requests
-from rebar.training.spot import watch_for_notice
+from rebar.training.preemption import Interrupted, StopRequest, Wish, on_ec2, stop_requests, watch_for_notice
 
 Batch = TypeVar("Batch")
 

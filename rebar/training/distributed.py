@@ -127,7 +127,7 @@ def wrap_distributed(model: nn.Module, world: World) -> nn.Module:
     """The model as DistributedDataParallel, or as it is in a world of one.
 
     Its weights and buffers must be the same in all processes. The statistics of BatchNorm then grow apart, each
-    process's from its own pictures: :func:`share_buffers` makes them one where they are used.
+    process's from its own images: :func:`share_buffers` makes them one where they are used.
     """
     if not world.distributed:
         return model

@@ -8,13 +8,12 @@ import torch
 
 from rebar.cli import warn
 from rebar.reporting import console
-from rebar.reporting.durations import in_words
-from rebar.reporting.hub import check_token
-from rebar.reporting.memory import peak_host_gb
+from rebar.reporting.console import in_words, peak_host_gb
+from rebar.reporting.log import LoggingConfig, check_wandb_installed
 from rebar.reporting.run_folder import RunFolder
-from rebar.reporting.run_log import LoggingConfig, check_wandb_installed
+from rebar.storage.huggingface import check_token
 from rebar.training.config import TrainConfig
-from rebar.training.evaluation import Evaluation
+from rebar.training.evaluate import Evaluation
 from rebar.training.lr_finder import find_lr, plot_findings
 from rebar.training.resolution import all_resolutions, resolution_at
 from rebar.training.trial import Trial
@@ -23,7 +22,7 @@ from rebar.training.uploaded_run import place_of, read_manifest
 _WARM_UP, _TIMED = 2, 5  # steps, besides those whose batches the loader made while the first one was compiled
 
 
-def try_out(config: TrainConfig, trial: Trial, folder: RunFolder, *, one_batch: Callable[[], Evaluation]) -> None:
+def run_trial(config: TrainConfig, trial: Trial, folder: RunFolder, *, one_batch: Callable[[], Evaluation]) -> None:
     """A range test with its plot and advice; or a few steps of every kind and what the run would take.
 
     ``one_batch`` evaluates one. Every process must take part.
@@ -39,12 +38,12 @@ def try_out(config: TrainConfig, trial: Trial, folder: RunFolder, *, one_batch: 
     if config.training.dry_run:
         sizes = all_resolutions(config.training.epochs, config.resolution)
         facts = dry_run(trial, sizes, price_per_hour=config.training.price_per_hour)
-        facts["evaluation"] = f"one batch of {one_batch().num_samples:,} pictures went through"
+        facts["evaluation"] = f"one batch of {one_batch().num_samples:,} images went through"
         if is_main:
             print(console.table(facts, title="dry run"), flush=True)
 
 
-def look_at_outlets(config: LoggingConfig) -> None:
+def check_destinations_writable(config: LoggingConfig) -> None:
     """Raise RebarError where the run could not log or upload; nothing is made there.
 
     The right to make the hub's repository is not tried, only the token.
@@ -71,7 +70,7 @@ def dry_run(trial: Trial, resolutions: Sequence[int], *, price_per_hour: float) 
         for resolution, seconds in sorted(seconds_per_step.items())
     )
     facts = {
-        "pictures/s": speed,
+        "images/s": speed,
         "time": f"about {in_words(3600 * hours)} for {len(resolutions)} epochs, without evaluation and the first "
         "epoch's start",
         "memory": f"{peak_host_gb():.1f} GB in the first process" + _gpu_memory(trial.world.device),

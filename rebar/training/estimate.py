@@ -4,8 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from rebar.reporting.console import print_beside_bar
-from rebar.reporting.durations import in_words
+from rebar.reporting.console import in_words, print_beside_bar
 
 FEWEST_STEPS = 10
 
@@ -82,6 +81,6 @@ class TimeEstimate:
         )
         self._say(
             f"time left: about {in_words(left)} for {epochs} epoch{'s' if epochs > 1 else ''}, without evaluation; by "
-            f"{self._global_batch / seconds_per_step:,.0f} pictures/s at {self._resolutions[epoch]} px in the last "
+            f"{self._global_batch / seconds_per_step:,.0f} images/s at {self._resolutions[epoch]} px in the last "
             f"{steps} steps"
         )

@@ -1,6 +1,6 @@
 """What is minimised: cross-entropy, or binary cross-entropy of every class on its own.
 
-Targets are labels, or probabilities where pictures are mixed.
+Targets are labels, or probabilities where images are mixed.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rebar.config import knob
+from rebar.config import option
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits ``[n, classes]`` and targets (int64 ``[n]``, or probabilities ``[n, classes]``) to a mean over the batch."""
@@ -22,8 +22,8 @@ Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class LossConfig:
     """Loss."""
 
-    loss_type: Literal["cross_entropy", "bce"] = knob("cross_entropy", help="bce: each class a yes or no of its own")
-    bce_threshold: float | None = knob(
+    loss_type: Literal["cross_entropy", "bce"] = option("cross_entropy", help="bce: each class a yes or no of its own")
+    bce_threshold: float | None = option(
         None, help="bce: mixed and smoothed targets above it count as 1, others as 0", minimum=0, maximum=1
     )
 
@@ -41,7 +41,7 @@ def binary_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float, threshold: float | None = None
 ) -> torch.Tensor:
     """Summed over the classes (Beyer et al., "Are we done with ImageNet?", 2020; Wightman et al., "ResNet strikes
-    back", 2021). A threshold makes every class that is in a mixed picture count fully."""
+    back", 2021). A threshold makes every class that is in a mixed image count fully."""
     classes = logits.shape[1]
     if targets.dtype == torch.int64:
         targets = F.one_hot(targets, classes)
@@ -60,7 +60,7 @@ def build_criterion(config: LossConfig, *, label_smoothing: float) -> Criterion:
     )
 
 
-def start_at_even_odds(model: nn.Module, num_classes: int) -> int:
+def init_bce_bias(model: nn.Module, num_classes: int) -> int:
     """Set the last layer's bias to -log(classes), in place, so that each class starts near 1 / classes.
 
     Returns how many layers were found, 0 or 1. Without it BCE spends its first steps on saying no.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from rebar.replacing import replacing
+from rebar.storage.atomic_write import atomic_write
 from rebar.training.trial import Trial
 
 LOWEST, HIGHEST = 1e-5, 10.0
@@ -96,7 +96,7 @@ def find_lr(trial: Trial, resolution: int, *, steps: int) -> LrFindings:
 
 
 def plot_findings(findings: LrFindings, folder: Path) -> Path:
-    """Write ``lr_range_test.png`` and ``.json`` into a folder; the picture's path."""
+    """Write ``lr_range_test.png`` and ``.json`` into a folder; the image's path."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -118,8 +118,8 @@ def plot_findings(findings: LrFindings, folder: Path) -> Path:
         depth = max(findings.losses[: findings.losses.index(lowest) + 1]) - lowest
         axes.set_ylim(lowest - 0.1 * depth, lowest + 1.5 * depth)
     axes.grid(alpha=0.3)
-    picture = folder / "lr_range_test.png"
-    with replacing(picture.with_suffix(".json"), picture) as (data, image):
+    plot_path = folder / "lr_range_test.png"
+    with atomic_write(plot_path.with_suffix(".json"), plot_path) as (data, image):
         data.write(json.dumps(asdict(findings)).encode())
         figure.savefig(image, format="png", dpi=110)
-    return picture
+    return plot_path

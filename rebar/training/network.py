@@ -3,12 +3,12 @@
 from torch import nn
 
 from rebar.cli import warn
+from rebar.models.resnets import build_model, to_device
+from rebar.models.stochastic_depth import apply_stochastic_depth
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
 from rebar.training.execution import apply_execution
-from rebar.training.losses import start_at_even_odds
-from rebar.training.model import build_model, to_device
-from rebar.training.stochastic_depth import apply_stochastic_depth
+from rebar.training.losses import init_bce_bias
 
 
 def build_network(config: TrainConfig, *, num_classes: int, world: World) -> nn.Module:
@@ -26,7 +26,7 @@ def build_network(config: TrainConfig, *, num_classes: int, world: World) -> nn.
         initialization=config.model.initialization,
     )
     if config.loss.loss_type == "bce" and not config.model.pretrained:
-        start_at_even_odds(model, num_classes)
+        init_bce_bias(model, num_classes)
     model = apply_execution(model, config.execution, world)
     depth = config.regularization.stochastic_depth
     if depth > 0 and apply_stochastic_depth(model, depth) == 0:

@@ -15,16 +15,16 @@ from typing import Any
 from rebar.cli import run_command, warn
 from rebar.config import build_config
 from rebar.errors import RebarError
-from rebar.reporting.hub import prepare_repository, upload_files
+from rebar.models.resnets import SMALL_RESNETS
+from rebar.optim.averaging import weights_to_evaluate
 from rebar.reporting.model_card import ModelFacts, model_card
 from rebar.reporting.report import read_run, write_report
 from rebar.reporting.run_folder import RunFolder
-from rebar.training.averaging import weights_to_evaluate
+from rebar.storage.huggingface import prepare_repository, upload_files
+from rebar.training.banner import recipe_in_words
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
-from rebar.training.export import export_weights, exported_facts
-from rebar.training.recipe import recipe_in_words
-from rebar.training.small_resnets import SMALL_RESNETS
+from rebar.training.export import export_metadata, export_weights
 
 
 def publish_run(folder: RunFolder, repository: str) -> str:
@@ -39,7 +39,7 @@ def publish_run(folder: RunFolder, repository: str) -> str:
     with tempfile.TemporaryDirectory(prefix="rebar-publish-") as temporary:
         files["model.safetensors"] = weights = Path(temporary) / "model.safetensors"
         use_blurpool = checkpoint["config"]["training.use_blurpool"]
-        exported = exported_facts(checkpoint, use_blurpool=use_blurpool)
+        exported = export_metadata(checkpoint, use_blurpool=use_blurpool)
         export_weights(weights, weights_to_evaluate(checkpoint), exported)
         files["README.md"] = model_card(facts, sorted(files)).encode()
         accuracy = f"top-1 {facts.metrics['val/top1']:.2%}" if "val/top1" in facts.metrics else "not evaluated"
@@ -63,7 +63,7 @@ def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:
         arch=checkpoint["arch"],
         parameters=run.start.get("parameters", 0),
         num_classes=checkpoint["num_classes"],
-        train_pictures=checkpoint["num_samples"],
+        train_images=checkpoint["num_samples"],
         resolution=config.validation.resolution,
         metrics={
             name: value

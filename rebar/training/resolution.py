@@ -1,4 +1,4 @@
-"""Progressive resizing: small pictures first, large ones at the end.
+"""Progressive resizing: small images first, large ones at the end.
 
 Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019, and Howard's fast.ai
 entries to DAWNBench, 2018; the ramp is ffcv-imagenet's.
@@ -6,7 +6,7 @@ entries to DAWNBench, 2018; the ramp is ffcv-imagenet's.
 
 from dataclasses import dataclass
 
-from rebar.config import knob
+from rebar.config import option
 from rebar.errors import RebarError
 
 
@@ -14,11 +14,11 @@ from rebar.errors import RebarError
 class ResolutionConfig:
     """Training resolution, in pixels."""
 
-    min_res: int = knob(160, help="resolution up to start_ramp, pixels", minimum=1)
-    max_res: int = knob(160, help="resolution from end_ramp on, pixels", minimum=1)
-    start_ramp: int = knob(0, help="epoch at which the resolution starts to grow", minimum=0)
-    end_ramp: int = knob(0, help="epoch at which it has reached max_res", minimum=0)
-    round_to: int = knob(32, help="between them, round to a multiple of this many pixels", minimum=1)
+    min_res: int = option(160, help="resolution up to start_ramp, pixels", minimum=1)
+    max_res: int = option(160, help="resolution from end_ramp on, pixels", minimum=1)
+    start_ramp: int = option(0, help="epoch at which the resolution starts to grow", minimum=0)
+    end_ramp: int = option(0, help="epoch at which it has reached max_res", minimum=0)
+    round_to: int = option(32, help="between them, round to a multiple of this many pixels", minimum=1)
 
     def __post_init__(self) -> None:
         if self.max_res < self.min_res:

@@ -7,22 +7,21 @@ from pathlib import Path
 from rebar.config import flatten_config
 from rebar.errors import RebarError
 from rebar.loading import Loader, Normalizer
-from rebar.loading.device import Augment
+from rebar.loading.device import Augment, read_statistics
 from rebar.loading.imagenet import IMAGENET_ON_HUB, build_train_loader, build_val_loader
-from rebar.loading.statistics import read_statistics
-from rebar.reporting.hub import prepare_repository
+from rebar.optim.averaging import build_average
+from rebar.optim.optimizers import build_optimizer, parameter_groups
+from rebar.optim.schedules import peak_lr
 from rebar.reporting.run_folder import RunFolder
-from rebar.training.averaging import build_average
+from rebar.storage.huggingface import prepare_repository
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, gather_from_all, wait_for_all
-from rebar.training.dry_run import look_at_outlets
+from rebar.training.dry_run import check_destinations_writable
+from rebar.training.execution import gradient_scaler, input_dtype, resolve_precision
 from rebar.training.export import check_can_export
-from rebar.training.lr_override import ScheduleSpan, resumed_schedule
-from rebar.training.meter import TrainMeter
+from rebar.training.metrics import TrainMeter
 from rebar.training.network import build_network
-from rebar.training.optimizer import build_optimizer, parameter_groups
-from rebar.training.precision import gradient_scaler, input_dtype, resolve_precision
-from rebar.training.schedule import peak_lr
+from rebar.training.resumed_schedule import ScheduleSpan, resumed_schedule
 from rebar.training.state import TrainState
 from rebar.training.uploaded_run import fetch_run
 
@@ -37,19 +36,19 @@ def fill_in_paths(config: TrainConfig) -> TrainConfig:
     """Default the data to $WRITE_DIR."""
     write_dir = os.environ.get("WRITE_DIR")
     paths: dict[str, str] = {}
-    for knob, split in (("train_dataset", "train"), ("val_dataset", "val")):
+    for option, split in (("train_dataset", "train"), ("val_dataset", "val")):
         written = str(Path(write_dir) / f"{split}.beton") if write_dir else ""
-        paths[knob] = getattr(config.data, knob) or (IMAGENET_ON_HUB if config.data.use_hf else written)
-        if not paths[knob]:
+        paths[option] = getattr(config.data, option) or (IMAGENET_ON_HUB if config.data.use_hf else written)
+        if not paths[option]:
             raise RebarError(
-                f"no {split} data: give --data.{knob} FILE.beton, or set WRITE_DIR to the folder that holds "
+                f"no {split} data: give --data.{option} FILE.beton, or set WRITE_DIR to the folder that holds "
                 f"{split}.beton (python write_dataset.py --split {split} writes it)"
             )
     data = dataclasses.replace(config.data, train_dataset=paths["train_dataset"], val_dataset=paths["val_dataset"])
     return dataclasses.replace(config, data=data)
 
 
-def check_outlets(config: TrainConfig, world: World) -> None:
+def check_destinations(config: TrainConfig, world: World) -> None:
     """Raise RebarError now, not after the last epoch, where the results could not be exported or published.
 
     A dry run looks at all places that the run would write to, and makes nothing there.
@@ -59,7 +58,7 @@ def check_outlets(config: TrainConfig, world: World) -> None:
         return  # without results of its own
     check_can_export(config.checkpoint.export)
     if training.dry_run and world.is_main:
-        look_at_outlets(config.logging)
+        check_destinations_writable(config.logging)
     elif config.logging.hf_repo and world.is_main:
         prepare_repository(config.logging.hf_repo)
 

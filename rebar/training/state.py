@@ -11,14 +11,13 @@ from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.loading import Loader
 from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
-from rebar.training.averaging import WeightAverage
-from rebar.training.background_save import HostMemory
-from rebar.training.checkpoint import CheckpointError, plain_names, read_newest
+from rebar.optim.averaging import WeightAverage
+from rebar.training.checkpoint import CheckpointError, HostMemory, plain_names, read_newest
 from rebar.training.distributed import World, gather_from_all, sum_over_world
+from rebar.training.execution import Precision
 from rebar.training.health import ADVICE, overflowed
-from rebar.training.lr_override import ScheduleSpan
-from rebar.training.meter import TrainMeter
-from rebar.training.precision import Precision
+from rebar.training.metrics import TrainMeter
+from rebar.training.resumed_schedule import ScheduleSpan
 from rebar.training.rng import rng_states, set_rng_states
 
 # Settings that say where and how to run, or when to stop, not what is trained.
@@ -64,7 +63,7 @@ class TrainState:
     average: WeightAverage | None = None
     """Of the weights, evaluated in their place."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Of the channels, by which pictures are normalised; with ``std``."""
+    """Of the channels, by which images are normalised; with ``std``."""
     std: tuple[float, ...] = IMAGENET_STD
     epoch: int = 0
     """Complete epochs."""
@@ -179,7 +178,7 @@ class TrainState:
         check_fits(content, path, arch=self.arch, class_names=self.class_names, num_classes=self.num_classes)
         if content["num_samples"] != self.num_samples:
             raise CheckpointError(
-                f"checkpoint {path} was trained on {content['num_samples']:,} pictures, these are "
+                f"checkpoint {path} was trained on {content['num_samples']:,} images, these are "
                 f"{self.num_samples:,}: give its training data, or --resume none --overwrite to start afresh"
             )
         self._tell_changes(content, path, settings)

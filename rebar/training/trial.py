@@ -10,12 +10,12 @@ import torch
 
 from rebar.loading import Batch, Loader, Normalizer
 from rebar.training.distributed import World, sum_over_world
-from rebar.training.meter import TrainMeter
+from rebar.training.metrics import TrainMeter
 from rebar.training.rng import rng_states, set_rng_states
 from rebar.training.state import TrainState
 
 Step = Callable[[torch.Tensor, torch.Tensor, int, float], torch.Tensor]
-"""Trains on normalised pictures ``[n, 3, h, w]`` and their labels, in the step of that number, at a learning rate.
+"""Trains on normalised images ``[n, 3, h, w]`` and their labels, in the step of that number, at a learning rate.
 
 Returns the mean loss before it, of this process, on the device; waits for nothing."""
 

@@ -11,8 +11,8 @@ from typing import IO
 from rebar.errors import RebarError
 from rebar.reporting.console import warn_beside_bar
 from rebar.reporting.run_folder import RunFolder
-from rebar.run_manifest import MANIFEST, PREVIOUS, RECORDS, Origin, Progress, RunManifest, Stored, read_origin
-from rebar.training.bucket import BucketFolder
+from rebar.storage.run_manifest import MANIFEST, PREVIOUS, RECORDS, Origin, Progress, RunManifest, Stored, read_origin
+from rebar.storage.s3 import BucketFolder
 from rebar.training.checkpoint import sha256_of
 from rebar.training.uploaded_run import place_of, read_manifest, write_origin
 

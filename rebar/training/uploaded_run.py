@@ -13,10 +13,10 @@ from pathlib import Path
 
 from rebar.cli import warn
 from rebar.errors import RebarError
-from rebar.replacing import replacing
 from rebar.reporting.run_folder import RunFolder
-from rebar.run_manifest import MANIFEST, PREVIOUS, RECORDS_TO_GO_ON_WITH, Origin, Progress, RunManifest
-from rebar.training.bucket import AbsentError, BucketError, BucketFolder, DamagedError
+from rebar.storage.atomic_write import atomic_write
+from rebar.storage.run_manifest import MANIFEST, PREVIOUS, RECORDS_TO_GO_ON_WITH, Origin, Progress, RunManifest
+from rebar.storage.s3 import AbsentError, BucketError, BucketFolder, DamagedError
 from rebar.training.checkpoint import link, sha256_of
 from rebar.training.distributed import World, gather_from_all, wait_for_all
 
@@ -80,7 +80,7 @@ def write_origin(folder: RunFolder, origin: Origin | None) -> None:
     if origin is None:
         folder.origin.unlink(missing_ok=True)
         return
-    with replacing(folder.origin) as (file,):
+    with atomic_write(folder.origin) as (file,):
         file.write(json.dumps(asdict(origin), indent=2).encode() + b"\n")
 
 
@@ -102,7 +102,7 @@ def _fetch(place: BucketFolder, folder: RunFolder, manifest: RunManifest) -> Non
     for name in RECORDS_TO_GO_ON_WITH:
         with suppress(AbsentError):
             content = place.get(name)
-            with replacing(folder.path / name) as (file,):
+            with atomic_write(folder.path / name) as (file,):
                 file.write(content)
     write_origin(folder, manifest.origin)
     for _ in range(_READS):

@@ -16,14 +16,14 @@ def test_a_small_benchmark(data: Data, tmp_path: Path) -> None:
     sizes = ["--resolutions", "32", "--cores", "1", "--count", "64", "--batch-size", "16"]
     often = ["--epochs", "2", "--repetitions", "1", "--work", tmp_path / "work"]
     peers = "rebar,torchvision_cv2,dali=/nowhere/python"
-    files = ["--json", report, "--picture", tmp_path / "bars.png"]
+    files = ["--json", report, "--image", tmp_path / "bars.png"]
     done = run("benchmarks/loader.py", "--data", data.tree / "train", "--peers", peers, *sizes, *often, *files)
     content = json.loads(report.read_text())
     assert [row["peer"] for row in content["rows"]] == ["rebar", "torchvision_cv2"]
     for row in content["rows"]:
         assert row.keys() >= WANTED
         assert row["images_per_second"] > 0
-        assert row["runs"][0]["pictures"] == 64
+        assert row["runs"][0]["images"] == 64
         assert len(row["runs"][0]["epoch_seconds"]) == 2
     assert list(content["left_out"]) == ["dali"]
     assert "dali is left out" in done.stdout
@@ -68,7 +68,7 @@ def test_the_training_loops(data: Data, tmp_path: Path) -> None:
     done = run("benchmarks/training.py", *small, "--train-dataset", data.train, "--json", report)
     rows = {row["loop"]: row for row in json.loads(report.read_text())["rows"]}
     assert list(rows) == ["torchvision_reference", "ffcv_imagenet", "rebar", "rebar_from_file"]
-    # The same pictures, weights and settings: nearly the same loss.
+    # The same images, weights and settings: nearly the same loss.
     losses = [rows[loop]["first_epoch_mean_loss"] for loop in ("torchvision_reference", "ffcv_imagenet", "rebar")]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
     for row in rows.values():

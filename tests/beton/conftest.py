@@ -1,4 +1,4 @@
-"""A small folder of class folders, of pictures with the textures that photographs have."""
+"""A small folder of class folders, of images with the textures that photographs have."""
 
 import shutil
 from pathlib import Path
@@ -7,38 +7,39 @@ import cv2
 import numpy as np
 import pytest
 
-from rebar.beton import BetonFile, ImageFolder, ImagePolicy, write_beton
+from rebar.beton import BetonFile, ImagePolicy, write_beton
 from rebar.beton.sidecar import sidecar_path
+from rebar.sources import ImageFolder
 
 
 def synthetic_photograph(number: int, height: int, width: int) -> np.ndarray:
-    """A uint8 RGB picture of shape (height, width, 3): gradients, edges, noise; its own for each number."""
+    """A uint8 RGB image of shape (height, width, 3): gradients, edges, noise; its own for each number."""
     rng = np.random.default_rng(number)
     y, x = np.mgrid[:height, :width]
     planes = [127 + 90 * np.sin(x / (9 + 3 * c + number % 7)) * np.cos(y / (11 + number % 5)) for c in range(3)]
-    picture = np.stack(planes, axis=-1) + rng.normal(0, 8, (height, width, 3))
-    picture[height // 4 : height // 2, width // 4 : width // 2] += 60
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    image = np.stack(planes, axis=-1) + rng.normal(0, 8, (height, width, 3))
+    image[height // 4 : height // 2, width // 4 : width // 2] += 60
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")
-def picture_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of eight JPEGs of many sizes, some larger than 200 pixels."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for number in range(24):
         folder = root / f"n0{number // 8}"
         folder.mkdir(exist_ok=True)
         height, width = (int(side) for side in rng.integers(40, 320, 2))
         bgr = synthetic_photograph(number, height, width)[..., ::-1]
-        assert cv2.imwrite(str(folder / f"picture_{number:02}.JPEG"), bgr)
+        assert cv2.imwrite(str(folder / f"image_{number:02}.JPEG"), bgr)
     return root
 
 
 @pytest.fixture(scope="session")
-def beton(picture_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
-    """``picture_tree`` as a .beton file, JPEG, longer side at most 200 pixels, in a shuffled order."""
-    source = ImageFolder(picture_tree)
+def beton(image_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
+    """``image_tree`` as a .beton file, JPEG, longer side at most 200 pixels, in a shuffled order."""
+    source = ImageFolder(image_tree)
     path = tmp_path_factory.mktemp("beton") / "train.beton"
     order = np.random.default_rng(1).permutation(len(source))
     policy = ImagePolicy(max_resolution=200)

@@ -1,4 +1,4 @@
-"""Pictures of every odd and bad kind, made for real, through the command line."""
+"""Images of every odd and bad kind, made for real, through the command line."""
 
 import contextlib
 import io
@@ -18,17 +18,17 @@ import pytest
 from PIL import Image
 
 from rebar.beton import BetonFile
-from rebar.beton.report import report_path
+from rebar.beton.write_report import report_path
 from tests.conftest import REPOSITORY
-from tests.jpeg.pictures import encode, photograph
+from tests.jpeg.images import encode, photograph
 
-PICTURE = photograph(60, 80)
+IMAGE = photograph(60, 80)
 SEVEN = encode(photograph(90, 120), quality=85)
 
 
 def saved(kind: str, mode: str = "RGB", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(PICTURE).convert(mode).save(buffer, kind, **options)
+    Image.fromarray(IMAGE).convert(mode).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -40,7 +40,7 @@ def turned() -> bytes:
 
 def sixteen_bits() -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(PICTURE[..., 0].astype(np.uint16) << 8).save(buffer, "PNG")
+    Image.fromarray(IMAGE[..., 0].astype(np.uint16) << 8).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -72,7 +72,7 @@ GOOD: dict[str, tuple[bytes, tuple[int, int], str | None]] = {  # file -> conten
 }
 BAD: dict[str, tuple[bytes, str]] = {
     "empty.JPEG": (b"", "is empty"),
-    "text.JPEG": (b"<html>404</html>", "no kind of picture"),
+    "text.JPEG": (b"<html>404</html>", "no kind of image"),
     "header.JPEG": (bytes(SEVEN[:100]), "cannot be decoded"),
     "arithmetic.JPEG": (arithmetic(), "cannot be decoded"),
     "twelve.JPEG": (twelve_bits(), "cannot be decoded"),
@@ -108,7 +108,7 @@ def test_every_odd_kind_comes_out_right(tmp_path: Path) -> None:
         assert (file.widths[index], file.heights[index]) == size, name
         rgb = cv2.imdecode(file.image_bytes(index), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
         if kind in ("turned upright", "16 bits"):
-            expected = np.rot90(as_pillow(content), -1) if kind == "turned upright" else PICTURE[..., :1]
+            expected = np.rot90(as_pillow(content), -1) if kind == "turned upright" else IMAGE[..., :1]
         else:
             expected = as_pillow(content)
         assert np.abs(rgb - expected).mean() < (8 if name == "gif.JPEG" else 5), name
@@ -155,7 +155,7 @@ def test_where_all_are_bad_there_is_no_file(tmp_path: Path) -> None:
     tree = write_tree(tmp_path, {name: made[0] for name, made in BAD.items()})
     done = run(tree, tmp_path / "val.beton", "--on-bad-image", "skip")
     assert done.returncode == 1
-    assert "all pictures are bad" in done.stderr
+    assert "all images are bad" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]
 
 

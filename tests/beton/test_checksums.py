@@ -73,6 +73,6 @@ def test_checksums_that_are_none(copied: Path, key: str, value: object, message:
         BetonFile.open(copied)
 
 
-def test_a_page_of_no_picture_matches_nothing(beton: BetonFile) -> None:
+def test_a_page_of_no_image_matches_nothing(beton: BetonFile) -> None:
     assert beton.checksums is not None
     assert not beton.checksums.page_matches(np.zeros(10, np.uint8), 10**12)

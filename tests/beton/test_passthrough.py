@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rebar.beton.images import EncodedPicture, ImagePolicy, encode_picture
+from rebar.beton.encode import EncodedImage, ImagePolicy, encode_image
 from rebar.jpeg import turbojpeg
-from tests.jpeg.pictures import KINDS, encode, photograph
+from tests.jpeg.images import KINDS, encode, photograph
 
 
-def store(content: "bytes | np.ndarray", **policy: Any) -> EncodedPicture:
-    return encode_picture(bytes(content), ImagePolicy(**policy), 0)
+def store(content: "bytes | np.ndarray", **policy: Any) -> EncodedImage:
+    return encode_image(bytes(content), ImagePolicy(**policy), 0)
 
 
-def check_same(content: "bytes | np.ndarray", stored: EncodedPicture) -> None:
+def check_same(content: "bytes | np.ndarray", stored: EncodedImage) -> None:
     """The same samples to the bit, and the size that the file says."""
     before = turbojpeg.decode_planes(np.frombuffer(bytes(content), np.uint8))
     for plane, expected in zip(turbojpeg.decode_planes(stored.data), before, strict=True):
@@ -25,7 +25,7 @@ def check_same(content: "bytes | np.ndarray", stored: EncodedPicture) -> None:
     assert (stored.height, stored.width) == before[0].shape
 
 
-def markers(stored: EncodedPicture) -> int:
+def markers(stored: EncodedImage) -> int:
     return sum(stored.data.tobytes().count(bytes([0xFF, 0xD0 + number])) for number in range(8))
 
 
@@ -44,14 +44,14 @@ def test_what_is_within_the_limits_passes_to_the_bit(kind: str, progressive: boo
 
 
 def test_what_is_too_large_or_too_fine_does_not() -> None:
-    picture = photograph(300, 400)
-    assert not store(encode(picture, quality=91)).passed_through
-    assert store(encode(picture, quality=91), jpeg_quality=91).passed_through
-    assert store(encode(picture, quality=98), keep_quality=True).passed_through
-    assert not store(encode(picture, quality=50), max_resolution=399).passed_through
-    assert not store(encode(picture, quality=98), keep_quality=True, max_resolution=399).passed_through
-    assert store(encode(picture, quality=50), max_resolution=300, limit_side="short").passed_through
-    assert not store(encode(picture, quality=50), write_mode="raw").passed_through
+    image = photograph(300, 400)
+    assert not store(encode(image, quality=91)).passed_through
+    assert store(encode(image, quality=91), jpeg_quality=91).passed_through
+    assert store(encode(image, quality=98), keep_quality=True).passed_through
+    assert not store(encode(image, quality=50), max_resolution=399).passed_through
+    assert not store(encode(image, quality=98), keep_quality=True, max_resolution=399).passed_through
+    assert store(encode(image, quality=50), max_resolution=300, limit_side="short").passed_through
+    assert not store(encode(image, quality=50), write_mode="raw").passed_through
 
 
 @pytest.mark.parametrize("kind", ["4:2:0", "gray"])
@@ -84,8 +84,8 @@ def exif(orientation: int) -> bytes:
 
 def as_jpeg(mode: str = "RGB", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture = Image.fromarray(photograph(60, 80)).convert(mode)
-    picture.save(buffer, "JPEG", **{"quality": 80, **options})
+    image = Image.fromarray(photograph(60, 80)).convert(mode)
+    image.save(buffer, "JPEG", **{"quality": 80, **options})
     return buffer.getvalue()
 
 

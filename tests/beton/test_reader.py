@@ -52,7 +52,7 @@ def test_what_was_written_is_read(beton: BetonFile) -> None:
         beton.labels[0] = 1
 
 
-def test_pickling_sends_the_path_and_not_the_pictures(beton: BetonFile) -> None:
+def test_pickling_sends_the_path_and_not_the_images(beton: BetonFile) -> None:
     content = pickle.dumps(beton)
     assert len(content) < 1000
     assert np.array_equal(pickle.loads(content).labels, beton.labels)
@@ -70,8 +70,8 @@ def test_an_unordered_allocation_table(damaged: Damaged, beton: BetonFile) -> No
 
 
 def test_fields_are_found_by_type_and_name(damaged: Damaged) -> None:
-    damaged.descriptors["name"][0, :7] = np.frombuffer(b"picture", np.uint8)
-    assert damaged.open().field_names == ("picture", "label")
+    damaged.descriptors["name"][0, :7] = np.frombuffer(b"image", np.uint8)
+    assert damaged.open().field_names == ("image", "label")
 
 
 def test_a_file_that_ffcv_wrote(tmp_path: Path) -> None:
@@ -79,18 +79,18 @@ def test_a_file_that_ffcv_wrote(tmp_path: Path) -> None:
     from ffcv.fields import BytesField, FloatField, IntField, RGBImageField
 
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (20 + n % 7, 30 + n % 5, 3), np.uint8) for n in range(60)]
+    images = [rng.integers(0, 256, (20 + n % 7, 30 + n % 5, 3), np.uint8) for n in range(60)]
 
     class Samples:
         def __len__(self) -> int:
-            return len(pictures)
+            return len(images)
 
         def __getitem__(self, index: int) -> tuple[float, np.ndarray, int, np.ndarray, int]:
-            return index / 2, np.frombuffer(b"text" * (index % 3), np.uint8), -7, pictures[index], index % 10
+            return index / 2, np.frombuffer(b"text" * (index % 3), np.uint8), -7, images[index], index % 10
 
     fields = {
         "weight": FloatField(),
-        "text": BytesField(),  # every third one empty: its pointer is also the picture's
+        "text": BytesField(),  # every third one empty: its pointer is also the image's
         "number": IntField(),
         "image": RGBImageField(write_mode="raw"),
         "label": IntField(),
@@ -102,8 +102,8 @@ def test_a_file_that_ffcv_wrote(tmp_path: Path) -> None:
     assert file.field_names == tuple(fields)
     assert np.array_equal(file.labels, np.arange(60) % 10)
     assert file.num_classes == 10
-    for index, picture in enumerate(pictures):
-        assert np.array_equal(file.image_bytes(index), picture.reshape(-1))
+    for index, image in enumerate(images):
+        assert np.array_equal(file.image_bytes(index), image.reshape(-1))
 
 
 class TestWhatIsNoBeton:
@@ -125,7 +125,7 @@ class TestWhatIsNoBeton:
             damaged.open(0)
 
     def test_another_kind_of_file(self, tmp_path: Path) -> None:
-        path = tmp_path / "picture.png"
+        path = tmp_path / "image.png"
         path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
         with pytest.raises(BetonError, match=r"no \.beton file of version 2"):
             BetonFile.open(path)
@@ -184,7 +184,7 @@ def test_fields_that_do_not_serve(damaged: Damaged, number: int, type_id: int, m
         ("width", 0, "no pixels"),
     ],
 )
-def test_pictures_that_cannot_be(damaged: Damaged, entry: str, value: int, message: str) -> None:
+def test_images_that_cannot_be(damaged: Damaged, entry: str, value: int, message: str) -> None:
     damaged.samples["f0"][entry][5] = value
     with pytest.raises(BetonError, match=rf"sample 5 .*{message}"):
         damaged.open()

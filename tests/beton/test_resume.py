@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from rebar.beton import BetonFile
-from rebar.beton.partial import journal_path, partial_path
-from rebar.beton.report import report_path
+from rebar.beton.partial_file import journal_path, partial_path
 from rebar.beton.sidecar import sidecar_path
+from rebar.beton.write_report import report_path
 from tests.conftest import REPOSITORY
 
 COUNT = 160  # of 562,500 bytes: eleven pages and a half
@@ -26,13 +26,13 @@ PAGE = 8 << 20
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One class of noise, every picture its own, and two bad ones."""
+    """One class of noise, every image its own, and two bad ones."""
     folder = tmp_path_factory.mktemp("tree") / "noise"
     folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (375 + COUNT, 500, 3), np.uint8)
     for number in range(COUNT):
-        picture = noise[number : number + 375]
-        cv2.imwrite(str(folder / f"{number:03}.png"), picture, [cv2.IMWRITE_PNG_COMPRESSION, 0])
+        image = noise[number : number + 375]
+        cv2.imwrite(str(folder / f"{number:03}.png"), image, [cv2.IMWRITE_PNG_COMPRESSION, 0])
     (folder / "040.png").write_bytes(b"")
     (folder / "130.png").write_bytes((folder / "130.png").read_bytes()[:300_000])
     return folder.parent
@@ -183,8 +183,8 @@ def test_what_was_torn_is_written_again(tree: Path, broken_off: Path, undisturbe
 def test_another_job_does_not_go_on_with_it(tree: Path, broken_off: Path) -> None:
     for words, what in (
         (["--max-resolution", "400"], "image policy"),
-        (["--seed", "5"], "image policy, source or order of pictures"),
-        (["--subset", "100"], "source or order of pictures"),
+        (["--seed", "5"], "image policy, source or order of images"),
+        (["--subset", "100"], "source or order of images"),
     ):
         done = run(tree, broken_off, *words)
         assert done.returncode == 1
@@ -195,11 +195,11 @@ def test_another_job_does_not_go_on_with_it(tree: Path, broken_off: Path) -> Non
     assert len(BetonFile.open(broken_off)) in (98, 99, 100)
 
 
-def test_another_way_with_bad_pictures(tree: Path, broken_off: Path, tmp_path: Path) -> None:
+def test_another_way_with_bad_images(tree: Path, broken_off: Path, tmp_path: Path) -> None:
     """Goes on as long as none was met before."""
     done = run(tree, broken_off, "--on-bad-image", "fail")
     assert done.returncode == 1
-    assert "noise/" in done.stderr or "bad pictures were met before" in done.stderr
+    assert "noise/" in done.stderr or "bad images were met before" in done.stderr
     assert partial_path(broken_off).exists()
 
 

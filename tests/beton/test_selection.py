@@ -57,7 +57,7 @@ class InBlocks(Labelled):
 
 
 def uneven(*counts: int) -> Labelled:
-    """So many pictures of each class, all mixed."""
+    """So many images of each class, all mixed."""
     labels = np.repeat(np.arange(len(counts)), counts)
     return Labelled(np.random.default_rng(0).permutation(labels))
 
@@ -105,7 +105,7 @@ class TestSubset:
         assert np.ptp(counts[~full]) <= 1
         assert np.all(counts[full] <= counts[~full].min())
 
-    def test_the_same_pictures_in_either_order(self) -> None:
+    def test_the_same_images_in_either_order(self) -> None:
         source = uneven(500, 500)
         shuffled, in_order = (order_of(source, subset="50", shuffle=shuffle, seed=1) for shuffle in (True, False))
         assert len(set(shuffled)) == 50
@@ -120,7 +120,7 @@ class TestSubset:
 
     def test_names_mean_what_there_is_but_numbers_are_exact(self) -> None:
         assert len(order_of(uneven(10), subset="small")) == 10
-        with pytest.raises(RebarError, match="--subset 11 does not fit the 10 pictures"):
+        with pytest.raises(RebarError, match="--subset 11 does not fit the 10 images"):
             order_of(uneven(10), subset="11")
 
     @pytest.mark.parametrize(("text", "size"), [("tiny", 1000), ("large", 500_000), ("full", None), ("-1", None)])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rebar.beton.shared_slots import SLOT_BYTES, SharedSlots, new_slots
+from rebar.beton.worker_pool import SLOT_BYTES, SharedSlots, new_slots
 
 
 def result(size: int) -> list[Any]:

@@ -14,20 +14,20 @@ import pytest
 
 from rebar.beton import BetonFile, ImagePolicy, write_beton
 from tests.beton.conftest import flip_byte
-from tests.beton.test_writer import OnePicture
+from tests.beton.test_writer import OneImage
 from tests.conftest import REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "stage_dataset.sh"
 
 
 @pytest.fixture(scope="module")
-def large(picture_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large(image_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a file of forty small pages, raw."""
     folder = tmp_path_factory.mktemp("large")
-    content = next(picture_tree.glob("*/*")).read_bytes()
+    content = next(image_tree.glob("*/*")).read_bytes()
     policy = ImagePolicy(write_mode="raw")
     options = {"order": np.arange(400), "progress": False, "page_size": 1 << 21}
-    write_beton(OnePicture(content, 400), folder / "train.beton", policy=policy, **options)
+    write_beton(OneImage(content, 400), folder / "train.beton", policy=policy, **options)
     shutil.copy(folder / "train.beton", folder / "plain.beton")  # has no sidecar
     return folder
 

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rebar.beton import BetonFile, ImageFolder, ImagePolicy, write_beton
+from rebar.beton import BetonFile, ImagePolicy, write_beton
 from rebar.beton.format import MIN_PAGE_SIZE, MODE_JPG, MODE_RAW
 from rebar.beton.sidecar import sidecar_path
 from rebar.errors import RebarError
+from rebar.sources import ImageFolder
 
 
 @dataclass(frozen=True)
-class OnePicture:
-    """A source of one picture many times over; at a certain one it does something else."""
+class OneImage:
+    """A source of one image many times over; at a certain one it does something else."""
 
     content: bytes
     count: int = 300
@@ -40,12 +41,12 @@ class OnePicture:
         return self.content
 
     def name(self, index: int) -> str:
-        return f"picture {index}"
+        return f"image {index}"
 
 
 @pytest.fixture(scope="module")
-def one_picture(picture_tree: Path) -> bytes:
-    return next(picture_tree.glob("*/*")).read_bytes()
+def one_image(image_tree: Path) -> bytes:
+    return next(image_tree.glob("*/*")).read_bytes()
 
 
 def write(source: object, path: Path, **options: object) -> BetonFile:
@@ -60,8 +61,8 @@ def as_rgb(file: BetonFile, index: int) -> np.ndarray:
     return cv2.cvtColor(cv2.imdecode(file.image_bytes(index), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
-def test_pictures_and_labels_stay_together(picture_tree: Path, tmp_path: Path) -> None:
-    source = ImageFolder(picture_tree)
+def test_images_and_labels_stay_together(image_tree: Path, tmp_path: Path) -> None:
+    source = ImageFolder(image_tree)
     order = np.random.default_rng(3).permutation(len(source))[:15]
     path = tmp_path / "raw.beton"
     policy = ImagePolicy(max_resolution=0, write_mode="raw")
@@ -69,7 +70,7 @@ def test_pictures_and_labels_stay_together(picture_tree: Path, tmp_path: Path) -
     file = BetonFile.open(path)
     assert report.num_samples == len(file) == 15
     assert report.bytes == path.stat().st_size
-    assert report.picture_bytes == file.sizes.sum()
+    assert report.image_bytes == file.sizes.sum()
     assert np.array_equal(report.class_counts, np.bincount(file.labels, minlength=3))
     for sample, index in enumerate(order):
         assert file.labels[sample] == source.label(index)
@@ -77,8 +78,8 @@ def test_pictures_and_labels_stay_together(picture_tree: Path, tmp_path: Path) -
             assert np.array_equal(as_rgb(file, sample), np.array(image))
 
 
-def test_the_bytes_do_not_depend_on_processes_or_chunks(picture_tree: Path, tmp_path: Path) -> None:
-    source = ImageFolder(picture_tree)
+def test_the_bytes_do_not_depend_on_processes_or_chunks(image_tree: Path, tmp_path: Path) -> None:
+    source = ImageFolder(image_tree)
     policy = ImagePolicy(max_resolution=100, write_mode="proportion", seed=9)
     contents = set()
     for number, (num_workers, chunk_size) in enumerate([(1, 100), (1, 1), (3, 2)]):
@@ -88,11 +89,11 @@ def test_the_bytes_do_not_depend_on_processes_or_chunks(picture_tree: Path, tmp_
     assert len(contents) == 1
 
 
-def test_no_picture_lies_on_two_pages(tmp_path: Path) -> None:
+def test_no_image_lies_on_two_pages(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (500, 413, 3), np.uint8)
     content = cv2.imencode(".bmp", noise)[1].tobytes()
     policy = ImagePolicy(write_mode="raw")
-    file = write(OnePicture(content, 12), tmp_path / "a.beton", policy=policy, page_size=MIN_PAGE_SIZE)
+    file = write(OneImage(content, 12), tmp_path / "a.beton", policy=policy, page_size=MIN_PAGE_SIZE)
     first, last = file.offsets // MIN_PAGE_SIZE, (file.offsets + file.sizes - 1) // MIN_PAGE_SIZE
     assert np.array_equal(first, last)
     assert np.array_equal(np.unique(first, return_counts=True)[1], [3, 3, 3, 3])
@@ -101,27 +102,27 @@ def test_no_picture_lies_on_two_pages(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 12, 100])
 def test_the_estimate_is_the_size(tmp_path: Path, count: int) -> None:
-    """Where all pictures are alike, so that those sampled tell everything."""
+    """Where all images are alike, so that those sampled tell everything."""
     content = cv2.imencode(".png", np.zeros((500, 413, 3), np.uint8))[1].tobytes()
     order, policy = np.arange(count), ImagePolicy(write_mode="raw")
     options = {"policy": policy, "order": order, "page_size": MIN_PAGE_SIZE, "progress": False}
-    report = write_beton(OnePicture(content, count), tmp_path / "a.beton", **options)
+    report = write_beton(OneImage(content, count), tmp_path / "a.beton", **options)
     assert report.expected.bytes == report.bytes == (tmp_path / "a.beton").stat().st_size
     assert report.expected.num_sampled == min(count, 32)
 
 
-def test_stock_ffcv_reads_it(picture_tree: Path, tmp_path: Path) -> None:
+def test_stock_ffcv_reads_it(image_tree: Path, tmp_path: Path) -> None:
     """The same pixels and labels through FFCV's own loader, from memory and from its page cache."""
     pytest.importorskip("ffcv")
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.decoders import CenterCropRGBImageDecoder
     from ffcv.loader import OrderOption
 
-    from tests.loading.stock_ffcv import Loader
+    from tests.loading.ffcv.stock_ffcv import Loader
 
     policy = ImagePolicy(write_mode="proportion", max_resolution=160)
     order = np.random.default_rng(0).permutation(24)
-    file = write(ImageFolder(picture_tree), tmp_path / "a.beton", policy=policy, order=order)
+    file = write(ImageFolder(image_tree), tmp_path / "a.beton", policy=policy, order=order)
     assert set(file.modes) == {MODE_JPG, MODE_RAW}
     side = 64
     decoder = CenterCropRGBImageDecoder((side, side), 1.0)
@@ -164,46 +165,46 @@ class TestNothingIsLeftBehind:
         assert [path.name for path in folder.iterdir()] == ["a.beton"]
         assert (folder / "a.beton").read_bytes() == b"as it was"
 
-    def test_when_a_picture_is_corrupt(self, picture_tree: Path, folder: Path, tmp_path_factory) -> None:
-        tree = shutil.copytree(picture_tree, tmp_path_factory.mktemp("corrupt") / "tree")
-        corrupt = tree / "n01" / "picture_12.JPEG"
+    def test_when_a_image_is_corrupt(self, image_tree: Path, folder: Path, tmp_path_factory) -> None:
+        tree = shutil.copytree(image_tree, tmp_path_factory.mktemp("corrupt") / "tree")
+        corrupt = tree / "n01" / "image_12.JPEG"
         corrupt.write_bytes(corrupt.read_bytes()[:1500])
-        with pytest.raises(RebarError, match=r"n01/picture_12\.JPEG: cannot be decoded: .*truncated"):
+        with pytest.raises(RebarError, match=r"n01/image_12\.JPEG: cannot be decoded: .*truncated"):
             write(ImageFolder(tree), folder / "a.beton")
 
-    def test_when_a_picture_vanishes(self, picture_tree: Path, folder: Path, tmp_path_factory) -> None:
-        tree = shutil.copytree(picture_tree, tmp_path_factory.mktemp("vanishing") / "tree")
+    def test_when_a_image_vanishes(self, image_tree: Path, folder: Path, tmp_path_factory) -> None:
+        tree = shutil.copytree(image_tree, tmp_path_factory.mktemp("vanishing") / "tree")
         source = ImageFolder(tree)
-        (tree / "n02" / "picture_20.JPEG").unlink()
-        with pytest.raises(RebarError, match=r"picture_20\.JPEG: cannot be read: No such file"):
+        (tree / "n02" / "image_20.JPEG").unlink()
+        with pytest.raises(RebarError, match=r"image_20\.JPEG: cannot be read: No such file"):
             write(source, folder / "a.beton")
 
-    def test_when_a_process_is_killed(self, one_picture: bytes, folder: Path) -> None:
+    def test_when_a_process_is_killed(self, one_image: bytes, folder: Path) -> None:
         with pytest.raises(RebarError, match="was killed by SIGKILL"):
-            write(OnePicture(one_picture, kill_at=151), folder / "a.beton", chunk_size=10)
+            write(OneImage(one_image, kill_at=151), folder / "a.beton", chunk_size=10)
 
-    def test_when_a_picture_does_not_fit_into_a_page(self, folder: Path) -> None:
+    def test_when_a_image_does_not_fit_into_a_page(self, folder: Path) -> None:
         content = cv2.imencode(".png", np.zeros((1000, 1000, 3), np.uint8))[1].tobytes()
         options = {"policy": ImagePolicy(1000, write_mode="raw"), "page_size": MIN_PAGE_SIZE}
-        with pytest.raises(RebarError, match=r"picture 0: takes 3,000,000 bytes .* page of 2,097,152"):
-            write(OnePicture(content, 3), folder / "a.beton", **options)
+        with pytest.raises(RebarError, match=r"image 0: takes 3,000,000 bytes .* page of 2,097,152"):
+            write(OneImage(content, 3), folder / "a.beton", **options)
 
-    def test_when_space_is_short_beforehand(self, one_picture, folder, monkeypatch) -> None:
+    def test_when_space_is_short_beforehand(self, one_image, folder, monkeypatch) -> None:
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
         with pytest.raises(RebarError, match=r"are needed but only 1 MB are free"):
-            write(OnePicture(one_picture), folder / "a.beton")
+            write(OneImage(one_image), folder / "a.beton")
 
-    def test_when_there_is_nothing_to_write(self, one_picture: bytes, folder: Path) -> None:
+    def test_when_there_is_nothing_to_write(self, one_image: bytes, folder: Path) -> None:
         with pytest.raises(RebarError, match="nothing to write"):
-            write(OnePicture(one_picture, 0), folder / "a.beton")
+            write(OneImage(one_image, 0), folder / "a.beton")
 
     @pytest.mark.parametrize("options", [{"page_size": 3 << 20}, {"order": np.array([300])}])
-    def test_when_arguments_are_wrong(self, one_picture: bytes, folder: Path, options: dict) -> None:
+    def test_when_arguments_are_wrong(self, one_image: bytes, folder: Path, options: dict) -> None:
         with pytest.raises(ValueError, match=r"page_size|order"):
-            write(OnePicture(one_picture), folder / "a.beton", **options)
+            write(OneImage(one_image), folder / "a.beton", **options)
 
 
-def test_a_folder_that_is_missing(one_picture: bytes, tmp_path: Path) -> None:
+def test_a_folder_that_is_missing(one_image: bytes, tmp_path: Path) -> None:
     with pytest.raises(RebarError, match=r"absent/a\.beton: cannot be written: No such file"):
-        write(OnePicture(one_picture), tmp_path / "absent" / "a.beton")
+        write(OneImage(one_image), tmp_path / "absent" / "a.beton")

@@ -14,8 +14,8 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.jpeg.fast import CropDecoder, Status
-from tests.jpeg.pictures import KINDS, crop_fast, encode, photograph, random_box
+from rebar.jpeg.crop_decoder import CropDecoder, Status
+from tests.jpeg.images import KINDS, crop_fast, encode, photograph, random_box
 
 HEIGHT, WIDTH = 60, 90
 _PAGE = mmap.PAGESIZE
@@ -76,7 +76,7 @@ def main(seed: int, count: int) -> None:
     ]
     memory = GuardedMemory(4 * max(jpeg.size for jpeg in jpegs))
     decoder = CropDecoder(HEIGHT, WIDTH)
-    # Between the broken ones a whole picture: what they leave in the scratch must not be seen.
+    # Between the broken ones a whole image: what they leave in the scratch must not be seen.
     probe, probe_box = jpegs[2], (3, 4, 50, 70)
     _, expected = crop_fast(decoder, probe, probe_box, (33, 33))
     statuses: Counter[str] = Counter()

@@ -12,9 +12,9 @@ import numpy as np
 
 from rebar.jpeg import turbojpeg
 from rebar.jpeg.status import Status
-from rebar.jpeg.transcode import Transcoder
+from rebar.jpeg.transcoder import Transcoder
 from tests.jpeg.hostile import HEIGHT, WIDTH, GuardedMemory, damage
-from tests.jpeg.pictures import KINDS, encode, photograph
+from tests.jpeg.images import KINDS, encode, photograph
 
 
 def main(seed: int, count: int) -> None:

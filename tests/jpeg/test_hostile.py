@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rebar.jpeg.fast import CropDecoder, Status
+from rebar.jpeg.crop_decoder import CropDecoder, Status
 from tests.conftest import REPOSITORY
-from tests.jpeg.pictures import crop_fast, encode, photograph
+from tests.jpeg.images import crop_fast, encode, photograph
 
 WHOLE = (0, 0, 96, 128)
 
@@ -45,7 +45,7 @@ def status_of(decoder: CropDecoder, jpeg: NDArray[np.uint8]) -> Status:
 @pytest.mark.parametrize("interval", [0, 2, 8])
 def test_a_file_cut_anywhere_is_not_ok(decoder: CropDecoder, interval: int) -> None:
     jpeg = encode(photograph(96, 128), interval=interval)
-    allowed = {Status.CUT_SHORT, Status.CORRUPT_DATA, Status.CORRUPT_HEADER}
+    allowed = {Status.TRUNCATED, Status.CORRUPT_DATA, Status.CORRUPT_HEADER}
     for length in (1, 2, 3, 20, 100, 300, 600, 640, jpeg.size // 2, jpeg.size - 40, jpeg.size - 5):
         assert status_of(decoder, jpeg[:length]) in allowed, length
 
@@ -57,11 +57,11 @@ def test_restart_markers_must_count_up(decoder: CropDecoder) -> None:
 
 
 def test_a_segment_too_long_or_too_short_is_seen(decoder: CropDecoder) -> None:
-    """Else a byte lost from the file would become noise in a picture that looks fine."""
+    """Else a byte lost from the file would become noise in an image that looks fine."""
     jpeg = encode(photograph(96, 128), interval=2).tobytes()
     marker = jpeg.index(b"\xff\xd3")
     for broken in (jpeg[: marker - 3] + jpeg[marker:], jpeg[:marker] + b"\x55" + jpeg[marker:]):
-        assert status_of(decoder, np.frombuffer(broken, np.uint8)) in {Status.CORRUPT_DATA, Status.CUT_SHORT}
+        assert status_of(decoder, np.frombuffer(broken, np.uint8)) in {Status.CORRUPT_DATA, Status.TRUNCATED}
 
 
 def test_sizes_that_lie_are_seen(decoder: CropDecoder) -> None:

@@ -4,16 +4,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rebar.jpeg.compiled import kernel
-from rebar.jpeg.huffman import (
-    AC,
-    DC,
-    END_OF_BLOCK,
-    LONG,
-    find_tables,
-)
-from rebar.jpeg.scratch import SHORT_BITS, SPECIFICATION_BYTES, TableStore, new_table_store
+from rebar.jpeg.kernels.huffman import AC, DC, END_OF_BLOCK, LONG, find_tables
+from rebar.jpeg.kernels.jit import kernel
 from rebar.jpeg.status import Status
+from rebar.jpeg.workspace import SHORT_BITS, SPECIFICATION_BYTES, TableStore, new_table_store
 
 
 @kernel
@@ -84,7 +78,7 @@ def test_tables_are_kept_by_content_and_class_and_the_oldest_go() -> None:
     [
         ([3], [1, 2, 3], AC, Status.CORRUPT_HEADER),  # more codes than there are
         ([2, 1], [1, 2, 3], AC, Status.CORRUPT_HEADER),
-        ([1], [0x0B], AC, Status.UNSUPPORTED),  # a magnitude that 8-bit pictures do not have
+        ([1], [0x0B], AC, Status.UNSUPPORTED),  # a magnitude that 8-bit images do not have
         ([1], [12], DC, Status.UNSUPPORTED),
         ([0] * 8 + [200, 100], [1] * 256, AC, Status.CORRUPT_HEADER),  # more symbols than fit
     ],

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rebar.jpeg.fast import CropDecoder, Status
-from tests.jpeg.pictures import KINDS, crop_fast, crop_whole, encode, random_box
+from rebar.jpeg.crop_decoder import CropDecoder, Status
+from tests.jpeg.images import KINDS, crop_fast, crop_whole, encode, random_box
 
 VARIABLE = "REBAR_PHOTOGRAPHS"
 MOST = 200
-MEAN_DIFFERENCE, WORST_PICTURE, LARGEST_DIFFERENCE = 0.3, 0.5, 40  # grey levels
+MEAN_DIFFERENCE, WORST_IMAGE, LARGEST_DIFFERENCE = 0.3, 0.5, 40  # grey levels
 
 
 @cache
@@ -44,7 +44,7 @@ def check_crops(jpegs: list[NDArray[np.uint8]], resolution: int, crops_each: int
             largest = max(largest, int(difference.max()))
     print(f"{np.mean(means):.3f} levels on average, {np.max(means):.3f} in the worst crop, {largest} at most")
     assert np.mean(means) <= MEAN_DIFFERENCE
-    assert np.max(means) <= WORST_PICTURE
+    assert np.max(means) <= WORST_IMAGE
     assert largest <= LARGEST_DIFFERENCE
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from rebar.jpeg import turbojpeg
 from rebar.jpeg.planes import decode_planes
 from rebar.jpeg.status import Status
-from tests.jpeg.pictures import FACTORS, KINDS, encode, photograph, random_box
+from tests.jpeg.images import FACTORS, KINDS, encode, photograph, random_box
 
 REGIONS = 8
 SHAPES = ((96, 128), (97, 131), (16, 16), (1, 1), (8, 8), (17, 250), (250, 17), (9, 40))
@@ -55,7 +55,7 @@ def test_noise_of_full_range_is_bit_exact(kind: str) -> None:
         check(encode(extremes, kind, 2, quality), kind, 64, 80, rng)
 
 
-def test_a_flat_picture_is_bit_exact() -> None:
+def test_a_flat_image_is_bit_exact() -> None:
     """Blocks of a DC coefficient only."""
     rng = np.random.default_rng(3)
     for level in (0, 1, 127, 200, 255):

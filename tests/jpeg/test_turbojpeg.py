@@ -22,14 +22,14 @@ def photograph(height: int, width: int) -> NDArray[np.uint8]:
     """Gradients and edges of all colours, and some noise."""
     y, x = np.mgrid[:height, :width]
     planes = [127 + 100 * np.sin(x / (7 + 3 * c)) * np.cos(y / (11 - c)) for c in range(3)]
-    picture = np.stack(planes, axis=-1) + np.random.default_rng(0).normal(0, 4, (height, width, 3))
-    picture[height // 4 : height // 2, width // 4 : width // 2] += 60
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    image = np.stack(planes, axis=-1) + np.random.default_rng(0).normal(0, 4, (height, width, 3))
+    image[height // 4 : height // 2, width // 4 : width // 2] += 60
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def encode(picture: NDArray[np.uint8], **options: object) -> NDArray[np.uint8]:
+def encode(image: NDArray[np.uint8], **options: object) -> NDArray[np.uint8]:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", **{"quality": 90, **options})
+    Image.fromarray(image).save(file, "JPEG", **{"quality": 90, **options})
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
@@ -53,8 +53,8 @@ def test_colours_are_as_other_decoders_see_them(size: tuple[int, int], options: 
 
 
 def test_what_was_encoded_is_decoded() -> None:
-    picture = photograph(120, 160)
-    assert difference(decode_rgb(encode(picture, quality=98, subsampling=0)), picture) < 1.5
+    image = photograph(120, 160)
+    assert difference(decode_rgb(encode(image, quality=98, subsampling=0)), image) < 1.5
     plain = np.full((16, 16, 3), (200, 100, 20), np.uint8)
     assert difference(decode_rgb(encode(plain)), plain) < 2
 
@@ -95,11 +95,11 @@ for kept in map(int, sys.argv[2:]):
 """
 
 
-def test_after_an_error_the_next_picture_is_fine(tmp_path: Path) -> None:
+def test_after_an_error_the_next_image_is_fine(tmp_path: Path) -> None:
     jpeg = encode(photograph(120, 160))
-    jpeg.tofile(tmp_path / "picture.jpg")
+    jpeg.tofile(tmp_path / "image.jpg")
     cuts = [2, 30, 300, len(jpeg) - 100]  # three of them within the header
-    command = [sys.executable, "-c", AFTER_AN_ERROR, str(tmp_path / "picture.jpg"), *map(str, cuts)]
+    command = [sys.executable, "-c", AFTER_AN_ERROR, str(tmp_path / "image.jpg"), *map(str, cuts)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # a process that may crash
     assert done.returncode == 0
     assert done.stdout.splitlines() == [f"{kept} (120, 160, 3)" for kept in cuts]

@@ -1,4 +1,4 @@
-"""Small betons whose pictures tell which sample they are."""
+"""Small betons whose images tell which sample they are."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -21,24 +21,24 @@ def label_of(number: int) -> int:
 
 
 def size_of(number: int) -> tuple[int, int]:
-    """(height, width) of a picture, its own for each number."""
+    """(height, width) of an image, its own for each number."""
     return 20 + number % 5, 24 + 3 * (number % 4)
 
 
-def plain_picture(number: int) -> NDArray[np.uint8]:
-    """A picture of one colour that holds the number: 5 times its two digits in the base of 50, and 128."""
-    picture = np.empty((*size_of(number), 3), np.uint8)
-    picture[:] = 5 * (number // 50), 5 * (number % 50), 128
-    return picture
+def plain_image(number: int) -> NDArray[np.uint8]:
+    """An image of one colour that holds the number: 5 times its two digits in the base of 50, and 128."""
+    image = np.empty((*size_of(number), 3), np.uint8)
+    image[:] = 5 * (number // 50), 5 * (number % 50), 128
+    return image
 
 
-def number_of(pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The numbers that :func:`plain_picture` put into pictures ``[n, height, width, 3]``, JPEGs or not."""
-    digits = np.rint(pictures.mean(axis=(1, 2)) / 5).astype(np.int64)
+def number_of(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The numbers that :func:`plain_image` put into images ``[n, height, width, 3]``, JPEGs or not."""
+    digits = np.rint(images.mean(axis=(1, 2)) / 5).astype(np.int64)
     return digits[:, 0] * 50 + digits[:, 1]
 
 
-def textured_picture(number: int) -> NDArray[np.uint8]:
+def textured_image(number: int) -> NDArray[np.uint8]:
     """Smooth enough for a JPEG, and with no symmetry that would hide a mirroring."""
     height, width = 60 + 13 * (number % 5), 90 - 11 * (number % 4)
     y, x = np.mgrid[:height, :width]
@@ -47,8 +47,8 @@ def textured_picture(number: int) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A source of pictures in memory."""
+class Images:
+    """A source of images in memory."""
 
     contents: Sequence[NDArray[np.uint8]]
 
@@ -68,12 +68,12 @@ class Pictures:
         return file.getvalue()
 
     def name(self, index: int) -> str:
-        return f"picture {index}"
+        return f"image {index}"
 
 
 def write(path: Path, contents: Sequence[NDArray[np.uint8]], policy: ImagePolicy) -> BetonFile:
     order = np.arange(len(contents))
-    write_beton(Pictures(contents), path, policy=policy, order=order, progress=False, chunk_size=1000)
+    write_beton(Images(contents), path, policy=policy, order=order, progress=False, chunk_size=1000)
     return BetonFile.open(path)
 
 
@@ -82,39 +82,39 @@ WriteBeton = Callable[..., BetonFile]
 
 @pytest.fixture
 def write_numbers(tmp_path: Path) -> WriteBeton:
-    """Writes a beton of ``count`` pictures that hold their numbers: ``write_numbers(count, mode="raw")``."""
+    """Writes a beton of ``count`` images that hold their numbers: ``write_numbers(count, mode="raw")``."""
 
     def make(count: int, mode: str = "raw") -> BetonFile:
         policy = ImagePolicy(write_mode=mode)  # type: ignore[arg-type]
-        return write(tmp_path / f"{mode}_{count}.beton", [plain_picture(number) for number in range(count)], policy)
+        return write(tmp_path / f"{mode}_{count}.beton", [plain_image(number) for number in range(count)], policy)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def numbers(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
-    """103 pictures that hold their numbers, half of them JPEGs, half raw."""
+    """103 images that hold their numbers, half of them JPEGs, half raw."""
     path = tmp_path_factory.mktemp("betons") / "numbers.beton"
-    return write(path, [plain_picture(number) for number in range(103)], ImagePolicy(write_mode="proportion"))
+    return write(path, [plain_image(number) for number in range(103)], ImagePolicy(write_mode="proportion"))
 
 
 @pytest.fixture(scope="session")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
-    """Twelve raw pictures of noise, in which every pixel matters."""
+    """Twelve raw images of noise, in which every pixel matters."""
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, textured_picture(number).shape, np.uint8) for number in range(12)]
-    return write(tmp_path_factory.mktemp("betons") / "noise.beton", pictures, ImagePolicy(write_mode="raw"))
+    images = [rng.integers(0, 256, textured_image(number).shape, np.uint8) for number in range(12)]
+    return write(tmp_path_factory.mktemp("betons") / "noise.beton", images, ImagePolicy(write_mode="raw"))
 
 
 @pytest.fixture(scope="session")
 def textures(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
     """Twelve JPEGs of several sizes with a texture."""
     path = tmp_path_factory.mktemp("betons") / "textures.beton"
-    return write(path, [textured_picture(number) for number in range(12)], ImagePolicy())
+    return write(path, [textured_image(number) for number in range(12)], ImagePolicy())
 
 
 @pytest.fixture(scope="session")
-def large_pictures(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
+def large_images(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
     """512 JPEGs of ImageNet's size."""
-    pictures = [cv2.resize(textured_picture(number), (500, 375)) for number in range(512)]
-    return write(tmp_path_factory.mktemp("betons") / "large.beton", pictures, ImagePolicy())
+    images = [cv2.resize(textured_image(number), (500, 375)) for number in range(512)]
+    return write(tmp_path_factory.mktemp("betons") / "large.beton", images, ImagePolicy())

@@ -11,7 +11,7 @@ from rebar.beton import BetonFile
 from rebar.beton.sidecar import sidecar_path
 from rebar.errors import RebarError
 from rebar.loading import CenterCrop, CorruptSampleError, CorruptSampleWarning, Loader
-from rebar.loading import corruption as policy
+from rebar.loading import decode as policy
 from tests.loading.conftest import WriteBeton, label_of, number_of
 
 BAD = (3, 19, 20, 37)
@@ -70,7 +70,7 @@ def test_each_is_warned_of_once_and_named(ruined: Path) -> None:
     with pytest.warns(CorruptSampleWarning) as said:
         assert len(list(loader)) + len(list(loader)) == 10
     assert len(said) == len(BAD)
-    assert f"{ruined}: the picture of sample 3, at byte " in str(said[0].message)
+    assert f"{ruined}: the image of sample 3, at byte " in str(said[0].message)
 
 
 def test_substitutes_come_from_the_chosen_samples(ruined: Path) -> None:
@@ -83,7 +83,7 @@ def test_substitutes_come_from_the_chosen_samples(ruined: Path) -> None:
 
 def test_where_no_substitute_is_good_the_sample_is_refused(ruined: Path) -> None:
     loader = make_loader(ruined, batch_size=2, indices=[19, 20])
-    with pytest.raises(CorruptSampleError, match="the picture of sample 19") as refused:
+    with pytest.raises(CorruptSampleError, match="the image of sample 19") as refused:
         list(loader)
     assert refused.value.index == 19
     assert policy.ATTEMPTS > 1
@@ -105,7 +105,7 @@ def test_an_unknown_policy_is_refused(ruined: Path) -> None:
 
 
 def test_the_message_says_whether_the_file_was_damaged_since(ruined: Path, write_numbers: WriteBeton) -> None:
-    """By the checksum in the sidecar of the page that the picture lies on."""
+    """By the checksum in the sidecar of the page that the image lies on."""
     with pytest.raises(CorruptSampleError, match=r"does not match the sidecar's checksum.*copy it again"):
         list(make_loader(ruined, on_error="raise"))
     sidecar_path(ruined).unlink()

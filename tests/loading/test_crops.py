@@ -1,4 +1,4 @@
-"""Crops lie in the picture, and are distributed as FFCV's are."""
+"""Crops lie in the image, and are distributed as FFCV's are."""
 
 import math
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rebar.loading.crops import IMAGENET_CENTER_RATIO, CenterCrop, Cropper, Crops, RandomResizedCrop
-from rebar.loading.randomness import SampleKeys
+from rebar.loading.rng import RngKeys
 
 SIZES = [(1, 1), (1, 1000), (1000, 1), (17, 1000), (1000, 17), (2, 3), (375, 500), (500, 333), (65535, 65535)]
 side = st.one_of(st.integers(1, 40), st.integers(1, 65_535))
@@ -18,7 +18,7 @@ side = st.one_of(st.integers(1, 40), st.integers(1, 65_535))
 
 def crops_of(cropper: Cropper, sizes: list[tuple[int, int]], *, seed: int = 0, epoch: int = 0) -> Crops:
     heights, widths = np.array(sizes, np.int64).T
-    return cropper.crops(heights, widths, SampleKeys(seed, epoch, np.arange(len(sizes))))
+    return cropper.crops(heights, widths, RngKeys(seed, epoch, np.arange(len(sizes))))
 
 
 def assert_inside(boxes: NDArray[np.int64], sizes: list[tuple[int, int]]) -> None:
@@ -69,7 +69,7 @@ def test_what_no_random_crop_fits_is_cropped_in_the_centre(
 
 
 def shapes(boxes: NDArray[np.int64], size: tuple[int, int]) -> dict[str, NDArray[np.float64]]:
-    """What a crop is described by: area, aspect, and where its centre lies, as shares of the picture."""
+    """What a crop is described by: area, aspect, and where its centre lies, as shares of the image."""
     top, left, height, width = boxes.T.astype(np.float64)
     return {
         "area": height * width / (size[0] * size[1]),
@@ -114,7 +114,7 @@ def test_crops_change_with_the_epoch_and_not_with_the_company() -> None:
     assert (first.boxes != second.boxes).any(axis=1).all()
     assert (first.flips != second.flips).any()
     height, width = np.full(1, 375), np.full(1, 500)
-    alone = RandomResizedCrop().crops(height, width, SampleKeys(0, 1, np.array([31])))
+    alone = RandomResizedCrop().crops(height, width, RngKeys(0, 1, np.array([31])))
     assert np.array_equal(alone.boxes[0], second.boxes[31])
     assert alone.flips[0] == second.flips[31]
 
@@ -129,7 +129,7 @@ def test_centre_crops_are_ffcvs(ratio: float) -> None:
     for size, box in zip(sizes, boxes.tolist(), strict=True):
         if min(size) > 1 or ratio == 1:
             assert box == list(get_center_crop(*size, None, ratio))
-        else:  # FFCV takes nothing of a picture of one pixel
+        else:  # FFCV takes nothing of an image of one pixel
             assert box == [(size[0] - 1) // 2, (size[1] - 1) // 2, 1, 1]
 
 

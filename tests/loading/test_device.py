@@ -8,8 +8,8 @@ import torch
 
 from rebar.beton import BetonFile
 from rebar.loading import Loader
+from rebar.loading.batch_source import Batch
 from rebar.loading.device import Normalizer
-from rebar.loading.plan import Batch
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -22,8 +22,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 def random_batch(count: int, height: int, width: int) -> Batch:
-    pictures = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
-    return Batch(torch.from_numpy(pictures), torch.arange(count))
+    images = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
+    return Batch(torch.from_numpy(images), torch.arange(count))
 
 
 def test_values_are_the_plain_formulas(device: torch.device) -> None:
@@ -78,8 +78,8 @@ def test_a_gpu_works_one_batch_ahead_and_waits_for_its_copies() -> None:
         nonlocal taken
         for number in range(20):
             taken += 1
-            pictures = torch.full((64, 224, 224, 3), number, dtype=torch.uint8).pin_memory()
-            yield Batch(pictures, torch.full((64,), number).pin_memory())
+            images = torch.full((64, 224, 224, 3), number, dtype=torch.uint8).pin_memory()
+            yield Batch(images, torch.full((64,), number).pin_memory())
 
     normalizer = Normalizer(device, torch.float16, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
     sums = []

@@ -196,9 +196,9 @@ loader = Loader({path!r}, 64, 2, order=OrderOption.RANDOM, pipelines=pipelines)
 
 
 @pytest.mark.slow
-def test_it_takes_a_tenth_of_the_memory_that_ffcv_takes(large_pictures: BetonFile) -> None:
+def test_it_takes_a_tenth_of_the_memory_that_ffcv_takes(large_images: BetonFile) -> None:
     ours, ffcvs = (
-        float(run_python(PEAK_MEMORY.format(load=load.format(path=str(large_pictures.path)))).stdout)
+        float(run_python(PEAK_MEMORY.format(load=load.format(path=str(large_images.path)))).stdout)
         for load in (OURS, FFCVS)
     )
     print(f"{ours:.0f} MB, FFCV {ffcvs:.0f} MB")

@@ -1,4 +1,4 @@
-"""The fast decoder where it takes a picture, libturbojpeg where not, and one answer to what is corrupt."""
+"""The fast decoder where it takes an image, libturbojpeg where not, and one answer to what is corrupt."""
 
 import io
 from pathlib import Path
@@ -9,25 +9,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rebar.beton.format import MODE_JPG, MODE_RAW
-from rebar.loading import fast_decode
+from rebar.loading import decode as decode_module
 from rebar.loading.crops import Crops
-from rebar.loading.decode import decode_whole
-from rebar.loading.fast_decode import PictureDecoder
-from rebar.loading.memory_pictures import MemoryPictures
-from tests.loading.conftest import textured_picture
+from rebar.loading.decode import ImageDecoder, decode_whole
+from rebar.loading.ffcv.operations import InMemoryImages
+from tests.loading.conftest import textured_image
 
-HEIGHT, WIDTH = textured_picture(0).shape[:2]
+HEIGHT, WIDTH = textured_image(0).shape[:2]
 
 
 def jpeg(**options: object) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(textured_picture(0)).save(file, "JPEG", quality=95, **options)
+    Image.fromarray(textured_image(0)).save(file, "JPEG", quality=95, **options)
     return file.getvalue()
 
 
 CONTENTS = {
     "baseline": jpeg(),
-    "raw": textured_picture(0).tobytes(),
+    "raw": textured_image(0).tobytes(),
     "progressive": jpeg(progressive=True),
     "restart markers": jpeg(restart_marker_blocks=2),
     "cut short": jpeg()[:-500],
@@ -36,12 +35,12 @@ CONTENTS = {
 }
 
 
-def stored(names: list[str]) -> MemoryPictures:
+def stored(names: list[str]) -> InMemoryImages:
     contents = [CONTENTS[name] for name in names]
     ends = np.cumsum([len(content) for content in contents]).astype(np.uint64)
     sizes = np.array([len(content) for content in contents], np.uint64)
     count = len(names)
-    return MemoryPictures(
+    return InMemoryImages(
         samples=np.arange(count),
         data=np.frombuffer(b"".join(contents), np.uint8),
         offsets=ends - sizes,
@@ -59,7 +58,7 @@ def whole_crops(count: int) -> Crops:
 
 def decode(names: list[str]) -> tuple[NDArray[np.uint8], dict[int, str]]:
     out = np.full((len(names), 32, 32, 3), 77, np.uint8)
-    decoder = PictureDecoder(HEIGHT, WIDTH)
+    decoder = ImageDecoder(HEIGHT, WIDTH)
     failures = decoder.decode(stored(names), np.arange(len(names)), whole_crops(len(names)), out)
     return out, {slot: error.reason for slot, error in failures}
 
@@ -78,7 +77,7 @@ def test_good_ones_of_all_kinds_are_as_decoded_whole() -> None:
 @pytest.mark.parametrize("fast", [True, False])
 def test_bad_ones_are_told_apart_with_the_reason(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not fast:
-        monkeypatch.setattr(fast_decode, "_fast_decoder_works", lambda: False)
+        monkeypatch.setattr(decode_module, "_fast_decoder_works", lambda: False)
     names = ["baseline", "cut short", "progressive", "nothing", "baseline"]
     out, failures = decode(names)
     assert set(failures) == {1, 3}
@@ -88,12 +87,12 @@ def test_bad_ones_are_told_apart_with_the_reason(fast: bool, monkeypatch: pytest
 
 
 def test_the_fast_decoder_is_used_here() -> None:
-    assert PictureDecoder(8, 8)._fast is not None
+    assert ImageDecoder(8, 8)._fast is not None
 
 
 def test_without_the_fast_decoder_all_is_decoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     fast, _ = decode(["baseline", "raw"])
-    monkeypatch.setattr(fast_decode, "_fast_decoder_works", lambda: False)
+    monkeypatch.setattr(decode_module, "_fast_decoder_works", lambda: False)
     whole, failures = decode(["baseline", "raw"])
     assert failures == {}
     assert np.abs(fast.astype(float) - whole).mean() < 1
@@ -103,11 +102,11 @@ def test_a_fast_decoder_that_does_not_compile_is_said_once(monkeypatch: pytest.M
     def broken() -> None:
         raise TypeError("no such instruction")
 
-    monkeypatch.setattr("rebar.jpeg.machine_code.load_kernel", broken)
-    fast_decode._fast_decoder_works.cache_clear()
+    monkeypatch.setattr("rebar.jpeg.kernel_cache.load_kernel", broken)
+    decode_module._fast_decoder_works.cache_clear()
     try:
         with pytest.warns(UserWarning, match="does not work here, .* no such instruction"):
-            assert fast_decode.new_crop_decoder(8, 8) is None
-        assert fast_decode.new_crop_decoder(8, 8) is None
+            assert decode_module.new_crop_decoder(8, 8) is None
+        assert decode_module.new_crop_decoder(8, 8) is None
     finally:
-        fast_decode._fast_decoder_works.cache_clear()
+        decode_module._fast_decoder_works.cache_clear()

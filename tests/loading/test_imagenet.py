@@ -7,13 +7,13 @@ import pytest
 
 from rebar.beton import ImagePolicy, write_beton
 from rebar.beton.selection import SUBSETS, Selection
-from rebar.beton.sources import ImageFolder
 from rebar.loading.imagenet import DataConfig, build_train_loader, build_val_loader
+from rebar.sources import ImageFolder
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Two classes of 9 and 3 pictures."""
+    """Two classes of 9 and 3 images."""
     cv2 = pytest.importorskip("cv2")
     for number in range(12):
         folder = tmp_path / "tree" / ("a" if number < 9 else "b")

@@ -1,4 +1,4 @@
-"""Batches hold the right pictures with the right labels, whoever decodes them, and errors come in time."""
+"""Batches hold the right images with the right labels, whoever decodes them, and errors come in time."""
 
 import dataclasses
 import threading
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from rebar.beton import BetonFile
 from rebar.errors import RebarError
+from rebar.loading.batch_source import Batch
 from rebar.loading.crops import CenterCrop, Cropper, RandomResizedCrop
-from rebar.loading.decode import CorruptSampleError, read_picture
+from rebar.loading.decode import CorruptSampleError, read_image
 from rebar.loading.loader import Loader
 from rebar.loading.order import OrderOption
-from rebar.loading.plan import Batch
-from rebar.loading.randomness import SampleKeys
-from tests.loading.conftest import WriteBeton, label_of, number_of, plain_picture, textured_picture
+from rebar.loading.rng import RngKeys
+from tests.loading.conftest import WriteBeton, label_of, number_of, plain_image, textured_image
 
 RESOLUTION = 16
 
@@ -53,10 +53,10 @@ def no_thread_is_left_behind() -> Iterator[None]:
     assert decoding_threads() == []
 
 
-# ------------------------------------------------------------------ the right pictures
+# ------------------------------------------------------------------ the right images
 
 
-def test_labels_belong_to_their_pictures_and_none_is_lost(numbers: BetonFile) -> None:
+def test_labels_belong_to_their_images_and_none_is_lost(numbers: BetonFile) -> None:
     batches = numbers_and_labels(make_loader(numbers).epoch(0, RESOLUTION))
     assert all([label_of(number) for number in found] == labels for found, labels in batches)
     assert sorted(number for found, _ in batches for number in found) == list(range(103))
@@ -70,7 +70,7 @@ def test_unshuffled_batches_are_in_the_files_order(numbers: BetonFile) -> None:
     assert len(loader) == 12
 
 
-def test_batches_are_pictures_of_bytes(numbers: BetonFile) -> None:
+def test_batches_are_images_of_bytes(numbers: BetonFile) -> None:
     batch = next(make_loader(numbers).epoch(0, RESOLUTION))
     assert batch.images.shape == (8, RESOLUTION, RESOLUTION, 3)
     assert batch.images.dtype == torch.uint8
@@ -78,7 +78,7 @@ def test_batches_are_pictures_of_bytes(numbers: BetonFile) -> None:
 
 
 @pytest.mark.parametrize("cropper", [RandomResizedCrop(), CenterCrop()])
-def test_a_raw_picture_is_the_resized_part_of_the_whole(cropper: Cropper, noise: BetonFile) -> None:
+def test_a_raw_image_is_the_resized_part_of_the_whole(cropper: Cropper, noise: BetonFile) -> None:
     wholes = [noise.image_bytes(i).reshape(noise.heights[i], noise.widths[i], 3) for i in range(12)]
     for image, expected in loaded_and_expected(noise, cropper, wholes):
         assert np.array_equal(image, expected)
@@ -87,7 +87,7 @@ def test_a_raw_picture_is_the_resized_part_of_the_whole(cropper: Cropper, noise:
 @pytest.mark.parametrize("cropper", [RandomResizedCrop(), CenterCrop()])
 def test_a_jpeg_is_the_resized_part_of_the_whole(cropper: Cropper, textures: BetonFile) -> None:
     wholes = [cv2.imdecode(textures.image_bytes(i), cv2.IMREAD_COLOR)[..., ::-1] for i in range(12)]
-    assert all(np.abs(whole - textured_picture(i).astype(float)).mean() < 5 for i, whole in enumerate(wholes))
+    assert all(np.abs(whole - textured_image(i).astype(float)).mean() < 5 for i, whole in enumerate(wholes))
     for image, expected in loaded_and_expected(textures, cropper, wholes):
         assert np.abs(image - expected.astype(float)).mean() < 1
 
@@ -95,11 +95,11 @@ def test_a_jpeg_is_the_resized_part_of_the_whole(cropper: Cropper, textures: Bet
 def loaded_and_expected(
     beton: BetonFile, cropper: Cropper, wholes: list[NDArray[np.uint8]]
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Every picture of an epoch, and the same cut, resized and mirrored by OpenCV from the whole one."""
+    """Every image of an epoch, and the same cut, resized and mirrored by OpenCV from the whole one."""
     loader = make_loader(beton, cropper=cropper, seed=5)
     for indices, batch in zip(loader.batch_indices(2), loader.epoch(2, 24), strict=True):
         heights, widths = (sides[indices].astype(np.int64) for sides in (beton.heights, beton.widths))
-        crops = cropper.crops(heights, widths, SampleKeys(5, 2, indices))
+        crops = cropper.crops(heights, widths, RngKeys(5, 2, indices))
         for index, box, flip, image in zip(indices, crops.boxes, crops.flips, batch.images.numpy(), strict=True):
             top, left, height, width = box
             part = np.ascontiguousarray(wholes[index][top : top + height, left : left + width])
@@ -109,7 +109,7 @@ def loaded_and_expected(
 
 def test_a_beton_of_stock_ffcv_is_read(tmp_path: Path) -> None:
     path = tmp_path / "stock.beton"
-    dataset = [(plain_picture(number), label_of(number)) for number in range(30)]
+    dataset = [(plain_image(number), label_of(number)) for number in range(30)]
     writer = DatasetWriter(str(path), {"image": RGBImageField(write_mode="jpg"), "label": IntField()}, num_workers=1)
     writer.from_indexed_dataset(dataset)
     batches = numbers_and_labels(make_loader(BetonFile.open(path)).epoch(0, RESOLUTION))
@@ -155,7 +155,7 @@ def test_epochs_and_seeds_differ_and_repeat(numbers: BetonFile) -> None:
     assert numbers_and_labels(make_loader(numbers, seed=1).epoch(0, RESOLUTION)) != first
 
 
-def test_pictures_are_cropped_anew_in_every_epoch(textures: BetonFile) -> None:
+def test_images_are_cropped_anew_in_every_epoch(textures: BetonFile) -> None:
     loader = make_loader(textures, order=OrderOption.SEQUENTIAL)
     first, second = (torch.cat([batch.images for batch in loader.epoch(epoch, RESOLUTION)]) for epoch in (0, 1))
     assert (first != second).flatten(1).any(dim=1).all()
@@ -205,7 +205,7 @@ def test_a_batch_stays_as_it_was_when_the_next_one_comes(textures: BetonFile) ->
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_a_corrupt_picture_is_named_at_its_batch(num_workers: int, write_numbers: WriteBeton) -> None:
+def test_a_corrupt_image_is_named_at_its_batch(num_workers: int, write_numbers: WriteBeton) -> None:
     beton = write_numbers(40, "jpg")
     with beton.path.open("r+b") as file:
         file.seek(int(beton.offsets[19]))
@@ -215,13 +215,13 @@ def test_a_corrupt_picture_is_named_at_its_batch(num_workers: int, write_numbers
     assert [found for found, _ in good] == np.arange(16).reshape(2, 8).tolist()
     with pytest.raises(CorruptSampleError) as refused:
         next(epoch)
-    assert f"{beton.path}: the picture of sample 19, at byte {beton.offsets[19]}, cannot be" in str(refused.value)
+    assert f"{beton.path}: the image of sample 19, at byte {beton.offsets[19]}, cannot be" in str(refused.value)
 
 
-def test_a_picture_of_another_size_than_the_file_says_is_refused(textures: BetonFile) -> None:
+def test_a_image_of_another_size_than_the_file_says_is_refused(textures: BetonFile) -> None:
     taller = dataclasses.replace(textures, heights=textures.heights + np.uint16(1))
     with pytest.raises(CorruptSampleError, match=r"sample 2, .*: it is 68x86 px, not 68x87"):
-        read_picture(taller, 2)
+        read_image(taller, 2)
 
 
 def test_too_few_samples_for_a_global_batch(write_numbers: WriteBeton) -> None:

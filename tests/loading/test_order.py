@@ -8,19 +8,22 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rebar.errors import RebarError
-from rebar.loading.order import OrderOption, epoch_order, order_option, rank_batches, with_copies
-from rebar.loading.randomness import SampleKeys
+from rebar.loading.order import OrderOption, epoch_order, order_option, shard_batches, with_copies
+from rebar.loading.rng import RngKeys
 
 
 def order_of(num_samples: int, *, seed: int = 0, epoch: int = 0) -> NDArray[np.int64]:
-    keys = SampleKeys(seed, epoch, np.arange(num_samples))
+    keys = RngKeys(seed, epoch, np.arange(num_samples))
     return epoch_order(OrderOption.RANDOM, keys, keys.indices, window_pages=1)
 
 
 def lists(order: NDArray[np.int64], *, batch: int, world: int, drop_last: bool) -> list[list[list[int]]]:
     """For every rank its batches."""
     return [
-        [part.tolist() for part in rank_batches(order, batch_size=batch, rank=r, world_size=world, drop_last=drop_last)]
+        [
+            part.tolist()
+            for part in shard_batches(order, batch_size=batch, rank=r, world_size=world, drop_last=drop_last)
+        ]
         for r in range(world)
     ]
 
@@ -34,7 +37,7 @@ def test_every_sample_exactly_once(num_samples: int) -> None:
 
 
 def test_unshuffled_is_the_files_order() -> None:
-    keys = SampleKeys(3, 7, np.arange(5))
+    keys = RngKeys(3, 7, np.arange(5))
     assert epoch_order(OrderOption.SEQUENTIAL, keys, keys.indices, window_pages=1).tolist() == [0, 1, 2, 3, 4]
 
 
@@ -91,7 +94,7 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(num_samples: int, d
 
 
 def quasi_random(pages: NDArray[np.int64], window_pages: int, epoch: int = 0) -> NDArray[np.int64]:
-    keys = SampleKeys(0, epoch, np.arange(len(pages)))
+    keys = RngKeys(0, epoch, np.arange(len(pages)))
     return epoch_order(OrderOption.QUASI_RANDOM, keys, pages, window_pages=window_pages)
 
 
@@ -120,7 +123,7 @@ def test_pages_and_their_samples_are_mixed() -> None:
 
 
 def test_a_window_as_large_as_the_file_is_random() -> None:
-    keys = SampleKeys(0, 0, np.arange(10_000))
+    keys = RngKeys(0, 0, np.arange(10_000))
     random = epoch_order(OrderOption.RANDOM, keys, PAGES, window_pages=1)
     assert np.array_equal(quasi_random(PAGES, 100), random)
 
@@ -143,7 +146,7 @@ def test_an_unknown_order_is_refused(order: object) -> None:
         order_option(order)
 
 
-# ------------------------------------------------------------------ several crops of a picture
+# ------------------------------------------------------------------ several crops of an image
 
 
 def test_copies_share_a_batch_and_lie_apart_in_it() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from rebar.beton import BetonFile
 from rebar.loading import CenterCrop, Loader, OrderOption
+from rebar.loading.batch_source import Regions
 from rebar.loading.readahead import BATCHES, ReadAhead, merged
-from rebar.loading.source import Regions
 
 KB = 1 << 10
 
@@ -45,7 +45,7 @@ def test_every_batch_is_asked_for_once_and_early(tmp_path: Path, monkeypatch: py
         assert asked == [10**6 * coming for coming in range(min(20, number + BATCHES + 1))]
 
 
-def test_a_loader_asks_for_all_of_its_pictures(numbers: BetonFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loader_asks_for_all_of_its_images(numbers: BetonFile, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda file, start, length, advice: asked.append((start, start + length)))
     loader = Loader(numbers.path, 8, 2, False, OrderOption.QUASI_RANDOM, cropper=CenterCrop(), resolution=8)

@@ -148,7 +148,7 @@ def test_what_is_no_state_is_refused(numbers: BetonFile) -> None:
 
 
 @pytest.mark.parametrize("order", [OrderOption.RANDOM, OrderOption.QUASI_RANDOM])
-def test_several_crops_of_a_picture_go_on_too(order: OrderOption, numbers: BetonFile) -> None:
+def test_several_crops_of_a_image_go_on_too(order: OrderOption, numbers: BetonFile) -> None:
     whole = copies(make_loader(numbers, order=order, copies=3))
     first = make_loader(numbers, order=order, copies=3)
     copies(first, 4)

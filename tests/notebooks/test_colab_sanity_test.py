@@ -26,10 +26,10 @@ def shown(notebook: Any, kind: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_it_runs(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
-    monkeypatch.setenv("REBAR_NOTEBOOK_TREE", str(pictures))
+    monkeypatch.setenv("REBAR_NOTEBOOK_TREE", str(images))
     monkeypatch.setenv("REBAR_NOTEBOOK_DIR", str(tmp_path / "work"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -41,7 +41,7 @@ def test_it_runs(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "a batch: torch.uint8 (24, 64, 64, 3) and labels (24,)" in printed
     assert "main memory at most" in printed
     assert "9_ankle-boot" in printed  # class by class
-    assert len(shown(notebook, "image/png")) == 3  # the batch, one picture in five epochs, the confusion matrix
+    assert len(shown(notebook, "image/png")) == 3  # the batch, one image in five epochs, the confusion matrix
     (report,) = (page for page in shown(notebook, "text/html") if "<iframe" in page)
     assert "&lt;!doctype html&gt;" in report
     assert len(read_events(tmp_path / "work/run", "epoch")) == 2

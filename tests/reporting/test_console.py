@@ -21,7 +21,7 @@ PLAIN = {name: value for name, value in VALIDATED.items() if not name.endswith("
 
 def test_the_line_of_an_epoch() -> None:
     start = "epoch   3/16  160 px  lr 0.8500  train loss 2.346 top-1 43.21%"
-    end = "  |  12,346 pictures/s, 3% waiting for data"
+    end = "  |  12,346 images/s, 3% waiting for data"
     assert epoch_line(3, 16, TRAINED) == start + end
     validated = "  |  val loss 1.500 top-1 73.76%"
     assert epoch_line(3, 16, {**TRAINED, **PLAIN}) == start + validated + end
@@ -39,7 +39,7 @@ def test_the_summary_says_how_it_ended_and_where_things_are() -> None:
     lines = summary("resnet50", 25_557_032, 16, metrics, RunFolder(Path("runs/mine"))).splitlines()
     assert lines[0] == "finished"
     text = "\n".join(lines)
-    for expected in ("top-1 74.01%", "25,557,032 parameters, 16 epochs", "894 s", "12,346 pictures/s", "3.2 GB"):
+    for expected in ("top-1 74.01%", "25,557,032 parameters, 16 epochs", "894 s", "12,346 images/s", "3.2 GB"):
         assert expected in text
     for name in ("log.jsonl", "plot.png", "checkpoints/last.pt"):
         assert f"runs/mine/{name}" in text

@@ -9,9 +9,9 @@ import pytest
 
 from rebar.errors import RebarError
 from rebar.reporting.__main__ import main
-from rebar.reporting.environment import without_secrets
+from rebar.reporting.log import without_secrets
 from rebar.reporting.report import write_comparison, write_report
-from rebar.reporting.status import RunStatus, read_status, write_status
+from rebar.reporting.run_folder import RunStatus, read_status, write_status
 
 
 def make_run(folder: Path, epochs: int, lr: float = 0.5) -> Path:

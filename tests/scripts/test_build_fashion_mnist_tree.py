@@ -1,4 +1,4 @@
-"""The small ImageNet-shaped folder: right pictures, right classes, safe to repeat."""
+"""The small ImageNet-shaped folder: right images, right classes, safe to repeat."""
 
 import gzip
 import struct
@@ -26,7 +26,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Pictures whose brightness is 20 × label, so that picture and folder can be checked."""
+    """Images whose brightness is 20 × label, so that image and folder can be checked."""
     folder = tmp_path / "source"
     folder.mkdir()
     labels = np.tile(np.arange(10, dtype=np.uint8), PER_CLASS)
@@ -37,7 +37,7 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def test_pictures_lie_in_the_folder_of_their_class(source: Path, tmp_path: Path) -> None:
+def test_images_lie_in_the_folder_of_their_class(source: Path, tmp_path: Path) -> None:
     result = build("--out", tmp_path / "tree", "--source", source, "--val-per-class", "2")
     assert result.returncode == 0, result.stderr
     for split, count in (("train", PER_CLASS), ("val", 2)):
@@ -45,17 +45,17 @@ def test_pictures_lie_in_the_folder_of_their_class(source: Path, tmp_path: Path)
         assert folders[0].name == "0_t-shirt"
         assert [len(list(folder.glob("*.JPEG"))) for folder in folders] == [count] * 10
         for label, folder in enumerate(folders):
-            picture = Image.open(next(folder.glob("*.JPEG")))
-            assert (picture.mode, picture.size) == ("RGB", (28, 28))
-            assert np.abs(np.asarray(picture, dtype=int) - 20 * label).max() <= 2
+            image = Image.open(next(folder.glob("*.JPEG")))
+            assert (image.mode, image.size) == ("RGB", (28, 28))
+            assert np.abs(np.asarray(image, dtype=int) - 20 * label).max() <= 2
 
 
-def test_again_changes_nothing_and_a_lost_picture_is_made_good(source: Path, tmp_path: Path) -> None:
+def test_again_changes_nothing_and_a_lost_image_is_made_good(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "tree"
     build("--out", out, "--source", source)
     assert "there already" in build("--out", out, "--source", source).stdout
     next(out.glob("train/*/*.JPEG")).unlink()
-    assert "80 pictures" in build("--out", out, "--source", source).stdout
+    assert "80 images" in build("--out", out, "--source", source).stdout
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 

@@ -1,4 +1,4 @@
-"""scripts/validation_run.sh, really: pictures packed, trained, evaluated, summarised."""
+"""scripts/validation_run.sh, really: images packed, trained, evaluated, summarised."""
 
 import os
 import subprocess
@@ -20,14 +20,14 @@ SMALL += ["32", "--epochs", "1", "--training.batch_size", "16", "--precision", "
 
 
 @pytest.mark.slow
-def test_the_whole_way(pictures: Path, tmp_path: Path) -> None:
-    counts = {"TRAIN_PICTURES": "40", "VAL_PICTURES": "20", "CUDA_VISIBLE_DEVICES": ""}
+def test_the_whole_way(images: Path, tmp_path: Path) -> None:
+    counts = {"TRAIN_IMAGES": "40", "VAL_IMAGES": "20", "CUDA_VISIBLE_DEVICES": ""}
     environment = {**os.environ, **counts, "RUN_FOLDER": str(tmp_path / "run"), "DATA_FOLDER": str(tmp_path / "data")}
-    command = [SCRIPT, pictures, "--no-tests", *SMALL]
+    command = [SCRIPT, images, "--no-tests", *SMALL]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     told = (tmp_path / "run/summary.txt").read_text()
     for resolution in (224, 256):
-        assert f"evaluation  20 pictures at {resolution} px: top-1" in told
+        assert f"evaluation  20 images at {resolution} px: top-1" in told
     assert "GPU tests   left out" in told
     assert (tmp_path / "run/training/report.html").is_file()

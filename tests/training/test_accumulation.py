@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rebar.training.accumulation import pieces_of
+from rebar.training.accumulation import split_microbatches
 from rebar.training.losses import LossConfig, build_criterion
 
 IMAGES = torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -17,7 +17,7 @@ def gradients(count: int, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.GELU(), nn.Flatten(), nn.Linear(180, 4))
     criterion, loss = build_criterion(LossConfig(), label_smoothing=0.1), 0.0
-    for piece in pieces_of(model, IMAGES, targets, LABELS, count=count):
+    for piece in split_microbatches(model, IMAGES, targets, LABELS, count=count):
         assert len(piece.images) == len(piece.targets) == len(piece.labels)
         part = criterion(model(piece.images), piece.targets) * piece.share
         part.backward()
@@ -50,5 +50,5 @@ def test_a_distributed_model_adds_up_with_the_last_piece_only() -> None:
             self.syncs = True
 
     model = Wrapped()
-    assert [model.syncs for _ in pieces_of(model, IMAGES, LABELS, LABELS, count=3)] == [False, False, True]
+    assert [model.syncs for _ in split_microbatches(model, IMAGES, LABELS, LABELS, count=3)] == [False, False, True]
     assert model.syncs

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rebar.config import knobs_of, parse_config
-from rebar.config.knobs import short_names
+from rebar.config import options_of, parse_config
+from rebar.config.options import short_names
 from rebar.errors import RebarError
 from rebar.training import aliases
 from rebar.training.aliases import ALIASES, SAME_HERE, table, translate
@@ -68,9 +68,9 @@ from tests.conftest import REPOSITORY
         (["--config-name", "rn50_32_epochs.yaml"], "training.epochs", 32),
     ],
 )
-def test_has_the_meaning_of_our_own(given: list[str], knob: str, value: object) -> None:
+def test_has_the_meaning_of_our_own(given: list[str], option: str, value: object) -> None:
     config = parse_config(TrainConfig, translate(given), description="")
-    section, _, name = knob.partition(".")
+    section, _, name = option.partition(".")
     assert getattr(getattr(config, section), name) == value
 
 
@@ -146,7 +146,7 @@ def test_help_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("flag", SAME_HERE)
 def test_what_is_called_the_same_here_is_a_flag_of_ours(flag: str) -> None:
     assert translate([flag]) == [flag]
-    assert flag.removeprefix("--").replace("-", "_") in short_names(list(knobs_of(TrainConfig)))
+    assert flag.removeprefix("--").replace("-", "_") in short_names(list(options_of(TrainConfig)))
 
 
 def test_the_documented_table_is_the_one_of_the_help() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rebar.training.background_save import HostMemory
+from rebar.training.checkpoint import HostMemory
 
 
 def test_a_copy_shares_nothing_that_changes() -> None:

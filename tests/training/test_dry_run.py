@@ -11,7 +11,7 @@ import pytest
 import train_imagenet
 from rebar.errors import RebarError
 from tests.conftest import Data
-from tests.reporting.hub_server import TOKEN, hub_server
+from tests.storage.hub_server import TOKEN, hub_server
 from tests.training.s3_server import BUCKET, s3_server
 
 
@@ -69,7 +69,7 @@ def test_it_looks_at_packages_and_the_folder(data: Data, tmp_path: Path, monkeyp
     (tmp_path / "file").touch()
     with pytest.raises(RebarError, match="file is not a folder"):
         train_here(*data.training_command(tmp_path / "file/run", "--dry-run"))
-    monkeypatch.setattr("rebar.training.onnx_export._PACKAGES", ("no_such_package",))
+    monkeypatch.setattr("rebar.training.export._PACKAGES", ("no_such_package",))
     with pytest.raises(RebarError, match="exporting ONNX takes no_such_package"):
         train_here(*data.training_command(tmp_path / "run", "--dry-run", "--export", "onnx"))
     monkeypatch.setitem(sys.modules, "wandb", None)

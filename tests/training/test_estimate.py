@@ -6,7 +6,7 @@ from rebar.training.estimate import FEWEST_STEPS, TimeEstimate
 
 
 def told(resolutions: list[int], steps: list[tuple[int, float]], **options: int) -> list[str]:
-    """What is said when the given steps are logged at the given seconds; 100 steps of 64 pictures an epoch."""
+    """What is said when the given steps are logged at the given seconds; 100 steps of 64 images an epoch."""
     said: list[str] = []
     now = 0.0
     estimate = TimeEstimate(
@@ -21,10 +21,10 @@ def test_the_first_step_is_not_counted_and_it_is_told_once() -> None:
     steps = [(0, 30.0), (FEWEST_STEPS - 1, 48.0), (50, 80.0), (99, 129.0)]  # a second each after a slow start
     (line,) = told([32, 32, 32], steps)
     assert line.startswith("time left: about 4 min for 3 epochs")  # 249 seconds
-    assert "by 64 pictures/s at 32 px in the last 50 steps" in line
+    assert "by 64 images/s at 32 px in the last 50 steps" in line
 
 
-def test_larger_pictures_take_longer() -> None:
+def test_larger_images_take_longer() -> None:
     (line,) = told([32, 64], [(0, 0.0), (59, 59.0)])
     assert "about 7 min" in line  # 40 seconds of this epoch, 400 of the next
 

@@ -8,9 +8,8 @@ import torch
 from safetensors import safe_open
 
 from rebar.errors import RebarError
-from rebar.training.export import check_can_export, export_weights, forms, read_weights
-from rebar.training.model import build_model
-from rebar.training.torchvision_import import import_torchvision
+from rebar.models.resnets import build_model, import_torchvision
+from rebar.training.export import check_can_export, export_suffixes, export_weights, read_weights
 
 FACTS = {"arch": "resnet18", "num_classes": 10, "use_blurpool": True}
 
@@ -60,9 +59,13 @@ def test_other_suffixes_are_refused(tmp_path: Path) -> None:
 
 
 def test_forms() -> None:
-    assert [forms(wanted) for wanted in ("none", "torchvision", "both")] == [[], [".pth"], [".pth", ".safetensors"]]
-    assert forms("onnx") == [".onnx"]
-    assert forms("all") == [".pth", ".safetensors", ".onnx"]
+    assert [export_suffixes(wanted) for wanted in ("none", "torchvision", "both")] == [
+        [],
+        [".pth"],
+        [".pth", ".safetensors"],
+    ]
+    assert export_suffixes("onnx") == [".onnx"]
+    assert export_suffixes("all") == [".pth", ".safetensors", ".onnx"]
 
 
 @pytest.mark.slow

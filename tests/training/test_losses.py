@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rebar.training.losses import LossConfig, build_criterion, start_at_even_odds
-from rebar.training.model import build_model
+from rebar.models.resnets import build_model
+from rebar.training.losses import LossConfig, build_criterion, init_bce_bias
 
 torch.manual_seed(0)
 LOGITS = torch.randn(4, 5)
@@ -46,7 +46,7 @@ def test_a_threshold_makes_every_class_in_the_mixture_a_whole_one() -> None:
 
 def test_the_last_layer_starts_at_even_odds() -> None:
     model = build_model("resnet18", num_classes=100)
-    assert start_at_even_odds(model, 100) == 1
+    assert init_bce_bias(model, 100) == 1
     assert torch.allclose(model.fc.bias, torch.tensor(-math.log(100)))
-    assert start_at_even_odds(nn.Sequential(nn.Linear(3, 4, bias=False)), 4) == 0
-    assert start_at_even_odds(nn.Sequential(nn.Linear(3, 4)), 5) == 0
+    assert init_bce_bias(nn.Sequential(nn.Linear(3, 4, bias=False)), 4) == 0
+    assert init_bce_bias(nn.Sequential(nn.Linear(3, 4)), 5) == 0

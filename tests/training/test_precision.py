@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rebar.training.precision import Precision, autocast, gradient_scaler, input_dtype, resolve_precision
+from rebar.training.execution import Precision, autocast, gradient_scaler, input_dtype, resolve_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -57,7 +57,7 @@ def test_only_half_precision_is_scaled() -> None:
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_pictures_in_the_networks_own_type_give_the_same(precision: Precision) -> None:
+def test_images_in_the_networks_own_type_give_the_same(precision: Precision) -> None:
     torch.manual_seed(0)
     convolution, images = torch.nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
     with autocast(precision, CPU):

@@ -12,7 +12,7 @@ from rebar.training.checkpoint import read_checkpoint
 from rebar.training.export import read_weights
 from rebar.training.publish import publish_or_warn
 from tests.conftest import Data, read_events, run, torchrun
-from tests.reporting.hub_server import TOKEN, Hub, hub_server
+from tests.storage.hub_server import TOKEN, Hub, hub_server
 
 hub_client = pytest.importorskip("huggingface_hub")
 

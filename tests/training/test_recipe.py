@@ -3,8 +3,8 @@
 import pytest
 
 from rebar.config import parse_config
+from rebar.training.banner import recipe_in_words
 from rebar.training.config import TrainConfig
-from rebar.training.recipe import recipe_in_words
 from tests.conftest import REPOSITORY
 
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from rebar.training.spot import watch_for_notice
+from rebar.training.preemption import watch_for_notice
 from tests.training.metadata_service import MetadataServer, metadata_server
 
 

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from rebar.training.averaging import WeightAverage
+from rebar.optim.averaging import WeightAverage
+from rebar.optim.optimizers import OptimizerConfig, build_optimizer, parameter_groups, set_learning_rate
 from rebar.training.checkpoint import CheckpointError, save_checkpoint
 from rebar.training.distributed import World
-from rebar.training.lr_override import ScheduleSpan
-from rebar.training.meter import TrainMeter
-from rebar.training.optimizer import OptimizerConfig, build_optimizer, parameter_groups, set_learning_rate
-from rebar.training.precision import gradient_scaler
+from rebar.training.execution import gradient_scaler
+from rebar.training.metrics import TrainMeter
+from rebar.training.resumed_schedule import ScheduleSpan
 from rebar.training.state import TrainState
 
 WORLD = World(rank=0, size=1, device=torch.device("cpu"))
 SETTINGS: dict[str, Any] = {"training.weight_decay": 0.1, "lr.lr": 0.5, "data.train_dataset": "a.beton"}
 X = torch.linspace(-1, 1, 20).view(4, 5)
-PICTURES = torch.linspace(-1, 1, 600).view(2, 3, 10, 10).sin()
+IMAGES = torch.linspace(-1, 1, 600).view(2, 3, 10, 10).sin()
 
 
 def make_state(
@@ -94,7 +94,7 @@ def test_momenta_take_the_layout_of_the_weights(tmp_path: Path) -> None:
     def convolution_state(layout: torch.memory_format) -> TrainState:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
-        model(PICTURES)
+        model(IMAGES)
         model = model.to(memory_format=layout)  # type: ignore[call-overload]
         optimizer = build_optimizer("sgd", parameter_groups(model, 0.1), OptimizerConfig(), momentum=0.9, peak_lr=0.1)
         state = make_state()
@@ -104,7 +104,7 @@ def test_momenta_take_the_layout_of_the_weights(tmp_path: Path) -> None:
     def step(state: TrainState) -> None:
         set_learning_rate(state.optimizer, 0.1)
         state.optimizer.zero_grad()
-        state.model(PICTURES).square().mean().backward()
+        state.model(IMAGES).square().mean().backward()
         state.optimizer.step()
 
     before = convolution_state(torch.channels_last)
@@ -125,7 +125,7 @@ def test_momenta_take_the_layout_of_the_weights(tmp_path: Path) -> None:
         ({"class_names": ["hen", "ostrich"]}, "knows 3 classes, the dataset has 2"),
         ({"class_names": ["hen", "emu", "robin"]}, "calls class 1 'ostrich', the dataset 'emu'"),
         ({"num_classes": 4}, "give --num-classes 3"),
-        ({"num_samples": 90}, "was trained on 100 pictures, these are 90"),
+        ({"num_samples": 90}, "was trained on 100 images, these are 90"),
         ({"decay_downsample_bn": True}, "decay_downsample_bn"),
     ],
     ids=str,

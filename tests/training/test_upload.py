@@ -14,12 +14,12 @@ import torch
 
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
-from rebar.run_manifest import Progress
-from rebar.training import bucket
-from rebar.training.beginning import begin
-from rebar.training.bucket import AbsentError, BucketError, BucketFolder
+from rebar.storage import s3 as s3_module
+from rebar.storage.run_manifest import Progress
+from rebar.storage.s3 import AbsentError, BucketError, BucketFolder
 from rebar.training.checkpoint import save_checkpoint, sha256_of
 from rebar.training.distributed import World
+from rebar.training.resume import begin
 from rebar.training.upload import Uploader, start_uploads
 from rebar.training.uploaded_run import fetch_run, place_of, read_manifest
 from tests.training.s3_server import BUCKET, S3, SECRET, s3_server
@@ -209,7 +209,7 @@ class _BreaksOff(BaseHTTPRequestHandler):
 def test_a_connection_that_breaks_off(
     failures: int, whole: bool, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(s3_module, "PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(_BreaksOff, "failures", failures)
     sha256 = hashlib.sha256(b"the contents").hexdigest()
     with ThreadingHTTPServer(("127.0.0.1", 0), _BreaksOff) as breaking:

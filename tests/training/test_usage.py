@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rebar.training.distributed import World
-from rebar.training.usage import memory_metrics
+from rebar.training.metrics import memory_metrics
 
 GPU = World(rank=0, size=1, device=torch.device("cuda", 0))
 

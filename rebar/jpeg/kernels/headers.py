@@ -1,0 +1,187 @@
+"""What stands before the entropy-coded data of a JPEG (ITU-T T.81, annex B).
+
+Taken: baseline and extended sequential Huffman, 8 bit, one scan, one component (grayscale) or three (YCbCr)
+whose chroma has one block a unit and whose luma has one or two in each direction. Everything else is
+UNSUPPORTED. Nothing is read outside the file's bytes, whatever they are.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rebar.jpeg.kernels.huffman import find_tables
+from rebar.jpeg.kernels.jit import compiled
+from rebar.jpeg.status import CORRUPT_HEADER, OK, TRUNCATED, UNSUPPORTED, ZIGZAG, Header
+from rebar.jpeg.workspace import Tables
+
+_SOI, _SOF0, _SOF1, _SOF15, _DHT, _SOS, _DQT, _DRI = 0xD8, 0xC0, 0xC1, 0xCF, 0xC4, 0xDA, 0xDB, 0xDD
+_DNL, _DHP, _EXP, _APP0, _APP14, _APP15, _COM = 0xDC, 0xDE, 0xDF, 0xE0, 0xEE, 0xEF, 0xFE
+
+
+@compiled
+def parse_header(data: NDArray[np.uint8], start: int, end: int, tables: Tables) -> tuple[int, Header]:
+    """``(status, header)`` of the JPEG at ``data[start:end]``; fills ``tables``."""
+    nothing = Header(0, 0, 0, 0, 0, 0, 0)
+    tables.quantisation_known[:] = False
+    tables.specifications_known[:] = False
+    if end - start < 4 or data[start] != 0xFF or data[start + 1] != _SOI:
+        return CORRUPT_HEADER, nothing
+    height, width, components, restart_interval = 0, 0, 0, 0
+    at = start + 2
+    while at + 4 <= end:
+        if data[at] != 0xFF:
+            return CORRUPT_HEADER, nothing
+        marker = np.int64(data[at + 1])
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        length = _word(data, at + 2)
+        body, after = at + 4, at + 2 + length
+        if length < 2:
+            return CORRUPT_HEADER, nothing
+        if after > end:
+            return TRUNCATED, nothing
+        status = OK
+        if marker == _DQT:
+            status = _read_quantisation(data, body, after, tables)
+        elif marker == _DHT:
+            status = _read_huffman(data, body, after, tables)
+        elif marker in (_SOF0, _SOF1):
+            if components != 0:
+                return CORRUPT_HEADER, nothing
+            status, height, width, components = _read_frame(data, body, after, tables)
+        elif marker == _DRI:
+            if length != 4:
+                return CORRUPT_HEADER, nothing
+            restart_interval = _word(data, body)
+        elif marker == _SOS:
+            if components == 0:
+                return CORRUPT_HEADER, nothing
+            status = _read_scan(data, body, after, components, tables)
+            if status != OK:
+                return status, nothing
+            status, across, down = _sampling(components, tables)
+            return status, Header(height, width, components, across, down, restart_interval, after)
+        elif marker == _APP14:
+            status = _read_adobe(data, body, after)
+        elif (_SOF0 < marker <= _SOF15) or marker in (_DNL, _DHP, _EXP):
+            return UNSUPPORTED, nothing  # progressive, lossless, arithmetic, hierarchical; a height told later
+        elif not (_APP0 <= marker <= _APP15 or marker == _COM):
+            return CORRUPT_HEADER, nothing
+        if status != OK:
+            return status, nothing
+        at = after
+    return TRUNCATED, nothing
+
+
+@compiled
+def _word(data: NDArray[np.uint8], at: int) -> int:
+    return (np.int64(data[at]) << 8) | np.int64(data[at + 1])
+
+
+@compiled
+def _read_quantisation(data: NDArray[np.uint8], at: int, end: int, tables: Tables) -> int:
+    while at < end:
+        precision, number = np.int64(data[at]) >> 4, np.int64(data[at]) & 15
+        if number > 3 or precision > 1:
+            return CORRUPT_HEADER
+        if precision == 1:
+            return UNSUPPORTED  # 16-bit steps: products would not fit 16 bits
+        if at + 65 > end:
+            return CORRUPT_HEADER
+        for k in range(64):
+            tables.quantisation[number, ZIGZAG[k]] = data[at + 1 + k]
+        tables.quantisation_known[number] = True
+        at += 65
+    return OK
+
+
+@compiled
+def _read_huffman(data: NDArray[np.uint8], at: int, end: int, tables: Tables) -> int:
+    while at < end:
+        table_class, number = np.int64(data[at]) >> 4, np.int64(data[at]) & 15
+        if table_class > 1 or number > 3 or at + 17 > end:
+            return CORRUPT_HEADER
+        symbols = 0
+        for i in range(16):
+            symbols += np.int64(data[at + 1 + i])
+        if symbols > 256 or at + 17 + symbols > end:
+            return CORRUPT_HEADER
+        specification = tables.specifications[table_class, number]
+        for i in range(16 + symbols):
+            specification[i] = data[at + 1 + i]
+        specification[16 + symbols :] = 0
+        tables.specifications_known[table_class, number] = True
+        at += 17 + symbols
+    return OK
+
+
+@compiled
+def _read_frame(data: NDArray[np.uint8], at: int, end: int, tables: Tables) -> tuple[int, int, int, int]:
+    """``(status, height, width, components)``"""
+    if end - at < 6:
+        return CORRUPT_HEADER, 0, 0, 0
+    precision, height, width = np.int64(data[at]), _word(data, at + 1), _word(data, at + 3)
+    components = np.int64(data[at + 5])
+    if end - at != 6 + 3 * components or width == 0 or components == 0:
+        return CORRUPT_HEADER, 0, 0, 0
+    if precision != 8 or height == 0 or components not in (1, 3):
+        return UNSUPPORTED, 0, 0, 0
+    for i in range(components):
+        sampling = np.int64(data[at + 7 + 3 * i])
+        tables.components[i, 0] = data[at + 6 + 3 * i]
+        tables.components[i, 1] = sampling >> 4
+        tables.components[i, 2] = sampling & 15
+        tables.components[i, 3] = data[at + 8 + 3 * i]
+        if not (1 <= sampling >> 4 <= 4 and 1 <= sampling & 15 <= 4 and data[at + 8 + 3 * i] <= 3):
+            return CORRUPT_HEADER, 0, 0, 0
+    ids = tables.components[:, 0]
+    if components == 3 and ids[0] == ord("R") and ids[1] == ord("G") and ids[2] == ord("B"):
+        return UNSUPPORTED, 0, 0, 0  # not YCbCr
+    return OK, height, width, components
+
+
+@compiled
+def _read_adobe(data: NDArray[np.uint8], at: int, end: int) -> int:
+    """Adobe's APP14 says in its last byte whether three components are YCbCr; RGB is UNSUPPORTED."""
+    is_adobe = end - at >= 12
+    if is_adobe:
+        for i, letter in enumerate((65, 100, 111, 98, 101)):
+            is_adobe = is_adobe and data[at + i] == letter
+    return UNSUPPORTED if is_adobe and data[at + 11] != 1 else OK
+
+
+@compiled
+def _read_scan(data: NDArray[np.uint8], at: int, end: int, components: int, tables: Tables) -> int:
+    if end - at < 1 or end - at != 4 + 2 * np.int64(data[at]):
+        return CORRUPT_HEADER
+    if data[at] != components:
+        return UNSUPPORTED  # several scans
+    for i in range(components):
+        if data[at + 1 + 2 * i] != tables.components[i, 0]:
+            return UNSUPPORTED
+        quantisation = tables.components[i, 3]
+        if not tables.quantisation_known[quantisation]:
+            return CORRUPT_HEADER
+        for table_class in range(2):
+            number = (np.int64(data[at + 2 + 2 * i]) >> (4 - 4 * table_class)) & 15
+            if number > 3 or not tables.specifications_known[table_class, number]:
+                return CORRUPT_HEADER
+            status, slot = find_tables(tables.store, tables.specifications[table_class, number], table_class)
+            if status != OK:
+                return status
+            tables.components[i, 4 + table_class] = slot
+    spectral = at + 1 + 2 * components
+    whole_spectrum = data[spectral] == 0 and data[spectral + 1] == 63 and data[spectral + 2] == 0
+    return OK if whole_spectrum else CORRUPT_HEADER
+
+
+@compiled
+def _sampling(components: int, tables: Tables) -> tuple[int, int, int]:
+    """``(status, across, down)``"""
+    if components == 1:
+        return OK, 1, 1  # a scan of one component goes block by block, whatever its factors (T.81, A.2.2)
+    across, down = tables.components[0, 1], tables.components[0, 2]
+    for i in range(1, components):
+        if tables.components[i, 1] != 1 or tables.components[i, 2] != 1:
+            return UNSUPPORTED, 0, 0
+    return (OK, across, down) if across <= 2 and down <= 2 else (UNSUPPORTED, 0, 0)

@@ -1,0 +1,1 @@
+"""FFCV pipelines in our loader, and our decoders in an FFCV loader."""

@@ -1,0 +1,1 @@
+"""Network architectures and the changes a recipe applies to them."""

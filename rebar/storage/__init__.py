@@ -1,0 +1,1 @@
+"""Files, locks, caches, buckets and the Hugging Face Hub."""

@@ -1,1 +1,0 @@
-"""What keeps a network from learning its training pictures by heart: one technique a file, on the device."""

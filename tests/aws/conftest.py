@@ -1,0 +1,234 @@
+"""What the cloud's tests share: AWS on loopback, real disks, the commands as a user types them."""
+
+import contextlib
+import functools
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import boto3.session
+import botocore.loaders
+import pytest
+
+from rebar.aws.__main__ import main
+from rebar.cli import run_command
+from tests.aws.disks import Disks, missing
+from tests.aws.loopback_only import sitecustomize as loopback_only
+from tests.aws.strict_aws import REGION, StrictAws
+from tests.conftest import REPOSITORY
+
+loopback_only.uninstall()  # importing it installs it; the tests outside of this folder are not concerned
+
+ZONE = "us-east-1a"
+SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+DISKS_MISSING = missing()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def only_loopback() -> Iterator[None]:
+    loopback_only.install()
+    yield
+    loopback_only.uninstall()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def service_models_are_read_once() -> Iterator[None]:
+    """EC2's is some megabytes of JSON, which every new session would parse again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("botocore.session.create_loader", functools.lru_cache(botocore.loaders.create_loader))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def clients_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a test, for the same environment: making one takes longer than most commands."""
+    made: dict[Any, Any] = {}
+    make = boto3.session.Session.client
+
+    def client(session: boto3.session.Session, service: str, **options: Any) -> Any:
+        environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+        key = (service, session.region_name, environment, "config" in options)
+        if key not in made:
+            made[key] = make(session, service, **options)
+        return made[key]
+
+    monkeypatch.setattr(boto3.session.Session, "client", client)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[StrictAws]:
+    strict = StrictAws()
+    yield strict
+    strict.close()
+
+
+@pytest.fixture
+def aws(server: StrictAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictAws]:
+    """An empty AWS account, which this process and its children find through the environment."""
+    import urllib.request
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    variables = {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "1",  # moto answers what it lacks with 500, which would be tried again
+        "AWS_CONFIG_FILE": "/nonexistent",
+        "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": f"{REPOSITORY / 'tests/aws/loopback_only'}:{REPOSITORY}",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("rebar.aws.client.FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("rebar.aws.snapshots.PAUSE_SECONDS", 0.02)
+    urllib.request.urlopen(urllib.request.Request(f"{server.url}/moto-api/reset", method="POST"), timeout=30).read()
+    server.reset()
+    yield server
+    server.disks = None
+
+
+@pytest.fixture
+def disks(aws: StrictAws) -> Iterator[Disks]:
+    """Real block devices below the account's volumes; in memory, where there is such a folder."""
+    if DISKS_MISSING:
+        pytest.skip(f"no real block devices here: {DISKS_MISSING}")
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="rebar-disks-", dir=memory if memory.is_dir() else None) as folder:
+        made = Disks(Path(folder))
+        aws.disks = made
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def ec2(aws: StrictAws) -> Any:
+    import boto3
+
+    return boto3.client("ec2")
+
+
+@pytest.fixture
+def instance(ec2: Any) -> str:
+    """A running machine in the zone."""
+    return run_instance(ec2)
+
+
+def run_instance(ec2: Any, zone: str = ZONE) -> str:
+    """Start a machine; returns its id."""
+    started = ec2.run_instances(
+        ImageId="ami-0123456789abcdef0",
+        MinCount=1,
+        MaxCount=1,
+        InstanceType="g5.xlarge",
+        Placement={"AvailabilityZone": zone},
+    )
+    return str(started["Instances"][0]["InstanceId"])
+
+
+def cloud(*words: str | Path, expect: int = 0) -> Outcome:
+    """``python -m rebar.aws WORDS`` in this process, which is quicker than a new one; checks the exit status."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        run_command(main, [str(word) for word in words])
+    outcome = Outcome(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+    assert outcome.status == expect, f"exit status {outcome.status}\n{outcome.out}\n{outcome.err}"
+    assert SECRET not in outcome.out + outcome.err
+    return outcome
+
+
+def refused(*words: str | Path) -> str:
+    """The message with which a command ends that cannot be done."""
+    outcome = cloud(*words, expect=1)
+    assert outcome.err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in outcome.err
+    return outcome.err
+
+
+def start_cloud(*words: str | Path) -> "subprocess.Popen[str]":
+    """``python -m rebar.aws WORDS`` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "rebar.aws", *map(str, words)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def killed_at(aws: StrictAws, action: str, *words: str | Path) -> str:
+    """Run a command that is killed when its first ``action`` has taken effect; returns what it printed."""
+    process = start_cloud(*words)
+    aws.kill_after = (action, process.pid)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == -9, f"it was to die at {action}, but: {process.returncode}\n{out}"
+    return out
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, str]]]:
+    """Starts an instance metadata service, version 2 only; the arguments are what it knows, and may be added to."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(**known: str) -> dict[str, str]:
+        class Handler(BaseHTTPRequestHandler):
+            def do_PUT(self) -> None:
+                assert self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
+                self._answer(200, "the-token")
+
+            def do_GET(self) -> None:
+                if self.headers["X-aws-ec2-metadata-token"] != "the-token":
+                    return self._answer(401, "")
+                name = self.path.removeprefix("/latest/meta-data/")
+                return self._answer(200, known[name]) if name in known else self._answer(404, "")
+
+            def _answer(self, status: int, text: str) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
+        return known
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Until something is so; fails where it does not become so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)

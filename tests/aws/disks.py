@@ -1,0 +1,90 @@
+"""Real block devices for moto's volumes: a sparse file each, a loop device while attached.
+
+Attaching makes the link that udev makes on EC2, by the volume's serial number. A snapshot copies what the disk holds
+at that moment: what a mounted file system has not written yet is not in it, as on EBS.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.aws.strict_aws import first
+
+BY_ID = Path("/dev/disk/by-id")
+GIB = 2**30
+
+
+def missing() -> str:
+    """Why there can be no real disks here; empty where there can."""
+    if os.geteuid() != 0:
+        return "not root"
+    for program in ("losetup", "mkfs.ext4", "e2fsck", "blkid", "fsfreeze", "mount"):
+        if shutil.which(program) is None:
+            return f"no {program}"
+    found = subprocess.run(["losetup", "--find"], capture_output=True, text=True)
+    return "" if found.returncode == 0 else f"no loop devices: {found.stderr.strip()}"
+
+
+class Disks:
+    """Follows the calls that succeed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.loops: dict[str, str] = {}
+        BY_ID.mkdir(parents=True, exist_ok=True)
+
+    def file(self, name: str) -> Path:
+        return self.folder / f"{name}.raw"
+
+    def link(self, volume_id: str) -> Path:
+        return BY_ID / ("nvme-Amazon_Elastic_Block_Store_" + volume_id.replace("-", ""))
+
+    def after(self, action: str, parameters: dict[str, str], answer: bytes) -> None:
+        if action == "CreateVolume":
+            volume = self.file(first(answer, "volumeId"))
+            if parameters.get("SnapshotId"):
+                self._copy(self.file(parameters["SnapshotId"]), volume)
+            else:
+                volume.touch()
+            os.truncate(volume, int(parameters["Size"]) * GIB)
+        elif action == "CreateSnapshot":
+            self._copy(self.file(parameters["VolumeId"]), self.file(first(answer, "snapshotId")))
+        elif action == "AttachVolume":
+            self._attach(parameters["VolumeId"])
+        elif action == "DetachVolume":
+            self._detach(parameters["VolumeId"])
+        elif action == "DeleteVolume":
+            self.file(parameters["VolumeId"]).unlink()
+
+    def _copy(self, source: Path, target: Path) -> None:
+        subprocess.run(["cp", "--sparse=always", source, target], check=True)
+
+    def _attach(self, volume_id: str) -> None:
+        loop = _output("losetup", "--find", "--show", str(self.file(volume_id)))
+        self.loops[volume_id] = loop
+        self.link(volume_id).symlink_to(loop)
+
+    def _detach(self, volume_id: str) -> None:
+        loop = self.loops.pop(volume_id)
+        assert not mounted_at(loop), f"{volume_id} was detached while it was mounted"
+        self.link(volume_id).unlink()
+        subprocess.run(["losetup", "--detach", loop], check=True)
+
+    def close(self) -> None:
+        """Leave nothing behind: neither frozen file systems, mounts, loop devices nor links."""
+        for volume_id in list(self.loops):
+            for target in mounted_at(self.loops[volume_id]):
+                subprocess.run(["fsfreeze", "--unfreeze", target], capture_output=True)
+                subprocess.run(["umount", target], check=True)
+            self._detach(volume_id)
+
+
+def mounted_at(device: str) -> list[str]:
+    """Where a device is mounted."""
+    done = subprocess.run(["findmnt", "--noheadings", "--output=TARGET", device], capture_output=True, text=True)
+    return done.stdout.split()
+
+
+def _output(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()

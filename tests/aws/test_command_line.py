@@ -1,0 +1,53 @@
+"""Every command explains itself, with an example that it accepts."""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from rebar.aws.__main__ import build_parser
+from tests.aws.conftest import cloud
+from tests.conftest import REPOSITORY
+
+
+def leaves(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every command, and the end of its help."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        yield path, parser.epilog or ""
+    for action in below:
+        for name, child in action.choices.items():
+            yield from leaves(child, (*path, name))
+
+
+COMMANDS = dict(leaves(build_parser()))
+
+
+def test_the_commands_are_there() -> None:
+    assert {" ".join(path) for path in COMMANDS} >= {
+        *(f"volume {verb}" for verb in ("create", "attach", "mount", "umount", "detach", "delete")),
+        *(f"snapshot {verb}" for verb in ("create", "list", "restore", "verify")),
+        *("data stage", "launch single", "launch multi", "userdata render"),
+        *("cost estimate", "cost sweep", "budget create"),
+    }
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_ends_with_an_example_that_is_accepted(path: tuple[str, ...]) -> None:
+    told = cloud(*path, "--help").out
+    assert "example:\n  python -m rebar.aws" in told
+    words = shlex.split(COMMANDS[path].partition("python -m rebar.aws")[2].replace("\\\n", " "))
+    assert tuple(words[:2]) == path
+    build_parser().parse_args(words)
+
+
+def test_it_runs_as_a_module_without_boto3() -> None:
+    code = "import sys; sys.modules['boto3'] = sys.modules['botocore'] = None\n"
+    code += "from rebar.cli import run_command; from rebar.aws.__main__ import main\n"
+    code += "run_command(main, ['snapshot', 'list'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: boto3 is missing: pip install")

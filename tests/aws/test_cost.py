@@ -1,0 +1,173 @@
+"""Estimates, the sweep and the budget, through the command line; the table of machines against AWS's own answers."""
+
+import gzip
+import json
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import moto
+import pytest
+
+from rebar.aws.instances import TYPES, InstanceType
+from tests.aws.conftest import ZONE, cloud, refused
+from tests.aws.strict_aws import ACCOUNT, Instead, StrictAws
+from tests.conftest import REPOSITORY
+
+RECORDED = Path(moto.__file__).parent / "ec2/resources/instance_types.json.gz"
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Any:
+    """What EC2's DescribeInstanceTypes answered when moto's makers asked it."""
+    with gzip.open(RECORDED) as file:
+        return json.load(file)
+
+
+@pytest.mark.parametrize("machine", [each for each in TYPES if each.family != "p3"], ids=lambda machine: machine.name)
+def test_the_table_is_what_aws_says(recorded: Any, machine: InstanceType) -> None:
+    told = recorded[machine.name]
+    (gpu,) = told["GpuInfo"]["Gpus"]
+    storage = told["InstanceStorageInfo"]
+    assert (gpu["Name"], gpu["Count"]) == (machine.gpu, machine.gpus)
+    assert 0.9 < gpu["MemoryInfo"]["SizeInMiB"] / 1024 / machine.gpu_memory_gib <= 1
+    assert told["VCpuInfo"]["DefaultVCpus"] == machine.vcpus
+    assert told["MemoryInfo"]["SizeInMiB"] == 1024 * machine.memory_gib
+    assert storage["TotalSizeInGB"] == machine.nvme_gb
+    assert sum(disk["Count"] for disk in storage["Disks"]) == machine.nvme_disks
+
+
+@pytest.mark.parametrize("machine", TYPES, ids=lambda machine: machine.name)
+def test_every_machine_has_its_configuration(machine: InstanceType) -> None:
+    text = (REPOSITORY / "rn50_configs" / machine.config).read_text()
+    assert f"world_size: {machine.gpus}" in text
+
+
+def test_the_published_time_is_used_as_it_is(aws: StrictAws) -> None:
+    told = cloud("cost", "estimate", "--instance-type", "p4d.24xlarge", "--epochs", "88").out
+    assert "1.29 h: measured by ffcv-imagenet" in told  # 77.2 minutes
+    assert "$33.74 for 1.54 h" in told
+    assert aws.requests == []
+
+
+def test_other_machines_are_scaled_and_it_is_said(aws: StrictAws) -> None:
+    told = cloud("cost", "estimate", "--instance-type", "g5.xlarge").out
+    assert "5.15 h: scaled by GPU speed" in told
+    assert "not measured" in told
+
+
+def test_a_measured_throughput_wins(aws: StrictAws) -> None:
+    words = ["cost", "estimate", "--instance-type", "g5.xlarge", "--epochs", "18", "--price", "2"]
+    assert "give --images-per-second" in refused(*words)
+    told = cloud(*words, "--images-per-second", "6405.835").out
+    assert "1.00 h: from your 6406 images/s" in told
+    assert "$2.50 for 1.25 h" in told
+
+
+def test_the_spot_price_is_asked_for(aws: StrictAws) -> None:
+    aws.refuse["DescribeSpotPriceHistory"] = answer_with_prices()
+    told = cloud("cost", "estimate", "--instance-type", "g5.xlarge", "--spot").out
+    assert "$0.4012 an hour: spot in us-east-1b" in told
+
+
+def answer_with_prices() -> Instead:
+    items = "".join(
+        f"<item><instanceType>g5.xlarge</instanceType><productDescription>Linux/UNIX</productDescription>"
+        f"<spotPrice>{price}</spotPrice><availabilityZone>{zone}</availabilityZone></item>"
+        for zone, price in (("us-east-1a", "0.501200"), ("us-east-1b", "0.401200"))
+    )
+    return Instead(
+        '<DescribeSpotPriceHistoryResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15"><spotPriceHistorySet>'
+        f"{items}</spotPriceHistorySet></DescribeSpotPriceHistoryResponse>"
+    )
+
+
+# ------------------------------------------------------------------------------------------ sweep
+
+
+CREATE = ["volume", "create", "--role", "beton", "--zone", ZONE, "--size", "100", "--yes", "--run"]
+
+
+def expire(ec2: Any, resource: str) -> None:
+    past = (datetime.now(timezone.utc) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    ec2.create_tags(Resources=[resource], Tags=[{"Key": "rebar:expires", "Value": past}])
+
+
+def ours(ec2: Any, resource: str, run: str = "g5-16") -> str:
+    named = {"rebar:project": "rebar", "rebar:run": run, "rebar:role": "train"}
+    ec2.create_tags(Resources=[resource], Tags=[{"Key": key, "Value": value} for key, value in named.items()])
+    return resource
+
+
+def test_the_sweep_lists_what_costs(aws: StrictAws, ec2: Any, instance: str) -> None:
+    cloud(*CREATE, "imagenet")
+    ours(ec2, instance)
+    ec2.create_volume(AvailabilityZone=ZONE, Size=500, VolumeType="gp3")  # somebody else's
+    told = cloud("cost", "sweep").out
+    assert "g5.xlarge" in told
+    assert "$24.14 a day" in told
+    assert "imagenet/beton" in told
+    assert "detached" in told
+    assert "2 things, about $24.41 a day" in told
+    assert "nothing was changed" not in told
+
+
+def test_the_sweep_ends_only_what_has_expired(aws: StrictAws, ec2: Any, instance: str) -> None:
+    expire(ec2, ours(ec2, instance))
+    cloud(*CREATE, "old")
+    cloud(*CREATE, "new", "--expires-days", "1")
+    (old,) = ec2.describe_volumes(Filters=[{"Name": "tag:rebar:run", "Values": ["old"]}])["Volumes"]
+    expire(ec2, old["VolumeId"])
+    snapshot = ours(ec2, ec2.create_snapshot(VolumeId=old["VolumeId"])["SnapshotId"], "old")
+    expire(ec2, snapshot)
+
+    planned = cloud("cost", "sweep", "--end-expired").out
+    assert f"terminate {instance}" in planned
+    assert aws.sent("TerminateInstances") == []
+
+    done = cloud("cost", "sweep", "--end-expired", "--yes").out
+    assert f"terminated {instance}" in done
+    assert f"kept: {old['VolumeId']} is not deleted: no verified snapshot" in done
+    assert [sent["InstanceId.1"] for sent in aws.sent("TerminateInstances")] == [instance]
+    assert aws.sent("DeleteVolume") == []
+    assert aws.sent("DeleteSnapshot") == []
+
+
+def test_an_expired_copy_of_a_verified_snapshot_is_deleted(aws: StrictAws, ec2: Any) -> None:
+    cloud(*CREATE, "imagenet")
+    (volume,) = ec2.describe_volumes()["Volumes"]
+    snapshot = ours(ec2, ec2.create_snapshot(VolumeId=volume["VolumeId"])["SnapshotId"], "imagenet")
+    aws._snapshots[snapshot] = 0
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    ec2.create_tags(Resources=[snapshot], Tags=[{"Key": "rebar:verified", "Value": now}])
+    cloud("snapshot", "restore", snapshot, "--zone", ZONE, "--run", "g5-16", "--role", "copy", "--yes")
+    (copy,) = ec2.describe_volumes(Filters=[{"Name": "tag:rebar:role", "Values": ["copy"]}])["Volumes"]
+    expire(ec2, copy["VolumeId"])
+    cloud("cost", "sweep", "--end-expired", "--yes")
+    assert [sent["VolumeId"] for sent in aws.sent("DeleteVolume")] == [copy["VolumeId"]]
+
+
+# ------------------------------------------------------------------------------------------ budget
+
+
+def test_a_budget_is_created_once(aws: StrictAws) -> None:
+    import boto3
+
+    words = ["budget", "create", "--limit", "100", "--email", "me@example.com"]
+    assert "nothing was changed" in cloud(*words).out
+    cloud(*words, "--yes")
+    assert "exists already: $100 a month" in cloud(*words, "--yes").out
+    assert "exists with $100 a month, not $200" in refused(*words[:3], "200", *words[4:], "--yes")
+    budgets = boto3.client("budgets")
+    (budget,) = budgets.describe_budgets(AccountId=ACCOUNT)["Budgets"]
+    assert (budget["BudgetName"], budget["BudgetLimit"]["Amount"], budget["TimeUnit"]) == (
+        "rebar-rebar",
+        "100",
+        "MONTHLY",
+    )
+    told = budgets.describe_notifications_for_budget(AccountId=ACCOUNT, BudgetName="rebar-rebar")["Notifications"]
+    assert [each["Threshold"] for each in told] == [50.0, 80.0, 100.0, 100.0]
+
+
+def test_an_address_must_be_one(aws: StrictAws) -> None:
+    assert "is no e-mail address" in cloud("budget", "create", "--limit", "1", "--email", "me", expect=2).err

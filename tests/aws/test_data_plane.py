@@ -1,0 +1,419 @@
+"""Real bytes: file systems on loop devices below moto's volumes, through the command line."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.aws.conftest import ZONE, cloud, killed_at, refused, run_instance
+from tests.aws.disks import Disks, mounted_at
+from tests.aws.strict_aws import Refused, StrictAws
+
+VOLUME = "imagenet/beton"
+CREATE = ["volume", "create", "--run", "imagenet", "--role", "beton", "--zone", ZONE, "--size", "1", "--yes"]
+MIB = 2**20
+
+
+@pytest.fixture
+def folder(tmp_path: Path, disks: Disks) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def attached(disks: Disks, ec2: Any, instance: str) -> str:
+    """A blank volume attached to this machine; its id."""
+    cloud(*CREATE)
+    cloud("volume", "attach", VOLUME, "--instance", instance, "--yes")
+    return next(iter(disks.loops))
+
+
+@pytest.fixture
+def mounted(attached: str, folder: Path) -> str:
+    """The same, formatted, mounted, with some files on it; its id."""
+    cloud("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    fill(folder)
+    return attached
+
+
+def fill(folder: Path) -> None:
+    (folder / "train").mkdir(exist_ok=True)
+    for number in range(12):
+        (folder / "train" / f"{number:02}.bin").write_bytes(os.urandom(50_000 + number))
+    (folder / "val.beton").write_bytes(os.urandom(3 * MIB))
+    (folder / "latest").symlink_to("val.beton")
+
+
+def tags(ec2: Any, resource: str) -> dict[str, str]:
+    found = ec2.describe_tags(Filters=[{"Name": "resource-id", "Values": [resource]}])["Tags"]
+    return {tag["Key"]: tag["Value"] for tag in found}
+
+
+def our_snapshots(aws: StrictAws) -> list[str]:
+    return list(aws._snapshots)
+
+
+def device(disks: Disks, volume_id: str) -> Path:
+    return Path(disks.loops[volume_id])
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file() and "lost+found" not in path.parts]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def position_in(disk: Path, content: bytes) -> int | None:
+    """Where a disk holds some bytes; its holes are skipped."""
+    handle, start = os.open(disk, os.O_RDONLY), 0
+    try:
+        while True:
+            start = os.lseek(handle, start, os.SEEK_DATA)
+            end = os.lseek(handle, start, os.SEEK_HOLE)
+            found = os.pread(handle, end - start, start).find(content)
+            if found >= 0:
+                return start + found
+            start = end
+    except OSError:  # no more data
+        return None
+    finally:
+        os.close(handle)
+
+
+def damage(disk: Path, content: bytes) -> None:
+    """Lose the first block of a file."""
+    position = position_in(disk, content[:4096])
+    assert position is not None
+    with disk.open("r+b") as file:
+        file.seek(position)
+        file.write(bytes(4096))
+
+
+# ------------------------------------------------------------------------------------------ the whole life
+
+
+def test_from_a_blank_volume_to_a_verified_snapshot_and_back(
+    aws: StrictAws, disks: Disks, ec2: Any, instance: str, metadata: Any, folder: Path
+) -> None:
+    metadata(**{"instance-id": instance, "placement/availability-zone": ZONE})
+    cloud(*CREATE)
+    cloud("volume", "attach", VOLUME, "--yes")
+    cloud("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    fill(folder)
+    before = checksums(folder)
+    (original,) = disks.loops
+
+    taken = cloud("snapshot", "create", VOLUME, "--yes")
+    assert "13 files" in taken.out
+    assert mounted_at(disks.loops[original]) == []
+    (snapshot,) = our_snapshots(aws)
+    assert "rebar:verified" not in tags(ec2, snapshot)
+
+    cloud("snapshot", "verify", VOLUME, "--yes")
+    assert "rebar:verified" in tags(ec2, snapshot)
+    assert list(disks.loops) == [original]  # the temporary copy is gone
+    assert "verified" in cloud("snapshot", "list").out
+
+    cloud("volume", "detach", VOLUME, "--yes")
+    cloud("volume", "delete", VOLUME, "--yes")
+    assert not disks.file(original).exists()
+
+    cloud("snapshot", "restore", VOLUME, "--zone", ZONE, "--yes")
+    cloud("volume", "attach", VOLUME, "--yes")
+    cloud("volume", "mount", VOLUME, folder, "--read-only", "--yes")
+    after = checksums(folder)
+    assert after.pop("rebar.sha256") == tags(ec2, snapshot)["rebar:manifest"]
+    assert after == before
+    assert os.readlink(folder / "latest") == "val.beton"
+    known = subprocess.run(["sha256sum", "--check", "--quiet", "rebar.sha256"], cwd=folder, capture_output=True)
+    assert known.returncode == 0, known.stderr  # coreutils reads the manifest too
+
+    cloud("volume", "umount", VOLUME, "--yes")
+    cloud("volume", "detach", VOLUME, "--yes")
+    cloud("volume", "delete", VOLUME, "--yes")  # never written to since it was restored
+
+
+def test_every_step_again_changes_nothing(
+    aws: StrictAws, disks: Disks, instance: str, mounted: str, folder: Path
+) -> None:
+    here = ["--instance", instance]
+    assert "already" in cloud("volume", "mount", VOLUME, folder, "--yes").out
+    cloud("snapshot", "create", VOLUME, "--yes")
+    assert "holds what" in cloud("snapshot", "create", VOLUME, "--yes").out
+    cloud("snapshot", "verify", VOLUME, *here, "--yes")
+    assert "was verified at" in cloud("snapshot", "verify", VOLUME, *here, "--yes").out
+    assert "not mounted" in cloud("volume", "umount", VOLUME, "--yes").out
+    assert len(aws.sent("CreateSnapshot")) == 1
+    assert len(aws.sent("CreateVolume")) == 2
+
+
+# ------------------------------------------------------------------------------------------ formatting
+
+
+def test_a_plan_formats_nothing(disks: Disks, attached: str, folder: Path) -> None:
+    planned = cloud("volume", "mount", VOLUME, folder, "--format", "ext4")
+    assert "make ext4 on /dev/loop" in planned.out
+    assert not any(device(disks, attached).open("rb").read(4 * MIB))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("offset", [0, 1024, 2**30 - 4096])
+def test_what_is_not_blank_is_not_formatted(disks: Disks, attached: str, folder: Path, offset: int) -> None:
+    with device(disks, attached).open("r+b") as file:
+        file.seek(offset)
+        file.write(b"precious")
+    assert "not formatted" in refused("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    with device(disks, attached).open("rb") as file:
+        file.seek(offset)
+        assert file.read(8) == b"precious"
+
+
+def test_another_file_system_is_not_formatted(disks: Disks, attached: str, folder: Path) -> None:
+    subprocess.run(["mkfs.ext4", "-q", device(disks, attached)], check=True)
+    told = refused("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    assert "holds ext4: not formatted" in told
+
+
+def test_a_device_of_another_size_is_not_formatted(disks: Disks, attached: str, folder: Path) -> None:
+    os.truncate(disks.file(attached), 2 * 2**30)
+    subprocess.run(["losetup", "--set-capacity", device(disks, attached)], check=True)
+    assert "bytes, the volume" in refused("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+
+
+def test_a_restored_volume_is_never_formatted(
+    aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
+) -> None:
+    cloud("snapshot", "create", VOLUME, "--yes")
+    cloud("snapshot", "restore", VOLUME, "--zone", ZONE, "--role", "copy", "--yes")
+    cloud("volume", "attach", "imagenet/copy", "--instance", instance, "--yes")
+    (copy,) = set(disks.loops) - {mounted}
+    with device(disks, copy).open("r+b") as file:
+        file.write(bytes(64 * MIB))  # even where nothing can be seen on it
+    assert "never formatted" in refused("volume", "mount", "imagenet/copy", folder, "--format", "ext4", "--yes")
+
+
+def test_an_interrupted_format_is_finished_and_a_strange_one_is_not(
+    aws: StrictAws, disks: Disks, ec2: Any, attached: str, folder: Path
+) -> None:
+    killed_at(aws, "CreateTags", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    kind, identifier = tags(ec2, attached)["rebar:filesystem"].split()
+    assert "was formatted, or begun to be, as ext4" in refused(
+        "volume", "mount", VOLUME, folder, "--format", "xfs", "--yes"
+    )
+    cloud("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    found = subprocess.run(["blkid", "-o", "value", "-s", "UUID", device(disks, attached)], capture_output=True)
+    assert (kind, identifier) == ("ext4", found.stdout.decode().strip())
+
+
+def test_without_format_a_blank_volume_is_not_mounted(disks: Disks, attached: str, folder: Path) -> None:
+    assert "--format ext4 makes one" in refused("volume", "mount", VOLUME, folder, "--yes")
+
+
+def test_a_volume_is_known_by_its_serial_number_only(
+    aws: StrictAws, disks: Disks, attached: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rebar.aws.attach.UDEV_SECONDS", 0.0)
+    disks.link(attached).unlink()
+    told = refused("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    assert "nvme-Amazon_Elastic_Block_Store_vol" in told
+    disks.link(attached).symlink_to("/dev/null")
+    assert "no block device" in refused("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+
+
+# ------------------------------------------------------------------------------------------ snapshots
+
+
+def test_a_snapshot_that_lacks_a_block_is_not_verified(
+    aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
+) -> None:
+    lost = (folder / "train" / "05.bin").read_bytes()
+    cloud("snapshot", "create", VOLUME, "--yes")
+    (snapshot,) = our_snapshots(aws)
+    damage(disks.file(snapshot), lost)
+    told = refused("snapshot", "verify", snapshot, "--instance", instance, "--yes")
+    assert "NOT verified: 1 files differ (train/05.bin has other contents)" in told
+    assert "rebar:verified" not in tags(ec2, snapshot)
+    assert list(disks.loops) == [mounted]  # the copy is kept, but detached
+    (copy,) = [path.stem for path in disks.folder.glob("vol-*") if path.stem != mounted]
+    assert copy in told
+    assert "no verified snapshot" in refused("volume", "delete", copy, "--yes")
+
+
+def test_verified_is_taken_back_when_it_fails_the_next_time(
+    aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
+) -> None:
+    lost = (folder / "val.beton").read_bytes()
+    cloud("snapshot", "create", VOLUME, "--yes")
+    (snapshot,) = our_snapshots(aws)
+    cloud("snapshot", "verify", snapshot, "--instance", instance, "--yes")
+    assert "rebar:verified" in tags(ec2, snapshot)
+    damage(disks.file(snapshot), lost)
+    assert "NOT verified" in refused("snapshot", "verify", snapshot, "--instance", instance, "--again", "--yes")
+    assert "rebar:verified" not in tags(ec2, snapshot)
+
+
+def test_a_snapshot_without_freeze_holds_no_contents(aws: StrictAws, disks: Disks, ec2: Any, mounted: str) -> None:
+    """Why all this: what the file system has not written out is not in a snapshot."""
+    hasty = ec2.create_snapshot(VolumeId=mounted)["SnapshotId"]
+    written = (Path(mounted_at(disks.loops[mounted])[0]) / "val.beton").read_bytes()
+    assert position_in(disks.file(hasty), written[:4096]) is None
+
+
+def test_keep_mounted_freezes_and_thaws(
+    aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
+) -> None:
+    states = []
+
+    def is_frozen() -> None:
+        states.append(subprocess.run(["fsfreeze", "--freeze", folder], capture_output=True).returncode != 0)
+
+    aws.before["CreateSnapshot"] = is_frozen
+    cloud("snapshot", "create", VOLUME, "--keep-mounted", "--yes")
+    assert states == [True]
+    (folder / "after").write_text("writable again")
+    assert mounted_at(disks.loops[mounted]) == [str(folder)]
+    cloud("snapshot", "verify", VOLUME, "--instance", instance, "--yes")
+    cloud("volume", "umount", VOLUME, "--yes")
+    cloud("volume", "detach", VOLUME, "--yes")
+    assert "no verified snapshot" in refused("volume", "delete", VOLUME, "--yes")  # 'after' is in none
+
+
+@pytest.mark.parametrize("words", [[], ["--keep-mounted"]])
+def test_when_aws_refuses_the_file_system_is_let_go(
+    aws: StrictAws, disks: Disks, mounted: str, folder: Path, words: list[str]
+) -> None:
+    aws.refuse["CreateSnapshot"] = Refused("SnapshotCreationPerVolumeRateExceeded", "too many")
+    assert "SnapshotCreationPerVolumeRateExceeded" in refused("snapshot", "create", VOLUME, *words, "--yes")
+    aws.refuse.clear()
+    if words:
+        (folder / "still").write_text("writable")
+    else:
+        cloud("volume", "mount", VOLUME, folder, "--yes")
+    cloud("snapshot", "create", VOLUME, *words, "--yes")
+
+
+def test_what_is_written_meanwhile_stops_the_snapshot(
+    aws: StrictAws, disks: Disks, mounted: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rebar.aws import create_snapshot
+
+    honest = create_snapshot.take_manifest
+
+    def disturbed(target: Path) -> Any:
+        taken = honest(target)
+        (folder / "train" / "03.bin").write_bytes(b"changed")
+        return taken
+
+    monkeypatch.setattr(create_snapshot, "take_manifest", disturbed)
+    for words in ([], ["--keep-mounted"]):
+        told = refused("snapshot", "create", VOLUME, *words, "--yes")
+        assert "1 files changed while their checksums were taken, such as train/03.bin" in told
+        (folder / "writable").write_text("as before")
+        (folder / "writable").unlink()
+    assert aws.sent("CreateSnapshot") == []
+
+
+def test_open_files_stop_the_unmounting(aws: StrictAws, disks: Disks, mounted: str, folder: Path) -> None:
+    with (folder / "val.beton").open("rb"):
+        assert "busy" in refused("snapshot", "create", VOLUME, "--yes")
+    (folder / "writable").write_text("as before")
+    assert aws.sent("CreateSnapshot") == []
+
+
+def test_mounting_for_writing_makes_an_older_snapshot_too_old(
+    aws: StrictAws, disks: Disks, instance: str, mounted: str, folder: Path
+) -> None:
+    cloud("snapshot", "create", VOLUME, "--yes")
+    cloud("snapshot", "verify", VOLUME, "--instance", instance, "--yes")
+    cloud("volume", "mount", VOLUME, folder, "--yes")
+    (folder / "new").write_text("in no snapshot")
+    assert "is mounted on" in refused("volume", "detach", VOLUME, "--yes")
+    cloud("volume", "umount", VOLUME, "--yes")
+    assert "only an available volume is deleted" in refused("volume", "delete", VOLUME, "--yes")
+    cloud("volume", "detach", VOLUME, "--yes")
+    assert "no verified snapshot of it taken after it was last mounted" in refused("volume", "delete", VOLUME, "--yes")
+    assert mounted not in [sent["VolumeId"] for sent in aws.sent("DeleteVolume")]
+
+
+# ------------------------------------------------------------------------------------------ killed
+
+
+@pytest.mark.parametrize("words", [[], ["--keep-mounted"]])
+def test_killed_while_snapshotting(aws: StrictAws, disks: Disks, mounted: str, folder: Path, words: list[str]) -> None:
+    killed_at(aws, "CreateSnapshot", "snapshot", "create", VOLUME, *words, "--yes")
+    if words:  # thawed by the process that outlives it
+        (folder / "writable").write_text("at once")
+        (folder / "writable").unlink()
+    done = cloud("snapshot", "create", VOLUME, *words, "--yes")
+    assert "is complete" in done.out
+    assert len(aws.sent("CreateSnapshot")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["CreateVolume", "AttachVolume", "DetachVolume", "CreateTags", "DeleteVolume"])
+def test_killed_while_verifying(
+    aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, action: str
+) -> None:
+    cloud("snapshot", "create", VOLUME, "--yes")
+    (snapshot,) = our_snapshots(aws)
+    killed_at(aws, action, "snapshot", "verify", VOLUME, "--instance", instance, "--yes")
+    cloud("snapshot", "verify", VOLUME, "--instance", instance, "--yes")
+    assert "rebar:verified" in tags(ec2, snapshot)
+    assert list(disks.loops) == [mounted]
+    assert [path.stem for path in disks.folder.glob("vol-*")] == [mounted]
+
+
+def test_killed_while_creating_and_attaching(aws: StrictAws, disks: Disks, ec2: Any, instance: str) -> None:
+    killed_at(aws, "CreateVolume", *CREATE)
+    assert "exists already" in cloud(*CREATE).out
+    killed_at(aws, "AttachVolume", "volume", "attach", VOLUME, "--instance", instance, "--yes")
+    assert "already" in cloud("volume", "attach", VOLUME, "--instance", instance, "--yes").out
+    assert (len(aws.sent("CreateVolume")), len(aws.sent("AttachVolume"))) == (1, 1)
+
+
+def test_another_machine_cannot_take_it(disks: Disks, ec2: Any, mounted: str) -> None:
+    other = run_instance(ec2)
+    assert "detach it there first" in refused("volume", "attach", VOLUME, "--instance", other, "--yes")
+
+
+# ------------------------------------------------------------------------------------------ the rest
+
+
+def test_check_asks_aws_and_changes_nothing(
+    aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
+) -> None:
+    assert "4: allowed" in cloud("snapshot", "create", VOLUME, "--check").out
+    assert aws.sent("CreateSnapshot") == []
+    assert not (folder / "rebar.sha256").exists()
+    cloud("snapshot", "create", VOLUME, "--yes")
+    assert "1: allowed" in cloud("snapshot", "verify", VOLUME, "--instance", instance, "--check").out
+    assert "allowed" in cloud("volume", "detach", VOLUME, "--check").out
+    assert list(disks.loops) == [mounted]
+
+
+def test_an_unmounted_volume_is_mounted_for_its_snapshot(
+    aws: StrictAws, disks: Disks, ec2: Any, mounted: str, folder: Path
+) -> None:
+    cloud("volume", "umount", VOLUME, "--yes")
+    aws.refuse["CreateSnapshot"] = Refused("InternalError", "later")
+    refused("snapshot", "create", VOLUME, "--yes")
+    assert mounted_at(disks.loops[mounted]) == []
+    aws.refuse.clear()
+    assert "13 files" in cloud("snapshot", "create", VOLUME, "--yes").out
+    assert mounted_at(disks.loops[mounted]) == []
+    assert len(aws.sent("CreateSnapshot")) == 2
+
+
+@pytest.mark.skipif(
+    shutil.which("mkfs.xfs") is None or "\txfs\n" not in Path("/proc/filesystems").read_text(),
+    reason="no xfs here: xfsprogs, or the kernel's part of it, is missing",
+)
+def test_xfs(aws: StrictAws, disks: Disks, ec2: Any, instance: str, attached: str, folder: Path) -> None:
+    cloud("volume", "mount", VOLUME, folder, "--format", "xfs", "--yes")
+    fill(folder)
+    cloud("snapshot", "create", VOLUME, "--keep-mounted", "--yes")
+    cloud("snapshot", "verify", VOLUME, "--instance", instance, "--yes")  # its UUID is mounted already
+    (snapshot,) = our_snapshots(aws)
+    assert "rebar:verified" in tags(ec2, snapshot)

@@ -1,0 +1,120 @@
+"""What docs/aws.md says is so: its commands are accepted, its table is ours, its policies allow what is called."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rebar.aws.__main__ import build_parser
+from tests.aws.conftest import cloud
+from tests.aws.strict_aws import StrictAws
+from tests.conftest import REPOSITORY
+
+GUIDE = (REPOSITORY / "docs/aws.md").read_text()
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", GUIDE, flags=re.DOTALL)).replace("\\\n", " ")
+COMMANDS = [words for line in BLOCKS.splitlines() if (words := shlex.split(line, comments=True))]
+OURS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "rebar.aws"]]
+OPERATOR, MACHINE, SCHEDULER, JOB, SECRETS = map(json.loads, re.findall(r"```json\n(.*?)```", GUIDE, flags=re.DOTALL))
+NOT_BY_NAME = {  # what the permission for a call is named where that is not the call's own name
+    "DescribeBudget": "budgets:ViewBudget",
+    "CreateBudget": "budgets:ModifyBudget",
+    "HeadObject": "s3:GetObject",
+    "PutObject": "s3:PutObject",
+    "UploadFile": "s3:PutObject",
+    "DeleteObject": "s3:DeleteObject",
+    "DescribeJobDefinitions": "batch:DescribeJobDefinitions",
+    "DescribeJobQueues": "batch:DescribeJobQueues",
+    "DescribeComputeEnvironments": "batch:DescribeComputeEnvironments",
+    "ListJobs": "batch:ListJobs",
+    "RegisterJobDefinition": "batch:RegisterJobDefinition",
+    "SubmitJob": "batch:SubmitJob",
+    "CreateTrainingJob": "sagemaker:CreateTrainingJob",
+    "DescribeTrainingJob": "sagemaker:DescribeTrainingJob",
+    "ListTags": "sagemaker:ListTags",
+    "GetObject": "s3:GetObject",
+    "DownloadFile": "s3:GetObject",
+    "ListObjectsV2": "s3:ListBucket",
+    "CreateSchedule": "scheduler:CreateSchedule",
+    "GetServiceQuota": "servicequotas:GetServiceQuota",
+    "GetParameter": "ssm:GetParameter",
+    "GetCallerIdentity": "sts:GetCallerIdentity",
+}
+
+
+def allowed(policy: Any) -> set[str]:
+    return {action for statement in policy["Statement"] for action in statement["Action"]}
+
+
+def called() -> set[str]:
+    """The API calls in the code, as permissions."""
+    code = "\n".join(path.read_text() for path in (REPOSITORY / "rebar/aws").rglob("*.py"))
+    names = set(re.findall(r"\b(?:ec2|s3|budgets|batch|client)\.([a-z]+_[a-z_0-9]+)\(", code))
+    names |= set(re.findall(r'get_paginator\("(\w+)"\)', code))
+    names |= set(re.findall(r'(?:ec2|budgets|client|clients\("\w+"\)), "(\w+)"', code))
+    names |= set(re.findall(r'clients\("[\w-]+"\)\.(\w+)\(', code))
+    names -= {"get_paginator"}
+    calls = {"".join(part.capitalize() for part in name.split("_")) for name in names}
+    return {NOT_BY_NAME.get(call, f"ec2:{call}") for call in calls}
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_every_command_is_accepted(words: list[str]) -> None:
+    if words != ["--help"]:
+        build_parser().parse_args(words)
+
+
+def test_every_group_is_shown() -> None:
+    assert {words[0] for words in OURS} >= {
+        *("volume", "snapshot", "data", "cost", "budget", "launch", "userdata"),
+        *("batch", "sagemaker", "spot", "run"),
+    }
+
+
+def test_the_table_is_the_commands() -> None:
+    assert cloud("cost", "machines").out.strip() in GUIDE
+
+
+def test_the_policies_allow_what_is_called() -> None:
+    assert called() - allowed(OPERATOR) == set()
+    assert len(called()) > 20
+    assert allowed(SCHEDULER) == {"ec2:TerminateInstances"}
+
+
+def test_no_policy_allows_more_than_it_needs() -> None:
+    for policy in (OPERATOR, MACHINE, SCHEDULER, JOB, SECRETS):
+        assert not [action for action in allowed(policy) if "*" in action]
+        for statement in policy["Statement"]:
+            changes = [each for each in statement["Action"] if not re.search(r":(?:Describe|Get|List|View)", each)]
+            assert not changes or statement["Resource"] != "*", statement
+    assert allowed(MACHINE) - allowed(OPERATOR) == set()
+    assert not allowed(MACHINE) & {"ec2:RunInstances", "ec2:TerminateInstances", "iam:PassRole"}
+    assert {action.partition(":")[0] for action in allowed(JOB)} == {"s3", "ecr", "logs"}
+    assert allowed(SECRETS) == {"secretsmanager:GetSecretValue"}
+
+
+def test_skypilot_knows_every_key() -> None:
+    task = yaml.safe_load((REPOSITORY / "scripts/skypilot.yaml").read_text())
+    assert task.keys() <= {"name", "resources", "num_nodes", "workdir", "envs", "setup", "run"}
+    assert "scripts/train_job.sh" in task["run"]
+    assert (REPOSITORY / task["envs"]["CONFIG"]).is_file()
+
+
+AWS = Path(sys.executable).with_name("aws")
+THEIRS = [words for words in COMMANDS if words[0] == "aws" and words[2].startswith("create-")]
+
+
+@pytest.mark.skipif(not AWS.exists(), reason="AWS's command line is not installed")
+@pytest.mark.parametrize("words", THEIRS, ids=lambda words: " ".join(words[:3]))
+def test_what_awss_own_command_line_is_to_create_is_accepted_by_it(words: list[str], aws: StrictAws) -> None:
+    """It checks the parameters, and sends nothing."""
+    done = subprocess.run(
+        [sys.executable, AWS, *words[1:], "--generate-cli-skeleton", "output"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert aws.requests == []

@@ -1,0 +1,302 @@
+"""What jobs of AWS Batch, SageMaker, SkyPilot and Slurm run: the real scripts, with S3 on loopback."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.aws.conftest import cloud, wait_for
+from tests.aws.strict_aws import StrictAws
+from tests.aws.test_run_archive import PLACE, pointer, run_folder, s3
+from tests.conftest import REPOSITORY, Data, read_events
+
+__all__ = ["s3"]
+SCHEDULERS = ("SKYPILOT_", "AWS_BATCH_", "SM_", "SLURM_", "MASTER_", "RESET_SCHED", "FREEZE_LR")
+FROZEN = {"RESET_SCHED": "1", "FREEZE_LR": "1", "FREEZE_LR_VALUE": "0.01"}
+FROZEN_FLAGS = "train_imagenet.py --reset-schedule --freeze-lr=0.01 --config-file"
+PYTHON = """#!/bin/bash
+# Rebar's commands are real; training, and writing, note how they were called and leave what they were told to.
+if [[ $1 == -m && $2 == rebar.aws ]]; then exec "$REAL_PYTHON" "$@"; fi
+echo "$*" >>"$CALLS"
+if [[ $1 == write_dataset.py ]]; then
+    folder=${*: -1}
+    echo part >"$folder/train-00003-of-00008.beton"
+    echo sidecar >"$folder/train-00003-of-00008.beton.json"
+    exit
+fi
+RUN_FOLDER=${RUN_FOLDER:-runs/g5-16}
+mkdir -p "$RUN_FOLDER/checkpoints"
+echo "after $(cat "$RUN_FOLDER/checkpoints/last.pt" 2>/dev/null)" >"$RUN_FOLDER/checkpoints/last.pt"
+if [[ -n $STATE ]]; then
+    printf '{"state": "%s", "reason": "", "epoch": 0, "step": 5, "exit_code": 1, "time": 1}' "$STATE" \\
+        >"$RUN_FOLDER/status.json"
+fi
+if [[ -n ${HOLD:-} ]]; then
+    trap 'exit "$STATUS"' TERM
+    touch "$HOLD"
+    sleep 30 >/dev/null 2>&1 &
+    wait
+fi
+exit "$STATUS"
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The scripts in a repository whose Python is the one above."""
+    repo = tmp_path / "repo"
+    (repo / "scripts").mkdir(parents=True)
+    for name in ("train_job.sh", "write_job.sh", "torchrun_from_env.sh", "schedule_flags.sh", "train.sbatch"):
+        shutil.copy(REPOSITORY / "scripts" / name, repo / "scripts" / name)
+    python = repo / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    return repo
+
+
+def job(script: Path, *words: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run a script as a scheduler would."""
+
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(SCHEDULERS)}
+    more = {
+        "RETRY_SECONDS": "0",
+        "REAL_PYTHON": sys.executable,
+        "STATE": "finished",
+        "STATUS": "0",
+        "REBAR_ROOT": "/nonexistent",
+    }
+    return subprocess.run(
+        [str(script), *map(str, words)],
+        env={**clean, **more, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def train(tree: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    folder = tree / "runs/g5-16"
+    more = {"RUN_FOLDER": str(folder), "CALLS": str(tree / "calls"), "DATA_FOLDER": str(tree / "data")}
+    script = tree / "scripts/train_job.sh"
+    return job(script, "--config-file", "rn50_configs/g5_1gpu.yaml", "--epochs", "16", **{**more, **environment})
+
+
+def put_data(s3: Any) -> None:
+    for name in ("train", "val"):
+        s3.put_object(Bucket="bucket", Key=f"betons/{name}.beton", Body=f"{name} images".encode())
+
+
+def test_a_job_stages_trains_and_uploads(aws: StrictAws, s3: Any, tree: Path) -> None:
+    put_data(s3)
+    done = train(tree, DATA="s3://bucket/betons/", RUN_PLACE=PLACE, RUN_FOLDER="")
+    assert done.returncode == 0, done.stderr
+    assert (tree / "data/val.beton").read_text() == "val images"
+    called = (tree / "calls").read_text()
+    assert "-m torch.distributed.run --nproc_per_node=1 --standalone train_imagenet.py --config-file" in called
+    assert f"--epochs 16 --data.train_dataset {tree}/data/train.beton" in called
+    assert f"--logging.folder {tree}/runs/g5-16 --logging.upload s3://bucket/runs" in called
+    assert pointer(s3)["step"] == 5
+
+
+def test_a_job_takes_the_schedule_from_the_environment(tree: Path) -> None:
+    assert train(tree, **FROZEN).returncode == 0
+    assert FROZEN_FLAGS in (tree / "calls").read_text()
+
+
+def test_an_interrupted_job_says_so(aws: StrictAws, s3: Any, tree: Path) -> None:
+    assert train(tree, RUN_PLACE=PLACE, STATE="interrupted", STATUS="1").returncode == 75
+    assert "must end in the same name" in train(tree, RUN_PLACE=PLACE, RUN_FOLDER=str(tree / "other")).stderr
+
+
+def test_a_job_that_fails_is_not_taken_for_an_interrupted_one(aws: StrictAws, s3: Any, tree: Path) -> None:
+    assert train(tree, RUN_PLACE=PLACE, STATE="failed", STATUS="1").returncode == 1
+    run_folder(tree / "runs/g5-16", step=5, last=b"x", state="interrupted")  # the attempt before; this one says nothing
+    assert train(tree, RUN_PLACE=PLACE, STATE="", STATUS="3").returncode == 3
+
+
+@pytest.mark.parametrize("status", [0, 4])
+def test_a_signal_is_passed_on_and_the_status_is_trainings(status: int, aws: StrictAws, tree: Path) -> None:
+    held = tree / "held"
+    with ThreadPoolExecutor(1) as thread:
+        pending = thread.submit(train, tree, HOLD=str(held), STATUS=str(status), AWS_ENDPOINT_URL="http://127.0.0.1:9")
+        wait_for(held.exists, 30)
+        (job,) = [each for each in psutil.Process().children() if "train_job.sh" in " ".join(each.cmdline())]
+        job.terminate()
+        assert pending.result(timeout=30).returncode == status
+
+
+def test_without_a_place_nothing_is_uploaded(aws: StrictAws, tree: Path) -> None:
+    """As SageMaker does it: data and checkpoints are its own business."""
+    assert train(tree, AWS_ENDPOINT_URL="http://127.0.0.1:9").returncode == 0
+    assert aws.requests == []
+
+
+def test_only_the_first_node_uploads(aws: StrictAws, s3: Any, tree: Path) -> None:
+    node = {"AWS_BATCH_JOB_NUM_NODES": "2", "AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": "10.0.0.1"}
+    assert train(tree, RUN_PLACE=PLACE, AWS_BATCH_JOB_NODE_INDEX="1", **node).returncode == 0
+    assert "--node_rank=1" in (tree / "calls").read_text()
+    assert [each for each in aws.requests if each.action.startswith("PUT /bucket/runs")] == []
+    assert train(tree, RUN_PLACE=PLACE, AWS_BATCH_JOB_NODE_INDEX="0", **node).returncode == 0
+    assert pointer(s3)["step"] == 5
+
+
+def test_a_run_that_cannot_be_uploaded_has_failed(aws: StrictAws, s3: Any, tree: Path) -> None:
+    from tests.aws.strict_aws import Refused
+
+    aws.refuse["PUT /bucket/runs"] = Refused("AccessDenied", "no", 403)
+    done = train(tree, RUN_PLACE=PLACE)
+    assert done.returncode == 1
+    assert "could not be uploaded" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_real_training_is_told_to_stop_and_goes_on(aws: StrictAws, s3: Any, data: Data, tmp_path: Path) -> None:
+    """AWS Batch ends a container with SIGTERM; the next attempt starts with empty disks."""
+    cloud("data", "send", data.train, data.val, "s3://bucket/betons")
+    words = ["--config-file", "rn50_configs/tiny.yaml", "--epochs", "1", "--spot-notice", "off"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(SCHEDULERS)}
+
+    def start(machine: str) -> "subprocess.Popen[str]":
+        folders = {"RUN_FOLDER": str(tmp_path / machine / "g5-16"), "DATA_FOLDER": str(tmp_path / machine / "data")}
+        return subprocess.Popen(
+            [REPOSITORY / "scripts/train_job.sh", *words],
+            env={**clean, **folders, "DATA": "s3://bucket/betons", "RUN_PLACE": PLACE},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    first, log = start("first"), tmp_path / "first/g5-16/log.jsonl"
+
+    def has_begun() -> bool:
+        assert first.poll() is None
+        return log.exists() and any(each["step"] >= 3 for each in read_events(log.parent, "step"))
+
+    wait_for(has_begun, 100)
+    first.send_signal(signal.SIGTERM)
+    told, _ = first.communicate(timeout=100)
+    assert first.returncode == 75, told
+    step = pointer(s3)["step"]
+    assert step == json.loads((tmp_path / "first/g5-16/status.json").read_text())["step"] > 3
+    second = start("second")
+    told, _ = second.communicate(timeout=200)
+    assert second.returncode == 0, told
+    assert json.loads((tmp_path / "second/g5-16/status.json").read_text())["state"] == "finished"
+    steps = [each["step"] for each in read_events(tmp_path / "second/g5-16", "step")]
+    assert steps == sorted(set(steps))
+    assert min(steps) == 0
+
+
+def test_a_part_is_written_and_sent(aws: StrictAws, s3: Any, tree: Path) -> None:
+    more = {"AWS_BATCH_JOB_ARRAY_INDEX": "3", "SHARDS": "8", "RESULTS": "s3://bucket/parts"}
+    words = ["--data-dir", "s3://bucket/imagenet", "--split", "train"]
+    done = job(tree / "scripts/write_job.sh", *words, CALLS=str(tree / "calls"), **more)
+    assert done.returncode == 0, done.stderr
+    called = (tree / "calls").read_text()
+    assert called == f"write_dataset.py {' '.join(words)} --shard 3/8 --write-path {tree}/data/part-3/\n"
+    part = s3.head_object(Bucket="bucket", Key="parts/train-00003-of-00008.beton")
+    assert len(part["Metadata"]["sha256"]) == 64
+    assert s3.get_object(Bucket="bucket", Key="parts/train-00003-of-00008.beton.json")["Body"].read() == b"sidecar\n"
+
+
+# ------------------------------------------------------------------------------------------ SkyPilot, Slurm
+
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+export SLURM_NODEID=0
+exec "$@"
+"""
+SCONTROL = """#!/bin/bash
+case $1 in
+    show) echo localhost ;;
+    *) echo "scontrol $*" >>"$CALLS" ;;
+esac
+"""
+
+
+def sbatch(tree: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run the batch script as Slurm would; srun and scontrol stand in for Slurm's own."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tree / "bin").mkdir(exist_ok=True)
+        (tree / "bin" / name).write_text(text)
+        (tree / "bin" / name).chmod(0o755)
+    (tree / "run").mkdir(exist_ok=True)
+    slurm = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "8"}
+    folders = {"DATA_FOLDER": "/data", "RUN_FOLDER": str(tree / "run"), "SLURM_SUBMIT_DIR": str(tree)}
+    path = {"PATH": f"{tree / 'bin'}:{os.environ['PATH']}", "CALLS": str(tree / "calls")}
+    return job(tree / "scripts/train.sbatch", "--config-file", "x.yaml", **{**slurm, **folders, **path, **environment})
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "requeued"), [("finished", 0, False), ("interrupted", 75, True), ("failed", 1, False)]
+)
+def test_slurm_puts_an_interrupted_job_back(
+    state: str, status: int, requeued: bool, aws: StrictAws, tree: Path
+) -> None:
+    done = sbatch(tree, STATE=state, STATUS=str(min(status, 1)))
+    assert done.returncode == status, done.stderr
+    called = (tree / "calls").read_text()
+    assert "--nproc_per_node=8 --standalone train_imagenet.py --config-file x.yaml" in called
+    assert "--data.train_dataset /data/train.beton --data.val_dataset /data/val.beton" in called
+    assert ("scontrol requeue 17" in called) == requeued
+
+
+def test_slurm_takes_the_schedule_from_the_environment(tree: Path) -> None:
+    assert sbatch(tree, **FROZEN).returncode == 0
+    assert FROZEN_FLAGS in (tree / "calls").read_text()
+
+
+SBATCH = {  # the options that sbatch(1) documents, as far as they are used
+    "job-name": r"\S+",
+    "nodes": r"\d+",
+    "ntasks-per-node": "1",
+    "gpus-per-node": r"\d+",
+    "cpus-per-task": r"\d+",
+    "exclusive": "",
+    "requeue": "",
+    "signal": r"TERM@\d+",
+    "open-mode": "append",
+    "output": r"\S+%j\S*",
+}
+
+
+def test_slurms_lines_are_its_options() -> None:
+
+    lines = (REPOSITORY / "scripts/train.sbatch").read_text().splitlines()
+    block = [line for line in lines if line.startswith("#SBATCH")]
+    assert lines[1 : 1 + len(block)] == block  # Slurm stops reading at the first line that is none
+    for line in block:
+        option = re.fullmatch(r"#SBATCH --([\w-]+)(?:=(.*))?", line)
+        assert option is not None, line
+        assert re.fullmatch(SBATCH[option[1]], option[2] or ""), line
+
+
+@pytest.mark.parametrize("asked", [{}, FROZEN], ids=["as usual", "frozen"])
+def test_skypilots_run_starts_the_job(asked: dict[str, str], aws: StrictAws, s3: Any, tree: Path) -> None:
+    """Its ``run``, with the variables that SkyPilot sets: its own, and what ``envs`` declares."""
+    put_data(s3)
+    task = yaml.safe_load((REPOSITORY / "scripts/skypilot.yaml").read_text())
+    script = tree / "run.sh"
+    script.write_text(f"#!/bin/bash\ncd {tree}\n{task['run']}")
+    script.chmod(0o755)
+    sky = {"SKYPILOT_NODE_IPS": "10.0.0.1", "SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_GPUS_PER_NODE": "4"}
+    assert asked.keys() <= task["envs"].keys()  # no others may be given
+    variables = task["envs"] | {"BUCKET": "bucket", "HOME": str(tree / "home")} | asked
+    more = {"CALLS": str(tree / "calls"), "RUN_FOLDER": str(tree / "runs/g5-16")}
+    done = job(script, **sky, **variables, **more)
+    assert done.returncode == 0, done.stderr
+    training = FROZEN_FLAGS if asked else "train_imagenet.py --config-file"
+    called = (tree / "calls").read_text()
+    assert f"--nproc_per_node=4 --standalone {training} {task['envs']['CONFIG']}" in called
+    assert pointer(s3)["step"] == 5

@@ -1,0 +1,278 @@
+"""Renting machines through the command line, against a strict AWS."""
+
+import base64
+import json
+import signal
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.aws.conftest import cloud, killed_at, refused, start_cloud, wait_for
+from tests.aws.strict_aws import Refused, StrictAws
+
+JOB = ["--run", "g5-16", "--source", "s3://bucket/rebar.tar.gz", "--data", "s3://bucket/betons"]
+JOB += ["--results", "s3://bucket/runs", "--max-hours", "8"]
+ROLE = "arn:aws:iam::123456789012:role/rebar-scheduler"
+RENT = ["--instance-profile", "rebar", "--scheduler-role", ROLE]
+SINGLE = ["launch", "single", *JOB, *RENT, "--instance-type", "g5.xlarge"]
+
+
+@pytest.fixture
+def account(aws: StrictAws) -> StrictAws:
+    """An account that may rent, with the machine's profile, and the data in S3."""
+    import boto3
+
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="bucket")
+    for name in ("train", "val"):
+        s3.put_object(Bucket="bucket", Key=f"betons/{name}.beton", Body=b"images")
+    boto3.client("iam").create_instance_profile(InstanceProfileName="rebar")
+    aws.quotas |= {"L-DB2E81BA": 64, "L-3819A6DF": 8, "L-417A185B": 0}
+    return aws
+
+
+def living(ec2: Any) -> list[Any]:
+    found = ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["pending", "running"]}])
+    return [each for reservation in found["Reservations"] for each in reservation["Instances"]]
+
+
+def schedules() -> list[Any]:
+    import boto3
+
+    scheduler = boto3.client("scheduler")
+    return [scheduler.get_schedule(Name=each["Name"]) for each in scheduler.list_schedules()["Schedules"]]
+
+
+def test_the_plan_says_what_it_costs_and_rents_nothing(account: StrictAws) -> None:
+    told = cloud(*SINGLE).out
+    assert "rent a g5.xlarge (1 × A10G): $1.006 an hour" in told
+    assert "at most $8.14" in told
+    assert account.sent("RunInstances") == []
+    assert "allowed" in cloud(*SINGLE, "--check").out
+    assert account.sent("RunInstances") == []
+
+
+def test_what_is_sent_makes_the_machine_end(account: StrictAws, ec2: Any) -> None:
+    cloud(*SINGLE, "--owner", "vision", "--yes", "--", "--epochs", "16")
+    (sent,) = account.sent("RunInstances")
+    assert sent["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert sent["MetadataOptions.HttpTokens"] == "required"
+    assert sent["BlockDeviceMapping.1.Ebs.DeleteOnTermination"] == "true"
+    assert sent["ImageId"] == "ami-0123456789abcdef0"
+    assert sent["IamInstanceProfile.Name"] == "rebar"
+    assert {sent["TagSpecification.1.ResourceType"], sent["TagSpecification.2.ResourceType"]} == {"instance", "volume"}
+    assert sent["ClientToken"].startswith("rebar-")
+    assert "InstanceMarketOptions.MarketType" not in sent
+    script = base64.b64decode(sent["UserData"]).decode()
+    assert "max_minutes=480" in script
+    assert "--epochs 16" in script
+    (machine,) = living(ec2)
+    tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
+    assert (tags["rebar:run"], tags["rebar:role"], tags["rebar:owner"]) == ("g5-16", "train", "vision")
+    assert tags["rebar:expires"].endswith("T23:59:59.000000Z")
+
+
+def test_a_scheduler_outside_ends_it_too(account: StrictAws, ec2: Any) -> None:
+    cloud(*SINGLE, "--yes")
+    (machine,) = living(ec2)
+    (schedule,) = schedules()
+    assert json.loads(schedule["Target"]["Input"]) == {"InstanceIds": [machine["InstanceId"]]}
+    assert schedule["Target"]["Arn"] == "arn:aws:scheduler:::aws-sdk:ec2:terminateInstances"
+    assert schedule["Target"]["RoleArn"] == ROLE
+    end = datetime.strptime(schedule["ScheduleExpression"], "at(%Y-%m-%dT%H:%M:%S)").replace(tzinfo=timezone.utc)
+    assert timedelta(hours=8) < end - datetime.now(timezone.utc) < timedelta(hours=8, minutes=11)
+
+
+def test_a_machine_that_cannot_be_scheduled_is_terminated(account: StrictAws, ec2: Any) -> None:
+    account.refuse["POST /schedules"] = Refused("AccessDeniedException", "you may not", 403)
+    told = refused(*SINGLE, "--yes")
+    assert "AccessDeniedException" in told
+    assert living(ec2) == []
+    assert len(account.sent("TerminateInstances")) == 1
+
+
+def test_renting_again_finds_the_first(account: StrictAws, ec2: Any) -> None:
+    cloud(*SINGLE, "--yes")
+    assert "exists already" in cloud(*SINGLE, "--yes").out
+    assert len(account.sent("RunInstances")) == 1
+    assert "runs already on" in refused(*SINGLE[:-1], "g5.2xlarge", "--yes")
+
+
+def test_killed_right_after_renting(account: StrictAws, ec2: Any) -> None:
+    killed_at(account, "RunInstances", *SINGLE, "--yes")
+    assert schedules() == []
+    cloud(*SINGLE, "--yes")
+    assert len(living(ec2)) == 1
+    assert len(schedules()) == 1
+
+
+def test_after_the_end_the_same_command_rents_anew(account: StrictAws, ec2: Any) -> None:
+    cloud(*SINGLE, "--yes")
+    (first,) = living(ec2)
+    ec2.terminate_instances(InstanceIds=[first["InstanceId"]])
+    cloud(*SINGLE, "--yes")
+    (second,) = living(ec2)
+    assert first["InstanceId"] != second["InstanceId"]
+
+
+def test_a_machine_that_ec2_has_forgotten_is_not_taken_for_a_new_one(
+    account: StrictAws, ec2: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud(*SINGLE, "--yes")
+    (first,) = living(ec2)
+    account.backend.reservations.clear()
+    monkeypatch.setattr("rebar.aws.launch.NEW_FOR", timedelta(0))
+    cloud(*SINGLE, "--yes")
+    (second,) = living(ec2)
+    assert first["InstanceId"] != second["InstanceId"]
+
+
+def test_spot_is_one_time_and_terminates(account: StrictAws, ec2: Any) -> None:
+    from tests.aws.test_cost import answer_with_prices
+
+    account.refuse["DescribeSpotPriceHistory"] = answer_with_prices()
+    assert "spot: $0.4012 an hour" in cloud(*SINGLE, "--spot", "--yes").out
+    (sent,) = account.sent("RunInstances")
+    assert sent["InstanceMarketOptions.MarketType"] == "spot"
+    assert sent["InstanceMarketOptions.SpotOptions.SpotInstanceType"] == "one-time"
+    assert sent["InstanceMarketOptions.SpotOptions.InstanceInterruptionBehavior"] == "terminate"
+
+
+def test_what_cannot_be_had_is_told_before(account: StrictAws) -> None:
+    multi = ["launch", "multi", *JOB, *RENT, "--yes", "--instance-type"]
+    assert "the account's quota L-417A185B is 0" in refused(*multi, "p4d.24xlarge")
+    cloud(*multi, "g5.12xlarge")
+    told = refused(*multi, "g5.12xlarge", "--run", "another")
+    assert "quota L-DB2E81BA is 64, of which 48 are in use" in told
+    assert "has 4 GPUs: launch multi" in refused(*SINGLE[:-1], "g5.12xlarge")
+    assert "has one GPU: launch single" in refused(*multi, "g5.xlarge")
+    assert "do not fit the 125 GB of NVMe of g4dn.xlarge" in refused(
+        *SINGLE[:-1], "g4dn.xlarge", "--data-gb", "120", "--yes"
+    )
+    assert "is not in Rebar's table" in refused(*SINGLE[:-1], "m5.large")
+    assert "give --root-gb 130" in refused(*SINGLE[:-1], "p3.2xlarge", "--data-gb", "70")
+    assert "not offered in us-east-1e" in refused(*SINGLE, "--run", "third", "--zone", "us-east-1e")
+
+
+def test_data_are_looked_for_before_anything_is_rented(account: StrictAws, ec2: Any) -> None:
+    assert "there is no s3://bucket/other/train.beton" in refused(*SINGLE, "--data", "s3://bucket/other", "--yes")
+    assert "there is no snapshot snap-0123456789abcdef0" in refused(
+        *SINGLE, "--data", "snap-0123456789abcdef0", "--yes"
+    )
+    assert "--data must be an s3:// folder or snap-" in refused(*SINGLE, "--data", "hf:imagenet-1k", "--yes")
+    volume = ec2.create_volume(AvailabilityZone="us-east-1a", Size=400, VolumeType="gp3")["VolumeId"]
+    snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+    told = refused(*SINGLE, "--data", snapshot, "--yes")
+    assert "430 GB of data do not fit the 250 GB of NVMe of g5.xlarge" in told
+    account.refuse["HEAD /bucket"] = Refused("403", "Forbidden", 403)
+    assert "may not be looked at from here" in cloud(*SINGLE, "--yes").out
+    assert len(account.sent("RunInstances")) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--secret", "WANDB_API_KEY=0123456789abcdef0123456789abcdef"],
+        ["--", "--wandb-api-key=0123456789abcdef"],
+        ["--", "AKIAIOSFODNN7EXAMPLE"],
+        ["--source", "https://me:0123456789abcdef@example.com/rebar.git"],
+    ],
+)
+def test_a_secret_does_not_get_into_user_data(account: StrictAws, words: list[str]) -> None:
+    separator = words.index("--") if "--" in words else len(words)
+    told = refused(*SINGLE, "--yes", *words[:separator], *words[separator:])
+    assert "parameter" in told
+    assert "0123456789abcdef" not in told
+    assert "AKIAIOSFODNN7EXAMPLE" not in told
+    assert account.sent("RunInstances") == []
+
+
+# ------------------------------------------------------------------------------------------ validate
+
+
+@pytest.fixture
+def results(account: StrictAws) -> Any:
+    import boto3
+
+    return boto3.client("s3")
+
+
+def report(s3: Any, status: str) -> None:
+    """What the machine uploads at its end."""
+    written = {"run/summary.txt": "all well\n", "run/training/checkpoints/last.pt": "weights"}
+    for name, text in {**written, "machine.log": "a line", "exit-status": f"{status}\n"}.items():
+        s3.put_object(Bucket="bucket", Key=f"runs/rebar/check-1/{name}", Body=text.encode())
+
+
+def validate(out: Path) -> list[str | Path]:
+    words = ["launch", "validate", "--run", "check-1", "--source", "s3://bucket/rebar.tar.gz", "--max-hours", "1"]
+    return [*words, "--results", "s3://bucket/runs", "--data", "s3://bucket/betons", "--out", out, *RENT]
+
+
+@pytest.mark.parametrize("status", ["0", "7"])
+def test_validate_brings_the_report_and_ends_the_machine(
+    account: StrictAws, ec2: Any, results: Any, tmp_path: Path, status: str
+) -> None:
+    assert "nothing was changed" in cloud(*validate(tmp_path / "report")).out
+    account.watch = lambda request: report(results, status) if request.action.startswith("POST /schedules") else None
+    if status == "0":
+        assert "is done" in cloud(*validate(tmp_path / "report"), "--yes").out
+    else:
+        assert "ended with status 7" in refused(*validate(tmp_path / "report"), "--yes")
+    assert (tmp_path / "report" / "run" / "summary.txt").read_text() == "all well\n"
+    assert not list((tmp_path / "report").rglob("*.pt"))
+    assert living(ec2) == []
+    (sent,) = account.sent("RunInstances")
+    assert sent["InstanceType"] == "g4dn.xlarge"
+    script = base64.b64decode(sent["UserData"]).decode()
+    assert """command=(bash -c 'exec ./scripts/validation_run.sh "$DATA_FOLDER"')""" in script
+    assert "data=s3://bucket/betons" in script
+
+
+def test_validate_takes_images_from_the_hub(account: StrictAws, results: Any, tmp_path: Path) -> None:
+    account.watch = lambda request: report(results, "0") if request.action.startswith("POST /schedules") else None
+    plain = [word for word in validate(tmp_path) if word not in ("--data", "s3://bucket/betons")]
+    assert "needs images: --data" in refused(*plain, "--yes")
+    assert "all well" in cloud(*plain, "--data", "hf:imagenet-1k", "--secret", "HF_TOKEN=/rebar/hf", "--yes").out
+    (hub,) = account.sent("RunInstances")
+    script = base64.b64decode(hub["UserData"]).decode()
+    assert "exec ./scripts/validation_run.sh hf:imagenet-1k" in script
+    assert "data=''" in script
+    assert "secret_names=(HF_TOKEN=/rebar/hf)" in script
+
+
+def test_validate_ends_the_machine_when_it_is_told_to_stop(
+    account: StrictAws, ec2: Any, results: Any, tmp_path: Path
+) -> None:
+    process = start_cloud(*validate(tmp_path / "report"), "--yes")
+    wait_for(
+        lambda: any(
+            request.action == "GET /bucket/runs/rebar/check-1/exit-status" for request in account.requests[-3:]
+        ),
+        60,
+    )
+    wait_for(lambda: len(schedules()) == 1, 30)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert living(ec2) == []
+
+
+def test_validate_killed_is_finished_by_the_next(account: StrictAws, ec2: Any, results: Any, tmp_path: Path) -> None:
+    killed_at(account, "RunInstances", *validate(tmp_path / "report"), "--yes")
+    report(results, "0")
+    done = cloud(*validate(tmp_path / "report"), "--yes")
+    assert "nothing is rented" in done.out
+    assert living(ec2) == []
+    assert len(account.sent("RunInstances")) == 1
+
+
+def test_a_machine_that_vanishes_is_noticed(account: StrictAws, ec2: Any, results: Any, tmp_path: Path) -> None:
+    def vanish(request: Any) -> None:
+        if request.action.startswith("POST /schedules"):
+            ec2.terminate_instances(InstanceIds=[machine["InstanceId"] for machine in living(ec2)])
+
+    account.watch = vanish
+    assert "ended with status unknown" in refused(*validate(tmp_path / "report"), "--yes")

@@ -1,0 +1,137 @@
+"""Training jobs of SageMaker through the command line, against a strict AWS."""
+
+import re
+from typing import Any
+
+import botocore.session
+import pytest
+from botocore.validate import ParamValidator
+
+from tests.aws.conftest import cloud, killed_at, refused
+from tests.aws.strict_aws import StrictAws
+
+IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/rebar:1"
+ROLE = "arn:aws:iam::123456789012:role/rebar-job"
+SUBMIT = ["sagemaker", "submit", "--run", "g5-16", "--image", IMAGE, "--data", "s3://bucket/betons"]
+SUBMIT += ["--results", "s3://bucket/runs", "--role-arn", ROLE, "--max-hours", "3", "--instance-type", "g5.12xlarge"]
+
+
+def sent(aws: StrictAws) -> list[dict[str, Any]]:
+    """The requests for training jobs, which AWS's own description of the interface accepts."""
+    bodies = [each.parameters for each in aws.requests if each.action == "CreateTrainingJob"]
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    for body in bodies:
+        shape = model.operation_model("CreateTrainingJob").input_shape
+        assert not (report := ParamValidator().validate(body, shape)).has_errors(), report.generate_report()
+        assert re.fullmatch(model.shape_for("TrainingJobName").metadata["pattern"], body["TrainingJobName"])
+        assert body["ResourceConfig"]["InstanceType"] in model.shape_for("TrainingInstanceType").enum
+        assert body["AlgorithmSpecification"]["TrainingInputMode"] in model.shape_for("TrainingInputMode").enum
+    return bodies  # type: ignore[return-value]
+
+
+def set_status(name: str, status: str) -> None:
+    """What a job has come to; moto's jobs are completed at once."""
+    from moto.backends import get_backend
+
+    get_backend("sagemaker")["123456789012"]["us-east-1"].training_jobs[name].training_job_status = status
+
+
+def test_the_plan_says_what_it_costs_and_submits_nothing(aws: StrictAws) -> None:
+    told = cloud(*SUBMIT, "--spot").out
+    assert "submit rebar-g5-16-1" in told
+    assert "on ml.g5.12xlarge, on managed spot" in told
+    assert "above EC2's $5.67" in told
+    assert "nothing was changed" in told
+    assert sent(aws) == []
+
+
+def test_managed_spot(aws: StrictAws) -> None:
+    cloud(*SUBMIT, "--spot", "--owner", "vision", "--yes", "--", "--epochs", "16")
+    (request,) = sent(aws)
+    assert request["EnableManagedSpotTraining"] is True
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 10_800, "MaxWaitTimeInSeconds": 21_600}
+    place = "s3://bucket/runs/rebar/g5-16"
+    assert request["CheckpointConfig"] == {"S3Uri": f"{place}/run", "LocalPath": "/opt/ml/checkpoints"}
+    (channel,) = request["InputDataConfig"]
+    assert channel["DataSource"]["S3DataSource"] == {
+        "S3DataType": "S3Prefix",
+        "S3Uri": "s3://bucket/betons/",
+        "S3DataDistributionType": "FullyReplicated",
+    }
+    assert channel["InputMode"] == "File"
+    assert request["OutputDataConfig"]["S3OutputPath"].startswith(place)
+    assert request["ResourceConfig"] == {"InstanceType": "ml.g5.12xlarge", "InstanceCount": 1, "VolumeSizeInGB": 120}
+    algorithm = request["AlgorithmSpecification"]
+    assert algorithm["ContainerEntrypoint"] == ["/opt/rebar/scripts/train_job.sh"]
+    assert algorithm["ContainerArguments"] == ["--config-file", "rn50_configs/g5_4gpu.yaml", "--epochs", "16"]
+    assert request["Environment"] == {
+        "RUN_FOLDER": "/opt/ml/checkpoints",
+        "DATA_FOLDER": "/opt/ml/input/data/training",
+    }
+    tags = {tag["Key"]: tag["Value"] for tag in request["Tags"]}
+    assert (tags["rebar:project"], tags["rebar:run"], tags["rebar:owner"]) == ("rebar", "g5-16", "vision")
+
+
+def test_several_nodes_on_demand_reading_from_s3(aws: StrictAws) -> None:
+    told = cloud(*SUBMIT, "--nodes", "2", "--input-mode", "FastFile", "--yes").out
+    assert "through FastFile that is slow" in told
+    (request,) = sent(aws)
+    assert request["ResourceConfig"]["InstanceCount"] == 2
+    assert request["EnableManagedSpotTraining"] is False
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 10_800}
+    assert request["InputDataConfig"][0]["InputMode"] == "FastFile"
+
+
+def test_submitted_once(aws: StrictAws) -> None:
+    killed_at(aws, "CreateTrainingJob", *SUBMIT, "--yes")
+    set_status("rebar-g5-16-1", "InProgress")
+    assert "rebar-g5-16-1 exists already: InProgress" in cloud(*SUBMIT, "--yes").out
+    assert len(sent(aws)) == 1
+
+
+@pytest.mark.parametrize("status", ["Failed", "Stopped", "Completed"])
+def test_the_next_job_goes_on_from_the_checkpoint(aws: StrictAws, status: str) -> None:
+    cloud(*SUBMIT, "--yes")
+    set_status("rebar-g5-16-1", status)
+    told = cloud(*SUBMIT, "--yes").out
+    assert "going on from the run's checkpoint" in told
+    assert ("has completed" in told) == (status == "Completed")
+    first, second = sent(aws)
+    assert second["TrainingJobName"] == "rebar-g5-16-2"
+    assert first["CheckpointConfig"] == second["CheckpointConfig"]
+
+
+def test_somebody_elses_job_of_that_name(aws: StrictAws) -> None:
+    import boto3
+
+    boto3.client("sagemaker").create_training_job(
+        TrainingJobName="rebar-g5-16-1",
+        RoleArn=ROLE,
+        AlgorithmSpecification={"TrainingImage": IMAGE, "TrainingInputMode": "File"},
+        OutputDataConfig={"S3OutputPath": "s3://theirs"},
+        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        StoppingCondition={"MaxRuntimeInSeconds": 60},
+    )
+    aws.requests.clear()
+    assert "does not carry Rebar's tags" in refused(*SUBMIT, "--yes")
+    assert sent(aws) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--instance-type", "g4dn.metal"], "SageMaker has no ml.g4dn.metal"),
+        (["--run", "g5_16"], "choose another --run"),
+        (["--run", "r" * 64], "choose another --run"),
+        (["--spot", "--max-wait-hours", "1"], "not below --max-hours"),
+        (["--data", "betons"], "--data must be an s3:// folder"),
+        (["--instance-type", "g4dn.xlarge", "--data-gb", "120"], "do not fit"),
+        (["--", "--note", "x" * 257], "arguments of 256 letters"),
+        (["--", "--wandb-api-key=0123456789abcdef"], "looks like a secret"),
+    ],
+)
+def test_what_cannot_be_is_told(aws: StrictAws, words: list[str], message: str) -> None:
+    told = refused(*SUBMIT, "--yes", *words)
+    assert message in told
+    assert "0123456789abcdef" not in told
+    assert sent(aws) == []

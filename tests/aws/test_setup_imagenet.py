@@ -1,0 +1,88 @@
+"""scripts/setup_imagenet.sh, from images to a verified snapshot and back, on real disks."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rebar.aws.archives import DEVKIT, TRAIN, VAL
+from tests.aws.archives import NUM_TRAIN, make_archives, serving, val_images
+from tests.aws.conftest import ZONE, cloud
+from tests.aws.disks import Disks
+from tests.aws.strict_aws import StrictAws
+from tests.conftest import REPOSITORY
+
+SCRIPT = REPOSITORY / "scripts" / "setup_imagenet.sh"
+
+
+def script(*words: str, **environment: str) -> str:
+    done = subprocess.run([SCRIPT, *words], env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_wrong_use_is_explained() -> None:
+    done = subprocess.run([SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "setup|snapshot|ebs-only" in done.stderr
+
+
+@pytest.fixture
+def machine(aws: StrictAws, disks: Disks, instance: str, metadata: Any) -> str:
+    """This machine is one of EC2; its id."""
+    metadata(**{"instance-id": instance, "placement/availability-zone": ZONE})
+    return instance
+
+
+@pytest.mark.slow
+def test_from_images_to_a_snapshot_and_back(machine: str, images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    here = {"FOLDER": str(folder), "SIZE": "1", "IMAGENET_SOURCE": str(images), "WRITE_FLAGS": "--subset 40"}
+    script("setup", **here)
+    written = (folder / "val.beton").read_bytes()
+    assert "are there already" in script("setup", **here)
+    assert "verified snap-" in script("snapshot", **here)
+    for verb in ("detach", "delete"):
+        cloud("volume", verb, "imagenet/beton", "--yes")
+    assert script("ebs-only", **here).count("samples   40 in 10 classes") == 2
+    assert (folder / "val.beton").read_bytes() == written
+    cloud("volume", "umount", "imagenet/beton", "--yes")
+
+
+@pytest.mark.slow
+def test_archives_are_downloaded_and_what_was_interrupted_is_finished(
+    disks: Disks, machine: str, tmp_path: Path
+) -> None:
+    folder, archives = tmp_path / "data", make_archives(tmp_path / "archives")
+    with serving() as web:
+        web.files |= {f"/{name}": (archives / name).read_bytes() for name in (TRAIN, DEVKIT)}
+        here = {
+            "FOLDER": str(folder),
+            "SIZE": "1",
+            "ORIGINALS_SIZE": "1",
+            "IMAGENET_DIR": str(tmp_path / "originals"),
+            "IMAGENET_SOURCE": f"{web.url}/{TRAIN}?signature=5ec2e7 {web.url}/{VAL}?signature=5ec2e7",
+            "IMAGENET_MD5": str(archives / "md5sums"),
+            "IMAGENET_DEVKIT": f"{web.url}/{DEVKIT}",
+        }
+        stopped = subprocess.run([SCRIPT, "setup"], env={**os.environ, **here}, capture_output=True, text=True)
+        assert stopped.returncode == 1
+        assert f"{VAL}: the server answered 404" in stopped.stderr
+        web.files[f"/{VAL}"] = (archives / VAL).read_bytes()
+        told = script("setup", "--extract", **here)
+        assert "5ec2e7" not in told + stopped.stdout + stopped.stderr
+        assert [path.partition("?")[0] for path, _ in web.asked] == [f"/{TRAIN}", f"/{VAL}", f"/{VAL}", f"/{DEVKIT}"]
+    for synset, name, content in val_images():
+        assert (tmp_path / "originals/tree/val" / synset / name).read_bytes() == content
+    assert len(disks.loops) == 2
+    told = script("snapshot", **here)
+    assert told.count("are as they were") == 2
+    for role in ("beton", "originals"):
+        cloud("volume", "detach", f"imagenet/{role}", "--yes")
+        cloud("volume", "delete", f"imagenet/{role}", "--yes")
+    shutil.rmtree(folder)
+    assert f"samples   {NUM_TRAIN} in 3 classes" in script("ebs-only", **here)
+    cloud("volume", "umount", "imagenet/beton", "--yes")

@@ -1,0 +1,257 @@
+"""``spot watch`` beside a real training: EC2's notice, the checkpoint in S3, and the next machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.aws.conftest import Outcome, cloud, refused, wait_for
+from tests.aws.strict_aws import StrictAws
+from tests.aws.test_run_archive import PLACE, pointer, run_folder, s3
+from tests.conftest import REPOSITORY, Data, read_events, run, torchrun
+from tests.test_resume import assert_same_run
+
+__all__ = ["s3"]
+Metadata = Callable[..., dict[str, str]]
+WATCH = ["--poll-seconds", "0.1"]
+
+
+def notice(seconds: float = 120) -> dict[str, str]:
+    """As EC2 tells it: the machine ends in so many seconds."""
+    time = datetime.now(timezone.utc) + timedelta(seconds=seconds)
+    return {"spot/instance-action": json.dumps({"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ")})}
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
+    """Starts processes in groups of their own, which end with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(*words: str | Path) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=REPOSITORY,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for_step(folder: Path, process: "subprocess.Popen[bytes]", step: int) -> None:
+    def there() -> bool:
+        assert process.poll() is None, "training ended before it could be interrupted"
+        return (folder / "log.jsonl").exists() and any(each["step"] >= step for each in read_events(folder, "step"))
+
+    wait_for(there, 100)
+
+
+def watch_for(folder: Path, *words: str | Path, expect: int = 0) -> Outcome:
+    return cloud("spot", "watch", folder, PLACE, *WATCH, *words, expect=expect)
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on_on_the_next_machine(
+    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, data: Data, tmp_path: Path
+) -> None:
+    """Two processes under torchrun, both this machine's; the watch sees the notice, they do not.
+
+    The second machine has only the run's name: its own upload finds what the watch brought to S3.
+    """
+    known = metadata()
+
+    def command(folder: Path, *more: str) -> list[str | Path]:
+        words = ["--spot-notice", "off", "--training.batch_size", "8", "--epochs", "1", *more]
+        return torchrun(2, *data.training_command(folder, *words))
+
+    training = start(*command(tmp_path / "first"))
+    wait_for_step(tmp_path / "first", training, 5)
+    known.update(notice())
+    told = watch_for(tmp_path / "first", "--group", str(training.pid), expect=75).out
+    assert "EC2's notice: terminate in 1" in told
+    assert "interrupted at epoch 0" in told
+    step = json.loads((tmp_path / "first/status.json").read_text())["step"]
+    assert pointer(s3)["step"] == step > 5
+    training.wait(timeout=60)
+    second = tmp_path / "second/g5-16"
+    run(*command(second, "--logging.upload", "s3://bucket/runs"))
+    run(*command(tmp_path / "undisturbed"))
+    assert_same_run(second, tmp_path / "undisturbed")
+    assert pointer(s3)["step"] > step
+    assert "is another checkpoint" in refused("run", "fetch", PLACE, tmp_path / "first")
+    cloud("run", "fetch", PLACE, tmp_path / "third")
+    assert_same_run(tmp_path / "third", tmp_path / "undisturbed")
+
+
+# ------------------------------------------------------------------ how else it may end
+
+PROCESS = """
+import json, pathlib, signal, sys, time
+folder, on_signal, after = pathlib.Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+status = json.loads((folder / "status.json").read_text())
+
+def leave(state):
+    if state:
+        status.update(state=state, step=12, time=time.time(), reason="as it says")
+        (folder / "checkpoints/last.pt").write_bytes(b"twelve")
+        (folder / "status.new").write_text(json.dumps(status))
+        (folder / "status.new").rename(folder / "status.json")
+    sys.exit()
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN if on_signal == "ignore" else lambda *_: leave(on_signal))
+(folder / "ready").touch()
+time.sleep(after)
+leave(sys.argv[4])
+"""
+"""Stands in for training where its end is what counts: FOLDER ON_SIGNAL SECONDS STATE_AFTER_THEM."""
+
+
+def begin(start: Any, folder: Path, on_signal: str, seconds: float = 100, after: str = "") -> int:
+    """The id of a process that trains from step 7 on."""
+    run_folder(folder, step=7, last=b"seven", state="running")
+    process = start("-c", PROCESS, folder, on_signal, str(seconds), after)
+    wait_for((folder / "ready").exists)
+    return int(process.pid)
+
+
+def last_in_s3(s3: Any) -> bytes:
+    key = "runs/g5-16/" + pointer(s3)["checkpoints"]["last.pt"]["object"]
+    content: bytes = s3.get_object(Bucket="bucket", Key=key)["Body"].read()
+    return content
+
+
+def test_a_training_that_finishes_is_uploaded_too(
+    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
+) -> None:
+    metadata()
+    pid = begin(start, tmp_path / "run", "ignore", 1.0, "finished")
+    (tmp_path / "pid").write_text(f"{pid}\n")
+    told = watch_for(tmp_path / "run", "--pidfile", tmp_path / "pid").out
+    assert "finished at epoch 0, step 12" in told
+    assert (pointer(s3)["step"], last_in_s3(s3)) == (12, b"twelve")
+
+
+@pytest.mark.parametrize(("state", "message"), [("failed", "training failed: as it says"), ("", "it was killed")])
+def test_a_training_that_fails_is_told(
+    state: str, message: str, aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
+) -> None:
+    metadata()
+    pid = begin(start, tmp_path / "run", "ignore", 0.5, state)
+    assert message in refused("spot", "watch", tmp_path / "run", PLACE, *WATCH, "--pid", str(pid))
+    assert last_in_s3(s3) == (b"twelve" if state else b"seven")
+
+
+def test_a_training_that_does_not_save_leaves_its_checkpoint_before(
+    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
+) -> None:
+    """It hangs; so what there is goes to S3 while there is time."""
+    metadata(**notice(3))
+    pid = begin(start, tmp_path / "run", "ignore")
+    words: list[str | Path] = [
+        "spot",
+        "watch",
+        tmp_path / "run",
+        PLACE,
+        *WATCH,
+        "--upload-seconds",
+        "2",
+        "--pid",
+        str(pid),
+    ]
+    began = time.monotonic()
+    assert "training did not save in time" in refused(*words)
+    assert time.monotonic() - began < 3
+    assert last_in_s3(s3) == b"seven"
+
+
+def test_the_notice_may_come_later_and_a_recommendation_before(
+    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
+) -> None:
+    known = metadata(**{"events/recommendations/rebalance": '{"noticeTime": "2026-11-21T12:00:00Z"}'})
+    pid = begin(start, tmp_path / "run", "interrupted")
+    threading.Timer(0.5, lambda: known.update(notice())).start()
+    told = watch_for(tmp_path / "run", "--pid", str(pid), expect=75)
+    assert told.err.count("EC2 recommends to leave this machine") == 1
+    assert "interrupted at epoch 0, step 12: as it says" in told.out
+
+
+def test_an_earlier_attempts_end_is_not_this_ones(
+    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
+) -> None:
+    metadata(**notice())
+    pid = begin(start, tmp_path / "run", "interrupted")
+    run_folder(tmp_path / "run", step=7, last=b"seven", state="interrupted")  # left by the attempt before
+    assert "step 12" in watch_for(tmp_path / "run", "--pid", str(pid), expect=75).out
+    assert last_in_s3(s3) == b"twelve"
+
+
+def test_a_training_that_is_about_to_end_is_not_taken_for_killed(
+    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
+) -> None:
+    """Its status said that it had finished when the watch began."""
+    metadata()
+    pid = begin(start, tmp_path / "run", "ignore", 1.0)
+    run_folder(tmp_path / "run", step=12, last=b"twelve", state="finished")
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    (tmp_path / "run/status.json").write_text(json.dumps({**status, "time": time.time()}))
+    assert "finished at epoch 1, step 12" in watch_for(tmp_path / "run", "--pid", str(pid)).out
+
+
+def test_a_unit_of_systemd(
+    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemctl is replaced by a program that does to a process what it would do to the unit's."""
+    metadata(**notice())
+    pid = begin(start, tmp_path / "run", "interrupted")
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    "show --property=ActiveState --value rebar")
+        if grep -q "State:.[SR]" /proc/{pid}/status; then echo active; else echo inactive; fi ;;
+    "kill --signal=SIGTERM rebar") kill -TERM {pid} ;;
+    "show --property=MainPID --value rebar") echo {pid} ;;
+    "show --property=ActiveState --value other") echo inactive ;;
+    *) exit 9 ;;
+esac
+"""
+    )
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{systemctl.parent}:{os.environ['PATH']}")
+    assert "unit rebar is asked to stop" in watch_for(tmp_path / "run", "--unit", "rebar", expect=75).out
+    assert "unit other is not active" in refused("spot", "watch", tmp_path / "run", PLACE, "--unit", "other")
+
+
+def test_what_is_not_there_is_told(aws: StrictAws, tmp_path: Path) -> None:
+    words: list[str | Path] = ["spot", "watch", tmp_path, PLACE]
+    assert "there is no process 4194304" in refused(*words, "--pid", "4194304")
+    assert "there is no process group 4194304" in refused(*words, "--group", "4194304")
+    assert "is this command's own" in refused(*words, "--group", str(os.getpgrp()))
+    assert "cannot be read" in refused(*words, "--pidfile", tmp_path / "none")
+    assert "is no folder" in refused("spot", "watch", tmp_path / "none", PLACE, "--pid", "1")
+
+
+def test_a_metadata_service_that_does_not_answer_is_told_once(
+    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
+    pid = begin(start, tmp_path / "run", "ignore", 1.0, "finished")
+    told = watch_for(tmp_path / "run", "--pid", str(pid))
+    assert told.err.count("does not answer: a spot interruption would not be noticed") == 1

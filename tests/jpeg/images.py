@@ -1,0 +1,107 @@
+"""Synthetic photographs, JPEGs of every kind made from them, and what decoding them whole gives."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rebar.jpeg.crop_decoder import CropDecoder, Status
+from rebar.jpeg.turbojpeg import decode_planes, decode_rgb
+
+SAMPLINGS = {
+    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "4:4:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+}
+KINDS = (*SAMPLINGS, "gray")
+FACTORS = {"4:2:0": (2, 2), "4:2:2": (2, 1), "4:4:0": (1, 2), "4:4:4": (1, 1), "gray": (1, 1)}  # across, down
+Box = tuple[int, int, int, int]
+
+
+def photograph(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Soft colours, some hard-edged shapes, and noise: uint8 ``[height, width, 3]``."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3)).astype(np.uint8)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    for _ in range(6):
+        centre = (int(rng.integers(width)), int(rng.integers(height)))
+        colour = tuple(int(level) for level in rng.integers(0, 256, 3))
+        cv2.circle(image, centre, int(rng.integers(1, max(2, min(height, width) // 4))), colour, -1)
+    noisy = image + rng.normal(0, rng.uniform(0, 10), image.shape)
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def encode(
+    image: NDArray[np.uint8],
+    kind: str = "4:2:0",
+    interval: int = 0,
+    quality: int = 90,
+    optimise: bool = False,
+    progressive: bool = False,
+) -> NDArray[np.uint8]:
+    """A JPEG of ``image``, with a restart marker every ``interval`` MCUs."""
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_RST_INTERVAL, interval]
+    settings += [cv2.IMWRITE_JPEG_OPTIMIZE, int(optimise), cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)]
+    if kind == "gray":
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    else:
+        settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[kind]]
+    return cv2.imencode(".jpg", image, settings)[1].ravel()
+
+
+def random_box(rng: np.random.Generator, height: int, width: int) -> Box:
+    """Any box in an image, small and large ones alike."""
+    high, wide = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+    return int(rng.integers(0, height - high + 1)), int(rng.integers(0, width - wide + 1)), high, wide
+
+
+def crop_whole(jpeg: NDArray[np.uint8], box: Box, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Decode everything, crop, and resize to ``size`` (height, width) with cv2 INTER_AREA."""
+    top, left, height, width = box
+    image = decode_rgb(jpeg)[top : top + height, left : left + width]
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).reshape(*size, 3)
+
+
+def crop_fast(
+    decoder: CropDecoder, jpeg: NDArray[np.uint8], box: Box, size: tuple[int, int], flip: bool = False
+) -> tuple[Status, NDArray[np.uint8]]:
+    """One crop by the fast path, between guard bytes that must stay as they are."""
+    guard, guard_bytes = 0xA5, 4096
+    memory = np.full(size[0] * size[1] * 3 + 2 * guard_bytes, guard, np.uint8)
+    out = memory[guard_bytes:-guard_bytes].reshape(1, *size, 3)
+    offsets, sizes = np.zeros(1, np.uint64), np.array([jpeg.size], np.uint64)
+    statuses = decoder.decode_crops(jpeg, offsets, sizes, np.array([box], np.int64), np.array([flip]), out)
+    assert (memory[:guard_bytes] == guard).all(), "bytes before out were written"
+    assert (memory[-guard_bytes:] == guard).all(), "bytes behind out were written"
+    return Status(int(statuses[0])), out[0]
+
+
+def upsample(plane: NDArray[np.float32], axis: int, length: int, smooth: bool) -> NDArray[np.float32]:
+    """libjpeg's "fancy upsampling" along one axis: 3/4 of the nearer sample, 1/4 of the farther; or plain doubling."""
+    plane = np.moveaxis(plane, axis, 0)
+    before, after = np.concatenate([plane[:1], plane[:-1]]), np.concatenate([plane[1:], plane[-1:]])
+    if not smooth:
+        before = after = plane
+    doubled = np.stack([0.75 * plane + 0.25 * before, 0.75 * plane + 0.25 * after], axis=1)
+    return np.moveaxis(doubled.reshape(-1, *plane.shape[1:])[:length], 0, axis)
+
+
+def crop_in_float(jpeg: NDArray[np.uint8], kind: str, box: Box, size: tuple[int, int]) -> NDArray[np.float32]:
+    """What the fast path computes, without its fixed point: planes upsampled, resized, then converted and clamped."""
+    planes = [plane.astype(np.float32) for plane in decode_planes(jpeg)]
+    if kind == "gray":
+        planes += [np.full_like(planes[0], 128)] * 2
+    height, width = planes[0].shape
+    across, down = FACTORS[kind]
+    smooth = planes[1].shape[1] > 2 or across == 1
+    for c in (1, 2):
+        if across == 2:
+            planes[c] = upsample(planes[c], 1, width, smooth)
+        if down == 2:
+            planes[c] = upsample(planes[c], 0, height, smooth)
+    top, left, high, wide = box
+    pixels = np.stack(planes, axis=-1)[top : top + high, left : left + wide]
+    y, cb, cr = np.moveaxis(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA).reshape(*size, 3), -1, 0)
+    cb, cr = cb - 128, cr - 128
+    rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
+    return np.clip(rgb, 0, 255)

@@ -1,0 +1,130 @@
+"""Pipelines that only FFCV knows: its graph, our threads, and errors that reach the caller."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ffcv.fields import FloatField, IntField, NDArrayField
+from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+from ffcv.pipeline.compiler import Compiler
+from ffcv.transforms import Cutout, ModuleWrapper, RandomHorizontalFlip, RandomTranslate, ToTensor, ToTorchImage
+from ffcv.writer import DatasetWriter
+
+from rebar.beton import BetonFile
+from rebar.errors import RebarError
+from rebar.loading import Loader, OrderOption
+from rebar.loading.ffcv.graph import FfcvGraph, PipelineError
+from tests.loading.ffcv.stock_ffcv import Loader as TheirLoader
+
+
+def random_pipelines() -> dict[str, Any]:
+    image = [
+        RandomResizedCropRGBImageDecoder((16, 16)),
+        Cutout(4),
+        RandomTranslate(2),
+        RandomHorizontalFlip(),
+        ToTensor(),
+        ToTorchImage(channels_last=False),
+    ]
+    return {"image": image}
+
+
+def make_loader(beton: BetonFile, pipelines: dict[str, Any], **changes: Any) -> Loader:
+    chosen = {"num_workers": 2, "order": OrderOption.RANDOM, "drop_last": False, **changes}
+    loader = Loader(beton.path, 5, pipelines=pipelines, **chosen)
+    assert isinstance(loader._source, FfcvGraph)
+    return loader
+
+
+def test_batches_do_not_depend_on_the_number_of_threads_and_are_not_overwritten(textures: BetonFile) -> None:
+    one, three = (make_loader(textures, random_pipelines(), num_workers=workers) for workers in (1, 3))
+    for _ in range(2):
+        held = list(one)
+        copies = [(images.clone(), labels.clone()) for images, labels in three]
+        assert [len(labels) for _, labels in held] == [5, 5, 2]
+        for (a, b), (c, d) in zip(held, copies, strict=True):
+            assert torch.equal(a, c)
+            assert torch.equal(b, d)
+
+
+def test_without_randomness_it_is_ffcvs_own_loader(noise: BetonFile) -> None:
+    def pipelines() -> dict[str, Any]:
+        return {"image": [CenterCropRGBImageDecoder((16, 16), 0.9), Cutout(0), ToTensor()]}
+
+    theirs = TheirLoader(str(noise.path), 5, 1, pipelines=pipelines(), drop_last=False)
+    ours = make_loader(noise, pipelines(), order=OrderOption.SEQUENTIAL)
+    for mine, their in zip(ours, theirs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, their, strict=True))
+
+
+def test_fields_of_any_type(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.beton"
+    fields = {"x": NDArrayField(np.dtype("f4"), (3,)), "y": FloatField(), "n": IntField()}
+    writer = DatasetWriter(str(path), fields, num_workers=1)
+    writer.from_indexed_dataset([(np.full(3, i, "f4"), i / 2, i) for i in range(20)])
+    loader = Loader(path, 4, 2, False, OrderOption.QUASI_RANDOM, rank=1, world_size=2)
+    batches = list(loader)
+    assert [len(n) for *_, n in batches] == [4, 4]
+    for x, y, n in batches:
+        assert torch.equal(x, n.float().expand(-1, 3))
+        assert torch.equal(y, n / 2)
+    with pytest.raises(RebarError, match="not opened as a BetonFile"):
+        _ = loader.beton
+
+
+class Fails(torch.nn.Module):
+    """Fails at the second batch."""
+
+    calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == 2:
+            raise OSError("no such luck")
+        return images
+
+
+def test_an_operations_error_reaches_the_caller_at_its_batch(textures: BetonFile) -> None:
+    pipeline = [CenterCropRGBImageDecoder((16, 16), 1), Cutout(1), ToTensor(), ModuleWrapper(Fails())]
+    loader = make_loader(textures, {"image": pipeline}, num_workers=1, order=OrderOption.SEQUENTIAL)
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(PipelineError, match=re.escape("samples 5, 6, 7, 8, 9: OSError: no such luck")) as failed:
+        next(batches)
+    assert isinstance(failed.value.__cause__, OSError)
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+def test_memory_is_used_again(textures: BetonFile) -> None:
+    loader = make_loader(textures, random_pipelines())
+    places = [{images.data_ptr() for images, _ in loader} for _ in range(6)]
+    assert len(set.union(*places)) <= loader.batches_ahead + loader.num_workers + 3
+
+
+def test_torch_and_ffcv_keep_their_threads(textures: BetonFile) -> None:
+    torch_threads, compiler_threads = torch.get_num_threads(), Compiler.num_threads
+    Compiler.num_threads = 3
+    try:
+        list(make_loader(textures, random_pipelines(), num_workers=2))
+        assert Compiler.num_threads == 3
+        assert torch.get_num_threads() == torch_threads
+    finally:
+        Compiler.num_threads = compiler_threads
+
+
+def test_what_only_our_path_can_do_is_refused(textures: BetonFile) -> None:
+    with pytest.raises(RebarError, match="FFCV runs these pipelines"):
+        make_loader(textures, random_pipelines(), on_error="replace")
+    with pytest.raises(RebarError, match="set their decoder's output_size"):
+        next(make_loader(textures, random_pipelines()).epoch(0, 32))
+
+
+def test_a_file_cut_short_is_refused(textures: BetonFile, tmp_path: Path) -> None:
+    short = tmp_path / "short.beton"
+    short.write_bytes(textures.path.read_bytes()[:-100])
+    with pytest.raises(RebarError, match="short"):
+        Loader(short, 5, pipelines=random_pipelines())
