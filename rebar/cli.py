@@ -1,4 +1,4 @@
-"""How every command ends: its result, or one clear message and a non-zero exit status."""
+"""Entry point shared by all commands: exit status, error messages and warnings."""
 
 import os
 import sys
@@ -33,7 +33,8 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         if debug:
             raise
         prefix = f"[rank {_rank()}] " if "RANK" in os.environ else ""
-        print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
+        code = "" if error.code == "error" else f" [{error.code}]"
+        print(f"{prefix}error: {error}{code}", file=sys.stderr, flush=True)
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

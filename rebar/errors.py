@@ -1,9 +1,24 @@
-"""The one exception a user is meant to read."""
+"""The exception for mistakes of the user and faults outside our code."""
 
 
 class RebarError(Exception):
-    """A mistake or a fault outside our code, told in one clear message.
+    """A user mistake or an external fault, reported in one message without a traceback.
 
-    The message says what is wrong, where, and what to do about it. Command-line programs print it
-    without a traceback (see :mod:`rebar.cli`); anything else that is raised is a bug of ours.
+    The message says what is wrong, where, and what to do. ``code`` is a stable identifier such as
+    ``beton-truncated``: scripts and tests depend on the code, not on the wording. ``docs/errors.md`` documents every
+    code with its cause and its fix. Any other exception that reaches the user is a bug.
     """
+
+    def __init__(self, message: str, *, code: str = "error") -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle ``code`` too: worker processes send their errors to the parent."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(cls: type[RebarError], args: tuple[object, ...], attributes: dict[str, object]) -> RebarError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(attributes)
+    return error
