@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from rebar.aws.client import CloudError
+from rebar.aws.client import AwsError
 from rebar.aws.progress import Progress
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
@@ -22,22 +22,22 @@ LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](?:.*/)?([^/]+)")
 
 
 def read_checksums(path: Path) -> dict[str, str]:
-    """File name to MD5, from what ``md5sum`` printed; raises CloudError for anything else."""
+    """File name to MD5, from what ``md5sum`` printed; raises AwsError for anything else."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, ValueError) as error:
-        raise CloudError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+        raise AwsError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
     found = {}
     for number, line in enumerate(lines, 1):
         match = LINE.fullmatch(line)
         if match is None:
-            raise CloudError(f"{path}: line {number} is none of md5sum's (md5sum FILES > {path.name})")
+            raise AwsError(f"{path}: line {number} is none of md5sum's (md5sum FILES > {path.name})")
         found[match[2]] = match[1].lower()
     return found
 
 
 def require_whole(path: Path, checksums: Mapping[str, str]) -> None:
-    """Raises CloudError where a file has another MD5 than the one known for its name; asked again, it is not read."""
+    """Raises AwsError where a file has another MD5 than the one known for its name; asked again, it is not read."""
     wanted = checksums.get(path.name)
     if wanted is None:
         return
@@ -47,7 +47,7 @@ def require_whole(path: Path, checksums: Mapping[str, str]) -> None:
         return
     found = md5_of(path)
     if found != wanted:
-        raise CloudError(
+        raise AwsError(
             f"{path}: its MD5 is {found}, not {wanted}: it is damaged or another file; delete it and run the command "
             "again, or, if it is what you want, give its MD5 with --md5"
         )

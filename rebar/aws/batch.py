@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rebar.aws.client import Clients, CloudError, translate_aws_error
+from rebar.aws.client import AwsError, Clients, translate_aws_error
 from rebar.aws.instances import BY_NAME, PRICES_FROM
-from rebar.aws.plan import Call, Mode, Step, agreed
+from rebar.aws.plan import Call, Mode, Step, confirm_plan
 from rebar.aws.sagemaker import Container
-from rebar.aws.tags import PREFIX, Identity, as_list, require_ours
+from rebar.aws.tags import PREFIX, Identity, as_list, require_our_tags
 
 MOST_ATTEMPTS = 10
 LARGEST_SHM = 16 * 1024
@@ -43,17 +43,17 @@ class Definition:
 
     def __post_init__(self) -> None:
         if not 1 <= self.attempts <= MOST_ATTEMPTS:
-            raise CloudError(f"--attempts must be from 1 to {MOST_ATTEMPTS}: AWS Batch allows no more")
+            raise AwsError(f"--attempts must be from 1 to {MOST_ATTEMPTS}: AWS Batch allows no more")
         if self.max_hours * 3600 < 60:
-            raise CloudError("--max-hours must be at least a minute: AWS Batch allows no less")
+            raise AwsError("--max-hours must be at least a minute: AWS Batch allows no less")
         if self.container.secrets and not self.execution_role:
-            raise CloudError("--secret needs --execution-role: the role with which Batch fetches them (docs/aws.md)")
+            raise AwsError("--secret needs --execution-role: the role with which Batch fetches them (docs/aws.md)")
         if self.shards and self.nodes > 1:
-            raise CloudError("choose one of --nodes and --shards")
+            raise AwsError("choose one of --nodes and --shards")
 
     @property
     def name(self) -> str:
-        """Of the definition, and of the jobs made of it. Raises CloudError where Batch takes no such name."""
+        """Of the definition, and of the jobs made of it. Raises AwsError where Batch takes no such name."""
         return job_name(self.identity)
 
     def request(self) -> dict[str, Any]:
@@ -100,10 +100,10 @@ class Definition:
 
 
 def job_name(identity: Identity) -> str:
-    """What AWS calls the run; raises CloudError where its names cannot hold it."""
+    """What AWS calls the run; raises AwsError where its names cannot hold it."""
     name = f"{identity.project}-{identity.run}-{identity.role}"
     if "." in name or len(name) > 128:
-        raise CloudError(
+        raise AwsError(
             f"{name!r}: AWS Batch's names are letters, digits, '-' and '_' (at most 128): choose another --run"
         )
     return name
@@ -146,7 +146,7 @@ def register(clients: Clients, definition: Definition, mode: Mode) -> str | None
         Step(f"it runs {' '.join(container.command)}"),
         Step("registering costs nothing; " + most_it_costs(request)),
     ]
-    if not agreed(mode, f"job definition {definition.identity}", steps):
+    if not confirm_plan(mode, f"job definition {definition.identity}", steps):
         return None
     answer = Call(clients("batch"), "register_job_definition", request).send("registering a job definition")
     print(f"registered {answer['jobDefinitionArn']}")
@@ -154,7 +154,7 @@ def register(clients: Clients, definition: Definition, mode: Mode) -> str | None
 
 
 def newest_definition(clients: Clients, identity: Identity) -> Mapping[str, Any] | None:
-    """The newest active revision of a run's definition; raises CloudError where it is not ours."""
+    """The newest active revision of a run's definition; raises AwsError where it is not ours."""
     name = job_name(identity)
     with translate_aws_error(f"looking for the job definition {name}"):
         pages = (
@@ -164,23 +164,23 @@ def newest_definition(clients: Clients, identity: Identity) -> Mapping[str, Any]
     if not found:
         return None
     newest: Mapping[str, Any] = max(found, key=lambda each: int(each["revision"]))
-    require_ours({"Tags": as_list(newest.get("tags") or {})}, name, identity.project)
+    require_our_tags({"Tags": as_list(newest.get("tags") or {})}, name, identity.project)
     return newest
 
 
 def submit(clients: Clients, identity: Identity, queue: str, mode: Mode) -> str | None:
     """Submit a job of a run's definition, or find the one that waits or runs; its id, None where only a plan was shown.
 
-    Raises CloudError where the queue does not suit it: several nodes on spot, a queue that takes no jobs.
+    Raises AwsError where the queue does not suit it: several nodes on spot, a queue that takes no jobs.
     """
     definition = newest_definition(clients, identity)
     if definition is None:
-        raise CloudError(f"there is no job definition {job_name(identity)}: batch register first")
+        raise AwsError(f"there is no job definition {job_name(identity)}: batch register first")
     name = job_name(identity)
     kinds = _require_queue(clients, queue, several_nodes=definition["type"] == "multinode")
     existing = _unfinished(clients, queue, name)
     if len(existing) > 1:
-        raise CloudError(
+        raise AwsError(
             f"several jobs are called {name}: {', '.join(existing)}; end all but one (aws batch terminate-job)"
         )
     if existing:
@@ -203,7 +203,7 @@ def submit(clients: Clients, identity: Identity, queue: str, mode: Mode) -> str 
         Step(f"submit {what}{name} (revision {definition['revision']}) to the queue {queue} ({', '.join(kinds)})"),
         Step(most_it_costs(definition)),
     ]
-    if not agreed(mode, f"job {identity}", steps):
+    if not confirm_plan(mode, f"job {identity}", steps):
         return None
     answer = Call(clients("batch"), "submit_job", request).send(f"submitting {name}")
     print(f"submitted {answer['jobId']}; its log: aws batch describe-jobs --jobs {answer['jobId']}")
@@ -233,21 +233,19 @@ def _require_queue(clients: Clients, queue: str, *, several_nodes: bool) -> list
     with translate_aws_error(f"looking at the job queue {queue}"):
         found = batch.describe_job_queues(jobQueues=[queue])["jobQueues"]
         if not found:
-            raise CloudError(f"there is no job queue {queue} in this region (docs/aws.md says how to make one)")
+            raise AwsError(f"there is no job queue {queue} in this region (docs/aws.md says how to make one)")
         if found[0]["state"] != "ENABLED":
-            raise CloudError(
-                f"the job queue {queue} is {found[0]['state']}: aws batch update-job-queue --state ENABLED"
-            )
+            raise AwsError(f"the job queue {queue} is {found[0]['state']}: aws batch update-job-queue --state ENABLED")
         names = [each["computeEnvironment"] for each in found[0]["computeEnvironmentOrder"]]
         environments = batch.describe_compute_environments(computeEnvironments=names)["computeEnvironments"]
     resources = [each.get("computeResources") or {} for each in environments]
     kinds = sorted({str(each.get("type", "unmanaged")) for each in resources})
     if several_nodes and set(kinds) != {"EC2"}:
-        raise CloudError(
+        raise AwsError(
             f"the queue {queue} has machines of {', '.join(kinds)}: AWS Batch runs several nodes on demand (EC2) only"
         )
     if any(kind.startswith("FARGATE") for kind in kinds):
-        raise CloudError(f"the queue {queue} is Fargate's, which has no GPUs")
+        raise AwsError(f"the queue {queue} is Fargate's, which has no GPUs")
     for environment, each in zip(environments, resources, strict=True):
         if each.get("minvCpus"):
             print(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rebar.aws.client import Clients, CloudError, code_of, translate_aws_error
+from rebar.aws.client import AwsError, Clients, code_of, translate_aws_error
 from rebar.aws.instances import BY_NAME, InstanceType, require_room
 from rebar.aws.snapshots import SNAPSHOT_ID, describe_snapshot
 from rebar.aws.sweep import find_instances
@@ -36,12 +36,12 @@ SYSTEM_GB = 40
 def data_gb(clients: Clients, data: str) -> int | None:
     """How many GB ``s3://…`` holds in train.beton and val.beton, or a snapshot at most; None where it is not told.
 
-    Raises CloudError where there are no such data: a machine would look for them in vain.
+    Raises AwsError where there are no such data: a machine would look for them in vain.
     """
     if SNAPSHOT_ID.fullmatch(data):
         snapshot = describe_snapshot(clients, data)
         if snapshot is None:
-            raise CloudError(f"there is no snapshot {data} in this region")
+            raise AwsError(f"there is no snapshot {data} in this region")
         return -(-snapshot["VolumeSize"] * GIB // GB)
     if not data.startswith("s3://"):
         return None
@@ -52,7 +52,7 @@ def data_gb(clients: Clients, data: str) -> int | None:
 
 
 def require_fit(clients: Clients, machine: InstanceType, data: str, gigabytes: int | None, root_gb: int) -> None:
-    """Raises CloudError where the data do not fit the machine's disks, or cannot be found on it.
+    """Raises AwsError where the data do not fit the machine's disks, or cannot be found on it.
 
     ``gigabytes``: how large they are, where the user says so; else it is asked. ``root_gb``: of the system disk.
     """
@@ -60,11 +60,9 @@ def require_fit(clients: Clients, machine: InstanceType, data: str, gigabytes: i
     if machine.nvme_gb:
         require_room(machine, gigabytes)
     elif root_gb < gigabytes + SYSTEM_GB:
-        raise CloudError(
-            f"{machine.name} has no disks of its own: give --root-gb {gigabytes + 60}, for system and data"
-        )
+        raise AwsError(f"{machine.name} has no disks of its own: give --root-gb {gigabytes + 60}, for system and data")
     if not machine.tells_serials and data.startswith("snap-"):
-        raise CloudError(f"{machine.name} is older than Nitro and does not tell which disk is a volume: --data s3://…")
+        raise AwsError(f"{machine.name} is older than Nitro and does not tell which disk is a volume: --data s3://…")
 
 
 def _object_size(clients: Clients, bucket: str, key: str) -> int | None:
@@ -76,7 +74,7 @@ def _object_size(clients: Clients, bucket: str, key: str) -> int | None:
             return size
         except ClientError as error:
             if code_of(error) in ("404", "NoSuchKey"):
-                raise CloudError(f"there is no s3://{bucket}/{key}: upload it first, or give another --data") from None
+                raise AwsError(f"there is no s3://{bucket}/{key}: upload it first, or give another --data") from None
             if code_of(error) == "403":
                 print(f"note: s3://{bucket}/{key} may not be looked at from here; the machine will see")
                 return None
@@ -93,16 +91,16 @@ def zones_offering(clients: Clients, machine: InstanceType) -> list[str]:
 
 
 def require_offered(clients: Clients, machine: InstanceType, zone: str | None) -> None:
-    """Raises CloudError where the type is not offered in the zone, or nowhere in the region."""
+    """Raises AwsError where the type is not offered in the zone, or nowhere in the region."""
     zones = zones_offering(clients, machine)
     if not zones:
-        raise CloudError(f"{machine.name} is not offered in this region")
+        raise AwsError(f"{machine.name} is not offered in this region")
     if zone is not None and zone not in zones:
-        raise CloudError(f"{machine.name} is not offered in {zone}, but in {', '.join(zones)}")
+        raise AwsError(f"{machine.name} is not offered in {zone}, but in {', '.join(zones)}")
 
 
 def require_quota(clients: Clients, machine: InstanceType, *, spot: bool) -> None:
-    """Raises CloudError where the account's vCPU quota is below what the type needs, besides our own machines."""
+    """Raises AwsError where the account's vCPU quota is below what the type needs, besides our own machines."""
     from botocore.exceptions import ClientError
 
     code = QUOTAS.get((machine.family, spot)) or QUOTAS[machine.name[0], spot]
@@ -123,19 +121,19 @@ def require_quota(clients: Clients, machine: InstanceType, *, spot: bool) -> Non
         and (instance.get("InstanceLifecycle") == "spot") == spot
     )
     if used + machine.vcpus > quota:
-        raise CloudError(
+        raise AwsError(
             f"{machine.name} needs {machine.vcpus} vCPUs, but the account's quota {code} is {quota:.0f}"
             f"{f', of which {used} are in use' if used else ''}: ask for more (docs/aws.md), which takes hours to days"
         )
 
 
 def spot_price(clients: Clients, machine: InstanceType) -> SpotPrice:
-    """The lowest spot price in the region now; raises CloudError where there is none."""
+    """The lowest spot price in the region now; raises AwsError where there is none."""
     with translate_aws_error(f"asking for the spot price of {machine.name}"):
         answer = clients.ec2.describe_spot_price_history(
             InstanceTypes=[machine.name], ProductDescriptions=["Linux/UNIX"], StartTime=now()
         )
     offers = [SpotPrice(float(each["SpotPrice"]), each["AvailabilityZone"]) for each in answer["SpotPriceHistory"]]
     if not offers:
-        raise CloudError(f"AWS names no spot price for {machine.name} in this region")
+        raise AwsError(f"AWS names no spot price for {machine.name} in this region")
     return min(offers, key=lambda offer: offer.dollars)

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from rebar.errors import RebarError
 
 
-class CloudError(RebarError):
+class AwsError(RebarError):
     """Something in the cloud, or on the machine beside it, that stops a command."""
 
 
@@ -63,30 +63,30 @@ def code_of(error: Exception) -> str:
 
 @contextmanager
 def translate_aws_error(doing: str) -> Iterator[None]:
-    """Turn what boto3 raises into a CloudError that says what was being done, and what to do."""
+    """Turn what boto3 raises into a AwsError that says what was being done, and what to do."""
     try:
         from botocore import exceptions, parsers
     except ImportError:
-        raise CloudError("boto3 is missing: pip install 'rebar[aws]' (or: pip install boto3)") from None
+        raise AwsError("boto3 is missing: pip install 'rebar[aws]' (or: pip install boto3)") from None
     try:
         yield
     except exceptions.ClientError as error:
         code, message = code_of(error), error.response.get("Error", {}).get("Message", "")
         advice = ADVICE.get(code.split(".")[0]) or ADVICE.get(code)
         text = f"{doing}: AWS answered {code}: {without_secrets(message)}"
-        raise CloudError(f"{text.rstrip('.')}; {advice}" if advice else text) from None
+        raise AwsError(f"{text.rstrip('.')}; {advice}" if advice else text) from None
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
-        raise CloudError(
+        raise AwsError(
             f"{doing}: no AWS credentials: run 'aws configure' or 'aws sso login', or give the machine an IAM role"
         ) from None
     except exceptions.NoRegionError:
-        raise CloudError(f"{doing}: no region: give --region, or set AWS_DEFAULT_REGION") from None
+        raise AwsError(f"{doing}: no region: give --region, or set AWS_DEFAULT_REGION") from None
     except parsers.ResponseParserError:
-        raise CloudError(
+        raise AwsError(
             f"{doing}: what answered is not AWS (a proxy's page?): check AWS_ENDPOINT_URL and the proxy"
         ) from None
     except (exceptions.BotoCoreError, exceptions.HTTPClientError) as error:
-        raise CloudError(f"{doing}: {without_secrets(str(error))}") from None
+        raise AwsError(f"{doing}: {without_secrets(str(error))}") from None
 
 
 CONNECT_SECONDS, READ_SECONDS = 10, 60
@@ -100,7 +100,7 @@ class Clients:
     region: str | None = None
 
     def __call__(self, service: str) -> Any:
-        """A client of a service; raises CloudError without boto3 or region."""
+        """A client of a service; raises AwsError without boto3 or region."""
         with translate_aws_error(f"connecting to {service}"):
             from botocore.config import Config
 
@@ -123,7 +123,7 @@ class Clients:
         try:
             import boto3
         except ImportError:
-            raise CloudError("boto3 is missing: pip install 'rebar[aws]' (or: pip install boto3)") from None
+            raise AwsError("boto3 is missing: pip install 'rebar[aws]' (or: pip install boto3)") from None
         return boto3.session.Session(region_name=self.region)
 
 
@@ -134,14 +134,14 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds
 def wait_until(what: str, look: Callable[[], T], done: Callable[[T], bool], *, seconds: float) -> T:
     """Look again and again until ``done``; tells about it once a minute.
 
-    ``look`` and ``done`` may raise to end the wait. Raises CloudError after ``seconds``.
+    ``look`` and ``done`` may raise to end the wait. Raises AwsError after ``seconds``.
     """
     began = told = time.monotonic()
     pause = FIRST_PAUSE
     while not done(seen := look()):
         waited = time.monotonic() - began
         if waited > seconds:
-            raise CloudError(f"{what}: not after {waited:.0f} s; look in the AWS console, then run the command again")
+            raise AwsError(f"{what}: not after {waited:.0f} s; look in the AWS console, then run the command again")
         if time.monotonic() - told > 60:
             print(f"  waiting for {what} ({waited / 60:.0f} min)", flush=True)
             told = time.monotonic()
@@ -160,12 +160,12 @@ PACKAGES = {
 
 
 def run_program(*words: str, accept: tuple[int, ...] = (0,)) -> "subprocess.CompletedProcess[str]":
-    """Run a program; raises CloudError where it is missing or ends with another status than ``accept``."""
+    """Run a program; raises AwsError where it is missing or ends with another status than ``accept``."""
     if shutil.which(words[0]) is None:
         package = PACKAGES.get(words[0], "util-linux")
-        raise CloudError(f"the program {words[0]} is missing: install {package} (apt-get install {package})")
+        raise AwsError(f"the program {words[0]} is missing: install {package} (apt-get install {package})")
     done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode not in accept:
         reason = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]
-        raise CloudError(f"{' '.join(words)}: exit status {done.returncode}: {reason}")
+        raise AwsError(f"{' '.join(words)}: exit status {done.returncode}: {reason}")
     return done

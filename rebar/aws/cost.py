@@ -9,7 +9,7 @@ What a training will take and cost, and where each figure comes from.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rebar.aws.client import CloudError
+from rebar.aws.client import AwsError
 from rebar.aws.instances import InstanceType
 
 PRICES_OF = "us-east-1 list prices"
@@ -49,14 +49,14 @@ class Estimate:
 def estimate(machine: InstanceType, epochs: int, images_per_second: float | None = None) -> Estimate:
     """How long ``epochs`` take: by a throughput you measured, else scaled from ffcv-imagenet's published times.
 
-    Raises CloudError for a length that has no published time where no throughput is given.
+    Raises AwsError for a length that has no published time where no throughput is given.
     """
     if images_per_second:
         hours = epochs * TRAIN_IMAGES / images_per_second / 3600
         return Estimate(hours, f"from your {images_per_second:.0f} images/s, without validation")
     if epochs not in MINUTES_ON_8_A100:
         lengths = ", ".join(map(str, MINUTES_ON_8_A100))
-        raise CloudError(
+        raise AwsError(
             f"there is no published time for {epochs} epochs: give --images-per-second, or one of {lengths} epochs"
         )
     hours = MINUTES_ON_8_A100[epochs] / 60 * 8 / (machine.gpus * SPEED_IN_A100[machine.gpu])

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rebar.aws.attach import device_of
-from rebar.aws.client import Clients, CloudError, run_program
+from rebar.aws.client import AwsError, Clients, run_program
 from rebar.aws.cost import SNAPSHOT_GB_MONTH
 from rebar.aws.filesystem import frozen, mount_device
 from rebar.aws.manifest import Manifest, Stamp, manifest_of, read_manifest, stamps_of, write_manifest
 from rebar.aws.mount import only_mount_of, unmount
-from rebar.aws.plan import Call, Mode, Step, agreed
+from rebar.aws.plan import Call, Mode, Step, confirm_plan
 from rebar.aws.snapshots import Snapshot, find_snapshots, wait_past, wait_until_complete
 from rebar.aws.tags import (
     COMPLETED,
@@ -44,11 +44,11 @@ def create_snapshot(clients: Clients, volume: Volume, mode: Mode, *, keep_mounte
     device = device_of(volume_id)
     mounted = only_mount_of(device)
     if keep_mounted and mounted is None:
-        raise CloudError(f"{volume_id} is not mounted: leave --keep-mounted away")
+        raise AwsError(f"{volume_id} is not mounted: leave --keep-mounted away")
     if (mounted is None or not mounted.writable) and (found := _taken_since_last_mount(clients, volume)):
         print(f"{found} holds what {volume_id} holds")
         return _complete(clients, found) if mode is Mode.DO else None
-    if not agreed(mode, f"snapshot of {volume_id}", _steps(clients, volume, mounted is not None, keep_mounted)):
+    if not confirm_plan(mode, f"snapshot of {volume_id}", _steps(clients, volume, mounted is not None, keep_mounted)):
         return None
     if mounted is not None:
         begun = _begin_from(clients, volume_id, device, mounted.target, keep_mounted=keep_mounted)
@@ -112,7 +112,7 @@ def take_manifest(target: Path) -> tuple[dict[str, Stamp], Manifest]:
         try:
             write_manifest(target, manifest)
         except OSError as error:
-            raise CloudError(f"{target}: the manifest cannot be written: {error.strerror or error}") from None
+            raise AwsError(f"{target}: the manifest cannot be written: {error.strerror or error}") from None
     return stamps, manifest
 
 
@@ -120,7 +120,7 @@ def take_manifest(target: Path) -> tuple[dict[str, Stamp], Manifest]:
 def standing_still(target: Path, stamps: dict[str, Stamp], device: Path, *, keep_mounted: bool) -> Iterator[bool]:
     """While the block runs nothing writes to a file system, and all is as it was when the stamps were taken.
 
-    Yields whether it can be written to afterwards without being mounted anew. Raises CloudError where a file
+    Yields whether it can be written to afterwards without being mounted anew. Raises AwsError where a file
     was touched since; the file system is left as it was found.
     """
     mounted = only_mount_of(device)
@@ -148,7 +148,7 @@ def _require_untouched(target: Path, stamps: dict[str, Stamp]) -> None:
     after = stamps_of(target)
     touched = sorted(path for path in stamps.keys() | after.keys() if stamps.get(path) != after.get(path))
     if touched:
-        raise CloudError(
+        raise AwsError(
             f"{target}: {len(touched)} files changed while their checksums were taken, such as {touched[0]}: "
             "stop what writes there, then try again"
         )

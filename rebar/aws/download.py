@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rebar.aws.archives import md5_of
-from rebar.aws.client import CloudError, without_secrets
+from rebar.aws.client import AwsError, without_secrets
 from rebar.aws.progress import Progress
 from rebar.storage.atomic_write import sync_folder
 
@@ -45,7 +45,7 @@ def download(find: Callable[[], Address], target: Path, *, md5: str | None = Non
     """Fetch a file; False where it is there already. ``find`` is asked anew before every try: signed URLs expire.
 
     What arrived before a kill is kept beside the target, and taken only if the server's file is the same. Raises
-    CloudError where it cannot be fetched, has another MD5, or does not fit the disk.
+    AwsError where it cannot be fetched, has another MD5, or does not fit the disk.
     """
     if target.is_file():
         return False
@@ -57,7 +57,7 @@ def download(find: Callable[[], Address], target: Path, *, md5: str | None = Non
     if md5 is not None and (found := md5_of(partial)) != md5:
         partial.unlink()
         note.unlink(missing_ok=True)
-        raise CloudError(f"{target.name}: what arrived has the MD5 {found}, not {md5}: it is fetched anew next time")
+        raise AwsError(f"{target.name}: what arrived has the MD5 {found}, not {md5}: it is fetched anew next time")
     os.replace(partial, target)
     note.unlink(missing_ok=True)
     sync_folder(target.parent)
@@ -78,12 +78,12 @@ def _fetch(find: Callable[[], Address], target: Path, file: Any, note: Path) -> 
         except urllib.error.HTTPError as error:
             error.close()
             if error.code < 500 and error.code not in (408, 429):
-                raise CloudError(f"{address.shown}: the server answered {error.code} {error.reason}") from None
+                raise AwsError(f"{address.shown}: the server answered {error.code} {error.reason}") from None
             problem = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
             problem = without_secrets(str(getattr(error, "reason", error))) or type(error).__name__
         silent = 1 if file.seek(0, os.SEEK_END) > before else silent + 1
-    raise CloudError(f"{address.shown}: cannot be fetched ({problem}): run the command again, it goes on")
+    raise AwsError(f"{address.shown}: cannot be fetched ({problem}): run the command again, it goes on")
 
 
 def _fetch_rest(address: Address, target: Path, file: Any, note: Path) -> bool:
@@ -97,7 +97,7 @@ def _fetch_rest(address: Address, target: Path, file: Any, note: Path) -> bool:
     request = urllib.request.Request(address.url, headers=headers)
     with urllib.request.urlopen(request, timeout=SILENCE_SECONDS) as answer:
         if answer.headers.get_content_type() in PAGES:
-            raise CloudError(
+            raise AwsError(
                 f"{address.shown}: the server answered with a page, not a file: sign in there and take a new link"
             )
         if answer.status != 206:
@@ -120,10 +120,10 @@ def _fetch_rest(address: Address, target: Path, file: Any, note: Path) -> bool:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raises CloudError where a folder's disk has not so many bytes left."""
+    """Raises AwsError where a folder's disk has not so many bytes left."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise CloudError(f"{folder} has {free / GIB:.1f} GiB free, {what} needs {needed / GIB:.1f} more")
+        raise AwsError(f"{folder} has {free / GIB:.1f} GiB free, {what} needs {needed / GIB:.1f} more")
 
 
 def _read(note: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rebar.aws.archives import DEVKIT, DEVKIT_URL, PUBLISHED_MD5, TRAIN, VAL, require_whole
-from rebar.aws.client import Clients, CloudError, code_of, translate_aws_error
+from rebar.aws.client import AwsError, Clients, code_of, translate_aws_error
 from rebar.aws.download import Address, download
 from rebar.aws.file_lock import held
 from rebar.aws.kaggle import ARCHIVE, find_archive, unzip
@@ -32,7 +32,7 @@ def obtain(
     """Fetch ImageNet into a folder, where it has to be fetched; returns what ``--data-dir`` is to be.
 
     Hugging Face, a tree in S3 and a folder are read where they are. ``md5``: known checksums besides the published
-    ones. Goes on after a kill. Raises CloudError.
+    ones. Goes on after a kill. Raises AwsError.
     """
     checksums = {**PUBLISHED_MD5, **(md5 or {})}
     if len(sources) == 1 and (place := _in_place(clients, sources[0])) is not None:
@@ -42,7 +42,7 @@ def obtain(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CloudError(f"{folder}: cannot be made: {error.strerror}") from None
+        raise AwsError(f"{folder}: cannot be made: {error.strerror}") from None
     with held(folder / ".obtaining", f"{folder}: another process is fetching ImageNet to it: wait for it"):
         for source in sources:
             _fetch(clients, source, folder, checksums)
@@ -57,7 +57,7 @@ def _in_place(clients: Clients, source: str) -> str | None:
         return None if _archives_in(clients, source) else source
     if "://" not in source and not is_torrent(source) and source != "kaggle":
         if not Path(source).is_dir():
-            raise CloudError(f"{source}: no such folder; ImageNet is taken from {KNOWN}")
+            raise AwsError(f"{source}: no such folder; ImageNet is taken from {KNOWN}")
         return str(Path(source).absolute())
     return None
 
@@ -75,18 +75,18 @@ def _fetch(clients: Clients, source: str, folder: Path, checksums: Mapping[str, 
         bucket, prefix = _split(source)
         found = _archives_in(clients, source)
         if not found:
-            raise CloudError(f"{source} holds none of ILSVRC's archives; a tree is a source of its own")
+            raise AwsError(f"{source} holds none of ILSVRC's archives; a tree is a source of its own")
         for name in found:
             stage(clients, bucket, prefix + name, folder / name)
             _tell(f"{folder / name}: there")
     elif source.startswith(("https://", "http://")):
         name = urllib.parse.urlsplit(source).path.rpartition("/")[2]
         if not name:
-            raise CloudError(f"{Address(source).shown}: the address ends in no file's name")
+            raise AwsError(f"{Address(source).shown}: the address ends in no file's name")
         download(lambda: Address(source), folder / name, md5=checksums.get(name))
         _tell(f"{folder / name}: there")
     else:
-        raise CloudError(f"{source}: among several sources only what is downloaded can stand; known are {KNOWN}")
+        raise AwsError(f"{source}: among several sources only what is downloaded can stand; known are {KNOWN}")
 
 
 def _check(folder: Path, checksums: Mapping[str, str], devkit: str) -> None:
@@ -121,7 +121,7 @@ def _archives_in(clients: Clients, source: str) -> list[str]:
 def _split(source: str) -> tuple[str, str]:
     bucket, _, prefix = source.removeprefix("s3://").partition("/")
     if not bucket:
-        raise CloudError(f"{source!r} is no place in S3: give s3://BUCKET/PREFIX")
+        raise AwsError(f"{source!r} is no place in S3: give s3://BUCKET/PREFIX")
     return bucket, f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
 
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rebar.aws.attach import size_of
-from rebar.aws.client import CloudError, run_program
+from rebar.aws.client import AwsError, run_program
 from rebar.aws.filesystem import probe, require_blank
 from rebar.aws.mount import mount, mounts_of, require_free_target
-from rebar.aws.plan import Mode, Step, agreed
+from rebar.aws.plan import Mode, Step, confirm_plan
 
 MODEL = "Amazon EC2 NVMe Instance Storage"
 BLOCKS, DEVICES, HOLDERS = Path("/sys/block"), Path("/dev"), Path("/sys/class/block")
@@ -37,7 +37,7 @@ def own_disks() -> list[Path]:
 def prepare(folder: Path, mode: Mode) -> None:
     """Mount the machine's own disks at a folder, after joining and formatting them where all are blank.
 
-    Run again, it finds what it made. Raises CloudError where a disk holds, or is part of, anything that is not ours.
+    Run again, it finds what it made. Raises AwsError where a disk holds, or is part of, anything that is not ours.
     """
     folder, disks = folder.absolute(), own_disks()
     if not disks:
@@ -48,9 +48,7 @@ def prepare(folder: Path, mode: Mode) -> None:
     ours = _our_device(disks)
     if ours is not None and (places := mounts_of(ours)):
         if [place.target for place in places] != [folder]:
-            raise CloudError(
-                f"the machine's own disks are mounted on {places[0].target}: use that, or unmount it first"
-            )
+            raise AwsError(f"the machine's own disks are mounted on {places[0].target}: use that, or unmount it first")
         print(f"{folder} is on the machine's own disks already")
         return
     require_free_target(folder)
@@ -66,7 +64,7 @@ def prepare(folder: Path, mode: Mode) -> None:
     elif ours is None:
         steps.append(Step(f"assemble the RAID 0 of {names} again"))
     steps.append(Step(f"mount it on {folder}; it is lost when the machine stops"))
-    if not agreed(mode, f"{len(disks)} disks of this machine", steps):
+    if not confirm_plan(mode, f"{len(disks)} disks of this machine", steps):
         return
     if ours is None:
         ours = _assemble(disks) if is_array else _create(disks) if len(disks) > 1 else disks[0]
@@ -88,12 +86,12 @@ def _our_device(disks: Sequence[Path]) -> Path | None:
     if not holders:
         return None
     if len(holders) > 1 or not all(list((HOLDERS / disk.name / "holders").glob("*")) for disk in disks):
-        raise CloudError(f"the machine's own disks are in several uses ({', '.join(sorted(holders))}): left alone")
+        raise AwsError(f"the machine's own disks are in several uses ({', '.join(sorted(holders))}): left alone")
     return (DEVICES / holders.pop()).resolve()
 
 
 def _is_our_array(disks: Sequence[Path]) -> bool:
-    """Whether all disks are members of the one array that we made; raises CloudError where only some are."""
+    """Whether all disks are members of the one array that we made; raises AwsError where only some are."""
     found = [probe(disk) for disk in disks]
     arrays = {each.get("UUID") for each in found if each.get("TYPE") == MEMBER and _is_our_name(each.get("LABEL", ""))}
     members = [each for each in found if each.get("TYPE") == MEMBER]
@@ -101,7 +99,7 @@ def _is_our_array(disks: Sequence[Path]) -> bool:
         return False
     if len(members) < len(disks) or len(arrays) != 1 or None in arrays:
         names = ", ".join(disk.name for disk, each in zip(disks, found, strict=True) if each.get("TYPE") == MEMBER)
-        raise CloudError(
+        raise AwsError(
             f"{names} belong to an array that is not Rebar's, or not whole: left alone. If nothing on it is needed: "
             "mdadm --stop it, then mdadm --zero-superblock each disk"
         )
@@ -128,5 +126,5 @@ def _settled() -> Path:
     if not ARRAY.exists():
         run_program("udevadm", "settle", "--timeout=30")
     if not ARRAY.exists():
-        raise CloudError(f"mdadm made the array, but there is no {ARRAY}: look at /proc/mdstat")
+        raise AwsError(f"mdadm made the array, but there is no {ARRAY}: look at /proc/mdstat")
     return Path(os.path.realpath(ARRAY))

@@ -11,7 +11,7 @@ Which machine this is, where it is one of EC2's. ``AWS_EC2_METADATA_DISABLED`` i
 import os
 from dataclasses import dataclass
 
-from rebar.aws.client import CloudError
+from rebar.aws.client import AwsError
 from rebar.storage.ec2_metadata import InstanceMetadata
 
 PRICES_FROM = "July 2026, us-east-1, on demand, Linux"
@@ -66,19 +66,19 @@ BY_NAME = {each.name: each for each in TYPES}
 
 
 def instance_type(name: str) -> InstanceType:
-    """The machine of that name; raises CloudError for one that is not in the table."""
+    """The machine of that name; raises AwsError for one that is not in the table."""
     if name not in BY_NAME:
-        raise CloudError(f"{name!r} is not in Rebar's table of machines: {', '.join(BY_NAME)}")
+        raise AwsError(f"{name!r} is not in Rebar's table of machines: {', '.join(BY_NAME)}")
     return BY_NAME[name]
 
 
 def require_room(machine: InstanceType, data_gb: int) -> None:
-    """Raises CloudError where the data do not fit the machine's own disks."""
+    """Raises AwsError where the data do not fit the machine's own disks."""
     if not machine.nvme_gb:
-        raise CloudError(f"{machine.name} has no NVMe disks of its own to copy {data_gb} GB of data to; choose another")
+        raise AwsError(f"{machine.name} has no NVMe disks of its own to copy {data_gb} GB of data to; choose another")
     if data_gb > 0.95 * machine.nvme_gb:
         fitting = [each.name for each in TYPES if each.gpus == machine.gpus and data_gb <= 0.95 * each.nvme_gb]
-        raise CloudError(
+        raise AwsError(
             f"{data_gb} GB of data do not fit the {machine.nvme_gb} GB of NVMe of {machine.name}; "
             f"with as many GPUs: {', '.join(fitting) or 'none'}"
         )
@@ -93,17 +93,15 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """This machine's id and zone; raises CloudError where it is no EC2 machine."""
+    """This machine's id and zone; raises AwsError where it is no EC2 machine."""
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
-        raise CloudError("this machine cannot ask who it is (AWS_EC2_METADATA_DISABLED): give --instance")
+        raise AwsError("this machine cannot ask who it is (AWS_EC2_METADATA_DISABLED): give --instance")
     service = InstanceMetadata()
     try:
         instance_id, zone = service.get("instance-id"), service.get("placement/availability-zone")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise CloudError(
-            f"this is no EC2 machine, or its metadata service is off ({reason}): give --instance"
-        ) from None
+        raise AwsError(f"this is no EC2 machine, or its metadata service is off ({reason}): give --instance") from None
     if not instance_id or not zone:
-        raise CloudError(f"{service.endpoint} does not say which machine this is: give --instance")
+        raise AwsError(f"{service.endpoint} does not say which machine this is: give --instance")
     return Machine(instance_id, zone)

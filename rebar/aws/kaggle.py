@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rebar.aws.client import CloudError
+from rebar.aws.client import AwsError
 from rebar.aws.download import SILENCE_SECONDS, Address, require_space
 from rebar.aws.progress import Progress
 
@@ -28,7 +28,7 @@ THREADS = 8
 def unzip(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
     """Unpack the members whose names are wanted; those already there in full size are left.
 
-    Raises CloudError for an archive that is damaged or cut short, and for too little space.
+    Raises AwsError for an archive that is damaged or cut short, and for too little space.
     """
     status = archive.stat()
     note, stamp = archive.with_name(f".{archive.name}.unpacked"), f"{status.st_size} {status.st_mtime_ns}"
@@ -39,14 +39,14 @@ def unzip(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
             members = [each for each in opened.infolist() if not each.is_dir() and wanted(each.filename)]
             for each in members:
                 if ".." in PurePosixPath(each.filename).parts or each.filename.startswith("/"):
-                    raise CloudError(f"{archive}: holds {each.filename!r}, which would lie outside of {folder}")
+                    raise AwsError(f"{archive}: holds {each.filename!r}, which would lie outside of {folder}")
             missing = [each for each in members if not _is_there(folder / each.filename, each.file_size)]
             require_space(folder, sum(each.file_size for each in missing), f"what is in {archive.name}")
             _extract(opened, missing, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise CloudError(f"{archive}: is damaged ({error}): delete it and run the command again") from None
+        raise AwsError(f"{archive}: is damaged ({error}): delete it and run the command again") from None
     except OSError as error:
-        raise CloudError(f"{folder}: {archive.name} cannot be unpacked: {error.strerror or error}") from None
+        raise AwsError(f"{folder}: {archive.name} cannot be unpacked: {error.strerror or error}") from None
     os.sync()
     note.write_text(stamp)
 
@@ -97,12 +97,12 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 def find_archive() -> Address:
     """Where the competition's zip lies now, by the credentials in the environment or in ``kaggle.json``.
 
-    Raises CloudError where there are none, or where Kaggle refuses them.
+    Raises AwsError where there are none, or where Kaggle refuses them.
     """
     endpoint = os.environ.get("KAGGLE_API_ENDPOINT", ENDPOINT).rstrip("/")
     parts = urllib.parse.urlsplit(endpoint)
     if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost"):
-        raise CloudError("KAGGLE_API_ENDPOINT must begin with https://: credentials are sent there")
+        raise AwsError("KAGGLE_API_ENDPOINT must begin with https://: credentials are sent there")
     address = Address(
         f"{endpoint}/api/v1/competitions/data/download-all/{COMPETITION}", {"Authorization": _authorization()}
     )
@@ -115,9 +115,9 @@ def find_archive() -> Address:
         location = error.headers.get("Location")
         if error.code in REDIRECTS and location:
             return Address(urllib.parse.urljoin(address.url, location))
-        raise CloudError(_told(error.code)) from None
+        raise AwsError(_told(error.code)) from None
     except OSError as error:
-        raise CloudError(f"{endpoint} cannot be reached: {getattr(error, 'reason', error)}") from None
+        raise AwsError(f"{endpoint} cannot be reached: {getattr(error, 'reason', error)}") from None
 
 
 def _authorization() -> str:
@@ -138,8 +138,8 @@ def _stored() -> tuple[str, str]:
                 content = json.loads(path.read_text())
                 return str(content["username"]), str(content["key"])
             except (OSError, ValueError, KeyError, TypeError):
-                raise CloudError(f"{path} is not as Kaggle gives it: take a new one ({ENDPOINT}/settings)") from None
-    raise CloudError(
+                raise AwsError(f"{path} is not as Kaggle gives it: take a new one ({ENDPOINT}/settings)") from None
+    raise AwsError(
         "no credentials for Kaggle: make a token (https://www.kaggle.com/settings) and set KAGGLE_USERNAME and "
         f"KAGGLE_KEY, and accept the rules on {RULES}"
     )

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rebar.aws.capacity import require_offered, require_quota
-from rebar.aws.client import SECRETS, Clients, CloudError, code_of, translate_aws_error
+from rebar.aws.client import SECRETS, AwsError, Clients, code_of, translate_aws_error
 from rebar.aws.cost import EBS_GB_MONTH, HOURS_A_MONTH
 from rebar.aws.instances import PRICES_FROM, InstanceType
-from rebar.aws.plan import Call, Mode, Step, agreed
+from rebar.aws.plan import Call, Mode, Step, confirm_plan
 from rebar.aws.snapshots import SNAPSHOT_ID
 from rebar.aws.sweep import find_instances
 from rebar.aws.tags import Identity, create_once, now, only_one, specification
@@ -68,16 +68,16 @@ def training_command(config: str, flags: Sequence[str]) -> tuple[str, ...]:
 
 
 def render(job: Job) -> str:
-    """The script; raises CloudError for what cannot be, and for what looks like a secret."""
+    """The script; raises AwsError for what cannot be, and for what looks like a secret."""
     for what, url in (("--results", job.results), ("--data", job.data)):
         if not S3_URL.fullmatch(url) and (what == "--results" or url.startswith("s3:")):
-            raise CloudError(f"{what} must be an s3:// folder, not {url!r}")
+            raise AwsError(f"{what} must be an s3:// folder, not {url!r}")
     if job.data and not job.data.startswith("s3:") and not SNAPSHOT_ID.fullmatch(job.data):
-        raise CloudError(f"--data must be an s3:// folder or snap-…, not {job.data!r}")
+        raise AwsError(f"--data must be an s3:// folder or snap-…, not {job.data!r}")
     for secret in job.secrets:
         if not SECRET.fullmatch(secret):
             name = secret.partition("=")[0]
-            raise CloudError(f"--secret {name}=…: give NAME=/name/in/parameter/store, never the value itself")
+            raise AwsError(f"--secret {name}=…: give NAME=/name/in/parameter/store, never the value itself")
     variables = {
         "project": job.project,
         "run": job.run,
@@ -95,13 +95,13 @@ def render(job: Job) -> str:
     filled = "\n".join(lines)
     given = " ".join([job.run, job.source, job.revision, job.data, job.results, *job.command])
     if SECRETS.search(given) or SUSPICIOUS.search(given):
-        raise CloudError(
+        raise AwsError(
             "something in the command looks like a secret, and user data can be read by everybody on the machine: "
             "put it into SSM's parameter store (aws ssm put-parameter --type SecureString) and give --secret NAME=/name"
         )
     script = TEMPLATE.read_text().replace("#VARIABLES#", filled)
     if len(script.encode()) > LARGEST_BYTES:
-        raise CloudError(f"the script has {len(script.encode())} bytes, EC2 takes {LARGEST_BYTES}: shorten the command")
+        raise AwsError(f"the script has {len(script.encode())} bytes, EC2 takes {LARGEST_BYTES}: shorten the command")
     return script
 
 
@@ -176,7 +176,7 @@ def launch(clients: Clients, rental: Rental, mode: Mode) -> str | None:
     if existing is not None:
         instance_id = str(existing["InstanceId"])
         if existing["InstanceType"] != machine.name:
-            raise CloudError(f"{identity.run} runs already on {instance_id}, a {existing['InstanceType']}")
+            raise AwsError(f"{identity.run} runs already on {instance_id}, a {existing['InstanceType']}")
         print(f"{instance_id} exists already: {existing['InstanceType']}, {existing['State']['Name']}")
         if mode is Mode.DO:
             _end_later_or_now(clients, rental, instance_id)
@@ -185,7 +185,7 @@ def launch(clients: Clients, rental: Rental, mode: Mode) -> str | None:
     require_quota(clients, machine, spot=rental.spot)
     image = rental.image or newest_image(clients)
     request = rental.request(image)
-    if not agreed(mode, f"machine {identity}", _steps(clients, rental, request)):
+    if not confirm_plan(mode, f"machine {identity}", _steps(clients, rental, request)):
         return None
     launched: dict[str, datetime] = {}
     instance_id = create_once(

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from rebar.aws.client import CloudError
+from rebar.aws.client import AwsError
 from rebar.aws.progress import Progress
 from rebar.storage.atomic_write import atomic_write
 
@@ -58,23 +58,23 @@ class Manifest:
 def stamps_of(root: Path) -> dict[str, Stamp]:
     """Of every file and link below a folder: inode, size, and times of change, to see whether it was touched.
 
-    Raises CloudError for what is neither file, folder nor link, and for names with a line break.
+    Raises AwsError for what is neither file, folder nor link, and for names with a line break.
     """
     found: dict[str, Stamp] = {}
     for entry in _walk(root):
         path, status = os.path.relpath(entry.path, root), entry.stat(follow_symlinks=False)
         if "\n" in path or "\\" in path:
-            raise CloudError(
+            raise AwsError(
                 f"{entry.path!r}: a name with a line break or backslash cannot stand in a manifest; rename it"
             )
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
-            raise CloudError(f"{entry.path} is neither a file nor a folder nor a link: remove it")
+            raise AwsError(f"{entry.path} is neither a file nor a folder nor a link: remove it")
         found[path] = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return found
 
 
 def manifest_of(root: Path) -> Manifest:
-    """Read every file below a folder, several at once, with progress; raises CloudError where one cannot be read."""
+    """Read every file below a folder, several at once, with progress; raises AwsError where one cannot be read."""
     entries = list(_walk(root))
     links = {
         os.path.relpath(entry.path, root): hashlib.sha256(os.fsencode(os.readlink(entry.path))).hexdigest()
@@ -92,7 +92,7 @@ def manifest_of(root: Path) -> Manifest:
                     content.update(chunk)
                     progress.add(len(chunk))
         except OSError as error:
-            raise CloudError(f"{entry.path}: cannot be read: {error.strerror or error}") from None
+            raise AwsError(f"{entry.path}: cannot be read: {error.strerror or error}") from None
         return content.hexdigest()
 
     with ThreadPoolExecutor(WORKERS) as threads:
@@ -109,21 +109,21 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(root: Path) -> Manifest | None:
-    """The manifest in the root of a file system; None where there is none. Raises CloudError where it is damaged."""
+    """The manifest in the root of a file system; None where there is none. Raises AwsError where it is damaged."""
     path = root / NAME
     try:
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise CloudError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise AwsError(f"{path}: cannot be read: {error.strerror or error}") from None
     files: dict[str, str] = {}
     links: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         target = links if line.startswith("# link ") else files
         digest, separator, name = line.removeprefix("# link ").partition("  ")
         if not separator or len(digest) != 64 or not name:
-            raise CloudError(f"{path}: line {number} is no checksum: the file is damaged")
+            raise AwsError(f"{path}: line {number} is no checksum: the file is damaged")
         target[name] = digest
     return Manifest(files, links)
 
@@ -136,7 +136,7 @@ def _walk(root: Path) -> "Iterator[os.DirEntry[str]]":
             with os.scandir(folder) as entries:
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            raise CloudError(f"{folder}: cannot be read: {error.strerror or error}") from None
+            raise AwsError(f"{folder}: cannot be read: {error.strerror or error}") from None
         for entry in listed:
             if entry.name in ignored or (ignored and entry.name.startswith(UNFINISHED)):
                 continue

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from rebar.aws.client import CloudError, run_program
+from rebar.aws.client import AwsError, run_program
 
 OPTIONS = {"ext4": "noatime", "xfs": "noatime,nouuid"}  # a restored copy has its original's UUID
 PURE_READING = {"ext4": "ro,noload", "xfs": "ro,norecovery,nouuid"}
@@ -36,20 +36,20 @@ def mounts_of(device: Path) -> list[Mount]:
 
 
 def only_mount_of(device: Path) -> Mount | None:
-    """The one place a device is mounted; raises CloudError where there are several."""
+    """The one place a device is mounted; raises AwsError where there are several."""
     found = mounts_of(device)
     if len(found) > 1:
         places = ", ".join(str(mount.target) for mount in found)
-        raise CloudError(f"{device} is mounted in {len(found)} places ({places}): unmount all but one")
+        raise AwsError(f"{device} is mounted in {len(found)} places ({places}): unmount all but one")
     return found[0] if found else None
 
 
 def require_free_target(target: Path) -> None:
-    """Raises CloudError where something is mounted at, or lies in, a folder."""
+    """Raises AwsError where something is mounted at, or lies in, a folder."""
     if os.path.ismount(target):
-        raise CloudError(f"{target} has something else mounted on it: unmount that, or choose another folder")
+        raise AwsError(f"{target} has something else mounted on it: unmount that, or choose another folder")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CloudError(f"{target} is not an empty folder: choose another")
+        raise AwsError(f"{target} is not an empty folder: choose another")
 
 
 def mount(device: Path, target: Path, kind: str, *, options: str) -> None:
@@ -60,7 +60,7 @@ def mount(device: Path, target: Path, kind: str, *, options: str) -> None:
 
 
 def unmount(target: Path) -> None:
-    """Write everything out and unmount; raises CloudError where files are open."""
+    """Write everything out and unmount; raises AwsError where files are open."""
     run_program("sync", "--file-system", str(target))
     run_program("umount", str(target))
 

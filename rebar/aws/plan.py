@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from rebar.aws.client import CloudError, code_of, translate_aws_error
+from rebar.aws.client import AwsError, code_of, translate_aws_error
 
 
 class Mode(Enum):
@@ -27,13 +27,13 @@ class Call:
     parameters: Mapping[str, Any]
 
     def send(self, doing: str) -> dict[str, Any]:
-        """Do it; raises CloudError."""
+        """Do it; raises AwsError."""
         with translate_aws_error(doing):
             answer: dict[str, Any] = getattr(self.client, self.method)(**self.parameters)
             return answer
 
     def ask(self, doing: str) -> None:
-        """Ask whether it would be allowed (EC2's DryRun); raises CloudError where it would not."""
+        """Ask whether it would be allowed (EC2's DryRun); raises AwsError where it would not."""
         from botocore.exceptions import ClientError
 
         with translate_aws_error(doing):
@@ -52,10 +52,10 @@ class Step:
     call: Call | None = None
 
 
-def agreed(mode: Mode, title: str, steps: Sequence[Step]) -> bool:
+def confirm_plan(mode: Mode, title: str, steps: Sequence[Step]) -> bool:
     """Print the plan; True where it is to be done now.
 
-    Raises CloudError where AWS, asked, would refuse a step.
+    Raises AwsError where AWS, asked, would refuse a step.
     """
     print(f"plan: {title}")
     for number, step in enumerate(steps, 1):
@@ -69,7 +69,7 @@ def agreed(mode: Mode, title: str, steps: Sequence[Step]) -> bool:
 
 
 def _ask(title: str, steps: Sequence[Step]) -> None:
-    refused = []
+    run_failing = []
     for number, step in enumerate(steps, 1):
         if step.call is None:
             print(f"  {number}: not asked: AWS has no dry run for it")
@@ -77,11 +77,11 @@ def _ask(title: str, steps: Sequence[Step]) -> None:
         try:
             step.call.ask(step.text)
             print(f"  {number}: allowed")
-        except CloudError as error:
+        except AwsError as error:
             print(f"  {number}: REFUSED")
-            refused.append(str(error))
-    if refused:
-        raise CloudError(f"{title}: AWS would refuse: " + "; ".join(refused))
+            run_failing.append(str(error))
+    if run_failing:
+        raise AwsError(f"{title}: AWS would refuse: " + "; ".join(run_failing))
     print("nothing was changed; --yes does it")
 
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rebar.aws.client import Clients, CloudError, code_of, translate_aws_error
+from rebar.aws.client import AwsError, Clients, code_of, translate_aws_error
 from rebar.aws.s3_transfer import Folder, send_file, sha256_of
 from rebar.aws.staging import stage
 from rebar.storage.atomic_write import atomic_write
@@ -81,7 +81,7 @@ def _steps_per_epoch(folder: Path) -> float:
 
 
 def read_pointer(clients: Clients, place: Folder) -> tuple[RunManifest | None, str]:
-    """What a run's place holds, and the version of the file; (None, "") for nothing. Raises CloudError."""
+    """What a run's place holds, and the version of the file; (None, "") for nothing. Raises AwsError."""
     from botocore.exceptions import ClientError
 
     with translate_aws_error(f"reading {place}/{MANIFEST}"):
@@ -95,9 +95,7 @@ def read_pointer(clients: Clients, place: Folder) -> tuple[RunManifest | None, s
     try:
         return RunManifest.from_json(text), str(answer["ETag"])
     except ValueError:
-        raise CloudError(
-            f"{place}/{MANIFEST} is damaged, or of another version of Rebar: take another run id"
-        ) from None
+        raise AwsError(f"{place}/{MANIFEST} is damaged, or of another version of Rebar: take another run id") from None
 
 
 def write_pointer(clients: Clients, place: Folder, pointer: RunManifest, *, replaces: str) -> bool:
@@ -133,11 +131,11 @@ class Sent:
 def upload_run(clients: Clients, folder: Path, place: Folder) -> Sent:
     """Upload a run's newest checkpoint, the best, and its records; the pointer last.
 
-    A checkpoint that S3 holds is not sent again, one that is replaced is deleted. Raises CloudError where the folder
+    A checkpoint that S3 holds is not sent again, one that is replaced is deleted. Raises AwsError where the folder
     has no checkpoint, and where S3 holds a later state of the run.
     """
     if not (folder / "checkpoints" / LAST).is_file():
-        raise CloudError(f"{folder} has no checkpoint (checkpoints/{LAST}): nothing to upload")
+        raise AwsError(f"{folder} has no checkpoint (checkpoints/{LAST}): nothing to upload")
     with _held(folder) as (checkpoints, records):
         stored = {name: _stored(path) for name, path in checkpoints.items()}
         progress = progress_of(folder)
@@ -146,7 +144,7 @@ def upload_run(clients: Clients, folder: Path, place: Folder) -> Sent:
             known = dict(before.checkpoints) if before else {}
             if before and before.progress.step > progress.step:
                 if known[LAST] != stored[LAST]:
-                    raise CloudError(
+                    raise AwsError(
                         f"{place} is at step {before.progress.step} (from {before.host or 'another machine'}), "
                         f"{folder} at step {progress.step}: it is left as it is; take another run id to keep both"
                     )
@@ -162,19 +160,19 @@ def upload_run(clients: Clients, folder: Path, place: Folder) -> Sent:
             if write_pointer(clients, place, manifest, replaces=version):
                 _delete(clients, place, {each.object for each in known.values()} - {s.object for s in named.values()})
                 return Sent(progress.step, len(new), sum(each.bytes for each in new))
-    raise CloudError(f"{place}: something else uploads to this run all the time: give each run an id of its own")
+    raise AwsError(f"{place}: something else uploads to this run all the time: give each run an id of its own")
 
 
 def fetch_run(clients: Clients, place: Folder, folder: Path, *, replace: bool = False) -> RunManifest | None:
     """Bring a run from S3 into a folder, for training to go on there; None where S3 has none.
 
-    The last checkpoint comes last: its being there says that all is. Raises CloudError, also where the folder has
+    The last checkpoint comes last: its being there says that all is. Raises AwsError, also where the folder has
     another checkpoint that is not to be replaced.
     """
     pointer, version = read_pointer(clients, place)
     last = folder / "checkpoints" / LAST
     if pointer and not replace and last.is_file() and sha256_of(last) != pointer.checkpoints[LAST].sha256:
-        raise CloudError(
+        raise AwsError(
             f"{last} is another checkpoint than that of {place} (step {pointer.progress.step}): upload it, or take the "
             "other in its place with --replace"
         )
@@ -182,7 +180,7 @@ def fetch_run(clients: Clients, place: Folder, folder: Path, *, replace: bool = 
         try:
             _fetch(clients, place, pointer, folder)
             return pointer
-        except CloudError:
+        except AwsError:
             newer, its_version = read_pointer(clients, place)
             if its_version == version:
                 raise

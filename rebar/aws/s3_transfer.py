@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rebar.aws.client import Clients, CloudError, translate_aws_error
+from rebar.aws.client import AwsError, Clients, translate_aws_error
 
 URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^\s]*))?")
 
@@ -34,10 +34,10 @@ class Folder:
 
 
 def s3_folder(text: str, option: str) -> Folder:
-    """The folder that an option's value names; raises CloudError for anything else."""
+    """The folder that an option's value names; raises AwsError for anything else."""
     found = URL.fullmatch(text)
     if found is None:
-        raise CloudError(f"{option} must be an s3:// folder, not {text!r}")
+        raise AwsError(f"{option} must be an s3:// folder, not {text!r}")
     return Folder(found[1], (found[2] or "").strip("/"))
 
 
@@ -79,7 +79,7 @@ def expected_checksum(s3: Any, bucket: str, key: str, head: Mapping[str, Any], s
     given = sha256 or head.get("Metadata", {}).get("sha256")
     if given is not None:
         if not SHA256.fullmatch(given.lower()):
-            raise CloudError(f"{given!r} is no SHA-256: 64 hexadecimal digits")
+            raise AwsError(f"{given!r} is no SHA-256: 64 hexadecimal digits")
         return Expected("SHA-256", given.lower())
     tag = ETAG.fullmatch(head["ETag"])
     if tag is None or "aws:kms" in head.get("ServerSideEncryption", "") or head.get("SSECustomerAlgorithm"):
@@ -115,7 +115,7 @@ PARTS_AT_ONCE = 8
 def send_file(clients: Clients, path: Path, bucket: str, key: str, *, sha256: str = "") -> None:
     """Upload a file, which is there whole when this returns; a checksum goes along, for ``data stage`` to compare.
 
-    Raises CloudError.
+    Raises AwsError.
     """
     from boto3.exceptions import S3UploadFailedError
     from boto3.s3.transfer import TransferConfig

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rebar.aws.client import SECRETS, Clients, CloudError, code_of, translate_aws_error
+from rebar.aws.client import SECRETS, AwsError, Clients, code_of, translate_aws_error
 from rebar.aws.instances import InstanceType
 from rebar.aws.launch import SUSPICIOUS
-from rebar.aws.plan import Call, Mode, Step, agreed
+from rebar.aws.plan import Call, Mode, Step, confirm_plan
 from rebar.aws.s3_transfer import Folder
-from rebar.aws.tags import Identity, as_list, require_ours
+from rebar.aws.tags import Identity, as_list, require_our_tags
 
 TRAIN_JOB, WRITE_JOB = "/opt/rebar/scripts/train_job.sh", "/opt/rebar/scripts/write_job.sh"
 """Where scripts/Dockerfile puts Rebar."""
@@ -38,20 +38,20 @@ class Container:
     def __post_init__(self) -> None:
         told = " ".join([self.image, *self.command, *(f"{name}={value}" for name, value in self.environment.items())])
         if SECRETS.search(told) or SUSPICIOUS.search(told):
-            raise CloudError(
+            raise AwsError(
                 "something in the command looks like a secret, and job definitions can be read by everybody in the "
                 "account: put it into Secrets Manager (aws secretsmanager create-secret) and give --secret NAME=arn:…"
             )
 
 
 def secret_arns(given: Sequence[str]) -> dict[str, str]:
-    """``NAME=arn:…`` as a dictionary; raises CloudError for a value in the place of an ARN, without repeating it."""
+    """``NAME=arn:…`` as a dictionary; raises AwsError for a value in the place of an ARN, without repeating it."""
     found = {}
     for each in given:
         match = SECRET_ARN.fullmatch(each)
         if match is None:
             name = each.partition("=")[0]
-            raise CloudError(
+            raise AwsError(
                 f"--secret {name}=…: give NAME=arn:aws:secretsmanager:… (or the ARN of a parameter), never the value"
             )
         found[match[1]] = match[2]
@@ -151,7 +151,7 @@ def submit_training(clients: Clients, job: TrainingJob, mode: Mode) -> str | Non
     """Submit a training job, or find the run's one under way; its name, None where only the plan was shown.
 
     The names of ended jobs are taken for ever: the next one's has the next number, and goes on from the checkpoint.
-    Raises CloudError where SageMaker would refuse it, and where a name is somebody else's.
+    Raises AwsError where SageMaker would refuse it, and where a name is somebody else's.
     """
     client = clients("sagemaker")
     _require_possible(client, job)
@@ -166,11 +166,11 @@ def submit_training(clients: Clients, job: TrainingJob, mode: Mode) -> str | Non
             print(f"{found['TrainingJobName']} exists already: {found['TrainingJobStatus']}")
             return str(found["TrainingJobName"])
     else:
-        raise CloudError(f"{job.identity.run} has had {MOST_JOBS} jobs: choose another --run")
+        raise AwsError(f"{job.identity.run} has had {MOST_JOBS} jobs: choose another --run")
     if last is not None and last["TrainingJobStatus"] == "Completed":
         print(f"{last['TrainingJobName']} has completed: another --run trains anew, more --epochs go on")
     request = job.request(_name(job.identity, number))
-    if not agreed(mode, f"training job {job.identity}", _steps(job, request, again=last is not None)):
+    if not confirm_plan(mode, f"training job {job.identity}", _steps(job, request, again=last is not None)):
         return None
     Call(client, "create_training_job", request).send("submitting a training job")
     print(f"submitted {request['TrainingJobName']}; its checkpoints and log: {job.place}/run")
@@ -180,7 +180,7 @@ def submit_training(clients: Clients, job: TrainingJob, mode: Mode) -> str | Non
 def _name(identity: Identity, number: int) -> str:
     name = f"{identity.project}-{identity.run}-{number}"
     if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
-        raise CloudError(
+        raise AwsError(
             f"{name!r}: SageMaker's names are letters, digits and '-' (at most {LONGEST_NAME}): choose another --run"
         )
     return name
@@ -190,13 +190,13 @@ def _require_possible(client: Any, job: TrainingJob) -> None:
     """What SageMaker's own description of its interface says of machines and lengths."""
     known = client.meta.service_model.shape_for("TrainingInstanceType").enum
     if f"ml.{job.machine.name}" not in known:
-        raise CloudError(f"SageMaker has no ml.{job.machine.name}")
+        raise AwsError(f"SageMaker has no ml.{job.machine.name}")
     if job.max_hours <= 0 or (job.max_wait_hours is not None and job.max_wait_hours < job.max_hours):
-        raise CloudError("--max-hours must be above zero, --max-wait-hours not below --max-hours")
+        raise AwsError("--max-hours must be above zero, --max-wait-hours not below --max-hours")
     long = [word for word in job.container.command if len(word) > LONGEST_ARGUMENT]
     long += [value for value in job.container.environment.values() if len(value) > LONGEST_VALUE]
     if long or len(job.container.command) > 100:
-        raise CloudError(f"SageMaker takes 100 arguments of {LONGEST_ARGUMENT} letters: put more into a --config file")
+        raise AwsError(f"SageMaker takes 100 arguments of {LONGEST_ARGUMENT} letters: put more into a --config file")
 
 
 def _describe(client: Any, name: str) -> Mapping[str, Any] | None:
@@ -218,7 +218,7 @@ def _require_ours(client: Any, found: Mapping[str, Any], project: str) -> None:
     with translate_aws_error(f"reading the tags of {found['TrainingJobName']}"):
         pages = client.get_paginator("list_tags").paginate(ResourceArn=found["TrainingJobArn"])
         tags = [tag for page in pages for tag in page["Tags"]]
-    require_ours({"Tags": tags}, found["TrainingJobName"], project)
+    require_our_tags({"Tags": tags}, found["TrainingJobName"], project)
 
 
 def _steps(job: TrainingJob, request: Mapping[str, Any], *, again: bool) -> list[Step]:

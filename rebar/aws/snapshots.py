@@ -12,9 +12,9 @@ from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from rebar.aws.client import Clients, CloudError, code_of, translate_aws_error, wait_until
+from rebar.aws.client import AwsError, Clients, code_of, translate_aws_error, wait_until
 from rebar.aws.cost import SNAPSHOT_GB_MONTH
-from rebar.aws.plan import Call, Mode, Step, agreed
+from rebar.aws.plan import Call, Mode, Step, confirm_plan
 from rebar.aws.tags import (
     FROZEN,
     LAST_MOUNT,
@@ -27,7 +27,7 @@ from rebar.aws.tags import (
     Identity,
     as_time,
     filters,
-    require_ours,
+    require_our_tags,
     tags_of,
 )
 from rebar.aws.volumes import PAGE, NewVolume, Volume, create_volume, wait_for_volume
@@ -45,17 +45,15 @@ def aws_time(clients: Clients) -> datetime:
     try:
         return parsedate_to_datetime(header).astimezone(timezone.utc)
     except ValueError:
-        raise CloudError(f"AWS answered with the date {header!r}, which is none") from None
+        raise AwsError(f"AWS answered with the date {header!r}, which is none") from None
 
 
 def wait_past(clients: Clients, moment: datetime) -> None:
-    """Wait until AWS's time is after a moment at most seconds ahead; raises CloudError where it is far ahead."""
+    """Wait until AWS's time is after a moment at most seconds ahead; raises AwsError where it is far ahead."""
     deadline = time.monotonic() + LONGEST_SECONDS
     while aws_time(clients) <= moment:
         if time.monotonic() > deadline:
-            raise CloudError(
-                f"the tag {LAST_MOUNT} says {moment:%Y-%m-%d %H:%M:%S} UTC, which AWS says has not come yet"
-            )
+            raise AwsError(f"the tag {LAST_MOUNT} says {moment:%Y-%m-%d %H:%M:%S} UTC, which AWS says has not come yet")
         time.sleep(PAUSE_SECONDS)
 
 
@@ -89,7 +87,7 @@ def describe_snapshot(clients: Clients, snapshot_id: str) -> Snapshot | None:
 
 
 def get_snapshot(clients: Clients, name: str, project: str) -> Snapshot:
-    """The snapshot called ``snap-…``, or the newest of ``RUN/ROLE``; raises CloudError where it is not ours."""
+    """The snapshot called ``snap-…``, or the newest of ``RUN/ROLE``; raises AwsError where it is not ours."""
     snapshot: Snapshot | None
     if SNAPSHOT_ID.fullmatch(name):
         snapshot = describe_snapshot(clients, name)
@@ -97,21 +95,19 @@ def get_snapshot(clients: Clients, name: str, project: str) -> Snapshot:
         run, role = name.split("/")
         snapshot = next(iter(find_snapshots(clients, {PROJECT: project, RUN: run, ROLE: role})), None)
     else:
-        raise CloudError(f"{name!r} names no snapshot: give snap-… or RUN/ROLE, such as imagenet/beton")
+        raise AwsError(f"{name!r} names no snapshot: give snap-… or RUN/ROLE, such as imagenet/beton")
     if snapshot is None:
-        raise CloudError(f"there is no snapshot {name} in this region; 'python -m rebar.aws snapshot list' shows all")
-    require_ours(snapshot, snapshot["SnapshotId"], project)
+        raise AwsError(f"there is no snapshot {name} in this region; 'python -m rebar.aws snapshot list' shows all")
+    require_our_tags(snapshot, snapshot["SnapshotId"], project)
     return snapshot
 
 
 def wait_until_complete(clients: Clients, snapshot_id: str) -> Snapshot:
-    """Wait for a snapshot to be whole; raises CloudError where AWS could not make it."""
+    """Wait for a snapshot to be whole; raises AwsError where AWS could not make it."""
 
     def complete(snapshot: Snapshot | None) -> bool:
         if snapshot is not None and snapshot["State"] == "error":
-            raise CloudError(
-                f"AWS could not complete {snapshot_id}: {snapshot.get('StateMessage') or 'no reason given'}"
-            )
+            raise AwsError(f"AWS could not complete {snapshot_id}: {snapshot.get('StateMessage') or 'no reason given'}")
         return snapshot is not None and snapshot["State"] == "completed"
 
     snapshot = wait_until(
@@ -140,9 +136,9 @@ def restore_snapshot(
     """Make a volume from a snapshot, with the snapshot's run and role unless others are given; ``size`` in GiB."""
     tags, snapshot_id = tags_of(snapshot), snapshot["SnapshotId"]
     if snapshot["State"] != "completed":
-        raise CloudError(f"{snapshot_id} is {snapshot['State']}: only a completed snapshot is restored")
+        raise AwsError(f"{snapshot_id} is {snapshot['State']}: only a completed snapshot is restored")
     if size is not None and size < snapshot["VolumeSize"]:
-        raise CloudError(f"--size {size} is too small: {snapshot_id} needs at least {snapshot['VolumeSize']} GiB")
+        raise AwsError(f"--size {size} is too small: {snapshot_id} needs at least {snapshot['VolumeSize']} GiB")
     if VERIFIED not in tags:
         print(f"note: {snapshot_id} has not been verified (snapshot verify)")
     identity = Identity(tags[PROJECT], run or tags[RUN], role or tags[ROLE], tags.get(OWNER, ""), expires)
@@ -182,12 +178,12 @@ def as_table(snapshots: list[Snapshot]) -> str:
 
 
 def delete_volume(clients: Clients, volume: Volume, mode: Mode) -> None:
-    """Delete a volume whose content a verified snapshot holds; raises CloudError for any other."""
+    """Delete a volume whose content a verified snapshot holds; raises AwsError for any other."""
     volume_id = volume["VolumeId"]
     snapshot_id = require_deletable(clients, volume)
     call = Call(clients.ec2, "delete_volume", {"VolumeId": volume_id})
     text = f"delete {volume_id} ({volume['Size']} GiB); verified {snapshot_id} holds its content and is kept"
-    if not agreed(mode, f"volume {volume_id}", [Step(text, call)]):
+    if not confirm_plan(mode, f"volume {volume_id}", [Step(text, call)]):
         return
     call.send(f"deleting {volume_id}")
     wait_for_volume(clients, volume_id, "deleted")
@@ -195,16 +191,16 @@ def delete_volume(clients: Clients, volume: Volume, mode: Mode) -> None:
 
 
 def require_deletable(clients: Clients, volume: Volume) -> str:
-    """The verified snapshot that holds a volume's content; raises CloudError where there is none."""
+    """The verified snapshot that holds a volume's content; raises AwsError where there is none."""
     volume_id, tags = volume["VolumeId"], tags_of(volume)
     if volume["State"] != "available":
-        raise CloudError(f"{volume_id} is {volume['State']}: only an available volume is deleted (volume detach first)")
+        raise AwsError(f"{volume_id} is {volume['State']}: only an available volume is deleted (volume detach first)")
     last_mount = as_time(tags[LAST_MOUNT]) if LAST_MOUNT in tags else None
     for snapshot in _snapshots_of(clients, volume, tags[PROJECT]):
         if _holds(snapshot, volume, last_mount):
             return str(snapshot["SnapshotId"])
     since = f" taken after it was last mounted ({last_mount:%Y-%m-%d %H:%M:%S} UTC)" if last_mount else ""
-    raise CloudError(
+    raise AwsError(
         f"{volume_id} is not deleted: no verified snapshot of it{since}. "
         "Make one (snapshot create, snapshot verify); what holds nothing of value is deleted in the AWS console"
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from rebar.aws.client import Clients, CloudError
+from rebar.aws.client import AwsError, Clients
 from rebar.aws.run_archive import Status, status_of, upload_run
 from rebar.aws.s3_transfer import Folder
 from rebar.aws.training_process import Training
@@ -74,7 +74,7 @@ class Watch:
 def watch(clients: Clients, training: Training, what: Watch) -> int:
     """Wait for the notice or the training's end, upload, and say how it ended: an exit status.
 
-    0: training has finished; 75: it was interrupted, all is saved and uploaded. Raises CloudError where training
+    0: training has finished; 75: it was interrupted, all is saved and uploaded. Raises AwsError where training
     failed, where it did not save in time, or where uploading failed.
     """
     noticed = _wait_for_notice(training, what.poll_seconds)
@@ -90,7 +90,7 @@ def watch(clients: Clients, training: Training, what: Watch) -> int:
     took = time.monotonic() - began
     print(f"uploaded to {what.place}: step {done.step}, {done.bytes / 2**20:.1f} MiB in {took:.1f} s", flush=True)
     if not saved:
-        raise CloudError(
+        raise AwsError(
             f"training did not save in time: {what.place} holds the checkpoint before it, and the next machine goes on "
             "from there; --every-steps or --every-minutes makes them more frequent"
         )
@@ -149,8 +149,8 @@ def _seconds_left(noticed: Notice) -> float:
 
 def _verdict(status: Status) -> int:
     if not status.is_over:
-        raise CloudError("training ended without a word in its status.json: it was killed; the same command goes on")
+        raise AwsError("training ended without a word in its status.json: it was killed; the same command goes on")
     if status.state == "failed":
-        raise CloudError(f"training failed: {status.reason}")
+        raise AwsError(f"training failed: {status.reason}")
     print(f"{status.state} at epoch {status.epoch}, step {status.step}{': ' + status.reason if status.reason else ''}")
     return EXIT_PREEMPTED if status.state == "interrupted" else 0

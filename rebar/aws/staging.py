@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rebar.aws.client import Clients, CloudError, code_of, translate_aws_error, without_secrets
+from rebar.aws.client import AwsError, Clients, code_of, translate_aws_error, without_secrets
 from rebar.aws.file_lock import held
 from rebar.aws.progress import Progress
 from rebar.aws.s3_transfer import Expected, expected_checksum
@@ -89,7 +89,7 @@ def stage(
     """Copy an object to a file; False where the file is there already with the same contents.
 
     The checksum is the one given, the object's ``sha256`` metadata, or its ETag where that is one of the contents;
-    raises CloudError where there is none and not ``unverified``, where the contents differ, where the object
+    raises AwsError where there is none and not ``unverified``, where the contents differ, where the object
     changes meanwhile, where the disk is too small.
     """
     s3 = clients("s3")
@@ -98,14 +98,14 @@ def stage(
     source = Source(bucket, key, head["ETag"], head["ContentLength"])
     expected = expected_checksum(s3, bucket, key, head, sha256)
     if expected is None and not unverified:
-        raise CloudError(
+        raise AwsError(
             f"{source.url} has no checksum that can be compared: give --sha256, upload it with --metadata sha256=…, "
             "or accept that with --unverified"
         )
     if expected is not None and target.is_file() and _is_same(target, source, expected):
         return False
     if target.is_dir():
-        raise CloudError(f"{target} is a folder: give the file's name")
+        raise AwsError(f"{target} is a folder: give the file's name")
     target.parent.mkdir(parents=True, exist_ok=True)
     path = target.with_name(f".{target.name}.staging")
     with held(path, f"{path}: another process is fetching this file: wait for it") as handle:
@@ -116,7 +116,7 @@ def stage(
         if expected is not None and not expected.matches(path):
             path.unlink()
             journal.path.unlink(missing_ok=True)
-            raise CloudError(f"{source.url}: what arrived does not have its {expected.kind}: fetched again next time")
+            raise AwsError(f"{source.url}: what arrived does not have its {expected.kind}: fetched again next time")
         os.fsync(handle)
         os.replace(path, target)
         journal.path.unlink(missing_ok=True)
@@ -134,7 +134,7 @@ def _allocate(path: Path, handle: int, journal: Journal) -> None:
     present = os.fstat(handle).st_blocks * 512
     free = shutil.disk_usage(path.parent).free
     if size - present > free:
-        raise CloudError(
+        raise AwsError(
             f"{path.parent} has {free / GIB:.1f} GiB free, {journal.source.url} needs {(size - present) / GIB:.1f} more"
         )
     if os.fstat(handle).st_size != size:
@@ -145,7 +145,7 @@ def _allocate(path: Path, handle: int, journal: Journal) -> None:
                 os.posix_fallocate(handle, 0, size)
         except OSError as error:
             os.ftruncate(handle, 0)
-            raise CloudError(f"{path.parent}: {size / GIB:.1f} GiB cannot be reserved: {error.strerror}") from None
+            raise AwsError(f"{path.parent}: {size / GIB:.1f} GiB cannot be reserved: {error.strerror}") from None
 
 
 def _fetch(s3: Any, handle: int, journal: Journal, workers: int) -> None:
@@ -199,16 +199,14 @@ def _fetch_part(s3: Any, handle: int, journal: Journal, index: int, progress: Pr
         except ClientError as error:
             code = code_of(error)
             if code in ("PreconditionFailed", "412"):
-                raise CloudError(
-                    f"{source.url} was changed while it was being fetched: run the command again"
-                ) from None
+                raise AwsError(f"{source.url} was changed while it was being fetched: run the command again") from None
             if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500) < 500 and code != "SlowDown":
-                raise CloudError(f"{source.url}: AWS answered {code}") from None
+                raise AwsError(f"{source.url}: AWS answered {code}") from None
             problem = code
         except (BotoCoreError, OSError) as error:
             problem = without_secrets(str(error))
         if stop.wait(RETRY_SECONDS * 2**attempt if attempt < TRIES else 0):
             return
-    raise CloudError(
+    raise AwsError(
         f"{source.url}: bytes {position} to {end - 1} could not be fetched ({problem}): run the command again"
     )

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from rebar.aws.client import Clients, CloudError, code_of, translate_aws_error
+from rebar.aws.client import AwsError, Clients, code_of, translate_aws_error
 from rebar.aws.cost import EBS_GB_MONTH, HOURS_A_MONTH, SNAPSHOT_GB_MONTH
 from rebar.aws.instances import BY_NAME
-from rebar.aws.plan import Call, Mode, Step, agreed
+from rebar.aws.plan import Call, Mode, Step, confirm_plan
 from rebar.aws.snapshots import delete_volume, find_snapshots, require_deletable
 from rebar.aws.tags import EXPIRES, PROJECT, ROLE, RUN, as_time, filters, now, tags_of
 from rebar.aws.volumes import PAGE, find_volumes
@@ -23,7 +23,7 @@ THRESHOLDS = (("ACTUAL", 50.0), ("ACTUAL", 80.0), ("ACTUAL", 100.0), ("FORECASTE
 def create_budget(
     clients: Clients, project: str, limit: int, email: str, mode: Mode, *, only_project: bool = False
 ) -> None:
-    """Create the project's monthly budget in US dollars, or find it; raises CloudError where its limit is another.
+    """Create the project's monthly budget in US dollars, or find it; raises AwsError where its limit is another.
 
     ``only_project`` counts what carries the project's tag, which must be activated as a cost allocation tag.
     """
@@ -34,7 +34,7 @@ def create_budget(
     if existing is not None:
         amount = float(existing["BudgetLimit"]["Amount"])
         if amount != limit:
-            raise CloudError(
+            raise AwsError(
                 f"the budget {name} exists with ${amount:.0f} a month, not ${limit}: change it in the console"
             )
         print(f"the budget {name} exists already: ${amount:.0f} a month")
@@ -63,7 +63,7 @@ def create_budget(
     scope = f"what is tagged {PROJECT}={project}" if only_project else "the whole account"
     marks = ", ".join(f"{threshold:.0f} % {kind.lower()}" for kind, threshold in THRESHOLDS)
     text = f"create the budget {name}: ${limit} a month for {scope}, e-mail to {email} at {marks}"
-    if agreed(mode, "budget", [Step(text)]):
+    if confirm_plan(mode, "budget", [Step(text)]):
         Call(budgets, "create_budget", request).send("creating the budget")
         print(f"created the budget {name}; it only warns: nothing is switched off")
 
@@ -184,7 +184,7 @@ def end_expired(clients: Clients, found: list[Found], mode: Mode) -> None:
             try:
                 require_deletable(clients, each.raw)
                 volumes.append(each)
-            except CloudError as error:
+            except AwsError as error:
                 kept.append(str(error))
     for reason in kept:
         print(f"kept: {reason}")
@@ -197,7 +197,7 @@ def end_expired(clients: Clients, found: list[Found], mode: Mode) -> None:
         Step(f"delete {volume.name}", Call(clients.ec2, "delete_volume", {"VolumeId": volume.name}))
         for volume in volumes
     ]
-    if not agreed(mode, "what has expired", steps):
+    if not confirm_plan(mode, "what has expired", steps):
         return
     for machine, call in zip(machines, calls, strict=True):
         call.send(f"terminating {machine.name}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from rebar.aws.client import CloudError
+from rebar.aws.client import AwsError
 
 PREFIX = "rebar:"
 PROJECT, RUN, ROLE, OWNER, EXPIRES = (PREFIX + key for key in ("project", "run", "role", "owner", "expires"))
@@ -42,7 +42,7 @@ class Identity:
     def __post_init__(self) -> None:
         for what, value in (("project", self.project), ("run", self.run), ("role", self.role)):
             if not NAME.fullmatch(value):
-                raise CloudError(f"{what} must be letters, digits, '.', '_' and '-' (at most 64), not {value!r}")
+                raise AwsError(f"{what} must be letters, digits, '.', '_' and '-' (at most 64), not {value!r}")
 
     def tags(self, **more: str) -> dict[str, str]:
         """All tags to set at creation; ``more`` without our prefix, ``_`` for ``-``."""
@@ -84,20 +84,20 @@ def tags_of(resource: Mapping[str, object]) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in listed}
 
 
-def require_ours(resource: Mapping[str, object], name: str, project: str) -> dict[str, str]:
-    """The tags of a thing that carries ours; raises CloudError for any other."""
+def require_our_tags(resource: Mapping[str, object], name: str, project: str) -> dict[str, str]:
+    """The tags of a thing that carries ours; raises AwsError for any other."""
     tags = tags_of(resource)
     if tags.get(PROJECT) != project or RUN not in tags or ROLE not in tags:
         found = f"it belongs to project {tags[PROJECT]!r}" if PROJECT in tags else "it does not carry Rebar's tags"
-        raise CloudError(f"{name}: {found}, not project {project!r}: it is left alone (--project names another)")
+        raise AwsError(f"{name}: {found}, not project {project!r}: it is left alone (--project names another)")
     return tags
 
 
 def only_one(found: Sequence[Mapping[str, Any]], key: str, what: str) -> Mapping[str, Any] | None:
-    """The one thing found, or None; raises CloudError where there are several."""
+    """The one thing found, or None; raises AwsError where there are several."""
     if len(found) > 1:
         names = ", ".join(sorted(str(each[key]) for each in found))
-        raise CloudError(f"{what}: {len(found)} carry these tags ({names}); name one of them by its id")
+        raise AwsError(f"{what}: {len(found)} carry these tags ({names}); name one of them by its id")
     return found[0] if found else None
 
 
@@ -117,11 +117,11 @@ def as_text(time: datetime) -> str:
 
 
 def as_time(text: str) -> datetime:
-    """A tag's time; raises CloudError where somebody changed it to something else."""
+    """A tag's time; raises AwsError where somebody changed it to something else."""
     try:
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
     except ValueError:
-        raise CloudError(f"a tag holds {text!r}, which is no time in Rebar's form") from None
+        raise AwsError(f"a tag holds {text!r}, which is no time in Rebar's form") from None
 
 
 MOST_GENERATIONS = 20
@@ -145,4 +145,4 @@ def create_once(create: Callable[[str], str], is_gone: Callable[[str], bool], se
         created = create(client_token(seed, generation))
         if not is_gone(created):
             return created
-    raise CloudError(f"the same thing was created and deleted {MOST_GENERATIONS} times today; look in the AWS console")
+    raise AwsError(f"the same thing was created and deleted {MOST_GENERATIONS} times today; look in the AWS console")

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from rebar.aws.client import CloudError
+from rebar.aws.client import AwsError
 from rebar.aws.download import Address, download, require_space
 
 ACADEMIC = "https://academictorrents.com/download/"
@@ -28,24 +28,24 @@ def is_torrent(source: str) -> bool:
 def fetch_torrent(source: str, folder: Path) -> list[Path]:
     """Fetch all files of a torrent into a folder, every piece compared with its hash; returns the files.
 
-    Goes on after a kill, and does nothing where the files are there. Raises CloudError.
+    Goes on after a kill, and does nothing where the files are there. Raises AwsError.
     """
     if shutil.which("aria2c") is None:
-        raise CloudError("the program aria2c is missing: install aria2 (apt-get install aria2)")
+        raise AwsError("the program aria2c is missing: install aria2 (apt-get install aria2)")
     torrent = _torrent_file(source, folder / FOLDER)
     listed = {folder / name: int(size.replace(",", "")) for name, size in LISTED.findall(_listing(torrent))}
     if not listed:
-        raise CloudError(f"{torrent}: aria2 finds no files in it: it is no torrent")
+        raise AwsError(f"{torrent}: aria2 finds no files in it: it is no torrent")
     outside = [path for path in listed if not path.resolve().is_relative_to(folder.resolve())]
     if outside:
-        raise CloudError(f"{torrent}: holds {outside[0]}, which would lie outside of {folder}")
+        raise AwsError(f"{torrent}: holds {outside[0]}, which would lie outside of {folder}")
     if not _lacking(folder, listed):
         return list(listed)
     present = sum(path.stat().st_blocks * 512 for path in listed if path.is_file())
     require_space(folder, sum(listed.values()) - present, f"the torrent {torrent.name}")
     _aria2("--dir", folder, "--check-integrity=true", "--seed-time=0", "--file-allocation=none", torrent)
     if lacking := _lacking(folder, listed):
-        raise CloudError(f"aria2 ended, but {', '.join(lacking)} is not whole: run the command again, it goes on")
+        raise AwsError(f"aria2 ended, but {', '.join(lacking)} is not whole: run the command again, it goes on")
     return list(listed)
 
 
@@ -64,14 +64,14 @@ def _torrent_file(source: str, folder: Path) -> Path:
     if source.startswith("magnet:?"):
         found = IN_MAGNET.search(source)
         if found is None:
-            raise CloudError("the magnet link names no torrent: xt=urn:btih:… is missing")
+            raise AwsError("the magnet link names no torrent: xt=urn:btih:… is missing")
         before = set(folder.glob("*.torrent"))
         named = folder / f"{found[1].lower()}.torrent"
         if not named.is_file():
             _aria2("--dir", folder, "--bt-metadata-only=true", "--bt-save-metadata=true", source)
         made = [named] if named.is_file() else sorted(set(folder.glob("*.torrent")) - before)
         if not made:
-            raise CloudError(
+            raise AwsError(
                 "aria2 did not find out what the magnet link holds: run the command again, or give a .torrent"
             )
         return made[0]
@@ -83,14 +83,14 @@ def _torrent_file(source: str, folder: Path) -> Path:
         return target
     path = Path(source)
     if not path.is_file():
-        raise CloudError(f"{path}: no such file")
+        raise AwsError(f"{path}: no such file")
     return path
 
 
 def _listing(torrent: Path) -> str:
     done = subprocess.run(["aria2c", "--show-files", str(torrent)], capture_output=True, text=True)
     if done.returncode != 0:
-        raise CloudError(f"{torrent}: is no torrent that aria2 can read: fetch it again")
+        raise AwsError(f"{torrent}: is no torrent that aria2 can read: fetch it again")
     return done.stdout
 
 
@@ -100,8 +100,6 @@ def _aria2(*words: str | Path) -> None:
     always.append(f"--stop-with-process={os.getpid()}")  # if we are killed, it does not go on alone
     done = subprocess.run(["aria2c", *always, *map(str, words)], stdin=subprocess.DEVNULL, stdout=STANDARD_ERROR)
     if done.returncode == 7:
-        raise CloudError(
-            "aria2 was interrupted, or nobody sends the torrent's files: run the command again, it goes on"
-        )
+        raise AwsError("aria2 was interrupted, or nobody sends the torrent's files: run the command again, it goes on")
     if done.returncode != 0:
-        raise CloudError(f"aria2 ended with status {done.returncode}: what it says stands above")
+        raise AwsError(f"aria2 ended with status {done.returncode}: what it says stands above")

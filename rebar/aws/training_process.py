@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
-from rebar.aws.client import CloudError, run_program
+from rebar.aws.client import AwsError, run_program
 
 
 class Training(ABC):
@@ -28,14 +28,14 @@ class Training(ABC):
 class OneProcess(Training):
     """A process by its id, such as torchrun, which passes the signal on to its workers.
 
-    Its starting time tells it from a later process of the same id. Raises CloudError where there is none.
+    Its starting time tells it from a later process of the same id. Raises AwsError where there is none.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         started = _started(pid)
         if started is None:
-            raise CloudError(f"there is no process {pid} on this machine: is training running?")
+            raise AwsError(f"there is no process {pid} on this machine: is training running?")
         self._started, self.began = started, _time_of(started)
 
     def is_running(self) -> bool:
@@ -50,15 +50,15 @@ class OneProcess(Training):
 
 
 class ProcessGroup(Training):
-    """All processes of a group, by its leader's id. Raises CloudError where there is none, or where it is our own."""
+    """All processes of a group, by its leader's id. Raises AwsError where there is none, or where it is our own."""
 
     def __init__(self, group: int) -> None:
         self.group = group
         if group == os.getpgrp():
-            raise CloudError(f"process group {group} is this command's own: start training with setsid, or give --pid")
+            raise AwsError(f"process group {group} is this command's own: start training with setsid, or give --pid")
         started = self._members()
         if not started:
-            raise CloudError(f"there is no process group {group} on this machine: is training running?")
+            raise AwsError(f"there is no process group {group} on this machine: is training running?")
         self.began = _time_of(min(started))
 
     def is_running(self) -> bool:
@@ -77,12 +77,12 @@ class ProcessGroup(Training):
 
 
 class Unit(Training):
-    """A unit of systemd. Raises CloudError where it is not active."""
+    """A unit of systemd. Raises AwsError where it is not active."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         if not self.is_running():
-            raise CloudError(f"systemd's unit {name} is not active: is training running?")
+            raise AwsError(f"systemd's unit {name} is not active: is training running?")
         started = _started(int(self._shown("MainPID") or 0))
         self.began = time.time() if started is None else _time_of(started)
 
@@ -100,13 +100,13 @@ class Unit(Training):
 
 
 def from_pidfile(path: Path) -> OneProcess:
-    """The process whose id a file holds; raises CloudError where it holds none."""
+    """The process whose id a file holds; raises AwsError where it holds none."""
     try:
         return OneProcess(int(path.read_text()))
     except OSError as error:
-        raise CloudError(f"{path}: cannot be read: {error.strerror}") from None
+        raise AwsError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
-        raise CloudError(f"{path} does not hold a process id") from None
+        raise AwsError(f"{path} does not hold a process id") from None
 
 
 def _signal(send: Callable[[int, int], None], number: int) -> None:
@@ -115,7 +115,7 @@ def _signal(send: Callable[[int, int], None], number: int) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        raise CloudError(f"{number} is another user's: run this command as that user, or as root") from None
+        raise AwsError(f"{number} is another user's: run this command as that user, or as root") from None
 
 
 def _started(pid: int) -> int | None:

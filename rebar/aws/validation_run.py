@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rebar.aws.client import Clients, CloudError, code_of, translate_aws_error, wait_until
+from rebar.aws.client import AwsError, Clients, code_of, translate_aws_error, wait_until
 from rebar.aws.launch import Rental, launch, terminate
 from rebar.aws.plan import Mode
 from rebar.aws.sweep import find_instances
@@ -19,7 +19,7 @@ GRACE_SECONDS = 900.0
 def validate(clients: Clients, rental: Rental, results: str, folder: Path, mode: Mode) -> None:
     """Rent, wait until ``results`` (an ``s3://`` folder) has an exit status, fetch it without checkpoints, terminate.
 
-    What an earlier call began is waited for; what it finished is only fetched. Raises CloudError where the command
+    What an earlier call began is waited for; what it finished is only fetched. Raises AwsError where the command
     failed, or where the machine ended without a result; what there is of a report is in ``folder`` then.
     """
     bucket, _, prefix = results.removeprefix("s3://").partition("/")
@@ -44,7 +44,7 @@ def validate(clients: Clients, rental: Rental, results: str, folder: Path, mode:
     _show_summary(folder)
     status = _status(s3, bucket, prefix)
     if status != "0":
-        raise CloudError(f"{identity.run} ended with status {status or 'unknown'}: see {folder / 'machine.log'}")
+        raise AwsError(f"{identity.run} ended with status {status or 'unknown'}: see {folder / 'machine.log'}")
     print(f"{identity.run} is done: its report is in {folder}")
 
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rebar.aws.attach import attach_volume, detach_volume, device_of, is_here
-from rebar.aws.client import Clients, CloudError
+from rebar.aws.client import AwsError, Clients
 from rebar.aws.cost import EBS_GB_MONTH, HOURS_A_MONTH
 from rebar.aws.filesystem import mount_device, unmount_volume
 from rebar.aws.instances import Machine
 from rebar.aws.manifest import Manifest, manifest_of, read_manifest
 from rebar.aws.mount import mounts_of, unmount
-from rebar.aws.plan import Call, Mode, Step, agreed
+from rebar.aws.plan import Call, Mode, Step, confirm_plan
 from rebar.aws.snapshots import Snapshot, delete_volume
 from rebar.aws.tags import MANIFEST, OWNER, PROJECT, VERIFIED, Identity, as_text, expiry, now, tags_of
 from rebar.aws.volumes import NewVolume, Volume, create_volume, describe_volume, find_volumes, remove_tag, set_tags
@@ -23,14 +23,14 @@ FOLDER = Path("/run/rebar")
 def verify_snapshot(clients: Clients, snapshot: Snapshot, machine: Machine, mode: Mode, *, again: bool = False) -> None:
     """Restore a snapshot to a temporary volume here, compare every file with the manifest, and tag the snapshot.
 
-    The copy is deleted afterwards. Raises CloudError where anything differs; then the detached copy is kept.
+    The copy is deleted afterwards. Raises AwsError where anything differs; then the detached copy is kept.
     An interrupted call is finished by the next one.
     """
     snapshot_id, tags = snapshot["SnapshotId"], tags_of(snapshot)
     if snapshot["State"] != "completed":
-        raise CloudError(f"{snapshot_id} is {snapshot['State']}: only a completed snapshot can be verified")
+        raise AwsError(f"{snapshot_id} is {snapshot['State']}: only a completed snapshot can be verified")
     if MANIFEST not in tags:
-        raise CloudError(f"{snapshot_id} has no manifest: it was not taken by 'snapshot create' and cannot be verified")
+        raise AwsError(f"{snapshot_id} has no manifest: it was not taken by 'snapshot create' and cannot be verified")
     new = _copy_of(snapshot, tags, machine.zone)
     if VERIFIED in tags and not again:
         print(f"{snapshot_id} was verified at {tags[VERIFIED]}; --again does it once more")
@@ -46,7 +46,7 @@ def verify_snapshot(clients: Clients, snapshot: Snapshot, machine: Machine, mode
         Step("read every file and compare its checksum with the manifest"),
         Step(f"unmount, detach, tag {snapshot_id} as verified, delete the temporary volume"),
     ]
-    if not agreed(mode, f"verification of {snapshot_id}", steps):
+    if not confirm_plan(mode, f"verification of {snapshot_id}", steps):
         return
     if VERIFIED in tags:
         remove_tag(clients, snapshot_id, VERIFIED)  # until it is known again
@@ -86,14 +86,14 @@ def _compare(clients: Clients, volume: Volume, machine: Machine, tags: Mapping[s
 def _require_alike(target: Path, digest: str, volume_id: str) -> int:
     expected = read_manifest(target) or Manifest({}, {})
     if expected.digest() != digest:
-        raise CloudError(
+        raise AwsError(
             f"NOT verified: the manifest on the restored volume is missing or another ({digest[:12]} is wanted); "
             f"the copy is kept as {volume_id}"
         )
     differences = expected.differences(manifest_of(target))
     if differences:
         listed = "; ".join(differences[:5])
-        raise CloudError(
+        raise AwsError(
             f"NOT verified: {len(differences)} files differ ({listed}{'; …' if len(differences) > 5 else ''}); "
             f"the copy is kept as {volume_id}"
         )
@@ -114,5 +114,5 @@ def _clear(clients: Clients, new: NewVolume, mode: Mode) -> None:
 def _seen(clients: Clients, volume: Volume) -> Volume:
     found = describe_volume(clients, volume["VolumeId"])
     if found is None:
-        raise CloudError(f"{volume['VolumeId']} has vanished")
+        raise AwsError(f"{volume['VolumeId']} has vanished")
     return found

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rebar.aws.client import Clients, CloudError, code_of, translate_aws_error, wait_until
+from rebar.aws.client import AwsError, Clients, code_of, translate_aws_error, wait_until
 from rebar.aws.cost import EBS_GB_MONTH
-from rebar.aws.plan import Call, Mode, Step, agreed
+from rebar.aws.plan import Call, Mode, Step, confirm_plan
 from rebar.aws.tags import (
     PROJECT,
     ROLE,
@@ -20,7 +20,7 @@ from rebar.aws.tags import (
     create_once,
     filters,
     only_one,
-    require_ours,
+    require_our_tags,
     specification,
 )
 
@@ -55,7 +55,7 @@ def describe_volume(clients: Clients, volume_id: str) -> Volume | None:
 
 
 def wait_for_volume(clients: Clients, volume_id: str, state: str) -> None:
-    """Wait until a volume has a state, or is no more; raises CloudError where that takes five minutes."""
+    """Wait until a volume has a state, or is no more; raises AwsError where that takes five minutes."""
     wait_until(
         f"{volume_id} to be {state}",
         lambda: describe_volume(clients, volume_id),
@@ -65,17 +65,17 @@ def wait_for_volume(clients: Clients, volume_id: str, state: str) -> None:
 
 
 def get_volume(clients: Clients, name: str, project: str) -> Volume:
-    """The volume called ``vol-…`` or ``RUN/ROLE``, if it is ours; raises CloudError."""
+    """The volume called ``vol-…`` or ``RUN/ROLE``, if it is ours; raises AwsError."""
     if VOLUME_ID.fullmatch(name):
         volume = describe_volume(clients, name)
     elif name.count("/") == 1:
         run, role = name.split("/")
         volume = only_one(find_volumes(clients, {PROJECT: project, RUN: run, ROLE: role}), "VolumeId", name)
     else:
-        raise CloudError(f"{name!r} names no volume: give vol-… or RUN/ROLE, such as imagenet/beton")
+        raise AwsError(f"{name!r} names no volume: give vol-… or RUN/ROLE, such as imagenet/beton")
     if volume is None:
-        raise CloudError(f"there is no volume {name} in this region; 'python -m rebar.aws cost sweep' lists them all")
-    require_ours(volume, volume["VolumeId"], project)
+        raise AwsError(f"there is no volume {name} in this region; 'python -m rebar.aws cost sweep' lists them all")
+    require_our_tags(volume, volume["VolumeId"], project)
     return volume
 
 
@@ -85,11 +85,9 @@ def attachment(volume: Volume) -> Mapping[str, Any] | None:
 
 
 def require_attached(volume: Volume) -> None:
-    """Raises CloudError for a volume that no machine has: its device need not be waited for."""
+    """Raises AwsError for a volume that no machine has: its device need not be waited for."""
     if attachment(volume) is None:
-        raise CloudError(
-            f"{volume['VolumeId']} is not attached to any machine: volume attach {volume['VolumeId']} first"
-        )
+        raise AwsError(f"{volume['VolumeId']} is not attached to any machine: volume attach {volume['VolumeId']} first")
 
 
 def set_tags(clients: Clients, resource: str, tags: Mapping[str, str]) -> None:
@@ -157,7 +155,7 @@ def create_volume(clients: Clients, new: NewVolume, mode: Mode) -> Volume | None
     cost = f", about ${price * new.size:.2f} a month" if price else ""
     text = f"create a {new.size} GiB {new.kind} volume in {new.zone}, {origin}{cost}"
     call = Call(clients.ec2, "create_volume", request)
-    if not agreed(mode, f"volume {new.identity}", [Step(text, call)]):
+    if not confirm_plan(mode, f"volume {new.identity}", [Step(text, call)]):
         return None
     volume_id = create_once(
         lambda token: _send_create(clients, request, token), lambda volume_id: _is_gone(clients, volume_id), request
@@ -179,7 +177,7 @@ def _is_gone(clients: Clients, volume_id: str) -> bool:
             lambda seen: seen is not None,
             seconds=APPEAR_SECONDS,
         )
-    except CloudError:
+    except AwsError:
         if describe_volume(clients, volume_id) is None:
             return True
         raise
@@ -199,7 +197,7 @@ def _require_same(volume: Volume, new: NewVolume) -> None:
         if (volume.get(key) or "") != value
     ]
     if different:
-        raise CloudError(
+        raise AwsError(
             f"{new.identity} exists as {volume['VolumeId']}, but {', '.join(different)}: "
             "give the same values, or another --run or --role"
         )
@@ -210,11 +208,9 @@ def _available(clients: Clients, volume_id: str) -> Volume:
 
     def ready(volume: Volume | None) -> bool:
         if volume is None:
-            raise CloudError(f"{volume_id} has vanished while it was being created")
+            raise AwsError(f"{volume_id} has vanished while it was being created")
         if volume["State"] == "error":
-            raise CloudError(
-                f"AWS could not create {volume_id} (state error): delete it in the console, then try again"
-            )
+            raise AwsError(f"AWS could not create {volume_id} (state error): delete it in the console, then try again")
         return volume["State"] in ("available", "in-use")
 
     volume = wait_until(

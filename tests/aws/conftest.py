@@ -148,7 +148,7 @@ def run_instance(ec2: Any, zone: str = ZONE) -> str:
     return str(started["Instances"][0]["InstanceId"])
 
 
-def cloud(*words: str | Path, expect: int = 0) -> Outcome:
+def run_cli(*words: str | Path, expect: int = 0) -> Outcome:
     """``python -m rebar.aws WORDS`` in this process, which is quicker than a new one; checks the exit status."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
@@ -159,15 +159,15 @@ def cloud(*words: str | Path, expect: int = 0) -> Outcome:
     return outcome
 
 
-def refused(*words: str | Path) -> str:
+def run_failing(*words: str | Path) -> str:
     """The message with which a command ends that cannot be done."""
-    outcome = cloud(*words, expect=1)
+    outcome = run_cli(*words, expect=1)
     assert outcome.err.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in outcome.err
     return outcome.err
 
 
-def start_cloud(*words: str | Path) -> "subprocess.Popen[str]":
+def start_cli(*words: str | Path) -> "subprocess.Popen[str]":
     """``python -m rebar.aws WORDS`` in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "rebar.aws", *map(str, words)],
@@ -178,9 +178,9 @@ def start_cloud(*words: str | Path) -> "subprocess.Popen[str]":
     )
 
 
-def killed_at(aws: StrictAws, action: str, *words: str | Path) -> str:
+def kill_at(aws: StrictAws, action: str, *words: str | Path) -> str:
     """Run a command that is killed when its first ``action`` has taken effect; returns what it printed."""
-    process = start_cloud(*words)
+    process = start_cli(*words)
     aws.kill_after = (action, process.pid)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == -9, f"it was to die at {action}, but: {process.returncode}\n{out}"

@@ -154,8 +154,8 @@ class StrictAws:
             if self.watch is not None:
                 self.watch(request)
             action = next((action for action in self.refuse if request.action.startswith(action)), None)
-            if action and isinstance(refused := self.refuse[action], Refused):
-                status, headers, content = _json_error(refused)
+            if action and isinstance(run_failing := self.refuse[action], Refused):
+                status, headers, content = _json_error(run_failing)
                 start_response(f"{status} strict", [*headers, ("Content-Length", str(len(content)))])
                 return [content]
             if self.fail_ranges and "HTTP_RANGE" in request.parameters:
@@ -185,8 +185,8 @@ class StrictAws:
             return self._ec2(action, parameters, environ)
         except Instead as instead:
             return instead.answer()
-        except Refused as refused:
-            return refused.answer() if request.service == "ec2" else _json_error(refused)
+        except Refused as run_failing:
+            return run_failing.answer() if request.service == "ec2" else _json_error(run_failing)
 
     def _ec2(self, action: str, parameters: dict[str, str], environ: dict[str, Any]) -> Answer:
         dry = parameters.get("DryRun") == "true"
@@ -348,8 +348,8 @@ def _json(content: dict[str, Any], status: int = 200) -> Answer:
     return status, [("Content-Type", "application/x-amz-json-1.1")], json.dumps(content).encode()
 
 
-def _json_error(refused: Refused) -> Answer:
-    return _json({"__type": refused.code, "message": refused.message}, refused.status)
+def _json_error(run_failing: Refused) -> Answer:
+    return _json({"__type": run_failing.code, "message": run_failing.message}, run_failing.status)
 
 
 class _Quiet(WSGIRequestHandler):

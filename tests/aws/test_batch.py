@@ -10,7 +10,7 @@ import pytest
 from botocore.validate import ParamValidator
 from moto.batch_simple.models import BatchSimpleBackend
 
-from tests.aws.conftest import cloud, killed_at, refused
+from tests.aws.conftest import kill_at, run_cli, run_failing
 from tests.aws.strict_aws import StrictAws
 
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/rebar:1"
@@ -83,18 +83,18 @@ def sent(aws: StrictAws, call: str) -> list[dict[str, Any]]:
 
 
 def test_the_plan_says_what_it_costs_and_registers_nothing(account: StrictAws) -> None:
-    told = cloud(*SINGLE).out
+    told = run_cli(*SINGLE).out
     assert "register the job definition rebar-g5-16-train" in told
     assert "at most 5 attempts of 3 h on g5.12xlarge: at most $85.08" in told
     assert "nothing was changed" in told
-    assert "AWS has no dry run for it" in cloud(*SINGLE, "--check").out
+    assert "AWS has no dry run for it" in run_cli(*SINGLE, "--check").out
     assert sent(account, "registerJobDefinition") == []
 
 
 def test_one_node_on_spot(account: StrictAws) -> None:
     secret = f"WANDB_API_KEY={SECRET_ARN}"
     more = ["--owner", "vision", "--execution-role", ROLE, "--secret", secret, "--scratch", "/mnt/nvme"]
-    cloud(*SINGLE, *more, "--yes", "--", "--epochs", "16")
+    run_cli(*SINGLE, *more, "--yes", "--", "--epochs", "16")
     (request,) = sent(account, "registerJobDefinition")
     assert request["type"] == "container"
     container = request["containerProperties"]
@@ -123,7 +123,7 @@ def test_one_node_on_spot(account: StrictAws) -> None:
 
 
 def test_several_nodes_on_demand(account: StrictAws) -> None:
-    assert "2 × p4d.24xlarge: at most $131.75" in cloud(*MULTI, "--yes").out
+    assert "2 × p4d.24xlarge: at most $131.75" in run_cli(*MULTI, "--yes").out
     (request,) = sent(account, "registerJobDefinition")
     assert request["type"] == "multinode"
     nodes = request["nodeProperties"]
@@ -137,12 +137,12 @@ def test_several_nodes_on_demand(account: StrictAws) -> None:
 
 @pytest.mark.parametrize("words", [SINGLE, MULTI, WRITE], ids=["single", "multi", "write"])
 def test_the_same_is_not_registered_again(account: StrictAws, words: list[str]) -> None:
-    cloud(*words, "--yes")
-    assert "is the same already" in cloud(*words, "--yes").out
+    run_cli(*words, "--yes")
+    assert "is the same already" in run_cli(*words, "--yes").out
     assert len(sent(account, "registerJobDefinition")) == 1
-    assert "register a new revision" in cloud(*words, "--max-hours", "4", "--yes").out
+    assert "register a new revision" in run_cli(*words, "--max-hours", "4", "--yes").out
     assert len(sent(account, "registerJobDefinition")) == 2
-    assert "is the same already" in cloud(*words, "--max-hours", "4", "--yes").out
+    assert "is the same already" in run_cli(*words, "--max-hours", "4", "--yes").out
 
 
 def test_somebody_elses_definition_is_left_alone(account: StrictAws) -> None:
@@ -154,17 +154,17 @@ def test_somebody_elses_definition_is_left_alone(account: StrictAws) -> None:
         containerProperties={"image": "theirs", "vcpus": 1, "memory": 128},
     )
     account.requests.clear()
-    assert "does not carry Rebar's tags" in refused(*SINGLE, "--yes")
-    assert "does not carry Rebar's tags" in refused(*SUBMIT, "spot", "--yes")
+    assert "does not carry Rebar's tags" in run_failing(*SINGLE, "--yes")
+    assert "does not carry Rebar's tags" in run_failing(*SUBMIT, "spot", "--yes")
     assert sent(account, "registerJobDefinition") == []
 
 
 def test_submitted_once(account: StrictAws) -> None:
-    assert "batch register first" in refused(*SUBMIT, "spot", "--yes")
-    cloud(*SINGLE, "--yes")
-    assert "(revision 1) to the queue spot (SPOT)" in cloud(*SUBMIT, "spot").out
+    assert "batch register first" in run_failing(*SUBMIT, "spot", "--yes")
+    run_cli(*SINGLE, "--yes")
+    assert "(revision 1) to the queue spot (SPOT)" in run_cli(*SUBMIT, "spot").out
     assert sent(account, "submitJob") == []
-    cloud(*SUBMIT, "spot", "--yes")
+    run_cli(*SUBMIT, "spot", "--yes")
     (request,) = sent(account, "submitJob")
     assert request["jobName"] == "rebar-g5-16-train"
     assert request["jobDefinition"].endswith("job-definition/rebar-g5-16-train:1")
@@ -183,42 +183,42 @@ def hold_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_job_that_waits_or_runs_is_found(account: StrictAws, monkeypatch: pytest.MonkeyPatch) -> None:
     hold_jobs(monkeypatch)
-    cloud(*SINGLE, "--yes")
-    killed_at(account, "POST /v1/submitjob", *SUBMIT, "spot", "--yes")
-    assert "exists already: rebar-g5-16-train, RUNNABLE" in cloud(*SUBMIT, "spot", "--yes").out
+    run_cli(*SINGLE, "--yes")
+    kill_at(account, "POST /v1/submitjob", *SUBMIT, "spot", "--yes")
+    assert "exists already: rebar-g5-16-train, RUNNABLE" in run_cli(*SUBMIT, "spot", "--yes").out
     assert len(sent(account, "submitJob")) == 1
     import boto3
 
     batch = boto3.client("batch")
     definition = batch.describe_job_definitions()["jobDefinitions"][0]["jobDefinitionArn"]
     batch.submit_job(jobName="rebar-g5-16-train", jobQueue="spot", jobDefinition=definition)
-    assert "several jobs are called" in refused(*SUBMIT, "spot", "--yes")
+    assert "several jobs are called" in run_failing(*SUBMIT, "spot", "--yes")
 
 
 def test_an_array_of_parts(account: StrictAws, monkeypatch: pytest.MonkeyPatch) -> None:
     hold_jobs(monkeypatch)
-    assert "8 tasks, each 3 h" in cloud(*WRITE, "--yes", "--", "--split", "train").out
+    assert "8 tasks, each 3 h" in run_cli(*WRITE, "--yes", "--", "--split", "train").out
     (request,) = sent(account, "registerJobDefinition")
     container = request["containerProperties"]
     assert container["command"][0] == "/opt/rebar/scripts/write_job.sh"
     assert container["command"][1:] == ["--data-dir", "s3://bucket/imagenet", "--split", "train"]
     assert {each["type"] for each in container["resourceRequirements"]} == {"VCPU", "MEMORY"}
     assert {"name": "SHARDS", "value": "8"} in container["environment"]
-    cloud(*SUBMIT, "spot", "--role", "write", "--yes")
+    run_cli(*SUBMIT, "spot", "--role", "write", "--yes")
     (job,) = sent(account, "submitJob")
     assert job["arrayProperties"] == {"size": 8}
 
 
 def test_queues_that_do_not_suit(account: StrictAws) -> None:
-    cloud(*MULTI, "--yes")
-    assert "several nodes on demand (EC2) only" in refused(*SUBMIT, "spot", "--yes")
-    assert "there is no job queue none" in refused(*SUBMIT, "none", "--yes")
+    run_cli(*MULTI, "--yes")
+    assert "several nodes on demand (EC2) only" in run_failing(*SUBMIT, "spot", "--yes")
+    assert "there is no job queue none" in run_failing(*SUBMIT, "none", "--yes")
     make_queue("idle", "EC2", minvCpus=96)
-    assert "keeps 96 vCPUs running" in cloud(*SUBMIT, "idle").out
+    assert "keeps 96 vCPUs running" in run_cli(*SUBMIT, "idle").out
     import boto3
 
     boto3.client("batch").update_job_queue(jobQueue="on-demand", state="DISABLED")
-    assert "is DISABLED" in refused(*SUBMIT, "on-demand", "--yes")
+    assert "is DISABLED" in run_failing(*SUBMIT, "on-demand", "--yes")
     assert sent(account, "submitJob") == []
 
 
@@ -238,7 +238,7 @@ def test_queues_that_do_not_suit(account: StrictAws) -> None:
     ],
 )
 def test_what_cannot_be_is_told(account: StrictAws, words: list[str], message: str) -> None:
-    told = refused(*SINGLE, "--yes", *words)
+    told = run_failing(*SINGLE, "--yes", *words)
     assert message in told
     assert "0123456789abcdef" not in told
     assert sent(account, "registerJobDefinition") == []

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from rebar.aws.__main__ import build_parser
-from tests.aws.conftest import cloud
+from tests.aws.conftest import run_cli
 from tests.conftest import REPOSITORY
 
 
@@ -37,7 +37,7 @@ def test_the_commands_are_there() -> None:
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_help_ends_with_an_example_that_is_accepted(path: tuple[str, ...]) -> None:
-    told = cloud(*path, "--help").out
+    told = run_cli(*path, "--help").out
     assert "example:\n  python -m rebar.aws" in told
     words = shlex.split(COMMANDS[path].partition("python -m rebar.aws")[2].replace("\\\n", " "))
     assert tuple(words[:2]) == path

@@ -10,7 +10,7 @@ import moto
 import pytest
 
 from rebar.aws.instances import TYPES, InstanceType
-from tests.aws.conftest import ZONE, cloud, refused
+from tests.aws.conftest import ZONE, run_cli, run_failing
 from tests.aws.strict_aws import ACCOUNT, Instead, StrictAws
 from tests.conftest import REPOSITORY
 
@@ -44,29 +44,29 @@ def test_every_machine_has_its_configuration(machine: InstanceType) -> None:
 
 
 def test_the_published_time_is_used_as_it_is(aws: StrictAws) -> None:
-    told = cloud("cost", "estimate", "--instance-type", "p4d.24xlarge", "--epochs", "88").out
+    told = run_cli("cost", "estimate", "--instance-type", "p4d.24xlarge", "--epochs", "88").out
     assert "1.29 h: measured by ffcv-imagenet" in told  # 77.2 minutes
     assert "$33.74 for 1.54 h" in told
     assert aws.requests == []
 
 
 def test_other_machines_are_scaled_and_it_is_said(aws: StrictAws) -> None:
-    told = cloud("cost", "estimate", "--instance-type", "g5.xlarge").out
+    told = run_cli("cost", "estimate", "--instance-type", "g5.xlarge").out
     assert "5.15 h: scaled by GPU speed" in told
     assert "not measured" in told
 
 
 def test_a_measured_throughput_wins(aws: StrictAws) -> None:
     words = ["cost", "estimate", "--instance-type", "g5.xlarge", "--epochs", "18", "--price", "2"]
-    assert "give --images-per-second" in refused(*words)
-    told = cloud(*words, "--images-per-second", "6405.835").out
+    assert "give --images-per-second" in run_failing(*words)
+    told = run_cli(*words, "--images-per-second", "6405.835").out
     assert "1.00 h: from your 6406 images/s" in told
     assert "$2.50 for 1.25 h" in told
 
 
 def test_the_spot_price_is_asked_for(aws: StrictAws) -> None:
     aws.refuse["DescribeSpotPriceHistory"] = answer_with_prices()
-    told = cloud("cost", "estimate", "--instance-type", "g5.xlarge", "--spot").out
+    told = run_cli("cost", "estimate", "--instance-type", "g5.xlarge", "--spot").out
     assert "$0.4012 an hour: spot in us-east-1b" in told
 
 
@@ -100,10 +100,10 @@ def ours(ec2: Any, resource: str, run: str = "g5-16") -> str:
 
 
 def test_the_sweep_lists_what_costs(aws: StrictAws, ec2: Any, instance: str) -> None:
-    cloud(*CREATE, "imagenet")
+    run_cli(*CREATE, "imagenet")
     ours(ec2, instance)
     ec2.create_volume(AvailabilityZone=ZONE, Size=500, VolumeType="gp3")  # somebody else's
-    told = cloud("cost", "sweep").out
+    told = run_cli("cost", "sweep").out
     assert "g5.xlarge" in told
     assert "$24.14 a day" in told
     assert "imagenet/beton" in told
@@ -114,18 +114,18 @@ def test_the_sweep_lists_what_costs(aws: StrictAws, ec2: Any, instance: str) -> 
 
 def test_the_sweep_ends_only_what_has_expired(aws: StrictAws, ec2: Any, instance: str) -> None:
     expire(ec2, ours(ec2, instance))
-    cloud(*CREATE, "old")
-    cloud(*CREATE, "new", "--expires-days", "1")
+    run_cli(*CREATE, "old")
+    run_cli(*CREATE, "new", "--expires-days", "1")
     (old,) = ec2.describe_volumes(Filters=[{"Name": "tag:rebar:run", "Values": ["old"]}])["Volumes"]
     expire(ec2, old["VolumeId"])
     snapshot = ours(ec2, ec2.create_snapshot(VolumeId=old["VolumeId"])["SnapshotId"], "old")
     expire(ec2, snapshot)
 
-    planned = cloud("cost", "sweep", "--end-expired").out
+    planned = run_cli("cost", "sweep", "--end-expired").out
     assert f"terminate {instance}" in planned
     assert aws.sent("TerminateInstances") == []
 
-    done = cloud("cost", "sweep", "--end-expired", "--yes").out
+    done = run_cli("cost", "sweep", "--end-expired", "--yes").out
     assert f"terminated {instance}" in done
     assert f"kept: {old['VolumeId']} is not deleted: no verified snapshot" in done
     assert [sent["InstanceId.1"] for sent in aws.sent("TerminateInstances")] == [instance]
@@ -134,16 +134,16 @@ def test_the_sweep_ends_only_what_has_expired(aws: StrictAws, ec2: Any, instance
 
 
 def test_an_expired_copy_of_a_verified_snapshot_is_deleted(aws: StrictAws, ec2: Any) -> None:
-    cloud(*CREATE, "imagenet")
+    run_cli(*CREATE, "imagenet")
     (volume,) = ec2.describe_volumes()["Volumes"]
     snapshot = ours(ec2, ec2.create_snapshot(VolumeId=volume["VolumeId"])["SnapshotId"], "imagenet")
     aws._snapshots[snapshot] = 0
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     ec2.create_tags(Resources=[snapshot], Tags=[{"Key": "rebar:verified", "Value": now}])
-    cloud("snapshot", "restore", snapshot, "--zone", ZONE, "--run", "g5-16", "--role", "copy", "--yes")
+    run_cli("snapshot", "restore", snapshot, "--zone", ZONE, "--run", "g5-16", "--role", "copy", "--yes")
     (copy,) = ec2.describe_volumes(Filters=[{"Name": "tag:rebar:role", "Values": ["copy"]}])["Volumes"]
     expire(ec2, copy["VolumeId"])
-    cloud("cost", "sweep", "--end-expired", "--yes")
+    run_cli("cost", "sweep", "--end-expired", "--yes")
     assert [sent["VolumeId"] for sent in aws.sent("DeleteVolume")] == [copy["VolumeId"]]
 
 
@@ -154,10 +154,10 @@ def test_a_budget_is_created_once(aws: StrictAws) -> None:
     import boto3
 
     words = ["budget", "create", "--limit", "100", "--email", "me@example.com"]
-    assert "nothing was changed" in cloud(*words).out
-    cloud(*words, "--yes")
-    assert "exists already: $100 a month" in cloud(*words, "--yes").out
-    assert "exists with $100 a month, not $200" in refused(*words[:3], "200", *words[4:], "--yes")
+    assert "nothing was changed" in run_cli(*words).out
+    run_cli(*words, "--yes")
+    assert "exists already: $100 a month" in run_cli(*words, "--yes").out
+    assert "exists with $100 a month, not $200" in run_failing(*words[:3], "200", *words[4:], "--yes")
     budgets = boto3.client("budgets")
     (budget,) = budgets.describe_budgets(AccountId=ACCOUNT)["Budgets"]
     assert (budget["BudgetName"], budget["BudgetLimit"]["Amount"], budget["TimeUnit"]) == (
@@ -170,4 +170,4 @@ def test_a_budget_is_created_once(aws: StrictAws) -> None:
 
 
 def test_an_address_must_be_one(aws: StrictAws) -> None:
-    assert "is no e-mail address" in cloud("budget", "create", "--limit", "1", "--email", "me", expect=2).err
+    assert "is no e-mail address" in run_cli("budget", "create", "--limit", "1", "--email", "me", expect=2).err

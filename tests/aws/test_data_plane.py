@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.aws.conftest import ZONE, cloud, killed_at, refused, run_instance
+from tests.aws.conftest import ZONE, kill_at, run_cli, run_failing, run_instance
 from tests.aws.disks import Disks, mounted_at
 from tests.aws.strict_aws import Refused, StrictAws
 
@@ -26,15 +26,15 @@ def folder(tmp_path: Path, disks: Disks) -> Path:
 @pytest.fixture
 def attached(disks: Disks, ec2: Any, instance: str) -> str:
     """A blank volume attached to this machine; its id."""
-    cloud(*CREATE)
-    cloud("volume", "attach", VOLUME, "--instance", instance, "--yes")
+    run_cli(*CREATE)
+    run_cli("volume", "attach", VOLUME, "--instance", instance, "--yes")
     return next(iter(disks.loops))
 
 
 @pytest.fixture
 def mounted(attached: str, folder: Path) -> str:
     """The same, formatted, mounted, with some files on it; its id."""
-    cloud("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    run_cli("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
     fill(folder)
     return attached
 
@@ -98,31 +98,31 @@ def test_from_a_blank_volume_to_a_verified_snapshot_and_back(
     aws: StrictAws, disks: Disks, ec2: Any, instance: str, metadata: Any, folder: Path
 ) -> None:
     metadata(**{"instance-id": instance, "placement/availability-zone": ZONE})
-    cloud(*CREATE)
-    cloud("volume", "attach", VOLUME, "--yes")
-    cloud("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    run_cli(*CREATE)
+    run_cli("volume", "attach", VOLUME, "--yes")
+    run_cli("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
     fill(folder)
     before = checksums(folder)
     (original,) = disks.loops
 
-    taken = cloud("snapshot", "create", VOLUME, "--yes")
+    taken = run_cli("snapshot", "create", VOLUME, "--yes")
     assert "13 files" in taken.out
     assert mounted_at(disks.loops[original]) == []
     (snapshot,) = our_snapshots(aws)
     assert "rebar:verified" not in tags(ec2, snapshot)
 
-    cloud("snapshot", "verify", VOLUME, "--yes")
+    run_cli("snapshot", "verify", VOLUME, "--yes")
     assert "rebar:verified" in tags(ec2, snapshot)
     assert list(disks.loops) == [original]  # the temporary copy is gone
-    assert "verified" in cloud("snapshot", "list").out
+    assert "verified" in run_cli("snapshot", "list").out
 
-    cloud("volume", "detach", VOLUME, "--yes")
-    cloud("volume", "delete", VOLUME, "--yes")
+    run_cli("volume", "detach", VOLUME, "--yes")
+    run_cli("volume", "delete", VOLUME, "--yes")
     assert not disks.file(original).exists()
 
-    cloud("snapshot", "restore", VOLUME, "--zone", ZONE, "--yes")
-    cloud("volume", "attach", VOLUME, "--yes")
-    cloud("volume", "mount", VOLUME, folder, "--read-only", "--yes")
+    run_cli("snapshot", "restore", VOLUME, "--zone", ZONE, "--yes")
+    run_cli("volume", "attach", VOLUME, "--yes")
+    run_cli("volume", "mount", VOLUME, folder, "--read-only", "--yes")
     after = checksums(folder)
     assert after.pop("rebar.sha256") == tags(ec2, snapshot)["rebar:manifest"]
     assert after == before
@@ -130,21 +130,21 @@ def test_from_a_blank_volume_to_a_verified_snapshot_and_back(
     known = subprocess.run(["sha256sum", "--check", "--quiet", "rebar.sha256"], cwd=folder, capture_output=True)
     assert known.returncode == 0, known.stderr  # coreutils reads the manifest too
 
-    cloud("volume", "umount", VOLUME, "--yes")
-    cloud("volume", "detach", VOLUME, "--yes")
-    cloud("volume", "delete", VOLUME, "--yes")  # never written to since it was restored
+    run_cli("volume", "umount", VOLUME, "--yes")
+    run_cli("volume", "detach", VOLUME, "--yes")
+    run_cli("volume", "delete", VOLUME, "--yes")  # never written to since it was restored
 
 
 def test_every_step_again_changes_nothing(
     aws: StrictAws, disks: Disks, instance: str, mounted: str, folder: Path
 ) -> None:
     here = ["--instance", instance]
-    assert "already" in cloud("volume", "mount", VOLUME, folder, "--yes").out
-    cloud("snapshot", "create", VOLUME, "--yes")
-    assert "holds what" in cloud("snapshot", "create", VOLUME, "--yes").out
-    cloud("snapshot", "verify", VOLUME, *here, "--yes")
-    assert "was verified at" in cloud("snapshot", "verify", VOLUME, *here, "--yes").out
-    assert "not mounted" in cloud("volume", "umount", VOLUME, "--yes").out
+    assert "already" in run_cli("volume", "mount", VOLUME, folder, "--yes").out
+    run_cli("snapshot", "create", VOLUME, "--yes")
+    assert "holds what" in run_cli("snapshot", "create", VOLUME, "--yes").out
+    run_cli("snapshot", "verify", VOLUME, *here, "--yes")
+    assert "was verified at" in run_cli("snapshot", "verify", VOLUME, *here, "--yes").out
+    assert "not mounted" in run_cli("volume", "umount", VOLUME, "--yes").out
     assert len(aws.sent("CreateSnapshot")) == 1
     assert len(aws.sent("CreateVolume")) == 2
 
@@ -153,7 +153,7 @@ def test_every_step_again_changes_nothing(
 
 
 def test_a_plan_formats_nothing(disks: Disks, attached: str, folder: Path) -> None:
-    planned = cloud("volume", "mount", VOLUME, folder, "--format", "ext4")
+    planned = run_cli("volume", "mount", VOLUME, folder, "--format", "ext4")
     assert "make ext4 on /dev/loop" in planned.out
     assert not any(device(disks, attached).open("rb").read(4 * MIB))
     assert not folder.exists()
@@ -164,7 +164,7 @@ def test_what_is_not_blank_is_not_formatted(disks: Disks, attached: str, folder:
     with device(disks, attached).open("r+b") as file:
         file.seek(offset)
         file.write(b"precious")
-    assert "not formatted" in refused("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    assert "not formatted" in run_failing("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
     with device(disks, attached).open("rb") as file:
         file.seek(offset)
         assert file.read(8) == b"precious"
@@ -172,43 +172,43 @@ def test_what_is_not_blank_is_not_formatted(disks: Disks, attached: str, folder:
 
 def test_another_file_system_is_not_formatted(disks: Disks, attached: str, folder: Path) -> None:
     subprocess.run(["mkfs.ext4", "-q", device(disks, attached)], check=True)
-    told = refused("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    told = run_failing("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
     assert "holds ext4: not formatted" in told
 
 
 def test_a_device_of_another_size_is_not_formatted(disks: Disks, attached: str, folder: Path) -> None:
     os.truncate(disks.file(attached), 2 * 2**30)
     subprocess.run(["losetup", "--set-capacity", device(disks, attached)], check=True)
-    assert "bytes, the volume" in refused("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    assert "bytes, the volume" in run_failing("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
 
 
 def test_a_restored_volume_is_never_formatted(
     aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
 ) -> None:
-    cloud("snapshot", "create", VOLUME, "--yes")
-    cloud("snapshot", "restore", VOLUME, "--zone", ZONE, "--role", "copy", "--yes")
-    cloud("volume", "attach", "imagenet/copy", "--instance", instance, "--yes")
+    run_cli("snapshot", "create", VOLUME, "--yes")
+    run_cli("snapshot", "restore", VOLUME, "--zone", ZONE, "--role", "copy", "--yes")
+    run_cli("volume", "attach", "imagenet/copy", "--instance", instance, "--yes")
     (copy,) = set(disks.loops) - {mounted}
     with device(disks, copy).open("r+b") as file:
         file.write(bytes(64 * MIB))  # even where nothing can be seen on it
-    assert "never formatted" in refused("volume", "mount", "imagenet/copy", folder, "--format", "ext4", "--yes")
+    assert "never formatted" in run_failing("volume", "mount", "imagenet/copy", folder, "--format", "ext4", "--yes")
 
 
 def test_an_interrupted_format_is_finished_and_a_strange_one_is_not(
     aws: StrictAws, disks: Disks, ec2: Any, attached: str, folder: Path
 ) -> None:
-    killed_at(aws, "CreateTags", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    kill_at(aws, "CreateTags", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
     kind, identifier = tags(ec2, attached)["rebar:filesystem"].split()
-    assert "was formatted, or begun to be, as ext4" in refused(
+    assert "was formatted, or begun to be, as ext4" in run_failing(
         "volume", "mount", VOLUME, folder, "--format", "xfs", "--yes"
     )
-    cloud("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    run_cli("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
     found = subprocess.run(["blkid", "-o", "value", "-s", "UUID", device(disks, attached)], capture_output=True)
     assert (kind, identifier) == ("ext4", found.stdout.decode().strip())
 
 
 def test_without_format_a_blank_volume_is_not_mounted(disks: Disks, attached: str, folder: Path) -> None:
-    assert "--format ext4 makes one" in refused("volume", "mount", VOLUME, folder, "--yes")
+    assert "--format ext4 makes one" in run_failing("volume", "mount", VOLUME, folder, "--yes")
 
 
 def test_a_volume_is_known_by_its_serial_number_only(
@@ -216,10 +216,10 @@ def test_a_volume_is_known_by_its_serial_number_only(
 ) -> None:
     monkeypatch.setattr("rebar.aws.attach.UDEV_SECONDS", 0.0)
     disks.link(attached).unlink()
-    told = refused("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    told = run_failing("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
     assert "nvme-Amazon_Elastic_Block_Store_vol" in told
     disks.link(attached).symlink_to("/dev/null")
-    assert "no block device" in refused("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    assert "no block device" in run_failing("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
 
 
 # ------------------------------------------------------------------------------------------ snapshots
@@ -229,28 +229,28 @@ def test_a_snapshot_that_lacks_a_block_is_not_verified(
     aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
 ) -> None:
     lost = (folder / "train" / "05.bin").read_bytes()
-    cloud("snapshot", "create", VOLUME, "--yes")
+    run_cli("snapshot", "create", VOLUME, "--yes")
     (snapshot,) = our_snapshots(aws)
     damage(disks.file(snapshot), lost)
-    told = refused("snapshot", "verify", snapshot, "--instance", instance, "--yes")
+    told = run_failing("snapshot", "verify", snapshot, "--instance", instance, "--yes")
     assert "NOT verified: 1 files differ (train/05.bin has other contents)" in told
     assert "rebar:verified" not in tags(ec2, snapshot)
     assert list(disks.loops) == [mounted]  # the copy is kept, but detached
     (copy,) = [path.stem for path in disks.folder.glob("vol-*") if path.stem != mounted]
     assert copy in told
-    assert "no verified snapshot" in refused("volume", "delete", copy, "--yes")
+    assert "no verified snapshot" in run_failing("volume", "delete", copy, "--yes")
 
 
 def test_verified_is_taken_back_when_it_fails_the_next_time(
     aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
 ) -> None:
     lost = (folder / "val.beton").read_bytes()
-    cloud("snapshot", "create", VOLUME, "--yes")
+    run_cli("snapshot", "create", VOLUME, "--yes")
     (snapshot,) = our_snapshots(aws)
-    cloud("snapshot", "verify", snapshot, "--instance", instance, "--yes")
+    run_cli("snapshot", "verify", snapshot, "--instance", instance, "--yes")
     assert "rebar:verified" in tags(ec2, snapshot)
     damage(disks.file(snapshot), lost)
-    assert "NOT verified" in refused("snapshot", "verify", snapshot, "--instance", instance, "--again", "--yes")
+    assert "NOT verified" in run_failing("snapshot", "verify", snapshot, "--instance", instance, "--again", "--yes")
     assert "rebar:verified" not in tags(ec2, snapshot)
 
 
@@ -270,14 +270,14 @@ def test_keep_mounted_freezes_and_thaws(
         states.append(subprocess.run(["fsfreeze", "--freeze", folder], capture_output=True).returncode != 0)
 
     aws.before["CreateSnapshot"] = is_frozen
-    cloud("snapshot", "create", VOLUME, "--keep-mounted", "--yes")
+    run_cli("snapshot", "create", VOLUME, "--keep-mounted", "--yes")
     assert states == [True]
     (folder / "after").write_text("writable again")
     assert mounted_at(disks.loops[mounted]) == [str(folder)]
-    cloud("snapshot", "verify", VOLUME, "--instance", instance, "--yes")
-    cloud("volume", "umount", VOLUME, "--yes")
-    cloud("volume", "detach", VOLUME, "--yes")
-    assert "no verified snapshot" in refused("volume", "delete", VOLUME, "--yes")  # 'after' is in none
+    run_cli("snapshot", "verify", VOLUME, "--instance", instance, "--yes")
+    run_cli("volume", "umount", VOLUME, "--yes")
+    run_cli("volume", "detach", VOLUME, "--yes")
+    assert "no verified snapshot" in run_failing("volume", "delete", VOLUME, "--yes")  # 'after' is in none
 
 
 @pytest.mark.parametrize("words", [[], ["--keep-mounted"]])
@@ -285,13 +285,13 @@ def test_when_aws_refuses_the_file_system_is_let_go(
     aws: StrictAws, disks: Disks, mounted: str, folder: Path, words: list[str]
 ) -> None:
     aws.refuse["CreateSnapshot"] = Refused("SnapshotCreationPerVolumeRateExceeded", "too many")
-    assert "SnapshotCreationPerVolumeRateExceeded" in refused("snapshot", "create", VOLUME, *words, "--yes")
+    assert "SnapshotCreationPerVolumeRateExceeded" in run_failing("snapshot", "create", VOLUME, *words, "--yes")
     aws.refuse.clear()
     if words:
         (folder / "still").write_text("writable")
     else:
-        cloud("volume", "mount", VOLUME, folder, "--yes")
-    cloud("snapshot", "create", VOLUME, *words, "--yes")
+        run_cli("volume", "mount", VOLUME, folder, "--yes")
+    run_cli("snapshot", "create", VOLUME, *words, "--yes")
 
 
 def test_what_is_written_meanwhile_stops_the_snapshot(
@@ -308,7 +308,7 @@ def test_what_is_written_meanwhile_stops_the_snapshot(
 
     monkeypatch.setattr(create_snapshot, "take_manifest", disturbed)
     for words in ([], ["--keep-mounted"]):
-        told = refused("snapshot", "create", VOLUME, *words, "--yes")
+        told = run_failing("snapshot", "create", VOLUME, *words, "--yes")
         assert "1 files changed while their checksums were taken, such as train/03.bin" in told
         (folder / "writable").write_text("as before")
         (folder / "writable").unlink()
@@ -317,7 +317,7 @@ def test_what_is_written_meanwhile_stops_the_snapshot(
 
 def test_open_files_stop_the_unmounting(aws: StrictAws, disks: Disks, mounted: str, folder: Path) -> None:
     with (folder / "val.beton").open("rb"):
-        assert "busy" in refused("snapshot", "create", VOLUME, "--yes")
+        assert "busy" in run_failing("snapshot", "create", VOLUME, "--yes")
     (folder / "writable").write_text("as before")
     assert aws.sent("CreateSnapshot") == []
 
@@ -325,15 +325,17 @@ def test_open_files_stop_the_unmounting(aws: StrictAws, disks: Disks, mounted: s
 def test_mounting_for_writing_makes_an_older_snapshot_too_old(
     aws: StrictAws, disks: Disks, instance: str, mounted: str, folder: Path
 ) -> None:
-    cloud("snapshot", "create", VOLUME, "--yes")
-    cloud("snapshot", "verify", VOLUME, "--instance", instance, "--yes")
-    cloud("volume", "mount", VOLUME, folder, "--yes")
+    run_cli("snapshot", "create", VOLUME, "--yes")
+    run_cli("snapshot", "verify", VOLUME, "--instance", instance, "--yes")
+    run_cli("volume", "mount", VOLUME, folder, "--yes")
     (folder / "new").write_text("in no snapshot")
-    assert "is mounted on" in refused("volume", "detach", VOLUME, "--yes")
-    cloud("volume", "umount", VOLUME, "--yes")
-    assert "only an available volume is deleted" in refused("volume", "delete", VOLUME, "--yes")
-    cloud("volume", "detach", VOLUME, "--yes")
-    assert "no verified snapshot of it taken after it was last mounted" in refused("volume", "delete", VOLUME, "--yes")
+    assert "is mounted on" in run_failing("volume", "detach", VOLUME, "--yes")
+    run_cli("volume", "umount", VOLUME, "--yes")
+    assert "only an available volume is deleted" in run_failing("volume", "delete", VOLUME, "--yes")
+    run_cli("volume", "detach", VOLUME, "--yes")
+    assert "no verified snapshot of it taken after it was last mounted" in run_failing(
+        "volume", "delete", VOLUME, "--yes"
+    )
     assert mounted not in [sent["VolumeId"] for sent in aws.sent("DeleteVolume")]
 
 
@@ -342,11 +344,11 @@ def test_mounting_for_writing_makes_an_older_snapshot_too_old(
 
 @pytest.mark.parametrize("words", [[], ["--keep-mounted"]])
 def test_killed_while_snapshotting(aws: StrictAws, disks: Disks, mounted: str, folder: Path, words: list[str]) -> None:
-    killed_at(aws, "CreateSnapshot", "snapshot", "create", VOLUME, *words, "--yes")
+    kill_at(aws, "CreateSnapshot", "snapshot", "create", VOLUME, *words, "--yes")
     if words:  # thawed by the process that outlives it
         (folder / "writable").write_text("at once")
         (folder / "writable").unlink()
-    done = cloud("snapshot", "create", VOLUME, *words, "--yes")
+    done = run_cli("snapshot", "create", VOLUME, *words, "--yes")
     assert "is complete" in done.out
     assert len(aws.sent("CreateSnapshot")) == 1
 
@@ -356,26 +358,26 @@ def test_killed_while_snapshotting(aws: StrictAws, disks: Disks, mounted: str, f
 def test_killed_while_verifying(
     aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, action: str
 ) -> None:
-    cloud("snapshot", "create", VOLUME, "--yes")
+    run_cli("snapshot", "create", VOLUME, "--yes")
     (snapshot,) = our_snapshots(aws)
-    killed_at(aws, action, "snapshot", "verify", VOLUME, "--instance", instance, "--yes")
-    cloud("snapshot", "verify", VOLUME, "--instance", instance, "--yes")
+    kill_at(aws, action, "snapshot", "verify", VOLUME, "--instance", instance, "--yes")
+    run_cli("snapshot", "verify", VOLUME, "--instance", instance, "--yes")
     assert "rebar:verified" in tags(ec2, snapshot)
     assert list(disks.loops) == [mounted]
     assert [path.stem for path in disks.folder.glob("vol-*")] == [mounted]
 
 
 def test_killed_while_creating_and_attaching(aws: StrictAws, disks: Disks, ec2: Any, instance: str) -> None:
-    killed_at(aws, "CreateVolume", *CREATE)
-    assert "exists already" in cloud(*CREATE).out
-    killed_at(aws, "AttachVolume", "volume", "attach", VOLUME, "--instance", instance, "--yes")
-    assert "already" in cloud("volume", "attach", VOLUME, "--instance", instance, "--yes").out
+    kill_at(aws, "CreateVolume", *CREATE)
+    assert "exists already" in run_cli(*CREATE).out
+    kill_at(aws, "AttachVolume", "volume", "attach", VOLUME, "--instance", instance, "--yes")
+    assert "already" in run_cli("volume", "attach", VOLUME, "--instance", instance, "--yes").out
     assert (len(aws.sent("CreateVolume")), len(aws.sent("AttachVolume"))) == (1, 1)
 
 
 def test_another_machine_cannot_take_it(disks: Disks, ec2: Any, mounted: str) -> None:
     other = run_instance(ec2)
-    assert "detach it there first" in refused("volume", "attach", VOLUME, "--instance", other, "--yes")
+    assert "detach it there first" in run_failing("volume", "attach", VOLUME, "--instance", other, "--yes")
 
 
 # ------------------------------------------------------------------------------------------ the rest
@@ -384,24 +386,24 @@ def test_another_machine_cannot_take_it(disks: Disks, ec2: Any, mounted: str) ->
 def test_check_asks_aws_and_changes_nothing(
     aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
 ) -> None:
-    assert "4: allowed" in cloud("snapshot", "create", VOLUME, "--check").out
+    assert "4: allowed" in run_cli("snapshot", "create", VOLUME, "--check").out
     assert aws.sent("CreateSnapshot") == []
     assert not (folder / "rebar.sha256").exists()
-    cloud("snapshot", "create", VOLUME, "--yes")
-    assert "1: allowed" in cloud("snapshot", "verify", VOLUME, "--instance", instance, "--check").out
-    assert "allowed" in cloud("volume", "detach", VOLUME, "--check").out
+    run_cli("snapshot", "create", VOLUME, "--yes")
+    assert "1: allowed" in run_cli("snapshot", "verify", VOLUME, "--instance", instance, "--check").out
+    assert "allowed" in run_cli("volume", "detach", VOLUME, "--check").out
     assert list(disks.loops) == [mounted]
 
 
 def test_an_unmounted_volume_is_mounted_for_its_snapshot(
     aws: StrictAws, disks: Disks, ec2: Any, mounted: str, folder: Path
 ) -> None:
-    cloud("volume", "umount", VOLUME, "--yes")
+    run_cli("volume", "umount", VOLUME, "--yes")
     aws.refuse["CreateSnapshot"] = Refused("InternalError", "later")
-    refused("snapshot", "create", VOLUME, "--yes")
+    run_failing("snapshot", "create", VOLUME, "--yes")
     assert mounted_at(disks.loops[mounted]) == []
     aws.refuse.clear()
-    assert "13 files" in cloud("snapshot", "create", VOLUME, "--yes").out
+    assert "13 files" in run_cli("snapshot", "create", VOLUME, "--yes").out
     assert mounted_at(disks.loops[mounted]) == []
     assert len(aws.sent("CreateSnapshot")) == 2
 
@@ -411,9 +413,9 @@ def test_an_unmounted_volume_is_mounted_for_its_snapshot(
     reason="no xfs here: xfsprogs, or the kernel's part of it, is missing",
 )
 def test_xfs(aws: StrictAws, disks: Disks, ec2: Any, instance: str, attached: str, folder: Path) -> None:
-    cloud("volume", "mount", VOLUME, folder, "--format", "xfs", "--yes")
+    run_cli("volume", "mount", VOLUME, folder, "--format", "xfs", "--yes")
     fill(folder)
-    cloud("snapshot", "create", VOLUME, "--keep-mounted", "--yes")
-    cloud("snapshot", "verify", VOLUME, "--instance", instance, "--yes")  # its UUID is mounted already
+    run_cli("snapshot", "create", VOLUME, "--keep-mounted", "--yes")
+    run_cli("snapshot", "verify", VOLUME, "--instance", instance, "--yes")  # its UUID is mounted already
     (snapshot,) = our_snapshots(aws)
     assert "rebar:verified" in tags(ec2, snapshot)

@@ -24,7 +24,7 @@ from tests.aws.archives import (
     train_images,
     val_images,
 )
-from tests.aws.conftest import cloud, refused, start_cloud, wait_for
+from tests.aws.conftest import run_cli, run_failing, start_cli, wait_for
 from tests.aws.strict_aws import StrictAws
 from tests.conftest import run
 
@@ -70,7 +70,7 @@ def leftovers(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_archives_of_a_web_server_are_written_without_unpacking(served: Web, archives: Path, tmp_path: Path) -> None:
     to = tmp_path / "imagenet"
-    done = cloud(*obtain(archives, served, to, f"{served.url}/{TRAIN}", f"{served.url}/{VAL}"))
+    done = run_cli(*obtain(archives, served, to, f"{served.url}/{TRAIN}", f"{served.url}/{VAL}"))
     assert done.out == f"{to}\n"
     assert f"{NUM_TRAIN} images" in written(str(to), "train", tmp_path / "betons")
     assert f"{NUM_VAL} images" in written(str(to), "val", tmp_path / "betons")
@@ -83,15 +83,15 @@ def test_archives_of_a_web_server_are_written_without_unpacking(served: Web, arc
 
 def test_again_nothing_is_fetched_nor_read(served: Web, archives: Path, tmp_path: Path) -> None:
     words = obtain(archives, served, tmp_path / "to", f"{served.url}/{TRAIN}", f"{served.url}/{VAL}")
-    cloud(*words)
+    run_cli(*words)
     served.asked.clear()
-    assert "MD5" not in cloud(*words).err
+    assert "MD5" not in run_cli(*words).err
     assert served.asked == []
 
 
 def test_an_answer_that_breaks_off_is_gone_on_with(served: Web, archives: Path, tmp_path: Path) -> None:
     served.break_off, served.break_after = 2, 5000
-    cloud(*obtain(archives, served, tmp_path / "to", f"{served.url}/{TRAIN}"))
+    run_cli(*obtain(archives, served, tmp_path / "to", f"{served.url}/{TRAIN}"))
     assert [asked for _, asked in served.asked] == ["", "bytes=5000-", "bytes=10000-"]
     assert (tmp_path / "to" / TRAIN).read_bytes() == (archives / TRAIN).read_bytes()
     assert leftovers(tmp_path / "to") == []
@@ -102,35 +102,35 @@ def test_killed_it_goes_on_where_it_was(web: Web, tmp_path: Path) -> None:
     web.break_off, web.break_after, web.hold_open = 1, 5 * 2**20, True
     partial = tmp_path / ".images.tar.partial"
     words = ["data", "obtain", f"{web.url}/images.tar", "--to", tmp_path]
-    process = start_cloud(*words)
+    process = start_cli(*words)
     wait_for(lambda: partial.exists() and partial.stat().st_size == 5 * 2**20, 60)
     process.kill()
     process.communicate()
-    cloud(*words)
+    run_cli(*words)
     assert [asked for _, asked in web.asked] == ["", f"bytes={5 * 2**20}-"]
     assert (tmp_path / "images.tar").read_bytes() == content
     assert leftovers(tmp_path) == []
 
 
 def test_a_file_with_another_md5_is_refused(served: Web, archives: Path, tmp_path: Path) -> None:
-    told = refused("data", "obtain", f"{served.url}/{TRAIN}", "--to", tmp_path / "to")
+    told = run_failing("data", "obtain", f"{served.url}/{TRAIN}", "--to", tmp_path / "to")
     assert f"not {PUBLISHED_MD5[TRAIN]}: it is fetched anew" in told
     assert not (tmp_path / "to" / TRAIN).exists()
     assert leftovers(tmp_path / "to") == []
     with (archives / VAL).open("r+b") as file:
         file.write(b"damaged")
-    assert "it is damaged or another file" in refused(*obtain(archives, served, tmp_path / "to", str(archives)))
+    assert "it is damaged or another file" in run_failing(*obtain(archives, served, tmp_path / "to", str(archives)))
 
 
 def test_a_file_that_changed_meanwhile_is_fetched_from_its_beginning(web: Web, tmp_path: Path) -> None:
     web.files["/images.tar"] = os.urandom(20000)
     web.break_off, web.break_after = 100, 7000
     web.statuses_after = {1: 404}
-    refused("data", "obtain", f"{web.url}/images.tar", "--to", tmp_path)
+    run_failing("data", "obtain", f"{web.url}/images.tar", "--to", tmp_path)
     assert (tmp_path / ".images.tar.partial").stat().st_size == 7000
     web.files["/images.tar"] = content = os.urandom(20000)
     web.break_off, web.statuses_after = 0, {}
-    cloud("data", "obtain", f"{web.url}/images.tar", "--to", tmp_path)
+    run_cli("data", "obtain", f"{web.url}/images.tar", "--to", tmp_path)
     assert (tmp_path / "images.tar").read_bytes() == content
 
 
@@ -143,20 +143,20 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_its_beginning(web: Web, t
 )
 def test_what_cannot_be_fetched_is_told_without_secrets(web: Web, tmp_path: Path, path: str, message: str) -> None:
     web.files["/page.tar"], web.content_type = b"<html>sign in</html>", "text/html; charset=utf-8"
-    told = refused("data", "obtain", web.url + path, "--to", tmp_path)
+    told = run_failing("data", "obtain", web.url + path, "--to", tmp_path)
     assert message in told
     assert "0123456789" not in told
 
 
 def test_too_little_space_is_told_before(served: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
-    assert "0.0 GiB free" in refused("data", "obtain", f"{served.url}/{TRAIN}", "--to", tmp_path)
+    assert "0.0 GiB free" in run_failing("data", "obtain", f"{served.url}/{TRAIN}", "--to", tmp_path)
     assert not any(path.stat().st_size for path in tmp_path.glob(f".{TRAIN}.partial"))
 
 
 def test_a_server_that_stops_answering_is_given_up(served: Web, tmp_path: Path) -> None:
     served.break_off, served.break_after = 1000, 0
-    told = refused("data", "obtain", f"{served.url}/{TRAIN}", "--to", tmp_path)
+    told = run_failing("data", "obtain", f"{served.url}/{TRAIN}", "--to", tmp_path)
     assert "cannot be fetched" in told
     assert "it goes on" in told
 
@@ -166,7 +166,7 @@ def test_only_one_fetches_at_a_time(served: Web, tmp_path: Path) -> None:
 
     with (tmp_path / ".obtaining").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert "another process is fetching" in refused("data", "obtain", f"{served.url}/{TRAIN}", "--to", tmp_path)
+        assert "another process is fetching" in run_failing("data", "obtain", f"{served.url}/{TRAIN}", "--to", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------ Kaggle
@@ -189,7 +189,7 @@ def kaggle(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Web:
 def test_kaggles_archive_becomes_a_tree_that_is_written(kaggle: Web, tmp_path: Path) -> None:
     to = tmp_path / "to"
     kaggle.break_off, kaggle.break_after = 1, 3000
-    done = cloud("data", "obtain", "kaggle", "--to", to)
+    done = run_cli("data", "obtain", "kaggle", "--to", to)
     assert done.out == f"{to}\n"
     assert KEY not in done.err
     assert "5ec2e7" not in done.err
@@ -202,7 +202,7 @@ def test_kaggles_archive_becomes_a_tree_that_is_written(kaggle: Web, tmp_path: P
         assert (to / "ILSVRC/Data/CLS-LOC/train" / synset / name).read_bytes() == content
     assert f"{NUM_VAL} images" in written(str(to), "val", tmp_path / "betons")
     kaggle.asked.clear()
-    cloud("data", "obtain", "kaggle", "--to", to)
+    run_cli("data", "obtain", "kaggle", "--to", to)
     assert kaggle.asked == []
 
 
@@ -210,27 +210,27 @@ def test_a_token_and_a_file_of_credentials_serve_too(
     kaggle: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", KEY)
-    cloud("data", "obtain", "kaggle", "--to", tmp_path / "one")
+    run_cli("data", "obtain", "kaggle", "--to", tmp_path / "one")
     assert kaggle.headers[0]["Authorization"] == f"Bearer {KEY}"
     for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY"):
         monkeypatch.delenv(name)
-    assert "set KAGGLE_USERNAME and KAGGLE_KEY" in refused("data", "obtain", "kaggle", "--to", tmp_path / "two")
+    assert "set KAGGLE_USERNAME and KAGGLE_KEY" in run_failing("data", "obtain", "kaggle", "--to", tmp_path / "two")
     (tmp_path / ".kaggle").mkdir()
     (tmp_path / ".kaggle" / "kaggle.json").write_text(json.dumps({"username": "somebody", "key": KEY}))
-    cloud("data", "obtain", "kaggle", "--to", tmp_path / "two")
+    run_cli("data", "obtain", "kaggle", "--to", tmp_path / "two")
 
 
 @pytest.mark.parametrize(("status", "message"), [(401, "does not accept the credentials"), (403, "accept the rules")])
 def test_what_kaggle_refuses_is_told(kaggle: Web, tmp_path: Path, status: int, message: str) -> None:
     kaggle.statuses[DOWNLOAD] = status
-    told = refused("data", "obtain", "kaggle", "--to", tmp_path / "to")
+    told = run_failing("data", "obtain", "kaggle", "--to", tmp_path / "to")
     assert message in told
     assert KEY not in told
 
 
 def test_credentials_are_not_sent_unencrypted(kaggle: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_API_ENDPOINT", "http://example.com")
-    assert "must begin with https://" in refused("data", "obtain", "kaggle", "--to", tmp_path / "to")
+    assert "must begin with https://" in run_failing("data", "obtain", "kaggle", "--to", tmp_path / "to")
 
 
 def test_a_damaged_zip_is_told_and_an_interrupted_one_finished(kaggle: Web, tmp_path: Path) -> None:
@@ -238,12 +238,12 @@ def test_a_damaged_zip_is_told_and_an_interrupted_one_finished(kaggle: Web, tmp_
     content = bytearray(kaggle.files["/store/archive.zip"])
     content[200] ^= 255
     kaggle.files["/store/archive.zip"] = bytes(content)
-    assert "is damaged" in refused("data", "obtain", "kaggle", "--to", to)
+    assert "is damaged" in run_failing("data", "obtain", "kaggle", "--to", to)
     (to / ARCHIVE).write_bytes((tmp_path / "made.zip").read_bytes())
     images = sorted((to / "ILSVRC").rglob("*.JPEG"))
     if images:
         images[0].write_bytes(b"cut")
-    cloud("data", "obtain", "kaggle", "--to", to)
+    run_cli("data", "obtain", "kaggle", "--to", to)
     for synset, name, image in train_images():
         assert (to / "ILSVRC/Data/CLS-LOC/train" / synset / name).read_bytes() == image
 
@@ -298,11 +298,11 @@ def test_a_magnet_link_brings_its_file(swarm: Web, archives: Path, tmp_path: Pat
     to = tmp_path / "to"
     _, info_hash = make_torrent(archives / VAL, f"{swarm.url}/announce")
     words = obtain(archives, swarm, to, f"magnet:?xt=urn:btih:{info_hash}&tr={swarm.url}/announce")
-    cloud(*words)
+    run_cli(*words)
     assert (to / VAL).read_bytes() == (archives / VAL).read_bytes()
     assert (to / DEVKIT).is_file()
     swarm.asked.clear()
-    cloud(*words)  # neither peers nor hashes are needed any more
+    run_cli(*words)  # neither peers nor hashes are needed any more
     assert swarm.asked == []
 
 
@@ -316,7 +316,7 @@ def test_a_hash_of_academic_torrents_goes_on_with_what_a_kill_left(
     to = tmp_path / "to"
     to.mkdir()
     (to / TRAIN).write_bytes((archives / TRAIN).read_bytes()[:20000])
-    cloud(*obtain(archives, swarm, to, info_hash.upper()))
+    run_cli(*obtain(archives, swarm, to, info_hash.upper()))
     assert (to / TRAIN).read_bytes() == (archives / TRAIN).read_bytes()
 
 
@@ -329,24 +329,26 @@ def test_a_torrent_of_a_folder_is_not_whole_before_aria2_says_so(
     to = tmp_path / "to"
     shutil.copytree(archives, to / "archives")
     words = ["data", "obtain", str(tmp_path / "a.torrent"), "--to", to]
-    assert "there" in cloud(*words).err  # nobody is asked for anything
+    assert "there" in run_cli(*words).err  # nobody is asked for anything
     assert web.asked == []
     monkeypatch.setattr("rebar.aws.torrents._aria2", lambda *_: None)
     (to / "archives.aria2").touch()  # a sparse file may have its size long before its contents
-    assert "is not whole: run the command again" in refused(*words)
+    assert "is not whole: run the command again" in run_failing(*words)
 
 
 @needs_aria2
 def test_what_is_no_torrent_is_told(web: Web, tmp_path: Path) -> None:
     (tmp_path / "a.torrent").write_text("nonsense")
-    assert "is no torrent" in refused("data", "obtain", str(tmp_path / "a.torrent"), "--to", tmp_path / "to")
-    assert "no such file" in refused("data", "obtain", str(tmp_path / "b.torrent"), "--to", tmp_path / "to")
-    assert "xt=urn:btih" in refused("data", "obtain", "magnet:?dn=name", "--to", tmp_path / "to")
+    assert "is no torrent" in run_failing("data", "obtain", str(tmp_path / "a.torrent"), "--to", tmp_path / "to")
+    assert "no such file" in run_failing("data", "obtain", str(tmp_path / "b.torrent"), "--to", tmp_path / "to")
+    assert "xt=urn:btih" in run_failing("data", "obtain", "magnet:?dn=name", "--to", tmp_path / "to")
 
 
 def test_without_aria2_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "install aria2 (apt-get install aria2)" in refused("data", "obtain", "a.torrent", "--to", tmp_path / "to")
+    assert "install aria2 (apt-get install aria2)" in run_failing(
+        "data", "obtain", "a.torrent", "--to", tmp_path / "to"
+    )
 
 
 # ------------------------------------------------------------------------------------------ the rest
@@ -363,21 +365,21 @@ def test_archives_in_s3_are_fetched_and_a_tree_stays_there(
     for name in (TRAIN, VAL, DEVKIT):
         s3.upload_file(str(archives / name), "bucket", f"originals/{name}")
     to = tmp_path / "to"
-    assert cloud(*obtain(archives, web, to, "s3://bucket/originals")).out == f"{to}\n"
+    assert run_cli(*obtain(archives, web, to, "s3://bucket/originals")).out == f"{to}\n"
     assert (to / VAL).read_bytes() == (archives / VAL).read_bytes()
-    assert cloud("data", "obtain", "s3://bucket/tree", "--to", to).out == "s3://bucket/tree\n"
+    assert run_cli("data", "obtain", "s3://bucket/tree", "--to", to).out == "s3://bucket/tree\n"
 
 
 def test_what_needs_no_fetching_is_named(tmp_path: Path) -> None:
-    assert cloud("data", "obtain", "hf:imagenet-1k", "--to", tmp_path / "to").out == "hf:imagenet-1k\n"
-    assert cloud("data", "obtain", str(tmp_path), "--to", tmp_path / "to").out == f"{tmp_path}\n"
+    assert run_cli("data", "obtain", "hf:imagenet-1k", "--to", tmp_path / "to").out == "hf:imagenet-1k\n"
+    assert run_cli("data", "obtain", str(tmp_path), "--to", tmp_path / "to").out == f"{tmp_path}\n"
     assert not (tmp_path / "to").exists()
-    told = refused("data", "obtain", str(tmp_path / "nothing"), "--to", tmp_path / "to")
+    told = run_failing("data", "obtain", str(tmp_path / "nothing"), "--to", tmp_path / "to")
     assert "no such folder; ImageNet is taken from" in told
     assert "kaggle" in told
 
 
 def test_a_list_that_is_none_of_md5sums_is_told(tmp_path: Path) -> None:
     (tmp_path / "sums").write_text("nonsense\n")
-    told = refused("data", "obtain", "hf:imagenet-1k", "--to", tmp_path, "--md5", tmp_path / "sums")
+    told = run_failing("data", "obtain", "hf:imagenet-1k", "--to", tmp_path, "--md5", tmp_path / "sums")
     assert "line 1 is none of md5sum's" in told

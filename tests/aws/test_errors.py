@@ -3,7 +3,7 @@
 import pytest
 from botocore.exceptions import ClientError
 
-from rebar.aws.client import CloudError, translate_aws_error, without_secrets
+from rebar.aws.client import AwsError, translate_aws_error, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,12 @@ def test_secrets_are_taken_out(secret: str) -> None:
 def test_known_codes_say_what_to_do() -> None:
     answer = {"Error": {"Code": "InsufficientInstanceCapacity", "Message": "We have none."}}
     with (
-        pytest.raises(CloudError, match=r"renting: AWS answered .* none; .*try another zone"),
+        pytest.raises(AwsError, match=r"renting: AWS answered .* none; .*try another zone"),
         translate_aws_error("renting"),
     ):
         raise ClientError(answer, "RunInstances")
 
 
 def test_our_own_messages_pass_unchanged() -> None:
-    with pytest.raises(CloudError, match=r"^as it is$"), translate_aws_error("doing"):
-        raise CloudError("as it is")
+    with pytest.raises(AwsError, match=r"^as it is$"), translate_aws_error("doing"):
+        raise AwsError("as it is")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rebar.aws.__main__ import build_parser
-from tests.aws.conftest import cloud
+from tests.aws.conftest import run_cli
 from tests.aws.strict_aws import StrictAws
 from tests.conftest import REPOSITORY
 
@@ -77,7 +77,7 @@ def test_every_group_is_shown() -> None:
 
 
 def test_the_table_is_the_commands() -> None:
-    assert cloud("cost", "machines").out.strip() in GUIDE
+    assert run_cli("cost", "machines").out.strip() in GUIDE
 
 
 def test_the_policies_allow_what_is_called() -> None:

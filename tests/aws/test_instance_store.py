@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.aws.conftest import DISKS_MISSING, cloud, refused
+from tests.aws.conftest import DISKS_MISSING, run_cli, run_failing
 from tests.aws.disks import mounted_at
 
 MIB = 2**20
@@ -96,26 +96,26 @@ def be_members(monkeypatch: pytest.MonkeyPatch, *disks: Path, label: str = "any:
 
 def test_one_disk_is_formatted_once_and_found_again(machine: Machine, tmp_path: Path) -> None:
     disk, folder = machine.add_disk(), tmp_path / "nvme"
-    planned = cloud("data", "disks", folder)
+    planned = run_cli("data", "disks", folder)
     assert f"make ext4 on {disk.name}, which is blank" in planned.out
     assert not any(disk.read_bytes())
     assert not folder.exists()
-    cloud("data", "disks", folder, "--yes")
+    run_cli("data", "disks", folder, "--yes")
     (folder / "train.beton").write_text("images")
-    assert "already" in cloud("data", "disks", folder, "--yes").out
-    assert "are mounted on" in refused("data", "disks", tmp_path / "elsewhere", "--yes")
+    assert "already" in run_cli("data", "disks", folder, "--yes").out
+    assert "are mounted on" in run_failing("data", "disks", tmp_path / "elsewhere", "--yes")
     subprocess.run(["umount", folder], check=True)  # as a reboot does
-    again = cloud("data", "disks", folder, "--yes").out
+    again = run_cli("data", "disks", folder, "--yes").out
     assert "make ext4" not in again
     assert (folder / "train.beton").read_text() == "images"
 
 
 def test_several_become_one(machine: Machine, mdadm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disks, folder = [machine.add_disk(), machine.add_disk()], tmp_path / "nvme"
-    planned = cloud("data", "disks", folder).out
+    planned = run_cli("data", "disks", folder).out
     assert f"join {disks[0].name} {disks[1].name} to a RAID 0" in planned
     assert machine.calls() == []
-    cloud("data", "disks", folder, "--yes")
+    run_cli("data", "disks", folder, "--yes")
     array = tmp_path / "dev" / "rebar"
     options = "--run --level=0 --name=rebar --homehost=any --raid-devices=2"
     assert machine.calls() == [f"mdadm --create {array} {options} {disks[0]} {disks[1]}"]
@@ -124,7 +124,7 @@ def test_several_become_one(machine: Machine, mdadm: None, tmp_path: Path, monke
 
     be_members(monkeypatch, *disks)
     array.unlink()  # a reboot
-    assert "assemble the RAID 0" in cloud("data", "disks", folder, "--yes").out
+    assert "assemble the RAID 0" in run_cli("data", "disks", folder, "--yes").out
     assert machine.calls()[1:] == [f"mdadm --assemble {array} {disks[0]} {disks[1]}"]
     assert (folder / "train.beton").read_text() == "images"
 
@@ -138,7 +138,7 @@ def test_an_array_that_runs_already_is_only_mounted(
         (tmp_path / "holders" / disk.name / "holders" / "md127").mkdir(parents=True)
     monkeypatch.setattr("rebar.aws.instance_store.HOLDERS", tmp_path / "holders")
     be_members(monkeypatch, *disks)
-    cloud("data", "disks", folder, "--yes")  # its creation was interrupted before there was a file system
+    run_cli("data", "disks", folder, "--yes")  # its creation was interrupted before there was a file system
     assert mounted_at(os.environ["ARRAY_DEVICE"]) == [str(folder)]
     assert machine.calls() == []
 
@@ -148,7 +148,7 @@ def test_when_mdadm_fails_nothing_is_formatted(
 ) -> None:
     disks = [machine.add_disk(), machine.add_disk()]
     monkeypatch.setenv("MDADM_FAILS", "yes")
-    assert "exit status 1: mdadm: no" in refused("data", "disks", tmp_path / "nvme", "--yes")
+    assert "exit status 1: mdadm: no" in run_failing("data", "disks", tmp_path / "nvme", "--yes")
     assert not any(any(disk.read_bytes()) for disk in disks)
 
 
@@ -170,7 +170,7 @@ def test_what_holds_anything_is_not_touched(machine: Machine, mdadm: None, tmp_p
         (tmp_path / "old").mkdir()
         subprocess.run(["mount", disk, tmp_path / "old"], check=True)
     before = disk.read_bytes()
-    assert "not formatted" in refused("data", "disks", tmp_path / "nvme", "--yes")
+    assert "not formatted" in run_failing("data", "disks", tmp_path / "nvme", "--yes")
     assert machine.calls() == []
     assert disk.read_bytes() == before
 
@@ -181,7 +181,7 @@ def test_an_array_that_is_not_ours_or_not_whole_is_left_alone(
 ) -> None:
     disks = [machine.add_disk(), machine.add_disk()]
     be_members(monkeypatch, *(disks[:1] if label == "any:rebar" else disks), label=label)
-    told = refused("data", "disks", tmp_path / "nvme", "--yes")
+    told = run_failing("data", "disks", tmp_path / "nvme", "--yes")
     assert "not Rebar's, or not whole: left alone" in told
     assert machine.calls() == []
 
@@ -189,7 +189,7 @@ def test_an_array_that_is_not_ours_or_not_whole_is_left_alone(
 def test_volumes_and_other_disks_do_not_count(machine: Machine, tmp_path: Path) -> None:
     for model in ("Amazon Elastic Block Store", "Samsung SSD 990 PRO 2TB", "Instance Storage"):
         machine.add_disk(model)
-    done = cloud("data", "disks", tmp_path / "nvme", "--yes")
+    done = run_cli("data", "disks", tmp_path / "nvme", "--yes")
     assert "has no NVMe disks of its own" in done.out
     assert (tmp_path / "nvme").is_dir()
     assert not any(any(Path(loop).read_bytes()) for loop in machine.loops)
@@ -200,13 +200,13 @@ def test_a_real_array(machine: Machine, tmp_path: Path) -> None:
     machine.add_disk(), machine.add_disk()
     folder = tmp_path / "nvme"
     try:
-        cloud("data", "disks", folder, "--yes")
+        run_cli("data", "disks", folder, "--yes")
         (folder / "train.beton").write_bytes(content := os.urandom(20 * MIB))
         subprocess.run(["umount", folder], check=True)
         subprocess.run(["mdadm", "--stop", "/dev/md/rebar"], check=True)
-        cloud("data", "disks", folder, "--yes")
+        run_cli("data", "disks", folder, "--yes")
         assert (folder / "train.beton").read_bytes() == content
-        assert "already" in cloud("data", "disks", folder, "--yes").out
+        assert "already" in run_cli("data", "disks", folder, "--yes").out
     finally:
         subprocess.run(["umount", folder], capture_output=True)
         subprocess.run(["mdadm", "--stop", "/dev/md/rebar"], capture_output=True)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.aws.conftest import cloud, wait_for
+from tests.aws.conftest import run_cli, wait_for
 from tests.aws.strict_aws import StrictAws
 from tests.aws.test_run_archive import PLACE, pointer, run_folder, s3
 from tests.conftest import REPOSITORY, Data, read_events
@@ -163,7 +163,7 @@ def test_a_run_that_cannot_be_uploaded_has_failed(aws: StrictAws, s3: Any, tree:
 @pytest.mark.slow
 def test_a_real_training_is_told_to_stop_and_goes_on(aws: StrictAws, s3: Any, data: Data, tmp_path: Path) -> None:
     """AWS Batch ends a container with SIGTERM; the next attempt starts with empty disks."""
-    cloud("data", "send", data.train, data.val, "s3://bucket/betons")
+    run_cli("data", "send", data.train, data.val, "s3://bucket/betons")
     words = ["--config-file", "rn50_configs/tiny.yaml", "--epochs", "1", "--spot-notice", "off"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(SCHEDULERS)}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.aws.conftest import cloud, killed_at, refused, start_cloud, wait_for
+from tests.aws.conftest import kill_at, run_cli, run_failing, start_cli, wait_for
 from tests.aws.strict_aws import Refused, StrictAws
 
 JOB = ["--run", "g5-16", "--source", "s3://bucket/rebar.tar.gz", "--data", "s3://bucket/betons"]
@@ -46,16 +46,16 @@ def schedules() -> list[Any]:
 
 
 def test_the_plan_says_what_it_costs_and_rents_nothing(account: StrictAws) -> None:
-    told = cloud(*SINGLE).out
+    told = run_cli(*SINGLE).out
     assert "rent a g5.xlarge (1 × A10G): $1.006 an hour" in told
     assert "at most $8.14" in told
     assert account.sent("RunInstances") == []
-    assert "allowed" in cloud(*SINGLE, "--check").out
+    assert "allowed" in run_cli(*SINGLE, "--check").out
     assert account.sent("RunInstances") == []
 
 
 def test_what_is_sent_makes_the_machine_end(account: StrictAws, ec2: Any) -> None:
-    cloud(*SINGLE, "--owner", "vision", "--yes", "--", "--epochs", "16")
+    run_cli(*SINGLE, "--owner", "vision", "--yes", "--", "--epochs", "16")
     (sent,) = account.sent("RunInstances")
     assert sent["InstanceInitiatedShutdownBehavior"] == "terminate"
     assert sent["MetadataOptions.HttpTokens"] == "required"
@@ -75,7 +75,7 @@ def test_what_is_sent_makes_the_machine_end(account: StrictAws, ec2: Any) -> Non
 
 
 def test_a_scheduler_outside_ends_it_too(account: StrictAws, ec2: Any) -> None:
-    cloud(*SINGLE, "--yes")
+    run_cli(*SINGLE, "--yes")
     (machine,) = living(ec2)
     (schedule,) = schedules()
     assert json.loads(schedule["Target"]["Input"]) == {"InstanceIds": [machine["InstanceId"]]}
@@ -87,32 +87,32 @@ def test_a_scheduler_outside_ends_it_too(account: StrictAws, ec2: Any) -> None:
 
 def test_a_machine_that_cannot_be_scheduled_is_terminated(account: StrictAws, ec2: Any) -> None:
     account.refuse["POST /schedules"] = Refused("AccessDeniedException", "you may not", 403)
-    told = refused(*SINGLE, "--yes")
+    told = run_failing(*SINGLE, "--yes")
     assert "AccessDeniedException" in told
     assert living(ec2) == []
     assert len(account.sent("TerminateInstances")) == 1
 
 
 def test_renting_again_finds_the_first(account: StrictAws, ec2: Any) -> None:
-    cloud(*SINGLE, "--yes")
-    assert "exists already" in cloud(*SINGLE, "--yes").out
+    run_cli(*SINGLE, "--yes")
+    assert "exists already" in run_cli(*SINGLE, "--yes").out
     assert len(account.sent("RunInstances")) == 1
-    assert "runs already on" in refused(*SINGLE[:-1], "g5.2xlarge", "--yes")
+    assert "runs already on" in run_failing(*SINGLE[:-1], "g5.2xlarge", "--yes")
 
 
 def test_killed_right_after_renting(account: StrictAws, ec2: Any) -> None:
-    killed_at(account, "RunInstances", *SINGLE, "--yes")
+    kill_at(account, "RunInstances", *SINGLE, "--yes")
     assert schedules() == []
-    cloud(*SINGLE, "--yes")
+    run_cli(*SINGLE, "--yes")
     assert len(living(ec2)) == 1
     assert len(schedules()) == 1
 
 
 def test_after_the_end_the_same_command_rents_anew(account: StrictAws, ec2: Any) -> None:
-    cloud(*SINGLE, "--yes")
+    run_cli(*SINGLE, "--yes")
     (first,) = living(ec2)
     ec2.terminate_instances(InstanceIds=[first["InstanceId"]])
-    cloud(*SINGLE, "--yes")
+    run_cli(*SINGLE, "--yes")
     (second,) = living(ec2)
     assert first["InstanceId"] != second["InstanceId"]
 
@@ -120,11 +120,11 @@ def test_after_the_end_the_same_command_rents_anew(account: StrictAws, ec2: Any)
 def test_a_machine_that_ec2_has_forgotten_is_not_taken_for_a_new_one(
     account: StrictAws, ec2: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cloud(*SINGLE, "--yes")
+    run_cli(*SINGLE, "--yes")
     (first,) = living(ec2)
     account.backend.reservations.clear()
     monkeypatch.setattr("rebar.aws.launch.NEW_FOR", timedelta(0))
-    cloud(*SINGLE, "--yes")
+    run_cli(*SINGLE, "--yes")
     (second,) = living(ec2)
     assert first["InstanceId"] != second["InstanceId"]
 
@@ -133,7 +133,7 @@ def test_spot_is_one_time_and_terminates(account: StrictAws, ec2: Any) -> None:
     from tests.aws.test_cost import answer_with_prices
 
     account.refuse["DescribeSpotPriceHistory"] = answer_with_prices()
-    assert "spot: $0.4012 an hour" in cloud(*SINGLE, "--spot", "--yes").out
+    assert "spot: $0.4012 an hour" in run_cli(*SINGLE, "--spot", "--yes").out
     (sent,) = account.sent("RunInstances")
     assert sent["InstanceMarketOptions.MarketType"] == "spot"
     assert sent["InstanceMarketOptions.SpotOptions.SpotInstanceType"] == "one-time"
@@ -142,32 +142,32 @@ def test_spot_is_one_time_and_terminates(account: StrictAws, ec2: Any) -> None:
 
 def test_what_cannot_be_had_is_told_before(account: StrictAws) -> None:
     multi = ["launch", "multi", *JOB, *RENT, "--yes", "--instance-type"]
-    assert "the account's quota L-417A185B is 0" in refused(*multi, "p4d.24xlarge")
-    cloud(*multi, "g5.12xlarge")
-    told = refused(*multi, "g5.12xlarge", "--run", "another")
+    assert "the account's quota L-417A185B is 0" in run_failing(*multi, "p4d.24xlarge")
+    run_cli(*multi, "g5.12xlarge")
+    told = run_failing(*multi, "g5.12xlarge", "--run", "another")
     assert "quota L-DB2E81BA is 64, of which 48 are in use" in told
-    assert "has 4 GPUs: launch multi" in refused(*SINGLE[:-1], "g5.12xlarge")
-    assert "has one GPU: launch single" in refused(*multi, "g5.xlarge")
-    assert "do not fit the 125 GB of NVMe of g4dn.xlarge" in refused(
+    assert "has 4 GPUs: launch multi" in run_failing(*SINGLE[:-1], "g5.12xlarge")
+    assert "has one GPU: launch single" in run_failing(*multi, "g5.xlarge")
+    assert "do not fit the 125 GB of NVMe of g4dn.xlarge" in run_failing(
         *SINGLE[:-1], "g4dn.xlarge", "--data-gb", "120", "--yes"
     )
-    assert "is not in Rebar's table" in refused(*SINGLE[:-1], "m5.large")
-    assert "give --root-gb 130" in refused(*SINGLE[:-1], "p3.2xlarge", "--data-gb", "70")
-    assert "not offered in us-east-1e" in refused(*SINGLE, "--run", "third", "--zone", "us-east-1e")
+    assert "is not in Rebar's table" in run_failing(*SINGLE[:-1], "m5.large")
+    assert "give --root-gb 130" in run_failing(*SINGLE[:-1], "p3.2xlarge", "--data-gb", "70")
+    assert "not offered in us-east-1e" in run_failing(*SINGLE, "--run", "third", "--zone", "us-east-1e")
 
 
 def test_data_are_looked_for_before_anything_is_rented(account: StrictAws, ec2: Any) -> None:
-    assert "there is no s3://bucket/other/train.beton" in refused(*SINGLE, "--data", "s3://bucket/other", "--yes")
-    assert "there is no snapshot snap-0123456789abcdef0" in refused(
+    assert "there is no s3://bucket/other/train.beton" in run_failing(*SINGLE, "--data", "s3://bucket/other", "--yes")
+    assert "there is no snapshot snap-0123456789abcdef0" in run_failing(
         *SINGLE, "--data", "snap-0123456789abcdef0", "--yes"
     )
-    assert "--data must be an s3:// folder or snap-" in refused(*SINGLE, "--data", "hf:imagenet-1k", "--yes")
+    assert "--data must be an s3:// folder or snap-" in run_failing(*SINGLE, "--data", "hf:imagenet-1k", "--yes")
     volume = ec2.create_volume(AvailabilityZone="us-east-1a", Size=400, VolumeType="gp3")["VolumeId"]
     snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
-    told = refused(*SINGLE, "--data", snapshot, "--yes")
+    told = run_failing(*SINGLE, "--data", snapshot, "--yes")
     assert "430 GB of data do not fit the 250 GB of NVMe of g5.xlarge" in told
     account.refuse["HEAD /bucket"] = Refused("403", "Forbidden", 403)
-    assert "may not be looked at from here" in cloud(*SINGLE, "--yes").out
+    assert "may not be looked at from here" in run_cli(*SINGLE, "--yes").out
     assert len(account.sent("RunInstances")) == 1
 
 
@@ -182,7 +182,7 @@ def test_data_are_looked_for_before_anything_is_rented(account: StrictAws, ec2: 
 )
 def test_a_secret_does_not_get_into_user_data(account: StrictAws, words: list[str]) -> None:
     separator = words.index("--") if "--" in words else len(words)
-    told = refused(*SINGLE, "--yes", *words[:separator], *words[separator:])
+    told = run_failing(*SINGLE, "--yes", *words[:separator], *words[separator:])
     assert "parameter" in told
     assert "0123456789abcdef" not in told
     assert "AKIAIOSFODNN7EXAMPLE" not in told
@@ -215,12 +215,12 @@ def validate(out: Path) -> list[str | Path]:
 def test_validate_brings_the_report_and_ends_the_machine(
     account: StrictAws, ec2: Any, results: Any, tmp_path: Path, status: str
 ) -> None:
-    assert "nothing was changed" in cloud(*validate(tmp_path / "report")).out
+    assert "nothing was changed" in run_cli(*validate(tmp_path / "report")).out
     account.watch = lambda request: report(results, status) if request.action.startswith("POST /schedules") else None
     if status == "0":
-        assert "is done" in cloud(*validate(tmp_path / "report"), "--yes").out
+        assert "is done" in run_cli(*validate(tmp_path / "report"), "--yes").out
     else:
-        assert "ended with status 7" in refused(*validate(tmp_path / "report"), "--yes")
+        assert "ended with status 7" in run_failing(*validate(tmp_path / "report"), "--yes")
     assert (tmp_path / "report" / "run" / "summary.txt").read_text() == "all well\n"
     assert not list((tmp_path / "report").rglob("*.pt"))
     assert living(ec2) == []
@@ -234,8 +234,8 @@ def test_validate_brings_the_report_and_ends_the_machine(
 def test_validate_takes_images_from_the_hub(account: StrictAws, results: Any, tmp_path: Path) -> None:
     account.watch = lambda request: report(results, "0") if request.action.startswith("POST /schedules") else None
     plain = [word for word in validate(tmp_path) if word not in ("--data", "s3://bucket/betons")]
-    assert "needs images: --data" in refused(*plain, "--yes")
-    assert "all well" in cloud(*plain, "--data", "hf:imagenet-1k", "--secret", "HF_TOKEN=/rebar/hf", "--yes").out
+    assert "needs images: --data" in run_failing(*plain, "--yes")
+    assert "all well" in run_cli(*plain, "--data", "hf:imagenet-1k", "--secret", "HF_TOKEN=/rebar/hf", "--yes").out
     (hub,) = account.sent("RunInstances")
     script = base64.b64decode(hub["UserData"]).decode()
     assert "exec ./scripts/validation_run.sh hf:imagenet-1k" in script
@@ -246,7 +246,7 @@ def test_validate_takes_images_from_the_hub(account: StrictAws, results: Any, tm
 def test_validate_ends_the_machine_when_it_is_told_to_stop(
     account: StrictAws, ec2: Any, results: Any, tmp_path: Path
 ) -> None:
-    process = start_cloud(*validate(tmp_path / "report"), "--yes")
+    process = start_cli(*validate(tmp_path / "report"), "--yes")
     wait_for(
         lambda: any(
             request.action == "GET /bucket/runs/rebar/check-1/exit-status" for request in account.requests[-3:]
@@ -261,9 +261,9 @@ def test_validate_ends_the_machine_when_it_is_told_to_stop(
 
 
 def test_validate_killed_is_finished_by_the_next(account: StrictAws, ec2: Any, results: Any, tmp_path: Path) -> None:
-    killed_at(account, "RunInstances", *validate(tmp_path / "report"), "--yes")
+    kill_at(account, "RunInstances", *validate(tmp_path / "report"), "--yes")
     report(results, "0")
-    done = cloud(*validate(tmp_path / "report"), "--yes")
+    done = run_cli(*validate(tmp_path / "report"), "--yes")
     assert "nothing is rented" in done.out
     assert living(ec2) == []
     assert len(account.sent("RunInstances")) == 1
@@ -275,4 +275,4 @@ def test_a_machine_that_vanishes_is_noticed(account: StrictAws, ec2: Any, result
             ec2.terminate_instances(InstanceIds=[machine["InstanceId"] for machine in living(ec2)])
 
     account.watch = vanish
-    assert "ended with status unknown" in refused(*validate(tmp_path / "report"), "--yes")
+    assert "ended with status unknown" in run_failing(*validate(tmp_path / "report"), "--yes")

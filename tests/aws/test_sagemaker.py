@@ -7,7 +7,7 @@ import botocore.session
 import pytest
 from botocore.validate import ParamValidator
 
-from tests.aws.conftest import cloud, killed_at, refused
+from tests.aws.conftest import kill_at, run_cli, run_failing
 from tests.aws.strict_aws import StrictAws
 
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/rebar:1"
@@ -37,7 +37,7 @@ def set_status(name: str, status: str) -> None:
 
 
 def test_the_plan_says_what_it_costs_and_submits_nothing(aws: StrictAws) -> None:
-    told = cloud(*SUBMIT, "--spot").out
+    told = run_cli(*SUBMIT, "--spot").out
     assert "submit rebar-g5-16-1" in told
     assert "on ml.g5.12xlarge, on managed spot" in told
     assert "above EC2's $5.67" in told
@@ -46,7 +46,7 @@ def test_the_plan_says_what_it_costs_and_submits_nothing(aws: StrictAws) -> None
 
 
 def test_managed_spot(aws: StrictAws) -> None:
-    cloud(*SUBMIT, "--spot", "--owner", "vision", "--yes", "--", "--epochs", "16")
+    run_cli(*SUBMIT, "--spot", "--owner", "vision", "--yes", "--", "--epochs", "16")
     (request,) = sent(aws)
     assert request["EnableManagedSpotTraining"] is True
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 10_800, "MaxWaitTimeInSeconds": 21_600}
@@ -73,7 +73,7 @@ def test_managed_spot(aws: StrictAws) -> None:
 
 
 def test_several_nodes_on_demand_reading_from_s3(aws: StrictAws) -> None:
-    told = cloud(*SUBMIT, "--nodes", "2", "--input-mode", "FastFile", "--yes").out
+    told = run_cli(*SUBMIT, "--nodes", "2", "--input-mode", "FastFile", "--yes").out
     assert "through FastFile that is slow" in told
     (request,) = sent(aws)
     assert request["ResourceConfig"]["InstanceCount"] == 2
@@ -83,17 +83,17 @@ def test_several_nodes_on_demand_reading_from_s3(aws: StrictAws) -> None:
 
 
 def test_submitted_once(aws: StrictAws) -> None:
-    killed_at(aws, "CreateTrainingJob", *SUBMIT, "--yes")
+    kill_at(aws, "CreateTrainingJob", *SUBMIT, "--yes")
     set_status("rebar-g5-16-1", "InProgress")
-    assert "rebar-g5-16-1 exists already: InProgress" in cloud(*SUBMIT, "--yes").out
+    assert "rebar-g5-16-1 exists already: InProgress" in run_cli(*SUBMIT, "--yes").out
     assert len(sent(aws)) == 1
 
 
 @pytest.mark.parametrize("status", ["Failed", "Stopped", "Completed"])
 def test_the_next_job_goes_on_from_the_checkpoint(aws: StrictAws, status: str) -> None:
-    cloud(*SUBMIT, "--yes")
+    run_cli(*SUBMIT, "--yes")
     set_status("rebar-g5-16-1", status)
-    told = cloud(*SUBMIT, "--yes").out
+    told = run_cli(*SUBMIT, "--yes").out
     assert "going on from the run's checkpoint" in told
     assert ("has completed" in told) == (status == "Completed")
     first, second = sent(aws)
@@ -113,7 +113,7 @@ def test_somebody_elses_job_of_that_name(aws: StrictAws) -> None:
         StoppingCondition={"MaxRuntimeInSeconds": 60},
     )
     aws.requests.clear()
-    assert "does not carry Rebar's tags" in refused(*SUBMIT, "--yes")
+    assert "does not carry Rebar's tags" in run_failing(*SUBMIT, "--yes")
     assert sent(aws) == []
 
 
@@ -131,7 +131,7 @@ def test_somebody_elses_job_of_that_name(aws: StrictAws) -> None:
     ],
 )
 def test_what_cannot_be_is_told(aws: StrictAws, words: list[str], message: str) -> None:
-    told = refused(*SUBMIT, "--yes", *words)
+    told = run_failing(*SUBMIT, "--yes", *words)
     assert message in told
     assert "0123456789abcdef" not in told
     assert sent(aws) == []

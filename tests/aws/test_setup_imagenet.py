@@ -10,7 +10,7 @@ import pytest
 
 from rebar.aws.archives import DEVKIT, TRAIN, VAL
 from tests.aws.archives import NUM_TRAIN, make_archives, serving, val_images
-from tests.aws.conftest import ZONE, cloud
+from tests.aws.conftest import ZONE, run_cli
 from tests.aws.disks import Disks
 from tests.aws.strict_aws import StrictAws
 from tests.conftest import REPOSITORY
@@ -46,10 +46,10 @@ def test_from_images_to_a_snapshot_and_back(machine: str, images: Path, tmp_path
     assert "are there already" in script("setup", **here)
     assert "verified snap-" in script("snapshot", **here)
     for verb in ("detach", "delete"):
-        cloud("volume", verb, "imagenet/beton", "--yes")
+        run_cli("volume", verb, "imagenet/beton", "--yes")
     assert script("ebs-only", **here).count("samples   40 in 10 classes") == 2
     assert (folder / "val.beton").read_bytes() == written
-    cloud("volume", "umount", "imagenet/beton", "--yes")
+    run_cli("volume", "umount", "imagenet/beton", "--yes")
 
 
 @pytest.mark.slow
@@ -81,8 +81,8 @@ def test_archives_are_downloaded_and_what_was_interrupted_is_finished(
     told = script("snapshot", **here)
     assert told.count("are as they were") == 2
     for role in ("beton", "originals"):
-        cloud("volume", "detach", f"imagenet/{role}", "--yes")
-        cloud("volume", "delete", f"imagenet/{role}", "--yes")
+        run_cli("volume", "detach", f"imagenet/{role}", "--yes")
+        run_cli("volume", "delete", f"imagenet/{role}", "--yes")
     shutil.rmtree(folder)
     assert f"samples   {NUM_TRAIN} in 3 classes" in script("ebs-only", **here)
-    cloud("volume", "umount", "imagenet/beton", "--yes")
+    run_cli("volume", "umount", "imagenet/beton", "--yes")

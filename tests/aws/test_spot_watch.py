@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.aws.conftest import Outcome, cloud, refused, wait_for
+from tests.aws.conftest import Outcome, run_cli, run_failing, wait_for
 from tests.aws.strict_aws import StrictAws
 from tests.aws.test_run_archive import PLACE, pointer, run_folder, s3
 from tests.conftest import REPOSITORY, Data, read_events, run, torchrun
@@ -63,7 +63,7 @@ def wait_for_step(folder: Path, process: "subprocess.Popen[bytes]", step: int) -
 
 
 def watch_for(folder: Path, *words: str | Path, expect: int = 0) -> Outcome:
-    return cloud("spot", "watch", folder, PLACE, *WATCH, *words, expect=expect)
+    return run_cli("spot", "watch", folder, PLACE, *WATCH, *words, expect=expect)
 
 
 @pytest.mark.slow
@@ -94,8 +94,8 @@ def test_an_interrupted_training_goes_on_on_the_next_machine(
     run(*command(tmp_path / "undisturbed"))
     assert_same_run(second, tmp_path / "undisturbed")
     assert pointer(s3)["step"] > step
-    assert "is another checkpoint" in refused("run", "fetch", PLACE, tmp_path / "first")
-    cloud("run", "fetch", PLACE, tmp_path / "third")
+    assert "is another checkpoint" in run_failing("run", "fetch", PLACE, tmp_path / "first")
+    run_cli("run", "fetch", PLACE, tmp_path / "third")
     assert_same_run(tmp_path / "third", tmp_path / "undisturbed")
 
 
@@ -153,7 +153,7 @@ def test_a_training_that_fails_is_told(
 ) -> None:
     metadata()
     pid = begin(start, tmp_path / "run", "ignore", 0.5, state)
-    assert message in refused("spot", "watch", tmp_path / "run", PLACE, *WATCH, "--pid", str(pid))
+    assert message in run_failing("spot", "watch", tmp_path / "run", PLACE, *WATCH, "--pid", str(pid))
     assert last_in_s3(s3) == (b"twelve" if state else b"seven")
 
 
@@ -175,7 +175,7 @@ def test_a_training_that_does_not_save_leaves_its_checkpoint_before(
         str(pid),
     ]
     began = time.monotonic()
-    assert "training did not save in time" in refused(*words)
+    assert "training did not save in time" in run_failing(*words)
     assert time.monotonic() - began < 3
     assert last_in_s3(s3) == b"seven"
 
@@ -236,16 +236,16 @@ esac
     systemctl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{systemctl.parent}:{os.environ['PATH']}")
     assert "unit rebar is asked to stop" in watch_for(tmp_path / "run", "--unit", "rebar", expect=75).out
-    assert "unit other is not active" in refused("spot", "watch", tmp_path / "run", PLACE, "--unit", "other")
+    assert "unit other is not active" in run_failing("spot", "watch", tmp_path / "run", PLACE, "--unit", "other")
 
 
 def test_what_is_not_there_is_told(aws: StrictAws, tmp_path: Path) -> None:
     words: list[str | Path] = ["spot", "watch", tmp_path, PLACE]
-    assert "there is no process 4194304" in refused(*words, "--pid", "4194304")
-    assert "there is no process group 4194304" in refused(*words, "--group", "4194304")
-    assert "is this command's own" in refused(*words, "--group", str(os.getpgrp()))
-    assert "cannot be read" in refused(*words, "--pidfile", tmp_path / "none")
-    assert "is no folder" in refused("spot", "watch", tmp_path / "none", PLACE, "--pid", "1")
+    assert "there is no process 4194304" in run_failing(*words, "--pid", "4194304")
+    assert "there is no process group 4194304" in run_failing(*words, "--group", "4194304")
+    assert "is this command's own" in run_failing(*words, "--group", str(os.getpgrp()))
+    assert "cannot be read" in run_failing(*words, "--pidfile", tmp_path / "none")
+    assert "is no folder" in run_failing("spot", "watch", tmp_path / "none", PLACE, "--pid", "1")
 
 
 def test_a_metadata_service_that_does_not_answer_is_told_once(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.aws.conftest import cloud, refused, start_cloud, wait_for
+from tests.aws.conftest import run_cli, run_failing, start_cli, wait_for
 from tests.aws.strict_aws import StrictAws
 from tests.conftest import REPOSITORY
 
@@ -48,7 +48,7 @@ def test_a_file_and_its_sidecar_arrive_whole(aws: StrictAws, s3: Any, tmp_path: 
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=content)
     s3.put_object(Bucket=BUCKET, Key="train.beton.json", Body=b"{}")
     target = tmp_path / "new" / "train.beton"
-    assert "fetched" in cloud(*STAGE, target, "--part-mib", "1").out
+    assert "fetched" in run_cli(*STAGE, target, "--part-mib", "1").out
     assert target.read_bytes() == content
     assert target.with_name("train.beton.json").read_bytes() == b"{}"
     assert leftovers(target.parent) == []
@@ -61,18 +61,18 @@ def test_a_file_and_its_sidecar_arrive_whole(aws: StrictAws, s3: Any, tmp_path: 
 
 def test_what_is_there_is_only_checked(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=b"content")
-    cloud(*STAGE, tmp_path / "train.beton")
+    run_cli(*STAGE, tmp_path / "train.beton")
     before = len(ranges(aws))
-    assert "there already" in cloud(*STAGE, tmp_path / "train.beton").out
+    assert "there already" in run_cli(*STAGE, tmp_path / "train.beton").out
     assert len(ranges(aws)) == before
     (tmp_path / "train.beton").write_bytes(b"CONTENT")
-    assert "fetched" in cloud(*STAGE, tmp_path / "train.beton").out
+    assert "fetched" in run_cli(*STAGE, tmp_path / "train.beton").out
     assert (tmp_path / "train.beton").read_bytes() == b"content"
 
 
 def test_an_empty_object(s3: Any, tmp_path: Path) -> None:
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=b"")
-    cloud(*STAGE, tmp_path / "train.beton")
+    run_cli(*STAGE, tmp_path / "train.beton")
     assert (tmp_path / "train.beton").read_bytes() == b""
 
 
@@ -90,22 +90,22 @@ def test_the_checksum_of_parts_is_compared(s3: Any, tmp_path: Path) -> None:
     ]
     s3.complete_multipart_upload(Bucket=BUCKET, Key="train.beton", UploadId=upload, MultipartUpload={"Parts": parts})
     assert s3.head_object(Bucket=BUCKET, Key="train.beton")["ETag"].endswith('-3"')
-    cloud(*STAGE, tmp_path / "train.beton")
+    run_cli(*STAGE, tmp_path / "train.beton")
     assert (tmp_path / "train.beton").read_bytes() == b"".join(content)
 
 
 def test_wrong_contents_are_not_given_the_name(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=b"content", Metadata={"sha256": "0" * 64})
-    assert "does not have its SHA-256" in refused(*STAGE, tmp_path / "train.beton")
+    assert "does not have its SHA-256" in run_failing(*STAGE, tmp_path / "train.beton")
     assert list(tmp_path.iterdir()) == []
     right = hashlib.sha256(b"content").hexdigest()
-    cloud(*STAGE, tmp_path / "train.beton", "--sha256", right)
+    run_cli(*STAGE, tmp_path / "train.beton", "--sha256", right)
 
 
 def test_without_a_checksum_it_is_said_so(s3: Any, tmp_path: Path) -> None:
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=b"content", ServerSideEncryption="aws:kms")
-    assert "no checksum that can be compared" in refused(*STAGE, tmp_path / "train.beton")
-    cloud(*STAGE, tmp_path / "train.beton", "--unverified")
+    assert "no checksum that can be compared" in run_failing(*STAGE, tmp_path / "train.beton")
+    run_cli(*STAGE, tmp_path / "train.beton", "--unverified")
 
 
 def test_an_object_that_changes_meanwhile_stops(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
@@ -118,11 +118,11 @@ def test_an_object_that_changes_meanwhile_stops(aws: StrictAws, s3: Any, tmp_pat
             s3.put_object(Bucket=BUCKET, Key="train.beton", Body=os.urandom(3 * MIB))
 
     aws.watch = change
-    told = refused(*STAGE, tmp_path / "train.beton", "--part-mib", "1", "--workers", "1")
+    told = run_failing(*STAGE, tmp_path / "train.beton", "--part-mib", "1", "--workers", "1")
     assert "was changed while it was being fetched" in told
     assert not (tmp_path / "train.beton").exists()
     aws.watch = None
-    cloud(*STAGE, tmp_path / "train.beton", "--part-mib", "1")
+    run_cli(*STAGE, tmp_path / "train.beton", "--part-mib", "1")
     assert (tmp_path / "train.beton").read_bytes() == s3.get_object(Bucket=BUCKET, Key="train.beton")["Body"].read()
 
 
@@ -130,7 +130,7 @@ def test_killed_it_goes_on_where_it_was(aws: StrictAws, s3: Any, tmp_path: Path)
     content = os.urandom(8 * MIB)
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=content)
     target = tmp_path / "train.beton"
-    process = start_cloud(*STAGE, target, "--part-mib", "1", "--workers", "1")
+    process = start_cli(*STAGE, target, "--part-mib", "1", "--workers", "1")
 
     def kill_at_the_fifth(request: Any) -> None:
         if "HTTP_RANGE" in request.parameters and len(ranges(aws)) == 5:
@@ -142,7 +142,7 @@ def test_killed_it_goes_on_where_it_was(aws: StrictAws, s3: Any, tmp_path: Path)
     aws.watch = None
     wait_for(lambda: not target.exists())
     aws.requests.clear()
-    cloud(*STAGE, target, "--part-mib", "1")
+    run_cli(*STAGE, target, "--part-mib", "1")
     assert target.read_bytes() == content
     assert 4 <= len(ranges(aws)) <= 5  # of eight
     assert leftovers(tmp_path) == []
@@ -155,10 +155,10 @@ def test_a_broken_answer_is_fetched_again(
     content = os.urandom(2 * MIB)
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=content)
     aws.fail_ranges = 3
-    cloud(*STAGE, tmp_path / "train.beton", "--part-mib", "1")
+    run_cli(*STAGE, tmp_path / "train.beton", "--part-mib", "1")
     assert (tmp_path / "train.beton").read_bytes() == content
     aws.fail_ranges = 1000
-    assert "could not be fetched" in refused(*STAGE, tmp_path / "again.beton", "--part-mib", "1")
+    assert "could not be fetched" in run_failing(*STAGE, tmp_path / "again.beton", "--part-mib", "1")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_broken_answer_is_fetched_again(
     ],
 )
 def test_what_cannot_be_fetched_is_told(s3: Any, tmp_path: Path, source: str, message: str) -> None:
-    assert message in refused("data", "stage", source, tmp_path / "train.beton")
+    assert message in run_failing("data", "stage", source, tmp_path / "train.beton")
 
 
 def test_a_disk_that_is_too_small_is_told_before(
@@ -178,7 +178,7 @@ def test_a_disk_that_is_too_small_is_told_before(
 ) -> None:
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=b"content")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
-    assert "0.0 GiB free" in refused(*STAGE, tmp_path / "train.beton")
+    assert "0.0 GiB free" in run_failing(*STAGE, tmp_path / "train.beton")
     assert ranges(aws) == []
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.aws.conftest import ZONE, cloud
+from tests.aws.conftest import ZONE, run_cli
 from tests.aws.disks import Disks
 from tests.aws.strict_aws import StrictAws
 from tests.conftest import REPOSITORY, Data
@@ -29,7 +29,7 @@ VALIDATE = [*JOB[:-4], "--max-hours", "2"]
 
 
 def render(*words: str) -> str:
-    return cloud("userdata", "render", *JOB, *words).out
+    return run_cli("userdata", "render", *JOB, *words).out
 
 
 def validation_script(aws: StrictAws, *words: str) -> str:
@@ -41,7 +41,7 @@ def validation_script(aws: StrictAws, *words: str) -> str:
     boto3.client("iam").create_instance_profile(InstanceProfileName="rebar")
     aws.quotas["L-DB2E81BA"] = 64
     rent = ["--instance-profile", "rebar", "--scheduler-role", "arn:aws:iam::123456789012:role/rebar-scheduler"]
-    cloud("launch", "validate", *VALIDATE, *rent, "--out", "report", "--check", *words)
+    run_cli("launch", "validate", *VALIDATE, *rent, "--out", "report", "--check", *words)
     asked = [each.parameters for each in aws.requests if each.action == "RunInstances"]
     return base64.b64decode(asked[-1]["UserData"]).decode()
 
@@ -163,12 +163,12 @@ def test_data_of_a_snapshot_are_copied_compared_and_the_volume_given_back(
     volume, folder = "imagenet/beton", tmp_path / "volume"
     create = ["volume", "create", "--run", "imagenet", "--role", "beton", "--zone", ZONE, "--size", "1"]
     for words in (create, ["volume", "attach", volume], ["volume", "mount", volume, folder, "--format", "ext4"]):
-        cloud(*words, "--yes")
+        run_cli(*words, "--yes")
     for path in data.folder.glob("*.beton*"):
         shutil.copy(path, folder)
     (folder / "val.beton.json").unlink()  # as files of stock FFCV are
     for words in (["snapshot", "create"], ["snapshot", "verify"], ["volume", "detach"], ["volume", "delete"]):
-        cloud(*words, volume, "--yes")
+        run_cli(*words, volume, "--yes")
     (snapshot,) = aws._snapshots
     status, _, root = boot(tmp_path, render("--data", snapshot))
     assert status == 0, (root / "var/log/rebar.log").read_text()

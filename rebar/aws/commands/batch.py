@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from rebar.aws.batch import Definition, register, submit
-from rebar.aws.client import CloudError
+from rebar.aws.client import AwsError
 from rebar.aws.commands.job_options import IMAGE, ROLE, S3, add_work, machine_of
 from rebar.aws.commands.parsers import add_command, add_group, add_identity, clients_of, identity_of, positive
 from rebar.aws.plan import mode_of
@@ -106,7 +106,7 @@ def _training(options: argparse.Namespace, identity: Identity, region: str) -> t
 
 def _writing(options: argparse.Namespace, identity: Identity, region: str) -> tuple[Container, str]:
     if options.instance_type or options.config:
-        raise CloudError("--shards needs no GPU: leave out --instance-type and --config, give --vcpus and --memory-gib")
+        raise AwsError("--shards needs no GPU: leave out --instance-type and --config, give --vcpus and --memory-gib")
     environment = {
         "AWS_DEFAULT_REGION": region,
         "SHARDS": str(options.shards),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rebar.aws.archives import DEVKIT_URL, read_checksums
-from rebar.aws.client import CloudError, code_of
+from rebar.aws.client import AwsError, code_of
 from rebar.aws.commands import send
 from rebar.aws.commands.parsers import add_command, add_group, clients_of, positive
 from rebar.aws.download_imagenet import KNOWN, obtain
@@ -71,7 +71,7 @@ def _obtain(options: argparse.Namespace) -> None:
 def _stage(options: argparse.Namespace) -> None:
     url = URL.fullmatch(options.source)
     if url is None:
-        raise CloudError(f"{options.source!r} is no object of S3: give s3://BUCKET/KEY")
+        raise AwsError(f"{options.source!r} is no object of S3: give s3://BUCKET/KEY")
     bucket, key = url.groups()
     clients = clients_of(options)
     sizes = {"workers": options.workers, "part_bytes": options.part_mib * MIB, "unverified": options.unverified}
@@ -91,5 +91,5 @@ def _exists(s3: Any, bucket: str, key: str) -> bool:
     except ClientError as error:
         if code_of(error) in ("404", "NoSuchKey", "403"):
             return False
-        raise CloudError(f"looking at s3://{bucket}/{key}: AWS answered {code_of(error)}") from None
+        raise AwsError(f"looking at s3://{bucket}/{key}: AWS answered {code_of(error)}") from None
     return True

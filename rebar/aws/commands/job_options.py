@@ -2,7 +2,7 @@
 
 import argparse
 
-from rebar.aws.client import CloudError
+from rebar.aws.client import AwsError
 from rebar.aws.commands.parsers import positive
 from rebar.aws.instances import BY_NAME, InstanceType, instance_type
 
@@ -26,7 +26,7 @@ def add_work(parser: argparse.ArgumentParser) -> None:
 
 
 def machine_of(options: argparse.Namespace) -> InstanceType:
-    """The machine asked for; raises CloudError."""
+    """The machine asked for; raises AwsError."""
     if not options.instance_type:
-        raise CloudError("--instance-type is missing")
+        raise AwsError("--instance-type is missing")
     return instance_type(options.instance_type)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rebar.aws.capacity import DATA_GB, require_fit, spot_price
-from rebar.aws.client import Clients, CloudError
+from rebar.aws.client import AwsError, Clients
 from rebar.aws.commands.parsers import add_command, add_group, add_identity, clients_of, identity_of, positive
 from rebar.aws.instances import BY_NAME, InstanceType, instance_type
 from rebar.aws.launch import Job, Rental, launch, render, training_command
@@ -125,7 +125,7 @@ def _add_rental(parser: argparse.ArgumentParser) -> None:
 
 def _job(options: argparse.Namespace, region: str, data: str, command: Sequence[str]) -> Job:
     if options.max_hours <= 0:
-        raise CloudError("--max-hours must be above zero")
+        raise AwsError("--max-hours must be above zero")
     return Job(
         options.project,
         options.run_name,
@@ -169,9 +169,9 @@ def _rental(options: argparse.Namespace, machine: InstanceType, job: Job) -> Ren
 def _launch(options: argparse.Namespace) -> None:
     clients, machine = clients_of(options), instance_type(options.instance_type)
     if options.single and machine.gpus != 1:
-        raise CloudError(f"{machine.name} has {machine.gpus} GPUs: launch multi")
+        raise AwsError(f"{machine.name} has {machine.gpus} GPUs: launch multi")
     if not options.single and machine.gpus == 1:
-        raise CloudError(f"{machine.name} has one GPU: launch single")
+        raise AwsError(f"{machine.name} has one GPU: launch single")
     require_fit(clients, machine, options.data, options.data_gb, options.root_gb)
     rental = _rental(options, machine, _training(options, machine, _region(clients)))
     if options.spot:
@@ -183,12 +183,12 @@ def _launch(options: argparse.Namespace) -> None:
 def _validate(options: argparse.Namespace) -> None:
     clients, machine = clients_of(options), instance_type(options.instance_type)
     if machine.gpus != 1:
-        raise CloudError(f"{machine.name} has {machine.gpus} GPUs: take a machine with one, such as g5.xlarge")
+        raise AwsError(f"{machine.name} has {machine.gpus} GPUs: take a machine with one, such as g5.xlarge")
     hub = options.data.startswith("hf:")
     line = options.line
     if line is None:
         if not options.data:
-            raise CloudError("the validation needs images: --data s3://…, snap-… or hf:imagenet-1k (or give --command)")
+            raise AwsError("the validation needs images: --data s3://…, snap-… or hf:imagenet-1k (or give --command)")
         line = f"exec ./scripts/validation_run.sh {shlex.quote(options.data) if hub else DATA_FOLDER}"
     if options.data and not hub:
         require_fit(clients, machine, options.data, options.data_gb, options.root_gb)

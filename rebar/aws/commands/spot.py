@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rebar.aws.client import CloudError
+from rebar.aws.client import AwsError
 from rebar.aws.commands.parsers import add_command, add_group, clients_of, positive
 from rebar.aws.s3_transfer import s3_folder
 from rebar.aws.spot_watch import Watch, watch
@@ -43,10 +43,10 @@ def add(groups: Any) -> None:
 
 def _watch(options: argparse.Namespace) -> None:
     if options.poll_seconds <= 0 or options.upload_seconds < 0:
-        raise CloudError("--poll-seconds must be above zero, --upload-seconds not below")
+        raise AwsError("--poll-seconds must be above zero, --upload-seconds not below")
     place = s3_folder(options.place, "to")
     if not options.folder.is_dir():
-        raise CloudError(f"{options.folder} is no folder: give the run's --logging.folder")
+        raise AwsError(f"{options.folder} is no folder: give the run's --logging.folder")
     what = Watch(options.folder, place, options.poll_seconds, options.upload_seconds)
     status = watch(clients_of(options), _training(options), what)
     if status:
