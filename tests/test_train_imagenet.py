@@ -94,8 +94,8 @@ def test_a_finished_run_is_left_as_it_is(finished_run: Path) -> None:
     before = (finished_run / "checkpoints/last.pt").read_bytes()
     assert "complete already" in run("train_imagenet.py", "--config-file", config).stdout
     assert (finished_run / "checkpoints/last.pt").read_bytes() == before
-    run_failing = run("train_imagenet.py", "--config-file", config, "--resume", "none", expect=1)
-    assert "--overwrite" in run_failing.stderr
+    refused = run("train_imagenet.py", "--config-file", config, "--resume", "none", expect=1)
+    assert "--overwrite" in refused.stderr
 
 
 def test_evaluate_counts_every_image_once_and_agrees_with_the_log(data: Data, finished_run: Path) -> None:
@@ -327,9 +327,9 @@ def test_a_corrupt_image_stops_the_run_or_is_replaced_and_counted(data: Data, tm
 
 
 def test_a_missing_turbojpeg_is_explained(data: Data, tmp_path: Path) -> None:
-    run_failing = run(*data.training_command(tmp_path), expect=1, TURBOJPEG_LIBRARY="/nowhere/libturbojpeg.so")
-    assert "apt-get install" in run_failing.stderr
-    assert "Traceback" not in run_failing.stderr
+    refused = run(*data.training_command(tmp_path), expect=1, TURBOJPEG_LIBRARY="/nowhere/libturbojpeg.so")
+    assert "apt-get install" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_data_and_folder_have_defaults(

@@ -50,9 +50,9 @@ def refusal(s3: S3, monkeypatch: pytest.MonkeyPatch, *words: str | Path, **varia
     """What it says when it ends with an error."""
     for name, value in {**s3.variables, **variables}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RebarError) as run_failing:
+    with pytest.raises(RebarError) as refused:
         train_imagenet.main([str(word) for word in words[1:]])
-    return str(run_failing.value)
+    return str(refused.value)
 
 
 def test_the_next_machine_goes_on_and_ends_as_an_undisturbed_run(
@@ -90,9 +90,9 @@ def test_a_folder_that_was_overtaken_is_refused(
     assert read_events(tmp_path / "b/run", "start")[-1]["epoch"] == 0
     assert [record["step"] for record in read_events(tmp_path / "b/run", "step")] == list(range(6))
     before = s3.manifest("run")
-    run_failing = refusal(s3, monkeypatch, *command("a"))
-    assert "is further than" in run_failing
-    assert "to step 6" in run_failing
+    refused = refusal(s3, monkeypatch, *command("a"))
+    assert "is further than" in refused
+    assert "to step 6" in refused
     assert "--overwrite" in refusal(s3, monkeypatch, *command("c", "--resume", "none"))
     assert s3.manifest("run") == before
     # Asked for, it is replaced, and nothing of the old one is left.
@@ -159,8 +159,8 @@ def test_a_place_that_cannot_be_used_is_told_before_the_first_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = data.training_command(tmp_path / "run", "--upload", address)
-    run_failing = refusal(s3, monkeypatch, *words, HOME=str(tmp_path), **variables)
-    assert message in run_failing
-    assert KEY_ID not in run_failing
-    assert SECRET not in run_failing
+    refused = refusal(s3, monkeypatch, *words, HOME=str(tmp_path), **variables)
+    assert message in refused
+    assert KEY_ID not in refused
+    assert SECRET not in refused
     assert not (tmp_path / "run").exists()

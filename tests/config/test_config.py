@@ -186,9 +186,9 @@ def test_spellings_in_yaml(text: str, expected: dict[str, Any], yaml_file: Path)
     ],
 )
 def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
-    with pytest.raises(ConfigError) as run_failing:
+    with pytest.raises(ConfigError) as refused:
         parse(*words)
-    assert message in str(run_failing.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +215,10 @@ def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
 )
 def test_mistakes_in_yaml_name_the_file(text: str, message: str, yaml_file: Path) -> None:
     yaml_file.write_text(text)
-    with pytest.raises(ConfigError) as run_failing:
+    with pytest.raises(ConfigError) as refused:
         parse("-C", yaml_file)
-    assert message in str(run_failing.value)
-    assert ("base.yaml" if "base.yaml" in text else "my.yaml") in str(run_failing.value)
+    assert message in str(refused.value)
+    assert ("base.yaml" if "base.yaml" in text else "my.yaml") in str(refused.value)
 
 
 def test_files_that_extend_each_other(tmp_path: Path) -> None:

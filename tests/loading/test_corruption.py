@@ -83,9 +83,9 @@ def test_substitutes_come_from_the_chosen_samples(ruined: Path) -> None:
 
 def test_where_no_substitute_is_good_the_sample_is_refused(ruined: Path) -> None:
     loader = make_loader(ruined, batch_size=2, indices=[19, 20])
-    with pytest.raises(CorruptSampleError, match="the image of sample 19") as run_failing:
+    with pytest.raises(CorruptSampleError, match="the image of sample 19") as refused:
         list(loader)
-    assert run_failing.value.index == 19
+    assert refused.value.index == 19
     assert policy.ATTEMPTS > 1
 
 

@@ -213,9 +213,9 @@ def test_a_corrupt_image_is_named_at_its_batch(num_workers: int, write_numbers: 
     epoch = make_loader(beton, order=OrderOption.SEQUENTIAL, num_workers=num_workers).epoch(0, RESOLUTION)
     good = numbers_and_labels(islice(epoch, 2))
     assert [found for found, _ in good] == np.arange(16).reshape(2, 8).tolist()
-    with pytest.raises(CorruptSampleError) as run_failing:
+    with pytest.raises(CorruptSampleError) as refused:
         next(epoch)
-    assert f"{beton.path}: the image of sample 19, at byte {beton.offsets[19]}, cannot be" in str(run_failing.value)
+    assert f"{beton.path}: the image of sample 19, at byte {beton.offsets[19]}, cannot be" in str(refused.value)
 
 
 def test_a_image_of_another_size_than_the_file_says_is_refused(textures: BetonFile) -> None:

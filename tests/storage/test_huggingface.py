@@ -107,11 +107,11 @@ def test_a_refusal_is_explained(
     repository: str, token: str, message: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(HubError) as run_failing:
+    with pytest.raises(HubError) as refused:
         prepare_repository(repository)
-    assert message in str(run_failing.value)
-    assert "\n" not in str(run_failing.value)
-    assert not token or token not in str(run_failing.value)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not token or token not in str(refused.value)
 
 
 def test_a_missing_repository_is_told(hub: Hub) -> None:

@@ -100,9 +100,9 @@ def test_a_missing_value(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", [["--use-label-smoothing=0.2"], ["--use-label-smoothing", "0.2"]])
 def test_a_switch_takes_no_amount(words: list[str]) -> None:
-    with pytest.raises(RebarError) as run_failing:
+    with pytest.raises(RebarError) as refused:
         translate(words)
-    assert str(run_failing.value) == (
+    assert str(refused.value) == (
         "--use-label-smoothing stands alone or takes true or false, not '0.2' (another amount: --label-smoothing)"
     )
 

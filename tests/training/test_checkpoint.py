@@ -47,11 +47,11 @@ def test_a_later_one_replaces_the_earlier(saved: Path) -> None:
 
 
 def assert_refused(path: Path, message: str) -> None:
-    with pytest.raises(CheckpointError) as run_failing:
+    with pytest.raises(CheckpointError) as refused:
         read_checkpoint(path)
-    assert message in str(run_failing.value)
-    assert str(path) in str(run_failing.value)
-    assert "\n" not in str(run_failing.value)
+    assert message in str(refused.value)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

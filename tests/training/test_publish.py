@@ -79,9 +79,9 @@ def test_two_processes_publish_once_and_the_token_nowhere(data: Data, tmp_path: 
 def test_a_wrong_token_is_told_before_the_data_are_opened(data: Data, tmp_path: Path) -> None:
     words = data.training_command(tmp_path / "run", "--hf-repo", "owner/mine", "--hf-token", "hf_wrong")
     with hub_server() as hub:
-        run_failing = run(*words, expect=1, **variables(hub, tmp_path))
-    assert "HTTP 401" in run_failing.stderr
-    assert "hf_wrong" not in run_failing.stdout + run_failing.stderr
+        refused = run(*words, expect=1, **variables(hub, tmp_path))
+    assert "HTTP 401" in refused.stderr
+    assert "hf_wrong" not in refused.stdout + refused.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -27,7 +27,7 @@ def stands(folder: RunFolder, state: State) -> RunStatus:
     return status
 
 
-def run_failing(data: Data, folder: RunFolder, *words: str) -> str:
+def refused(data: Data, folder: RunFolder, *words: str) -> str:
     with pytest.raises(RebarError) as error:
         train_imagenet.main([str(word) for word in data.training_command(folder.path, *words)[1:]])
     return str(error.value)
@@ -36,7 +36,7 @@ def run_failing(data: Data, folder: RunFolder, *words: str) -> str:
 @pytest.mark.parametrize("state", ["interrupted", "running", "failed"])
 def test_an_attempt_that_is_refused_is_what_the_status_tells(state: State, data: Data, folder: RunFolder) -> None:
     stands(folder, state)
-    reason = run_failing(data, folder, *ABSENT)
+    reason = refused(data, folder, *ABSENT)
     assert read_status(folder.status) == RunStatus("failed", reason, 3, 70, 1)
 
 
@@ -52,19 +52,19 @@ def test_before_the_data_are_known_too(data: Data, folder: RunFolder, monkeypatc
 
 def test_a_complete_run_and_one_under_way_stay_what_they_are(data: Data, folder: RunFolder) -> None:
     finished = stands(folder, "finished")
-    run_failing(data, folder, *ABSENT)
+    refused(data, folder, *ABSENT)
     assert read_status(folder.status) == finished
     running = stands(folder, "running")
     with folder.claimed():
-        run_failing(data, folder, *ABSENT)
-    run_failing(data, folder, *ABSENT, "--dry-run")
+        refused(data, folder, *ABSENT)
+    refused(data, folder, *ABSENT, "--dry-run")
     assert read_status(folder.status) == running
 
 
 def test_only_the_main_process_writes_it(data: Data, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     before = stands(folder, "interrupted")
     monkeypatch.setenv("RANK", "1")
-    run_failing(data, folder, *ABSENT)
+    refused(data, folder, *ABSENT)
     assert read_status(folder.status) == before
 
 

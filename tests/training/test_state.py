@@ -131,10 +131,10 @@ def test_momenta_take_the_layout_of_the_weights(tmp_path: Path) -> None:
     ids=str,
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str, saved: Path) -> None:
-    with pytest.raises(CheckpointError) as run_failing:
+    with pytest.raises(CheckpointError) as refused:
         make_state(**changes).load(saved, SETTINGS, WORLD)
-    assert message in str(run_failing.value)
-    assert str(saved) in str(run_failing.value)
+    assert message in str(refused.value)
+    assert str(saved) in str(refused.value)
 
 
 def test_a_changed_setting_is_told(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -232,9 +232,9 @@ def test_a_missing_object(s3: S3) -> None:
 
 
 def test_an_address_with_keys_in_it_is_not_repeated() -> None:
-    with pytest.raises(BucketError) as run_failing:
+    with pytest.raises(BucketError) as refused:
         BucketFolder(f"s3://AKIA:{SECRET}@bucket/", "run")
-    assert SECRET not in str(run_failing.value)
+    assert SECRET not in str(refused.value)
 
 
 def test_without_boto3_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
