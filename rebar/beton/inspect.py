@@ -16,7 +16,8 @@ from tqdm import tqdm
 from rebar.beton.format import MODE_JPG, BetonError
 from rebar.beton.reader import BetonFile
 from rebar.beton.sidecar import read_sidecar
-from rebar.beton.verify import decode_image, measure_stats, verify
+from rebar.beton.stored_image import decode_image
+from rebar.beton.verify import measure_stats, verify
 from rebar.errors import RebarError
 from rebar.storage.atomic_write import atomic_write
 

@@ -15,28 +15,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from rebar.beton.format import MODE_JPG, BetonError
+from rebar.beton.format import BetonError
 from rebar.beton.reader import MOST_CLASSES, BetonFile
 from rebar.beton.sidecar import checksum
-from rebar.jpeg.turbojpeg import JpegError, decode_rgb
+from rebar.beton.stored_image import decode_image
 
 Result = TypeVar("Result")
 _SHARE = 256  # images that a thread takes at a time
-
-
-def decode_image(file: BetonFile, index: int) -> np.ndarray:
-    """A sample's image, RGB uint8 ``[height, width, 3]``. Raises BetonError: what is wrong with it, but not where."""
-    content = file.image_bytes(index)
-    shape = (int(file.heights[index]), int(file.widths[index]), 3)
-    try:
-        image = decode_rgb(content) if file.modes[index] == MODE_JPG else content.reshape(shape)
-    except (JpegError, ValueError) as error:
-        raise BetonError(f"cannot be decoded: {error}") from None
-    if image.shape != shape:
-        raise BetonError(
-            f"is {image.shape[1]} x {image.shape[0]} pixels, not {shape[1]} x {shape[0]} as the table says"
-        )
-    return image
 
 
 def for_all_images(

@@ -17,16 +17,15 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.beton.format import MODE_JPG
+from rebar.beton.format import MODE_JPG, BetonError
 from rebar.beton.reader import BetonFile
+from rebar.beton.stored_image import StoredImages, decode_image
 from rebar.errors import RebarError
-from rebar.jpeg.turbojpeg import JpegError, decode_rgb
 from rebar.loading.crops import Crops
 from rebar.loading.rng import RngKeys, Stream, random_bits
 
@@ -34,53 +33,13 @@ if TYPE_CHECKING:
     from rebar.jpeg.crop_decoder import CropDecoder
 
 
-class StoredImages(Protocol):
-    """Where images lie: what decoding needs of a :class:`rebar.beton.BetonFile`, one element a sample."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def data(self) -> NDArray[np.uint8]: ...
-    @property
-    def offsets(self) -> NDArray[np.uint64]: ...
-    @property
-    def sizes(self) -> NDArray[np.uint64]: ...
-    @property
-    def modes(self) -> NDArray[np.uint8]: ...
-    @property
-    def heights(self) -> NDArray[np.uint16]: ...
-    @property
-    def widths(self) -> NDArray[np.uint16]: ...
-
-
 class CorruptSampleError(RebarError):
     """A sample whose image cannot be decoded; ``index`` says which, ``reason`` why."""
 
     def __init__(self, message: str, index: int, reason: str) -> None:
-        super().__init__(message)
+        super().__init__(message, code="beton-image-corrupt")
         self.index = index
         self.reason = reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return CorruptSampleError, (str(self), self.index, self.reason)
-
-
-def read_image(stored: StoredImages, index: int) -> NDArray[np.uint8]:
-    """The whole image of a sample, RGB uint8 ``[height, width, 3]``.
-
-    Raises CorruptSampleError, naming file, sample and place, where it cannot be decoded or has another
-    size than the file says.
-    """
-    start = int(stored.offsets[index])
-    content = stored.data[start : start + int(stored.sizes[index])]
-    shape = (int(stored.heights[index]), int(stored.widths[index]), 3)
-    try:
-        image = decode_rgb(content) if stored.modes[index] == MODE_JPG else content.reshape(shape)
-    except (JpegError, ValueError) as error:
-        raise _corrupt(stored, index, str(error)) from None
-    if image.shape != shape:
-        raise _corrupt(stored, index, f"it is {image.shape[1]}x{image.shape[0]} px, not {shape[1]}x{shape[0]}")
-    return image
 
 
 def _corrupt(stored: StoredImages, index: int, reason: str) -> CorruptSampleError:
@@ -89,9 +48,7 @@ def _corrupt(stored: StoredImages, index: int, reason: str) -> CorruptSampleErro
         (file,), (offset,), _ = stored.regions(np.array([index]))
         path = stored.files[file]
     return CorruptSampleError(
-        f"{path}: the image of sample {index}, at byte {offset}, cannot be decoded: {reason}. {_advice(stored, index)}",
-        index,
-        reason,
+        f"{path}: the image of sample {index}, at byte {offset}, {reason}. {_advice(stored, index)}", index, reason
     )
 
 
@@ -108,9 +65,13 @@ def _advice(stored: StoredImages, index: int) -> str:
 def decode_whole(stored: StoredImages, index: int, box: NDArray[np.int64], flip: bool, out: NDArray[np.uint8]) -> None:
     """Decode a sample's ``box`` (top, left, height, width) into ``out``, uint8 ``[height, width, 3]``.
 
-    Raises CorruptSampleError as :func:`read_image` does.
+    Raises CorruptSampleError with file, sample and byte offset if the image cannot be decoded.
     """
-    resize_crop(read_image(stored, index), box, flip, out)
+    try:
+        image = decode_image(stored, index)
+    except BetonError as error:
+        raise _corrupt(stored, index, str(error)) from None
+    resize_crop(image, box, flip, out)
 
 
 def resize_crop(image: NDArray[np.uint8], box: NDArray[np.int64], flip: bool, out: NDArray[np.uint8]) -> None:

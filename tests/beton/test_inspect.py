@@ -14,7 +14,8 @@ from rebar.beton.format import ALLOCATION, FIELD_DESCRIPTOR, HEADER
 from rebar.beton.inspect import contact_sheet
 from rebar.beton.pages import SAMPLE
 from rebar.beton.sidecar import sidecar_path
-from rebar.beton.verify import decode_image, verify
+from rebar.beton.stored_image import decode_image
+from rebar.beton.verify import verify
 from rebar.errors import RebarError
 from rebar.loading import CenterCrop, CorruptSampleError, Loader
 from rebar.sources import ImageFolder
@@ -67,7 +68,7 @@ def test_wrong_tables_without_a_sidecar(copied: Path, beton: BetonFile) -> None:
     change(copied, copied.stat().st_size - allocations.nbytes, allocations.tobytes())
     problems = verify(copied).problems
     assert any("sample 3: its label is -2" in problem for problem in problems)
-    assert any("sample 7: its image" in problem and "as the table says" in problem for problem in problems)
+    assert any("sample 7: its image" in problem and "but the table says" in problem for problem in problems)
     assert any("images overlap" in problem for problem in problems)
 
 

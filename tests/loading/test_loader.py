@@ -19,7 +19,7 @@ from rebar.beton import BetonFile
 from rebar.errors import RebarError
 from rebar.loading.batch_source import Batch
 from rebar.loading.crops import CenterCrop, Cropper, RandomResizedCrop
-from rebar.loading.decode import CorruptSampleError, read_image
+from rebar.loading.decode import CorruptSampleError, decode_whole
 from rebar.loading.loader import Loader
 from rebar.loading.order import OrderOption
 from rebar.loading.rng import RngKeys
@@ -220,8 +220,9 @@ def test_a_corrupt_image_is_named_at_its_batch(num_workers: int, write_numbers: 
 
 def test_a_image_of_another_size_than_the_file_says_is_refused(textures: BetonFile) -> None:
     taller = dataclasses.replace(textures, heights=textures.heights + np.uint16(1))
-    with pytest.raises(CorruptSampleError, match=r"sample 2, .*: it is 68x86 px, not 68x87"):
-        read_image(taller, 2)
+    out = np.empty((8, 8, 3), np.uint8)
+    with pytest.raises(CorruptSampleError, match=r"sample 2, .* is 68x86 px, but the table says 68x87"):
+        decode_whole(taller, 2, np.array([0, 0, 8, 8]), False, out)
 
 
 def test_too_few_samples_for_a_global_batch(write_numbers: WriteBeton) -> None:
