@@ -25,7 +25,7 @@ from rebar.loading import Loader, Normalizer
 from rebar.models.resnets import count_parameters
 from rebar.optim.optimizers import clip_gradients, set_learning_rate
 from rebar.optim.sam import perturbed_weights
-from rebar.optim.schedules import peak_lr
+from rebar.optim.schedules import build_schedule
 from rebar.reporting import console
 from rebar.reporting.log import RunLog
 from rebar.reporting.run_folder import RunFolder
@@ -47,7 +47,6 @@ from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
 from rebar.training.publish import publish_or_warn
 from rebar.training.resolution import all_resolutions, resolution_at
 from rebar.training.resume import resolve_resume
-from rebar.training.resumed_schedule import learning_rate
 from rebar.training.run import refusal_noted, run_context
 from rebar.training.setup import (
     build_normalizer,
@@ -154,7 +153,14 @@ def train_one_epoch(
     """One pass over the training data, or what is left of it; returns its metrics."""
     epochs, steps_per_epoch = config.training.epochs, len(loader)
     resolution = resolution_at(state.epoch, config.resolution)
-    peak = peak_lr(config.lr, global_batch=loader.global_batch)
+    schedule = build_schedule(
+        config.lr,
+        state.schedule,
+        steps_per_epoch=steps_per_epoch,
+        global_batch=loader.global_batch,
+        frozen_lr=config.checkpoint.freeze_lr,
+        last_lr=state.lr,
+    )
     normalizer, train_on = build_step(config, state, model, world)
     meter, first_step = state.meter, state.epoch * steps_per_epoch + state.meter.steps
     batches = meter.timed(loader.epoch(state.epoch, resolution) if meter.steps < steps_per_epoch else ())
@@ -164,7 +170,7 @@ def train_one_epoch(
 
     model.train()
     for step, (images, labels) in enumerate(normalizer.each(bar, first_step), start=first_step):
-        state.lr = learning_rate(config, state.schedule, step, steps_per_epoch, peak=peak, last=state.lr)
+        state.lr = schedule(step)
         loss = train_on(images, labels, step, state.lr)
         meter.end_step()
 

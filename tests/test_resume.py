@@ -213,7 +213,7 @@ GROUP_NORM = """if True:
     import functools, sys, train_imagenet
     from torch import nn
     from rebar.cli import run_command
-    from rebar.training import network
+    from rebar.models import network
     from rebar.models.resnets import import_torchvision
     def build_model(arch, *, num_classes, **_):
         norm = functools.partial(nn.GroupNorm, 8)

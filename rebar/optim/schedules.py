@@ -5,9 +5,9 @@ functions of the step. Epochs and steps are counted from 0.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -160,3 +160,93 @@ def _between_epochs(step: int, config: LearningRateConfig, *, epochs: int, steps
     epoch, step_of_epoch = divmod(step, steps_per_epoch)
     start, end = (lr_at_epoch(e, config, epochs=epochs, peak=peak) for e in (epoch, epoch + 1))
     return start + (end - start) * step_of_epoch / steps_per_epoch
+
+
+# ------------------------------------------------------------------ resumed runs
+
+
+@dataclass(frozen=True)
+class ScheduleSpan:
+    """The part of a run that a schedule covers: from ``first_epoch`` to ``epochs``.
+
+    The schedule is a function of the step, so it jumps when a run is extended. A span that starts at the last epoch of
+    the extended run restarts the schedule there, and blends from the last learning rate.
+    """
+
+    epochs: int
+    """Epochs of the run."""
+    reset: bool = False
+    """Whether --reset-schedule made the span, so that the same command does not make another one."""
+    first_epoch: int = 0
+    from_step: int = 0
+    """Step of the run at which the span was made."""
+    from_lr: float | None = None
+    """Learning rate to blend from; None: no blending."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "ScheduleSpan":
+        """Invert :meth:`state_dict`."""
+        return cls(**state)
+
+    def resumed(self, epochs: int, *, reset: bool, epoch: int, step: int, lr: float) -> "ScheduleSpan":
+        """Return the span of a resumed run of ``epochs`` epochs: the same one, or a new one with ``reset``.
+
+        ``epoch``, ``step`` and ``lr`` are the complete epochs, the steps and the last learning rate of the run so far.
+        """
+        if reset and (epochs != self.epochs or not self.reset):
+            return ScheduleSpan(epochs, reset=True, first_epoch=epoch, from_step=step, from_lr=lr)
+        return replace(self, epochs=epochs)
+
+
+def lr_in_span(
+    step: int,
+    span: ScheduleSpan,
+    schedule: Callable[[int, int], float],
+    *,
+    steps_per_epoch: int,
+    blend_epochs: float,
+) -> float:
+    """Return the learning rate of a step of the run.
+
+    ``schedule(step, epochs)`` is the learning rate of a run of ``epochs`` epochs. Over ``blend_epochs``, or the rest of
+    the span if that is shorter, the difference from ``span.from_lr`` shrinks linearly to zero.
+    """
+    first_step, epochs = span.first_epoch * steps_per_epoch, span.epochs - span.first_epoch
+    scheduled = schedule(step - first_step, epochs)
+    if span.from_lr is None:
+        return scheduled
+    steps_left = span.epochs * steps_per_epoch - span.from_step
+    blend_steps = max(1.0, min(blend_epochs * steps_per_epoch, steps_left))
+    difference = span.from_lr - schedule(span.from_step - first_step, epochs)
+    return max(0.0, scheduled + difference * max(0.0, 1 - (step - span.from_step) / blend_steps))
+
+
+def build_schedule(
+    config: LearningRateConfig,
+    span: ScheduleSpan,
+    *,
+    steps_per_epoch: int,
+    global_batch: int,
+    frozen_lr: float | None = None,
+    last_lr: float = 0.0,
+) -> Callable[[int], float]:
+    """Return the function from a step of the run to its learning rate.
+
+    ``frozen_lr`` replaces the schedule by a constant; 0 means ``last_lr``, or the peak if that is 0 too.
+    """
+    peak = peak_lr(config, global_batch=global_batch)
+
+    def schedule(step: int, epochs: int) -> float:
+        return lr_at(step, config, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)
+
+    def learning_rate(step: int) -> float:
+        if frozen_lr is not None:
+            return frozen_lr or last_lr or peak
+        blend_epochs = max(config.lr_peak_epoch, 1)
+        return lr_in_span(step, span, schedule, steps_per_epoch=steps_per_epoch, blend_epochs=blend_epochs)
+
+    return learning_rate

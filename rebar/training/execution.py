@@ -18,8 +18,6 @@ from rebar.cli import warn
 from rebar.config import option
 from rebar.errors import RebarError
 from rebar.loading.rng import RngKeys, Stream, random_bits
-from rebar.models.gradient_checkpointing import apply_gradient_checkpointing
-from rebar.training.distributed import World
 
 Precision = Literal["auto", "32", "fp16", "bf16"]
 
@@ -81,20 +79,6 @@ def allow_tf32(allowed: bool) -> None:
     """Let cuBLAS and cuDNN compute 32-bit products in TF32, or forbid it; no effect on a CPU."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
-
-
-def apply_execution(model: nn.Module, config: ExecutionConfig, world: World) -> nn.Module:
-    """The model with synchronised BatchNorm and gradient checkpointing as configured; warns of what has no effect.
-
-    The state_dict stays that of the plain model.
-    """
-    if config.sync_bn and world.distributed and world.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    elif config.sync_bn:
-        warn(f"execution.sync_bn has no effect {'on a CPU' if world.device.type == 'cpu' else 'with one process'}")
-    if config.gradient_checkpointing and apply_gradient_checkpointing(model) == 0:
-        warn("execution.gradient_checkpointing has no effect: the model has no stages of blocks")
-    return model
 
 
 def compile_for(model: nn.Module, resolutions: set[int], *, backend: str) -> nn.Module:

@@ -3,14 +3,12 @@
 Targets are labels, or probabilities where images are mixed.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from rebar.config import option
 
@@ -58,15 +56,3 @@ def build_criterion(config: LossConfig, *, label_smoothing: float) -> Criterion:
     return lambda logits, targets: binary_cross_entropy(
         logits, targets, label_smoothing=label_smoothing, threshold=config.bce_threshold
     )
-
-
-def init_bce_bias(model: nn.Module, num_classes: int) -> int:
-    """Set the last layer's bias to -log(classes), in place, so that each class starts near 1 / classes.
-
-    Returns how many layers were found, 0 or 1. Without it BCE spends its first steps on saying no.
-    """
-    heads = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.out_features == num_classes]
-    if not heads or heads[-1].bias is None:
-        return 0
-    nn.init.constant_(heads[-1].bias, -math.log(num_classes))
-    return 1

@@ -4,14 +4,16 @@ import dataclasses
 import os
 from pathlib import Path
 
+from rebar.cli import warn
 from rebar.config import flatten_config
 from rebar.errors import RebarError
 from rebar.loading import Loader, Normalizer
 from rebar.loading.device import Augment, read_statistics
 from rebar.loading.imagenet import IMAGENET_ON_HUB, build_train_loader, build_val_loader
+from rebar.models.network import build_network
 from rebar.optim.averaging import build_average
 from rebar.optim.optimizers import build_optimizer, parameter_groups
-from rebar.optim.schedules import peak_lr
+from rebar.optim.schedules import ScheduleSpan, build_schedule, peak_lr
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.huggingface import prepare_repository
 from rebar.training.config import TrainConfig
@@ -20,8 +22,6 @@ from rebar.training.dry_run import check_destinations_writable
 from rebar.training.execution import gradient_scaler, input_dtype, resolve_precision
 from rebar.training.export import check_can_export
 from rebar.training.metrics import TrainMeter
-from rebar.training.network import build_network
-from rebar.training.resumed_schedule import ScheduleSpan, resumed_schedule
 from rebar.training.state import TrainState
 from rebar.training.uploaded_run import fetch_run
 
@@ -103,7 +103,23 @@ def build_state(config: TrainConfig, train_loader: Loader, world: World) -> Trai
     num_classes = config.model.num_classes or beton.num_classes
     if num_classes < beton.num_classes:
         raise RebarError(f"model.num_classes is {num_classes}, but {beton.path} has {beton.num_classes} classes")
-    model = build_network(config, num_classes=num_classes, world=world)
+    sync_batchnorm = config.execution.sync_bn and world.distributed and world.device.type == "cuda"
+    if config.execution.sync_bn and not sync_batchnorm:
+        warn(f"execution.sync_bn has no effect {'on a CPU' if world.device.type == 'cpu' else 'with one process'}")
+    model = build_network(
+        config.model.arch,
+        num_classes=num_classes,
+        device=world.device,
+        channels_last=config.execution.channels_last,
+        use_blurpool=config.training.use_blurpool,
+        pretrained=config.model.pretrained,
+        zero_init_residual=config.model.zero_init_residual,
+        initialization=config.model.initialization,
+        bce_bias=config.loss.loss_type == "bce",
+        sync_batchnorm=sync_batchnorm,
+        gradient_checkpointing=config.execution.gradient_checkpointing,
+        stochastic_depth=config.regularization.stochastic_depth,
+    )
     groups = parameter_groups(
         model, config.training.weight_decay, decay_downsample_bn=config.training.decay_downsample_bn
     )
@@ -185,13 +201,23 @@ def _resume(config: TrainConfig, state: TrainState, train_loader: Loader, folder
     state.load(checkpoint, flatten_config(config), world)
     if not config.training.eval_only:
         state.find_place_in(train_loader)
-        state.schedule = resumed_schedule(
-            config,
-            state.schedule,
-            lr=state.lr,
-            peak=peak_lr(config.lr, global_batch=train_loader.global_batch),
-            epoch=state.epoch,
-            step=state.steps(len(train_loader)),
-            steps_per_epoch=len(train_loader),
-        )
+        _resume_schedule(config, state, train_loader)
     return True
+
+
+def _resume_schedule(config: TrainConfig, state: TrainState, loader: Loader) -> None:
+    """Fit the schedule to the number of epochs, which may have changed. Warns if the learning rate jumps."""
+    epochs, before, step = config.training.epochs, state.schedule.epochs, state.steps(len(loader))
+    state.schedule = state.schedule.resumed(
+        epochs, reset=config.checkpoint.reset_schedule, epoch=state.epoch, step=step, lr=state.lr
+    )
+    if epochs > max(state.epoch, before) and config.checkpoint.freeze_lr is None:
+        schedule = build_schedule(
+            config.lr, state.schedule, steps_per_epoch=len(loader), global_batch=loader.global_batch
+        )
+        if schedule(step) > 1.5 * state.lr:
+            warn(
+                f"with {epochs} epochs instead of {before}, the learning rate jumps from {state.lr:.4g} to "
+                f"{schedule(step):.4g}. --reset-schedule restarts the schedule without a jump, --freeze-lr VALUE holds "
+                "one value"
+            )

@@ -12,12 +12,12 @@ from rebar.errors import RebarError
 from rebar.loading import Loader
 from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
 from rebar.optim.averaging import WeightAverage
+from rebar.optim.schedules import ScheduleSpan
 from rebar.training.checkpoint import CheckpointError, HostMemory, plain_names, read_newest
 from rebar.training.distributed import World, gather_from_all, sum_over_world
 from rebar.training.execution import Precision
 from rebar.training.health import ADVICE, overflowed
 from rebar.training.metrics import TrainMeter
-from rebar.training.resumed_schedule import ScheduleSpan
 from rebar.training.rng import rng_states, set_rng_states
 
 # Settings that say where and how to run, or when to stop, not what is trained.

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from rebar.errors import RebarError
-from rebar.training.distributed import World
-from rebar.training.execution import ExecutionConfig, allow_tf32, apply_execution, compile_for
+from rebar.training.execution import ExecutionConfig, allow_tf32, compile_for
 from rebar.training.resolution import ResolutionConfig, resolution_at
 
 
@@ -77,20 +76,9 @@ def test_an_unknown_backend_is_refused() -> None:
         compile_for(model(), {32}, backend="fastest")
 
 
-def test_what_has_no_effect_is_told(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    apply_execution(model(), ExecutionConfig(sync_bn=True, gradient_checkpointing=True), world)
-    err = capsys.readouterr().err
-    assert "execution.sync_bn has no effect on a CPU" in err
-    assert "execution.gradient_checkpointing has no effect" in err
-    with pytest.raises(RebarError, match="choose one"):
+def test_compile_model_and_gradient_checkpointing_exclude_each_other() -> None:
+    with pytest.raises(RebarError):
         ExecutionConfig(compile_model=True, gradient_checkpointing=True)
-
-
-def test_batchnorm_is_synchronised_over_gpus() -> None:
-    world = World(rank=0, size=2, device=torch.device("cuda", 0))  # converting needs no GPU
-    converted = apply_execution(model(), ExecutionConfig(sync_bn=True), world)
-    assert isinstance(converted[1], nn.SyncBatchNorm)
-    assert converted.state_dict().keys() == model().state_dict().keys()
 
 
 @pytest.mark.parametrize("allowed", [True, False])

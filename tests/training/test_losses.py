@@ -1,14 +1,11 @@
 """Losses, against the formulas written down anew."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rebar.models.resnets import build_model
-from rebar.training.losses import LossConfig, build_criterion, init_bce_bias
+from rebar.training.losses import LossConfig, build_criterion
 
 torch.manual_seed(0)
 LOGITS = torch.randn(4, 5)
@@ -42,11 +39,3 @@ def test_a_threshold_makes_every_class_in_the_mixture_a_whole_one() -> None:
     criterion = build_criterion(LossConfig(loss_type="bce", bce_threshold=0.2), label_smoothing=0.1)
     both = F.one_hot(LABELS, 5) + F.one_hot(LABELS.roll(1), 5)
     torch.testing.assert_close(criterion(LOGITS, MIXED), bce(both.float()))
-
-
-def test_the_last_layer_starts_at_even_odds() -> None:
-    model = build_model("resnet18", num_classes=100)
-    assert init_bce_bias(model, 100) == 1
-    assert torch.allclose(model.fc.bias, torch.tensor(-math.log(100)))
-    assert init_bce_bias(nn.Sequential(nn.Linear(3, 4, bias=False)), 4) == 0
-    assert init_bce_bias(nn.Sequential(nn.Linear(3, 4)), 5) == 0

@@ -10,11 +10,11 @@ from torch import nn
 
 from rebar.optim.averaging import WeightAverage
 from rebar.optim.optimizers import OptimizerConfig, build_optimizer, parameter_groups, set_learning_rate
+from rebar.optim.schedules import ScheduleSpan
 from rebar.training.checkpoint import CheckpointError, save_checkpoint
 from rebar.training.distributed import World
 from rebar.training.execution import gradient_scaler
 from rebar.training.metrics import TrainMeter
-from rebar.training.resumed_schedule import ScheduleSpan
 from rebar.training.state import TrainState
 
 WORLD = World(rank=0, size=1, device=torch.device("cpu"))

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from rebar.training.resumed_schedule import ScheduleSpan, lr_in_span
+from rebar.optim.schedules import ScheduleSpan, lr_in_span
 
 STEPS = 10
 
