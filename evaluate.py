@@ -199,5 +199,10 @@ def show_classes(options: EvaluateSection, confusion: NDArray[np.int64], names: 
         print(f"confusion: {options.confusion}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run as the console command ``rebar-evaluate``."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    command()

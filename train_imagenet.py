@@ -328,5 +328,10 @@ def finish(
         print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, folder), flush=True)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run as the console command ``rebar-train``."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -250,5 +250,10 @@ def print_report(report: WriteReport, split: str) -> None:
         print(f"next      python train_imagenet.py --train-dataset {train} --val-dataset {val}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run as the console command ``rebar-write``."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,11 +1,11 @@
-"""What this machine offers to Rebar, what is missing, and what to do about it.
+"""Check this machine's software and hardware, and print what to do about each problem.
 
-    python -m rebar.doctor            a table
-    python -m rebar.doctor --json     the same for programs
-    python -m rebar.doctor --quiet    problems only: nothing printed is good news
+    rebar-doctor            a table (also: python -m rebar.doctor)
+    rebar-doctor --json     the same for programs
+    rebar-doctor --quiet    problems only; no output means no problems
 
-Exits 0 if Rebar can run here, 1 otherwise. Nothing is imported before its check, so that the doctor
-itself runs on a half-finished installation.
+Exits 0 if Rebar can run here, 1 otherwise. Packages are imported only within their check, so the doctor also runs on an
+incomplete installation.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SETUP = "run ./scripts/setup.sh"
 GIB = 2**30
 MODULES = {"pillow": "PIL", "PyYAML": "yaml", "opencv-python-headless": "cv2"}  # where the name differs
 PACKAGES = ("numpy", "numba", "tqdm", "fastargs", "matplotlib", "psutil", *MODULES)
-NVIDIA_DEVICE = Path("/dev/nvidia0")  # there even where nvidia-smi is not
+NVIDIA_DEVICE = Path("/dev/nvidia0")  # exists even where nvidia-smi is not installed
 CGROUP = Path("/sys/fs/cgroup")
 
 Status = Literal["ok", "warning", "problem"]
@@ -38,7 +38,7 @@ Status = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Check:
-    """What was found about one thing; ``advice`` says what to do unless all is well."""
+    """The result of one check. ``advice`` is the remedy, empty if the status is ok."""
 
     name: str
     status: Status
@@ -47,30 +47,27 @@ class Check:
 
 
 def judge(name: str, found: str, *, problem: str = "", warning: str = "") -> Check:
-    """A check whose status is that of the first advice given."""
+    """Return a check with status problem or warning if that advice is given, else ok."""
     status: Status = "problem" if problem else "warning" if warning else "ok"
     return Check(name, status, found, problem or warning)
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as a table cell."""
+    """Return type and first line of an exception, at most 100 characters."""
     text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     return text if len(text) <= 100 else text[:99] + "…"
 
 
 def command_output(*command: str) -> str:
-    """What a command prints, or nothing if it is missing, fails or hangs."""
+    """Return a command's stdout; empty if the command is missing, fails, or takes more than 20 seconds."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
-# ------------------------------------------------------------------------------------------ software
-
-
 def check_python() -> Check:
-    """Python's own version."""
+    """Check the version of Python."""
     fits = (3, 10) <= sys.version_info[:2] <= (3, 13)
     return judge(
         "Python",
@@ -80,7 +77,7 @@ def check_python() -> Check:
 
 
 def check_packages() -> Check:
-    """The plain Python packages: all must import."""
+    """Check that the Python packages import."""
     found, broken = [], []
     for distribution in PACKAGES:
         try:
@@ -94,7 +91,7 @@ def check_packages() -> Check:
 
 
 def check_torch() -> Check:
-    """torch, and whether it sees the GPU there is."""
+    """Check that torch imports and can use the GPU, if there is one."""
     try:
         import torch
     except Exception as error:
@@ -109,14 +106,14 @@ def check_torch() -> Check:
 
 
 def check_torchvision() -> Check:
-    """torchvision, and whether it is of the same build as torch."""
+    """Check that torchvision imports, and whether its build fits torch's."""
     try:
         import torchvision
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             return Check("torchvision", "problem", one_line(error), SETUP)
         version = importlib.metadata.version("torchvision")
-        found = f"{version}, built for another torch: Rebar declares the two operators its import lacks"
+        found = f"{version}, built for another torch: Rebar defines the two missing operators"
         return Check("torchvision", "ok", found)
     except Exception as error:
         return Check("torchvision", "problem", one_line(error), SETUP)
@@ -124,16 +121,17 @@ def check_torchvision() -> Check:
 
 
 def check_ffcv() -> Check:
-    """FFCV and its compiled extension."""
+    """Check FFCV and its compiled extension. Only pipelines of FFCV operations need it."""
     try:
         importlib.import_module("ffcv.libffcv")  # loads the extension
         return Check("FFCV", "ok", importlib.metadata.version("ffcv"))
     except Exception as error:
-        return Check("FFCV", "problem", one_line(error), SETUP + ", which builds it")
+        found = f"FFCV pipelines unavailable ({one_line(error)})"
+        return Check("FFCV", "warning", found, "if you need them: ./scripts/build_ffcv.sh")
 
 
 def loaded_library_path(name: str) -> str:
-    """Where a shared library that this process has loaded lies."""
+    """Return the path of a shared library that this process has loaded, or an empty string."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -142,26 +140,27 @@ def loaded_library_path(name: str) -> str:
 
 
 def check_turbojpeg() -> Check:
-    """libturbojpeg, found in the same way as rebar.jpeg finds it."""
+    """Check libturbojpeg. Without it, OpenCV or Pillow decode full images."""
     try:
         from rebar.jpeg.turbojpeg import load_turbojpeg
 
         library = load_turbojpeg()
     except Exception as error:
-        return Check("turbojpeg", "problem", one_line(error), f"{SETUP}, or set TURBOJPEG_LIBRARY")
+        advice = "full images are decoded by OpenCV: apt-get install libturbojpeg0, or set TURBOJPEG_LIBRARY"
+        return Check("turbojpeg", "warning", one_line(error), advice)
     version = command_output("pkg-config", "--modversion", "libturbojpeg")
-    if not version:  # the library itself does not tell; its functions do
+    if not version:  # the library has no version function
         version = "3 or newer" if hasattr(library, "tj3Init") else "2 or older"
     return Check("turbojpeg", "ok", f"{version} ({loaded_library_path('libturbojpeg') or library._name})")
 
 
 def check_decoder() -> Check:
-    """The fast JPEG decoder's machine code for this processor."""
+    """Check the compiled JPEG kernels for this processor."""
     from rebar.jpeg.kernel_cache import compiled_file, load_kernel
 
     try:
         if not compiled_file().exists():
-            return Check("fast decoder", "warning", "not compiled yet: a minute at its first use", SETUP)
+            return Check("fast decoder", "warning", "not compiled yet: takes a minute on first use", SETUP)
         load_kernel()
     except Exception as error:
         return Check("fast decoder", "problem", one_line(error), SETUP)
@@ -169,7 +168,7 @@ def check_decoder() -> Check:
 
 
 def check_threading_layers() -> Check:
-    """Which of numba's thread pools can be used."""
+    """Check which of numba's threading layers load."""
     modules = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
     usable = []
     for layer, module in modules.items():
@@ -181,16 +180,13 @@ def check_threading_layers() -> Check:
     return Check("numba threads", "ok", ", ".join(usable))
 
 
-# ------------------------------------------------------------------------------------------ hardware
-
-
 def has_nvidia_gpu() -> bool:
-    """Whether the machine has a GPU, whatever torch thinks."""
+    """Return whether the machine has an NVIDIA GPU, regardless of torch."""
     return NVIDIA_DEVICE.exists() or bool(command_output("nvidia-smi", "--list-gpus"))
 
 
 def check_gpus() -> Check:
-    """Every GPU: name, memory, compute capability, driver."""
+    """Check the GPUs: name, memory, compute capability, driver."""
     query = "--query-gpu=name,memory.total,compute_cap,driver_version"
     gpus = command_output("nvidia-smi", query, "--format=csv,noheader").splitlines()
     if gpus:
@@ -198,12 +194,14 @@ def check_gpus() -> Check:
         seen = {f"{name}, {memory}, sm {sm}, driver {driver}" for name, memory, sm, driver in cells}
         return Check("GPUs", "ok", f"{len(gpus)} × " + " / ".join(sorted(seen)))
     if NVIDIA_DEVICE.exists():
-        return Check("GPUs", "warning", "a device, no nvidia-smi", "install the NVIDIA driver's utilities")
-    return Check("GPUs", "warning", "none", "training runs on the CPU: fine to try out, too slow for ImageNet")
+        return Check(
+            "GPUs", "warning", "/dev/nvidia0 exists, nvidia-smi does not", "install the NVIDIA driver's utilities"
+        )
+    return Check("GPUs", "warning", "none", "training runs on the CPU, which is too slow for ImageNet")
 
 
 def read_numbers(*names: str) -> list[int]:
-    """The numbers in files of the container's limits; none if one is missing or says 'max'."""
+    """Return the numbers in cgroup files; an empty list if a file is missing or holds 'max'."""
     try:
         return [int(word) for name in names for word in (CGROUP / name).read_text().split()]
     except (OSError, ValueError):
@@ -211,13 +209,13 @@ def read_numbers(*names: str) -> list[int]:
 
 
 def cgroup_cores() -> float | None:
-    """The container's limit on CPU time, in cores; None where there is none."""
+    """Return the cgroup's limit on CPU time in cores, or None."""
     quota, period = read_numbers("cpu.max") or read_numbers("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us") or (-1, 1)
     return quota / period if quota > 0 else None
 
 
 def check_cores() -> Check:
-    """The cores this process may use: affinity and container limits considered."""
+    """Check the cores this process may use, given its affinity and cgroup."""
     present, allowed = os.cpu_count() or 1, len(os.sched_getaffinity(0))
     usable = min(allowed, cgroup_cores() or allowed)
     advice = "give the container more CPU (docker run --cpus)" if usable < 2 <= present else ""
@@ -225,7 +223,7 @@ def check_cores() -> Check:
 
 
 def cached_in_cgroup() -> int:
-    """Bytes the container's memory counts as used, though they are only cached files."""
+    """Return the bytes of page cache that the cgroup counts as used memory."""
     with suppress(OSError):
         lines = (CGROUP / "memory.stat").read_text().splitlines()
         return sum(int(line.split()[1]) for line in lines if line.startswith("file "))
@@ -233,7 +231,7 @@ def cached_in_cgroup() -> int:
 
 
 def check_memory() -> Check:
-    """Free memory: the machine's, or what the container may still take."""
+    """Check available memory: the machine's, or what the cgroup has left."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     if numbers := read_numbers("memory.max", "memory.current"):
@@ -244,15 +242,15 @@ def check_memory() -> Check:
 
 
 def check_disk() -> Check:
-    """Free disk space here and for temporary files."""
+    """Check free disk space in the repository and in /tmp."""
     free = {str(path): shutil.disk_usage(path).free for path in (REPOSITORY, Path("/tmp")) if path.exists()}
     found = ", ".join(f"{size / GIB:.0f} GiB in {path}" for path, size in free.items())
-    advice = "less than 2 GiB: free some, or keep data and logs elsewhere"
+    advice = "less than 2 GiB: free some space, or keep data and logs on another disk"
     return judge("free disk", found, warning=advice if min(free.values()) < 2 * GIB else "")
 
 
 def check_shared_memory() -> Check:
-    """/dev/shm, which containers make small and NCCL and data workers need."""
+    """Check /dev/shm: NCCL needs it, and containers limit it."""
     try:
         size = shutil.disk_usage("/dev/shm").total
     except OSError:
@@ -262,10 +260,10 @@ def check_shared_memory() -> Check:
 
 
 def check_open_files() -> Check:
-    """How many files a process may have open."""
+    """Check the limit on open files."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     unlimited = limit == resource.RLIM_INFINITY
-    advice = "low for many workers: ulimit -n 65536" if not unlimited and limit < 1024 else ""
+    advice = "too low for many workers: ulimit -n 65536" if not unlimited and limit < 1024 else ""
     return judge("open files", "unlimited" if unlimited else str(limit), warning=advice)
 
 
@@ -275,7 +273,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (*SOFTWARE, check_threading_layers, *H
 
 
 def as_table(checks: list[Check]) -> str:
-    """One line a check; below what is not well, what to do."""
+    """Return one line per check, followed by its advice, if any."""
     marks = {"ok": " ", "warning": "!", "problem": "✗"}
     width = max((len(check.name) for check in checks), default=0)
     lines = []
@@ -287,9 +285,9 @@ def as_table(checks: list[Check]) -> str:
 
 
 def main() -> None:
-    """Run every check, print what was found, and exit with the verdict."""
+    """Run every check, print the results, and exit with 1 if there is a problem."""
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m rebar.doctor", description=summary)
+    parser = argparse.ArgumentParser(prog="rebar-doctor", description=summary)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--quiet", action="store_true", help="print problems only")

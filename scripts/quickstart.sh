@@ -5,10 +5,10 @@
 #   ./scripts/quickstart.sh
 #   REBAR_QUICKSTART_DIR=/mnt/nvme/quickstart ./scripts/quickstart.sh
 #
-# Sets everything up, builds an ImageNet-shaped folder from Fashion-MNIST (70,000 images), packs it
-# into train.beton and val.beton, trains rn50_configs/demo.yaml on the GPU, or the CPU if there is
-# none, and evaluates. ImageNet goes the same way: the commands are printed as they run.
-# May be started again at any time: what is complete is kept, interrupted training goes on.
+# Sets everything up, builds an ImageNet-shaped folder from Fashion-MNIST (70,000 images), writes train.beton and
+# val.beton, trains rn50_configs/demo.yaml on the GPU, or on the CPU without one, and evaluates. The same commands train on
+# ImageNet: they are printed as they run. Run the script again at any time: complete steps are skipped, and an
+# interrupted training resumes.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -22,30 +22,30 @@ if (($#)); then
     exit 2
 fi
 
-# heading TEXT: the number, what happens, and the time since the start.
+# heading TEXT: print the step number, a title and the elapsed time.
 heading() {
     step=$((step + 1))
     printf '\n[%d/%d] %s  (%d:%02d min)\n' "$step" "$steps" "$1" $((SECONDS / 60)) $((SECONDS % 60))
 }
 
-say_where_it_stopped() {
+report_failed_step() {
     local status=$?
-    ((status == 0)) || printf '\nStopped in step %d of %d. Start it again to go on from there.\n' "$step" "$steps" >&2
+    ((status == 0)) || printf '\nStopped in step %d of %d. Run it again to continue from there.\n' "$step" "$steps" >&2
 }
-trap say_where_it_stopped EXIT
+trap report_failed_step EXIT
 
-# Show a command, so that it can be learnt from, and run it.
+# Print a command and run it.
 run_python() {
     printf '   $ python %s\n' "$*"
     "$python" "$@"
 }
 
-# The betons appear under their names only when they are complete.
+# A beton gets its name only when it is complete.
 write_beton() {
     local split=$1
-    heading "Pack the $split images into $split.beton"
+    heading "Write the $split images to $split.beton"
     if [[ -s $work/$split.beton ]]; then
-        echo "   there already: $work/$split.beton"
+        echo "   already written: $work/$split.beton"
         return
     fi
     run_python write_dataset.py --split "$split" --data-dir "$tree" --write-path "$work/$split.beton" "${@:2}"
@@ -53,17 +53,17 @@ write_beton() {
 
 is_finished() { [[ -s $run/log.jsonl ]] && tail -n 1 "$run/log.jsonl" | grep -q '"event": "end"'; }
 
-# A finished run is done anew; one that was interrupted goes on from its last checkpoint.
+# A finished run starts again from scratch; an interrupted one resumes.
 train() {
-    local -a afresh=()
-    if is_finished; then afresh=(--resume none --overwrite); fi
+    local -a restart=()
+    if is_finished; then restart=(--resume none --overwrite); fi
     run_python train_imagenet.py --config-file rn50_configs/demo.yaml \
         --data.train_dataset "$work/train.beton" --data.val_dataset "$work/val.beton" \
-        --logging.folder "$run" "${afresh[@]}"
+        --logging.folder "$run" "${restart[@]}"
 }
 
-# OpenMP's threads wait for each other by spinning. Where something else wants a core too, training on the
-# CPU then takes several times as long; spinning only briefly costs next to nothing.
+# OpenMP threads wait by spinning. If other processes need a core, training on the CPU then takes several times as
+# long. A short spin costs almost nothing on an idle machine.
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
 
 mkdir -p "$work"
@@ -78,7 +78,7 @@ heading "Set up"
 heading "Build an ImageNet-shaped folder from Fashion-MNIST"
 run_python scripts/build_fashion_mnist_tree.py --out "$tree"
 
-write_beton train --subset 25000 # some of the images, so that a CPU is done in minutes
+write_beton train --subset 25000 # a part of the images, so that a CPU needs only minutes
 write_beton val
 
 heading "Train ResNet-50"

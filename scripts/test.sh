@@ -2,8 +2,9 @@
 #
 # Set up, lint, check types and run the tests.
 #
-#   ./scripts/test.sh                        everything
-#   ./scripts/test.sh tests/beton -k writer  only these tests: the arguments are pytest's
+#   ./scripts/test.sh                        everything but the nightly tests
+#   ./scripts/test.sh --all                  everything
+#   ./scripts/test.sh tests/beton -k writer  only these tests; the arguments are pytest's
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -15,22 +16,24 @@ echo "== set-up"
 
 status=0
 
-# Everything runs, whatever fails before it: one round shows all there is to mend.
+# Run every check, whatever fails before it: one run shows all failures.
 check() {
     echo "== $1"
     shift
     "$@" || status=1
 }
 
-if (($# == 0)); then
+# Two tests run in parallel. A file's tests share fixtures, so they stay in one process.
+parallel=(--numprocesses=auto --maxprocesses=2 --dist=loadfile)
+case ${1:-} in
+    "") set -- "${parallel[@]}" -m "not nightly" ;;
+    --all) set -- "${parallel[@]}" ;;
+esac
+if [[ $1 == "${parallel[0]}" ]]; then
     check "ruff check" "$bin/ruff" check
     check "ruff format" "$bin/ruff" format --check
     check "mypy" "$bin/mypy"
-    if ((status)); then echo "== not clean: see above (the tests still run)" >&2; fi
-fi
-if (($# == 0)); then
-    # Side by side, a file's tests one after the other: they share what they prepare.
-    set -- --numprocesses=auto --maxprocesses=2 --dist=loadfile
+    if ((status)); then echo "== lint or type errors: see above (the tests still run)" >&2; fi
 fi
 check "pytest" "$bin/python" -m pytest --durations=25 "$@"
 exit "$status"

@@ -48,11 +48,20 @@ def test_missing_packages_are_problems_not_tracebacks(tmp_path: Path) -> None:
     checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
     assert result.returncode == 1
     assert result.stderr == ""
-    for name in ("torch", "packages", "FFCV", "numba threads"):
+    for name in ("torch", "packages", "numba threads"):
         assert checks[name]["status"] == "problem"
         assert "setup.sh" in checks[name]["advice"]
     assert "numba" in checks["packages"]["found"]
     assert "tqdm" in checks["packages"]["found"]
+
+
+def test_missing_ffcv_and_turbojpeg_are_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURBOJPEG_LIBRARY", "/no/such/library.so")
+    result = run_doctor("--json", modules=break_modules(tmp_path, "ffcv"))
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert checks["FFCV"]["status"] == checks["turbojpeg"]["status"] == "warning"
+    assert checks["FFCV"]["found"].startswith("FFCV pipelines unavailable")
+    assert result.returncode == 0
 
 
 def test_quiet_prints_problems_only(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""The places that name versions agree: requirements, conda environment, pyproject, set-up."""
+"""The files that name versions agree: lock, conda environment, pyproject.toml, FFCV's build."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,30 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-REQUIREMENT_FILES = ("scripts/requirements.txt", "scripts/requirements-dev.txt")
-NOT_OURS = {"pip", "setuptools", "wheel"}  # installers: pinned, but nothing depends on them
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+INSTALLED_APART = {"torch", "torchvision", "ffcv", "pre-commit", "ffcv-rebar"}  # other files, or not by the scripts
 
 
-def pins(python: str) -> dict[str, str]:
-    """What the requirements files install on a version of Python: name to exact version."""
-    found: dict[str, str] = {}
-    for file in REQUIREMENT_FILES:
-        for line in (REPOSITORY / file).read_text().splitlines():
-            if not line or line.startswith("#"):
-                continue
-            requirement = Requirement(line)
-            if requirement.marker is None or requirement.marker.evaluate({"python_version": python}):
-                name = canonicalize_name(requirement.name)
-                assert name not in found, f"{name} is pinned twice for Python {python}"
-                found[name] = exact_version(requirement)
+def requirements(file: str, python: str) -> dict[str, Requirement]:
+    """Return the requirements of a file that apply to a version of Python on Linux, by canonical name."""
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
+    lines = (REPOSITORY / "scripts" / file).read_text().replace("\\\n", " ").splitlines()
+    found: dict[str, Requirement] = {}
+    for line in lines:
+        if not line.strip() or line.startswith("#"):
+            continue
+        requirement = Requirement(line.split(" --hash")[0].strip())
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            name = canonicalize_name(requirement.name)
+            assert name not in found, f"{name} is pinned twice for Python {python}"
+            found[name] = requirement
     return found
+
+
+def pins(python: str, file: str = "requirements-dev.txt") -> dict[str, str]:
+    """Return the exact versions that the scripts install on a version of Python."""
+    locked = requirements(file, python) | requirements("requirements-torch.txt", python)
+    return {name: exact_version(requirement) for name, requirement in locked.items()}
 
 
 def exact_version(requirement: Requirement) -> str:
@@ -43,12 +50,6 @@ def conda_environment() -> dict[str, Any]:
     return environment
 
 
-def conda_versions() -> dict[str, str]:
-    """The versions conda is asked for, without what comes from pip."""
-    named = [entry.split("=") for entry in conda_environment()["dependencies"] if isinstance(entry, str)]
-    return {parts[0]: parts[1] for parts in named if len(parts) == 2}
-
-
 @pytest.fixture
 def project() -> dict[str, Any]:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader")
@@ -56,35 +57,77 @@ def project() -> dict[str, Any]:
     return loaded
 
 
-def test_conda_installs_the_versions_of_the_requirements() -> None:
-    versions = conda_versions()
+def direct_dependencies(project: dict[str, Any], *extras: str) -> list[Requirement]:
+    texts = [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
+    return [Requirement(text) for text in texts]
+
+
+def test_conda_installs_the_locked_versions() -> None:
+    named = [entry.split("=") for entry in conda_environment()["dependencies"] if isinstance(entry, str)]
+    versions = {parts[0]: parts[1] for parts in named if len(parts) == 2}
     (from_pip,) = (entry["pip"] for entry in conda_environment()["dependencies"] if isinstance(entry, dict))
     conda = {canonicalize_name(r.name): exact_version(r) for r in map(Requirement, from_pip)}
-    conda["pip"] = versions["pip"]
-    assert conda == pins(versions["python"])
+    locked = pins(versions["python"])
+    assert conda == {name: locked[name] for name in conda}
+
+
+def test_conda_installs_every_direct_dependency(project: dict[str, Any]) -> None:
+    (from_pip,) = (entry["pip"] for entry in conda_environment()["dependencies"] if isinstance(entry, dict))
+    direct = direct_dependencies(project, *project["optional-dependencies"])
+    assert {canonicalize_name(r.name) for r in direct} - {
+        canonicalize_name(r.name) for r in map(Requirement, from_pip)
+    } <= {"ffcv", "pre-commit"}
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_every_python_gets_the_same_packages(python: str) -> None:
-    assert set(pins(python)) == set(pins("3.11"))
-
-
-@pytest.mark.parametrize("python", PYTHONS)
-def test_pyproject_admits_what_we_install(python: str, project: dict[str, Any]) -> None:
-    extras = project["optional-dependencies"].values()
-    ranges = [Requirement(text) for group in (project["dependencies"], *extras) for text in group]
-    allowed = {canonicalize_name(requirement.name): requirement.specifier for requirement in ranges}
-    for name, version in pins(python).items():
-        if name not in NOT_OURS:
-            assert version in allowed[name], f"{name} {version} is outside {allowed[name]}"
+@pytest.mark.parametrize(
+    ("file", "extras"),
+    [
+        ("requirements.txt", ["wandb", "aws", "hf", "ilsvrc", "ffcv"]),
+        ("requirements-dev.txt", ["wandb", "aws", "hf", "ilsvrc", "ffcv", "onnx", "dev"]),
+    ],
+)
+def test_the_lock_holds_every_direct_dependency_in_its_range(
+    file: str, extras: list[str], python: str, project: dict[str, Any]
+) -> None:
+    locked = pins(python, file)
+    for requirement in direct_dependencies(project, *extras):
+        name = canonicalize_name(requirement.name)
+        if name not in INSTALLED_APART - {"torch", "torchvision"}:
+            assert locked[name] in requirement.specifier, f"run scripts/lock.sh: {requirement}"
     assert python in SpecifierSet(project["requires-python"])
 
 
-def test_ffcv_has_one_version() -> None:
-    (built,) = re.findall(r"^ffcv_version=(\S+)$", (REPOSITORY / "scripts/setup.sh").read_text(), re.MULTILINE)
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])
+def test_every_locked_package_has_hashes(file: str) -> None:
+    """With one hash in the file, pip checks all of them, and refuses packages without."""
+    text = (REPOSITORY / "scripts" / file).read_text().replace("\\\n", " ")
+    without = [line for line in text.splitlines() if line and not line.startswith("#") and "--hash=sha256:" not in line]
+    assert without == []
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_training_and_development_use_the_same_versions(python: str) -> None:
+    training, development = pins(python, "requirements.txt"), pins(python)
+    assert training == {name: development[name] for name in training}
+
+
+def test_ffcv_has_one_version(project: dict[str, Any]) -> None:
+    (built,) = re.findall(r"^version=(\S+)$", (REPOSITORY / "scripts/build_ffcv.sh").read_text(), re.MULTILINE)
     named = re.findall(r"ffcv==(\S+)", (REPOSITORY / "environment.yml").read_text())
-    assert set(named) == {built}
+    (extra,) = (r for r in direct_dependencies(project, "ffcv") if r.name == "ffcv")
+    assert {*named, exact_version(extra)} == {built}
 
 
 def test_this_python_is_supported(project: dict[str, Any]) -> None:
     assert "{}.{}".format(*sys.version_info) in SpecifierSet(project["requires-python"])
+
+
+def test_nothing_installs_the_other_project_named_rebar() -> None:
+    """``rebar`` on PyPI belongs to someone else; ours is ``ffcv-rebar``."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    wrong = re.compile(r"pip3? install [^\n]*(?<![\w./-])'?\"?rebar(\[[a-z,]+\])?['\"]?(?![\w/-])|'rebar\[[a-z,]+\]'")
+    text_files = {".py", ".md", ".sh", ".toml", ".yml", ".yaml", ".ipynb", ".sbatch", ""}
+    paths = [REPOSITORY / name for name in tracked.stdout.splitlines()]
+    texts = {path: path.read_text(errors="replace") for path in paths if path.suffix in text_files and path.is_file()}
+    assert [path for path, text in texts.items() if path != Path(__file__).resolve() and wrong.search(text)] == []

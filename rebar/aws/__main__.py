@@ -30,5 +30,10 @@ def main(argv: Sequence[str]) -> None:
     options.run(options)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run as the console command ``rebar-aws``."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -67,7 +67,7 @@ def translate_aws_error(doing: str) -> Iterator[None]:
     try:
         from botocore import exceptions, parsers
     except ImportError:
-        raise AwsError("boto3 is missing: pip install 'rebar[aws]' (or: pip install boto3)") from None
+        raise AwsError("boto3 is missing: pip install 'ffcv-rebar[aws]' (or: pip install boto3)") from None
     try:
         yield
     except exceptions.ClientError as error:
@@ -123,7 +123,7 @@ class Clients:
         try:
             import boto3
         except ImportError:
-            raise AwsError("boto3 is missing: pip install 'rebar[aws]' (or: pip install boto3)") from None
+            raise AwsError("boto3 is missing: pip install 'ffcv-rebar[aws]' (or: pip install boto3)") from None
         return boto3.session.Session(region_name=self.region)
 
 

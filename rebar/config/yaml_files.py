@@ -66,8 +66,15 @@ def load_config_files(paths: Sequence[Path | str]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for path in paths:
-        merged.update(_load_one(Path(path), ()))
+        merged.update(_load_one(_or_bundled(Path(path)), ()))
     return merged
+
+
+def _or_bundled(path: Path) -> Path:
+    """Return ``path``, or the bundled recipe of that name: ``rn50_configs`` is installed next to this package."""
+    bundled = Path(__file__).resolve().parents[2] / path
+    is_recipe = not path.is_absolute() and path.parent.name == path.parts[0] == "rn50_configs"
+    return bundled if is_recipe and not path.exists() and bundled.exists() else path
 
 
 def _load_one(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:

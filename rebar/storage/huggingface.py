@@ -84,7 +84,7 @@ def _api() -> Any:
         import huggingface_hub
     except ImportError:
         raise HubError(
-            "logging.hf_repo takes huggingface_hub: pip install huggingface_hub (or: pip install 'rebar[hf]')"
+            "logging.hf_repo takes huggingface_hub: pip install huggingface_hub (or: pip install 'ffcv-rebar[hf]')"
         ) from None
     token = huggingface_hub.get_token()
     if token is None:

@@ -149,7 +149,7 @@ def _client() -> Any:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
     except ImportError:
-        raise BucketError("logging.upload takes boto3: pip install boto3 (or: pip install 'rebar[aws]')") from None
+        raise BucketError("logging.upload takes boto3: pip install boto3 (or: pip install 'ffcv-rebar[aws]')") from None
     retries = {"mode": "standard"}  # how often is left to AWS_MAX_ATTEMPTS
     config = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries=retries)
     try:

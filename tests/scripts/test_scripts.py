@@ -15,7 +15,6 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*(REPOSITORY / "scripts").glob("*.s[hb]*"), REPOSITORY / ".ci" / "run"])
 SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-OLD = "sys.version_info = (3, 9);"
 Result = subprocess.CompletedProcess[str]
 
 
@@ -68,86 +67,6 @@ def test_wrong_use_is_explained(command: str, message: str) -> None:
     result = run(REPOSITORY / "scripts" / name, *arguments)
     assert result.returncode != 0
     assert message in result.stderr
-
-
-# ------------------------------------------------------------------------------------------ set-up
-
-
-def call_setup(function: str, tmp_path: Path, **commands: str) -> Result:
-    """Call a function of setup.sh with some commands replaced: name to what they do."""
-    for name, script in commands.items():
-        executable(tmp_path / "bin" / name.replace("_", "-"), script)
-    return run(
-        "bash",
-        "-c",
-        f"source {REPOSITORY}/scripts/setup.sh; log=/dev/null; {function}",
-        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        XDG_CACHE_HOME=str(tmp_path),
-    )
-
-
-@pytest.mark.skipif(shutil.which("apt-get") is None, reason="not a Debian or Ubuntu machine")
-def test_without_root_the_command_to_run_is_printed(tmp_path: Path) -> None:
-    result = call_setup(
-        "install_system_packages g++ libturbojpeg0-dev", tmp_path, id="echo 1000", sudo="exit 1", apt_get="exit 99"
-    )
-    assert result.returncode == 1
-    assert "apt-get install --yes --no-install-recommends g++ libturbojpeg0-dev" in result.stderr
-
-
-def test_nothing_missing_needs_no_root(tmp_path: Path) -> None:
-    result = call_setup("install_system_packages", tmp_path, id="echo 1000", sudo="exit 1", apt_get="exit 99")
-    assert (result.returncode, result.stderr) == (0, "")
-
-
-def test_passwordless_sudo_is_used(tmp_path: Path) -> None:
-    result = call_setup("as_root apt-get update", tmp_path, id="echo 1000", sudo='echo "sudo $*"')
-    assert result.stdout == "sudo -n apt-get update\n"
-
-
-def test_failure_shows_the_end_of_the_log(tmp_path: Path) -> None:
-    failing = "bash -c 'echo the reason; exit 7'"
-    result = call_setup(f"log={tmp_path}/setup.log; run_logged 'a step' {failing}; echo unreachable", tmp_path)
-    assert result.returncode == 1
-    assert "the reason" in result.stderr
-    assert f"{tmp_path}/setup.log" in result.stderr
-    assert "unreachable" not in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("capability", "cuda", "indexes"),
-    [
-        ("9.0", "13.0", ""),  # PyPI's own build fits
-        ("8.6", "12.8", "cu128 cu126"),  # the driver is older than CUDA 13
-        ("8.0", "12.4", "cu126"),
-        ("7.0", "13.0", "cu126"),  # CUDA 13 knows no V100
-        ("7.5", "13.0", ""),
-    ],
-)
-def test_torch_fits_driver_and_gpu(capability: str, cuda: str, indexes: str, tmp_path: Path) -> None:
-    nvidia_smi = f'if [ $# -gt 0 ]; then echo {capability}; else echo "| CUDA Version: {cuda}   |"; fi'
-    result = call_setup("torch_index_names", tmp_path, nvidia_smi=nvidia_smi)
-    assert words(result.stdout) == indexes
-
-
-@pytest.mark.parametrize(("version", "fits"), [("(3, 9)", False), ("(3, 10)", True), ("(3, 14)", False)])
-def test_supported_pythons(version: str, fits: bool, tmp_path: Path) -> None:
-    python = executable(tmp_path / "python", f'exec {sys.executable} -c "import sys; sys.version_info = {version}; $2"')
-    assert (call_setup(f"python_fits {python}", tmp_path).returncode == 0) is fits
-
-
-def test_named_python_must_exist(tmp_path: Path) -> None:
-    result = call_setup("venv=/nowhere; PYTHON=/no/python; install_system_and_python", tmp_path)
-    assert result.returncode == 1
-    assert "PYTHON=/no/python cannot be used" in result.stderr
-
-
-def test_an_environment_of_another_python_is_not_touched(tmp_path: Path) -> None:
-    python = executable(tmp_path / ".venv/bin/python", f'exec {sys.executable} "${{@//import sys;/import sys; {OLD}}}"')
-    result = call_setup(f"venv={tmp_path}/.venv; install_system_and_python", tmp_path)
-    assert result.returncode == 1
-    assert ".venv holds Python 3.9" in result.stderr
-    assert python.exists()
 
 
 # ------------------------------------------------------------------------------------------ launching

@@ -1,0 +1,67 @@
+"""The wheel works outside the repository: console commands, bundled recipes, a short training run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Data
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the wheel was installed, without its dependencies."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # pip builds in the source folder: leave the repository alone
+    subprocess.run(["git", "clone", "--quiet", REPOSITORY, source], check=True)
+    tracked = subprocess.run(["git", "diff", "HEAD", "--binary"], cwd=REPOSITORY, capture_output=True, check=True)
+    if tracked.stdout:
+        subprocess.run(["git", "apply"], cwd=source, input=tracked.stdout, check=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", folder / "site", source], check=True)
+    return folder / "site"
+
+
+def run_installed(site: Path, folder: Path, command: str, *words: str | Path) -> "subprocess.CompletedProcess[str]":
+    """Run a console command of the installed wheel in a folder outside the repository."""
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    arguments = [sys.executable, site / "bin" / command, *words]
+    return subprocess.run(
+        [*map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("command", ["rebar-write", "rebar-train", "rebar-evaluate", "rebar-doctor", "rebar-aws"])
+def test_console_commands_print_their_help(command: str, installed: Path, tmp_path: Path) -> None:
+    done = run_installed(installed, tmp_path, command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage:")
+
+
+def test_bundled_recipes_are_found_outside_the_repository(installed: Path, tmp_path: Path) -> None:
+    recipe = ["--config-file", "rn50_configs/rn50_16_epochs.yaml", "--print-config"]
+    done = run_installed(installed, tmp_path, "rebar-train", *recipe)
+    assert done.returncode == 0, done.stderr
+    assert "epochs: 16" in done.stdout
+
+
+def test_a_recipe_in_the_current_folder_wins_over_the_bundled_one(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "rn50_configs").mkdir()
+    (tmp_path / "rn50_configs" / "rn50_16_epochs.yaml").write_text("training: {epochs: 3}\n")
+    recipe = ["--config-file", "rn50_configs/rn50_16_epochs.yaml", "--print-config"]
+    assert "epochs: 3" in run_installed(installed, tmp_path, "rebar-train", *recipe).stdout
+
+
+@pytest.mark.nightly
+def test_the_wheel_writes_trains_and_evaluates(installed: Path, tmp_path: Path, data: Data) -> None:
+    where = ["--split", "train", "--data-dir", data.tree, "--write-path", tmp_path / "train.beton"]
+    assert run_installed(installed, tmp_path, "rebar-write", *where).returncode == 0
+    command = data.training_command(tmp_path / "run", "--data.train_dataset", str(tmp_path / "train.beton"))[1:]
+    done = run_installed(installed, tmp_path, "rebar-train", *command)
+    assert done.returncode == 0, done.stderr
+    done = run_installed(installed, tmp_path, "rebar-evaluate", "--checkpoint", tmp_path / "run", "--data", data.val)
+    assert "top-1" in done.stdout
