@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,16 @@ if "CI" in os.environ:
     settings.load_profile("ci")
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With REBAR_REQUIRE_GPU set, count a GPU test that is skipped as failed, unless it needs FFCV."""
+    report = yield
+    required = "REBAR_REQUIRE_GPU" in os.environ and item.get_closest_marker("gpu") is not None
+    if required and report.skipped and not hasattr(report, "wasxfail") and "ffcv" not in str(report.longrepr):
+        report.outcome = "failed"
+    return report
 
 
 def run(*words: str | Path, expect: int | None = 0, **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -39,8 +39,12 @@ class BlurPoolConv2d(nn.Conv2d):
         return blurred
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        blurred = F.conv2d(x, self.blur.to(x.dtype), padding=1, groups=self.in_channels)
-        return super().forward(blurred)
+        blur = self.blur.to(x.dtype)
+        if self.kernel_size == (1, 1) and self.padding == (0, 0):
+            # A 1x1 convolution reads only the pixels that its stride selects: no others need to be blurred.
+            selected = F.conv2d(x, blur, stride=self.stride, padding=1, groups=self.in_channels)
+            return F.conv2d(selected, self.weight, self.bias, groups=self.groups)
+        return super().forward(F.conv2d(x, blur, padding=1, groups=self.in_channels))
 
 
 def apply_blurpool(module: nn.Module) -> int:

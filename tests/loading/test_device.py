@@ -98,6 +98,7 @@ def test_a_gpu_works_one_batch_ahead_and_waits_for_its_copies() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_a_loader_with_todevice_gives_what_it_gives_on_the_cpu(textures: BetonFile) -> None:
+    pytest.importorskip("ffcv")
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
     from ffcv.transforms import NormalizeImage, ToDevice, ToTensor, ToTorchImage
 

@@ -1,0 +1,149 @@
+"""Measure Rebar on an NVIDIA GPU, in order of value, within a time budget.
+
+    python -m benchmarks.gpu_proof --out DIR                        # all parts, in nine minutes
+    python -m benchmarks.gpu_proof --out DIR --only step fed        # some of them
+    python -m benchmarks.gpu_proof --out DIR --rehearse             # every part on the CPU at toy size
+
+Each part runs in a process of its own, writes DIR/PART.json while it runs and DIR/PART.log. A part that fails or
+exceeds its time limit does not stop the next. DIR/summary.md and DIR/summary.json are rewritten after each part.
+"""
+
+import argparse
+import contextlib
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from benchmarks.gpu_proof.job import REPOSITORY, Job, write_json
+from benchmarks.gpu_proof.summary import read_parts, summarize
+
+LIMITS = {
+    "machine": 40,
+    "gpu_tests": 150,
+    "step": 150,
+    "fed": 90,
+    "loops": 80,
+    "end_to_end": 90,
+    "kernels": 60,
+    "compiled": 120,
+    "fashion_mnist": 200,
+}
+"""Seconds, in the order in which the parts run."""
+
+
+def run_part(arguments: argparse.Namespace, name: str, seconds: float, *, wait: bool = True) -> "subprocess.Popen[str]":
+    """Start a part in a process group of its own; with ``wait`` return when it has ended or its time is up."""
+    command = [sys.executable, "-m", "benchmarks.gpu_proof", "--child", name, "--out", str(arguments.out)]
+    command += ["--work", str(arguments.work), "--budget-seconds", str(seconds)]
+    command += ["--rehearse"] if arguments.rehearse else []
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}",
+    }
+    with (arguments.out / f"{name}.log").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+        )
+    if wait:
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            end_group(process)
+    return process
+
+
+def end_group(process: "subprocess.Popen[str]") -> None:
+    """Kill a process we started and its children."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_child(arguments: argparse.Namespace) -> None:
+    """Run one part in this process."""
+    deadline = time.monotonic() + arguments.budget_seconds - 3
+    job = Job(arguments.child, arguments.out, arguments.work, arguments.rehearse, deadline)
+    job.write("running")
+    try:
+        importlib.import_module(f"benchmarks.gpu_proof.{arguments.child}").run(job)
+    except Exception as error:
+        traceback.print_exc()
+        job.note(error=f"{type(error).__name__}: {error}"[:500])
+        job.write("failed")
+        raise SystemExit(1) from None
+    job.write("finished")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--work", type=Path, help="folder for data; default OUT_work beside the results")
+    parser.add_argument("--budget-seconds", type=float, default=520)
+    parser.add_argument(
+        "--only", nargs="+", choices=LIMITS, default=list(LIMITS), metavar="PART", help=", ".join(LIMITS)
+    )
+    parser.add_argument("--rehearse", action="store_true", help="run every part on the CPU at toy size")
+    parser.add_argument("--commit", default=os.environ.get("GPU_PROOF_COMMIT", ""), help="default: git's HEAD")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.out = arguments.out.resolve()
+    arguments.work = (arguments.work or arguments.out.with_name(arguments.out.name + "_work")).resolve()
+    return arguments
+
+
+def main() -> None:
+    """Prepare the data in the background, run the parts, summarize."""
+    arguments = parse_arguments()
+    if arguments.child:
+        run_child(arguments)
+        return
+    began = time.monotonic()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    preparation = run_part(arguments, "prepare", arguments.budget_seconds, wait=False)
+    try:
+        for name in LIMITS:
+            if name not in arguments.only:
+                continue
+            left = arguments.budget_seconds - (time.monotonic() - began)
+            if left < 15:
+                print(f"{name}: no time left", flush=True)
+                continue
+            part_began = time.monotonic()
+            process = run_part(arguments, name, min(LIMITS[name], left))
+            seconds = time.monotonic() - part_began
+            record_end(arguments.out, name, process.returncode, seconds)
+            summarize(arguments)
+            print(f"{name}: exit status {process.returncode}, {seconds:.0f} s", flush=True)
+    finally:
+        end_group(preparation)
+        summarize(arguments)
+    print((arguments.out / "summary.md").read_text())
+
+
+def record_end(out: Path, name: str, status: int, seconds: float) -> None:
+    """Add how a part ended to its JSON."""
+    content = read_parts(out).get(name, {"part": name, "rows": []})
+    content["seconds"] = round(seconds, 1)
+    if status < 0:
+        content["status"] = "time limit reached"
+    elif status > 0 and content.get("status") == "running":
+        content["status"] = "failed"
+    write_json(out / f"{name}.json", content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Images per second of the training step on synthetic batches, one difference at a time."""
+
+import functools
+import gc
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.gpu_proof.job import Job
+from benchmarks.gpu_proof.training_step import build_stepper, synchronize, time_steps
+from rebar.loading import Batch
+from rebar.models.blurpool import BlurPoolConv2d
+
+# resolution, batch size, precision, BlurPool, options, what is changed in place
+CASES: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("baseline", {}, []),
+    ("without BlurPool", {"blurpool": False}, []),
+    ("every blur at stride 1", {"blur_everywhere": True}, []),
+    ("fp16", {"precision": "fp16"}, []),
+    ("192 px", {"resolution": 192}, []),
+    ("160 px", {"resolution": 160}, []),
+    ("batch 512", {"batch_size": 512}, []),
+    ("batch 1024", {"batch_size": 1024}, []),
+    ("160 px, batch 512", {"resolution": 160, "batch_size": 512}, []),
+    ("192 px, batch 512", {"resolution": 192, "batch_size": 512}, []),
+    ("contiguous instead of channels_last", {}, ["--execution.channels_last=0"]),
+    ("foreach instead of fused SGD", {"optimizer": "foreach"}, []),
+    ("for-loop instead of fused SGD", {"optimizer": "single"}, []),
+    ("EMA every step", {}, ["--averaging.use_ema=1", "--averaging.ema_update_every=1"]),
+    ("strong augmentation", {"augment": True}, ["--regularization.augmentation=strong"]),
+    ("MixUp", {}, ["--regularization.use_mixup=1"]),
+    ("gradient checkpointing", {}, ["--execution.gradient_checkpointing=1"]),
+    ("160 px without BlurPool", {"resolution": 160, "blurpool": False}, []),
+    ("160 px, fp16", {"resolution": 160, "precision": "fp16"}, []),
+    ("32 bit with TF32", {"precision": "32"}, []),
+    ("baseline again", {}, []),
+]
+
+
+def run(job: Job) -> None:
+    """Measure each case, the first once more at the end, then the blur alone."""
+    torch.backends.cudnn.benchmark = True
+    job.note(baseline="ResNet-50, 224 px, batch 256, bf16, BlurPool, channels_last, fused SGD, eager")
+    for name, settings, options in CASES[:3] if job.rehearse else CASES:
+        if job.seconds_left < 22:
+            job.add(case=name, error="no time left")
+            continue
+        job.attempt(lambda: measure(job, name, dict(settings), options), case=name)  # noqa: B023
+    job.attempt(lambda: blurs(job), case="blur")
+
+
+def measure(job: Job, name: str, settings: dict[str, Any], options: list[str]) -> None:
+    """Add one row."""
+    optimizer, augment = settings.pop("optimizer", ""), settings.pop("augment", False)
+    blur_everywhere = settings.pop("blur_everywhere", False)
+    sizes = {"resolution": 224, "batch_size": 256, **settings}
+    if job.rehearse:
+        sizes |= {"resolution": 32, "batch_size": 4}
+    stepper = build_stepper(job, *options, **sizes)
+    if optimizer:
+        for group in stepper.state.optimizer.param_groups:  # type: ignore[attr-defined]
+            group["fused"], group["foreach"] = False, optimizer == "foreach"
+        stepper.state.optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    if blur_everywhere:
+        for module in stepper.state.model.modules():  # type: ignore[attr-defined]
+            if isinstance(module, BlurPoolConv2d):
+                module.forward = functools.partial(blur_then_convolve, module)  # type: ignore[method-assign]
+    step = stepper.__call__
+    if augment:
+        raw = (torch.rand_like(stepper.images[:, :3].float()) * 255).to(torch.uint8)
+        normalizer, train, labels = stepper.normalizer, stepper.train_on, stepper.labels
+        on_device = Batch(raw.permute(0, 2, 3, 1).contiguous(), labels)
+
+        def step(number: int) -> None:
+            images, same = normalizer(on_device, number)  # type: ignore[operator]
+            train(images, same, number, 1e-3)
+
+    result = time_steps(
+        job, step, batch_size=sizes["batch_size"], resolution=sizes["resolution"], seconds=0.2 if job.rehearse else 1.2
+    )
+    row = {"precision": "bf16", "blurpool": True, **sizes, "options": " ".join(options) or optimizer}
+    job.add(case=name, **row, **result)
+    del stepper, step
+    gc.collect()
+    if not job.rehearse:
+        torch.cuda.empty_cache()
+
+
+def blur_then_convolve(layer: BlurPoolConv2d, x: torch.Tensor) -> torch.Tensor:
+    """Compute a BlurPoolConv2d in the plain way: blur all pixels, then the strided convolution."""
+    blurred = F.conv2d(x, layer.blur.to(x.dtype), padding=1, groups=layer.in_channels)
+    return F.conv2d(blurred, layer.weight, layer.bias, layer.stride, layer.padding)
+
+
+# ------------------------------------------------------------------ the blur alone
+
+SHAPES = ((128, 56), (256, 56), (256, 28), (512, 28), (512, 14), (1024, 14))
+"""Channels and side of what ResNet-50 blurs at 224 px: in each stage the second convolution's and the shortcut's."""
+
+
+def depthwise(x: torch.Tensor, stride: int) -> torch.Tensor:
+    binomial = torch.tensor([1.0, 2.0, 1.0], device=x.device, dtype=x.dtype) / 4
+    kernel = torch.outer(binomial, binomial).expand(x.shape[1], 1, 3, 3)
+    return F.conv2d(x, kernel.contiguous(), padding=1, stride=stride, groups=x.shape[1])
+
+
+def pooled(x: torch.Tensor, stride: int) -> torch.Tensor:
+    once = F.avg_pool2d(x, 2, 1, padding=1)
+    return F.avg_pool2d(once, 2, stride)
+
+
+def shifted(x: torch.Tensor, stride: int) -> torch.Tensor:
+    padded = F.pad(x, (1, 1, 1, 1))
+    rows = (padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]) / 4
+    both = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 4
+    return both[:, :, ::stride, ::stride]
+
+
+def without_cudnn(x: torch.Tensor, stride: int) -> torch.Tensor:
+    with torch.backends.cudnn.flags(enabled=False):
+        return depthwise(x, stride)
+
+
+def blurs(job: Job) -> None:
+    """Time forward and backward of the six blurs of a step, in several implementations, at stride 1 and 2."""
+    variants: list[tuple[str, Any]] = [
+        ("depthwise conv (cuDNN's choice)", depthwise),
+        ("depthwise conv without cuDNN", without_cudnn),
+        ("average pooling twice", pooled),
+    ]
+    if not job.rehearse:
+        variants.append(("shifted sums, compiled", torch.compile(shifted, dynamic=False)))
+    for name, blur in variants:
+        for stride in (1, 2):
+            job.attempt(lambda: one_blur(job, name, blur, stride), case=name, stride=stride)  # noqa: B023
+
+
+def one_blur(job: Job, name: str, blur: Any, stride: int) -> None:
+    batch, dtype = (2, torch.float32) if job.rehearse else (256, torch.bfloat16)
+    inputs = [
+        torch.randn(batch, channels, side, side, device=job.device, dtype=dtype).contiguous(
+            memory_format=torch.channels_last
+        )
+        for channels, side in (SHAPES[:1] if job.rehearse else SHAPES)
+    ]
+    worst = max(float((blur(x, stride).float() - depthwise(x.float(), stride)).abs().max()) for x in inputs)
+    result = {"max_error": worst, "channels_last": _kept(blur(inputs[0], stride))}
+    for x in inputs:
+        x.requires_grad_()
+
+    def step() -> None:
+        for x in inputs:
+            x.grad = None
+            y = blur(x, stride)
+            y.backward(y.detach())
+
+    result |= {"ms_forward_backward": milliseconds(job, step)}
+    job.add(case=f"six blurs: {name}", stride=stride, batch_size=batch, **result)
+
+
+def _kept(y: torch.Tensor) -> bool:
+    return y.is_contiguous(memory_format=torch.channels_last)
+
+
+def milliseconds(job: Job, work: Any) -> float:
+    """Mean time of one call."""
+    import time
+
+    for _ in range(3):
+        work()
+    synchronize(job)
+    began = time.perf_counter()
+    for _ in range(10):
+        work()
+    synchronize(job)
+    return (time.perf_counter() - began) * 100

@@ -1,0 +1,159 @@
+"""train_imagenet.py's step on one batch that stays on the device, and how it is timed."""
+
+import dataclasses
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.gpu_proof.job import Job, percentile
+
+import train_imagenet  # isort: skip  # found through job.py
+from training import PEAK_TFLOPS  # benchmarks/training.py
+from training_loops import NUM_CLASSES
+from training_loops import Job as LoopJob
+from training_loops.rebar import SyntheticLoader
+
+from rebar.config import parse_config
+from rebar.loading import Batch
+from rebar.models.resnets import build_model
+from rebar.training.config import TrainConfig
+from rebar.training.distributed import World
+from rebar.training.setup import build_state
+
+LEARNING_RATE = 1e-3
+
+
+@dataclasses.dataclass
+class Stepper:
+    """A model in training and its step."""
+
+    config: TrainConfig
+    state: object
+    normalizer: object
+    train_on: Callable[..., torch.Tensor]
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __call__(self, number: int) -> None:
+        self.train_on(self.images, self.labels, number, LEARNING_RATE)
+
+
+def build_stepper(
+    job: Job,
+    *options: str,
+    resolution: int,
+    batch_size: int,
+    precision: str = "bf16",
+    blurpool: bool = True,
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+) -> Stepper:
+    """Build ResNet-50 (in a rehearsal ResNet-18) as train_imagenet.py does."""
+    words = [
+        f"--model.arch={'resnet18' if job.rehearse else 'resnet50'}",
+        f"--model.num_classes={NUM_CLASSES}",
+        f"--training.batch_size={batch_size}",
+        f"--training.precision={precision}",
+        f"--training.use_blurpool={blurpool}",
+        "--training.epochs=1000",
+    ]
+    config = parse_config(TrainConfig, [*words, *options], description="benchmark")
+    world = World(rank=0, size=1, device=job.device)
+    loop = LoopJob("resnet50", resolution, batch_size, 100, precision, job.device)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    state = build_state(config, SyntheticLoader(loop), world)  # type: ignore[arg-type]
+    model = wrap(state.model)
+    model.train()
+    normalizer, train_on = train_imagenet.build_step(config, state, model, world)
+    draw = torch.Generator().manual_seed(0)
+    shape = (batch_size, resolution, resolution, 3)
+    batch = Batch(
+        torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8),
+        torch.randint(0, NUM_CLASSES, (batch_size,), generator=draw),
+    )
+    images, labels = normalizer(batch)
+    return Stepper(config, state, normalizer, train_on, images, labels)
+
+
+@functools.cache
+def flops_per_image(resolution: int, arch: str) -> int:
+    """Count the floating-point operations of a forward and backward pass; a multiply-add counts two."""
+    with torch.device("meta"):
+        model = build_model(arch, num_classes=NUM_CLASSES)
+        images = torch.zeros(2, 3, resolution, resolution)
+    with FlopCounterMode(display=False) as counter:
+        model(images).sum().backward()
+    return int(counter.get_total_flops()) // 2
+
+
+def synchronize(job: Job) -> None:
+    if job.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def time_steps(
+    job: Job, step: Callable[[int], None], *, batch_size: int, resolution: int, seconds: float
+) -> dict[str, float]:
+    """Warm up, then train for about ``seconds``; images/s of all steps and the median and p99 step in ms."""
+    on_gpu = job.device.type == "cuda"
+    began = time.perf_counter()
+    step(0)
+    synchronize(job)
+    first = time.perf_counter() - began
+    warmup = 1 if job.rehearse else 5
+    for number in range(warmup):
+        step(number)
+    synchronize(job)
+    began = time.perf_counter()
+    for number in range(2):
+        step(number)
+    synchronize(job)
+    count = max(2 if job.rehearse else 10, round(2 * seconds / (time.perf_counter() - began)))
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+        events[0].record()
+    began = time.perf_counter()
+    marks = [began]
+    for number in range(count):
+        step(number)
+        if on_gpu:
+            events[number + 1].record()
+        else:
+            marks.append(time.perf_counter())
+    launched = time.perf_counter() - began
+    synchronize(job)
+    total = time.perf_counter() - began
+    if on_gpu:
+        times = [a.elapsed_time(b) for a, b in itertools.pairwise(events)]
+    else:
+        times = [1000 * (b - a) for a, b in itertools.pairwise(marks)]
+    speed = count * batch_size / total
+    result = {
+        "images_per_second": speed,
+        "ms_per_step": statistics.median(times),
+        "ms_p99": percentile(times, 0.99),
+        "steps": count,
+        "launch_share": launched / total,
+        "first_step_seconds": first,
+    }
+    peak = peak_tflops()
+    tflops = speed * flops_per_image(resolution, "resnet18" if job.rehearse else "resnet50") / 1e12
+    result["tflops"] = tflops
+    if peak and on_gpu:
+        result["share_of_peak"] = tflops / peak
+        result["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return result
+
+
+def peak_tflops() -> float | None:
+    """Return the data sheet's dense half-precision peak of this GPU, or None."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)

@@ -1,0 +1,265 @@
+"""The training step on a GPU: the CPU's results, no waiting, the right layouts, and advice when memory runs out."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from rebar.errors import RebarError
+from rebar.models.blurpool import BlurPoolConv2d
+from rebar.training.error_hints import error_hints
+from rebar.training.evaluate import evaluate
+from rebar.training.metrics import memory_metrics
+from rebar.training.update_bn import update_bn
+from tests.training.gpu_steps import LEARNING_RATE, Training, random_batch, weights_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+STEPS = 4
+RECIPES = {
+    "sgd": [],
+    "blurpool": ["--training.use_blurpool=1"],
+    "mixup": ["--regularization.use_mixup=1"],
+    "cutmix": ["--regularization.use_cutmix=1"],
+    "erasing": ["--regularization.random_erasing=0.5"],
+    "nesterov_clipped": ["--optimizer.nesterov=1", "--optimizer.clip_norm=0.5"],
+    "sgdw": ["--training.optimizer=sgdw"],
+    "lamb": ["--training.optimizer=lamb"],
+    "lars": ["--training.optimizer=lars"],
+    "sam": ["--optimizer.sam_rho=0.05", "--optimizer.sam_every=2"],
+    "ema": ["--averaging.use_ema=1", "--averaging.ema_update_every=1", "--averaging.ema_half_life=2"],
+    "swa": ["--averaging.use_swa=1", "--averaging.swa_start=0"],
+    "accumulate": ["--execution.accumulate=2"],
+    "gradient_checkpointing": ["--execution.gradient_checkpointing=1"],
+    "bce": ["--loss.loss_type=bce"],
+    "contiguous": ["--execution.channels_last=0"],
+}
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> Iterator[None]:
+    """Compute 32-bit products in 32 bits, by deterministic algorithms, and forget nothing of a failed test."""
+    allowed = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+    torch.cuda.set_sync_debug_mode("default")
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_fp32_losses_and_weights_equal_the_cpus(recipe: str) -> None:
+    on_cpu, on_gpu = (Training(device, *RECIPES[recipe]) for device in ("cpu", "cuda"))
+    assert torch.equal(weights_of(on_cpu.state.model), weights_of(on_gpu.state.model))
+    before = weights_of(on_cpu.state.model)
+    assert on_gpu.losses(STEPS) == pytest.approx(on_cpu.losses(STEPS), rel=2e-3)
+    expected, result = (weights_of(training.state.evaluated_model) for training in (on_cpu, on_gpu))
+    moved = (expected - before).norm()
+    assert moved > 0
+    assert (result - expected).norm() < 0.02 * moved
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_losses_are_close_to_fp32(precision: str) -> None:
+    half, exact = Training("cuda", f"--training.precision={precision}"), Training("cuda")
+    assert half.losses(STEPS) == pytest.approx(exact.losses(STEPS), rel=0.03)
+    assert all(parameter.dtype == torch.float32 for parameter in half.state.model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sgdw", "lamb", "lars"])
+def test_a_step_whose_fp16_gradients_overflow_changes_no_weight(optimizer: str) -> None:
+    training = Training("cuda", "--training.precision=fp16", f"--training.optimizer={optimizer}")
+    scaler = training.state.scaler
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**40})
+    before = [parameter.detach().clone() for parameter in training.state.model.parameters()]
+    training.step(0)
+    after = list(training.state.model.parameters())
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert scaler.get_scale() == 2.0**39
+    for number in range(1, 40):
+        training.step(number)
+    assert scaler.get_scale() < 2.0**30
+    assert not torch.equal(before[0], after[0])
+    assert bool(torch.isfinite(weights_of(training.state.model)).all())
+
+
+def test_the_loss_scale_and_the_state_survive_a_checkpoint() -> None:
+    first = Training("cuda", "--training.precision=fp16", "--averaging.use_ema=1", "--averaging.ema_update_every=1")
+    first.state.scaler.load_state_dict({**first.state.scaler.state_dict(), "scale": 2.0**20})
+    first.losses(3)
+    content = first.state.take_checkpoint({}, first.world)
+    assert content is not None
+    second = Training("cuda", "--training.precision=fp16", "--averaging.use_ema=1", "--averaging.ema_update_every=1")
+    second.state.model.load_state_dict(content["model"])
+    second.state.optimizer.load_state_dict(content["optimizer"])
+    second.state.scaler.load_state_dict(content["scaler"])
+    assert second.state.average is not None
+    second.state.average.load_state_dict(content["average"])
+    assert second.state.scaler.get_scale() == first.state.scaler.get_scale()
+    assert torch.equal(first.step(3), second.step(3))
+    assert torch.equal(weights_of(first.state.evaluated_model), weights_of(second.state.evaluated_model))
+
+
+NEVER_WAITING = {name: words for name, words in RECIPES.items() if name not in ("gradient_checkpointing",)} | {
+    "strong": ["--regularization.augmentation=strong"],
+    "randaugment": ["--regularization.use_randaugment=1", "--regularization.color_jitter=0.4"],
+    "stochastic_depth": ["--regularization.stochastic_depth=0.2"],
+    "fp16": ["--training.precision=fp16"],
+    "fp16_clipped": ["--training.precision=fp16", "--optimizer.clip_norm=1"],
+    "bf16": ["--training.precision=bf16"],
+}
+
+
+@pytest.mark.parametrize("recipe", NEVER_WAITING)
+def test_a_step_never_waits_for_the_gpu(recipe: str) -> None:
+    training = Training("cuda", *NEVER_WAITING[recipe])
+    batches = [random_batch(number) for number in range(STEPS)]
+    training.losses(2)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    for number, (images, labels) in enumerate(training.normalizer.each(batches, first_step=2), start=2):
+        training.train_on(images, labels, number, LEARNING_RATE)
+        training.state.meter.end_step()
+    torch.cuda.set_sync_debug_mode("default")
+    loss, _ = training.state.meter.averages(training.world)
+    assert 0 < loss < 100
+
+
+@pytest.mark.parametrize("use_blurpool", [False, True])
+def test_channels_last_is_kept_through_the_network_and_back(use_blurpool: bool) -> None:
+    training = Training("cuda", "--training.precision=bf16", f"--training.use_blurpool={int(use_blurpool)}")
+    wrong: list[str] = []
+    convolutions = 0
+
+    def check(name: str, tensor: torch.Tensor) -> None:
+        if tensor.ndim == 4 and not tensor.is_contiguous(memory_format=torch.channels_last):
+            wrong.append(f"{name}: {tuple(tensor.shape)} with strides {tensor.stride()}")
+
+    def watch(name: str, output: torch.Tensor) -> None:
+        check(name, output)
+        output.register_hook(lambda gradient: check(f"gradient of {name}", gradient))
+
+    for name, module in training.state.model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            convolutions += isinstance(module, nn.Conv2d)
+            module.register_forward_hook(lambda _, inputs, output, name=name: watch(name, output))
+    training.losses(2)
+    assert convolutions == 21
+    for name, parameter in training.state.model.named_parameters():
+        check(name, parameter)
+        assert parameter.grad is not None
+        check(f"gradient of {name}", parameter.grad)
+        check(f"momentum of {name}", training.state.optimizer.state[parameter]["momentum_buffer"])
+    assert not wrong
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kernel_size", "padding"), [(1, 0), (3, 1)])
+def test_blurpool_equals_the_cpus(precision: torch.dtype, kernel_size: int, padding: int) -> None:
+    torch.manual_seed(0)
+    layer = BlurPoolConv2d.wrap(nn.Conv2d(64, 32, kernel_size, stride=2, padding=padding, bias=False))
+    x = torch.randn(4, 64, 15, 14)
+    expected = layer(x)
+    layer = layer.to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = x.to("cuda", precision, memory_format=torch.channels_last)
+    with torch.autocast("cuda", precision, enabled=precision != torch.float32):
+        result = layer(x).cpu().float()
+    tolerance = 1e-5 if precision == torch.float32 else 2e-2
+    assert (result - expected).norm() < tolerance * expected.norm()
+
+
+def test_gradient_checkpointing_takes_less_memory() -> None:
+    peaks = []
+    for wanted in (0, 1):
+        training = Training("cuda", f"--execution.gradient_checkpointing={wanted}", arch="resnet50")
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        training.step(0, resolution=128, size=32)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        del training
+    assert peaks[1] < 0.6 * peaks[0]
+
+
+def test_running_out_of_memory_is_explained() -> None:
+    training = Training("cuda", arch="resnet50")
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(2e9 / total)
+    try:
+        with pytest.raises(RebarError) as refusal, error_hints(batch_size=256, precision="32"):
+            training.step(0, resolution=224, size=256)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+    message = str(refusal.value)
+    for advice in ("--accumulate 2", "bf16", "--gradient-checkpointing", "--training.batch_size 128"):
+        assert advice in message
+    assert torch.isfinite(training.step(1)).item()  # the process can go on with less
+
+
+def test_evaluation_counts_every_image_once_as_on_the_cpu() -> None:
+    results = {}
+    for device in ("cpu", "cuda"):
+        training = Training(device)
+        batches = [random_batch(number, size=size) for number, size in enumerate((16, 0, 7, 1))]
+        results[device] = evaluate(
+            training.state.model,
+            training.normalizer.each(batches),
+            world=training.world,
+            precision="32",
+            mirror=True,
+            confusion_of=10,
+        )
+    on_cpu, on_gpu = results["cpu"], results["cuda"]
+    assert on_gpu.num_samples == on_cpu.num_samples == 24
+    assert on_gpu.loss == pytest.approx(on_cpu.loss, rel=1e-4)
+    assert (on_gpu.top1, on_gpu.top5, on_gpu.top1_tta) == (on_cpu.top1, on_cpu.top5, on_cpu.top1_tta)
+    assert on_gpu.confusion is not None
+    assert (on_gpu.confusion == on_cpu.confusion).all()
+
+
+def test_update_bn_gives_the_cpus_statistics() -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        training = Training(device)
+        batches = training.normalizer.each([random_batch(number) for number in range(3)])
+        update_bn(training.state.model, batches, count=3, world=training.world, precision="32")
+        results.append(weights_of(training.state.model))
+    assert torch.allclose(results[0], results[1], atol=1e-3, rtol=1e-3)
+
+
+def test_stochastic_depth_draws_the_same_again() -> None:
+    losses = []
+    for _ in range(2):
+        training = Training("cuda", "--regularization.stochastic_depth=0.5")
+        losses.append(training.losses(3))
+    assert losses[0] == losses[1]
+
+
+def test_nvml_reports_utilization_and_memory() -> None:
+    training = Training("cuda")
+    training.losses(1)
+    metrics = memory_metrics(training.world)
+    assert 0 < metrics["memory/gpu_peak_gb"] < 10
+    assert 0 <= metrics["gpu/utilization"] <= 1
+
+
+def test_ddp_with_nccl_and_synchronized_batchnorm_in_one_rank_equals_a_plain_model(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    plain = Training("cuda")
+    expected = plain.losses(3)
+    device = torch.device("cuda", 0)
+    torch.distributed.init_process_group(
+        "nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1, device_id=device
+    )
+    try:
+        training = Training("cuda")
+        training.state.model = nn.SyncBatchNorm.convert_sync_batchnorm(training.state.model)
+        model = nn.parallel.DistributedDataParallel(training.state.model, device_ids=[0], gradient_as_bucket_view=True)
+        training.use(model)
+        model.train()
+        assert training.losses(3) == pytest.approx(expected, rel=1e-4)
+    finally:
+        torch.distributed.destroy_process_group()
