@@ -10,6 +10,7 @@ exceeds its time limit does not stop the next. DIR/summary.md and DIR/summary.js
 
 import argparse
 import contextlib
+import faulthandler
 import importlib
 import os
 import signal
@@ -18,6 +19,8 @@ import sys
 import time
 import traceback
 from pathlib import Path
+
+import torch
 
 from benchmarks.gpu_proof.job import REPOSITORY, Job, write_json
 from benchmarks.gpu_proof.summary import read_parts, summarize
@@ -76,6 +79,11 @@ def run_child(arguments: argparse.Namespace) -> None:
     deadline = time.monotonic() + arguments.budget_seconds - 3
     job = Job(arguments.child, arguments.out, arguments.work, arguments.rehearse, deadline)
     job.write("running")
+    if arguments.rehearse:
+        torch.set_num_threads(1)  # other work on the machine would make OpenMP's threads wait for each other
+    faulthandler.dump_traceback_later(
+        max(arguments.budget_seconds - 1.5, 1)
+    )  # tells where a part spent its last moment
     try:
         importlib.import_module(f"benchmarks.gpu_proof.{arguments.child}").run(job)
     except Exception as error:
@@ -95,10 +103,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=LIMITS, default=list(LIMITS), metavar="PART", help=", ".join(LIMITS)
     )
+    parser.add_argument("--limit", nargs="+", default=[], metavar="PART=SECONDS", help="change time limits")
     parser.add_argument("--rehearse", action="store_true", help="run every part on the CPU at toy size")
     parser.add_argument("--commit", default=os.environ.get("GPU_PROOF_COMMIT", ""), help="default: git's HEAD")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.limits = LIMITS | {name: float(value) for name, value in (word.split("=") for word in arguments.limit)}
     arguments.out = arguments.out.resolve()
     arguments.work = (arguments.work or arguments.out.with_name(arguments.out.name + "_work")).resolve()
     return arguments
@@ -123,7 +133,7 @@ def main() -> None:
                 print(f"{name}: no time left", flush=True)
                 continue
             part_began = time.monotonic()
-            process = run_part(arguments, name, min(LIMITS[name], left))
+            process = run_part(arguments, name, min(arguments.limits[name], left))
             seconds = time.monotonic() - part_began
             record_end(arguments.out, name, process.returncode, seconds)
             summarize(arguments)

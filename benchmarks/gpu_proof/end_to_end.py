@@ -16,6 +16,7 @@ def run(job: Job) -> None:
     """Add a row for each stage."""
     train, val, tree = (job.wait_for(name) for name in ("train.beton", "val.beton", "photographs"))
     folder = job.work / "run"
+    (job.work / "w").mkdir(exist_ok=True)
     stage(
         job,
         "write_dataset.py",

@@ -58,7 +58,7 @@ def build_stepper(
         f"--model.arch={'resnet18' if job.rehearse else 'resnet50'}",
         f"--model.num_classes={NUM_CLASSES}",
         f"--training.batch_size={batch_size}",
-        f"--training.precision={precision}",
+        f"--training.precision={'32' if job.rehearse else precision}",
         f"--training.use_blurpool={blurpool}",
         "--training.epochs=1000",
     ]
