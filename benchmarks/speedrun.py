@@ -32,7 +32,8 @@ def run(*words: str | Path) -> None:
     command = [str(word) for word in words]
     print("$ python", *command, flush=True)
     # OpenMP's threads wait by spinning; where something else wants a core that costs more than it saves.
-    environment = {"GOMP_SPINCOUNT": "1000", **os.environ, "PYTHONPATH": str(REPOSITORY)}
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"GOMP_SPINCOUNT": "1000", **os.environ, "PYTHONPATH": path}
     if subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=environment).returncode != 0:
         raise SystemExit("that failed; the same command goes on from there")
 

@@ -36,11 +36,22 @@ LIMITS = {
     "compiled": 120,
     "fashion_mnist": 200,
 }
-"""Seconds, in the order in which the parts run."""
+"""Seconds."""
+ORDER = (
+    ("machine",),
+    ("gpu_tests", "end_to_end"),  # correctness: no time of theirs is a result
+    ("step",),
+    ("fed",),
+    ("compiled",),
+    ("loops",),
+    ("kernels",),
+    ("fashion_mnist",),
+)
+"""Parts in one line run at the same time."""
 
 
-def run_part(arguments: argparse.Namespace, name: str, seconds: float, *, wait: bool = True) -> "subprocess.Popen[str]":
-    """Start a part in a process group of its own; with ``wait`` return when it has ended or its time is up."""
+def run_part(arguments: argparse.Namespace, name: str, seconds: float) -> "subprocess.Popen[str]":
+    """Start a part in a process group of its own."""
     command = [sys.executable, "-m", "benchmarks.gpu_proof", "--child", name, "--out", str(arguments.out)]
     command += ["--work", str(arguments.work), "--budget-seconds", str(seconds)]
     command += ["--rehearse"] if arguments.rehearse else []
@@ -50,7 +61,7 @@ def run_part(arguments: argparse.Namespace, name: str, seconds: float, *, wait: 
         "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}",
     }
     with (arguments.out / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             cwd=REPOSITORY,
             env=environment,
@@ -59,12 +70,23 @@ def run_part(arguments: argparse.Namespace, name: str, seconds: float, *, wait: 
             start_new_session=True,
             text=True,
         )
-    if wait:
-        try:
-            process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
+
+
+def run_together(arguments: argparse.Namespace, names: list[str], left: float) -> None:
+    """Run parts at the same time, each until its limit, and summarize."""
+    began = time.monotonic()
+    running = {name: run_part(arguments, name, min(arguments.limits[name], left)) for name in names}
+    while running:
+        for name, process in list(running.items()):
+            seconds = time.monotonic() - began
+            if process.poll() is None and seconds < min(arguments.limits[name], left):
+                continue
             end_group(process)
-    return process
+            del running[name]
+            record_end(arguments.out, name, process.returncode, seconds)
+            print(f"{name}: exit status {process.returncode}, {seconds:.0f} s", flush=True)
+        time.sleep(0.2)
+    summarize(arguments)
 
 
 def end_group(process: "subprocess.Popen[str]") -> None:
@@ -123,21 +145,15 @@ def main() -> None:
     began = time.monotonic()
     arguments.out.mkdir(parents=True, exist_ok=True)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    preparation = run_part(arguments, "prepare", arguments.budget_seconds, wait=False)
+    preparation = run_part(arguments, "prepare", arguments.budget_seconds)
     try:
-        for name in LIMITS:
-            if name not in arguments.only:
-                continue
+        for group in ORDER:
+            names = [name for name in group if name in arguments.only]
             left = arguments.budget_seconds - (time.monotonic() - began)
-            if left < 15:
-                print(f"{name}: no time left", flush=True)
-                continue
-            part_began = time.monotonic()
-            process = run_part(arguments, name, min(arguments.limits[name], left))
-            seconds = time.monotonic() - part_began
-            record_end(arguments.out, name, process.returncode, seconds)
-            summarize(arguments)
-            print(f"{name}: exit status {process.returncode}, {seconds:.0f} s", flush=True)
+            if names and left < 15:
+                print(f"{', '.join(names)}: no time left", flush=True)
+            elif names:
+                run_together(arguments, names, left)
     finally:
         end_group(preparation)
         summarize(arguments)

@@ -23,7 +23,7 @@ def run(job: Job) -> None:
         ["write_dataset.py", "--split", "val", "--data-dir", tree, "--write-path", job.work / "w"],
     )
     recipe = ["--arch", "resnet50", "--training.batch_size", "256", "--training.precision", "bf16"]
-    sizes = ["--min-res", "128", "--max-res", "224", "--resolution.end_ramp", "1", "--validation.resolution", "256"]
+    sizes = ["--min-res", "128", "--max-res", "160", "--resolution.end_ramp", "1", "--validation.resolution", "160"]
     often, stop_at = "10", 70
     if job.rehearse:
         recipe = ["--arch", "resnet20", "--training.batch_size", "8", "--training.precision", "32"]

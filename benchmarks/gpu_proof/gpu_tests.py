@@ -1,11 +1,13 @@
 """The tests that need a GPU; a skip counts as a failure."""
 
+import collections
 import importlib.util
+import json
 import os
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu_proof.job import REPOSITORY, Job
 
@@ -19,34 +21,36 @@ def run(job: Job) -> None:
         for path in sorted((REPOSITORY / "tests").rglob("test_*.py"))
         if "pytest.mark.gpu" in path.read_text()
     ]
-    report = job.out / "gpu_tests.xml"
-    words = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", "--durations=15"]
+    outcomes = job.out / "gpu_tests_outcomes.jsonl"
+    outcomes.unlink(missing_ok=True)
+    words = ["-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_proof.outcomes", "--durations=15"]
     if job.rehearse:
         words += [REHEARSED, "-k", "copy"]
     else:
         words += ["-m", "gpu", *map(str, files)]
         if importlib.util.find_spec("xdist"):
-            words += ["-n", "6", "--dist", "loadfile"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            words += ["-n", "10", "--dist", "worksteal"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GPU_PROOF_OUTCOMES": str(outcomes)}
     if not job.rehearse:
         environment["REBAR_REQUIRE_GPU"] = "1"
-    subprocess.run([sys.executable, "-m", "pytest", *words], cwd=REPOSITORY, env=environment, timeout=job.seconds_left)
-    record(job, report)
+    process = subprocess.Popen([sys.executable, "-m", "pytest", *words], cwd=REPOSITORY, env=environment)
+    try:
+        process.wait(timeout=job.seconds_left)
+    except subprocess.TimeoutExpired:
+        job.note(unfinished="time limit reached")
+        process.kill()
+    record(job, outcomes)
 
 
-def record(job: Job, report: Path) -> None:
-    """Count the outcomes; one row for each test that failed."""
-    counts: dict[str, int] = {}
-    rows = []
-    for case in ElementTree.parse(report).iter("testcase"):
-        name = f"{case.get('classname')}::{case.get('name')}"
-        outcome, message = "passed", ""
-        for child in case:
-            if child.tag in ("failure", "error", "skipped"):
-                outcome, message = child.tag, (child.get("message") or "")[:400]
-        counts[outcome] = counts.get(outcome, 0) + 1
-        if outcome != "passed":
-            rows.append({"test": name, "outcome": outcome, "message": message})
-    job.note(**counts)
-    for row in rows:
-        job.add(**row)
+def record(job: Job, outcomes: Path) -> None:
+    """Count the outcomes; one row for each test that failed or was skipped."""
+    tests = [json.loads(line) for line in outcomes.read_text().splitlines()]
+    counts = collections.Counter(test["outcome"] for test in tests)
+    job.note(**counts, slowest={test["test"]: test["seconds"] for test in sorted(tests, key=_seconds)[:-9:-1]})
+    for test in tests:
+        if test["outcome"] != "passed":
+            job.add(test=test["test"], outcome=test["outcome"], message=test["message"][-300:])
+
+
+def _seconds(test: dict[str, Any]) -> float:
+    return float(test["seconds"])
