@@ -41,8 +41,9 @@ def adjust_sharpness(images: torch.Tensor, factors: Factors) -> torch.Tensor:
         return images
     exact = images.to(torch.float32)
     kernel = exact.new_ones(3, 3)
-    kernel[1, 1] = 5
-    blurred = F.conv2d(exact, (kernel / 13).expand(3, 1, 3, 3), groups=3).round_()
+    kernel[1, 1].fill_(5)  # an assignment would copy the 5 from the host, and wait for that
+    # Whole numbers up to 13 * 255: exact in TF32 too, which rounding needs.
+    blurred = F.conv2d(exact, kernel.expand(3, 1, 3, 3), groups=3).div_(13).round_()
     inside = exact[:, :, 1:-1, 1:-1]
     inside += (blurred - inside) * per_sample(1 - factors, images)
     return exact.clamp_(0, 255).to(torch.uint8)
