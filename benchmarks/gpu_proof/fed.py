@@ -43,7 +43,7 @@ def one_resolution(
     synthetic = time_steps(job, stepper, batch_size=batch_size, resolution=resolution, seconds=seconds)
     for number in numbers:
         if job.seconds_left < 8:
-            job.add(cores=number, resolution=resolution, error="no time left")
+            job.skip(f"{resolution} px, {number} cores")
             continue
         job.attempt(
             lambda: measure(job, stepper, beton, synthetic, resolution, batch_size, cores[:number]),  # noqa: B023

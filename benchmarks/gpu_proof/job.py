@@ -43,6 +43,10 @@ class Job:
         print(json.dumps(row, default=str), flush=True)
         self.write("running")
 
+    def skip(self, case: str) -> None:
+        """Record that there was no time left for a case."""
+        self.note(not_measured=[*self.notes.get("not_measured", []), case])
+
     def note(self, **notes: Any) -> None:
         """Record facts about the part that belong to no row."""
         self.notes.update(notes)

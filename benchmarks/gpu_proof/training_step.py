@@ -126,7 +126,6 @@ def time_steps(
             events[number + 1].record()
         else:
             marks.append(time.perf_counter())
-    launched = time.perf_counter() - began
     synchronize(job)
     total = time.perf_counter() - began
     if on_gpu:
@@ -139,7 +138,6 @@ def time_steps(
         "ms_per_step": statistics.median(times),
         "ms_p99": percentile(times, 0.99),
         "steps": count,
-        "launch_share": launched / total,
         "first_step_seconds": first,
     }
     peak = peak_tflops()

@@ -59,8 +59,8 @@ def test_fp32_losses_and_weights_equal_the_cpus(recipe: str) -> None:
     expected, result = (weights_of(training.state.evaluated_model) for training in (on_cpu, on_gpu))
     moved = (expected - before).norm()
     assert moved > 0
-    # LAMB divides by the root of the squared gradient: at first every weight moves alike, however small its gradient is,
-    # and where that is rounding noise the direction is noise as well.
+    # LAMB divides by the root of the squared gradient: in the first steps every weight moves equally far, however small
+    # its gradient is, and where the gradient is rounding noise the direction is noise as well.
     assert (result - expected).norm() < (0.2 if recipe == "lamb" else 0.02) * moved
 
 
