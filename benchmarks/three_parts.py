@@ -1,10 +1,9 @@
-"""Who waits for whom: the loader alone, the training step alone, and both together.
+"""Measure the loader alone, the training step alone, and both together, to find the bottleneck.
 
     python benchmarks/three_parts.py --train-dataset train.beton --arch resnet50 --resolution 224 --json OUT
 
-The loader alone hands out batches that nobody looks at; the step alone trains on one batch that stays on
-the device; the step is train_imagenet.py's own. Together they can reach the slower of the
-two alone: ``overlap`` is the share of that which they do reach.
+The step is train_imagenet.py's own; alone, it trains on one batch that is already on the device. Together, the two can
+at best be as fast as the slower one: ``overlap`` is the ratio of the measured speed to that limit.
 """
 
 import argparse
@@ -13,29 +12,31 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from itertools import chain, count, islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train_imagenet  # it is a script of the folder above
+import train_imagenet  # a script in the repository's root
 from rebar.config import parse_config
 from rebar.loading import Batch, Loader
 from rebar.loading.imagenet import build_train_loader
+from rebar.reporting.run_folder import RunFolder
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
 from rebar.training.metrics import TrainMeter
+from rebar.training.run import Run
 from rebar.training.setup import build_state
 
 LEARNING_RATE = 1e-3
 
 
 def configuration(arguments: argparse.Namespace) -> TrainConfig:
-    """Of a run with BlurPool and label smoothing."""
-    knobs = {
+    """Return the configuration of a run with BlurPool and label smoothing."""
+    options = {
         "model.arch": arguments.arch,
         "data.train_dataset": arguments.train_dataset,
         "data.num_workers": arguments.num_workers,
@@ -43,45 +44,48 @@ def configuration(arguments: argparse.Namespace) -> TrainConfig:
         "training.precision": arguments.precision,
         "training.use_blurpool": True,
     }
-    return parse_config(TrainConfig, [f"--{name}={value}" for name, value in knobs.items()], description="benchmark")
+    return parse_config(TrainConfig, [f"--{name}={value}" for name, value in options.items()], description="benchmark")
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when the device has done all that was asked of it."""
+    """Block until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def endless(loader: Loader, resolution: int) -> Iterator[Batch]:
-    """Epoch after epoch."""
+    """Yield the batches of one epoch after another."""
     return chain.from_iterable(loader.epoch(epoch, resolution) for epoch in count())
 
 
 def images_per_second(work: Callable[[], None], num_images: int, device: torch.device) -> float:
-    """The rate of one run of ``work``, which handles so many images."""
+    """Return the speed of ``work``, which processes ``num_images`` images."""
     wait_for(device)
-    began = time.perf_counter()
+    started = time.perf_counter()
     work()
     wait_for(device)
-    return num_images / (time.perf_counter() - began)
+    return num_images / (time.perf_counter() - started)
 
 
 def measure(arguments: argparse.Namespace, world: World) -> dict[str, float]:
-    """The three rates, each the median over the repetitions, and how much the loop waited."""
+    """Return the three speeds, as medians over the repetitions, and the fraction of time spent waiting for data."""
     config, device = configuration(arguments), world.device
     loader = build_train_loader(
         config.data, batch_size=arguments.batch_size, seed=0, distributed=False, pin_memory=device.type == "cuda"
     )
     state = build_state(config, loader, world)
-    state.model.train()
-    normalizer, train_on = train_imagenet.build_step(config, state, state.model, world)
+    run = Run(config, world, RunFolder(Path("unused")), state, state.model, loader, loader)
     num_images = arguments.steps * arguments.batch_size
     batches = endless(loader, arguments.resolution)
-    images, labels = next(iter(normalizer.each(islice(batches, 1))))
-    train_on(images, labels, 0, LEARNING_RATE)  # allocates, tunes and compiles whatever is done once
+    first = next(batches)
+    device_batch = Batch(first.images.to(device), first.labels.to(device))
     waited: list[float] = []
 
-    def use_up_what_lies_ready() -> None:
+    def train_on(some_batches: Iterable[Batch]) -> None:
+        for _ in train_imagenet.train_steps(run, some_batches, lambda step: LEARNING_RATE):
+            pass
+
+    def skip_prefetched_batches() -> None:
         for _ in islice(batches, loader.batches_ahead + 1):
             pass
 
@@ -90,20 +94,18 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, float]:
             pass
 
     def step_alone() -> None:
-        for number in range(arguments.steps):
-            train_on(images, labels, number, LEARNING_RATE)
+        train_on(repeat(device_batch, arguments.steps))
 
     def both() -> None:
         meter = TrainMeter(device)
-        on_device = normalizer.each(meter.timed(islice(batches, arguments.steps)))
-        for number, (some_images, some_labels) in enumerate(on_device):
-            train_on(some_images, some_labels, number, LEARNING_RATE)
+        train_on(meter.timed(islice(batches, arguments.steps)))
         waited.append(meter.wait_seconds)
 
+    train_on([device_batch])  # allocates and compiles
     rates: dict[str, list[float]] = {"loader": [], "step": [], "both": []}
     for _ in range(arguments.repetitions):
         for name, work in (("loader", loader_alone), ("step", step_alone), ("both", both)):
-            use_up_what_lies_ready()
+            skip_prefetched_batches()
             rates[name].append(images_per_second(work, num_images, device))
     medians = {f"{name}_images_per_second": statistics.median(values) for name, values in rates.items()}
     ceiling = min(medians["loader_images_per_second"], medians["step_images_per_second"])
@@ -113,13 +115,13 @@ def measure(arguments: argparse.Namespace, world: World) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print, save."""
+    """Measure, print the result, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train-dataset", type=Path, required=True)
     parser.add_argument("--arch", default="resnet50")
     parser.add_argument("--resolution", type=int, default=224, help="pixels")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--num-workers", type=int, default=0, help="0: every usable core")
+    parser.add_argument("--num-workers", type=int, default=0, help="0: all usable cores")
     parser.add_argument("--precision", default="auto", choices=("auto", "32", "fp16", "bf16"))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repetitions", type=int, default=3)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Find a learning rate for a recipe: train_imagenet.py --find-lr, with the same flags.
+"""Run a learning rate range test: train_imagenet.py --find-lr, with the same options.
 
 python scripts/lr_range_test.py --config-file rn50_configs/g5_1gpu.yaml --find-lr-steps 200
 torchrun --nproc_per_node=4 scripts/lr_range_test.py --config-file rn50_configs/g5_4gpu.yaml
@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import train_imagenet  # it is a script of the folder above
+import train_imagenet  # a script in the repository's root
 from rebar.cli import run_command
 
 if __name__ == "__main__":

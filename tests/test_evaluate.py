@@ -29,7 +29,7 @@ def test_exported_weights_have_the_same_accuracy(
     words = ["--data", str(data.val), "--resolution", "32", "--per-class", "--confusion", str(image)]
     evaluate.main(["--checkpoint", str(finished_run), *words, "--export", str(weights)])
     first = capsys.readouterr().out
-    evaluate.main(["--weights", str(weights), "--arch", "resnet18", *words])
+    evaluate.main(["--weights", str(weights), "--arch", "resnet20", *words])
     assert capsys.readouterr().out == first.replace(f"weights: {weights}\n", "")
     classes = [line for line in first.splitlines() if "%  of " in line]
     assert len(classes) == 10

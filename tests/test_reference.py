@@ -1,8 +1,8 @@
-"""The real training loop against an independent one, in plain PyTorch, of ffcv-imagenet's recipe.
+"""The training loop against an independent implementation of ffcv-imagenet's recipe in plain PyTorch.
 
-The reference shares nothing with Rebar but the batches and the first weights: its BlurPool, its parameter
-groups, its learning rate and its loss are written down anew from ffcv-imagenet's description. Both compute in
-64 bit: in 32, roundings grow a hundredfold within a few steps of so small a run, and would hide a difference.
+The reference has only the batches and the initial weights in common with Rebar. It implements BlurPool, parameter
+groups, learning rate and loss from ffcv-imagenet's description. Both compute in float64, because float32 rounding
+errors grow a hundredfold within a few steps of such a small run and would hide a difference.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ import train_imagenet
 from rebar.config import parse_config
 from rebar.loading import Normalizer
 from rebar.models.resnets import import_torchvision
-from rebar.training import setup
+from rebar.training import run as run_module
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
@@ -45,7 +45,7 @@ RECIPE = [
 
 
 class BlurredConv(nn.Module):
-    """A blur with [1 2 1]⊗[1 2 1] / 16, then the convolution."""
+    """A convolution after a blur with [1 2 1]⊗[1 2 1] / 16."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def blur_strided(module: nn.Module) -> None:
 def reference_losses(
     config: TrainConfig, weights: dict[str, torch.Tensor], *, by_name: bool
 ) -> tuple[list[float], nn.Module]:
-    """The loss of every step, and the model at the end."""
+    """Train with the reference. Returns the loss of every step and the trained model."""
     world = World(rank=0, size=1, device=torch.device("cpu"))
     loader, _ = open_data(config, world)
     model = import_torchvision().models.resnet18(num_classes=10)
@@ -107,16 +107,16 @@ def reference_losses(
 
 
 @pytest.fixture
-def in_64_bit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(setup, "input_dtype", lambda precision: torch.float64)
+def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(run_module, "input_dtype", lambda precision: torch.float64)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.usefixtures("in_64_bit")
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("by_name", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_every_steps_loss_is_the_references(by_name: bool, data: Data, tmp_path: Path) -> None:
+def test_training_loop_equals_the_reference(by_name: bool, data: Data, tmp_path: Path) -> None:
     few = tmp_path / "few.beton"
     run("write_dataset.py", "--split=train", f"--data-dir={data.tree}", f"--write-path={few}", "--subset=128")
     words = data.training_command(

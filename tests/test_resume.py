@@ -1,4 +1,4 @@
-"""A run that is interrupted at any step and started again ends as if nothing had happened."""
+"""A run that is interrupted at any step and resumed is identical to an uninterrupted one."""
 
 import json
 import os
@@ -23,25 +23,25 @@ from tests.training.s3_server import s3_server
 
 Process = subprocess.Popen[str]
 Words = list[str | Path]
-TWO_RANKS = ["--training.batch_size", "8"]  # the global batch of one process with the recipe's 16
+TWO_RANKS = ["--training.batch_size", "8"]  # the same global batch as one rank with the recipe's 16
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return read_checkpoint(folder / "checkpoints/last.pt")["model"]
 
 
-def assert_same_run(folder: Path, undisturbed: Path) -> None:
-    """The same weights to the bit, each step logged once with the same loss, the same metrics."""
-    ours, theirs = weights(folder), weights(undisturbed)
+def assert_same_run(folder: Path, uninterrupted: Path) -> None:
+    """Compare weights and logs bit for bit; every step must be logged once."""
+    ours, theirs = weights(folder), weights(uninterrupted)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     for event, names in (("step", ("step", "train/loss", "train/lr")), ("epoch", ("epoch", "train/top1", "val/top1"))):
         logged = [[record[name] for name in names] for record in read_events(folder, event)]
-        assert logged == [[record[name] for name in names] for record in read_events(undisturbed, event)]
+        assert logged == [[record[name] for name in names] for record in read_events(uninterrupted, event)]
 
 
-def disturb(command: Words, folder: Path, at_step: int, how: Callable[[int], None], **environment: str) -> int:
-    """Start a run, do something to its process (by id) once a step is logged; its exit status."""
+def interrupt(command: Words, folder: Path, at_step: int, how: Callable[[int], None], **environment: str) -> int:
+    """Start a run, and call ``how`` with its process id once a step is logged. Returns its exit status."""
     process = subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=REPOSITORY,
@@ -54,7 +54,7 @@ def disturb(command: Words, folder: Path, at_step: int, how: Callable[[int], Non
         while not (folder / "log.jsonl").exists() or not any(
             record["step"] >= at_step for record in read_events(folder, "step")
         ):
-            assert process.poll() is None, "the run ended before it could be disturbed"
+            assert process.poll() is None, "the run ended before it could be interrupted"
             assert time.monotonic() < deadline
             time.sleep(0.02)
         how(process.pid)
@@ -82,7 +82,7 @@ def status(folder: Path) -> tuple[str, str, int]:
     return record["state"], record["reason"], record["exit_code"]
 
 
-# ------------------------------------------------------------------ one process
+# ------------------------------------------------------------------ one rank
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def status(folder: Path) -> tuple[str, str, int]:
         pytest.param(signal.SIGUSR1, 27, id="SIGUSR1", marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_saves_the_step_and_the_same_command_goes_on(
+def test_resume_after_a_signal_is_identical(
     number: signal.Signals, at_step: int, data: Data, finished_run: Path, tmp_path: Path
 ) -> None:
     command = data.training_command(tmp_path / "run")
-    assert disturb(command, tmp_path / "run", at_step, send(number)) == 75
+    assert interrupt(command, tmp_path / "run", at_step, send(number)) == 75
     assert status(tmp_path / "run") == ("interrupted", number.name, 75)
     assert read_checkpoint(tmp_path / "run/checkpoints/last.pt")["meter"]["steps"] > at_step % 20
     assert "steps of the next" in run(*command).stdout
@@ -106,57 +106,53 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-def test_killed_without_warning_it_goes_on_from_the_last_checkpoint_within_the_epoch(
-    data: Data, finished_run: Path, tmp_path: Path
-) -> None:
+def test_resume_after_sigkill_within_an_epoch_is_identical(data: Data, finished_run: Path, tmp_path: Path) -> None:
     command = data.training_command(tmp_path / "run", "--every-steps", "4")
-    assert disturb(command, tmp_path / "run", 26, send(signal.SIGKILL)) == -signal.SIGKILL
+    assert interrupt(command, tmp_path / "run", 26, send(signal.SIGKILL)) == -signal.SIGKILL
     resumed = run(*command).stdout
     assert "after epoch 1 and 4 steps" in resumed or "after epoch 1 and 8 steps" in resumed
     assert_same_run(tmp_path / "run", finished_run)
 
 
-def test_begun_from_a_file_the_same_command_goes_on_with_the_run(
-    data: Data, finished_run: Path, tmp_path: Path
-) -> None:
+def test_resume_file_then_sigkill_resumes_the_run_itself(data: Data, finished_run: Path, tmp_path: Path) -> None:
     file = finished_run / "checkpoints/last.pt"
     words = ["--resume", str(file), "--epochs", "3", "--every-steps", "4"]
-    run(*data.training_command(tmp_path / "undisturbed", *words))
+    run(*data.training_command(tmp_path / "uninterrupted", *words))
     command = data.training_command(tmp_path / "run", *words)
-    assert disturb(command, tmp_path / "run", 46, send(signal.SIGKILL)) == -signal.SIGKILL
+    assert interrupt(command, tmp_path / "run", 46, send(signal.SIGKILL)) == -signal.SIGKILL
     resumed = run(*command).stdout
-    assert f"began from {file} and goes on from its own last checkpoint; --overwrite begins" in resumed
+    assert f"started from {file} and resumes from its own last checkpoint" in resumed
     assert "after epoch 2 and " in resumed
-    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+    assert_same_run(tmp_path / "run", tmp_path / "uninterrupted")
 
 
 @pytest.mark.slow
-def test_by_time_too(data: Data, tmp_path: Path) -> None:
+def test_every_minutes_saves_by_time(data: Data, tmp_path: Path) -> None:
     command = data.training_command(tmp_path, "--every-minutes", "0.005", "--max-steps", "12", "--keep-best", "0")
     run(*command)
-    assert (tmp_path / "checkpoints/previous.pt").exists()  # so it was saved more than once
+    assert (tmp_path / "checkpoints/previous.pt").exists()  # saved more than once
 
 
 @pytest.mark.slow
-def test_interrupted_while_it_evaluates(data: Data, finished_run: Path, tmp_path: Path) -> None:
-    with metadata_server() as server:  # looked at once a minute: the notice comes with the first look
+def test_resume_after_an_interrupted_evaluation_is_identical(data: Data, finished_run: Path, tmp_path: Path) -> None:
+    with metadata_server() as server:  # polled once a minute: the first poll gets the notice
         words = data.training_command(tmp_path / "run", "--spot-notice", "on", "--spot-poll-seconds", "60")
         stopped = run(*words, expect=75, AWS_EC2_METADATA_SERVICE_ENDPOINT=server.url)
     assert "interrupted by EC2's spot interruption notice" in stopped.stdout
     assert status(tmp_path / "run")[0] == "interrupted"
     last = tmp_path / "run/checkpoints/last.pt"
     assert read_checkpoint(last)["epoch"] == 0
-    # From there to the end of the epoch's steps, and interrupted again at the first batch of the evaluation.
+    # Resumed, and interrupted again at the first batch of the evaluation.
     code = f"""if True:
         import sys, train_imagenet
         from rebar.cli import run_command
         from rebar.training.preemption import Wish
-        from rebar.training.control import RunControl
-        watched = RunControl.watched
+        from rebar.training.run import Run
+        interruptible = Run.interruptible
         def interrupted(self, batches):
-            self._request.ask(Wish.SIGTERM)
-            return watched(self, batches)
-        RunControl.watched = interrupted
+            self.control.request.ask(Wish.SIGTERM)
+            return interruptible(self, batches)
+        Run.interruptible = interrupted
         run_command(train_imagenet.main, {[str(word) for word in words[1:]]!r})
     """
     run("-c", code, expect=75, AWS_EC2_METADATA_SERVICE_ENDPOINT="")
@@ -165,12 +161,12 @@ def test_interrupted_while_it_evaluates(data: Data, finished_run: Path, tmp_path
     assert_same_run(tmp_path / "run", finished_run)
 
 
-# ------------------------------------------------------------------ several processes
+# ------------------------------------------------------------------ several ranks
 
 
 @pytest.fixture(scope="module")
 def two_ranks(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run in two processes."""
+    """An uninterrupted run on two ranks."""
     folder = tmp_path_factory.mktemp("runs") / "two"
     run(*torchrun(2, *data.training_command(folder, *TWO_RANKS)))
     return folder
@@ -181,10 +177,10 @@ def two_ranks(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (0, []),
         pytest.param(1, [], marks=pytest.mark.slow),
-        pytest.param(1, ["--resume", "none", "--overwrite"], id="afresh_over_an_earlier_run"),
+        pytest.param(1, ["--resume", "none", "--overwrite"], id="overwriting_an_earlier_run"),
     ],
 )
-def test_torchrun_restarts_after_a_rank_was_killed(
+def test_torchrun_restart_after_a_killed_rank_is_identical(
     rank: int, words: list[str], data: Data, finished_run: Path, two_ranks: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -193,22 +189,22 @@ def test_torchrun_restarts_after_a_rank_was_killed(
         (folder / "log.jsonl").unlink()
     command = torchrun(2, *data.training_command(folder, *TWO_RANKS, "--every-steps", "5", *words))
     command.insert(2, "--max-restarts=2")
-    assert disturb(command, folder, 12, kill_rank(rank)) == 0
+    assert interrupt(command, folder, 12, kill_rank(rank)) == 0
     assert len(read_events(folder, "start")) == 2
     assert_same_run(folder, two_ranks)
 
 
 @pytest.mark.slow
-def test_every_rank_stops_at_one_step_and_the_status_says_so(data: Data, two_ranks: Path, tmp_path: Path) -> None:
+def test_all_ranks_stop_at_the_same_step(data: Data, two_ranks: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = torchrun(2, *data.training_command(folder, *TWO_RANKS))
-    disturb(command, folder, 24, send(signal.SIGTERM))
+    interrupt(command, folder, 24, send(signal.SIGTERM))
     assert status(folder) == ("interrupted", "SIGTERM", 75)
     assert "after epoch 1 and " in run(*command).stdout
     assert_same_run(folder, two_ranks)
 
 
-# BatchNorm's statistics are of one process's batch, so the number of processes matters to it.
+# BatchNorm depends on the number of ranks, because each rank has its own statistics.
 GROUP_NORM = """if True:
     import functools, sys, train_imagenet
     from torch import nn
@@ -224,7 +220,7 @@ GROUP_NORM = """if True:
 
 
 @pytest.mark.slow
-def test_from_one_process_to_four_and_back(data: Data, tmp_path: Path) -> None:
+def test_resume_with_another_number_of_ranks(data: Data, tmp_path: Path) -> None:
     script = tmp_path / "group_norm.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n{GROUP_NORM}")
 
@@ -241,25 +237,25 @@ def test_from_one_process_to_four_and_back(data: Data, tmp_path: Path) -> None:
     ours, theirs = weights(tmp_path / "changing"), weights(tmp_path / "one")
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
-    logged, undisturbed = (read_events(tmp_path / folder, "step") for folder in ("changing", "one"))
-    assert [record["step"] for record in logged] == [record["step"] for record in undisturbed] == list(range(20))
-    for step in (*range(8), *range(13, 20)):  # of four processes the first one's loss is logged
-        assert logged[step]["train/loss"] == pytest.approx(undisturbed[step]["train/loss"], rel=1e-4)
+    logged, uninterrupted = (read_events(tmp_path / folder, "step") for folder in ("changing", "one"))
+    assert [record["step"] for record in logged] == [record["step"] for record in uninterrupted] == list(range(20))
+    for step in (*range(8), *range(13, 20)):  # of four ranks, the first one's loss is logged
+        assert logged[step]["train/loss"] == pytest.approx(uninterrupted[step]["train/loss"], rel=1e-4)
     means = [read_events(tmp_path / folder, "epoch")[-1]["train/loss"] for folder in ("changing", "one")]
     assert means[0] == pytest.approx(means[1], rel=1e-4)
 
 
-# ------------------------------------------------------------------ several machines
+# ------------------------------------------------------------------ several nodes
 
 
 @contextmanager
 def nodes(command: Callable[[int], Words], environments: Sequence[dict[str, str]]) -> Iterator[list[Process]]:
-    """A launcher for each "machine", which meet on loopback; the command may know which one it is for."""
-    meeting = [f"--nnodes={len(environments)}", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test"]
-    meeting.append(f"--rdzv_endpoint=127.0.0.1:{free_port()}")
+    """Start one launcher per node, all on this machine; ``command(node)`` is the node's command."""
+    rendezvous = [f"--nnodes={len(environments)}", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test"]
+    rendezvous.append(f"--rdzv_endpoint=127.0.0.1:{free_port()}")
     launchers = [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *meeting, *map(str, command(node))],
+            [sys.executable, "-m", "torch.distributed.run", *rendezvous, *map(str, command(node))],
             cwd=REPOSITORY,
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
@@ -277,7 +273,7 @@ def nodes(command: Callable[[int], Words], environments: Sequence[dict[str, str]
 
 
 def finish(launchers: Sequence[Process], expect: int) -> str:
-    """What they printed; checks how they ended."""
+    """Wait for the launchers, and check their exit status. Returns their output."""
     printed = [launcher.communicate(timeout=200)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [expect] * len(launchers), "\n".join(printed)
     return "\n".join(printed)
@@ -285,7 +281,7 @@ def finish(launchers: Sequence[Process], expect: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False], ids=["one_folder", "a_folder_each_and_s3"])
-def test_the_notice_on_one_machine_stops_all_at_one_step(
+def test_spot_notice_on_one_node_stops_all_ranks_at_the_same_step(
     shared: bool, data: Data, two_ranks: Path, tmp_path: Path
 ) -> None:
     folders = [tmp_path / "run"] * 2 if shared else [tmp_path / "a/run", tmp_path / "b/run"]
@@ -307,11 +303,11 @@ def test_the_notice_on_one_machine_stops_all_at_one_step(
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             metadata.notice_after = 0
-            finish(launchers, expect=1)  # torchrun's word for a worker's 75
+            finish(launchers, expect=1)  # torchrun turns a worker's 75 into 1
         (folder,) = {folder for folder in folders if (folder / "status.json").exists()}
         assert status(folder) == ("interrupted", "EC2's spot interruption notice", 75)
         at = read_checkpoint(folder / "checkpoints/last.pt")["meter"]["steps"]
-        assert steps_logged(folder) == 20 + at  # no process went further than the checkpoint
+        assert steps_logged(folder) == 20 + at  # no rank went beyond the checkpoint
         assert {path for each in folders for path in each.glob("checkpoints/last.pt")} == {
             folder / "checkpoints/last.pt"
         }
@@ -321,7 +317,7 @@ def test_the_notice_on_one_machine_stops_all_at_one_step(
         assert_same_run(finished(folders), two_ranks)
 
 
-def test_machines_with_different_checkpoints_do_not_begin(data: Data, finished_run: Path, tmp_path: Path) -> None:
+def test_nodes_with_different_checkpoints_do_not_start(data: Data, finished_run: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "a/run", tmp_path / "b/run"]
     shutil.copytree(finished_run, folders[1])
 
@@ -330,10 +326,8 @@ def test_machines_with_different_checkpoints_do_not_begin(data: Data, finished_r
 
     with nodes(command, [{}, {}]) as launchers:
         printed = finish(launchers, expect=1)
-    assert re.search(
-        r"process 0 would go on from step (0, process 1 from step [^0]|[^0]\d*, process 1 from step 0)", printed
-    )
-    assert "Put the folder on a file system that they share" in printed
+    assert re.search(r"rank 0 at step (0, rank 1 at step [^0]|[^0]\d*, rank 1 at step 0)", printed)
+    assert "[checkpoint-differs-between-nodes]" in printed
 
 
 def steps_logged(folder: Path) -> int:
@@ -341,6 +335,6 @@ def steps_logged(folder: Path) -> int:
 
 
 def finished(folders: Sequence[Path]) -> Path:
-    """The folder of the first process, which may be another than before."""
+    """Return the folder of rank 0, which may be on another node than before."""
     (found,) = {f for f in folders if (f / "status.json").exists() and status(f)[0] == "finished"}
     return found

@@ -1,4 +1,4 @@
-"""Every technique through the command line, and runs with all of them exact after a kill."""
+"""End-to-end tests of the training techniques, one by one and all together."""
 
 import json
 from pathlib import Path
@@ -44,15 +44,16 @@ def train_in_process(data: Data, folder: Path, *words: str) -> None:
     train_imagenet.main([str(word) for word in data.training_command(folder, *SMALL, *words)[1:]])
 
 
-def test_a_killed_run_with_everything_on_ends_with_the_same_weights(data: Data, tmp_path: Path) -> None:
+def test_resume_with_all_techniques_after_a_kill_gives_identical_weights(data: Data, tmp_path: Path) -> None:
     techniques = [*EVERYTHING, "--use-ema", "--ema-half-life=8", "--ema-update-every=3"]
-    train_in_process(data, tmp_path / "straight", *techniques)
+    train_in_process(data, tmp_path / "uninterrupted", *techniques)
     command = data.training_command(tmp_path / "killed", *SMALL, *techniques)
     kill_in_the_middle(command, tmp_path / "killed")
     run(*command)
-    assert same_weights(tmp_path / "straight", tmp_path / "killed")
+    assert same_weights(tmp_path / "uninterrupted", tmp_path / "killed")
     averages = [
-        weights_to_evaluate(read_checkpoint(tmp_path / name / "checkpoints/last.pt")) for name in ("straight", "killed")
+        weights_to_evaluate(read_checkpoint(tmp_path / name / "checkpoints/last.pt"))
+        for name in ("uninterrupted", "killed")
     ]
     assert all(torch.equal(value, averages[1][name]) for name, value in averages[0].items())
 
@@ -60,7 +61,7 @@ def test_a_killed_run_with_everything_on_ends_with_the_same_weights(data: Data, 
     printed = ACCURACY.search(run("evaluate.py", "--checkpoint", tmp_path / "killed", "--data", data.val).stdout)
     assert printed
     assert float(printed.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
-    rates = [record["train/lr"] for record in read_events(tmp_path / "straight", "step")]
+    rates = [record["train/lr"] for record in read_events(tmp_path / "uninterrupted", "step")]
     assert rates[10] == max(rates) == pytest.approx(0.05 * (16 / 32) ** 0.5)
 
 
@@ -78,15 +79,13 @@ def test_swa_evaluates_the_mean_of_the_last_epochs(data: Data, tmp_path: Path) -
     assert float(printed.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
 
 
-def test_pieces_and_checkpointing_take_the_same_steps(data: Data, tmp_path: Path) -> None:
-    """Gradient checkpointing bit for bit; pieces change only what BatchNorm sees."""
+def test_gradient_checkpointing_gives_identical_weights(data: Data, tmp_path: Path) -> None:
     train_in_process(data, tmp_path / "plain", "--epochs=1")
     train_in_process(data, tmp_path / "less", "--epochs=1", "--gradient-checkpointing")
     assert same_weights(tmp_path / "plain", tmp_path / "less")
 
 
-def test_two_processes_with_everything_on(data: Data, tmp_path: Path) -> None:
-    """Two processes of 8 images make the batches of one of 16: the first loss differs by BatchNorm alone."""
+def test_all_techniques_on_two_ranks(data: Data, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = [*EVERYTHING, "--use-swa", "--swa-start=0", "--swa-bn-batches=2", "--epochs=1"]
     command = data.training_command(folder, *SMALL, *words, "--training.batch_size=8")
@@ -98,7 +97,7 @@ def test_two_processes_with_everything_on(data: Data, tmp_path: Path) -> None:
     assert float(printed.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
 
 
-def test_centre_crops_statistics_and_the_other_schedules(data: Data, tmp_path: Path) -> None:
+def test_center_crops_channel_statistics_and_onecycle(data: Data, tmp_path: Path) -> None:
     stats = tmp_path / "stats.json"
     stats.write_text(json.dumps({"mean": [0.3, 0.3, 0.3], "std": [0.35, 0.35, 0.35]}))
     folder = tmp_path / "run"
@@ -107,14 +106,14 @@ def test_centre_crops_statistics_and_the_other_schedules(data: Data, tmp_path: P
     checkpoint = read_checkpoint(folder / "checkpoints/last.pt")
     assert (checkpoint["mean"], checkpoint["std"]) == ([0.3] * 3, [0.35] * 3)
     assert max(record["train/lr"] for record in read_events(folder, "step")) == pytest.approx(0.1, rel=0.02)
-    stats.unlink()  # the checkpoint knows them
+    stats.unlink()  # the checkpoint contains them
     logged = read_events(folder, "epoch")[-1]
     printed = ACCURACY.search(run("evaluate.py", "--checkpoint", folder, "--data", data.val).stdout)
     assert printed
     assert float(printed.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
 
 
-def test_settings_without_effect_are_told(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_without_effect_are_warned_of(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--epochs=1", "--mixup-alpha=0.5", "--ema-half-life=3", "--bce-threshold=0.2", "--sync-bn"]
     train_in_process(data, tmp_path, *words)
     err = capsys.readouterr().err
@@ -123,7 +122,7 @@ def test_settings_without_effect_are_told(data: Data, tmp_path: Path, capsys: py
 
 
 @pytest.mark.slow
-def test_a_compiled_model_trains_through_growing_images(data: Data, tmp_path: Path) -> None:
+def test_compiled_model_trains_at_growing_resolutions(data: Data, tmp_path: Path) -> None:
     sizes = ["--min-res=36", "--max-res=56", "--end-ramp=5", "--round-to=4", "--epochs=6", "--log-level=0"]
     compiled = ["--compile-model", "--compile-backend=aot_eager"]
     train_in_process(data, tmp_path / "plain", *sizes, "--epochs=1")

@@ -1,4 +1,4 @@
-"""train_imagenet.py itself: its train_one_epoch, with its log, its progress bar and what may end it."""
+"""train_imagenet.py itself: its train_one_epoch, with log, progress bar and stop votes."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -8,21 +8,22 @@ from types import SimpleNamespace
 
 import torch
 
-import train_imagenet  # a script of the repository's root, which training.py made known
+import train_imagenet  # a script in the repository's root, which training.py put on sys.path
 from rebar.config import parse_config
 from rebar.loading import Batch
 from rebar.loading.imagenet import build_train_loader
 from rebar.reporting.run_folder import RunFolder
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
-from rebar.training.run import run_context
+from rebar.training.run import Run
+from rebar.training.run_context import run_context
 from rebar.training.setup import build_state
 from training_loops import LABEL_SMOOTHING, LEARNING_RATE, MOMENTUM, NUM_CLASSES, WEIGHT_DECAY, Epoch, Job
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticLoader:
-    """Of a Loader what training asks of it; the batches are the job's."""
+    """The attributes of a Loader that training needs, with the job's batches."""
 
     job: Job
     corrupt_samples: frozenset[int] = frozenset()
@@ -43,13 +44,13 @@ class SyntheticLoader:
         return self.job.steps
 
     def epoch(self, epoch: int, resolution: int) -> Iterator[Batch]:
-        """The same batches in every epoch."""
+        """Return the same batches in every epoch."""
         return iter(self.job.epoch(self.job.batches))
 
 
 def configuration(job: Job) -> TrainConfig:
-    """The settings that the other loops have, Rebar's defaults otherwise."""
-    knobs = {
+    """Return the settings of the other loops, and Rebar's defaults otherwise."""
+    options = {
         "model.arch": job.arch,
         "model.num_classes": NUM_CLASSES,
         "resolution.min_res": job.resolution,
@@ -66,13 +67,13 @@ def configuration(job: Job) -> TrainConfig:
         "data.data_subset": job.batch_size * job.steps if job.train_dataset else "full",
         "logging.folder": job.folder,
     }
-    words = [f"--{name}={value}" for name, value in knobs.items() if value != ""]
+    words = [f"--{name}={value}" for name, value in options.items() if value != ""]
     return parse_config(TrainConfig, words, description="benchmark")
 
 
 @contextmanager
 def epochs(job: Job) -> Iterator[Callable[[], Epoch]]:
-    """See :mod:`training_loops`. Reads ``train_dataset`` where the job has one."""
+    """See :mod:`training_loops`. Reads ``train_dataset`` if the job has one."""
     config, world = configuration(job), World(rank=0, size=1, device=job.device)
     loader = SyntheticLoader(job)
     if job.train_dataset:
@@ -85,10 +86,11 @@ def epochs(job: Job) -> Iterator[Callable[[], Epoch]]:
         )
     torch.manual_seed(0)
     state = build_state(config, loader, world)
-    with run_context(config, state, loader, RunFolder(Path(job.folder)), world, afresh=True) as (log, control):
+    run = Run(config, world, RunFolder(Path(job.folder)), state, state.model, loader, loader)
+    with run_context(run):
 
         def one_epoch() -> Epoch:
-            metrics = train_imagenet.train_one_epoch(config, state, state.model, loader, log, control, world)
+            metrics = train_imagenet.train_one_epoch(run)
             waited = state.meter.wait_seconds
             state.end_epoch()
             return Epoch(metrics["train/loss"], len(loader) * loader.global_batch, waited)

@@ -1,6 +1,6 @@
-"""Gradient accumulation: a batch in pieces that fit into memory, one step of the optimizer.
+"""Gradient accumulation: split a batch into micro-batches that fit into memory, for one optimizer step.
 
-The gradient is that of the whole batch; only BatchNorm sees the pieces, as it sees each process's part.
+The gradient equals that of the full batch, except that BatchNorm normalizes each micro-batch by itself.
 """
 
 from collections.abc import Iterator
@@ -11,27 +11,26 @@ import torch
 from torch import nn
 
 
-class Piece(NamedTuple):
-    """Part of a batch, and which share of the batch it is."""
+class MicroBatch(NamedTuple):
+    """A part of a batch; ``weight`` is its fraction of the batch's samples."""
 
     images: torch.Tensor
     targets: torch.Tensor
     labels: torch.Tensor
-    share: float
+    weight: float
 
 
 def split_microbatches(
     model: nn.Module, images: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor, *, count: int
-) -> Iterator[Piece]:
-    """Cut a batch into ``count`` pieces, or as many as it has samples.
+) -> Iterator[MicroBatch]:
+    """Yield ``count`` micro-batches, or one per sample if the batch has fewer.
 
-    Each is to be followed by its forward and backward pass before the next is asked for: a distributed
-    ``model`` adds up its gradients over the processes with the last piece only.
+    Run forward and backward on each before requesting the next: DDP all-reduces the gradients with the last one only.
     """
-    cut = list(
+    parts = list(
         zip(*(tensor.tensor_split(min(count, len(labels))) for tensor in (images, targets, labels)), strict=True)
     )
-    for number, (some_images, some_targets, some_labels) in enumerate(cut, start=1):
-        waits = number < len(cut) and hasattr(model, "no_sync")
-        with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
-            yield Piece(some_images, some_targets, some_labels, len(some_labels) / len(labels))
+    for number, (micro_images, micro_targets, micro_labels) in enumerate(parts, start=1):
+        skips_reduction = number < len(parts) and hasattr(model, "no_sync")
+        with model.no_sync() if skips_reduction else nullcontext():  # type: ignore[operator]
+            yield MicroBatch(micro_images, micro_targets, micro_labels, len(micro_labels) / len(labels))

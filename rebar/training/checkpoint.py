@@ -1,10 +1,4 @@
-"""A checkpoint is taken in the loop and written beside it.
-
-Taking it copies what training goes on to change to host memory, which is quick. Writing it and making it durable takes
-as long as the disk does, on a thread of its own.
-
-Checkpoints: written aside, made durable, then renamed, so that the last good one always survives.
-"""
+"""Checkpoints: copied to host memory in the training loop, written on another thread, and replaced atomically."""
 
 import hashlib
 import os
@@ -22,68 +16,7 @@ from rebar.cli import warn
 from rebar.config import option
 from rebar.errors import RebarError
 from rebar.storage.atomic_write import atomic_write
-from rebar.storage.run_manifest import PREVIOUS
-
-
-class BackgroundSave:
-    """Writes one checkpoint at a time. What fails is raised, once, by the next call that looks."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rebar-save")
-        self._under_way: Future[None] | None = None
-
-    def start(self, write: Callable[[], None]) -> None:
-        """Call ``write`` on the thread, once the one before has ended. Raises what that one failed with."""
-        self.wait()
-        self._under_way = self._thread.submit(write)
-
-    def raise_failure(self) -> None:
-        """Raise what the last write failed with, if it has ended. Never waits."""
-        if self._under_way is not None and self._under_way.done():
-            self.wait()
-
-    def wait(self) -> None:
-        """Return when nothing is being written. Raises what the last write failed with."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
-
-
-class HostMemory:
-    """Room on the CPU for one copy of what a checkpoint holds, used again: new memory takes longer than the copy."""
-
-    def __init__(self) -> None:
-        self._tensors: list[torch.Tensor] = []
-
-    def copy(self, content: Any) -> Any:
-        """``content`` with tensors of this memory, in its own dicts, lists and tuples; good until the next copy.
-
-        From a GPU they are copied to pinned memory, all of them at once.
-        """
-        earlier, self._tensors = iter(self._tensors), []
-        copy = self._copy(content, earlier)
-        if torch.cuda.is_initialized():
-            torch.cuda.current_stream().synchronize()
-        return copy
-
-    def _copy(self, content: Any, earlier: Iterator[torch.Tensor]) -> Any:
-        if isinstance(content, torch.Tensor):
-            room = next(earlier, None)
-            if room is None or not _fits(room, content):
-                pinned = content.device.type == "cuda"
-                room = torch.empty_like(content, device="cpu", pin_memory=pinned, requires_grad=False)
-            self._tensors.append(room)
-            return room.copy_(content.detach(), non_blocking=True)
-        if isinstance(content, dict):
-            return {name: self._copy(value, earlier) for name, value in content.items()}
-        if isinstance(content, list | tuple):
-            return type(content)(self._copy(value, earlier) for value in content)
-        return content
-
-
-def _fits(room: torch.Tensor, content: torch.Tensor) -> bool:
-    return (room.shape, room.dtype, room.stride()) == (content.shape, content.dtype, content.stride())
-
+from rebar.storage.run_manifest import PREVIOUS, Progress
 
 FORMAT = "rebar-checkpoint"
 VERSION = 2
@@ -93,49 +26,121 @@ VERSION = 2
 class CheckpointConfig:
     """Checkpoints and resuming."""
 
-    resume: str = option("auto", help="auto: go on from the run folder's checkpoint; none: start afresh; or a file")
+    resume: str = option(
+        "auto", help="auto: resume from the run folder's checkpoint; none: start from scratch; or a checkpoint file"
+    )
     overwrite: bool = option(
-        False, help="with --resume none: delete an earlier run in the folder; with a file: begin from it again"
+        False, help="with --resume none: delete an earlier run in the folder; with a file: restart from the file"
     )
-    every_steps: int = option(0, help="also save within an epoch, every so many steps; 0: not by steps", minimum=0)
-    every_minutes: float = option(
-        10.0, help="also save within an epoch, when the last is so many minutes old; 0: not by time", minimum=0
-    )
-    keep_best: bool = option(True, help="keep best.pt, of the highest validation top-1")
-    keep_every: int = option(0, help="keep the checkpoint of every so many epochs; 0: of none", minimum=0)
+    every_steps: int = option(0, help="also save within an epoch, every N steps; 0: never", minimum=0)
+    every_minutes: float = option(10.0, help="also save within an epoch, every N minutes; 0: never", minimum=0)
+    keep_best: bool = option(True, help="keep best.pt, the checkpoint with the highest validation top-1")
+    keep_every: int = option(0, help="keep the checkpoint of every N-th epoch; 0: none", minimum=0)
     export: Literal["none", "safetensors", "torchvision", "both", "onnx", "all"] = option(
         "none",
-        help="at the end also write weights.safetensors, weights.pth (both), weights.onnx; of what was evaluated",
+        help="at the end also write the evaluated weights: weights.safetensors, weights.pth (torchvision), both of "
+        "them, weights.onnx, or all",
     )
     reset_schedule: bool = option(
-        False, help="going on with other --epochs: a schedule of its own for what is left, without a jump"
+        False, help="when resuming with other --epochs: restart the schedule over the remaining epochs, without a jump"
     )
     freeze_lr: float | None = option(
-        None, help="hold the learning rate at this value; without a value, at the last one", minimum=0, bare="0"
+        None, help="constant learning rate; without a value, the last one of the resumed run", minimum=0, bare="0"
     )
     spot_notice: Literal["auto", "on", "off"] = option(
-        "auto", help="look for EC2's spot interruption notice; auto: on EC2's machines"
+        "auto", help="poll for EC2's spot interruption notice; auto: on EC2 instances only"
     )
-    spot_poll_seconds: float = option(5.0, help="how often to look for it", minimum=0.1)
+    spot_poll_seconds: float = option(5.0, help="interval between two polls, seconds", minimum=0.1)
 
 
 class CheckpointError(RebarError):
-    """A checkpoint that is missing, damaged, or of something else."""
+    """A checkpoint that is missing, damaged, or of another model or dataset."""
 
 
-def plain_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state_dict under the bare model's names, whichever wrapper (DDP, torch.compile) it was taken from."""
-    plain = {}
-    for name, value in weights.items():
-        parts = name.split(".")
-        plain[".".join(part for part in parts if part not in ("module", "_orig_mod"))] = value
-    return plain
+# ------------------------------------------------------------------ writing
+
+
+class HostMemory:
+    """Reusable CPU memory for a copy of a checkpoint's tensors, since allocating takes longer than copying."""
+
+    def __init__(self) -> None:
+        self._tensors: list[torch.Tensor] = []
+
+    def copy(self, content: Any) -> Any:
+        """Copy nested dicts, lists and tuples of tensors to the CPU. The result is valid until the next call.
+
+        Copies from a GPU go to pinned memory and run concurrently.
+        """
+        earlier, self._tensors = iter(self._tensors), []
+        copy = self._copy(content, earlier)
+        if torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()
+        return copy
+
+    def _copy(self, content: Any, earlier: Iterator[torch.Tensor]) -> Any:
+        if isinstance(content, torch.Tensor):
+            target = next(earlier, None)
+            if target is None or not _same_layout(target, content):
+                pinned = content.device.type == "cuda"
+                target = torch.empty_like(content, device="cpu", pin_memory=pinned, requires_grad=False)
+            self._tensors.append(target)
+            return target.copy_(content.detach(), non_blocking=True)
+        if isinstance(content, dict):
+            return {name: self._copy(value, earlier) for name, value in content.items()}
+        if isinstance(content, list | tuple):
+            return type(content)(self._copy(value, earlier) for value in content)
+        return content
+
+
+def _same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+class CheckpointWriter:
+    """Writes a run's checkpoints on a thread, one at a time. A failure is raised once, by the next method called."""
+
+    def __init__(self, last: Path, *, keep_best: bool = False, keep_every: int = 0) -> None:
+        """``last`` is the checkpoint's path; see :func:`keep_copies` for the others."""
+        self._last, self._keep_best, self._keep_every = last, keep_best, keep_every
+        self._memory = HostMemory()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rebar-checkpoint")
+        self._pending: Future[None] | None = None
+        self.on_written: Callable[[Progress], None] | None = None
+        """Called on the thread after each checkpoint: the uploader."""
+
+    def save(self, content: Mapping[str, Any], progress: Progress, *, ends_epoch: bool, is_best: bool) -> None:
+        """Copy a checkpoint's content to host memory, and start writing it. Waits for the previous one.
+
+        ``ends_epoch`` for the checkpoint of a complete epoch, ``is_best`` if it has the best validation top-1.
+        """
+        self.wait()
+        snapshot = self._memory.copy(dict(content))
+        self._pending = self._thread.submit(self._write, snapshot, progress, ends_epoch, is_best)
+
+    def _write(self, snapshot: Mapping[str, Any], progress: Progress, ends_epoch: bool, is_best: bool) -> None:
+        save_checkpoint(self._last, snapshot)
+        if ends_epoch:
+            is_kept_as_best = self._keep_best and is_best
+            keep_copies(self._last, epoch=progress.epoch, is_best=is_kept_as_best, keep_every=self._keep_every)
+        if self.on_written is not None:
+            self.on_written(progress)
+
+    def raise_failure(self) -> None:
+        """Raise the error of the last write, if it has ended with one. Never blocks."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Block until nothing is being written. Raises the error of the last write."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` (tensors and plain values) so that ``path`` holds either the old or the new whole.
+    """Write tensors and plain values atomically; the replaced file is kept as ``previous.pt``.
 
-    Raises CheckpointError where it cannot be written; the earlier file is then untouched.
+    Raises CheckpointError if it cannot be written; the existing file is then unchanged.
     """
     previous = path.with_name(PREVIOUS)
     try:
@@ -144,12 +149,13 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         except (RebarError, RuntimeError):
             if not (path.is_file() and previous.is_file()):
                 raise
-            previous.unlink()  # its place may be what is missing
+            previous.unlink()  # make room on a full disk
             _write(path, content)
-    except (RebarError, RuntimeError) as error:  # torch reports some failed writes as a RuntimeError
+    except (RebarError, RuntimeError) as error:  # torch reports some failed writes as RuntimeError
         raise CheckpointError(
-            f"checkpoint {path} cannot be written ({error}). The one before it, if any, is intact; "
-            "free some space and run the same command again"
+            f"{path} cannot be written ({error}). The previous checkpoint, if any, is intact. Free some space and run "
+            "the same command again.",
+            code="checkpoint-not-writable",
         ) from None
 
 
@@ -162,7 +168,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name, replacing what had it; a copy where the file system has no links."""
+    """Hard-link a file to a second name, replacing it; copy it if the file system has no links."""
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
@@ -172,39 +178,48 @@ def link(source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
+def keep_copies(last: Path, *, epoch: int, is_best: bool, keep_every: int) -> None:
+    """Link the checkpoint of a complete epoch (counted from 1) to ``best.pt`` and ``epoch_N.pt``, where due.
+
+    Raises CheckpointError if that fails.
+    """
+    is_due = keep_every > 0 and epoch % keep_every == 0
+    names = [name for name, wanted in (("best.pt", is_best), (f"epoch_{epoch:03d}.pt", is_due)) if wanted]
+    try:
+        for name in names:
+            link(last, last.with_name(name))
+    except OSError as error:
+        raise CheckpointError(
+            f"{last.with_name(names[-1])} cannot be written: {error.strerror}. Free some space and run the same "
+            "command again.",
+            code="checkpoint-not-writable",
+        ) from None
+
+
+# ------------------------------------------------------------------ reading
+
+
+def plain_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a state_dict under the bare model's names, without the prefixes of DDP and torch.compile."""
+    plain = {}
+    for name, value in weights.items():
+        parts = name.split(".")
+        plain[".".join(part for part in parts if part not in ("module", "_orig_mod"))] = value
+    return plain
+
+
 def sha256_of(file: IO[bytes]) -> str:
-    """The checksum of what is left of an open file, in hexadecimal digits."""
+    """Return the SHA-256 of the rest of an open file, in hexadecimal."""
     digest = hashlib.sha256()
     while chunk := file.read(1 << 20):
         digest.update(chunk)
     return digest.hexdigest()
 
 
-def keep_copies(last: Path, *, epoch: int, is_best: bool, keep_every: int) -> None:
-    """Keep the checkpoint of a complete epoch (counted from 1) as ``best.pt`` and ``epoch_N.pt``, as asked.
-
-    They share the file's blocks until ``last`` is replaced. Raises CheckpointError where that fails.
-    """
-    names = [
-        name
-        for name, wanted in (("best.pt", is_best), (f"epoch_{epoch:03d}.pt", _falls_on(epoch, keep_every)))
-        if wanted
-    ]
-    try:
-        for name in names:
-            link(last, last.with_name(name))
-    except OSError as error:
-        raise CheckpointError(f"{last.with_name(names[-1])} cannot be written: {error.strerror}") from None
-
-
-def _falls_on(epoch: int, every: int) -> bool:
-    return every > 0 and epoch % every == 0
-
-
 def read_newest(path: Path) -> tuple[dict[str, Any], Path]:
-    """A checkpoint and its path; where it is damaged, the one saved before it, with a warning.
+    """Read a checkpoint; if it is damaged, read ``previous.pt`` and warn. Returns the content and the path read.
 
-    Raises CheckpointError where neither can be read.
+    Raises CheckpointError if neither can be read.
     """
     try:
         return read_checkpoint(path), path
@@ -213,30 +228,45 @@ def read_newest(path: Path) -> tuple[dict[str, Any], Path]:
         if not (path.is_file() and previous.is_file()):
             raise
         content = read_checkpoint(previous)
-        warn(f"{error}; going on from {previous}, which was saved before it")
+        warn(f"{error} Using {previous}, the checkpoint before it.")
         return content, previous
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; only tensors and plain values, never code.
+    """Read a checkpoint onto the CPU, without executing pickled code.
 
-    Raises CheckpointError naming the file and what is wrong with it.
+    Raises CheckpointError if the file is missing, damaged, or not a checkpoint of this version.
     """
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give the checkpoint itself, such as {path / 'checkpoints/last.pt'}")
+        raise CheckpointError(
+            f"{path} is a folder. Give a checkpoint file, such as {path / 'checkpoints/last.pt'}.",
+            code="checkpoint-not-found",
+        )
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist")
+        raise CheckpointError(f"checkpoint {path} does not exist. Check the path.", code="checkpoint-not-found")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch itself does not compare the checksums
+        with zipfile.ZipFile(path) as archive:  # torch.load does not verify the checksums
             damaged = archive.testzip()
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint: {reason}") from None
+        raise _damaged(path, f"it cannot be read: {reason}") from None
     if damaged:
-        raise CheckpointError(f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong")
+        raise _damaged(path, f"the checksum of its record {damaged} is wrong")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a Rebar checkpoint")
+        raise CheckpointError(
+            f"{path} is not a Rebar checkpoint. Give a file that train_imagenet.py wrote.", code="checkpoint-invalid"
+        )
     if content.get("version") != VERSION:
-        raise CheckpointError(f"checkpoint {path} has version {content.get('version')}; this Rebar reads {VERSION}")
+        raise CheckpointError(
+            f"checkpoint {path} has format version {content.get('version')}, this Rebar reads {VERSION}. Use the "
+            "Rebar version that wrote it.",
+            code="checkpoint-version",
+        )
     return content
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {path} is damaged: {reason}. Use another checkpoint of the run.", code="checkpoint-damaged"
+    )

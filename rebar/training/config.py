@@ -1,4 +1,4 @@
-"""All knobs of a training run: the schema of the files in ``rn50_configs/``.
+"""The options of ``train_imagenet.py`` and of the config files in ``rn50_configs/``.
 
 Names and defaults are ffcv-imagenet's where it has them, so that its configs run.
 """
@@ -26,46 +26,48 @@ from rebar.training.resolution import ResolutionConfig
 class TrainingConfig:
     """Training."""
 
-    eval_only: bool = option(False, help="evaluate the checkpoint (or pretrained model) and stop")
-    batch_size: int = option(512, help="batch size per process", minimum=1)
-    epochs: int = option(30, help="epochs", minimum=1)
-    optimizer: OptimizerName = option("sgd", help="sgdw: decoupled decay; lamb, lars: very large batches")
+    eval_only: bool = option(False, help="evaluate the checkpoint or the pretrained model, and exit")
+    batch_size: int = option(512, help="batch size per GPU", minimum=1)
+    epochs: int = option(30, help="number of epochs", minimum=1)
+    optimizer: OptimizerName = option(
+        "sgd", help="sgdw: SGD with decoupled weight decay; lamb, lars: for large batches"
+    )
     momentum: float = option(0.9, help="momentum of sgd, sgdw and lars", minimum=0, maximum=1)
-    weight_decay: float = option(4e-5, help="weight decay of all but biases and normalisation", minimum=0)
+    weight_decay: float = option(4e-5, help="weight decay, except for biases and normalization layers", minimum=0)
     label_smoothing: float = option(0.1, help="label smoothing", minimum=0, maximum=1)
-    use_blurpool: bool = option(False, help="blur before strided convolutions")
-    precision: Precision = option("auto", help="of the forward pass; auto: fp16 on a GPU, 32 on the CPU")
+    use_blurpool: bool = option(False, help="BlurPool: blur before strided convolutions")
+    precision: Precision = option("auto", help="precision of the forward pass; auto: fp16 on a GPU, 32 on the CPU")
     decay_downsample_bn: bool = option(
-        False, help="choose what decays by name as ffcv-imagenet does, to compare with it"
+        False, help="apply weight decay by parameter name like ffcv-imagenet, for comparisons"
     )
     max_steps: int = option(
-        0, help="stop after so many steps of the whole run, evaluate, finish; 0: no limit", minimum=0
+        0, help="finish after N steps of the run, resumed ones included, with an evaluation; 0: no limit", minimum=0
     )
     budget_hours: float = option(
-        0.0, help="stop after so many hours of all attempts together, evaluate, finish; 0: no limit", minimum=0
+        0.0, help="finish after N hours of the run, all attempts included, with an evaluation; 0: no limit", minimum=0
     )
     target_top1: float = option(
         0.0, help="finish when validation top-1 reaches this (0.759 or 75.9); 0: no target", minimum=0, maximum=100
     )
     dry_run: bool = option(
-        False, help="try everything but the epochs: data, steps, evaluation; estimate time and memory"
+        False, help="check data, destinations, a few steps and one evaluation batch; estimate time and memory"
     )
-    price_per_hour: float = option(0.0, help="dollars an hour of what this run rents, for --dry-run", minimum=0)
-    find_lr: bool = option(False, help="instead of training, a learning rate range test (see scripts/lr_range_test.py)")
-    find_lr_steps: int = option(100, help="steps of the range test", minimum=10)
+    price_per_hour: float = option(0.0, help="price of the hardware for the estimate of --dry-run, $/h", minimum=0)
+    find_lr: bool = option(False, help="run a learning rate range test instead of training")
+    find_lr_steps: int = option(100, help="steps of the learning rate range test", minimum=10)
     seed: int = option(0, help="seed of weights, order and augmentation", minimum=0, maximum=2**63 - 1)
 
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """Processes (torchrun starts them)."""
+    """Distributed training (torchrun starts the ranks)."""
 
-    world_size: int = option(0, help="processes the recipe is written for; a warning if there are others", minimum=0)
+    world_size: int = option(0, help="number of ranks that the recipe is for; warns if it differs", minimum=0)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything ``train_imagenet.py`` can be told."""
+    """All options of ``train_imagenet.py``."""
 
     model: ModelConfig = section(ModelConfig)
     resolution: ResolutionConfig = section(ResolutionConfig)
@@ -83,9 +85,9 @@ class TrainConfig:
     dist: DistributedConfig = section(DistributedConfig)
 
     ignored_keys: ClassVar[Mapping[str, str]] = {
-        "training.bn_wd": "ffcv-imagenet never read it either",
-        "data.gpu": "ffcv-imagenet never read it either",
-        "training.distributed": "torchrun says how many processes there are",
-        "dist.address": "torchrun says where the processes meet",
-        "dist.port": "torchrun says where the processes meet",
+        "training.bn_wd": "ffcv-imagenet does not read it either",
+        "data.gpu": "ffcv-imagenet does not read it either",
+        "training.distributed": "torchrun sets the number of ranks",
+        "dist.address": "torchrun sets the rendezvous address",
+        "dist.port": "torchrun sets the rendezvous address",
     }

@@ -1,147 +1,108 @@
-"""After every step: is it time to save, or to stop? All processes come to one answer at one step.
-
-A save holds the loop up for as long as the copy takes; it is written beside it. The next one, and whoever leaves, waits
-until that is done.
-"""
+"""Decide after every step whether to save a checkpoint or to stop, the same at the same step on all ranks."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
 
 from rebar.storage.ec2_metadata import endpoint_is_given
-from rebar.training.checkpoint import BackgroundSave, CheckpointConfig
 from rebar.training.distributed import Agreement, World
-from rebar.training.estimate import TimeEstimate
-from rebar.training.health import HealthWatch
-from rebar.training.preemption import Interrupted, StopRequest, Wish, on_ec2, stop_requests, watch_for_notice
-
-Batch = TypeVar("Batch")
+from rebar.training.preemption import StopRequest, Wish, on_ec2, stop_requests, watch_for_notice
 
 
 class RunControl:
-    """Saves by steps, by time, and when the run is asked to stop; notices when its limits are reached."""
+    """The limits of a run, its stop requests, and when its checkpoints are due.
 
-    def __init__(
-        self,
-        config: CheckpointConfig,
-        request: StopRequest,
-        world: World,
-        *,
-        take: Callable[[], Callable[[], None] | None],
-    ) -> None:
-        """``take`` is called by all processes at once. It takes a checkpoint, and returns what writes it, if any."""
-        self._config = config
-        self._request = request
+    Every rank votes after each step; the votes are exchanged while the next step is computed. Before :meth:`start`,
+    no vote takes place and nothing is due by time.
+    """
+
+    def __init__(self, world: World, *, every_steps: int = 0, every_minutes: float = 0.0) -> None:
+        """``every_steps`` and ``every_minutes`` between checkpoints within an epoch; 0: none."""
         self._world = world
-        self._agreement = Agreement(world)
-        self._take = take
-        self._writing = BackgroundSave()
+        self._every_steps, self._every_minutes = every_steps, every_minutes
+        self.request = StopRequest()
+        self._vote: Agreement | None = None
         self._max_steps = 0
         self._budget_seconds = 0.0
+        self._used_seconds = 0.0
         self._started = self._saved = time.monotonic()
-        self.health = HealthWatch()
-        self.estimate: TimeEstimate | None = None
-        """Says how long the run will take; None where nobody listens."""
         self.limit = ""
-        """The limit that ended training before its last epoch, in words; empty while there is none."""
+        """Description of the limit that was reached; empty before."""
 
-    def set_limits(self, *, steps: int, max_steps: int, budget_seconds: float, used_seconds: float) -> None:
-        """0 is no limit; ``steps`` and ``used_seconds`` are those of earlier attempts."""
-        self._max_steps = max_steps
-        if max_steps and steps >= max_steps:
+    def start(self, request: StopRequest, *, used_seconds: float = 0.0) -> None:
+        """Start the clock and vote from now on. ``used_seconds`` is the time that earlier attempts took."""
+        self.request, self._vote, self._used_seconds = request, Agreement(self._world), used_seconds
+        self._started = self._saved = time.monotonic()
+
+    def set_limits(self, *, step: int, max_steps: int = 0, budget_seconds: float = 0.0) -> None:
+        """Limit the run's steps and time, earlier attempts included; 0: no limit. ``step`` is the steps done so far."""
+        self._max_steps, self._budget_seconds = max_steps, budget_seconds
+        if max_steps and step >= max_steps:
             self.limit = f"training.max_steps {max_steps}"
-        if budget_seconds:
-            self._budget_seconds = max(budget_seconds - used_seconds, 1e-9)
-            if used_seconds >= budget_seconds:
-                self.limit = Wish.BUDGET.reason
+        if budget_seconds and self._used_seconds >= budget_seconds:
+            self.limit = Wish.BUDGET.reason
 
+    @property
     def is_over(self) -> bool:
-        """Whether a limit has ended training."""
+        """Whether a limit was reached."""
         return bool(self.limit)
 
     @property
-    def seconds(self) -> float:
-        """Since this attempt started."""
-        return time.monotonic() - self._started
+    def run_seconds(self) -> float:
+        """Duration of the run, earlier attempts included."""
+        return self._used_seconds + time.monotonic() - self._started
 
-    def after_step(self, steps: int) -> bool:
-        """After so many steps of the run: whether to leave the epoch, a limit having been reached.
-
-        Raises Interrupted, after saving, where any process was asked to stop, and CheckpointError where the last
-        checkpoint could not be written.
-        """
-        self._writing.raise_failure()
-        if self._max_steps and steps >= self._max_steps:
+    def after_step(self, step: int) -> Wish:
+        """Return the ranks' decision after ``step`` steps of the run. Every rank must call it at the same step."""
+        if self._max_steps and step >= self._max_steps:
             self.limit = f"training.max_steps {self._max_steps}"
-        decision = Wish(self._agreement.decide(self._wish()))
+        decision = self._decide(self._own_wish())
         if decision is Wish.BUDGET:
             self.limit = decision.reason
-        if decision is not Wish.GO_ON or self.limit or self._falls_on(steps):
-            self.save()
-        self._leave_if_interrupted(decision)
-        return self.is_over()
+        is_due = self._every_steps > 0 and step % self._every_steps == 0
+        return Wish.SAVE if decision is Wish.GO_ON and (self.limit or is_due) else decision
 
-    def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass the batches of an evaluation through, unless any process is asked to stop: as :meth:`after_step`."""
-        for batch in batches:
-            yield batch
-            self._writing.raise_failure()
-            decision = Wish(self._agreement.decide(self._request.wish))
-            if decision.is_interruption:
-                self.save()
-            self._leave_if_interrupted(decision)
+    def during_evaluation(self) -> Wish:
+        """Return the ranks' decision between two batches of an evaluation, where only stop requests count."""
+        return self._decide(self.request.wish)
 
-    def save(self) -> None:
-        """Take a checkpoint, and begin to write it; every process must come here.
+    def check_target(self, metrics: Mapping[str, float], *, target_top1: float) -> None:
+        """Set the limit if validation top-1 has reached the target, a fraction or a percentage; 0: no target."""
+        target = target_top1 / 100 if target_top1 > 1 else target_top1
+        top1 = max(metrics.get("val/top1", 0.0), metrics.get("val/top1_tta", 0.0))
+        if target and top1 >= target and not self.limit:
+            self.limit = f"training.target_top1: {top1:.2%} is at least {target:.2%}"
 
-        Raises CheckpointError where the one before could not be written.
-        """
-        self._writing.wait()  # what is taken next replaces it in memory
-        write = self._take()
-        if write is not None:
-            self._writing.start(write)
+    def note_saved(self) -> None:
+        """Restart the time between checkpoints."""
         self._saved = time.monotonic()
 
-    def wait_until_saved(self) -> None:
-        """Return when the last checkpoint is on disk. Raises CheckpointError where it could not be written."""
-        self._writing.wait()
-
     def close(self) -> None:
-        """Read what the processes sent each other last."""
-        self._agreement.settle()
+        """Receive the last votes of the other ranks."""
+        if self._vote is not None:
+            self._vote.settle()
 
-    def _leave_if_interrupted(self, decision: Wish) -> None:
-        if decision.is_interruption:
-            self.wait_until_saved()
-            raise Interrupted(decision)
+    def _decide(self, wish: Wish) -> Wish:
+        return Wish(self._vote.decide(wish)) if self._vote is not None else Wish.GO_ON
 
-    def _wish(self) -> Wish:
-        if self._request.wish is not Wish.GO_ON:
-            return self._request.wish
-        if self._world.is_main and self._budget_seconds and self.seconds >= self._budget_seconds:
+    def _own_wish(self) -> Wish:
+        if self.request.wish is not Wish.GO_ON or not self._world.is_main:
+            return self.request.wish
+        if self._budget_seconds and self.run_seconds >= self._budget_seconds:
             return Wish.BUDGET
-        due = self._config.every_minutes and time.monotonic() - self._saved >= 60 * self._config.every_minutes
-        return Wish.SAVE if due and self._world.is_main else Wish.GO_ON
-
-    def _falls_on(self, steps: int) -> bool:
-        return self._config.every_steps > 0 and steps % self._config.every_steps == 0
+        is_due = self._every_minutes and time.monotonic() - self._saved >= 60 * self._every_minutes
+        return Wish.SAVE if is_due else Wish.GO_ON
 
 
 @contextmanager
-def asked_to_stop(config: CheckpointConfig, world: World) -> Iterator[StopRequest]:
-    """Signals meanwhile, and the spot notice where ``config`` and the machine say so, as one request."""
-    looks = config.spot_notice == "on" or (config.spot_notice == "auto" and (on_ec2() or endpoint_is_given()))
+def listen_for_stop(world: World, *, spot_notice: str, poll_seconds: float) -> Iterator[StopRequest]:
+    """Collect signals, and EC2's spot interruption notice, in one stop request.
+
+    ``spot_notice``: on, off, or auto for machines of EC2 only. One rank of each node polls every ``poll_seconds``.
+    """
+    polls = spot_notice == "on" or (spot_notice == "auto" and (on_ec2() or endpoint_is_given()))
     with ExitStack() as stack:
         request = stack.enter_context(stop_requests())
-        if looks and world.is_first_here:
-            watch = watch_for_notice(lambda: request.ask(Wish.SPOT_NOTICE), every_seconds=config.spot_poll_seconds)
-            stack.enter_context(watch)
+        if polls and world.is_first_here:
+            stack.enter_context(watch_for_notice(lambda: request.ask(Wish.SPOT_NOTICE), every_seconds=poll_seconds))
         yield request
-
-
-def target_reached(target: float, metrics: dict[str, float]) -> str:
-    """In words that validation top-1 has reached ``target`` (a share of 1, or percent); empty if it has not."""
-    share = target / 100 if target > 1 else target
-    top1 = max(metrics.get("val/top1", 0.0), metrics.get("val/top1_tta", 0.0))
-    return f"training.target_top1: {top1:.2%} is at least {share:.2%}" if share and top1 >= share else ""

@@ -1,7 +1,7 @@
-"""What is run instead of the epochs: --dry-run and --find-lr. Neither changes the run."""
+"""--dry-run and --find-lr: try a run's data, steps and destinations without changing anything of it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,41 +12,37 @@ from rebar.reporting.console import in_words, peak_host_gb
 from rebar.reporting.log import LoggingConfig, check_wandb_installed
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.huggingface import check_token
-from rebar.training.config import TrainConfig
-from rebar.training.evaluate import Evaluation
 from rebar.training.lr_finder import find_lr, plot_findings
-from rebar.training.resolution import all_resolutions, resolution_at
-from rebar.training.trial import Trial
+from rebar.training.resolution import all_resolutions
+from rebar.training.run import Run
+from rebar.training.trial import TrainSteps, restored, trial_losses
 from rebar.training.uploaded_run import place_of, read_manifest
+from rebar.training.validation import validate
 
-_WARM_UP, _TIMED = 2, 5  # steps, besides those whose batches the loader made while the first one was compiled
+_WARM_UP_STEPS, _TIMED_STEPS = 2, 5
 
 
-def run_trial(config: TrainConfig, trial: Trial, folder: RunFolder, *, one_batch: Callable[[], Evaluation]) -> None:
-    """A range test with its plot and advice; or a few steps of every kind and what the run would take.
-
-    ``one_batch`` evaluates one. Every process must take part.
-    """
-    is_main = trial.world.is_main
+def run_trial(run: Run, train_steps: TrainSteps) -> None:
+    """Run the learning rate range test, the dry run, or both, as configured. Every rank must call it."""
+    config, is_main = run.config, run.world.is_main
     if config.training.find_lr:
-        resolution = resolution_at(trial.state.epoch, config.resolution)
-        findings = find_lr(trial, resolution, steps=config.training.find_lr_steps)
+        findings = find_lr(run, train_steps, steps=config.training.find_lr_steps)
         if is_main:
-            tell = print if findings.steepest else warn
-            tell(findings.advice())
-            print(f"plot: {plot_findings(findings, folder.path)}", flush=True)
+            show = print if findings.steepest else warn
+            show(findings.advice())
+            print(f"plot: {plot_findings(findings, run.folder.path)}", flush=True)
     if config.training.dry_run:
-        sizes = all_resolutions(config.training.epochs, config.resolution)
-        facts = dry_run(trial, sizes, price_per_hour=config.training.price_per_hour)
-        facts["evaluation"] = f"one batch of {one_batch().num_samples:,} images went through"
+        resolutions = all_resolutions(config.training.epochs, config.resolution)
+        facts = dry_run(run, train_steps, resolutions, price_per_hour=config.training.price_per_hour)
+        facts["evaluation"] = f"one batch of {validate(run, max_batches=1).num_samples:,} images evaluated"
         if is_main:
             print(console.table(facts, title="dry run"), flush=True)
 
 
 def check_destinations_writable(config: LoggingConfig) -> None:
-    """Raise RebarError where the run could not log or upload; nothing is made there.
+    """Raise RebarError if the run could not log, upload or publish. Creates nothing.
 
-    The right to make the hub's repository is not tried, only the token.
+    For the Hugging Face Hub only the token is checked, not the permission to create the repository.
     """
     folder = RunFolder(Path(config.folder))
     folder.check_can_be_written()
@@ -58,35 +54,38 @@ def check_destinations_writable(config: LoggingConfig) -> None:
         read_manifest(place_of(config.upload, folder))
 
 
-def dry_run(trial: Trial, resolutions: Sequence[int], *, price_per_hour: float) -> dict[str, str]:
-    """A few steps at each of the epochs' resolutions; what the run would take, in words."""
+def dry_run(run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, price_per_hour: float) -> dict[str, str]:
+    """Train a few steps at each resolution. Returns the estimated speed, time, memory and cost, as text by name.
+
+    ``resolutions`` in pixels, one per epoch; ``price_per_hour`` in dollars, 0 for no cost.
+    """
     seconds_per_step: dict[int, float] = {}
-    with trial.undone():
-        for resolution in sorted(set(resolutions), reverse=True):  # the largest first: does it fit?
-            seconds_per_step[resolution] = _seconds_per_step(trial, resolution)
-    hours = len(trial.loader) * sum(seconds_per_step[resolution] for resolution in resolutions) / 3600
+    with restored(run):
+        for resolution in sorted(set(resolutions), reverse=True):  # the largest first, to run out of memory early
+            seconds_per_step[resolution] = _seconds_per_step(run, train_steps, resolution)
+    hours = run.steps_per_epoch * sum(seconds_per_step[resolution] for resolution in resolutions) / 3600
     speed = ", ".join(
-        f"{trial.loader.global_batch / seconds:,.0f} at {resolution} px"
+        f"{run.train_loader.global_batch / seconds:,.0f} at {resolution} px"
         for resolution, seconds in sorted(seconds_per_step.items())
     )
     facts = {
         "images/s": speed,
-        "time": f"about {in_words(3600 * hours)} for {len(resolutions)} epochs, without evaluation and the first "
-        "epoch's start",
-        "memory": f"{peak_host_gb():.1f} GB in the first process" + _gpu_memory(trial.world.device),
+        "time": f"about {in_words(3600 * hours)} for {len(resolutions)} epochs, without evaluation and start-up",
+        "memory": f"{peak_host_gb():.1f} GB on rank 0" + _gpu_memory(run.world.device),
     }
     if price_per_hour:
-        facts["cost"] = f"about ${hours * price_per_hour:,.2f} at ${price_per_hour:g} an hour"
+        facts["cost"] = f"about ${hours * price_per_hour:,.2f} at {price_per_hour:g} $/h"
     return facts
 
 
-def _seconds_per_step(trial: Trial, resolution: int) -> float:
+def _seconds_per_step(run: Run, train_steps: TrainSteps, resolution: int) -> float:
+    """Time a few steps, after those whose batches were prefetched while the first step was compiled."""
     times = []
-    warm_up = _WARM_UP + trial.loader.batches_ahead
-    for loss in trial.losses([0.0] * (warm_up + _TIMED), resolution):
+    warm_up = _WARM_UP_STEPS + run.train_loader.batches_ahead
+    for loss in trial_losses(run, train_steps, [0.0] * (warm_up + _TIMED_STEPS), resolution):
         loss.item()  # waits for the device
         times.append(time.perf_counter())
-    return (times[-1] - times[warm_up - 1]) / _TIMED
+    return (times[-1] - times[warm_up - 1]) / _TIMED_STEPS
 
 
 def _gpu_memory(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""What went wrong outside our code, in words, with what to do about it."""
+"""Error hints: recognize common errors of torch, CUDA and the system, and raise a RebarError with advice instead."""
 
 import errno
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 
 from rebar.errors import RebarError
 
-_PEER_GONE = (
+_RANK_LOST = (
     "connection closed by peer",
     "connection reset by peer",
     "broken pipe",
@@ -28,95 +28,97 @@ _GPU_MEMORY = (
 )
 
 
-def explanation(error: BaseException, *, batch_size: int, precision: str, accumulate: int = 1) -> str | None:
-    """The message for a user, or None for an error that is our own.
+@contextmanager
+def error_hints(*, batch_size: int, precision: str, accumulate: int = 1) -> Iterator[None]:
+    """Raise a RebarError instead of an error that :func:`hint_for` recognizes."""
+    try:
+        yield
+    except RebarError:
+        raise
+    except Exception as error:
+        hint = hint_for(error, batch_size=batch_size, precision=precision, accumulate=accumulate)
+        if hint is None:
+            raise
+        raise hint from error
 
-    ``batch_size`` images a process are computed in ``accumulate`` pieces.
+
+@contextmanager
+def evaluation_error_hints(*, batch_size: int, option: str) -> Iterator[None]:
+    """Raise a RebarError if the GPU runs out of memory; ``option`` sets the ``batch_size``, per GPU."""
+    try:
+        yield
+    except Exception as error:
+        if not is_gpu_oom(error):
+            raise
+        raise RebarError(
+            f"evaluation: out of GPU memory with batches of {batch_size}. Give {option} "
+            f"{max(1, batch_size // 2)}, which has the same result. nvidia-smi shows what else uses this "
+            f"GPU. ({_first_line(error)})",
+            code="gpu-out-of-memory",
+        ) from error
+
+
+def hint_for(error: BaseException, *, batch_size: int, precision: str, accumulate: int = 1) -> RebarError | None:
+    """Return a RebarError with advice for an error outside Rebar's code, or None for any other error.
+
+    ``batch_size`` is per GPU, computed in ``accumulate`` micro-batches.
     """
     text = str(error).lower()
-    if is_gpu_memory(error):
-        return _gpu_memory(error, batch_size, precision, accumulate)
+    if is_gpu_oom(error):
+        return RebarError(_gpu_oom_message(error, batch_size, precision, accumulate), code="gpu-out-of-memory")
     if isinstance(error, MemoryError) or (
         isinstance(error, (RuntimeError, OSError))
         and (any(words in text for words in _HOST_MEMORY) or getattr(error, "errno", None) == errno.ENOMEM)
     ):
-        return (
-            f"out of main memory with batches of {batch_size}: lower --training.batch_size or --num-workers, or "
-            "start fewer processes on this machine; --in-memory 0 reads the data through a smaller cache"
+        return RebarError(
+            f"training: out of main memory with batches of {batch_size}. Lower --training.batch_size or --num-workers, "
+            "start fewer ranks on this node, or give --in-memory 0 to read the data through a smaller cache.",
+            code="host-out-of-memory",
         )
     if isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in _PEER_GONE) and _is_distributed()
+        isinstance(error, RuntimeError) and any(words in text for words in _RANK_LOST) and _is_distributed()
     ):
-        return (
-            f"another process of this run is gone, or does not answer ({_gist(error)}). The first error "
-            "above, if any, is its reason; without one it was killed (by a lack of memory, perhaps: see dmesg). "
-            "The same command goes on from the last checkpoint"
+        return RebarError(
+            f"training: another rank exited or does not respond ({_first_line(error)}). Its error, if any, is printed "
+            "above; without one it was killed, for example for using too much memory (see dmesg). The same command "
+            "resumes from the last checkpoint.",
+            code="rank-lost",
         )
     return None
 
 
-def is_gpu_memory(error: BaseException) -> bool:
-    """Whether a GPU had too little memory: for a tensor, for a library, or for NCCL."""
+def is_gpu_oom(error: BaseException) -> bool:
+    """Whether a GPU ran out of memory, in torch's allocator, a CUDA library or NCCL."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in text for words in _GPU_MEMORY)
     )
 
 
-def _gist(error: BaseException) -> str:
-    """The first line of an error, and what NCCL says further below."""
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error, and NCCL's "Last error" if it has one."""
     lines = str(error).splitlines() or [type(error).__name__]
     last = [i for i, line in enumerate(lines) if line.startswith("Last error")]
     return " ".join([lines[0], *lines[last[0] : last[0] + 2]] if last else lines[:1])
 
 
-def _gpu_memory(error: BaseException, batch_size: int, precision: str, accumulate: int) -> str:
-    pieces = min(2 * accumulate, batch_size)
-    smaller = max(1, batch_size // 2)
-    at_once = "" if accumulate == 1 else f", {-(-batch_size // accumulate)} at once"
+def _gpu_oom_message(error: BaseException, batch_size: int, precision: str, accumulate: int) -> str:
+    more = min(2 * accumulate, batch_size)
+    micro = "" if accumulate == 1 else f" in micro-batches of {-(-batch_size // accumulate)}"
     advice = []
-    if pieces > accumulate:
+    if more > accumulate:
         advice.append(
-            f"--accumulate {pieces} computes the same step in pieces of {-(-batch_size // pieces)} images, at the "
-            "same --lr"
+            f"--accumulate {more} computes the same step in micro-batches of {-(-batch_size // more)}, at the same --lr"
         )
     if precision == "32":
-        advice.append("--training.precision bf16 (fp16 on older GPUs) takes about half")
-    advice.append("--gradient-checkpointing takes less than half, for a third more time")
-    advice.append(f"--training.batch_size {smaller} is a smaller step, with --lr halved as well")
+        advice.append("--training.precision bf16 (fp16 on older GPUs) needs about half the memory")
+    advice.append("--gradient-checkpointing needs less than half, for a third more time")
+    advice.append(f"--training.batch_size {max(1, batch_size // 2)} takes smaller steps; halve --lr as well")
     return (
-        f"out of GPU memory with batches of {batch_size}{at_once}, in precision {precision}. "
-        f"{'; '.join(advice)}. What else is on this GPU, nvidia-smi shows. ({_gist(error)})"
+        f"training: out of GPU memory with batches of {batch_size}{micro}, in precision {precision}. "
+        f"{'; '.join(advice)}. nvidia-smi shows what else uses this GPU. ({_first_line(error)})"
     )
 
 
 def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-@contextmanager
-def error_hints(*, batch_size: int, precision: str, accumulate: int = 1) -> Iterator[None]:
-    """Turn what :func:`explanation` knows into a RebarError."""
-    try:
-        yield
-    except RebarError:
-        raise
-    except Exception as error:
-        message = explanation(error, batch_size=batch_size, precision=precision, accumulate=accumulate)
-        if message is None:
-            raise
-        raise RebarError(message) from error
-
-
-@contextmanager
-def evaluation_error_hints(*, batch_size: int, option: str) -> Iterator[None]:
-    """Turn a lack of GPU memory into a RebarError; ``option`` sets the ``batch_size``, per process."""
-    try:
-        yield
-    except Exception as error:
-        if not is_gpu_memory(error):
-            raise
-        raise RebarError(
-            f"out of GPU memory while evaluating batches of {batch_size}: {option} {max(1, batch_size // 2)} gives the "
-            f"same result in less. What else is on this GPU, nvidia-smi shows. ({_gist(error)})"
-        ) from error

@@ -1,4 +1,4 @@
-"""Signs that a run goes wrong without failing: told once each, with what to do."""
+"""Checks for training that goes wrong: divergence, NaN, waiting for data."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -9,76 +9,78 @@ import torch
 from rebar.errors import RebarError
 from rebar.reporting.console import warn_beside_bar
 
-_DIVERGED = 2.0  # times the first loss
-_WAITING = 0.2  # share of the time
+_DIVERGENCE_RATIO = 2.0  # loss, relative to the first one
+_WAIT_FRACTION = 0.2
 
 
 @dataclass
 class HealthWatch:
-    """Looks at what is logged anyway. ``say`` is called once for each kind of trouble."""
+    """Warns of signs of trouble in the metrics that are logged anyway, once per kind. ``warn`` prints a warning."""
 
-    say: Callable[[str], None] = warn_beside_bar
+    warn: Callable[[str], None] = warn_beside_bar
     _first_loss: float | None = None
-    _said: set[str] = field(default_factory=set)
+    _warned: set[str] = field(default_factory=set)
 
     def on_loss(self, loss: float, step: int, lr: float) -> None:
-        """A loss of one batch, at the steps that are logged."""
+        """Check the loss of a logged step for divergence."""
         if self._first_loss is None:
             self._first_loss = loss
-        if loss > _DIVERGED * self._first_loss:
-            self._once(
+        if loss > _DIVERGENCE_RATIO * self._first_loss:
+            self._warn_once(
                 "divergence",
-                f"the training loss has risen from {self._first_loss:.3g} to {loss:.3g} at step {step}: training may "
-                f"be diverging. Lower the learning rate (now {lr:.3g}), or warm up longer",
+                f"the training loss rose from {self._first_loss:.3g} to {loss:.3g} at step {step}: training may be "
+                f"diverging. Lower the learning rate (now {lr:.3g}), or use a longer warm-up",
             )
 
     def on_validation(self, loss: float, epoch: int) -> None:
-        """The validation's mean loss in an epoch, counted from 1. Weights that are lost end the run when it saves."""
+        """Check the validation loss of an epoch, counted from 1."""
         if not math.isfinite(loss):
-            self._once(
+            self._warn_once(
                 "validation",
                 f"the validation loss of epoch {epoch} is {loss}: in fp16 the network's outputs may have overflowed. "
-                "Where it stays so, try --training.precision bf16 or 32",
+                "If it stays so, try --training.precision bf16 or 32",
             )
 
     def on_epoch(self, epoch: int, wait_fraction: float, num_workers: int, cores: int) -> None:
-        """An epoch (counted from 1) is over. The first is not judged: kernels and page cache are cold."""
-        if epoch > 1 and wait_fraction > _WAITING:
-            more = (
-                f"give more threads (--num-workers, now {num_workers})"
+        """Check how long an epoch, counted from 1, waited for data. The first is skipped: its caches are cold."""
+        if epoch > 1 and wait_fraction > _WAIT_FRACTION:
+            advice = (
+                f"use more decoding threads (--num-workers, now {num_workers})"
                 if num_workers < cores
-                else "all cores decode already: write the data smaller (write_dataset.py --max-resolution), train at a "
-                "lower resolution, or take a machine with more cores a GPU"
+                else "all cores are decoding: write smaller images (write_dataset.py --max-resolution), train at a "
+                "lower resolution, or use a machine with more cores per GPU"
             )
-            self._once(
-                "starving",
-                f"training waited for data {wait_fraction:.0%} of epoch {epoch}: {more}. python -m rebar.doctor shows "
-                "what the machine has",
+            self._warn_once(
+                "data",
+                f"training waited for data {wait_fraction:.0%} of epoch {epoch}: {advice}. python -m rebar.doctor "
+                "shows the machine's cores",
             )
 
-    def _once(self, kind: str, message: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
-            self.say(message)
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self.warn(message)
 
 
-ADVICE = "Lower --lr, or try --training.precision bf16 or 32"
-"""Against a loss or weights that are no numbers any more."""
+ADVICE = "Lower --lr, or try --training.precision bf16 or 32."
+"""What to do about a NaN or infinite loss."""
 
 
 def check_finite(loss: float, step: int) -> float:
-    """The loss, unless it is NaN or infinite: then training is over, and the last checkpoint is good."""
+    """Return the loss. Raises RebarError if it is NaN or infinite."""
     if not math.isfinite(loss):
         raise RebarError(
-            f"the training loss became {loss} at or before step {step}: the last checkpoint is from before. {ADVICE}"
+            f"training diverged: the training loss became {loss} at or before step {step}. The last checkpoint is from "
+            f"before. {ADVICE}",
+            code="training-diverged",
         )
     return loss
 
 
-def overflowed(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Whether a floating tensor holds NaN or infinity, or values whose squares do (beyond 1e19 in float32), as bool [].
+def has_overflowed(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return as bool ``[]`` whether the norm of all floating-point tensors is NaN or infinite.
 
-    One reduction on their device, which is not waited for.
+    Values whose squares overflow (beyond 1e19 in float32) count too. Does not synchronize with the device.
     """
     floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel() > 0]
     return ~torch.nn.utils.get_total_norm(floating).isfinite()

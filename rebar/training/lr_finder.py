@@ -1,7 +1,7 @@
-"""Learning rate range test: raise the rate exponentially, watch the loss.
+"""Learning rate range test: increase the learning rate exponentially and record the loss.
 
-Smith, "Cyclical learning rates for training neural networks", WACV 2017; the smoothing and the rule of
-the steepest descent as fast.ai made them known. The curve is a hint, not a proof.
+Smith, "Cyclical learning rates for training neural networks", WACV 2017; smoothing and the rule of the steepest descent
+are fast.ai's. The result is a hint.
 """
 
 import json
@@ -14,35 +14,36 @@ from pathlib import Path
 import torch
 
 from rebar.storage.atomic_write import atomic_write
-from rebar.training.trial import Trial
+from rebar.training.run import Run
+from rebar.training.trial import TrainSteps, restored, trial_losses
 
 LOWEST, HIGHEST = 1e-5, 10.0
 _SMOOTHING = 0.9
-_MEMORY = 10  # losses that the average is made of, about
-_BLOWN_UP = 4.0  # times the smallest smoothed loss: then the test is over
-_MOVED = 0.02  # share of the first loss that it must fall by to mean anything
+_SMOOTHING_WINDOW = 10  # losses in the moving average, about
+_BLOW_UP_RATIO = 4.0  # smoothed loss, relative to its minimum, at which the test ends
+_MIN_DESCENT = 0.02  # fraction of the first loss by which it must fall to give a result
 
 
 @dataclass(frozen=True)
 class LrFindings:
-    """Rates, smoothed losses, and what they suggest; the suggestions are None where the loss never moved."""
+    """Learning rates and smoothed losses. ``steepest`` and ``minimum`` are None if the loss never fell."""
 
     rates: list[float]
     losses: list[float]
     steepest: float | None
-    """Where the loss falls fastest on the logarithmic scale."""
+    """Learning rate at which the loss falls fastest, on a logarithmic scale."""
     minimum: float | None
-    """Where it is lowest: too high to train with."""
+    """Learning rate at which the loss is lowest: too high to train with."""
 
     def advice(self) -> str:
-        """In words; the steps are shares of the steepest descent's rate."""
+        """Return the result as text: the learning rates to try, as fractions of the steepest descent's."""
         if self.steepest is None or self.minimum is None:
             return (
-                f"the loss never moved between {self.rates[0]:.1g} and {self.rates[-1]:.1g}: look at data and labels, "
-                "give the test more steps (--find-lr-steps), or start from weights that are not trained to the end"
+                f"the loss never fell between learning rates {self.rates[0]:.1g} and {self.rates[-1]:.1g}: check data "
+                "and labels, give the test more steps (--find-lr-steps), or start from less trained weights"
             )
-        shares = {"conservative": 0.1, "moderate": 0.5, "aggressive": 1.0}
-        rates = ", ".join(f"{name} ({100 * share:.0f} %) {share * self.steepest:.3g}" for name, share in shares.items())
+        choices = {"conservative": 0.1, "moderate": 0.5, "aggressive": 1.0}
+        rates = ", ".join(f"{name} ({100 * part:.0f} %) {part * self.steepest:.3g}" for name, part in choices.items())
         return (
             f"steepest descent at {self.steepest:.3g}, lowest loss at {self.minimum:.3g}\n"
             f"try --lr: {rates} (for this global batch, with warm-up)"
@@ -50,12 +51,12 @@ class LrFindings:
 
 
 def exponential_rates(steps: int, lowest: float = LOWEST, highest: float = HIGHEST) -> list[float]:
-    """From lowest to highest in equal factors."""
+    """Return learning rates from lowest to highest, spaced evenly on a logarithmic scale."""
     return [lowest * (highest / lowest) ** (step / (steps - 1)) for step in range(steps)]
 
 
 def smoothed(losses: Sequence[float], weight: float = _SMOOTHING) -> list[float]:
-    """Exponential moving average, corrected for its start."""
+    """Return the exponential moving average, bias-corrected."""
     average, result = 0.0, []
     for count, loss in enumerate(losses, start=1):
         average = weight * average + (1 - weight) * loss
@@ -63,17 +64,17 @@ def smoothed(losses: Sequence[float], weight: float = _SMOOTHING) -> list[float]
     return result
 
 
-def analyse(rates: Sequence[float], losses: Sequence[float]) -> LrFindings:
-    """Steepest descent and minimum of raw losses at rates; what follows a blow-up is left out."""
+def analyze(rates: Sequence[float], losses: Sequence[float]) -> LrFindings:
+    """Find steepest descent and minimum of unsmoothed losses; ``losses`` may be shorter than ``rates``."""
     smooth = smoothed(losses)
     lowest = min(range(len(smooth)), key=smooth.__getitem__)
-    if lowest < 2 or smooth[0] - smooth[lowest] < _MOVED * abs(smooth[0]):
+    if lowest < 2 or smooth[0] - smooth[lowest] < _MIN_DESCENT * abs(smooth[0]):
         return LrFindings(list(rates[: len(smooth)]), smooth, None, None)
-    first = 1 + min(max(_MEMORY, len(smooth) // 10), lowest - 2)  # before, the average is of too few to be smooth
+    first = 1 + min(max(_SMOOTHING_WINDOW, len(smooth) // 10), lowest - 2)  # earlier averages are noisy
     window = max(1, len(smooth) // 12)
 
     def slope(i: int) -> float:
-        """Of the line through the losses around ``i``: one step's noise is no descent."""
+        """Fit a line to the losses around ``i``, since single steps are noisy."""
         around = range(max(0, i - window), min(lowest, i + window) + 1)
         return statistics.linear_regression([math.log(rates[j]) for j in around], [smooth[j] for j in around]).slope
 
@@ -81,22 +82,22 @@ def analyse(rates: Sequence[float], losses: Sequence[float]) -> LrFindings:
     return LrFindings(list(rates[: len(smooth)]), smooth, rates[steepest], rates[lowest])
 
 
-def find_lr(trial: Trial, resolution: int, *, steps: int) -> LrFindings:
-    """Run the test on real batches; afterwards the model is as it was. Every process must take part."""
+def find_lr(run: Run, train_steps: TrainSteps, *, steps: int) -> LrFindings:
+    """Run the test on training batches, and restore the run. Every rank must call it."""
     rates, losses = exponential_rates(steps), list[float]()
-    with trial.undone():
-        for loss in map(torch.Tensor.item, trial.losses(rates, resolution)):
+    with restored(run):
+        for loss in map(torch.Tensor.item, trial_losses(run, train_steps, rates, run.resolution)):
             if not math.isfinite(loss):
                 break
             losses.append(loss)
             smooth = smoothed(losses)
-            if len(losses) > 10 and smooth[-1] > _BLOWN_UP * min(smooth):
+            if len(losses) > 10 and smooth[-1] > _BLOW_UP_RATIO * min(smooth):
                 break
-    return analyse(rates, losses)
+    return analyze(rates, losses)
 
 
 def plot_findings(findings: LrFindings, folder: Path) -> Path:
-    """Write ``lr_range_test.png`` and ``.json`` into a folder; the image's path."""
+    """Write ``lr_range_test.png`` and ``.json`` into a folder. Returns the path of the plot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -113,7 +114,7 @@ def plot_findings(findings: LrFindings, folder: Path) -> Path:
         if rate is not None:
             axes.axvline(rate, color=color, linestyle="--", label=f"{label}: {rate:.3g}")
             axes.legend()
-    if findings.minimum is not None:  # the valley is what matters, not how far the loss flew off afterwards
+    if findings.minimum is not None:  # show the minimum, not the divergence after it
         lowest = min(findings.losses)
         depth = max(findings.losses[: findings.losses.index(lowest) + 1]) - lowest
         axes.set_ylim(lowest - 0.1 * depth, lowest + 1.5 * depth)

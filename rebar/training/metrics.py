@@ -1,9 +1,4 @@
-"""What a run uses of the machine's memory and GPU, as the log names it.
-
-What an epoch's metrics are made of, kept on the device so that the loop never waits.
-
-A checkpoint within an epoch holds it, so that the epoch's averages and times are those of all attempts.
-"""
+"""Training metrics: memory use, and the loss, accuracy and time of an epoch."""
 
 import contextlib
 import time
@@ -15,27 +10,30 @@ import torch
 from rebar.reporting.console import peak_host_gb
 from rebar.training.distributed import World, sum_over_world
 
+Batch = TypeVar("Batch")
+
 
 def memory_metrics(world: World) -> dict[str, float]:
-    """Peak memory of this process, GB; how busy its GPU was in the last second, where NVIDIA's library tells."""
+    """Return the peak memory of this rank in GB, and its GPU's utilization in the last second if NVML reports it."""
     metrics = {"memory/host_peak_gb": round(peak_host_gb(), 3)}
     if world.device.type == "cuda":
         metrics["memory/gpu_peak_gb"] = round(torch.cuda.max_memory_allocated(world.device) / 1e9, 3)
-        with contextlib.suppress(Exception):  # NVML has errors of its own, as under MIG; none is worth a run
+        with contextlib.suppress(Exception):  # NVML fails under MIG, without permission, or without its package
             metrics["gpu/utilization"] = torch.cuda.utilization(world.device) / 100
     return metrics
 
 
-Batch = TypeVar("Batch")
-
-
 class TrainMeter:
-    """Steps, seconds, and float64 sums on the device of count, loss and correct predictions of one epoch."""
+    """Steps and seconds of one epoch, and sums of its samples, loss and correct predictions.
+
+    The sums are float64 on the device, so that counting never waits for it. Checkpoints contain the meter: after a
+    resume, the epoch's metrics cover all attempts.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.steps = 0
-        """Steps of this epoch, those before an interruption included."""
+        """Steps of this epoch, earlier attempts included."""
         self.wait_seconds = 0.0
         """Time spent waiting for batches."""
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -44,46 +42,46 @@ class TrainMeter:
         self._running_since: float | None = None
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Start the epoch's clock, pass batches through, and add up the time spent waiting for them."""
+        """Start the epoch's clock and yield the batches, measuring the time spent waiting for them."""
         self._running_since = time.perf_counter()
         self._first_step = self.steps
         remaining = iter(batches)
         while True:
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             try:
                 batch = next(remaining)
             except StopIteration:
                 return
             finally:
-                self.wait_seconds += time.perf_counter() - asked
+                self.wait_seconds += time.perf_counter() - requested
             yield batch
 
     def stop_clock(self) -> None:
-        """The steps are over."""
+        """Stop the epoch's clock."""
         self._seconds, self._running_since = self.seconds, None
 
     @property
     def steps_of_pass(self) -> int:
-        """Steps since :meth:`timed`: those of this attempt at the epoch."""
+        """Steps since :meth:`timed`, without earlier attempts."""
         return self.steps - self._first_step
 
     @property
     def seconds(self) -> float:
-        """Time spent on this epoch's steps."""
+        """Time spent on this epoch's steps, earlier attempts included."""
         return self._seconds + (time.perf_counter() - self._running_since if self._running_since is not None else 0)
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count a batch, or a piece of one, with its mean loss. Queues work on the device; reads nothing back."""
+        """Count a batch or micro-batch, given its mean loss. Does not synchronize with the device."""
         correct = (logits.detach().argmax(dim=1) == labels).sum()
         count = len(labels)
         self._sums += torch.stack([torch.full_like(loss, count), loss.detach() * count, correct]).double()
 
     def end_step(self) -> None:
-        """All of a step's batch was counted."""
+        """Count a step."""
         self.steps += 1
 
     def averages(self, world: World) -> tuple[float, float]:
-        """Mean loss and top-1 (a share of 1) over all processes. Waits for the device."""
+        """Return mean loss and top-1 (0 to 1) over all ranks. Synchronizes with the device."""
         count, loss, correct = self._totals(world).tolist()
         return loss / max(count, 1), correct / max(count, 1)
 
@@ -91,7 +89,7 @@ class TrainMeter:
         return sum_over_world(self._sums.clone(), world)
 
     def state_dict(self, world: World) -> dict[str, Any]:
-        """For a checkpoint; every process must ask. Waits for the device."""
+        """Return the state for a checkpoint. Every rank must call it. Synchronizes with the device."""
         return {
             "steps": self.steps,
             "seconds": self.seconds,
@@ -100,7 +98,7 @@ class TrainMeter:
         }
 
     def load_state_dict(self, state: dict[str, Any], world: World) -> None:
-        """Go on with the sums of all processes, which from here on the first one keeps."""
+        """Restore the state from a checkpoint; the first rank holds the sums of all ranks."""
         self.steps, self._seconds = state["steps"], state["seconds"]
         self.wait_seconds = state["wait_seconds"]
         self._sums.copy_(state["sums"] if world.is_main else torch.zeros(3))

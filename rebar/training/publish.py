@@ -21,7 +21,7 @@ from rebar.reporting.model_card import ModelFacts, model_card
 from rebar.reporting.report import read_run, write_report
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.huggingface import prepare_repository, upload_files
-from rebar.training.banner import recipe_in_words
+from rebar.training.banner import recipe_summary
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.export import export_metadata, export_weights
@@ -71,7 +71,7 @@ def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:
             if name.startswith("val/") and value is not None
         },
         epochs=checkpoint["epoch"],
-        recipe=recipe_in_words(
+        recipe=recipe_summary(
             config,
             global_batch=checkpoint["global_batch"],
             precision=run.start.get("precision", config.training.precision),

@@ -1,7 +1,8 @@
-"""``--resume none`` and ``--resume FILE`` begin a run once: whatever ends it, the same command goes on.
+"""Resume a run: which checkpoint ``--resume`` means, and loading it.
 
-``origin.json`` in the run's folder says how the run began. While the folder's last checkpoint belongs to it, the same
-``--resume FILE``, or a restart by the same torchrun, means ``--resume auto``.
+``origin.json`` in the run's folder records how the run started. If it started with ``--resume none`` or ``--resume
+FILE``, the same command, or a restart by the same torchrun, resumes from the run's own checkpoint like ``--resume
+auto``.
 """
 
 import dataclasses
@@ -9,48 +10,116 @@ import os
 import socket
 from pathlib import Path
 
+from rebar.cli import warn
+from rebar.config import flatten_config
 from rebar.errors import RebarError
+from rebar.loading import Loader
+from rebar.optim.schedules import build_schedule
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.run_manifest import PREVIOUS, Origin, read_origin
 from rebar.training.checkpoint import link, sha256_of
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, gather_from_all
-from rebar.training.uploaded_run import place_of, read_manifest, write_origin
+from rebar.training.state import TrainState
+from rebar.training.uploaded_run import fetch_run, place_of, read_manifest, write_origin
 
 
 def resolve_resume(config: TrainConfig, folder: RunFolder, world: World) -> TrainConfig:
-    """The configuration with ``--resume auto`` where this command, or this torchrun, has begun the run already.
+    """Return the configuration, with ``--resume auto`` if this command, or this torchrun, has started the run before.
 
-    Every process must call it. Raises RebarError where the uploaded run cannot be read.
+    Every rank must call it. Raises RebarError if the uploaded run cannot be read.
     """
-    asked = config.checkpoint.resume
+    resume, overwrite = config.checkpoint.resume, config.checkpoint.overwrite
     training = config.training
-    if asked == "auto" or training.eval_only or training.dry_run or training.find_lr:
+    if resume == "auto" or training.eval_only or training.dry_run or training.find_lr:
         return config
     attempts = gather_from_all((folder.last_checkpoint.is_file(), _restarts()), world)
-    goes_on = False
+    has_started = False
     if world.is_main:
-        origin = _origin_of(config.logging.upload, folder, here=all(have for have, _ in attempts))
+        origin = _read_origin(config.logging.upload, folder, is_local=all(exists for exists, _ in attempts))
         restarted = any(restarts for _, restarts in attempts)
-        goes_on = origin is not None and (
-            _same_launch(origin, restarted=restarted)
-            or (asked != "none" and not config.checkpoint.overwrite and _began_from(Path(asked), origin))
+        starts_from_file = resume != "none" and not overwrite
+        has_started = origin is not None and (
+            _same_launch(origin, restarted=restarted) or (starts_from_file and _started_from(Path(resume), origin))
         )
-        if goes_on and asked != "none" and not config.checkpoint.overwrite:
+        if has_started and starts_from_file:
             print(
-                f"resume    the run in {folder.path} began from {asked} and goes on from its own last checkpoint; "
-                "--overwrite begins from there again",
+                f"resume    the run in {folder.path} started from {resume} and resumes from its own last checkpoint; "
+                f"--overwrite restarts it from {resume}",
                 flush=True,
             )
-    if not gather_from_all(goes_on, world)[0]:
+    if not gather_from_all(has_started, world)[0]:
         return config
     return dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, resume="auto"))
 
 
-def begin(resume: str, folder: RunFolder) -> None:
-    """Keep how the run begins. From a file: it is the last checkpoint from now on, the earlier one the one before.
+def load_checkpoint(
+    config: TrainConfig, state: TrainState, train_loader: Loader, folder: RunFolder, world: World
+) -> bool:
+    """Load the checkpoint that --resume means, downloading an uploaded run first. Returns whether there is one.
 
-    Raises RebarError where that cannot be written.
+    Every rank must call it. Raises RebarError if the ranks found different checkpoints.
+    """
+    is_resumed = _load_checkpoint(config, state, train_loader, folder, world)
+    steps = gather_from_all(state.steps(len(train_loader)), world)
+    if len(set(steps)) > 1:
+        other = next(rank for rank, step in enumerate(steps) if step != steps[0])
+        raise RebarError(
+            f"{folder.path}: the nodes have different checkpoints, rank 0 at step {steps[0]:,}, rank {other} at step "
+            f"{steps[other]:,}. Put the folder on a file system that they share, give --upload, or copy the newest "
+            "checkpoint to all.",
+            code="checkpoint-differs-between-nodes",
+        )
+    return is_resumed
+
+
+def _load_checkpoint(
+    config: TrainConfig, state: TrainState, train_loader: Loader, folder: RunFolder, world: World
+) -> bool:
+    resume, overwrite = config.checkpoint.resume, config.checkpoint.overwrite
+    if config.training.find_lr and resume in ("auto", "none"):
+        return False  # a range test starts from untrained weights, unless a file is given
+    if not (config.training.dry_run or config.training.find_lr):
+        fetch_run(config.logging.upload, folder, world, resume=resume, overwrite=overwrite)
+    folder.check_free(resume, overwrite=overwrite)
+    checkpoint = folder.checkpoint_to_resume(resume)
+    if checkpoint is None:
+        if config.training.eval_only and not config.model.pretrained:
+            raise RebarError(
+                f"training.eval_only: {folder.path} has no checkpoint. Give --resume FILE, or --pretrained for "
+                "torchvision's weights.",
+                code="checkpoint-not-found",
+            )
+        return False
+    state.load(checkpoint, flatten_config(config), world)
+    if not config.training.eval_only:
+        state.restore_position(train_loader)
+        _resume_schedule(config, state, train_loader)
+    return True
+
+
+def _resume_schedule(config: TrainConfig, state: TrainState, loader: Loader) -> None:
+    """Fit the schedule to the number of epochs, which may have changed. Warns if the learning rate jumps."""
+    epochs, before, step = config.training.epochs, state.schedule.epochs, state.steps(len(loader))
+    state.schedule = state.schedule.resumed(
+        epochs, reset=config.checkpoint.reset_schedule, epoch=state.epoch, step=step, lr=state.lr
+    )
+    if epochs > max(state.epoch, before) and config.checkpoint.freeze_lr is None:
+        learning_rate = build_schedule(
+            config.lr, state.schedule, steps_per_epoch=len(loader), global_batch=loader.global_batch
+        )
+        if learning_rate(step) > 1.5 * state.lr:
+            warn(
+                f"with {epochs} epochs instead of {before}, the learning rate jumps from {state.lr:.4g} to "
+                f"{learning_rate(step):.4g}. --reset-schedule restarts the schedule without a jump, --freeze-lr VALUE "
+                "holds one value"
+            )
+
+
+def record_origin(resume: str, folder: RunFolder) -> None:
+    """Record how the run starts. A checkpoint file to start from becomes the folder's last checkpoint.
+
+    Raises RebarError if that cannot be written.
     """
     origin = Origin(resume, agent=_agent(), launch=_launch())
     if resume != "none":
@@ -64,20 +133,23 @@ def begin(resume: str, folder: RunFolder) -> None:
             if source != last.resolve():
                 link(source, last)
         except OSError as error:
-            raise RebarError(f"{last} cannot be written: {error.strerror}") from None
+            raise RebarError(
+                f"{last} cannot be written: {error.strerror}. Free some space, or choose another --logging.folder.",
+                code="checkpoint-not-writable",
+            ) from None
     write_origin(folder, origin)
 
 
-def _origin_of(address: str, folder: RunFolder, *, here: bool) -> Origin | None:
-    """Of the run to go on with: the folder's where all machines have its checkpoint, else the uploaded one's."""
-    if here:
+def _read_origin(address: str, folder: RunFolder, *, is_local: bool) -> Origin | None:
+    """Return the origin of the run in the folder if all nodes have its checkpoint, else that of the uploaded run."""
+    if is_local:
         return read_origin(folder.origin)
     manifest = read_manifest(place_of(address, folder)) if address else None
     return manifest.origin if manifest else None
 
 
-def _began_from(path: Path, origin: Origin) -> bool:
-    """By its name, as a run may replace the file it began from; or by content, as another machine may name it so."""
+def _started_from(path: Path, origin: Origin) -> bool:
+    """Compare the path, as a run may replace the file it started from, and the content, as the file may be moved."""
     if origin.resume == str(path.resolve()):
         return True
     try:
@@ -88,7 +160,7 @@ def _began_from(path: Path, origin: Origin) -> bool:
 
 
 def _same_launch(origin: Origin, *, restarted: bool) -> bool:
-    """Whether torchrun started both. On several machines the first process may be another machine's by now."""
+    """Whether the same torchrun started both attempts. With several nodes, rank 0 may have moved to another node."""
     if _agent():
         return origin.agent == _agent() or (restarted and origin.launch == _launch() != "")
     return False
@@ -100,11 +172,11 @@ def _restarts() -> int:
 
 def _launch() -> str:
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return "" if name == "none" else name  # torchrun's word for no name
+    return "" if name == "none" else name  # torchrun's default
 
 
 def _agent() -> str:
-    """The torchrun process above this one, told from an earlier one of its number by its start; empty without one."""
+    """Identify the parent torchrun by host, process id and start time; empty without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
     parent = os.getppid()

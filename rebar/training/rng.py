@@ -1,7 +1,7 @@
-"""The states of all random number generators of a process, so that a resumed run draws what it would have drawn.
+"""Save and restore the random number generators of a process.
 
-The loader's augmentations have no state (a function of seed, epoch and sample); these are for what draws
-while it trains, such as dropout.
+The loader's augmentations are functions of seed, epoch and sample and have no state. These are for what draws while
+training, such as dropout.
 """
 
 import random
@@ -12,7 +12,7 @@ import torch
 
 
 def rng_states(device: torch.device) -> dict[str, Any]:
-    """Those of torch (CPU and ``device``), NumPy's old global one, and Python's; tensors and plain values."""
+    """Return the states of torch (CPU and ``device``), NumPy's legacy generator and Python, as tensors and values."""
     name, keys, *rest = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     states = {
@@ -26,7 +26,7 @@ def rng_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_states(states: dict[str, Any], device: torch.device) -> None:
-    """The inverse; a device's state is left alone where the checkpoint was written on a machine without."""
+    """Restore the states; the device's is left alone if they were saved without a GPU."""
     torch.set_rng_state(states["torch"])
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

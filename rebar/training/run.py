@@ -1,173 +1,214 @@
-"""What surrounds the epochs of a run: its folder, log and status, and who may end it."""
+"""A training run: the object that the training loop and the modules around it share."""
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from rebar.cli import warn
-from rebar.config import flatten_config, to_yaml
-from rebar.errors import RebarError
-from rebar.loading import Loader
-from rebar.reporting.console import warn_beside_bar
-from rebar.reporting.log import RunLog, forget_after, open_log, read_log
-from rebar.reporting.plots import plot_run
-from rebar.reporting.report import write_report
-from rebar.reporting.run_folder import RunFolder, RunStatus, State, read_status, write_status
-from rebar.storage.atomic_write import atomic_write
+from torch import nn
+
+from rebar.config import flatten_config
+from rebar.loading import Batch, Loader, Normalizer
+from rebar.loading.device import Augment
+from rebar.reporting import console
+from rebar.reporting.log import RunLog
+from rebar.reporting.run_folder import RunFolder, RunStatus, State, write_status
 from rebar.storage.run_manifest import Progress
-from rebar.training.checkpoint import keep_copies, save_checkpoint
+from rebar.training.checkpoint import CheckpointWriter
 from rebar.training.config import TrainConfig
-from rebar.training.control import RunControl, asked_to_stop
-from rebar.training.distributed import World, wait_for_all
-from rebar.training.error_hints import error_hints
+from rebar.training.control import RunControl
+from rebar.training.distributed import World
 from rebar.training.estimate import TimeEstimate
-from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
-from rebar.training.resolution import all_resolutions
-from rebar.training.resume import begin
+from rebar.training.execution import input_dtype
+from rebar.training.health import HealthWatch, check_finite
+from rebar.training.metrics import memory_metrics
+from rebar.training.preemption import Interrupted, Wish
+from rebar.training.resolution import resolution_at
 from rebar.training.state import TrainState
-from rebar.training.upload import Uploader, start_uploads
+
+T = TypeVar("T")
 
 
-@contextmanager
-def run_context(
-    config: TrainConfig, state: TrainState, loader: Loader, folder: RunFolder, world: World, *, afresh: bool
-) -> Iterator[tuple[RunLog, RunControl]]:
-    """The run's log and control meanwhile; then ``status.json`` says how it ended, a finished run has its report.
+@dataclass
+class Run:
+    """Configuration, ranks, state, data, log and control of a run.
 
-    Raises RebarError where another run uses the folder, and in place of errors that can be explained.
+    Saving a checkpoint is one path: :meth:`save_checkpoint` collects the state, :class:`CheckpointWriter` copies it to
+    host memory and writes it on its thread, and then hands it to the uploader.
     """
-    wait_for_all(world)  # nobody looks for the checkpoint any more
-    settings = flatten_config(config)
-    steps_per_epoch = len(loader)
-    earlier_seconds = state.run_seconds
 
-    def take_checkpoint() -> Callable[[], None] | None:
-        state.loader = loader.state_dict(state.meter.steps_of_pass) if state.meter.steps else None
-        state.note_corrupt_samples(loader, world)
-        state.run_seconds = earlier_seconds + control.seconds
-        content = state.take_checkpoint(settings, world)
-        if content is None:
-            return None
-        ends_epoch, taken_at = state.meter.steps == 0, progress()
-        is_best, keep_every = config.checkpoint.keep_best and state.is_best, config.checkpoint.keep_every
+    config: TrainConfig
+    world: World
+    folder: RunFolder
+    state: TrainState
+    model: nn.Module
+    """``state.model``, wrapped by DistributedDataParallel and torch.compile as configured."""
+    train_loader: Loader
+    val_loader: Loader
+    is_resumed: bool = False
+    """Whether a checkpoint was loaded."""
+    log: RunLog = field(default_factory=lambda: RunLog(None))
+    """Discards its records until :func:`run_context` opens it."""
+    control: RunControl = field(init=False)
+    writer: CheckpointWriter = field(init=False)
+    health: HealthWatch = field(default_factory=HealthWatch)
+    estimate: TimeEstimate | None = None
+    """Prints the remaining time once, on the first rank only."""
+    _progress_bar: Any = field(init=False, default=None)
 
-        def write() -> None:  # of what was taken: the state goes on meanwhile
-            save_checkpoint(folder.last_checkpoint, content)
-            if ends_epoch:
-                keep_copies(folder.last_checkpoint, epoch=taken_at.epoch, is_best=is_best, keep_every=keep_every)
-            if uploader is not None:
-                uploader.checkpoint_saved(taken_at)
-
-        return write
-
-    def progress() -> Progress:
-        step = state.steps(steps_per_epoch)
-        return Progress(state.epoch, step, step / steps_per_epoch)
-
-    def note(how: State, reason: str, exit_code: int | None) -> None:
-        if world.is_main:
-            step = state.steps(steps_per_epoch)
-            write_status(folder.status, RunStatus(how, reason, state.epoch, step, exit_code))
-
-    uploader: Uploader | None = None
-    with ExitStack() as stack:
-        if world.is_main:
-            stack.enter_context(folder.claimed())
-            folder.prepare(afresh=afresh)
-            with atomic_write(folder.config) as (file,):
-                file.write(to_yaml(config).encode())
-            if config.checkpoint.resume != "auto":
-                begin(config.checkpoint.resume, folder)
-            forget_after(folder.log, epoch=state.epoch, step=state.steps(steps_per_epoch))
-        log = stack.enter_context(open_log(folder.log, config.logging, is_main=world.is_main, settings=settings))
-        request = stack.enter_context(asked_to_stop(config.checkpoint, world))
-        control = RunControl(config.checkpoint, request, world, take=take_checkpoint)
-        control.set_limits(
-            steps=state.steps(steps_per_epoch),
-            max_steps=config.training.max_steps,
-            budget_seconds=3600 * config.training.budget_hours,
-            used_seconds=earlier_seconds,
+    def __post_init__(self) -> None:
+        options = self.config.checkpoint
+        self.control = RunControl(self.world, every_steps=options.every_steps, every_minutes=options.every_minutes)
+        self.writer = CheckpointWriter(
+            self.folder.last_checkpoint, keep_best=options.keep_best, keep_every=options.keep_every
         )
-        if world.is_main:
-            control.estimate = TimeEstimate(
-                all_resolutions(config.training.epochs, config.resolution),
-                steps_per_epoch=steps_per_epoch,
-                global_batch=loader.global_batch,
-                max_steps=config.training.max_steps,
-            )
-        if world.is_main and config.logging.upload:
-            replaces = afresh or config.checkpoint.resume != "auto"
-            uploader = start_uploads(config.logging.upload, folder, progress(), steps_per_epoch, replaces=replaces)
-            stack.callback(uploader.finish)
-        note("running", "", None)
-        try:
-            with error_hints(
-                batch_size=config.training.batch_size,
-                precision=state.precision,
-                accumulate=config.execution.accumulate,
-            ):
-                yield log, control
-                control.wait_until_saved()
-        except Interrupted as interrupted:
-            note("interrupted", interrupted.reason, EXIT_PREEMPTED)
-            control.close()
-            if uploader is not None:
-                uploader.finish()
-            wait_for_all(world)  # whoever leaves first makes torchrun end the others
-            raise
-        except BaseException as error:
-            try:
-                control.wait_until_saved()
-            except Exception as failed:  # the first error is the one to be raised
-                warn_beside_bar(str(failed))
-            with suppress(RebarError):  # the disk may be what is full
-                note("failed", str(error) or type(error).__name__, 1)
-            raise
-        control.close()
-        note("finished", control.limit, 0)
-        if world.is_main:
-            _draw(folder)
 
+    # ------------------------------------------------------------------ progress
 
-def _draw(folder: RunFolder) -> None:
-    """Plot and report, whose want must not spoil a run that is complete."""
-    if folder.log.is_file() and any(record["event"] == "epoch" for record in read_log(folder.log)):
-        _or_warn(lambda: plot_run(folder.log, folder.plot), f"python -m rebar.reporting.plots {folder.path}")
-    _or_warn(lambda: write_report(folder.path), f"python -m rebar.reporting {folder.path}")
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.train_loader)
 
+    @property
+    def step(self) -> int:
+        """The number of completed steps of the run."""
+        return self.state.steps(self.steps_per_epoch)
 
-def _or_warn(draw: Callable[[], object], later: str) -> None:
-    try:
-        draw()
-    except RebarError as error:
-        warn(f"{error}. Later: {later}")
+    @property
+    def epoch_is_complete(self) -> bool:
+        """Whether the current epoch has no steps left."""
+        return self.state.meter.steps >= self.steps_per_epoch
 
+    @property
+    def resolution(self) -> int:
+        """The training resolution of the current epoch, in pixels."""
+        return resolution_at(self.state.epoch, self.config.resolution)
 
-@contextmanager
-def refusal_noted(config: TrainConfig) -> Iterator[None]:
-    """Where an error ends this attempt before its run is recorded, the earlier one's ``status.json`` says so.
+    @property
+    def progress(self) -> Progress:
+        """The progress in epochs and steps, for the manifest of an uploaded run."""
+        return Progress(self.state.epoch, self.step, self.step / self.steps_per_epoch)
 
-    Only where there is one, of a run that is neither complete nor under way elsewhere.
-    """
-    training, folder = config.training, RunFolder(Path(config.logging.folder))
-    is_attempt = not (training.eval_only or training.dry_run or training.find_lr)
-    before = _content(folder.status)
-    try:
-        yield
-    except Exception as error:
-        status = read_status(folder.status)
-        is_ours = is_attempt and int(os.environ.get("RANK", 0)) == 0 and _content(folder.status) == before
-        if is_ours and status is not None and status.state != "finished" and not folder.is_in_use():
-            failed = replace(status, state="failed", reason=str(error) or type(error).__name__, exit_code=1)
-            with suppress(RebarError):
-                write_status(folder.status, failed)
-        raise
+    @property
+    def shows_progress(self) -> bool:
+        """Whether this rank draws progress bars."""
+        return self.world.is_main and self.config.logging.show_progress
 
+    def write_status(self, state: State, reason: str = "", exit_code: int | None = None) -> None:
+        """Write ``status.json``; on the first rank only."""
+        if self.world.is_main:
+            write_status(self.folder.status, RunStatus(state, reason, self.state.epoch, self.step, exit_code))
 
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+    # ------------------------------------------------------------------ data
+
+    def normalizer(self, augment: Augment | None = None) -> Normalizer:
+        """Return what moves batches to the device and normalizes them; ``augment`` is applied to uint8 images."""
+        return Normalizer(
+            self.world.device,
+            input_dtype(self.state.precision),
+            mean=self.state.mean,
+            std=self.state.std,
+            channels_last=self.config.execution.channels_last,
+            augment=augment,
+        )
+
+    def train_batches(self) -> Iterable[Batch]:
+        """Return the batches that are left of the current epoch, timed by the meter, with a progress bar."""
+        meter = self.state.meter
+        epoch = () if self.epoch_is_complete else self.train_loader.epoch(self.state.epoch, self.resolution)
+        self._progress_bar = console.progress(
+            meter.timed(epoch),
+            f"epoch {self.state.epoch + 1}/{self.config.training.epochs}",
+            total=self.steps_per_epoch,
+            initial=meter.steps,
+            enabled=self.shows_progress,
+        )
+        batches: Iterable[Batch] = self._progress_bar
+        return batches
+
+    # ------------------------------------------------------------------ log
+
+    def log_step(self, step: int, loss: float) -> None:
+        """Log the loss of a step and show it in the progress bar. Raises RebarError if it is NaN or infinite."""
+        lr = self.state.lr
+        self.health.on_loss(check_finite(loss, step), step, lr)
+        if self.estimate:
+            self.estimate.at_log_point(step)
+        self._progress_bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.4f}", px=self.resolution, refresh=False)
+        self.log.write("step", {"step": step, "epoch": step / self.steps_per_epoch, "train/loss": loss, "train/lr": lr})
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Return the training metrics of the current epoch, and stop its clock. Every rank must call it.
+
+        Raises RebarError if the mean loss is NaN or infinite.
+        """
+        state, meter = self.state, self.state.meter
+        train_loss, train_top1 = meter.averages(self.world)
+        meter.stop_clock()
+        state.note_corrupt_samples(self.train_loader, self.world)
+        return {
+            "train/loss": check_finite(train_loss, self.step),
+            "train/top1": train_top1,
+            "train/lr": state.lr,
+            "train/resolution": self.resolution,
+            "throughput/samples_per_second": meter.steps * self.train_loader.global_batch / meter.seconds,
+            "data/corrupt_samples": len(state.corrupt_samples),
+            "time/epoch_seconds": meter.seconds,
+            "time/data_wait_fraction": meter.wait_seconds / meter.seconds,
+            **memory_metrics(self.world),
+        }
+
+    def log_epoch(self, metrics: dict[str, float]) -> None:
+        """Log an epoch's metrics and keep them in the state."""
+        state = self.state
+        state.last_metrics = metrics | {"step": self.step}
+        seconds = state.train_seconds + state.meter.seconds
+        self.log.write("epoch", {"epoch": state.epoch, "time/train_seconds": seconds, **state.last_metrics})
+
+    # ------------------------------------------------------------------ checkpoints and stopping
+
+    def after_step(self) -> bool:
+        """Save a checkpoint if one is due. Returns whether a limit of the run is reached. Every rank must call it.
+
+        Raises Interrupted after a stop request to any rank, once the checkpoint is saved; CheckpointError if the
+        previous checkpoint could not be written.
+        """
+        self.writer.raise_failure()
+        decision = self.control.after_step(self.step)
+        if decision is not Wish.GO_ON:
+            self.save_checkpoint()
+        self._raise_if_interrupted(decision)
+        return self.control.is_over
+
+    def interruptible(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield the batches of an evaluation. Raises like :meth:`after_step`. Every rank must use it alike."""
+        for batch in batches:
+            yield batch
+            self.writer.raise_failure()
+            decision = self.control.during_evaluation()
+            if decision.is_interruption:
+                self.save_checkpoint()
+            self._raise_if_interrupted(decision)
+
+    def save_checkpoint(self) -> None:
+        """Copy the run's state to host memory and start writing it on the writer's thread. Every rank must call it.
+
+        Raises CheckpointError if the previous checkpoint could not be written, or if the weights are not finite.
+        """
+        state, loader = self.state, self.train_loader
+        self.writer.wait()  # it reuses the host memory
+        state.loader = loader.state_dict(state.meter.steps_of_pass) if state.meter.steps else None
+        state.note_corrupt_samples(loader, self.world)
+        state.run_seconds = self.control.run_seconds
+        content = state.checkpoint_content(flatten_config(self.config), self.world)
+        if self.world.is_main:
+            self.writer.save(content, self.progress, ends_epoch=state.meter.steps == 0, is_best=state.is_best)
+        self.control.note_saved()
+
+    def wait_until_saved(self) -> None:
+        """Block until the last checkpoint is written. Raises CheckpointError if that failed."""
+        self.writer.wait()
+
+    def _raise_if_interrupted(self, decision: Wish) -> None:
+        if decision.is_interruption:
+            self.wait_until_saved()
+            raise Interrupted(decision)

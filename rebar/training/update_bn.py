@@ -1,4 +1,8 @@
-"""BatchNorm's running statistics, estimated anew for weights that never saw a batch, such as a mean of weights."""
+"""BatchNorm statistics of averaged weights, like ``torch.optim.swa_utils.update_bn``.
+
+torch's function puts the complete model into train mode, so that dropout and stochastic depth are active, and knows
+neither autocast nor ranks.
+"""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -15,16 +19,16 @@ from rebar.training.execution import Precision, autocast
 def update_bn(
     model: nn.Module, batches: Iterable[tuple[torch.Tensor, ...]], *, count: int, world: World, precision: Precision
 ) -> None:
-    """Set the statistics to their mean over the first ``count`` batches of every process, in place.
+    """Set the running statistics, in place, to their mean over the first ``count`` batches of every rank.
 
-    Every process is to have as many batches. Leaves the model in eval mode.
+    Every rank needs the same number of batches. Leaves the model in eval mode.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain mean of all batches
+        norm.momentum = None  # cumulative average
         norm.train()
     for images, *_ in islice(batches, count):
         with autocast(precision, world.device):

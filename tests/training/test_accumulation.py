@@ -1,4 +1,4 @@
-"""A batch in pieces gives the gradient of the whole."""
+"""Tests of rebar.training.accumulation."""
 
 import pytest
 import torch
@@ -13,30 +13,30 @@ LABELS = torch.arange(10) % 4
 
 
 def gradients(count: int, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Loss and gradient of the batch in ``count`` pieces, by a model without BatchNorm."""
+    """Return loss and gradient of the batch in ``count`` micro-batches, for a model without BatchNorm."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.GELU(), nn.Flatten(), nn.Linear(180, 4))
     criterion, loss = build_criterion(LossConfig(), label_smoothing=0.1), 0.0
-    for piece in split_microbatches(model, IMAGES, targets, LABELS, count=count):
-        assert len(piece.images) == len(piece.targets) == len(piece.labels)
-        part = criterion(model(piece.images), piece.targets) * piece.share
+    for micro in split_microbatches(model, IMAGES, targets, LABELS, count=count):
+        assert len(micro.images) == len(micro.targets) == len(micro.labels)
+        part = criterion(model(micro.images), micro.targets) * micro.weight
         part.backward()
         loss += part.item()
     return loss, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 @pytest.mark.parametrize("targets", [LABELS, F.one_hot(LABELS, 4).float().lerp(torch.full((4,), 0.25), 0.3)])
-@pytest.mark.parametrize("count", [2, 3, 10, 25])  # 3 pieces are of 4, 3 and 3 samples
-def test_pieces_add_up_to_the_whole_batch(count: int, targets: torch.Tensor) -> None:
+@pytest.mark.parametrize("count", [2, 3, 10, 25])  # 3 micro-batches have 4, 3 and 3 samples
+def test_microbatches_have_the_gradient_of_the_batch(count: int, targets: torch.Tensor) -> None:
     loss, gradient = gradients(1, targets)
     again, summed = gradients(count, targets)
     assert again == pytest.approx(loss, rel=1e-6)
     torch.testing.assert_close(summed, gradient, rtol=1e-5, atol=1e-7)
 
 
-def test_a_distributed_model_adds_up_with_the_last_piece_only() -> None:
+def test_ddp_reduces_gradients_with_the_last_microbatch_only() -> None:
     class Wrapped(nn.Module):
-        """Notes whether it is inside of no_sync, as DistributedDataParallel does."""
+        """Records whether no_sync is active, like DistributedDataParallel."""
 
         syncs = True
 

@@ -1,4 +1,4 @@
-"""What a run says before its first step, through the command line."""
+"""Tests of rebar.training.banner."""
 
 import re
 from pathlib import Path
@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 import train_imagenet
-from tests.conftest import Data, read_events
+from rebar.config import parse_config
+from rebar.training.banner import recipe_summary
+from rebar.training.config import TrainConfig
+from tests.conftest import REPOSITORY, Data, read_events
 
 RECIPE = ["--lr-scaling", "linear", "--base-batch", "32", "--clip-norm", "1", "--optimizer.nesterov"]
 
 
 def banner(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[dict[str, str], str]:
-    """The banner's lines by their names, and the warnings, of a command that is run here."""
+    """Run a command in this process. Returns the banner's lines by name, and the warnings."""
     train_imagenet.main([str(word) for word in words[1:]])
     shown = capsys.readouterr()
     block = shown.out.split("\n\n")[0].split("dry run\n")[0]
@@ -20,44 +23,106 @@ def banner(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[dict
 
 
 @pytest.mark.parametrize("trial", ["--dry-run", "--find-lr"])
-def test_a_trial_says_and_warns_of_all_that_the_run_would(
+def test_banner_of_a_trial_equals_the_runs(
     trial: str, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--wandb-name", "mine", "--world-size", "8", "--find-lr-steps=10"]
+    words = ["--arch=resnet20", "--wandb-name", "mine", "--world-size", "8", "--find-lr-steps=10"]
     command = data.training_command(tmp_path / "run", *words, trial)
     facts, warnings = banner(capsys, *command)
-    assert facts["model"] == "resnet18, 11,181,642 parameters"
+    assert facts["model"] == "resnet20, 272,474 parameters"
     assert facts["recipe"].startswith("2 epochs, 32 px, sgd, cyclic lr 0.05")
-    assert "logging.wandb_name = mine has no effect without logging.wandb" in warnings
-    assert "this recipe is written for 8 processes; with 1 the global batch is 16 instead of 128" in warnings
+    assert "logging.wandb_name = mine has no effect" in warnings
+    assert "this recipe is for 8 ranks; with 1 the global batch is 16 instead of 128" in warnings
     assert ("training.find_lr_steps" in warnings) == (trial == "--dry-run")
     assert not (tmp_path / "run/log.jsonl").exists()
 
 
-def test_the_recipe_has_the_learning_rate_of_the_log_and_the_time_is_told(
-    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = data.training_command(tmp_path / "run", *RECIPE)
+def test_banner_shows_recipe_and_time_estimate(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = data.training_command(tmp_path / "run", "--arch=resnet20", *RECIPE)
     facts, _ = banner(capsys, *command, "--max-steps", "12")
-    for part in ("cyclic lr 0.025", "Nesterov's momentum", "gradients clipped at 1", "32 bit"):
+    for part in ("cyclic lr 0.025", "Nesterov momentum", "gradient clipping 1", "float32"):
         assert part in facts["recipe"].split(", ")
-    assert facts["time"] == "estimated after 11 steps; beforehand by --dry-run"
+    assert facts["time"] == "estimated after 11 steps; --dry-run estimates it without training"
     steps = read_events(tmp_path / "run", "step")
-    assert steps[10]["train/lr"] == pytest.approx(0.0125, rel=1e-3)  # half way up
+    assert steps[10]["train/lr"] == pytest.approx(0.0125, rel=1e-3)  # half of the peak
     assert read_events(tmp_path / "run", "start")[0]["precision"] == "32"
 
-    facts, _ = banner(capsys, *command, "--max-steps", "14")  # goes on: its speed is known
+    facts, _ = banner(capsys, *command, "--max-steps", "14")  # a resumed run has a measured speed
     assert re.fullmatch(
-        r"about \d+ s left, without evaluation; by [\d,]+ images/s at 32 px before",
+        r"about \d+ s left, without evaluation, at the [\d,]+ images/s measured before at 32 px",
         facts["time"],
     )
 
 
-def test_a_run_too_short_to_be_timed_at_once_says_when(
+def test_banner_of_a_short_and_of_a_complete_run(
     data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts, _ = banner(capsys, *data.training_command(tmp_path), "--log-every", "30", "--max-steps", "1")
     assert facts["time"] == "estimated after the first epoch"
     facts, _ = banner(capsys, *data.training_command(finished_run))
-    assert "complete already" in facts["run"]
+    assert "complete" in facts["run"]
     assert "time" not in facts
+
+
+# ------------------------------------------------------------------ recipe summary
+
+
+def words(*given: str, batch: int = 256, precision: str = "32", gpus: int = 0) -> list[str]:
+    config = parse_config(TrainConfig, given, description="")
+    return recipe_summary(config, global_batch=batch, precision=precision, gpus=gpus).split(", ")
+
+
+def test_recipe_summary_of_the_defaults_is_short() -> None:
+    expected = ["30 epochs", "160 px", "sgd", "cyclic lr 0.5", "weight decay 4e-05", "label smoothing 0.1", "float32"]
+    assert words() == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "lr"),
+    [
+        ([], "2.048"),
+        (["--lr-scaling", "linear", "--base-batch", "2048"], "0.256"),
+        (["--lr-scaling", "sqrt", "--base-batch", "2048"], "0.724077"),
+        (["--lr-scaling", "linear", "--max-lr", "3"], "3"),
+    ],
+)
+def test_recipe_summary_shows_the_scaled_learning_rate(given: list[str], lr: str) -> None:
+    recipe = f"--config-file={REPOSITORY / 'rn50_configs/mosaicml_mild.yaml'}"
+    assert f"cosine lr {lr}" in words(recipe, *given)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (["--clip-norm", "1"], "gradient clipping 1"),
+        (["--color-jitter", "0.4"], "color jitter 0.4"),
+        (["--color-jitter-hue", "0.1"], "hue jitter 0.1"),
+        (["--sync-bn"], "SyncBatchNorm"),
+        (["--gradient-checkpointing"], "gradient checkpointing"),
+        (["--lr-schedule-type", "cosine", "--warmup-epochs", "5"], "warm-up 5 epochs"),
+        (["--nesterov"], "Nesterov momentum"),
+        (["--stats-file", "folder/mine.json"], "channel statistics of mine.json"),
+        (["--freeze-lr", "0.01"], "constant lr 0.01"),
+    ],
+)
+def test_recipe_summary_shows_what_is_enabled(given: list[str], shown: str) -> None:
+    assert shown in words(*given, gpus=4)
+    assert shown not in words(gpus=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "absent"),
+    [
+        (["--sync-bn"], "SyncBatchNorm"),  # on a CPU
+        (["--warmup-epochs", "5"], "warm-up 5 epochs"),  # the cyclic schedule has no warm-up
+        (["--nesterov", "--optimizer", "lamb"], "Nesterov momentum"),
+        (["--zero-init-residual", "--pretrained"], "zero-init residual"),
+    ],
+)
+def test_recipe_summary_omits_what_has_no_effect(given: list[str], absent: str) -> None:
+    assert absent not in words(*given)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_recipe_summary_shows_the_resolved_precision(precision: str) -> None:
+    assert words(precision=precision)[-1] == precision

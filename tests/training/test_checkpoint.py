@@ -1,4 +1,4 @@
-"""A checkpoint is the whole old one or the whole new one, and only a checkpoint is read as one."""
+"""Tests of rebar.training.checkpoint."""
 
 import os
 import pickle
@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from rebar.training.checkpoint import CheckpointError, keep_copies, plain_names, read_checkpoint, save_checkpoint
+from rebar.training.checkpoint import (
+    CheckpointError,
+    HostMemory,
+    keep_copies,
+    plain_names,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 CONTENT: dict[str, Any] = {
     "epoch": 3,
@@ -27,7 +34,7 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_what_is_saved_is_read(saved: Path) -> None:
+def test_read_checkpoint_returns_what_was_saved(saved: Path) -> None:
     content = read_checkpoint(saved)
     assert {name: content[name] for name in CONTENT if name != "model"} == {
         name: value for name, value in CONTENT.items() if name != "model"
@@ -36,45 +43,45 @@ def test_what_is_saved_is_read(saved: Path) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
 
 
-def test_a_later_one_replaces_the_earlier(saved: Path) -> None:
+def test_save_checkpoint_keeps_the_replaced_file_as_previous(saved: Path) -> None:
     save_checkpoint(saved, {"epoch": 4})
     assert read_checkpoint(saved)["epoch"] == 4
     assert read_checkpoint(saved.with_name("previous.pt"))["epoch"] == 3
     assert sorted(path.name for path in saved.parent.iterdir()) == ["last.pt", "previous.pt"]
 
 
-# ------------------------------------------------------------------ reading what is none
+# ------------------------------------------------------------------ reading invalid files
 
 
-def assert_refused(path: Path, message: str) -> None:
-    with pytest.raises(CheckpointError) as refused:
+def assert_rejected(path: Path, code: str) -> None:
+    with pytest.raises(CheckpointError) as error:
         read_checkpoint(path)
-    assert message in str(refused.value)
-    assert str(path) in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert error.value.code == code
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
-    assert_refused(tmp_path / "none.pt", "does not exist")
+def test_read_checkpoint_rejects_a_missing_file(tmp_path: Path) -> None:
+    assert_rejected(tmp_path / "none.pt", "checkpoint-not-found")
 
 
-def test_a_folder(tmp_path: Path) -> None:
-    assert_refused(tmp_path, "is a folder")
+def test_read_checkpoint_rejects_a_folder(tmp_path: Path) -> None:
+    assert_rejected(tmp_path, "checkpoint-not-found")
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -1])
-def test_a_file_cut_short(kept: float, saved: Path) -> None:
-    whole = saved.read_bytes()
-    saved.write_bytes(whole[: kept if isinstance(kept, int) else int(len(whole) * kept)])
-    assert_refused(saved, "is damaged or no checkpoint")
+def test_read_checkpoint_rejects_a_truncated_file(kept: float, saved: Path) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[: kept if isinstance(kept, int) else int(len(content) * kept)])
+    assert_rejected(saved, "checkpoint-damaged")
 
 
-def test_a_file_with_changed_weights(saved: Path) -> None:
-    whole = saved.read_bytes()
+def test_read_checkpoint_rejects_changed_weights(saved: Path) -> None:
+    content = saved.read_bytes()
     weights = CONTENT["model"]["weight"].numpy().tobytes()
-    assert whole.count(weights) == 1
-    saved.write_bytes(whole.replace(weights, weights[:-1] + b"?"))
-    assert_refused(saved, "is damaged")
+    assert content.count(weights) == 1
+    saved.write_bytes(content.replace(weights, weights[:-1] + b"?"))
+    assert_rejected(saved, "checkpoint-damaged")
 
 
 @pytest.mark.parametrize(
@@ -85,25 +92,25 @@ def test_a_file_with_changed_weights(saved: Path) -> None:
         pytest.param(bytes(5000), id="zeros"),
     ],
 )
-def test_a_file_of_another_kind(content: bytes, tmp_path: Path) -> None:
+def test_read_checkpoint_rejects_other_kinds_of_files(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     path.write_bytes(content)
-    assert_refused(path, "is damaged or no checkpoint")
+    assert_rejected(path, "checkpoint-damaged")
 
 
 @pytest.mark.parametrize("content", [{"weight": torch.ones(3)}, [1, 2], torch.ones(3), {"format": "other"}], ids=type)
-def test_a_file_of_other_tensors(content: Any, tmp_path: Path) -> None:
+def test_read_checkpoint_rejects_other_torch_files(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pt")
-    assert_refused(tmp_path / "weights.pt", "is not a Rebar checkpoint")
+    assert_rejected(tmp_path / "weights.pt", "checkpoint-invalid")
 
 
-def test_one_of_another_version(tmp_path: Path) -> None:
+def test_read_checkpoint_rejects_another_version(tmp_path: Path) -> None:
     torch.save({"format": "rebar-checkpoint", "version": 99}, tmp_path / "future.pt")
-    assert_refused(tmp_path / "future.pt", "has version 99; this Rebar reads 2")
+    assert_rejected(tmp_path / "future.pt", "checkpoint-version")
 
 
 class Malicious:
-    """Unpickled, it makes a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -113,21 +120,21 @@ class Malicious:
 
 
 @pytest.mark.parametrize("plain_pickle", [False, True])
-def test_no_code_is_run(plain_pickle: bool, tmp_path: Path) -> None:
+def test_read_checkpoint_executes_no_code(plain_pickle: bool, tmp_path: Path) -> None:
     path, proof = tmp_path / "evil.pt", tmp_path / "was_run"
     content = {"format": "rebar-checkpoint", "version": 2, "model": Malicious(proof)}
     if plain_pickle:
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
-    assert_refused(path, "is damaged or no checkpoint")
+    assert_rejected(path, "checkpoint-damaged")
     assert not proof.exists()
 
 
-# ------------------------------------------------------------------ which are kept
+# ------------------------------------------------------------------ writing
 
 
-def test_copies_are_kept_by_policy(saved: Path) -> None:
+def test_keep_copies_keeps_the_best_and_every_nth(saved: Path) -> None:
     for epoch, is_best in ((1, True), (2, False), (3, True), (4, False)):
         save_checkpoint(saved, {"epoch": epoch})
         keep_copies(saved, epoch=epoch, is_best=is_best, keep_every=2)
@@ -135,7 +142,7 @@ def test_copies_are_kept_by_policy(saved: Path) -> None:
     assert kept == {"last.pt": 4, "previous.pt": 3, "best.pt": 3, "epoch_002.pt": 2, "epoch_004.pt": 4}
 
 
-def test_names_are_the_bare_models() -> None:
+def test_plain_names_removes_the_prefixes_of_wrappers() -> None:
     names = ["module.conv1.weight", "_orig_mod.module.fc.bias", "layer1.0._orig_mod.bn1.weight", "fc.weight"]
     assert list(plain_names({name: torch.ones(1) for name in names})) == [
         "conv1.weight",
@@ -146,56 +153,55 @@ def test_names_are_the_bare_models() -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
-def test_a_disk_that_is_full_gives_up_the_oldest_copy_first(tmp_path: Path) -> None:
+def test_save_checkpoint_deletes_the_previous_one_on_a_full_disk(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "none", disk], capture_output=True).returncode:
-        pytest.skip("no mounting here")
+        pytest.skip("mounting is not allowed")
     try:
         last, weights = disk / "last.pt", torch.zeros(500_000)  # 2 MB
         for epoch in range(4):  # three do not fit
             save_checkpoint(last, {"epoch": epoch, "model": weights})
         assert read_checkpoint(last)["epoch"] == 3
-        with pytest.raises(CheckpointError, match=r"last.pt cannot be written .*the disk is full.*intact"):
+        with pytest.raises(CheckpointError) as error:
             save_checkpoint(last, {"epoch": 4, "model": torch.zeros(1_000_000)})
+        assert error.value.code == "checkpoint-not-writable"
         assert read_checkpoint(last)["epoch"] == 3
         assert [path.name for path in disk.iterdir()] == ["last.pt"]
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
-# ------------------------------------------------------------------ writing that fails
-
-
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    "error",
     [
-        (OSError(28, "No space left on device"), "the disk is full"),
-        (OSError(5, "Input/output error"), "Input/output error"),
-        (RuntimeError("PytorchStreamWriter failed writing file"), "failed writing file"),
+        OSError(28, "No space left on device"),
+        OSError(5, "Input/output error"),
+        RuntimeError("PytorchStreamWriter failed writing file"),
     ],
 )
-def test_a_failed_write_leaves_the_earlier_one(
-    error: Exception, reason: str, saved: Path, monkeypatch: pytest.MonkeyPatch
+def test_failed_write_leaves_the_earlier_checkpoint(
+    error: Exception, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full_disk(content: object, file: Any) -> None:
+    def failing_save(content: object, file: Any) -> None:
         file.write(b"the first half")
         raise error
 
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(CheckpointError, match=rf"last.pt cannot be written .*{reason}.*one before it.*intact"):
+    monkeypatch.setattr(torch, "save", failing_save)
+    with pytest.raises(CheckpointError) as raised:
         save_checkpoint(saved, {"epoch": 4})
+    assert raised.value.code == "checkpoint-not-writable"
     monkeypatch.undo()
     assert read_checkpoint(saved)["epoch"] == 3
     assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
 
 
-def test_a_kill_while_writing_leaves_the_earlier_one(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(content: object, file: Any) -> None:
+def test_kill_while_writing_leaves_the_earlier_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted_save(content: object, file: Any) -> None:
         file.write(b"the first half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", killed)
+    monkeypatch.setattr(torch, "save", interrupted_save)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(saved, {"epoch": 4})
     monkeypatch.undo()
@@ -205,6 +211,52 @@ def test_a_kill_while_writing_leaves_the_earlier_one(saved: Path, monkeypatch: p
     assert sorted(path.name for path in saved.parent.iterdir()) == ["last.pt", "previous.pt"]
 
 
-def test_a_folder_that_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"gone/last.pt cannot be written"):
+def test_save_checkpoint_rejects_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as error:
         save_checkpoint(tmp_path / "gone/last.pt", CONTENT)
+    assert error.value.code == "checkpoint-not-writable"
+
+
+# ------------------------------------------------------------------ host memory
+
+
+def test_host_memory_copy_is_independent() -> None:
+    weight = torch.arange(6.0).view(2, 3).t()
+    content = {"model": {"weight": weight}, "groups": [{"lr": 0.1, "betas": (0.9, 0.95)}], "arch": "tiny", "no": None}
+    copy = HostMemory().copy(content)
+    assert copy["model"]["weight"].stride() == weight.stride()
+    weight.zero_()
+    content["groups"][0]["lr"] = 0.2  # type: ignore[index]
+    assert copy["model"]["weight"].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+    assert {**copy, "model": 0} == {
+        "model": 0,
+        "groups": [{"lr": 0.1, "betas": (0.9, 0.95)}],
+        "arch": "tiny",
+        "no": None,
+    }
+
+
+def test_host_memory_copies_parameters_as_tensors() -> None:
+    copy = HostMemory().copy([torch.nn.Parameter(torch.ones(2))])
+    assert not copy[0].requires_grad
+
+
+def test_host_memory_is_reused_for_tensors_of_the_same_layout() -> None:
+    memory, weights = HostMemory(), [torch.zeros(3), torch.zeros(2, 2), torch.zeros(4)]
+    first = memory.copy(weights)
+    weights[1] = torch.ones(5)
+    second = memory.copy([weight + 1 for weight in weights])
+    assert [a.data_ptr() == b.data_ptr() for a, b in zip(first, second, strict=True)] == [True, False, True]
+    assert [copy.tolist() for copy in second] == [[1.0] * 3, [2.0] * 5, [1.0] * 4]
+    assert memory.copy({"fewer": torch.ones(3)})["fewer"].tolist() == [1.0] * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_host_memory_for_gpu_tensors_is_pinned() -> None:
+    weights = [torch.full((1 << 20,), float(number), device="cuda") for number in range(20)]
+    copies = HostMemory().copy(weights)
+    for weight in weights:
+        weight.fill_(-1)
+    assert all(copy.is_pinned() for copy in copies)
+    assert [copy.unique().tolist() for copy in copies] == [[float(number)] for number in range(20)]

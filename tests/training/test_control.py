@@ -1,184 +1,119 @@
-"""When a run saves, and when it stops; the processes' agreement is tested with real ones in test_resume.py."""
+"""Tests of rebar.training.control; votes of several ranks are tested in tests/test_resume.py."""
 
-import functools
-import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from rebar.training.checkpoint import CheckpointConfig, CheckpointError
 from rebar.training.control import RunControl
 from rebar.training.distributed import World
-from rebar.training.preemption import Interrupted, StopRequest, Wish
+from rebar.training.preemption import StopRequest, Wish
 
 
-class Saves:
-    """Counts, and can be asked when. Writes only while it may."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.step = 0
-        self.written: list[int] = []
-        self.fails_at: set[int] = set()
-        self.may_write = threading.Event()
-        self.may_write.set()
-
-    def __call__(self) -> Callable[[], None]:
-        self.steps.append(self.step)
-        step = self.step
-        return lambda: self.write(step)
-
-    def write(self, step: int) -> None:
-        """On the other thread."""
-        assert self.may_write.wait(timeout=30)
-        if step in self.fails_at:
-            raise CheckpointError(f"step {step} cannot be written")
-        self.written.append(step)
+def start(world: World, used_seconds: float = 0.0, **options: Any) -> tuple[RunControl, StopRequest]:
+    control, request = RunControl(world, **options), StopRequest()
+    control.start(request, used_seconds=used_seconds)
+    return control, request
 
 
-def make(world: World, config: CheckpointConfig) -> tuple[RunControl, Saves, StopRequest]:
-    saves, request = Saves(), StopRequest()
-    control = RunControl(config, request, world, take=saves)
-    control.set_limits(steps=0, max_steps=0, budget_seconds=0, used_seconds=0)
-    return control, saves, request
-
-
-def go(control: RunControl, saves: Saves, steps: int) -> int:
-    """The step after which it said to leave, or 0."""
-    for saves.step in range(1, steps + 1):
-        if control.after_step(saves.step):
-            return saves.step
-    return 0
+def saved_after(control: RunControl, steps: int) -> list[int]:
+    """Return the steps after which a checkpoint is due."""
+    return [step for step in range(1, steps + 1) if control.after_step(step) is Wish.SAVE]
 
 
 @pytest.mark.parametrize(
-    ("config", "expected"),
+    ("options", "expected"),
     [
-        (CheckpointConfig(every_steps=3), [3, 6]),
-        (CheckpointConfig(every_minutes=0), []),
-        (CheckpointConfig(every_minutes=1e-9), [1, 2, 3, 4, 5, 6, 7]),
-        (CheckpointConfig(), []),
+        ({"every_steps": 3}, [3, 6]),
+        ({"every_minutes": 1e-9}, [1, 2, 3, 4, 5, 6, 7]),
+        ({"every_minutes": 10.0}, []),
+        ({}, []),
     ],
+    ids=str,
 )
-def test_saves_by_steps_and_by_time(config: CheckpointConfig, expected: list[int], world: World) -> None:
-    control, saves, _ = make(world, config)
-    assert go(control, saves, 7) == 0
-    assert saves.steps == expected
+def test_after_step_saves_by_steps_and_by_time(options: dict[str, Any], expected: list[int], world: World) -> None:
+    control, _ = start(world, **options)
+    assert saved_after(control, 7) == expected
+
+
+def test_after_step_measures_the_time_since_the_last_save(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    control, _ = start(world, every_minutes=1.0)
+    now += 61
+    assert control.after_step(1) is Wish.SAVE
+    control.note_saved()
+    now += 59
+    assert control.after_step(2) is Wish.GO_ON
 
 
 @pytest.mark.parametrize(
-    ("limits", "leaves_after", "words"),
+    ("limits", "last_step", "decision", "reason"),
     [
-        ({"max_steps": 4}, 4, "max_steps 4"),
-        ({"budget_seconds": 1e-6}, 1, "budget_hours"),
-        ({"budget_seconds": 3600}, 0, ""),
+        ({"max_steps": 4}, 4, Wish.SAVE, "max_steps 4"),
+        ({"budget_seconds": 1e-6}, 1, Wish.BUDGET, "budget_hours"),
+        ({"budget_seconds": 3600.0}, 0, Wish.GO_ON, ""),
     ],
+    ids=str,
 )
-def test_a_limit_saves_and_leaves(limits: dict[str, float], leaves_after: int, words: str, world: World) -> None:
-    control, saves, _ = make(world, CheckpointConfig())
-    everything = {"steps": 0, "max_steps": 0, "budget_seconds": 0, "used_seconds": 0} | limits
-    control.set_limits(**everything)  # type: ignore[arg-type]
-    assert go(control, saves, 9) == leaves_after
-    assert saves.steps == ([leaves_after] if leaves_after else [])
-    assert words in control.limit
-    assert control.is_over() == bool(leaves_after)
+def test_limit_ends_the_run_with_a_checkpoint(
+    limits: dict[str, Any], last_step: int, decision: Wish, reason: str, world: World
+) -> None:
+    control, _ = start(world)
+    control.set_limits(step=0, **limits)
+    decisions = []
+    while not control.is_over and len(decisions) < 9:
+        decisions.append(control.after_step(len(decisions) + 1))
+    assert decisions[-1] is decision
+    assert len(decisions) == (last_step or 9)
+    assert reason in control.limit
+    assert control.is_over == bool(last_step)
 
 
-@pytest.mark.parametrize(
-    "limits",
-    [
-        {"steps": 5, "max_steps": 5, "budget_seconds": 0, "used_seconds": 0},
-        {"steps": 5, "max_steps": 0, "budget_seconds": 9, "used_seconds": 10},
-    ],
-)
-def test_a_limit_reached_by_earlier_attempts(limits: dict[str, int], world: World) -> None:
-    control, _, _ = make(world, CheckpointConfig())
-    control.set_limits(**limits)
-    assert control.is_over()
+@pytest.mark.parametrize(("step", "limits"), [(5, {"max_steps": 5}), (5, {"budget_seconds": 9.0})])
+def test_set_limits_counts_earlier_attempts(step: int, limits: dict[str, Any], world: World) -> None:
+    control, _ = start(world, used_seconds=10.0)
+    control.set_limits(step=step, **limits)
+    assert control.is_over
 
 
-def test_asked_to_stop_it_saves_first(world: World) -> None:
-    control, saves, request = make(world, CheckpointConfig())
-    assert go(control, saves, 2) == 0
+def test_run_seconds_include_earlier_attempts(world: World) -> None:
+    control, _ = start(world, used_seconds=100.0)
+    assert control.run_seconds >= 100
+
+
+@pytest.mark.parametrize("decide", [lambda control: control.after_step(1), RunControl.during_evaluation])
+def test_the_first_stop_request_is_the_decision(decide: Callable[[RunControl], Wish], world: World) -> None:
+    control, request = start(world)
+    assert decide(control) is Wish.GO_ON
     request.ask(Wish.SPOT_NOTICE)
-    request.ask(Wish.SIGTERM)  # later; the first reason counts
-    with pytest.raises(Interrupted, match="EC2's spot interruption notice"):
-        go(control, saves, 1)
-    assert saves.steps == [1]
-
-
-def test_an_evaluation_is_left_too(world: World) -> None:
-    control, saves, request = make(world, CheckpointConfig())
-    batches = control.watched("abc")
-    assert next(batches) == "a"
     request.ask(Wish.SIGTERM)
-    with pytest.raises(Interrupted, match="SIGTERM"):
-        next(batches)
-    assert saves.steps == [0]
+    assert decide(control) is Wish.SPOT_NOTICE
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(world: World) -> None:
-    control, saves, _ = make(world, CheckpointConfig(every_steps=5))
-    saves.may_write.clear()
-    assert go(control, saves, 9) == 0
-    assert (saves.steps, saves.written) == ([5], [])
-    saves.may_write.set()
-    control.wait_until_saved()
-    assert saves.written == [5]
+def test_during_evaluation_ignores_what_is_due_by_time(world: World) -> None:
+    control, _ = start(world, every_minutes=1e-9)
+    assert control.during_evaluation() is Wish.GO_ON
 
 
-def test_the_next_checkpoint_is_not_taken_before_the_last_is_written(world: World) -> None:
-    control, saves, _ = make(world, CheckpointConfig())
-    saves.may_write.clear()
-    control.save()
-    second = threading.Thread(target=control.save)
-    second.start()
-    second.join(timeout=0.2)
-    assert second.is_alive()
-    assert len(saves.steps) == 1
-    saves.may_write.set()
-    second.join(timeout=30)
-    control.wait_until_saved()
-    assert len(saves.steps) == len(saves.written) == 2
+def test_before_start_nothing_is_due(world: World) -> None:
+    control = RunControl(world, every_minutes=1e-9)
+    assert control.after_step(1) is control.during_evaluation() is Wish.GO_ON
+    control.close()
 
 
-@pytest.mark.parametrize("in_evaluation", [False, True])
-def test_asked_to_stop_it_leaves_when_all_is_written(in_evaluation: bool, world: World) -> None:
-    control, saves, request = make(world, CheckpointConfig())
-    saves.may_write.clear()
-    request.ask(Wish.SIGTERM)
-    threading.Timer(0.2, saves.may_write.set).start()
-    with pytest.raises(Interrupted):
-        list(control.watched("abc")) if in_evaluation else go(control, saves, 1)
-    assert len(saves.written) == 1
-
-
-def test_what_could_not_be_written_is_raised_after_a_later_step_and_once(world: World) -> None:
-    control, saves, _ = make(world, CheckpointConfig(every_steps=5))
-    saves.fails_at = {5}
-
-    def go_on() -> None:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            control.after_step(6)
-
-    go(control, saves, 5)
-    with pytest.raises(CheckpointError, match="step 5 cannot be written"):
-        go_on()
-    control.wait_until_saved()
-    assert saves.written == []
-
-
-@pytest.mark.parametrize("how", ["the next save", "an interruption", "the end"])
-def test_what_could_not_be_written_is_never_lost(how: str, world: World) -> None:
-    control, saves, request = make(world, CheckpointConfig())
-    saves.fails_at = {0}
-    if how == "an interruption":
-        request.ask(Wish.SIGTERM)
-        raised_by: Callable[[], object] = functools.partial(control.after_step, 1)
-    else:
-        control.save()
-        raised_by = control.save if how == "the next save" else control.wait_until_saved
-    with pytest.raises(CheckpointError, match="step 0 cannot be written"):
-        raised_by()
+@pytest.mark.parametrize(
+    ("target", "metrics", "reached"),
+    [
+        (0.759, {"val/top1": 0.759}, True),
+        (75.9, {"val/top1": 0.75, "val/top1_tta": 0.76}, True),
+        (75.9, {"val/top1": 0.75}, False),
+        (0.0, {"val/top1": 0.75}, False),
+        (0.5, {}, False),
+    ],
+)
+def test_check_target(target: float, metrics: dict[str, float], reached: bool, world: World) -> None:
+    control = RunControl(world)
+    control.check_target(metrics, target_top1=target)
+    assert control.is_over == reached

@@ -1,4 +1,4 @@
-"""What a curve of losses says about the learning rate."""
+"""Tests of rebar.training.lr_finder."""
 
 import math
 import random
@@ -6,39 +6,39 @@ from pathlib import Path
 
 import pytest
 
-from rebar.training.lr_finder import analyse, exponential_rates, plot_findings, smoothed
+from rebar.training.lr_finder import analyze, exponential_rates, plot_findings, smoothed
 
 
-def test_rates_rise_by_equal_factors() -> None:
+def test_exponential_rates_are_evenly_spaced_on_a_logarithmic_scale() -> None:
     rates = exponential_rates(7, 1e-5, 10)
     assert rates == pytest.approx([10.0**power for power in range(-5, 2)])
 
 
-def test_smoothing_keeps_a_constant() -> None:
+def test_smoothed_keeps_a_constant() -> None:
     assert smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
 
 
-def test_a_valley_has_its_steepest_descent_before_its_minimum(tmp_path: Path) -> None:
+def test_analyze_finds_the_steepest_descent_before_the_minimum(tmp_path: Path) -> None:
     rates = exponential_rates(200)
-    # a step down around 0.01 and up around 1, on the logarithmic scale
+    # on the logarithmic scale, the loss falls around 0.01 and rises around 1
     losses = [5 - 3 / (1 + (0.01 / rate) ** 2) + 8 / (1 + (1 / rate) ** 2) for rate in rates]
-    found = analyse(rates, losses)
+    found = analyze(rates, losses)
     assert found.steepest is not None
     assert found.minimum is not None
     assert 0.005 < found.steepest < 0.05 < found.minimum < 0.6
     advice = found.advice()
-    for share in (0.1, 0.5, 1.0):
-        assert f"{share * found.steepest:.3g}" in advice
+    for part in (0.1, 0.5, 1.0):
+        assert f"{part * found.steepest:.3g}" in advice
     assert plot_findings(found, tmp_path / "new").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "new/lr_range_test.json").exists()
 
 
-def test_noise_before_the_descent_is_no_descent() -> None:
+def test_analyze_ignores_noise_before_the_descent() -> None:
     draw = random.Random(0)
     rates = exponential_rates(100)
     for _ in range(20):  # a fall by 0.6 around 0.01, noise of 0.2 in each loss
         losses = [2.5 - 0.6 / (1 + (0.01 / rate) ** 2) + draw.gauss(0, 0.2) for rate in rates[:80]]
-        found = analyse(rates, losses)
+        found = analyze(rates, losses)
         assert found.steepest is not None
         assert 0.005 < found.steepest < 0.06
 
@@ -52,8 +52,8 @@ def test_noise_before_the_descent_is_no_descent() -> None:
         pytest.param([2.3], id="one"),
     ],
 )
-def test_a_loss_that_never_moved_is_told(losses: list[float], tmp_path: Path) -> None:
-    found = analyse(exponential_rates(100), losses)
+def test_analyze_gives_no_result_if_the_loss_never_falls(losses: list[float], tmp_path: Path) -> None:
+    found = analyze(exponential_rates(100), losses)
     assert found.steepest is None
-    assert "never moved" in found.advice()
+    assert "never fell" in found.advice()
     plot_findings(found, tmp_path)

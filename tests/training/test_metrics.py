@@ -1,39 +1,39 @@
-"""The training loss and accuracy of an epoch."""
+"""Tests of rebar.training.metrics."""
 
 import math
 import time
 from collections.abc import Iterator
 
+import pynvml
 import pytest
 import torch
 
 from rebar.training.distributed import World
-from rebar.training.metrics import TrainMeter
+from rebar.training.metrics import TrainMeter, memory_metrics
 
 
 def one_hot(labels: list[int]) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.tensor(labels), 4).float()
 
 
-def test_averages_are_over_images_and_not_over_batches(world: World) -> None:
+def test_averages_weight_batches_by_their_size(world: World) -> None:
     meter = TrainMeter(world.device)
-    meter.add(torch.tensor(1.0), one_hot([0, 1, 2]), torch.tensor([0, 1, 3]))  # two of three
-    meter.add(torch.tensor(5.0), one_hot([3]), torch.tensor([0]))  # none of one
+    meter.add(torch.tensor(1.0), one_hot([0, 1, 2]), torch.tensor([0, 1, 3]))  # two of three correct
+    meter.add(torch.tensor(5.0), one_hot([3]), torch.tensor([0]))  # none of one correct
     assert meter.averages(world) == (2.0, 0.5)
-    assert meter.averages(world) == (2.0, 0.5)  # asking changes nothing
+    assert meter.averages(world) == (2.0, 0.5)
 
 
-def test_it_keeps_no_graph_and_takes_half_precision(world: World) -> None:
+def test_add_accepts_bfloat16_and_keeps_no_graph(world: World) -> None:
     weight = torch.ones(4, dtype=torch.bfloat16, requires_grad=True)
     meter = TrainMeter(world.device)
-    for _ in range(1000):  # bfloat16 itself counts to 256
+    for _ in range(1000):  # bfloat16 is exact up to 256 only
         logits = one_hot([1]).to(torch.bfloat16) * weight
         meter.add(logits.sum(), logits, torch.tensor([1]))
     assert meter.averages(world) == (1.0, 1.0)
-    assert not meter._sums.requires_grad
 
 
-def test_nan_shows_and_nothing_is_no_division_by_zero(world: World) -> None:
+def test_averages_of_nothing_and_of_nan(world: World) -> None:
     meter = TrainMeter(world.device)
     assert meter.averages(world) == (0.0, 0.0)
     meter.add(torch.tensor(float("nan")), one_hot([0]), torch.tensor([0]))
@@ -42,7 +42,7 @@ def test_nan_shows_and_nothing_is_no_division_by_zero(world: World) -> None:
     assert top1 == 1.0
 
 
-def test_it_goes_on_from_a_checkpoint(world: World) -> None:
+def test_load_state_dict_resumes_the_epoch(world: World) -> None:
     meter = TrainMeter(world.device)
     for _ in meter.timed(range(3)):
         meter.add(torch.tensor(1.0), one_hot([0, 1, 2]), torch.tensor([0, 1, 3]))
@@ -59,7 +59,7 @@ def test_it_goes_on_from_a_checkpoint(world: World) -> None:
 
 
 class Clock:
-    """A clock that is moved by hand."""
+    """A fake clock."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -75,17 +75,17 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    hand_moved = Clock()
-    monkeypatch.setattr(time, "perf_counter", hand_moved)
-    return hand_moved
+    fake = Clock()
+    monkeypatch.setattr(time, "perf_counter", fake)
+    return fake
 
 
-def test_waiting_is_added_up_and_work_is_not(world: World, clock: Clock) -> None:
+def test_wait_seconds_exclude_the_consumer(world: World, clock: Clock) -> None:
     meter = TrainMeter(world.device)
     seen = []
     for item in meter.timed(clock.items(3, 0, 5)):
         seen.append(item)
-        clock.now += 1000  # what the consumer does with it
+        clock.now += 1000
     assert seen == [0, 1, 2]
     assert meter.wait_seconds == 8
     clock.now += 50
@@ -95,7 +95,7 @@ def test_waiting_is_added_up_and_work_is_not(world: World, clock: Clock) -> None
     assert meter.seconds == 3058
 
 
-def test_the_wait_before_an_error_counts(world: World, clock: Clock) -> None:
+def test_wait_seconds_include_the_wait_for_a_failing_batch(world: World, clock: Clock) -> None:
     def failing() -> Iterator[int]:
         clock.now += 7
         raise OSError("disk")
@@ -105,3 +105,55 @@ def test_the_wait_before_an_error_counts(world: World, clock: Clock) -> None:
     with pytest.raises(OSError, match="disk"):
         next(meter.timed(failing()))
     assert meter.wait_seconds == 7
+
+
+# ------------------------------------------------------------------ memory
+
+GPU = World(rank=0, size=1, device=torch.device("cuda", 0))
+
+
+@pytest.fixture
+def allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 2_500_000_000)
+
+
+@pytest.mark.usefixtures("allocated")
+def test_memory_metrics_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "utilization", lambda _: 93)
+    metrics = memory_metrics(GPU)
+    assert metrics["gpu/utilization"] == pytest.approx(0.93)
+    assert metrics["memory/gpu_peak_gb"] == 2.5
+
+
+@pytest.mark.usefixtures("allocated")
+@pytest.mark.parametrize(
+    "error",
+    [
+        pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED),  # under MIG
+        pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION),
+        ModuleNotFoundError("nvidia-ml-py does not seem to be installed"),
+        RuntimeError("cuda driver can't be loaded"),
+    ],
+    ids=str,
+)
+def test_memory_metrics_without_utilization_if_nvml_fails(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def utilization(_: torch.device) -> int:
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "utilization", utilization)
+    assert memory_metrics(GPU).keys() == {"memory/host_peak_gb", "memory/gpu_peak_gb"}
+
+
+def test_torch_finds_nvml() -> None:
+    """Without nvidia-ml-py torch raises ModuleNotFoundError, and utilization is never logged."""
+    if torch.cuda.is_available():
+        assert 0 <= torch.cuda.utilization() <= 100
+    else:
+        with pytest.raises((RuntimeError, pynvml.NVMLError)):  # without a driver
+            torch.cuda.utilization(0)
+
+
+def test_memory_metrics_of_a_cpu() -> None:
+    metrics = memory_metrics(World(rank=0, size=1, device=torch.device("cpu")))
+    assert metrics.keys() == {"memory/host_peak_gb"}
+    assert metrics["memory/host_peak_gb"] > 0.05

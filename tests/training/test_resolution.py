@@ -1,4 +1,4 @@
-"""The resolution of every epoch, against ffcv-imagenet's formula written down anew."""
+"""Tests of rebar.training.resolution, against ffcv-imagenet's formula."""
 
 import itertools
 from typing import Any
@@ -13,7 +13,7 @@ RECIPES = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48),
 
 
 def reference(epoch: int, low: int, high: int, start: int, end: int) -> int:
-    """The nearest multiple of 32 to the straight line between; numpy rounds a half to the even one."""
+    """Round linear interpolation to a multiple of 32; numpy rounds halves to even."""
     if epoch <= start:
         return low
     return high if epoch >= end else int(np.round(np.interp(epoch, [start, end], [low, high]) / 32)) * 32
@@ -21,7 +21,7 @@ def reference(epoch: int, low: int, high: int, start: int, end: int) -> int:
 
 @pytest.mark.parametrize(("epochs", "ramp"), RECIPES.items())
 @pytest.mark.parametrize(("low", "high"), [(160, 192), (128, 224), (160, 160), (100, 200)])
-def test_every_epoch_of_a_recipe_has_the_references_resolution(
+def test_resolution_at_equals_the_reference_for_every_recipe(
     epochs: int, ramp: tuple[int, int], low: int, high: int
 ) -> None:
     config = ResolutionConfig(min_res=low, max_res=high, start_ramp=ramp[0], end_ramp=ramp[1])
@@ -29,7 +29,7 @@ def test_every_epoch_of_a_recipe_has_the_references_resolution(
     assert resolutions == [reference(epoch, low, high, *ramp) for epoch in range(epochs)]
 
 
-def test_resolutions_computed_by_hand() -> None:
+def test_resolution_at_equals_values_computed_by_hand() -> None:
     recipe = ResolutionConfig(min_res=160, max_res=192, start_ramp=11, end_ramp=13)
     assert [resolution_at(epoch, recipe) for epoch in range(10, 16)] == [160, 160, 192, 192, 192, 192]  # 176 / 32 = 5.5
     steep = ResolutionConfig(min_res=96, max_res=224, start_ramp=0, end_ramp=4)
@@ -38,7 +38,7 @@ def test_resolutions_computed_by_hand() -> None:
     assert [resolution_at(epoch, fine) for epoch in range(5)] == [96, 120, 160, 200, 224]
 
 
-def test_steps_may_be_as_small_as_four_pixels() -> None:
+def test_resolution_grows_in_steps_of_round_to() -> None:
     fine = ResolutionConfig(min_res=88, max_res=176, start_ramp=14, end_ramp=29, round_to=4)
     sizes = [resolution_at(epoch, fine) for epoch in range(36)]
     assert sizes[:15] == [88] * 15
@@ -46,23 +46,24 @@ def test_steps_may_be_as_small_as_four_pixels() -> None:
     assert all(later - size in (4, 8) for size, later in itertools.pairwise(sizes[14:30]))
 
 
-def test_without_a_ramp_the_last_resolution_comes_after_the_first_epoch() -> None:
+def test_without_a_ramp_max_res_follows_the_first_epoch() -> None:
     config = ResolutionConfig(min_res=128, max_res=192)
     assert [resolution_at(epoch, config) for epoch in range(3)] == [128, 192, 192]
 
 
-def test_a_resolution_is_never_zero() -> None:
+def test_resolution_is_never_zero() -> None:
     config = ResolutionConfig(min_res=4, max_res=12, start_ramp=0, end_ramp=4)
     assert [resolution_at(epoch, config) for epoch in range(5)] == [4, 32, 32, 32, 12]
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("wrong", "name"),
     [
-        ({"min_res": 192, "max_res": 160}, "max_res 160 is below min_res 192"),
-        ({"start_ramp": 13, "end_ramp": 11}, "end_ramp 11 is before start_ramp 13"),
+        ({"min_res": 192, "max_res": 160}, "max_res 160"),
+        ({"start_ramp": 13, "end_ramp": 11}, "end_ramp 11"),
     ],
 )
-def test_a_ramp_backwards_is_refused(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(RebarError, match=message):
+def test_descending_ramp_is_rejected(wrong: dict[str, Any], name: str) -> None:
+    with pytest.raises(RebarError, match=name) as error:
         ResolutionConfig(**wrong)
+    assert error.value.code == "config-conflict"

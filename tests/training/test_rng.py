@@ -1,4 +1,4 @@
-"""Random numbers go on where they were."""
+"""Tests of rebar.training.rng."""
 
 import random
 
@@ -12,9 +12,9 @@ def draw() -> list[float]:
     return [torch.rand(1).item(), float(np.random.standard_normal()), random.gauss(0, 1)]
 
 
-def test_they_go_on_through_a_checkpoint(tmp_path: object) -> None:
+def test_set_rng_states_restores_all_generators(tmp_path: object) -> None:
     cpu = torch.device("cpu")
-    draw()  # so that NumPy and Python keep the second of a pair
+    draw()  # so that NumPy and Python have a cached second Gaussian
     torch.save(rng_states(cpu), f"{tmp_path}/states.pt")
     expected = [draw() for _ in range(3)]
     set_rng_states(torch.load(f"{tmp_path}/states.pt", weights_only=True), cpu)

@@ -1,85 +1,171 @@
-"""What is left of a run whose attempt ends before its first step, or whose results cannot be drawn."""
+"""Tests of rebar.training.run: when a run saves and stops."""
 
-import json
-import shutil
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
-import train_imagenet
-from rebar.errors import RebarError
-from rebar.reporting.run_folder import RunFolder, RunStatus, State, read_status, write_status
-from tests.conftest import Data, read_events
+from rebar.config import parse_config
+from rebar.reporting.run_folder import RunFolder
+from rebar.training import checkpoint
+from rebar.training.checkpoint import CheckpointError, read_checkpoint
+from rebar.training.config import TrainConfig
+from rebar.training.distributed import World
+from rebar.training.preemption import Interrupted, StopRequest, Wish
+from rebar.training.run import Run
+from tests.training.test_state import make_state
 
-ABSENT = ["--data.train_dataset", "absent.beton"]
+
+class FakeLoader:
+    """The attributes of a Loader that saving needs."""
+
+    corrupt_samples: ClassVar[dict[int, str]] = {}
+
+    def __len__(self) -> int:
+        return 10
+
+    def state_dict(self, batches_used: int) -> dict[str, Any]:
+        return {"samples": batches_used}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    made = RunFolder(tmp_path / "run")
-    made.prepare(afresh=True)
-    return made
+def request_() -> StopRequest:
+    return StopRequest()
 
 
-def stands(folder: RunFolder, state: State) -> RunStatus:
-    status = RunStatus(state, "SIGTERM", 3, 70, 75)
-    write_status(folder.status, status)
-    return status
+@pytest.fixture
+def run(tmp_path: Path, world: World, request_: StopRequest) -> Run:
+    """A run that saves every five steps."""
+    config = parse_config(TrainConfig, ["--every-steps=5"], description="test")
+    folder, state, loader = RunFolder(tmp_path), make_state(), FakeLoader()
+    folder.prepare(afresh=True)
+    created = Run(config, world, folder, state, state.model, loader, loader)  # type: ignore[arg-type]
+    created.control.start(request_)
+    return created
 
 
-def refused(data: Data, folder: RunFolder, *words: str) -> str:
-    with pytest.raises(RebarError) as error:
-        train_imagenet.main([str(word) for word in data.training_command(folder.path, *words)[1:]])
-    return str(error.value)
+def train(run: Run, steps: int) -> None:
+    for _ in range(steps):
+        run.state.meter.end_step()
+        run.after_step()
 
 
-@pytest.mark.parametrize("state", ["interrupted", "running", "failed"])
-def test_an_attempt_that_is_refused_is_what_the_status_tells(state: State, data: Data, folder: RunFolder) -> None:
-    stands(folder, state)
-    reason = refused(data, folder, *ABSENT)
-    assert read_status(folder.status) == RunStatus("failed", reason, 3, 70, 1)
+def saved_steps(run: Run) -> int:
+    """Return the steps of the last checkpoint."""
+    steps: int = read_checkpoint(run.folder.last_checkpoint)["meter"]["steps"]
+    return steps
 
 
-def test_before_the_data_are_known_too(data: Data, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    stands(folder, "interrupted")
-    monkeypatch.delenv("WRITE_DIR", raising=False)
-    with pytest.raises(RebarError, match="no train data"):
-        train_imagenet.main(["--logging.folder", str(folder.path)])
-    status = read_status(folder.status)
-    assert status is not None
-    assert (status.state, status.exit_code) == ("failed", 1)
+class SlowDisk:
+    """Replaces the writing of checkpoints: it waits for ``may_write``, and fails if ``fails`` is set."""
+
+    def __init__(self, save: Callable[..., None]) -> None:
+        self._save = save
+        self.may_write = threading.Event()
+        self.fails = False
+        self.written = 0
+
+    def __call__(self, path: Path, content: Any) -> None:
+        assert self.may_write.wait(timeout=30)
+        if self.fails:
+            raise CheckpointError("no space", code="checkpoint-not-writable")
+        self._save(path, content)
+        self.written += 1
 
 
-def test_a_complete_run_and_one_under_way_stay_what_they_are(data: Data, folder: RunFolder) -> None:
-    finished = stands(folder, "finished")
-    refused(data, folder, *ABSENT)
-    assert read_status(folder.status) == finished
-    running = stands(folder, "running")
-    with folder.claimed():
-        refused(data, folder, *ABSENT)
-    refused(data, folder, *ABSENT, "--dry-run")
-    assert read_status(folder.status) == running
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> SlowDisk:
+    slow = SlowDisk(checkpoint.save_checkpoint)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", slow)
+    return slow
 
 
-def test_only_the_main_process_writes_it(data: Data, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = stands(folder, "interrupted")
-    monkeypatch.setenv("RANK", "1")
-    refused(data, folder, *ABSENT)
-    assert read_status(folder.status) == before
+def test_after_step_saves_every_n_steps(run: Run) -> None:
+    train(run, 4)
+    run.wait_until_saved()
+    assert not run.folder.last_checkpoint.exists()
+    train(run, 3)
+    run.wait_until_saved()
+    assert saved_steps(run) == 5
 
 
-def test_a_complete_run_whose_images_cannot_be_written_is_complete(
-    data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_training_continues_while_a_checkpoint_is_written(run: Run, disk: SlowDisk) -> None:
+    train(run, 9)
+    assert disk.written == 0
+    disk.may_write.set()
+    run.wait_until_saved()
+    assert saved_steps(run) == 5  # not the state of step 9, which was reached before the write
+
+
+def test_save_checkpoint_waits_for_the_previous_write(run: Run, disk: SlowDisk) -> None:
+    run.save_checkpoint()
+    second = threading.Thread(target=run.save_checkpoint)
+    second.start()
+    second.join(timeout=0.2)
+    assert second.is_alive()
+    disk.may_write.set()
+    second.join(timeout=30)
+    run.wait_until_saved()
+    assert disk.written == 2
+
+
+@pytest.mark.parametrize("in_evaluation", [False, True])
+def test_stop_request_raises_once_the_checkpoint_is_written(
+    in_evaluation: bool, run: Run, request_: StopRequest, disk: SlowDisk
 ) -> None:
-    folder = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
-    for path in (folder.plot, folder.report):
-        path.unlink()
-        (path / "in the way").mkdir(parents=True)
-    train_imagenet.main([str(word) for word in data.training_command(folder.path)[1:]])
-    warnings = capsys.readouterr().err
-    assert f"{folder.plot}: cannot be written: " in warnings
-    assert f"Later: python -m rebar.reporting.plots {folder.path}" in warnings
-    assert f"Later: python -m rebar.reporting {folder.path}" in warnings
-    assert json.loads(folder.status.read_text())["state"] == "finished"
-    assert len(read_events(folder.path, "end")) == 1
-    assert not list(folder.path.glob(".*partial*"))
+    request_.ask(Wish.SIGTERM)
+    threading.Timer(0.2, disk.may_write.set).start()
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        list(run.interruptible("abc")) if in_evaluation else train(run, 1)
+    assert disk.written == 1
+
+
+def test_interruptible_stops_between_batches(run: Run, request_: StopRequest) -> None:
+    batches = run.interruptible("abc")
+    assert next(batches) == "a"
+    request_.ask(Wish.SPOT_NOTICE)
+    with pytest.raises(Interrupted, match="EC2's spot interruption notice"):
+        next(batches)
+
+
+def test_failed_write_is_raised_once_after_a_later_step(run: Run, disk: SlowDisk) -> None:
+    def continue_until(deadline: float) -> None:
+        while time.monotonic() < deadline:
+            run.after_step()
+
+    disk.fails = True
+    train(run, 5)
+    run.state.meter.end_step()  # no checkpoint is due after step 6
+    disk.may_write.set()
+    with pytest.raises(CheckpointError):
+        continue_until(time.monotonic() + 30)
+    run.wait_until_saved()
+    assert disk.written == 0
+
+
+@pytest.mark.parametrize("how", ["the next save", "an interruption", "the end"])
+def test_failed_write_is_never_lost(how: str, run: Run, request_: StopRequest, disk: SlowDisk) -> None:
+    disk.fails = True
+    disk.may_write.set()
+    if how == "an interruption":
+        request_.ask(Wish.SIGTERM)
+    else:
+        run.save_checkpoint()
+    raised_by: dict[str, Callable[[], object]] = {
+        "the next save": run.save_checkpoint,
+        "an interruption": run.after_step,
+        "the end": run.wait_until_saved,
+    }
+    with pytest.raises(CheckpointError):
+        raised_by[how]()
+
+
+def test_uploader_is_called_after_each_write(run: Run) -> None:
+    uploaded: list[int] = []
+    run.writer.on_written = lambda progress: uploaded.append(progress.step)
+    train(run, 5)
+    run.wait_until_saved()
+    assert uploaded == [5]

@@ -1,8 +1,7 @@
-"""What a range test measures is the run's own step, and nothing of it stays."""
+"""Tests of rebar.training.trial: trial steps equal the run's and change nothing."""
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,16 @@ import pytest
 import torch
 
 import train_imagenet
-from rebar.training.trial import Trial
+from rebar.training.launch import launch
+from rebar.training.run import Run
+from rebar.training.setup import build_run
+from rebar.training.trial import restored, trial_losses
+from rebar.training.validation import validate
 from tests.conftest import Data, read_events
 
 RECIPE = [
-    *("--use-cutmix", "--use-randaugment", "--use-ema", "--ema-update-every=1", "--stochastic-depth=0.2"),
-    *("--loss-type=bce", "--clip-norm=1", "--accumulate=2", "--max-steps=1", "--epochs=1"),
+    *("--arch=resnet20", "--use-cutmix", "--use-randaugment", "--use-ema", "--ema-update-every=1"),
+    *("--stochastic-depth=0.2", "--loss-type=bce", "--clip-norm=1", "--accumulate=2", "--max-steps=1", "--epochs=1"),
 ]
 
 
@@ -24,7 +27,7 @@ def command(data: Data, tmp_path: Path) -> list[str]:
     return [str(word) for word in data.training_command(tmp_path / "run", *RECIPE)[1:]]
 
 
-def test_the_range_tests_first_loss_is_the_runs(command: list[str], tmp_path: Path) -> None:
+def test_first_loss_of_the_range_test_equals_the_runs(command: list[str], tmp_path: Path) -> None:
     train_imagenet.main([*command, "--find-lr", "--find-lr-steps=10"])
     tested = json.loads((tmp_path / "run/lr_range_test.json").read_text())["losses"]
     train_imagenet.main(command)
@@ -32,30 +35,24 @@ def test_the_range_tests_first_loss_is_the_runs(command: list[str], tmp_path: Pa
     assert tested[0] == first["train/loss"]
 
 
-def everything_of(trial: Trial) -> list[Any]:
-    state, world = trial.state, trial.world
+def snapshot(run: Run) -> list[Any]:
+    state = run.state
     assert state.average is not None
     parts = [state.model, state.optimizer, state.average]
     contents = [part.state_dict() for part in parts]  # type: ignore[attr-defined]
-    return copy.deepcopy([*contents, state.meter.state_dict(world), torch.get_rng_state()])
+    return copy.deepcopy([*contents, state.meter.state_dict(run.world), torch.get_rng_state(), state.lr])
 
 
-def test_nothing_of_a_trial_stays(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Trial] = []
-
-    def look(_: object, trial: Trial, *__: object, one_batch: Callable[[], object]) -> None:
-        seen.append(trial)
-        one_batch()
-        before = everything_of(trial)
-        with trial.undone():
-            for loss in trial.losses([1.0, 1.0], 32):
+def test_restored_restores_everything(command: list[str]) -> None:
+    with launch(command) as (config, world):
+        run = build_run(config, world)
+        validate(run, max_batches=1)
+        before = snapshot(run)
+        with restored(run):
+            for loss in trial_losses(run, train_imagenet.train_steps, [1.0, 1.0], 32):
                 assert loss.isfinite()
-            meanwhile = everything_of(trial)
-        for part, kept in zip(everything_of(trial), before, strict=True):
-            torch.testing.assert_close(part, kept, rtol=0, atol=0)
-        assert meanwhile[2]["updates"] == 2
-        assert not torch.equal(meanwhile[0]["fc.weight"], before[0]["fc.weight"])
-
-    monkeypatch.setattr(train_imagenet, "try_out", look)
-    train_imagenet.main([*command, "--dry-run"])
-    assert seen
+            during = snapshot(run)
+        for part, expected in zip(snapshot(run), before, strict=True):
+            torch.testing.assert_close(part, expected, rtol=0, atol=0)
+    assert during[2]["updates"] == 2
+    assert not torch.equal(during[0]["fc.weight"], before[0]["fc.weight"])

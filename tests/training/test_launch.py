@@ -1,0 +1,77 @@
+"""Tests of rebar.training.launch: the status of an attempt that fails before its first step."""
+
+from pathlib import Path
+
+import pytest
+
+import train_imagenet
+from rebar.errors import RebarError
+from rebar.reporting.run_folder import RunFolder, RunStatus, State, read_status, write_status
+from rebar.training.launch import parse_command_line
+from tests.conftest import Data
+
+NO_DATA = ["--data.train_dataset", "absent.beton"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    created = RunFolder(tmp_path / "run")
+    created.prepare(afresh=True)
+    return created
+
+
+def put_status(folder: RunFolder, state: State) -> RunStatus:
+    status = RunStatus(state, "SIGTERM", 3, 70, 75)
+    write_status(folder.status, status)
+    return status
+
+
+def fail(data: Data, folder: RunFolder, *options: str) -> str:
+    """Run the command, which must fail. Returns its message."""
+    with pytest.raises(RebarError) as error:
+        train_imagenet.main([str(word) for word in data.training_command(folder.path, *options)[1:]])
+    return str(error.value)
+
+
+@pytest.mark.parametrize("state", ["interrupted", "running", "failed"])
+def test_early_failure_is_written_to_the_status(state: State, data: Data, folder: RunFolder) -> None:
+    put_status(folder, state)
+    reason = fail(data, folder, *NO_DATA)
+    assert read_status(folder.status) == RunStatus("failed", reason, 3, 70, 1)
+
+
+def test_missing_data_option_is_written_to_the_status(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_status(folder, "interrupted")
+    monkeypatch.delenv("WRITE_DIR", raising=False)
+    with pytest.raises(RebarError) as error:
+        train_imagenet.main(["--logging.folder", str(folder.path)])
+    assert error.value.code == "data-not-given"
+    status = read_status(folder.status)
+    assert status is not None
+    assert (status.state, status.exit_code) == ("failed", 1)
+
+
+def test_early_failure_leaves_the_status_of_a_finished_or_active_run(data: Data, folder: RunFolder) -> None:
+    finished = put_status(folder, "finished")
+    fail(data, folder, *NO_DATA)
+    assert read_status(folder.status) == finished
+    running = put_status(folder, "running")
+    with folder.claimed():
+        fail(data, folder, *NO_DATA)
+    fail(data, folder, *NO_DATA, "--dry-run")
+    assert read_status(folder.status) == running
+
+
+def test_early_failure_is_written_by_the_first_rank_only(
+    data: Data, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = put_status(folder, "interrupted")
+    monkeypatch.setenv("RANK", "1")
+    fail(data, folder, *NO_DATA)
+    assert read_status(folder.status) == before
+
+
+def test_parse_command_line_names_the_folder_after_the_config_file() -> None:
+    assert parse_command_line(["--config-file", "rn50_configs/tiny.yaml"]).logging.folder == "runs/tiny"
+    assert parse_command_line(["--arch", "resnet20"]).logging.folder == "runs/resnet20"
+    assert parse_command_line(["--logging.folder", "mine"]).logging.folder == "mine"
