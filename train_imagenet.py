@@ -30,14 +30,12 @@ from rebar.training.launch import launch
 from rebar.training.losses import build_criterion
 from rebar.training.run import Run
 from rebar.training.run_context import run_context
-from rebar.training.setup import build_run
 from rebar.training.validation import validate_epoch
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse the command line, join the other ranks, and train."""
-    with launch(argv) as (config, world):
-        train(build_run(config, world))
+    """Parse the command line, join the other ranks, open the data, build the model and optimizer, and train."""
+    launch(argv, train)
 
 
 def train(run: Run) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,14 +12,15 @@ from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder, read_status, write_status
 from rebar.training import aliases
 from rebar.training.config import TrainConfig
-from rebar.training.distributed import World, join_world
+from rebar.training.distributed import join_world
 from rebar.training.error_hints import error_hints
 from rebar.training.preemption import EXIT_PREEMPTED, Interrupted
+from rebar.training.run import Run
+from rebar.training.setup import build_run
 
 
-@contextmanager
-def launch(argv: Sequence[str]) -> Iterator[tuple[TrainConfig, World]]:
-    """Parse the command line and join the other ranks; exit with status 75 if the run was interrupted.
+def launch(argv: Sequence[str], train: Callable[[Run], None]) -> None:
+    """Parse the command line, join the other ranks, build the run, and train; exit with status 75 if interrupted.
 
     Raises RebarError instead of errors that :mod:`rebar.training.error_hints` recognizes.
     """
@@ -35,7 +36,7 @@ def launch(argv: Sequence[str]) -> Iterator[tuple[TrainConfig, World]]:
         join_world() as world,
     ):
         try:
-            yield config, world
+            train(build_run(config, world))
         except Interrupted as stop:
             if world.is_main:
                 print(f"interrupted by {stop.reason}: the checkpoint is saved, the same command resumes", flush=True)

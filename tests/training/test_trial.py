@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import train_imagenet
-from rebar.training.launch import launch
+from rebar.training.distributed import World
+from rebar.training.launch import parse_command_line
 from rebar.training.run import Run
 from rebar.training.setup import build_run
 from rebar.training.trial import restored, trial_losses
@@ -43,16 +44,15 @@ def snapshot(run: Run) -> list[Any]:
     return copy.deepcopy([*contents, state.meter.state_dict(run.world), torch.get_rng_state(), state.lr])
 
 
-def test_restored_restores_everything(command: list[str]) -> None:
-    with launch(command) as (config, world):
-        run = build_run(config, world)
-        validate(run, max_batches=1)
-        before = snapshot(run)
-        with restored(run):
-            for loss in trial_losses(run, train_imagenet.train_steps, [1.0, 1.0], 32):
-                assert loss.isfinite()
-            during = snapshot(run)
-        for part, expected in zip(snapshot(run), before, strict=True):
-            torch.testing.assert_close(part, expected, rtol=0, atol=0)
+def test_restored_restores_everything(command: list[str], world: World) -> None:
+    run = build_run(parse_command_line(command), world)
+    validate(run, max_batches=1)
+    before = snapshot(run)
+    with restored(run):
+        for loss in trial_losses(run, train_imagenet.train_steps, [1.0, 1.0], 32):
+            assert loss.isfinite()
+        during = snapshot(run)
+    for part, expected in zip(snapshot(run), before, strict=True):
+        torch.testing.assert_close(part, expected, rtol=0, atol=0)
     assert during[2]["updates"] == 2
     assert not torch.equal(during[0]["fc.weight"], before[0]["fc.weight"])
