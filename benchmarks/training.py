@@ -1,19 +1,18 @@
-"""Rebar's training loop, torchvision's reference loop and ffcv-imagenet's: the same images and model, one run.
+"""Compare Rebar's training loop with torchvision's reference loop and ffcv-imagenet's on the same images and model.
 
     python benchmarks/training.py --json training.json                                  # a CPU, in two minutes
     python benchmarks/training.py --arch resnet50 --resolution 160 224 --precision bf16 --json OUT          # a GPU
     python benchmarks/training.py --arch resnet50 --resolution 224 --precision bf16 --train-dataset train.beton
 
-Images are random bytes that lie in main memory, so that nobody waits for data. Each loop trains whole epochs of
-``--steps`` steps, in turn with the others, several times over; what they do each step is told in training_loops/.
-``rebar`` is train_imagenet.py's own loop. A figure is the median over the repetitions, a ratio is taken within a
-repetition. Beside the images a second stand those a second of the host's processor time, which other work on the
-machine disturbs less; a CPU computes with one thread for the same reason. ``--train-dataset`` adds
-``rebar_from_file``, the same loop fed by the loader: the share of its time that it waits for data is what reading
-costs.
+Images are random bytes in main memory, so that no loop waits for data. The loops take turns, each training an epoch of
+``--steps`` steps, for several repetitions; training_loops/ describes what each does per step. ``rebar`` is
+train_imagenet.py's own loop. Speeds are medians over the repetitions; ratios are computed within a repetition. Images
+per second of the host's CPU time are reported too, because other processes affect them less; for the same reason, the
+CPU uses one thread. ``--train-dataset`` adds ``rebar_from_file``, the same loop with the real loader: its
+``data_wait_fraction`` is the cost of reading.
 
-``share_of_peak``: the floating-point operations of the model's forward and backward pass, counted by PyTorch on one
-image, times the images a second, by what the GPU's vendor says it can do in half precision, without sparsity.
+``share_of_peak``: FLOPs of the model's forward and backward pass per image, counted by PyTorch, times images/s, divided
+by the vendor's dense half-precision peak.
 """
 
 import argparse
@@ -44,7 +43,7 @@ from rebar.training.distributed import join_world
 from rebar.training.execution import Precision, resolve_precision
 
 BASELINES = {"torchvision": "torchvision_reference", "ffcv_imagenet": "ffcv_imagenet"}
-# TFLOP/s, dense, fp16 or bf16, from the vendor's data sheets; the first name that is part of the GPU's counts.
+# TFLOP/s, dense, fp16 or bf16, from the vendor's data sheets; the first name contained in the GPU's name applies.
 PEAK_TFLOPS = {
     "B200": 2250,
     "H200": 989,
@@ -69,7 +68,7 @@ class Run:
 
     seconds: float
     processor_seconds: float
-    """Of the host, all threads together."""
+    """CPU time of the host, over all threads."""
     epoch: Epoch
 
     @property
@@ -82,36 +81,36 @@ class Run:
 
 
 def start(job: Job, names: list[str], train_dataset: str, stack: contextlib.ExitStack) -> Contestants:
-    """The loops by name, their models made; closed with the stack."""
+    """Return the loops by name, with their models built; the stack closes them."""
     jobs = {name: (name, job) for name in names}
     if train_dataset:
         jobs["rebar_from_file"] = ("rebar", dataclasses.replace(job, train_dataset=train_dataset))
     contestants = {}
-    for name, (module, its_job) in jobs.items():
+    for name, (module, loop_job) in jobs.items():
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         loop = importlib.import_module(f"training_loops.{module}")
-        contestants[name] = stack.enter_context(loop.epochs(dataclasses.replace(its_job, folder=folder)))
+        contestants[name] = stack.enter_context(loop.epochs(dataclasses.replace(loop_job, folder=folder)))
     return contestants
 
 
 def run_once(one_epoch: Callable[[], Epoch], device: torch.device) -> Run:
-    """Train an epoch; what the loop prints is written, but not to the terminal."""
+    """Train an epoch, with the loop's output redirected to memory."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         wait_for(device)
-        began, processor_began = time.perf_counter(), time.process_time()
+        started, processor_started = time.perf_counter(), time.process_time()
         epoch = one_epoch()
         wait_for(device)
-        return Run(time.perf_counter() - began, time.process_time() - processor_began, epoch)
+        return Run(time.perf_counter() - started, time.process_time() - processor_started, epoch)
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when the device has done all that was asked of it."""
+    """Block until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def measure(job: Job, arguments: argparse.Namespace) -> dict[str, list[Run]]:
-    """The runs of each loop, the first of which only warms up, taken in turn."""
+    """Return the runs of each loop, the first of them a warm-up."""
     runs: dict[str, list[Run]] = {}
     with contextlib.ExitStack() as stack:
         contestants = start(job, arguments.loops.split(","), arguments.train_dataset, stack)
@@ -125,7 +124,7 @@ def measure(job: Job, arguments: argparse.Namespace) -> dict[str, list[Run]]:
 
 
 def flops_per_image(arch: str, resolution: int) -> int:
-    """Of a forward and a backward pass; a multiplication with its addition counts two."""
+    """Return the FLOPs of a forward and a backward pass; a multiply-add counts as two."""
     model = build_model(arch, num_classes=NUM_CLASSES)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, 3, resolution, resolution)).sum().backward()
@@ -133,15 +132,15 @@ def flops_per_image(arch: str, resolution: int) -> int:
 
 
 def peak_tflops(device: torch.device, precision: Precision) -> float | None:
-    """What the vendor says of this GPU in half precision, dense; None where the table has nothing."""
+    """Return the vendor's dense half-precision peak of this GPU; None if it is not in the table."""
     if device.type != "cuda" or precision == "32":
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
 
-def summarise(job: Job, runs: dict[str, list[Run]]) -> list[dict[str, Any]]:
-    """One row for each loop."""
+def summarize(job: Job, runs: dict[str, list[Run]]) -> list[dict[str, Any]]:
+    """Return one row per loop."""
     flops, peak = flops_per_image(job.arch, job.resolution), peak_tflops(job.device, job.precision)
     rows = []
     for name, (first, *measured) in runs.items():
@@ -171,8 +170,8 @@ def summarise(job: Job, runs: dict[str, list[Run]]) -> list[dict[str, Any]]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """The rows, fastest first within each resolution."""
-    heads = ["px", "loop", "img/s", "to torchvision", "to ffcv", "by processor time", "", "TFLOP/s", "peak", "waits"]
+    """Print the rows, the fastest first within each resolution."""
+    heads = ["px", "loop", "img/s", "vs torchvision", "vs ffcv", "by CPU time", "", "TFLOP/s", "peak", "data wait"]
     formats = {
         "images_per_second": ",.1f",
         "tflops": ".3f",
@@ -192,23 +191,23 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--resolution", type=int, nargs="+", default=[64], help="pixels, one or more")
     parser.add_argument("--batch-size", type=int, default=0, help="default: 256 on a GPU, 32 on a CPU")
-    parser.add_argument("--steps", type=int, default=0, help="of an epoch; default: 100 on a GPU, 4 on a CPU")
-    parser.add_argument("--repetitions", type=int, default=5, help="epochs that count, after one to warm up")
-    parser.add_argument("--threads", type=int, default=1, help="that a CPU computes with")
+    parser.add_argument("--steps", type=int, default=0, help="steps per epoch; default: 100 on a GPU, 4 on a CPU")
+    parser.add_argument("--repetitions", type=int, default=5, help="measured epochs, after one warm-up epoch")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--precision", default="auto", choices=("auto", "32", "fp16", "bf16"))
     parser.add_argument("--loops", default=",".join(NAMES))
-    parser.add_argument("--train-dataset", default="", help="a .beton: adds the loop that reads it")
-    parser.add_argument("--json", type=Path, help="write the rows, the machine and the versions there")
+    parser.add_argument("--train-dataset", default="", help="a .beton file; adds the loop rebar_from_file")
+    parser.add_argument("--json", type=Path, help="file for the rows, the machine and the versions")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure, print, save."""
+    """Measure, print the result, and write it as JSON."""
     arguments = parse_arguments()
     torch.backends.cudnn.benchmark = True
     torch.set_num_threads(arguments.threads)
@@ -221,7 +220,7 @@ def main() -> None:
         for resolution in arguments.resolution:
             batches = random_batches(batch_size, resolution, device)
             job = Job(arguments.arch, resolution, batch_size, steps, precision, device, batches=batches)
-            rows += summarise(job, measure(job, arguments))
+            rows += summarize(job, measure(job, arguments))
         device_name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
         peak = peak_tflops(device, precision)
     print_table(rows)

@@ -1,8 +1,8 @@
-"""The training loops that are compared, one file each.
+"""The training loops that benchmarks/training.py compares, one per file.
 
-A loop is a context manager ``epochs(job)`` that gives a function: called, it trains an epoch of the job's
-batches and returns what it knows of it (an :class:`Epoch`). All begin with the same weights and are handed the same
-images. What the loop does besides training, such as its meters and its progress bar, belongs to it.
+A loop is a context manager ``epochs(job)`` that returns a function, which trains one epoch of the job's batches and
+returns an :class:`Epoch`. All start with the same weights and get the same images. Meters and progress bar are part of
+a loop.
 """
 
 from collections.abc import Callable
@@ -24,35 +24,35 @@ _DISTINCT = 4
 
 @dataclass(frozen=True)
 class Job:
-    """What a loop is to do."""
+    """The workload of a loop."""
 
     arch: str
     resolution: int
     """Pixels."""
     batch_size: int
     steps: int
-    """Of an epoch."""
+    """Steps per epoch."""
     precision: Precision
     """Resolved, not 'auto'."""
     device: torch.device
     train_dataset: str = ""
-    """A .beton, for the loop that reads one."""
+    """A .beton file, for the loop that reads one."""
     folder: str = ""
-    """For what a loop writes."""
+    """Folder for a loop's files."""
     batches: list[Batch] = field(default_factory=list, repr=False)
-    """A few batches of random images, uint8 ``[n, height, width, 3]`` in main memory, that come again and again."""
+    """A few batches of random images, uint8 ``[n, height, width, 3]`` in main memory, used repeatedly."""
 
     def model(self) -> nn.Module:
-        """On the CPU, with the weights that every loop begins with."""
+        """Return the model on the CPU, with the same initial weights for every loop."""
         torch.manual_seed(0)
         return build_model(self.arch, num_classes=NUM_CLASSES)
 
     def epoch(self, batches: list[Batch]) -> list[Batch]:
-        """As many as an epoch has steps."""
+        """Repeat the batches for one epoch."""
         return [batches[step % len(batches)] for step in range(self.steps)]
 
     def normalized(self) -> list[Batch]:
-        """The batches as float32 ``[n, 3, height, width]``, as loaders give them that normalise in their workers."""
+        """Return the batches as normalized float32 ``[n, 3, height, width]``, as from a DataLoader."""
         mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
         return [
             Batch(_pinned((b.images.permute(0, 3, 1, 2) - mean) / std, self.device), b.labels) for b in self.batches
@@ -61,19 +61,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What a loop tells of an epoch."""
+    """The result of an epoch."""
 
     mean_loss: float
     images: int
     wait_seconds: float | None = None
-    """Spent waiting for batches, where the loop knows."""
+    """Time spent waiting for batches; None if the loop does not measure it."""
 
 
 Loop = Callable[[Job], AbstractContextManager[Callable[[], Epoch]]]
 
 
 def random_batches(batch_size: int, resolution: int, device: torch.device) -> list[Batch]:
-    """Noise and labels, the same every time; in pinned memory for a GPU."""
+    """Return random images and labels, from a fixed seed; in pinned memory for a GPU."""
     draw = torch.Generator().manual_seed(0)
     batches = []
     for _ in range(_DISTINCT):

@@ -1,10 +1,10 @@
-"""ffcv-imagenet's train_loop, what it does in each step, in our own words.
+"""ffcv-imagenet's train_loop, reimplemented step by step.
 
-- Images reach the GPU as bytes and are normalised there to half precision, on a stream beside the training: its
-  loader does that with a kernel of its own, here Rebar's Normalizer. On a CPU its loader's threads normalise.
-- channels_last; two groups of parameters, chosen by the letters 'bn'; SGD as PyTorch chooses.
-- The learning rate is set in each step from a table of the epoch; the losses are collected on the device and not
-  read back (its log_level 1); the progress bar's text is made anew in each step.
+- Images are copied to the GPU as bytes and normalized there to half precision on a separate stream: by FFCV's own
+  kernel there, by Rebar's Normalizer here. On a CPU, the loader's threads normalize.
+- channels_last; two parameter groups, selected by "bn" in the name; SGD with PyTorch's default implementation.
+- The learning rate of each step comes from a table for the epoch; losses stay on the device (log_level 1); the
+  progress bar's text is updated at every step.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,10 +1,10 @@
-"""torchvision's references/classification/train.py, what it does in each step, in our own words.
+"""torchvision's references/classification/train.py, reimplemented step by step.
 
-- Images come normalised in float32 from worker processes and are copied to the GPU on the stream that trains; the
-  host waits for the copy.
-- Model in PyTorch's default layout; one group of parameters, all of which decay; SGD as PyTorch chooses.
-- After each step the loss, top-1 and top-5 are read back from the device, and go into meters whose medians and means
-  are printed every tenth step.
+- Images arrive normalized in float32 from worker processes and are copied to the GPU on the training stream,
+  synchronously.
+- Default memory format; one parameter group with weight decay; SGD with PyTorch's default implementation.
+- After each step, loss, top-1 and top-5 are read back from the device into meters, whose medians and means are printed
+  every tenth step.
 """
 
 import statistics
@@ -24,7 +24,7 @@ PRINT_EVERY, WINDOW = 10, 20
 
 
 class Meter:
-    """The last values' median, and the mean of all."""
+    """The median of the last values, and the mean of all."""
 
     def __init__(self) -> None:
         self._last: deque[float] = deque(maxlen=WINDOW)
@@ -45,8 +45,8 @@ class Meter:
 
 
 @torch.no_grad()
-def shares_correct(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Top-1 and top-5 of a batch, percent, on the device."""
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return top-1 and top-5 of a batch in percent, on the device."""
     found = logits.topk(5, dim=1).indices.t() == labels[None]
     top1, top5 = (found[:k].flatten().sum(dtype=torch.float32) * (100 / len(labels)) for k in (1, 5))
     return top1, top5
@@ -65,7 +65,7 @@ def epochs(job: Job) -> Iterator[Callable[[], Epoch]]:
         model.train()
         meters = {name: Meter() for name in ("lr", "img/s", "loss", "acc1", "acc5", "time", "data")}
         for images, labels in _printing(job.epoch(batches), meters):
-            began = time.time()
+            started = time.time()
             images, labels = images.to(job.device), labels.to(job.device)
             with autocast(job.precision, job.device):
                 logits = model(images)
@@ -79,19 +79,19 @@ def epochs(job: Job) -> Iterator[Callable[[], Epoch]]:
                 loss.backward()
                 optimizer.step()
 
-            top1, top5 = shares_correct(logits, labels)
+            top1, top5 = accuracy(logits, labels)
             meters["loss"].update(loss.item())
             meters["lr"].update(optimizer.param_groups[0]["lr"])
             meters["acc1"].update(top1.item(), len(images))
             meters["acc5"].update(top5.item(), len(images))
-            meters["img/s"].update(len(images) / (time.time() - began))
+            meters["img/s"].update(len(images) / (time.time() - started))
         return Epoch(meters["loss"].mean, job.steps * job.batch_size)
 
     yield train_one_epoch
 
 
 def _printing(batches: list[Batch], meters: dict[str, Meter]) -> Iterable[Batch]:
-    """Pass batches through, time them, and print the meters now and then."""
+    """Yield the batches, time them, and print the meters every tenth step."""
     end = time.time()
     for number, batch in enumerate(batches):
         meters["data"].update(time.time() - end)

@@ -1,4 +1,4 @@
-"""The benchmarks run, and their reports hold what they promise."""
+"""Smoke tests of the benchmarks and of their reports."""
 
 import json
 import math
@@ -8,20 +8,20 @@ import pytest
 
 from tests.conftest import Data, run
 
-WANTED = {"peer", "resolution", "cores", "images_per_second", "ratio_to_ffcv", "first_batch_seconds_warm"}
+COLUMNS = {"peer", "resolution", "cores", "images_per_second", "ratio_to_ffcv", "first_batch_seconds_warm"}
 
 
-def test_a_small_benchmark(data: Data, tmp_path: Path) -> None:
+def test_loader_benchmark(data: Data, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     sizes = ["--resolutions", "32", "--cores", "1", "--count", "64", "--batch-size", "16"]
-    often = ["--epochs", "2", "--repetitions", "1", "--work", tmp_path / "work"]
+    repeats = ["--epochs", "2", "--repetitions", "1", "--work", tmp_path / "work"]
     peers = "rebar,torchvision_cv2,dali=/nowhere/python"
     files = ["--json", report, "--image", tmp_path / "bars.png"]
-    done = run("benchmarks/loader.py", "--data", data.tree / "train", "--peers", peers, *sizes, *often, *files)
+    done = run("benchmarks/loader.py", "--data", data.tree / "train", "--peers", peers, *sizes, *repeats, *files)
     content = json.loads(report.read_text())
     assert [row["peer"] for row in content["rows"]] == ["rebar", "torchvision_cv2"]
     for row in content["rows"]:
-        assert row.keys() >= WANTED
+        assert row.keys() >= COLUMNS
         assert row["images_per_second"] > 0
         assert row["runs"][0]["images"] == 64
         assert len(row["runs"][0]["epoch_seconds"]) == 2
@@ -31,16 +31,16 @@ def test_a_small_benchmark(data: Data, tmp_path: Path) -> None:
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_three_parts(data: Data, tmp_path: Path) -> None:
+def test_three_parts_benchmark(data: Data, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    small = ["--arch", "resnet18", "--resolution", "32", "--batch-size", "16", "--steps", "2", "--repetitions", "1"]
+    small = ["--arch", "resnet20", "--resolution", "32", "--batch-size", "16", "--steps", "2", "--repetitions", "1"]
     run("benchmarks/three_parts.py", "--train-dataset", data.train, *small, "--json", report)
     content = json.loads(report.read_text())
     assert all(content[f"{part}_images_per_second"] > 0 for part in ("loader", "step", "both"))
     assert 0 <= content["data_wait_fraction"] <= 1
 
 
-def test_the_writers(data: Data, tmp_path: Path) -> None:
+def test_writer_benchmark(data: Data, tmp_path: Path) -> None:
     pytest.importorskip("ffcv")
     report = tmp_path / "report.json"
     small = [
@@ -59,30 +59,30 @@ def test_the_writers(data: Data, tmp_path: Path) -> None:
     rows = json.loads(report.read_text())["rows"]
     assert [(row["peer"], row["case"]) for row in rows] == [("ffcv", "passthrough"), ("rebar", "passthrough")]
     assert all(row.keys() >= {"images_per_second", "ratio_to_ffcv"} for row in rows)
-    assert all(math.isfinite(row["images_per_processor_second"]) for row in rows)  # of so few, no more can be said
+    assert all(math.isfinite(row["images_per_processor_second"]) for row in rows)
 
 
-def test_the_training_loops(data: Data, tmp_path: Path) -> None:
+def test_training_benchmark(data: Data, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     small = ["--batch-size", "4", "--steps", "2", "--repetitions", "1", "--resolution", "32"]
     done = run("benchmarks/training.py", *small, "--train-dataset", data.train, "--json", report)
     rows = {row["loop"]: row for row in json.loads(report.read_text())["rows"]}
     assert list(rows) == ["torchvision_reference", "ffcv_imagenet", "rebar", "rebar_from_file"]
-    # The same images, weights and settings: nearly the same loss.
+    # the same images, weights and hyperparameters
     losses = [rows[loop]["first_epoch_mean_loss"] for loop in ("torchvision_reference", "ffcv_imagenet", "rebar")]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
     for row in rows.values():
         assert row["images_per_second"] > 0
         assert row["ratio_to_torchvision"] > 0
         assert row["tflops"] > 0
-        assert row["share_of_peak"] is None  # a CPU's is not in the table
+        assert row["share_of_peak"] is None  # the table has no CPUs
     assert 0 < rows["rebar_from_file"]["data_wait_fraction"] < 1
     assert rows["ffcv_imagenet"]["data_wait_fraction"] is None
     assert "rebar_from_file" in done.stdout
 
 
 @pytest.mark.slow
-def test_the_speedrun(data: Data, tmp_path: Path) -> None:
+def test_speedrun_benchmark(data: Data, tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "results"
     work.mkdir()
     for beton in (data.train, data.val):
@@ -94,7 +94,7 @@ def test_the_speedrun(data: Data, tmp_path: Path) -> None:
     run(*command, "--seeds", "2")
     report = json.loads((out / "speedrun.json").read_text())
     first, second = report["runs"]
-    assert first == alone  # a finished run is not done again
+    assert first == alone  # a finished run is not repeated
     assert first["train_seconds"] != second["train_seconds"]
     assert report["top1_mean"] == pytest.approx((first["top1"] + second["top1"]) / 2)
     assert report["train_seconds_deviation"] > 0
