@@ -327,10 +327,9 @@ def test_corrupt_image_ends_the_run_or_is_replaced_and_counted(data: Data, tmp_p
     assert epoch["data/corrupt_samples"] == 1
 
 
-def test_missing_turbojpeg_is_one_line(data: Data, tmp_path: Path) -> None:
-    failed = run(*data.training_command(tmp_path), expect=1, TURBOJPEG_LIBRARY="/nowhere/libturbojpeg.so")
-    assert "apt-get install" in failed.stderr
-    assert "Traceback" not in failed.stderr
+def test_training_runs_without_libturbojpeg(data: Data, tmp_path: Path) -> None:
+    command = data.training_command(tmp_path, "--epochs", "1")
+    run(*command, TURBOJPEG_LIBRARY="/nowhere/libturbojpeg.so")
 
 
 def test_data_and_run_folder_have_defaults(

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rebar.beton.decode import SizeLimit, lies_upright
-from rebar.jpeg.kernels.huffman import quantisation_at
+from rebar.jpeg.standard_tables import quantization_tables
 from rebar.jpeg.status import OK, UNSUPPORTED
-from rebar.jpeg.transcoder import Transcoder, make_sequential
-from rebar.jpeg.turbojpeg import JpegError
+from rebar.jpeg.transcoder import Transcoder
+from rebar.jpeg.turbojpeg import JpegError, make_sequential
 
 _JPEG = b"\xff\xd8\xff"
 _FINER = 1e-9  # relative: what rounding may make of equal means
@@ -62,11 +62,11 @@ def pass_through(content: bytes, limits: Limits) -> Passed | None:
     front = len(content) if oddities else header.entropy_start
     if status != OK or limits.size.apply(*size) != size or not lies_upright(content, front):
         return None
-    steps = tuple(transcoder.quantisation(component).tobytes() for component in range(header.components))
+    steps = tuple(transcoder.quantization(component).tobytes() for component in range(header.components))
     quality = None if _within(steps, limits.quality) else limits.quality
-    if quality is not None and header.components > 1 and (header.across, header.down) != (2, 2):
+    if quality is not None and header.components > 1 and (header.h_samp, header.v_samp) != (2, 2):
         return None  # more chroma than what is encoded anew has
-    interval = restart_interval(header.width, 8 * header.across) if limits.restart_markers else 0
+    interval = restart_interval(header.width, 8 * header.h_samp) if limits.restart_markers else 0
     status, data = transcoder.write(jpeg, header, interval, quality)
     if status != OK:
         return None
@@ -104,6 +104,6 @@ def _within(steps: tuple[bytes, ...], quality: int | None) -> bool:
     """Whether no component's quantisation, int16, is finer, on average, than libjpeg's at ``quality``."""
     if quality is None:
         return True
-    finest = quantisation_at(quality).mean(axis=1)
+    finest = quantization_tables(quality).mean(axis=1)
     means = [np.frombuffer(component, np.int16).mean() for component in steps]
     return all(mean >= finest[min(component, 1)] * (1 - _FINER) for component, mean in enumerate(means))

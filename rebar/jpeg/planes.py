@@ -45,7 +45,7 @@ def _decode_planes(
         return WRONG_SIZE, header
     top, left, height, width = box[0], box[1], box[2], box[3]
     for c in range(header.components):
-        across, down = (1, 1) if c == 0 else (header.across, header.down)
-        scratch.needed[c, 0], scratch.needed[c, 1] = left // across, -(-(left + width) // across)
-        scratch.needed[c, 2], scratch.needed[c, 3] = top // down, -(-(top + height) // down)
+        h_samp, v_samp = (1, 1) if c == 0 else (header.h_samp, header.v_samp)
+        scratch.needed[c, 0], scratch.needed[c, 1] = left // h_samp, -(-(left + width) // h_samp)
+        scratch.needed[c, 2], scratch.needed[c, 3] = top // v_samp, -(-(top + height) // v_samp)
     return decode_region(data, data.size, header, tables, scratch, bits), header

@@ -1,20 +1,22 @@
-"""What became of an image that the fast path was asked for.
-
-A JPEG's frame in plain values. Nothing here needs numba.
-"""
+"""The outcomes of decoding a JPEG: status codes, the parsed header and the exception. Nothing here imports numba."""
 
 from enum import IntEnum
 from typing import NamedTuple
 
-import numpy as np
+from rebar.errors import RebarError
+
+
+class JpegError(RebarError):
+    """A JPEG that cannot be decoded completely; the message is the decoder's, without the file's name."""
 
 
 class Status(IntEnum):
-    """One an image, from :meth:`rebar.jpeg.crop_decoder.CropDecoder.decode_crops`.
+    """The outcome of decoding or transcoding one image with the compiled kernels.
 
-    Everything but OK leaves the image's pixels undefined. UNSUPPORTED is a JPEG that is fine but of a
-    kind this decoder does not take (progressive, four components, 12-bit, ...): decode it whole with
-    libturbojpeg. The others name what is wrong with the file or the request.
+    Unless the status is OK, the output is undefined. UNSUPPORTED is a valid JPEG of a kind that the kernels do not
+    decode, such as progressive, CMYK or 12-bit: decode the full image with
+    :func:`rebar.jpeg.turbojpeg.decode_rgb`. WRONG_SIZE is an image, or a crop, of another size than requested. The
+    other codes are faults of the file.
     """
 
     OK = 0
@@ -25,7 +27,7 @@ class Status(IntEnum):
     WRONG_SIZE = 5
 
 
-# Plain integers for the kernels.
+# The same as plain integers: numba compiles comparisons with these to constants.
 OK = int(Status.OK)
 UNSUPPORTED = int(Status.UNSUPPORTED)
 CORRUPT_HEADER = int(Status.CORRUPT_HEADER)
@@ -34,20 +36,18 @@ TRUNCATED = int(Status.TRUNCATED)
 WRONG_SIZE = int(Status.WRONG_SIZE)
 
 
-# The natural (row by row) place of the k-th coefficient in zigzag order (T.81, figure A.6). A wrong stream
-# may count beyond 63: those land on the last one.
-ZIGZAG = np.full(256, 63, np.uint8)
-ZIGZAG[:64] = sorted(range(64), key=lambda i: (i // 8 + i % 8, i // 8 if (i // 8 + i % 8) % 2 else i % 8))
-
-
 class Header(NamedTuple):
-    """An image's frame: sizes in pixels, ``across`` and ``down`` the luma blocks of a unit (MCU) in each
-    direction, the restart interval in units (0: none), and where the entropy-coded data starts."""
+    """The frame and scan parameters of a JPEG.
+
+    ``height`` and ``width`` are in pixels. ``h_samp`` and ``v_samp`` are the luma sampling factors, that is the luma
+    blocks of an MCU in each direction. ``restart_interval`` is in MCUs, 0 for none. ``entropy_start`` is the byte
+    offset of the entropy-coded data.
+    """
 
     height: int
     width: int
     components: int
-    across: int
-    down: int
+    h_samp: int
+    v_samp: int
     restart_interval: int
     entropy_start: int

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.jpeg.kernels.huffman import AC_CODES, DC_CODES, code_table
+from rebar.jpeg.standard_tables import AC_CODES, DC_CODES, code_table
 from rebar.jpeg.workspace import (
     SCRATCH_PADDING,
     SHORT_BITS,

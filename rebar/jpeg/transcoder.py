@@ -1,6 +1,4 @@
-"""Progressive JPEGs, and others of several scans, made sequential without loss: by libturbojpeg's transformer.
-
-The same coefficients in other bits: restart markers and the standard Huffman tables put into a JPEG, losslessly.
+"""The same coefficients in other bits: restart markers and the standard Huffman tables put into a JPEG, losslessly.
 
 Where it is asked for, coefficients are rounded to coarser quantisation steps on the way: what decoding and encoding
 anew come to, without what is lost between them.
@@ -13,7 +11,6 @@ Input is what :mod:`rebar.jpeg.kernels.headers` accepts. Comments and applicatio
 including thumbnails, color profiles and Exif.
 """
 
-import ctypes
 import functools
 import struct
 import subprocess
@@ -23,58 +20,9 @@ from numpy.typing import NDArray
 
 from rebar.errors import RebarError
 from rebar.jpeg.kernel_cache import Kernel, describe, kinds, load_kernel
-from rebar.jpeg.kernels.huffman import AC_CODES, DC_CODES, quantisation_at
-from rebar.jpeg.status import ZIGZAG, Header, Status
+from rebar.jpeg.standard_tables import AC_CODES, DC_CODES, ZIGZAG, quantization_tables
+from rebar.jpeg.status import Header, Status
 from rebar.jpeg.transcode_workspace import RATIO_BITS, Transcoding, new_transcode_scratch, new_transcoding
-from rebar.jpeg.turbojpeg import JpegError, load_turbojpeg
-
-_COPY_NOTHING = 64  # TJXOPT_COPYNONE: no comments, no application data
-_STOP_ON_WARNING = 8192  # TJFLAG_STOPONWARNING
-_LIMIT_SCANS = 32768  # TJFLAG_LIMITSCANS: a few kilobytes can hold thousands of scans of a huge image
-
-
-class _Transform(ctypes.Structure):
-    """``tjtransform``: a region (x, y, width, height; all zero: everything), the operation, options, a filter."""
-
-    _fields_ = (
-        ("region", ctypes.c_int * 4),
-        ("operation", ctypes.c_int),
-        ("options", ctypes.c_int),
-        ("data", ctypes.c_void_p),
-        ("filter", ctypes.c_void_p),
-    )
-
-
-def make_sequential(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The same coefficients in one scan with the standard Huffman tables, uint8 ``[n]``.
-
-    Raises JpegError where libturbojpeg reports anything, a stream cut short included.
-    """
-    library = load_turbojpeg()
-    library.tjInitTransform.restype = ctypes.c_void_p
-    library.tjFree.argtypes = library.tjDestroy.argtypes = [ctypes.c_void_p]
-    source = np.ascontiguousarray(jpeg)
-    handle = ctypes.c_void_p(library.tjInitTransform())
-    out, size = ctypes.c_void_p(), ctypes.c_ulong()
-    transform = _Transform(options=_COPY_NOTHING)
-    try:
-        status = library.tjTransform(
-            handle,
-            ctypes.c_void_p(source.ctypes.data),
-            ctypes.c_ulong(source.size),
-            1,
-            ctypes.byref(out),
-            ctypes.byref(size),
-            ctypes.byref(transform),
-            _STOP_ON_WARNING | _LIMIT_SCANS,
-        )
-        if status != 0:
-            raise JpegError(library.tjGetErrorStr2(handle).decode(errors="replace"))
-        return np.frombuffer(ctypes.string_at(out, size.value), np.uint8)
-    finally:
-        library.tjFree(out)
-        library.tjDestroy(handle)
-
 
 _KINDS = kinds(new_transcoding(1, 1))
 _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
@@ -106,10 +54,10 @@ class Transcoder:
         self._call(self._read_header, jpeg)
         return Status(int(self._arrays.result[0])), Header(*self._arrays.header.tolist())
 
-    def quantisation(self, component: int) -> NDArray[np.int16]:
+    def quantization(self, component: int) -> NDArray[np.int16]:
         """The steps ``[64]`` of a component of the JPEG that was read last, in natural order."""
         tables = self._arrays.tables
-        return tables.quantisation[tables.components[component, 3]]
+        return tables.quantization[tables.components[component, 3]]
 
     def write(
         self, jpeg: NDArray[np.uint8], header: Header, interval: int, quality: int | None = None
@@ -119,11 +67,11 @@ class Transcoder:
         With ``quality``, no quantisation step is finer than libjpeg's at this quality. ``header`` is what
         :meth:`read_header` made of ``jpeg``. Where the status is not OK there are no bytes.
         """
-        units = -(-header.width // (8 * header.across)) * -(-header.height // (8 * header.down))
+        units = -(-header.width // (8 * header.h_samp)) * -(-header.height // (8 * header.v_samp))
         segments = -(-units // header.restart_interval) if header.restart_interval else 1
         if 2 * segments > jpeg.size or units > 4 * jpeg.size:  # a marker has two bytes, a block two bits
             return Status.TRUNCATED, np.zeros(0, np.uint8)
-        steps = tuple(self.quantisation(component).tobytes() for component in range(header.components))
+        steps = tuple(self.quantization(component).tobytes() for component in range(header.components))
         tables, ratios = _coarsened(steps, quality)
         front = _front(header, interval, tables)
         # Standard codes may be longer than the file's: an image that takes twice its bytes is not written.
@@ -160,7 +108,7 @@ def _coarsened(steps: tuple[bytes, ...], quality: int | None) -> tuple[list[byte
     before = np.stack([np.frombuffer(component, np.int16)[ZIGZAG[:64]] for component in steps]).astype(np.int64)
     after = before
     if quality is not None:
-        after = np.maximum(before, quantisation_at(quality)[np.minimum(np.arange(len(steps)), 1)])
+        after = np.maximum(before, quantization_tables(quality)[np.minimum(np.arange(len(steps)), 1)])
     ratios = (2 * before * (1 << RATIO_BITS) + after) // np.maximum(2 * after, 1)
     return [component.astype(np.uint8).tobytes() for component in after], ratios
 
@@ -173,7 +121,7 @@ def _front(header: Header, interval: int, tables: list[bytes]) -> bytes:
     frame = struct.pack(">BHHB", 8, header.height, header.width, header.components)
     scan = struct.pack("B", header.components)
     for i, table in enumerate(tables):
-        sampling = header.across << 4 | header.down if i == 0 else 0x11
+        sampling = header.h_samp << 4 | header.v_samp if i == 0 else 0x11
         frame += struct.pack("BBB", i + 1, sampling, distinct.index(table))
         scan += struct.pack("BB", i + 1, 0x11 if i else 0)
     parts.append(b"\xff\xc0" + struct.pack(">H", 2 + len(frame)) + frame)

@@ -1,7 +1,6 @@
-"""libturbojpeg through ctypes: a whole JPEG to RGB.
+"""Decode complete JPEGs with libturbojpeg through ctypes, or with OpenCV or Pillow where it is not installed.
 
-ctypes gives up the interpreter lock during a call, so threads decode side by side. A decompressor
-belongs to the thread that made it.
+ctypes releases the GIL during a call, so threads decode in parallel. Each thread has its own decompressor.
 
 API: https://libjpeg-turbo.org/Documentation (TurboJPEG 2.x; 3.x keeps these functions).
 """
@@ -13,68 +12,105 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rebar.errors import RebarError
+from rebar.jpeg.decode_fallback import decode_without_turbojpeg
+from rebar.jpeg.status import JpegError
+
+__all__ = [
+    "LIBRARY_VARIABLE",
+    "JpegError",
+    "decode_bgr",
+    "decode_planes",
+    "decode_rgb",
+    "load_turbojpeg",
+    "make_sequential",
+    "turbojpeg_available",
+]
 
 LIBRARY_VARIABLE = "TURBOJPEG_LIBRARY"
+"""The environment variable with the path of the library. A path that cannot be loaded disables libturbojpeg."""
+
 _CANDIDATES = ("libturbojpeg.so.0", "libturbojpeg.so", "libturbojpeg.dylib")
 _PIXEL_FORMAT_RGB, _PIXEL_FORMAT_BGR = 0, 1
 _GRAY = 3
-_CHROMA_FACTORS = {0: (1, 1), 1: (2, 1), 2: (2, 2), _GRAY: (1, 1), 4: (1, 2)}  # by TJSAMP: luma columns, rows a sample
+_LUMA_FACTORS = {0: (1, 1), 1: (2, 1), 2: (2, 2), _GRAY: (1, 1), 4: (1, 2)}  # h_samp, v_samp by TJSAMP
+_COPY_NOTHING = 64  # TJXOPT_COPYNONE: no comments, no application data
+_STOP_ON_WARNING = 8192  # TJFLAG_STOPONWARNING
+_LIMIT_SCANS = 32768  # TJFLAG_LIMITSCANS: a few kilobytes can hold thousands of scans of a huge image
 _INSTALL = (
-    "install it with 'apt-get install libturbojpeg0' (Ubuntu: libturbojpeg) or 'conda install libjpeg-turbo', "
-    f"or point {LIBRARY_VARIABLE} at it; 'python -m rebar.doctor' shows what is there"
+    "Install it with 'apt-get install libturbojpeg0' (Ubuntu: libturbojpeg) or 'conda install libjpeg-turbo', "
+    f"or set {LIBRARY_VARIABLE} to its path"
 )
-
-
-class JpegError(Exception):
-    """A JPEG that cannot be decoded, or only in part."""
 
 
 @functools.cache
 def load_turbojpeg() -> ctypes.CDLL:
-    """The shared library. Raises RebarError, saying how to install it, where there is none."""
-    named = os.environ.get(LIBRARY_VARIABLE)
+    """Load the shared library, once per process.
+
+    Raises RebarError if it is not installed. Use :func:`turbojpeg_available` to ask without an exception.
+    """
+    path = os.environ.get(LIBRARY_VARIABLE)
     found = ctypes.util.find_library("turbojpeg")
-    candidates = [named] if named else [*_CANDIDATES, *([found] if found else [])]
+    candidates = [path] if path else [*_CANDIDATES, *([found] if found else [])]
     for candidate in candidates:
         try:
             return _declare(ctypes.CDLL(candidate))
         except (OSError, AttributeError):
             continue
-    what = f"{LIBRARY_VARIABLE}={named} is no turbojpeg library" if named else "libturbojpeg is not installed"
-    raise RebarError(f"{what}: {_INSTALL}")
+    problem = f"{LIBRARY_VARIABLE}={path} is not a turbojpeg library" if path else "libturbojpeg is not installed"
+    raise RebarError(f"{problem}. {_INSTALL}.", code="turbojpeg-not-found")
+
+
+@functools.cache
+def turbojpeg_available() -> bool:
+    """Return whether libturbojpeg can be loaded.
+
+    Without it, :func:`decode_rgb` and :func:`decode_bgr` use OpenCV or Pillow, and :func:`make_sequential` raises
+    JpegError, so that progressive JPEGs are re-encoded instead of transformed without loss.
+    """
+    try:
+        load_turbojpeg()
+    except RebarError:
+        return False
+    return True
+
+
+class _Transform(ctypes.Structure):
+    """``tjtransform``; a region of zeros is the complete image."""
+
+    _fields_ = (
+        ("region", ctypes.c_int * 4),
+        ("operation", ctypes.c_int),
+        ("options", ctypes.c_int),
+        ("data", ctypes.c_void_p),
+        ("filter", ctypes.c_void_p),
+    )
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    handle, pointer, size, integer = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int
+    pointer, size, integer = ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int
     out = ctypes.POINTER(ctypes.c_int)
-    library.tjInitDecompress.restype = handle
-    library.tjInitDecompress.argtypes = []
-    library.tjDestroy.argtypes = [handle]
-    library.tjDecompressHeader3.argtypes = [handle, pointer, size, out, out, out, out]
-    library.tjDecompress2.argtypes = [
-        handle,
-        pointer,
-        size,
-        pointer,
-        integer,
-        integer,
-        integer,
-        integer,
-        integer,
-    ]
-    library.tjDecompressToYUVPlanes.argtypes = [handle, pointer, size, pointer, integer, pointer, integer, integer]
+    source: list[Any] = [pointer, pointer, size]  # the handle, the JPEG and its length
+    library.tjInitDecompress.restype = library.tjInitTransform.restype = pointer
+    library.tjInitDecompress.argtypes = library.tjInitTransform.argtypes = []
+    library.tjDestroy.argtypes = library.tjFree.argtypes = [pointer]
+    library.tjDecompressHeader3.argtypes = [*source, out, out, out, out]
+    library.tjDecompress2.argtypes = [*source, pointer, integer, integer, integer, integer, integer]
+    library.tjDecompressToYUVPlanes.argtypes = [*source, pointer, integer, pointer, integer, integer]
+    transform = ctypes.POINTER(_Transform)
+    library.tjTransform.argtypes = [*source, integer, ctypes.POINTER(pointer), ctypes.POINTER(size), transform, integer]
     library.tjGetErrorStr2.restype = ctypes.c_char_p
-    library.tjGetErrorStr2.argtypes = [handle]
+    library.tjGetErrorStr2.argtypes = [pointer]
     return library
 
 
 class _Decompressor:
-    """One libturbojpeg handle, freed with its owner."""
+    """A libturbojpeg handle, destroyed with this object."""
 
     def __init__(self) -> None:
         self.library = load_turbojpeg()
@@ -86,27 +122,32 @@ class _Decompressor:
 
     def check(self, status: int) -> None:
         if status != 0:
-            raise JpegError(self.library.tjGetErrorStr2(self.handle).decode(errors="replace"))
+            raise JpegError(_last_error(self.library, self.handle), code="jpeg-corrupt")
 
 
-_of_this_thread = threading.local()
+def _last_error(library: ctypes.CDLL, handle: int) -> str:
+    message: bytes = library.tjGetErrorStr2(handle)
+    return message.decode(errors="replace")
+
+
+_thread_local = threading.local()
 
 
 @contextmanager
 def _decompressor() -> Iterator[_Decompressor]:
-    """This thread's, for one image."""
-    if not hasattr(_of_this_thread, "decompressor"):
-        _of_this_thread.decompressor = _Decompressor()
+    """Lend this thread's decompressor for one image."""
+    if not hasattr(_thread_local, "decompressor"):
+        _thread_local.decompressor = _Decompressor()
     try:
-        yield _of_this_thread.decompressor
+        yield _thread_local.decompressor
     except JpegError:
-        # libturbojpeg 2.1 may write the next image nowhere after it failed within a header
-        del _of_this_thread.decompressor
+        # After an error within a header, libturbojpeg 2.1 may write the next image to an invalid address.
+        del _thread_local.decompressor
         raise
 
 
 def _read_header(tj: _Decompressor, source: NDArray[np.uint8]) -> tuple[int, int, int]:
-    """Height and width in pixels, and the chroma subsampling (TJSAMP)."""
+    """Return height and width in pixels, and the chroma subsampling (TJSAMP)."""
     width, height, subsampling, colorspace = (ctypes.c_int() for _ in range(4))
     header = (ctypes.byref(width), ctypes.byref(height), ctypes.byref(subsampling), ctypes.byref(colorspace))
     tj.check(tj.library.tjDecompressHeader3(tj.handle, source.ctypes.data, source.size, *header))
@@ -116,50 +157,79 @@ def _read_header(tj: _Decompressor, source: NDArray[np.uint8]) -> tuple[int, int
 def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Decode a JPEG to RGB, uint8 ``[height, width, 3]``; grayscale becomes three equal channels.
 
-    Raises JpegError where libturbojpeg reports anything, a stream cut short included.
+    Raises JpegError for every error or warning of libturbojpeg, including truncated data. Without libturbojpeg, bit
+    errors that leave the markers intact go unnoticed (:mod:`rebar.jpeg.decode_fallback`).
     """
     source = np.ascontiguousarray(jpeg)
-    with _decompressor() as tj:
-        height, width, _ = _read_header(tj, source)
-        rgb = np.empty((height, width, 3), np.uint8)
-        layout = (width, 0, height, _PIXEL_FORMAT_RGB, 0)
-        tj.check(tj.library.tjDecompress2(tj.handle, source.ctypes.data, source.size, rgb.ctypes.data, *layout))
-    return rgb
+    if not turbojpeg_available():
+        return np.ascontiguousarray(decode_without_turbojpeg(source)[..., ::-1])
+    return _decode(source, _PIXEL_FORMAT_RGB, 8)
 
 
 def decode_bgr(jpeg: NDArray[np.uint8], eighths: int = 8) -> NDArray[np.uint8]:
-    """Decode a JPEG to BGR, uint8 ``[height, width, 3]``, at 1 to 8 ``eighths`` of its size, rounded up.
+    """Decode a JPEG to BGR, uint8 ``[height, width, 3]``, scaled by ``eighths`` / 8 (1, 2, 4 or 8), rounded up.
 
-    Less than eight is quicker and needs less memory: each block is transformed to so many samples a side. Raises
-    JpegError as :func:`decode_rgb` does.
+    A reduced size takes less time and memory, because each block is transformed to fewer samples. Raises JpegError as
+    :func:`decode_rgb` does.
     """
     source = np.ascontiguousarray(jpeg)
+    if not turbojpeg_available():
+        return decode_without_turbojpeg(source, eighths)
+    return _decode(source, _PIXEL_FORMAT_BGR, eighths)
+
+
+def _decode(source: NDArray[np.uint8], pixel_format: int, eighths: int) -> NDArray[np.uint8]:
     with _decompressor() as tj:
         height, width, _ = _read_header(tj, source)
         height, width = -(-height * eighths // 8), -(-width * eighths // 8)
-        bgr = np.empty((height, width, 3), np.uint8)
-        layout = (width, 0, height, _PIXEL_FORMAT_BGR, 0)
-        tj.check(tj.library.tjDecompress2(tj.handle, source.ctypes.data, source.size, bgr.ctypes.data, *layout))
-    return bgr
+        image = np.empty((height, width, 3), np.uint8)
+        layout = (width, 0, height, pixel_format, 0)
+        tj.check(tj.library.tjDecompress2(tj.handle, source.ctypes.data, source.size, image.ctypes.data, *layout))
+    return image
 
 
 def decode_planes(jpeg: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Decode a JPEG to its stored planes, Y, Cb, Cr or Y alone, without upsampling or colour conversion.
+    """Decode a JPEG to its stored planes: Y, Cb and Cr, or Y alone, without upsampling or color conversion.
 
-    Each uint8 ``[height, width]`` of the component's own size. Raises JpegError as :func:`decode_rgb` does.
+    Each plane is uint8 ``[height, width]`` at the component's own size. Raises JpegError as :func:`decode_rgb` does,
+    and RebarError without libturbojpeg.
     """
     source = np.ascontiguousarray(jpeg)
     with _decompressor() as tj:
         height, width, subsampling = _read_header(tj, source)
-        if subsampling not in _CHROMA_FACTORS:
-            raise JpegError(f"chroma subsampling {subsampling} has no planes")
+        if subsampling not in _LUMA_FACTORS:
+            raise JpegError(f"chroma subsampling {subsampling} is not supported", code="jpeg-unsupported")
         count = 1 if subsampling == _GRAY else 3
-        across, down = _CHROMA_FACTORS[subsampling]
-        sizes = [(height, width)] + [(-(-height // down), -(-width // across))] * 2
-        # The library writes whole luma pairs where the chroma is halved.
-        planes = [np.empty((high + 1, wide + 1), np.uint8) for high, wide in sizes[:count]]
+        h_samp, v_samp = _LUMA_FACTORS[subsampling]
+        sizes = [(height, width)] + [(-(-height // v_samp), -(-width // h_samp))] * 2
+        # Where the chroma is halved, libturbojpeg writes an even number of luma rows and columns.
+        planes = [np.empty((rows + 1, columns + 1), np.uint8) for rows, columns in sizes[:count]]
         pointers = (ctypes.c_void_p * 3)(*[plane.ctypes.data for plane in planes])
         strides = (ctypes.c_int * 3)(*[plane.shape[1] for plane in planes])
         layout = (pointers, width, strides, height, 0)
         tj.check(tj.library.tjDecompressToYUVPlanes(tj.handle, source.ctypes.data, source.size, *layout))
-    return [plane[:high, :wide] for plane, (high, wide) in zip(planes, sizes, strict=False)]
+    return [plane[:rows, :columns] for plane, (rows, columns) in zip(planes, sizes, strict=False)]
+
+
+def make_sequential(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Convert a progressive or multi-scan JPEG to one sequential scan with the standard Huffman tables, without loss.
+
+    Returns the JPEG's bytes, uint8 ``[n]``. Raises JpegError for every error or warning of libturbojpeg, including
+    truncated data, and also if libturbojpeg is not installed.
+    """
+    if not turbojpeg_available():
+        raise JpegError("libturbojpeg, which converts progressive JPEGs, is not installed", code="turbojpeg-not-found")
+    library = load_turbojpeg()
+    source = np.ascontiguousarray(jpeg)
+    handle = library.tjInitTransform()
+    out, size = ctypes.c_void_p(), ctypes.c_ulong()
+    transform = _Transform(options=_COPY_NOTHING)
+    results = (1, ctypes.byref(out), ctypes.byref(size), ctypes.byref(transform))
+    try:
+        flags = _STOP_ON_WARNING | _LIMIT_SCANS
+        if library.tjTransform(handle, source.ctypes.data, source.size, *results, flags) != 0:
+            raise JpegError(_last_error(library, handle), code="jpeg-corrupt")
+        return np.frombuffer(ctypes.string_at(out, size.value), np.uint8)
+    finally:
+        library.tjFree(out)
+        library.tjDestroy(handle)

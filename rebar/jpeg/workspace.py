@@ -63,13 +63,13 @@ def new_table_store() -> TableStore:
 class Tables(NamedTuple):
     """A header's tables.
 
-    ``quantisation`` int16 ``[4, 64]`` as the file numbers them, in natural order, and ``quantisation_known``;
+    ``quantization`` int16 ``[4, 64]`` as the file numbers them, in natural order, and ``quantization_known``;
     ``specifications`` uint8 ``[2, 4, 272]`` by class and number, and ``specifications_known``; ``components``
     int64 ``[3, 6]``: id, horizontal and vertical sampling, quantisation table, then DC and AC slot in ``store``.
     """
 
-    quantisation: NDArray[np.int16]
-    quantisation_known: NDArray[np.bool_]
+    quantization: NDArray[np.int16]
+    quantization_known: NDArray[np.bool_]
     specifications: NDArray[np.uint8]
     specifications_known: NDArray[np.bool_]
     components: NDArray[np.int64]

@@ -8,10 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.beton.format import MODE_JPG
 from rebar.beton.reader import BetonFile, Files, find_betons, open_betons
 from rebar.errors import RebarError
-from rebar.jpeg.turbojpeg import load_turbojpeg
 from rebar.loading.batch_source import BatchSource, PlainPlan, Plan, field_types, image_and_label
 from rebar.loading.crops import Cropper
 from rebar.loading.decode import OnError
@@ -58,8 +56,6 @@ def open_source(
 
 def _open_images(files: Files, plan: Plan, indices: Subset, options: SourceOptions) -> BatchSource:
     beton = open_betons(files)
-    if (beton.modes == MODE_JPG).any():
-        load_turbojpeg()  # where it is missing, say so now and not at the first batch
     return ImageSource(
         beton,
         plan,

@@ -92,12 +92,12 @@ def crop_in_float(jpeg: NDArray[np.uint8], kind: str, box: Box, size: tuple[int,
     if kind == "gray":
         planes += [np.full_like(planes[0], 128)] * 2
     height, width = planes[0].shape
-    across, down = FACTORS[kind]
-    smooth = planes[1].shape[1] > 2 or across == 1
+    h_samp, v_samp = FACTORS[kind]
+    smooth = planes[1].shape[1] > 2 or h_samp == 1
     for c in (1, 2):
-        if across == 2:
+        if h_samp == 2:
             planes[c] = upsample(planes[c], 1, width, smooth)
-        if down == 2:
+        if v_samp == 2:
             planes[c] = upsample(planes[c], 0, height, smooth)
     top, left, high, wide = box
     pixels = np.stack(planes, axis=-1)[top : top + high, left : left + wide]

@@ -10,9 +10,9 @@ U = np.uint64
 
 
 @kernel
-def _transform(blocks: NDArray[np.int16], quantisation: NDArray[np.int16], out: NDArray[np.uint8]) -> None:
+def _transform(blocks: NDArray[np.int16], quantization: NDArray[np.int16], out: NDArray[np.uint8]) -> None:
     for i in range(blocks.shape[0]):
-        inverse_dct(U(blocks[i].ctypes.data), U(quantisation.ctypes.data), U(out[i].ctypes.data), U(8))
+        inverse_dct(U(blocks[i].ctypes.data), U(quantization.ctypes.data), U(out[i].ctypes.data), U(8))
 
 
 @kernel
@@ -46,9 +46,9 @@ NAMES = "0.298631336 0.390180644 0.541196100 0.765366865 0.899976223 1.175875602
 CONSTANTS = {name: float(name) for name in (NAMES + " 1.961570560 2.053119869 2.562915447 3.072711026").split()}
 
 
-def plain_inverse_dct(block: NDArray[np.int16], quantisation: NDArray[np.int16]) -> NDArray[np.uint8]:
+def plain_inverse_dct(block: NDArray[np.int16], quantization: NDArray[np.int16]) -> NDArray[np.uint8]:
     """``[8, 8]`` samples of 64 coefficients; columns first, then rows."""
-    values = block.reshape(8, 8).astype(np.int64) * quantisation.reshape(8, 8)
+    values = block.reshape(8, 8).astype(np.int64) * quantization.reshape(8, 8)
     columns = one_dimension(values, 11)
     return np.clip(one_dimension(columns.T, 18).T + 128, 0, 255).astype(np.uint8)
 
@@ -62,11 +62,11 @@ def blocks_like_photographs(count: int) -> NDArray[np.int16]:
 
 
 def test_blocks_are_bit_exact_and_cleared() -> None:
-    quantisation = np.random.default_rng(1).integers(1, 8, 64).astype(np.int16)
+    quantization = np.random.default_rng(1).integers(1, 8, 64).astype(np.int16)
     blocks = blocks_like_photographs(2000)
-    expected = np.stack([plain_inverse_dct(block, quantisation) for block in blocks])
+    expected = np.stack([plain_inverse_dct(block, quantization) for block in blocks])
     out = np.zeros((len(blocks), 8, 8), np.uint8)
-    _transform(blocks, quantisation, out)
+    _transform(blocks, quantization, out)
     np.testing.assert_array_equal(out.transpose(0, 2, 1), expected)  # stored column by column
     assert not blocks.any()
 

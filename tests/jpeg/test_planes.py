@@ -22,9 +22,9 @@ def check(jpeg: NDArray[np.uint8], kind: str, height: int, width: int, rng: np.r
         assert len(planes) == len(whole)
         top, left, high, wide = box
         for c, (plane, expected) in enumerate(zip(planes, whole, strict=True)):
-            across, down = FACTORS[kind] if c else (1, 1)
-            rows = slice(top // down, -(-(top + high) // down))
-            columns = slice(left // across, -(-(left + wide) // across))
+            h_samp, v_samp = FACTORS[kind] if c else (1, 1)
+            rows = slice(top // v_samp, -(-(top + high) // v_samp))
+            columns = slice(left // h_samp, -(-(left + wide) // h_samp))
             np.testing.assert_array_equal(plane, expected[rows, columns], f"component {c} of {box}")
 
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rebar.jpeg import planes, turbojpeg
-from rebar.jpeg.kernels.huffman import AC_CODES, quantisation_at
+from rebar.jpeg.standard_tables import AC_CODES, quantization_tables
 from rebar.jpeg.status import Status
-from rebar.jpeg.transcoder import Transcoder, make_sequential
+from rebar.jpeg.transcoder import Transcoder
+from rebar.jpeg.turbojpeg import make_sequential
 from tests.conftest import REPOSITORY
 from tests.jpeg.images import KINDS, encode, photograph
 
@@ -136,8 +137,8 @@ def test_quantisation_is_libjpegs() -> None:
         transcoder = Transcoder()
         transcoder.read_header(encode(photograph(16, 16), quality=quality))
         for component in range(3):
-            steps = np.sort(quantisation_at(quality)[min(component, 1)])
-            np.testing.assert_array_equal(np.sort(transcoder.quantisation(component)), steps)
+            steps = np.sort(quantization_tables(quality)[min(component, 1)])
+            np.testing.assert_array_equal(np.sort(transcoder.quantization(component)), steps)
 
 
 def test_broken_streams_do_no_harm() -> None:

@@ -1,10 +1,11 @@
-"""JPEGs decode as others decode them; broken ones are errors."""
+"""decode_rgb and decode_bgr agree with other decoders, with libturbojpeg and without it."""
 
 import io
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -13,13 +14,53 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from rebar.jpeg.turbojpeg import JpegError, decode_rgb, load_turbojpeg
+from rebar.errors import RebarError
+from rebar.jpeg import turbojpeg
+from rebar.jpeg.turbojpeg import (
+    LIBRARY_VARIABLE,
+    JpegError,
+    decode_bgr,
+    decode_rgb,
+    load_turbojpeg,
+    make_sequential,
+    turbojpeg_available,
+)
+from tests.conftest import REPOSITORY
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+LIBRARIES = ("libturbojpeg", "opencv", "pillow")
 
 
-def photograph(height: int, width: int) -> NDArray[np.uint8]:
-    """Gradients and edges of all colours, and some noise."""
+@pytest.fixture(params=LIBRARIES)
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Decode with one library after the other, as if the ones before it were not installed."""
+    disable(request.param, monkeypatch)
+    return str(request.param)
+
+
+def disable(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if library != "libturbojpeg":
+        monkeypatch.setattr(turbojpeg, "turbojpeg_available", lambda: False)
+    if library == "pillow":
+        monkeypatch.setitem(sys.modules, "cv2", None)  # importing it raises ImportError
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Point the environment variable at a file that does not exist."""
+    monkeypatch.setenv(LIBRARY_VARIABLE, "/nonexistent/libturbojpeg.so")
+    clear_caches()
+    yield "/nonexistent/libturbojpeg.so"
+    monkeypatch.undo()
+    clear_caches()
+
+
+def clear_caches() -> None:
+    load_turbojpeg.cache_clear()
+    turbojpeg_available.cache_clear()
+
+
+def synthetic_image(height: int, width: int) -> NDArray[np.uint8]:
+    """Return gradients and edges in all colors, with some noise: uint8 ``[height, width, 3]``."""
     y, x = np.mgrid[:height, :width]
     planes = [127 + 100 * np.sin(x / (7 + 3 * c)) * np.cos(y / (11 - c)) for c in range(3)]
     image = np.stack(planes, axis=-1) + np.random.default_rng(0).normal(0, 4, (height, width, 3))
@@ -33,7 +74,7 @@ def encode(image: NDArray[np.uint8], **options: object) -> NDArray[np.uint8]:
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+def mean_difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return float(np.abs(a.astype(float) - b).mean())
 
 
@@ -43,42 +84,82 @@ def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"restart_marker_blocks": 2}],
     ids=str,
 )
-def test_colours_are_as_other_decoders_see_them(size: tuple[int, int], options: dict[str, object]) -> None:
-    jpeg = encode(photograph(*size), **options)
+def test_decode_rgb_agrees_with_pillow_and_opencv(
+    library: str, size: tuple[int, int], options: dict[str, object]
+) -> None:
+    jpeg = encode(synthetic_image(*size), **options)
     decoded = decode_rgb(jpeg)
     assert decoded.shape == (*size, 3)
     assert decoded.dtype == np.uint8
-    assert difference(decoded, np.asarray(Image.open(io.BytesIO(jpeg)))) < 1
-    assert difference(decoded, cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[..., ::-1]) < 1
+    assert decoded.flags.c_contiguous
+    assert mean_difference(decoded, np.asarray(Image.open(io.BytesIO(jpeg)))) < 1
+    assert mean_difference(decoded, cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[..., ::-1]) < 1
 
 
-def test_what_was_encoded_is_decoded() -> None:
-    image = photograph(120, 160)
-    assert difference(decode_rgb(encode(image, quality=98, subsampling=0)), image) < 1.5
-    plain = np.full((16, 16, 3), (200, 100, 20), np.uint8)
-    assert difference(decode_rgb(encode(plain)), plain) < 2
+@pytest.mark.parametrize("eighths", [1, 2, 4, 8])
+@pytest.mark.parametrize("library", LIBRARIES[1:], indirect=True)
+def test_decode_bgr_without_libturbojpeg_gives_the_same_pixels(
+    library: str, eighths: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jpeg = encode(synthetic_image(75, 101), exif=exif_with_orientation(6))
+    fallback = decode_bgr(jpeg, eighths)
+    monkeypatch.undo()
+    expected = decode_bgr(jpeg, eighths)
+    assert fallback.shape == expected.shape == (-(-75 * eighths // 8), -(-101 * eighths // 8), 3)
+    assert mean_difference(fallback, expected) < 0.5
 
 
-def test_grayscale_becomes_three_equal_channels() -> None:
-    gray = photograph(40, 60)[..., 0]
+def exif_with_orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+def test_decode_rgb_inverts_encoding(library: str) -> None:
+    image = synthetic_image(120, 160)
+    assert mean_difference(decode_rgb(encode(image, quality=98, subsampling=0)), image) < 1.5
+    flat = np.full((16, 16, 3), (200, 100, 20), np.uint8)
+    assert mean_difference(decode_rgb(encode(flat)), flat) < 2
+
+
+def test_decode_rgb_repeats_grayscale_in_three_channels(library: str) -> None:
+    gray = synthetic_image(40, 60)[..., 0]
     decoded = decode_rgb(encode(gray))
     assert (decoded == decoded[..., :1]).all()
-    assert difference(decoded[..., 0], gray) < 4
+    assert mean_difference(decoded[..., 0], gray) < 4
 
 
-@pytest.mark.parametrize("kept", [0, 1, 2, 100, 0.3, 0.9])
-def test_a_stream_cut_short_is_an_error(kept: float) -> None:
-    jpeg = encode(photograph(120, 160))
-    with pytest.raises(JpegError, match=r"\w"):
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("kept", [0, 1, 2, 100, 0.3, 0.9, -1, -2])
+def test_decode_rgb_raises_for_truncated_data(library: str, kept: float, progressive: bool) -> None:
+    jpeg = encode(synthetic_image(120, 160), progressive=progressive)
+    with pytest.raises(JpegError) as caught:
         decode_rgb(jpeg[: kept if isinstance(kept, int) else int(kept * len(jpeg))])
+    assert caught.value.code == "jpeg-corrupt"
+    assert str(caught.value)
+
+
+def test_decode_rgb_ignores_bytes_after_the_end(library: str) -> None:
+    jpeg = encode(synthetic_image(40, 60))
+    np.testing.assert_array_equal(decode_rgb(np.append(jpeg, jpeg[:99])), decode_rgb(jpeg))
 
 
 @pytest.mark.parametrize(
-    "content", [bytes(100), b"\x89PNG" + bytes(50), b"\xff\xd8\xff\xd9"], ids=["zeros", "png", "empty"]
+    "content",
+    [bytes(100), b"\x89PNG" + bytes(50), b"\xff\xd8\xff\xd9", b"\xff\xd8\xff\xc0\x00\x02\xff\xd9"],
+    ids=["zeros", "png", "empty", "short frame"],
 )
-def test_what_is_no_jpeg_is_an_error(content: bytes) -> None:
-    with pytest.raises(JpegError, match=r"\w"):
+def test_decode_rgb_raises_for_other_data(library: str, content: bytes) -> None:
+    with pytest.raises(JpegError) as caught:
         decode_rgb(np.frombuffer(content, np.uint8))
+    assert caught.value.code == "jpeg-corrupt"
+
+
+def test_decode_rgb_refuses_cmyk(library: str) -> None:
+    file = io.BytesIO()
+    Image.fromarray(synthetic_image(40, 60)).convert("CMYK").save(file, "JPEG")
+    with pytest.raises(JpegError):
+        decode_rgb(np.frombuffer(file.getvalue(), np.uint8))
 
 
 AFTER_AN_ERROR = """
@@ -95,18 +176,18 @@ for kept in map(int, sys.argv[2:]):
 """
 
 
-def test_after_an_error_the_next_image_is_fine(tmp_path: Path) -> None:
-    jpeg = encode(photograph(120, 160))
+def test_decode_rgb_works_after_an_error(tmp_path: Path) -> None:
+    jpeg = encode(synthetic_image(120, 160))
     jpeg.tofile(tmp_path / "image.jpg")
     cuts = [2, 30, 300, len(jpeg) - 100]  # three of them within the header
     command = [sys.executable, "-c", AFTER_AN_ERROR, str(tmp_path / "image.jpg"), *map(str, cuts)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # a process that may crash
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)  # a process that may crash
     assert done.returncode == 0
     assert done.stdout.splitlines() == [f"{kept} (120, 160, 3)" for kept in cuts]
 
 
-def test_threads_do_not_disturb_each_other() -> None:
-    jpegs = [encode(photograph(60 + 8 * number, 80)) for number in range(4)]
+def test_decode_rgb_in_threads_gives_the_same_pixels(library: str) -> None:
+    jpegs = [encode(synthetic_image(60 + 8 * number, 80)) for number in range(4)]
     expected = [decode_rgb(jpeg) for jpeg in jpegs]
     equal: list[bool] = []
 
@@ -121,25 +202,28 @@ def test_threads_do_not_disturb_each_other() -> None:
     assert equal == [True] * 80
 
 
-# ------------------------------------------------------------------ the library
-
-
-def test_the_library_is_loaded_once() -> None:
+def test_load_turbojpeg_loads_the_library_once() -> None:
+    assert turbojpeg_available()
     assert load_turbojpeg() is load_turbojpeg()
 
 
-@pytest.mark.parametrize("library", ["/nonexistent/libturbojpeg.so", "libc.so.6"])  # none, and another
-def test_a_missing_library_comes_with_advice(library: str) -> None:
-    code = (
-        "from rebar.cli import run_command; from rebar.jpeg.turbojpeg import load_turbojpeg; "
-        "run_command(lambda _: load_turbojpeg(), [])"
-    )
-    environment = {**os.environ, "TURBOJPEG_LIBRARY": library}
-    environment.pop("RANK", None)
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert f"TURBOJPEG_LIBRARY={library} is no turbojpeg library" in done.stderr
-    assert "apt-get install" in done.stderr
-    assert "conda install" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_load_turbojpeg_raises_when_the_library_is_missing(no_library: str) -> None:
+    assert not turbojpeg_available()
+    with pytest.raises(RebarError, match=f"{LIBRARY_VARIABLE}={no_library}") as caught:
+        load_turbojpeg()
+    assert caught.value.code == "turbojpeg-not-found"
+
+
+def test_decoding_works_and_make_sequential_raises_when_the_library_is_missing(no_library: str) -> None:
+    jpeg = encode(synthetic_image(40, 60), progressive=True)
+    assert decode_rgb(jpeg).shape == (40, 60, 3)
+    with pytest.raises(JpegError) as caught:
+        make_sequential(jpeg)
+    assert caught.value.code == "turbojpeg-not-found"
+
+
+def test_another_library_is_not_used_as_turbojpeg() -> None:
+    code = "from rebar.jpeg.turbojpeg import turbojpeg_available; print(turbojpeg_available())"
+    environment = {**os.environ, LIBRARY_VARIABLE: "libc.so.6"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

@@ -75,11 +75,11 @@ def _set_axis_taps(
     set_resize_weights(taps.luma_x, taps.x, left, WHOLE, header.width, COLUMN_ONE)
     set_resize_weights(taps.luma_y, taps.y, top, WHOLE, header.height, ROW_ONE)
     if header.components > 1:
-        across, down = header.across, header.down
-        chroma_width, chroma_height = -(-header.width // across), -(-header.height // down)
+        h_samp, v_samp = header.h_samp, header.v_samp
+        chroma_width, chroma_height = -(-header.width // h_samp), -(-header.height // v_samp)
         # libjpeg does not interpolate chroma rows of one or two samples, but for those halved along y only.
-        far = FANCY if chroma_width > 2 or across == 1 else REPLICATED
-        far_x, far_y = far if across == 2 else WHOLE, far if down == 2 else WHOLE
+        far = FANCY if chroma_width > 2 or h_samp == 1 else REPLICATED
+        far_x, far_y = far if h_samp == 2 else WHOLE, far if v_samp == 2 else WHOLE
         set_resize_weights(taps.chroma_x, taps.x, left, far_x, chroma_width, COLUMN_ONE)
         set_resize_weights(taps.chroma_y, taps.y, top, far_y, chroma_height, ROW_ONE)
 

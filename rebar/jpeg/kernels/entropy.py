@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rebar.jpeg.kernels.huffman import END_OF_BLOCK, LONG, SLOT_SHIFT
 from rebar.jpeg.kernels.jit import compiled
 from rebar.jpeg.kernels.simd import load_big_endian, load_uint8, load_uint16, load_uint32, store_int16, store_uint8
-from rebar.jpeg.status import ZIGZAG
+from rebar.jpeg.standard_tables import ZIGZAG
 from rebar.jpeg.workspace import SHORT_BITS
 
 U = np.uint64

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from rebar.jpeg.kernels.huffman import find_tables
 from rebar.jpeg.kernels.jit import compiled
-from rebar.jpeg.status import CORRUPT_HEADER, OK, TRUNCATED, UNSUPPORTED, ZIGZAG, Header
+from rebar.jpeg.standard_tables import ZIGZAG
+from rebar.jpeg.status import CORRUPT_HEADER, OK, TRUNCATED, UNSUPPORTED, Header
 from rebar.jpeg.workspace import Tables
 
 _SOI, _SOF0, _SOF1, _SOF15, _DHT, _SOS, _DQT, _DRI = 0xD8, 0xC0, 0xC1, 0xCF, 0xC4, 0xDA, 0xDB, 0xDD
@@ -21,7 +22,7 @@ _DNL, _DHP, _EXP, _APP0, _APP14, _APP15, _COM = 0xDC, 0xDE, 0xDF, 0xE0, 0xEE, 0x
 def parse_header(data: NDArray[np.uint8], start: int, end: int, tables: Tables) -> tuple[int, Header]:
     """``(status, header)`` of the JPEG at ``data[start:end]``; fills ``tables``."""
     nothing = Header(0, 0, 0, 0, 0, 0, 0)
-    tables.quantisation_known[:] = False
+    tables.quantization_known[:] = False
     tables.specifications_known[:] = False
     if end - start < 4 or data[start] != 0xFF or data[start + 1] != _SOI:
         return CORRUPT_HEADER, nothing
@@ -42,7 +43,7 @@ def parse_header(data: NDArray[np.uint8], start: int, end: int, tables: Tables) 
             return TRUNCATED, nothing
         status = OK
         if marker == _DQT:
-            status = _read_quantisation(data, body, after, tables)
+            status = _read_quantization(data, body, after, tables)
         elif marker == _DHT:
             status = _read_huffman(data, body, after, tables)
         elif marker in (_SOF0, _SOF1):
@@ -59,8 +60,8 @@ def parse_header(data: NDArray[np.uint8], start: int, end: int, tables: Tables) 
             status = _read_scan(data, body, after, components, tables)
             if status != OK:
                 return status, nothing
-            status, across, down = _sampling(components, tables)
-            return status, Header(height, width, components, across, down, restart_interval, after)
+            status, h_samp, v_samp = _sampling(components, tables)
+            return status, Header(height, width, components, h_samp, v_samp, restart_interval, after)
         elif marker == _APP14:
             status = _read_adobe(data, body, after)
         elif (_SOF0 < marker <= _SOF15) or marker in (_DNL, _DHP, _EXP):
@@ -79,7 +80,7 @@ def _word(data: NDArray[np.uint8], at: int) -> int:
 
 
 @compiled
-def _read_quantisation(data: NDArray[np.uint8], at: int, end: int, tables: Tables) -> int:
+def _read_quantization(data: NDArray[np.uint8], at: int, end: int, tables: Tables) -> int:
     while at < end:
         precision, number = np.int64(data[at]) >> 4, np.int64(data[at]) & 15
         if number > 3 or precision > 1:
@@ -89,8 +90,8 @@ def _read_quantisation(data: NDArray[np.uint8], at: int, end: int, tables: Table
         if at + 65 > end:
             return CORRUPT_HEADER
         for k in range(64):
-            tables.quantisation[number, ZIGZAG[k]] = data[at + 1 + k]
-        tables.quantisation_known[number] = True
+            tables.quantization[number, ZIGZAG[k]] = data[at + 1 + k]
+        tables.quantization_known[number] = True
         at += 65
     return OK
 
@@ -159,8 +160,8 @@ def _read_scan(data: NDArray[np.uint8], at: int, end: int, components: int, tabl
     for i in range(components):
         if data[at + 1 + 2 * i] != tables.components[i, 0]:
             return UNSUPPORTED
-        quantisation = tables.components[i, 3]
-        if not tables.quantisation_known[quantisation]:
+        quantization = tables.components[i, 3]
+        if not tables.quantization_known[quantization]:
             return CORRUPT_HEADER
         for table_class in range(2):
             number = (np.int64(data[at + 2 + 2 * i]) >> (4 - 4 * table_class)) & 15
@@ -177,11 +178,11 @@ def _read_scan(data: NDArray[np.uint8], at: int, end: int, components: int, tabl
 
 @compiled
 def _sampling(components: int, tables: Tables) -> tuple[int, int, int]:
-    """``(status, across, down)``"""
+    """``(status, h_samp, v_samp)``"""
     if components == 1:
         return OK, 1, 1  # a scan of one component goes block by block, whatever its factors (T.81, A.2.2)
-    across, down = tables.components[0, 1], tables.components[0, 2]
+    h_samp, v_samp = tables.components[0, 1], tables.components[0, 2]
     for i in range(1, components):
         if tables.components[i, 1] != 1 or tables.components[i, 2] != 1:
             return UNSUPPORTED, 0, 0
-    return (OK, across, down) if across <= 2 and down <= 2 else (UNSUPPORTED, 0, 0)
+    return (OK, h_samp, v_samp) if h_samp <= 2 and v_samp <= 2 else (UNSUPPORTED, 0, 0)

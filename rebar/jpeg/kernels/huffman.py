@@ -14,72 +14,12 @@ Two tables belong to a specification:
   zero where there is no such code.
 """
 
-import functools
-
 import numpy as np
 from numpy.typing import NDArray
 
 from rebar.jpeg.kernels.jit import compiled
 from rebar.jpeg.status import CORRUPT_HEADER, OK, UNSUPPORTED
 from rebar.jpeg.workspace import SHORT_BITS, SPECIFICATION_BYTES, TABLE_SLOTS, TableStore
-
-LUMA, CHROMA = 0, 1
-
-QUANTISATION = np.frombuffer(
-    bytes.fromhex(
-        "100b0c0e0c0a100e0d0e1211101318281a181616183123251d283a333d3c3933383740485c4e404457453738506d51575f626768673e"
-        "4d71797064785c656763"
-        "1112121815182f1a1a2f6342384263636363636363636363636363636363636363636363636363636363636363636363636363636363"
-        "63636363636363636363"
-    ),
-    np.uint8,
-).reshape(2, 64)
-"""Tables K.1 and K.2, luma and chroma, in zigzag order."""
-
-DC_CODES = tuple(
-    bytes.fromhex(text)
-    for text in (
-        "00010501010101010100000000000000" + "000102030405060708090a0b",
-        "00030101010101010101010000000000" + "000102030405060708090a0b",
-    )
-)
-"""Tables K.3 and K.4, luma and chroma: the number of codes of each length, then the symbols, as in a DHT segment."""
-
-AC_CODES = tuple(
-    bytes.fromhex(text)
-    for text in (
-        "0002010303020403050504040000017d"
-        "01020300041105122131410613516107227114328191a1082342b1c11552d1f02433627282090a161718191a25262728292a34353637"
-        "38393a434445464748494a535455565758595a636465666768696a737475767778797a838485868788898a92939495969798999aa2a3"
-        "a4a5a6a7a8a9aab2b3b4b5b6b7b8b9bac2c3c4c5c6c7c8c9cad2d3d4d5d6d7d8d9dae1e2e3e4e5e6e7e8e9eaf1f2f3f4f5f6f7f8f9fa",
-        "00020102040403040705040400010277"
-        "000102031104052131061241510761711322328108144291a1b1c109233352f0156272d10a162434e125f11718191a262728292a3536"
-        "3738393a434445464748494a535455565758595a636465666768696a737475767778797a82838485868788898a92939495969798999a"
-        "a2a3a4a5a6a7a8a9aab2b3b4b5b6b7b8b9bac2c3c4c5c6c7c8c9cad2d3d4d5d6d7d8d9dae2e3e4e5e6e7e8e9eaf2f3f4f5f6f7f8f9fa",
-    )
-)
-"""Tables K.5 and K.6, luma and chroma, written in the same way."""
-
-
-@functools.cache
-def quantisation_at(quality: int) -> NDArray[np.int64]:
-    """The steps ``[2, 64]`` (luma, chroma; zigzag order) that libjpeg uses at a quality of 1 to 100."""
-    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return np.clip((QUANTISATION.astype(np.int64) * scale + 50) // 100, 1, 255)
-
-
-def code_table(specification: bytes) -> NDArray[np.uint32]:
-    """From symbol to code: uint32 ``[256]``, the code's bits shifted left by 8, with its length; 0 where none is."""
-    table = np.zeros(256, np.uint32)
-    code, at = 0, 16
-    for length, count in enumerate(specification[:16], start=1):
-        for symbol in specification[at : at + count]:
-            table[symbol] = code << 8 | length
-            code += 1
-        at += count
-        code <<= 1
-    return table
-
 
 LONG = 128
 END_OF_BLOCK = 128

@@ -71,14 +71,14 @@ def _pass(builder: Builder, rows: Sequence[Value], shift: int, rounding: int) ->
         add(times(rows[5], 16819), part53, part51),
         add(times(rows[7], 2446), part71, part73),
     )
-    down = constant(I32, lanes, shift)
-    first = [builder.ashr(add(e, o), down) for e, o in zip(evens, odds, strict=True)]
-    second = [builder.ashr(sub(e, o), down) for e, o in zip(evens, odds, strict=True)]
+    amount = constant(I32, lanes, shift)
+    first = [builder.ashr(add(e, o), amount) for e, o in zip(evens, odds, strict=True)]
+    second = [builder.ashr(sub(e, o), amount) for e, o in zip(evens, odds, strict=True)]
     return first + second[::-1]
 
 
 @operation(4)
-def inverse_dct(builder: Builder, coefficients: Value, quantisation: Value, out: Value, stride: Value) -> None:
+def inverse_dct(builder: Builder, coefficients: Value, quantization: Value, out: Value, stride: Value) -> None:
     """One block of 64 int16 coefficients, row by row, times 64 int16 quantisation steps, to eight columns of bytes.
 
     Column x lies at ``out + x * stride``. The coefficients are cleared for the next block.
@@ -86,7 +86,7 @@ def inverse_dct(builder: Builder, coefficients: Value, quantisation: Value, out:
     rows = []
     for y in range(8):
         coefficient = load(builder, offset(builder, coefficients, 16 * y), I16, 8)
-        steps = load(builder, offset(builder, quantisation, 16 * y), I16, 8)
+        steps = load(builder, offset(builder, quantization, 16 * y), I16, 8)
         rows.append(builder.sext(builder.mul(coefficient, steps), vector(I32, 8)))
         store(builder, constant(I16, 8, 0), offset(builder, coefficients, 16 * y))
     first_shift = _CONSTANT_BITS - _KEPT_BITS
@@ -115,7 +115,7 @@ class Target(NamedTuple):
 
     ``plane`` is the address of the sample (0, 0) of the image, were it decoded, ``stride`` the bytes from a
     column to the next; ``left``, ``right``, ``top``, ``bottom`` the wanted blocks, half-open;
-    ``quantisation`` the address of 64 int16 steps.
+    ``quantization`` the address of 64 int16 steps.
     """
 
     plane: np.uint64
@@ -124,7 +124,7 @@ class Target(NamedTuple):
     right: int
     top: int
     bottom: int
-    quantisation: np.uint64
+    quantization: np.uint64
 
 
 @compiled
@@ -134,8 +134,8 @@ def dequantize_and_idct(
     unit: int,
     units: int,
     units_wide: int,
-    across: int,
-    down: int,
+    h_samp: int,
+    v_samp: int,
     luma: Target,
     blue: Target,
     red: Target,
@@ -150,10 +150,10 @@ def dequantize_and_idct(
     prediction, blue_prediction, red_prediction = predictions[0], predictions[1], predictions[2]
     row, column = unit // units_wide, unit % units_wide
     for _ in range(units):
-        for v in range(down):
-            for h in range(across):
+        for v in range(v_samp):
+            for h in range(h_samp):
                 prediction += np.int64(load_int16(coefficients))
-                _transform(coefficients, ends, column * across + h, row * down + v, prediction, luma)
+                _transform(coefficients, ends, column * h_samp + h, row * v_samp + v, prediction, luma)
                 coefficients += U(_BLOCK_BYTES)
                 ends += U(1)
         if not gray:
@@ -180,8 +180,8 @@ def _transform(coefficients: np.uint64, ends: np.uint64, x: int, y: int, dc: int
     out = target.plane + U(8 * x * target.stride + 8 * y)
     if load_uint8(ends) == END_OF_BLOCK + 1:  # DC alone: what the transform comes to
         store_int16(coefficients, np.int16(0))
-        product = np.int64(np.int16(dc * np.int64(load_int16(target.quantisation))))
+        product = np.int64(np.int16(dc * np.int64(load_int16(target.quantization))))
         fill_block(U(min(max(((product + 4) >> 3) + 128, 0), 255)), out, U(target.stride))
     else:
         store_int16(coefficients, np.int16(dc))
-        inverse_dct(coefficients, target.quantisation, out, U(target.stride))
+        inverse_dct(coefficients, target.quantization, out, U(target.stride))

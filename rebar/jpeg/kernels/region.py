@@ -39,14 +39,14 @@ def decode_region(
     ``bits`` uint8 ``[2, ...]`` is as long as the file's bytes and BITS_ROOM. The image fits ``scratch``, and
     ``needed`` lies within it: the caller looks after that.
     """
-    units_wide = -(-header.width // (8 * header.across))
-    units_high = -(-header.height // (8 * header.down))
+    units_wide = -(-header.width // (8 * header.h_samp))
+    units_high = -(-header.height // (8 * header.v_samp))
     left, right, top, bottom = _units_needed(header, scratch)
     for c in range(header.components):
-        across, down = (header.across, header.down) if c == 0 else (1, 1)
-        stride = ((bottom - top) * 8 * down + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-        scratch.frame[c, 0], scratch.frame[c, 1], scratch.frame[c, 2] = left * 8 * across, top * 8 * down, stride
-        if (right - left) * 8 * across * stride > scratch.planes.shape[1]:
+        h_samp, v_samp = (header.h_samp, header.v_samp) if c == 0 else (1, 1)
+        stride = ((bottom - top) * 8 * v_samp + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+        scratch.frame[c, 0], scratch.frame[c, 1], scratch.frame[c, 2] = left * 8 * h_samp, top * 8 * v_samp, stride
+        if (right - left) * 8 * h_samp * stride > scratch.planes.shape[1]:
             return WRONG_SIZE
     interval = header.restart_interval
     if interval == 0 or interval > units_wide * units_high:
@@ -71,7 +71,7 @@ def _units_needed(header: Header, scratch: RegionScratch) -> tuple[int, int, int
     """The units (left, right, top, bottom; half-open) that hold what every component needs."""
     left, right, top, bottom = 1 << 30, 0, 1 << 30, 0
     for c in range(header.components):
-        wide, high = (8 * header.across, 8 * header.down) if c == 0 else (8, 8)
+        wide, high = (8 * header.h_samp, 8 * header.v_samp) if c == 0 else (8, 8)
         left = min(left, scratch.needed[c, 0] // wide)
         right = max(right, -(-scratch.needed[c, 1] // wide))
         top = min(top, scratch.needed[c, 2] // high)
@@ -94,7 +94,7 @@ def _last_needed(start: int, stop: int, units_wide: int, left: int, right: int, 
 @compiled
 def _schedule(header: Header, tables: Tables, scratch: RegionScratch) -> None:
     """Write down which tables each block of a chunk is coded with."""
-    luma, short = header.across * header.down, U(tables.store.short.ctypes.data)
+    luma, short = header.h_samp * header.v_samp, U(tables.store.short.ctypes.data)
     blocks = luma + header.components - 1
     for i in range(CHUNK * blocks + 1):
         component = max(i % blocks - luma + 1, 0)
@@ -116,10 +116,10 @@ def _decode_segments(
 ) -> int:
     """Decode what the region (in units) needs of the segments ``first`` to ``last``; returns a status."""
     left, right, top, bottom = region
-    across, down, gray = header.across, header.down, header.components == 1
-    units_wide = -(-header.width // (8 * across))
-    total = units_wide * -(-header.height // (8 * down))
-    blocks = across * down + header.components - 1
+    h_samp, v_samp, gray = header.h_samp, header.v_samp, header.components == 1
+    units_wide = -(-header.width // (8 * h_samp))
+    total = units_wide * -(-header.height // (8 * v_samp))
+    blocks = h_samp * v_samp + header.components - 1
     luma = _target(tables, scratch, 0)
     blue, red = (luma, luma) if gray else (_target(tables, scratch, 1), _target(tables, scratch, 2))
     short, long = U(tables.store.short.ctypes.data), U(tables.store.long.ctypes.data)
@@ -141,8 +141,8 @@ def _decode_segments(
                     unit,
                     units,
                     units_wide,
-                    across,
-                    down,
+                    h_samp,
+                    v_samp,
                     luma,
                     blue,
                     red,
@@ -198,5 +198,5 @@ def _target(tables: Tables, scratch: RegionScratch, component: int) -> Target:
         -(-needed[component, 1] // 8),
         needed[component, 2] // 8,
         -(-needed[component, 3] // 8),
-        U(tables.quantisation.ctypes.data) + U(128 * tables.components[component, 3]),
+        U(tables.quantization.ctypes.data) + U(128 * tables.components[component, 3]),
     )

@@ -38,8 +38,8 @@ def read_header(call: Transcoding) -> None:
     status, header = parse_header(call.data, 0, call.data.size, call.tables)
     found = call.header
     call.result[0] = status
-    found[0], found[1], found[2], found[3] = header.height, header.width, header.components, header.across
-    found[4], found[5], found[6] = header.down, header.restart_interval, header.entropy_start
+    found[0], found[1], found[2], found[3] = header.height, header.width, header.components, header.h_samp
+    found[4], found[5], found[6] = header.v_samp, header.restart_interval, header.entropy_start
 
 
 @compiled
@@ -73,7 +73,7 @@ def _write(
     out: NDArray[np.uint8],
 ) -> tuple[int, int]:
     """``(status, end)``: the entropy-coded data and EOI to ``out`` from ``at`` on."""
-    units = -(-header.width // (8 * header.across)) * -(-header.height // (8 * header.down))
+    units = -(-header.width // (8 * header.h_samp)) * -(-header.height // (8 * header.v_samp))
     every = header.restart_interval if header.restart_interval else units
     starts, ends = scratch.segments[0], scratch.segments[1]
     status, _ = find_segments(data, header.entropy_start, data.size, -(-units // every), starts, ends)
@@ -82,7 +82,7 @@ def _write(
     set_coders(header, tables, codes, scratch.ratios, scratch.coders)
     coders, predictions = scratch.coders, scratch.predictions
     predictions[:, :] = 0
-    blocks, luma = header.across * header.down + header.components - 1, header.across * header.down
+    blocks, luma = header.h_samp * header.v_samp + header.components - 1, header.h_samp * header.v_samp
     read, written = U(scratch.read.ctypes.data), U(scratch.written.ctypes.data)
     limit = written + U(scratch.written.size - MOST_BLOCK_BYTES)
     address, pending, count = written, U(0), U(0)

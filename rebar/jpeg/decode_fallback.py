@@ -1,0 +1,100 @@
+"""Decode complete JPEGs with OpenCV or Pillow, for installations without libturbojpeg.
+
+OpenCV 4 fills the missing part of a truncated JPEG with gray, so the markers are checked first. Neither library reports
+libjpeg's warnings: bit errors that leave the markers intact go unnoticed.
+"""
+
+import io
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rebar.jpeg.status import JpegError
+
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)  # neither a stuffed byte nor a restart marker
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_EOI, _SOS = 0xD9, 0xDA
+
+
+def decode_without_turbojpeg(jpeg: NDArray[np.uint8], eighths: int = 8) -> NDArray[np.uint8]:
+    """Decode a JPEG to BGR, uint8 ``[height, width, 3]``, scaled by ``eighths`` / 8 (1, 2, 4 or 8), rounded up.
+
+    The orientation tag is ignored, as libturbojpeg does. Raises JpegError for data that is not a JPEG or truncated,
+    and for CMYK.
+    """
+    if eighths not in (1, 2, 4, 8):
+        raise ValueError(f"eighths must be 1, 2, 4 or 8, not {eighths}")
+    content = jpeg.tobytes()
+    height, width = _check_markers(content)
+    try:
+        import cv2  # noqa: F401
+    except ImportError:
+        image = _decode_with_pillow(content, eighths)
+    else:
+        image = _decode_with_opencv(jpeg, eighths)
+    expected = (-(-height * eighths // 8), -(-width * eighths // 8), 3)
+    if image.shape != expected:
+        raise JpegError(f"Corrupt JPEG data: decoded to {image.shape}, not {expected}", code="jpeg-corrupt")
+    return image
+
+
+def _decode_with_opencv(jpeg: NDArray[np.uint8], eighths: int) -> NDArray[np.uint8]:
+    import cv2
+
+    reduced = {
+        1: cv2.IMREAD_REDUCED_COLOR_8,
+        2: cv2.IMREAD_REDUCED_COLOR_4,
+        4: cv2.IMREAD_REDUCED_COLOR_2,
+        8: cv2.IMREAD_COLOR,
+    }
+    try:
+        image = cv2.imdecode(jpeg, reduced[eighths] | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise JpegError(f"Corrupt JPEG data: {error}", code="jpeg-corrupt") from None
+    if image is None:
+        raise JpegError("Corrupt JPEG data: OpenCV cannot decode it", code="jpeg-corrupt")
+    return np.asarray(image, np.uint8)
+
+
+def _decode_with_pillow(content: bytes, eighths: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+            width, height = image.size
+            image.draft("RGB", (max(1, width * eighths // 8), max(1, height * eighths // 8)))  # scales within libjpeg
+            scaled = (-(-width * eighths // 8), -(-height * eighths // 8))
+            rgb = np.asarray(image.convert("RGB").resize(scaled, Image.Resampling.BOX))  # a copy if draft() scaled it
+    except Exception as error:  # Pillow raises many kinds for corrupt files
+        raise JpegError(f"Corrupt JPEG data: {error}", code="jpeg-corrupt") from None
+    return np.ascontiguousarray(rgb[..., ::-1])
+
+
+def _check_markers(content: bytes) -> tuple[int, int]:
+    """Walk the markers from SOI to EOI; return height and width in pixels. Raises JpegError if one is missing."""
+    if not content.startswith(b"\xff\xd8"):
+        raise JpegError("Not a JPEG file: it does not start with an SOI marker", code="jpeg-corrupt")
+    position, size = 2, None
+    while (found := _MARKER.search(content, position)) is not None:
+        marker, position = found.group(1)[0], found.end()
+        if marker == _EOI:
+            break
+        length = int.from_bytes(content[position : position + 2], "big")
+        if marker in _SOF:
+            if length < 8 or position + 8 > len(content):
+                raise JpegError("Corrupt JPEG data: the frame header is too short", code="jpeg-corrupt")
+            if content[position + 7] not in (1, 3):
+                raise JpegError("CMYK and other 4-component JPEGs are not supported", code="jpeg-unsupported")
+            size = (
+                int.from_bytes(content[position + 3 : position + 5], "big"),
+                int.from_bytes(content[position + 5 : position + 7], "big"),
+            )
+        elif marker == _SOS and size is None:
+            raise JpegError("Corrupt JPEG data: SOS before SOF", code="jpeg-corrupt")
+        position += length
+    else:
+        raise JpegError("Premature end of JPEG file", code="jpeg-corrupt")
+    if size is None:
+        raise JpegError("JPEG datastream contains no image", code="jpeg-corrupt")
+    return size
