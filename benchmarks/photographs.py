@@ -1,11 +1,11 @@
-"""Real photographs for benchmarks: windows of wallpapers that Debian packages, shaped as ImageNet's images.
+"""Create a folder of photographs for benchmarks: crops of wallpapers from Debian packages, with ImageNet's sizes.
 
     apt-get download plasma-workspace-wallpapers mate-backgrounds
     for package in *.deb; do dpkg -x $package wallpapers; done
     python benchmarks/photographs.py --wallpapers wallpapers --out photographs --count 400
 
-writes ``photographs/<wallpaper>/<number>.jpg``: an image-folder tree, one class a wallpaper, long side 500
-pixels, JPEG quality 90, the same images for the same packages every time.
+The output is an image folder, ``photographs/<wallpaper>/<number>.jpg``, with one class per wallpaper. The long side is
+500 pixels and the JPEG quality 90. The same packages always give the same images.
 """
 
 import argparse
@@ -20,15 +20,22 @@ from numpy.typing import NDArray
 
 LONG_SIDE = 500
 QUALITY = 90
-SHAPES = ((375, 500), (375, 500), (333, 500), (500, 375), (500, 333), (500, 500))  # height, width; as often as there
-_BYTES_PER_PIXEL = (0.10, 0.45)  # flat sky and drawings below, noise above: ImageNet's average is about 0.2
-_WINDOWS = (1, 2, 3)  # a window's long side, in multiples of LONG_SIDE
+SHAPES = (
+    (375, 500),
+    (375, 500),
+    (333, 500),
+    (500, 375),
+    (500, 333),
+    (500, 500),
+)  # height, width, by frequency
+_BYTES_PER_PIXEL = (0.10, 0.45)  # excludes flat sky, drawings and noise; ImageNet's average is about 0.2
+_WINDOWS = (1, 2, 3)  # a crop's long side, in multiples of LONG_SIDE
 _SIZE_NAME = re.compile(r"\d+x\d+")
-_TRIES = 40  # for each image wanted
+_TRIES = 40  # per image
 
 
 def find_wallpapers(folder: Path) -> list[Path]:
-    """The JPEG files below ``folder``, by name; of one that is there in many sizes only the largest."""
+    """Return the JPEG files below ``folder``, sorted; only the largest if a wallpaper comes in several sizes."""
     largest: dict[tuple[Path, str], Path] = {}
     for path in sorted(folder.rglob("*.jp*g")):
         image = (path.parent, "" if _SIZE_NAME.fullmatch(path.stem) else path.stem)
@@ -38,14 +45,14 @@ def find_wallpapers(folder: Path) -> list[Path]:
 
 
 def windows(wallpapers: list[Path], count: int, seed: int = 0) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """``(class name, JPEG bytes)`` of up to ``count`` views, equally many of each wallpaper."""
+    """Yield the class name and JPEG of up to ``count`` crops, the same number from each wallpaper."""
     for number, path in enumerate(wallpapers):
         rng = np.random.default_rng((seed, number))
         image: NDArray[Any] | None = cv2.imread(str(path))
-        wanted = count * (number + 1) // len(wallpapers) - count * number // len(wallpapers)
-        found = 0  # an image of nothing but sky may give fewer
-        for _ in range(_TRIES * wanted):
-            if image is None or found == wanted:
+        target = count * (number + 1) // len(wallpapers) - count * number // len(wallpapers)
+        found = 0  # a wallpaper that is mostly sky may give fewer
+        for _ in range(_TRIES * target):
+            if image is None or found == target:
                 break
             jpeg = _window(image, rng)
             if jpeg is not None:
@@ -54,21 +61,23 @@ def windows(wallpapers: list[Path], count: int, seed: int = 0) -> Iterator[tuple
 
 
 def _window(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8] | None:
-    """One view, or None where it does not fit or does not look like a photograph."""
+    """Return one crop, or None if it does not fit or does not look like a photograph."""
     height, width = SHAPES[rng.integers(len(SHAPES))]
     scale = _WINDOWS[rng.integers(len(_WINDOWS))]
-    high, wide = height * scale, width * scale
-    if high > image.shape[0] or wide > image.shape[1]:
+    crop_height, crop_width = height * scale, width * scale
+    if crop_height > image.shape[0] or crop_width > image.shape[1]:
         return None
-    top, left = rng.integers(0, image.shape[0] - high + 1), rng.integers(0, image.shape[1] - wide + 1)
-    view = cv2.resize(image[top : top + high, left : left + wide], (width, height), interpolation=cv2.INTER_AREA)
+    top, left = rng.integers(0, image.shape[0] - crop_height + 1), rng.integers(0, image.shape[1] - crop_width + 1)
+    view = cv2.resize(
+        image[top : top + crop_height, left : left + crop_width], (width, height), interpolation=cv2.INTER_AREA
+    )
     jpeg = cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].ravel()
-    low, high_limit = _BYTES_PER_PIXEL
-    return jpeg if low <= jpeg.size / (height * width) <= high_limit else None
+    low, high = _BYTES_PER_PIXEL
+    return jpeg if low <= jpeg.size / (height * width) <= high else None
 
 
 def build(folder: Path, count: int, wallpapers: Path) -> Path:
-    """Write the tree into ``folder``, unless it is there already, and give back ``folder``."""
+    """Write the image folder, unless it exists already, and return it."""
     sources = find_wallpapers(wallpapers)
     if not sources:
         raise FileNotFoundError(f"no wallpapers below {wallpapers}: see the top of {__file__} for where to get them")

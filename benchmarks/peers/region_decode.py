@@ -14,8 +14,8 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     from numba import njit
 
     from rebar.beton import BetonFile
-    from rebar.jpeg.planes import _decode_planes
-    from rebar.jpeg.workspace import BITS_ROOM, new_region_scratch, new_table_store, new_tables
+    from rebar.jpeg.planes import decode_planes_kernel
+    from rebar.jpeg.workspace import BITS_MARGIN, new_region_scratch, new_table_store, new_tables
     from rebar.loading.crops import RandomResizedCrop
     from rebar.loading.order import OrderOption, epoch_order, shard_batches
     from rebar.loading.rng import RngKeys
@@ -27,7 +27,7 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     def decode_all(data, starts, ends, boxes, tables, scratch, bits):  # type: ignore[no-untyped-def]
         wrong = 0
         for i in range(starts.size):
-            status, _ = _decode_planes(data[starts[i] : ends[i]], boxes[i], tables, scratch, bits)
+            status, _ = decode_planes_kernel(data[starts[i] : ends[i]], boxes[i], tables, scratch, bits)
             wrong += status != 0
         return wrong
 
@@ -37,7 +37,7 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     ends = starts + beton.sizes.astype(np.int64)
     tables = new_tables(new_table_store())
     scratch = new_region_scratch(int(heights.max()), int(widths.max()))
-    bits = np.zeros((2, int((ends - starts).max()) + BITS_ROOM), np.uint8)
+    bits = np.zeros((2, int((ends - starts).max()) + BITS_MARGIN), np.uint8)
 
     def decode(keys: RngKeys) -> int:
         chosen = keys.indices

@@ -1,1 +1,1 @@
-"""JPEG images: decoding them into memory. Knows nothing of betons."""
+"""JPEG decoding, cropping and lossless rewriting in memory, independent of beton files."""

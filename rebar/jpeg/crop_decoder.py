@@ -1,34 +1,38 @@
-"""Crops of JPEG images, resized and mirrored, several times as fast as decoding them whole.
+"""Decode, crop, resize and flip JPEGs several times as fast as full-image decoding.
 
-Only the part of a JPEG that a crop needs is decoded (:mod:`rebar.jpeg.kernels.region`), and its planes are resized
-straight to the output (:mod:`rebar.jpeg.kernels.resize`). It agrees with decoding everything and
-``cv2.resize(..., INTER_AREA)`` to about a quarter of a grey level on average.
+The kernels decode only the part of a JPEG that a crop needs (:mod:`rebar.jpeg.kernels.region`) and resize its planes
+directly to the output (:mod:`rebar.jpeg.kernels.resize`). The result agrees with full-image decoding and
+``cv2.resize(..., INTER_AREA)`` to about a quarter of a gray level on average.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.jpeg.kernel_cache import FIELDS, Call, Workspace, describe, kinds, load_kernel, prototype
+from rebar.jpeg.descriptors import DESCRIPTOR_FIELDS, array_types, descriptors
+from rebar.jpeg.kernel_cache import load_kernel
 from rebar.jpeg.status import Status
 from rebar.jpeg.workspace import (
-    BITS_ROOM,
+    BITS_MARGIN,
+    Call,
+    Workspace,
     new_axis_weights,
     new_region_scratch,
-    new_resample_scratch,
+    new_resize_scratch,
     new_table_store,
     new_tables,
+    prototype_arguments,
 )
 
 __all__ = ["CropDecoder", "Status"]
 
-_CALL_KINDS, _WORKSPACE_KINDS = (kinds(part) for part in prototype())
+_CALL_TYPES, _WORKSPACE_TYPES = (array_types(part) for part in prototype_arguments())
 
 
 class CropDecoder:
-    """Decodes crops of images up to ``max_height`` by ``max_width`` pixels.
+    """Decode crops of JPEGs up to ``max_height`` by ``max_width`` pixels.
 
-    Cheap to make; it holds the scratch of one thread, so each thread has its own. The interpreter lock is
-    not held while it decodes.
+    A decoder owns scratch memory, so each thread needs its own; creating one is cheap. The GIL is released while it
+    decodes.
     """
 
     def __init__(self, max_height: int, max_width: int) -> None:
@@ -39,7 +43,7 @@ class CropDecoder:
         self._region = new_region_scratch(max_height, max_width)
         self._bits = np.zeros((2, 0), np.uint8)
         self._out_size = (0, 0)
-        self._described = np.zeros((0, FIELDS), np.int64)
+        self._descriptors = np.zeros((0, DESCRIPTOR_FIELDS), np.int64)
 
     def decode_crops(
         self,
@@ -53,10 +57,10 @@ class CropDecoder:
     ) -> NDArray[np.uint8]:
         """Decode n crops into ``out``, uint8 RGB ``[n, height, width, 3]``, C-contiguous.
 
-        JPEG i is ``data[offsets[i] : offsets[i] + sizes[i]]``; its crop ``boxes[i]`` (top, left, height, width
-        in pixels) is resized as cv2 INTER_AREA does and mirrored if ``flips[i]``. Where ``shapes[i]`` (height,
-        width) is told, a JPEG of another size is WRONG_SIZE. Returns one
-        :class:`Status` an image, uint8 ``[n]``; the pixels of those that are not OK are undefined.
+        JPEG i is ``data[offsets[i] : offsets[i] + sizes[i]]``. Its crop ``boxes[i]`` (top, left, height, width in
+        pixels) is resized as cv2 INTER_AREA does, and flipped horizontally if ``flips[i]``. A JPEG whose height and
+        width differ from ``shapes[i]`` is WRONG_SIZE. Returns one :class:`Status` per image, uint8 ``[n]``; the pixels
+        of those that are not OK are undefined. Raises ValueError for arrays of another shape, dtype or layout.
         """
         count, out_height, out_width, channels = out.shape
         if channels != 3 or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
@@ -72,7 +76,7 @@ class CropDecoder:
             raise ValueError("data must be contiguous uint8 [bytes]")
         ends = offsets + sizes
         if bool((ends < offsets).any()) or int(ends.max()) > data.size:
-            raise ValueError(f"an image lies outside the {data.size} bytes of data")
+            raise ValueError(f"an image is outside the {data.size} bytes of data")
         call = Call(
             np.asarray(data),
             offsets.astype(np.int64),
@@ -83,23 +87,23 @@ class CropDecoder:
             np.asarray(out),
             statuses,
         )
-        assert kinds(call) == _CALL_KINDS  # compiled code would take the bytes for what they are not
+        assert array_types(call) == _CALL_TYPES  # the kernel would misinterpret arrays of other types
         workspace = self._workspace(int(sizes.max()), out_height, out_width)
-        table = np.concatenate([describe(call), workspace])
+        table = np.concatenate([descriptors(call), workspace])
         self._kernel(table.ctypes.data)
         return statuses
 
     def _workspace(self, longest: int, out_height: int, out_width: int) -> NDArray[np.int64]:
-        """The descriptors of this decoder's scratch; what depends on what is asked for is made unless it is there."""
-        if self._bits.shape[1] >= longest + BITS_ROOM and self._out_size == (out_height, out_width):
-            return self._described
-        if self._bits.shape[1] < longest + BITS_ROOM:
-            self._bits = np.zeros((2, longest + longest // 2 + BITS_ROOM), np.uint8)
+        """Return the descriptors of the scratch memory, after reallocating what is too small or of another size."""
+        if self._bits.shape[1] >= longest + BITS_MARGIN and self._out_size == (out_height, out_width):
+            return self._descriptors
+        if self._bits.shape[1] < longest + BITS_MARGIN:
+            self._bits = np.zeros((2, longest + longest // 2 + BITS_MARGIN), np.uint8)
         if self._out_size != (out_height, out_width):
             self._out_size = (out_height, out_width)
-            self._taps = new_axis_weights(out_height, out_width, self.max_height, self.max_width)
-            self._resample = new_resample_scratch(out_width, self.max_height)
-        scratch = Workspace(self._tables, self._region, self._bits, self._taps, self._resample)
-        assert kinds(scratch) == _WORKSPACE_KINDS
-        self._described = describe(scratch)
-        return self._described
+            self._weights = new_axis_weights(out_height, out_width, self.max_height, self.max_width)
+            self._resize = new_resize_scratch(out_width, self.max_height)
+        scratch = Workspace(self._tables, self._region, self._bits, self._weights, self._resize)
+        assert array_types(scratch) == _WORKSPACE_TYPES
+        self._descriptors = descriptors(scratch)
+        return self._descriptors

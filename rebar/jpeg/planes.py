@@ -1,4 +1,4 @@
-"""A region's YCbCr planes as NumPy arrays: for tests and for looking inside, not for speed."""
+"""Decode a region of a JPEG to its YCbCr planes as NumPy arrays, for tests and benchmarks. Imports numba."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,23 +7,23 @@ from rebar.jpeg.kernels.headers import parse_header
 from rebar.jpeg.kernels.jit import kernel, read_only
 from rebar.jpeg.kernels.region import decode_region
 from rebar.jpeg.status import OK, WRONG_SIZE, Header, Status
-from rebar.jpeg.workspace import BITS_ROOM, RegionScratch, Tables, new_region_scratch, new_table_store, new_tables
+from rebar.jpeg.workspace import BITS_MARGIN, RegionScratch, Tables, new_region_scratch, new_table_store, new_tables
 
 
 def decode_planes(
     jpeg: NDArray[np.uint8], box: tuple[int, int, int, int], max_height: int, max_width: int
 ) -> tuple[Status, list[NDArray[np.uint8]]]:
-    """The samples of each component that the pixels of ``box`` (top, left, height, width) lie on.
+    """Decode the samples of each component that the pixels of ``box`` (top, left, height, width) need.
 
-    Returns the status and, where it is OK, one uint8 ``[height, width]`` a component: bit for bit what
-    libjpeg-turbo's accurate decoding of the whole image holds there.
+    Returns the status and, if it is OK, one uint8 ``[height, width]`` array per component, bit-identical to that region
+    of libjpeg-turbo's full-image decoding with the accurate integer DCT.
     """
     tables, scratch = new_tables(new_table_store()), new_region_scratch(max_height, max_width)
-    bits = np.zeros((2, jpeg.size + BITS_ROOM), np.uint8)
-    status, header = _decode_planes(read_only(jpeg), np.array(box, np.int64), tables, scratch, bits)
+    bits = np.zeros((2, jpeg.size + BITS_MARGIN), np.uint8)
+    status, header = decode_planes_kernel(read_only(jpeg), np.array(box, np.int64), tables, scratch, bits)
     planes = []
     for c in range(header.components if status == OK else 0):
-        left, top, stride = scratch.frame[c]
+        left, top, stride = scratch.layout[c]
         x0, x1, y0, y1 = scratch.needed[c]
         columns = scratch.planes[c][: (x1 - left) * stride].reshape(-1, stride)
         planes.append(columns[x0 - left :, y0 - top : y1 - top].T.copy())
@@ -31,17 +31,18 @@ def decode_planes(
 
 
 @kernel
-def _decode_planes(
+def decode_planes_kernel(
     data: NDArray[np.uint8],
     box: NDArray[np.int64],
     tables: Tables,
     scratch: RegionScratch,
     bits: NDArray[np.uint8],
 ) -> tuple[int, Header]:
+    """Decode the planes that ``box`` needs into ``scratch``; return the status and the header."""
     status, header = parse_header(data, 0, data.size, tables)
     if status != OK:
         return status, header
-    if header.height > scratch.limits[0] or header.width > scratch.limits[1]:
+    if header.height > scratch.max_size[0] or header.width > scratch.max_size[1]:
         return WRONG_SIZE, header
     top, left, height, width = box[0], box[1], box[2], box[3]
     for c in range(header.components):

@@ -1,4 +1,4 @@
-"""What the transcoder works with: NumPy arrays, made here and handed to its kernels. Nothing here needs numba."""
+"""The arguments, tables and scratch memory of the transcoder's kernels, as NumPy arrays. Nothing here imports numba."""
 
 from typing import NamedTuple
 
@@ -13,51 +13,53 @@ from rebar.jpeg.workspace import (
     Tables,
     new_table_store,
     new_tables,
-    room_behind,
+    read_ahead_bytes,
 )
 
-SEVERAL_BITS = 12
+MULTI_SYMBOL_BITS = 12
+MAX_ENTRY_BITS = 32  # written by one table entry
 BLOCK_ENDS = 64
-SKIP_ENDS_AT = 4  # the bit of an entry of ``Codes.skips``
+SKIP_ENDS_AT = 4  # the bit of a ``Codes.skips`` entry
 RATIO_BITS = 15
 CODER_FIELDS = 10
-_BITS_ROOM = room_behind(1) + SCRATCH_PADDING
+_BITS_MARGIN = read_ahead_bytes(1) + SCRATCH_PADDING
 
 
 class Codes(NamedTuple):
-    """The standard codes, uint32 ``[2, 256]`` by luma and chroma, and the same by what stands in a file.
+    """The standard Huffman codes, and tables that map a file's codes to them.
 
-    ``exchange`` uint64 ``[3, 2**SHORT_BITS]`` by component and the next bits: bits 0-7 how many bits are read, 8-15 how
-    many of them are the magnitude, 16-23 how far the coefficient's number advances, 24-31 the length and 32-63 the bits
-    of the code to write; zero where the code is longer than SHORT_BITS.
+    ``dc`` and ``ac`` uint32 ``[2, 256]`` are the standard codes of luma and chroma by symbol.
 
-    ``several`` uint64 ``[3, 2**SEVERAL_BITS]`` is the same of all symbols that lie whole in so many bits: bits 0-5 how
-    many bits are read, bit 6 whether the block ends with them, 8-15 how far the number advances before that, 16-21 the
-    length and 32-63 the bits to write; zero where not even one does. ``known`` uint8 ``[3, 272]`` is the specification
-    that a component's row was made from.
+    ``symbols`` uint64 ``[3, 2**SHORT_BITS]`` is indexed by component and the next bits. Bits 0-7 are the number of
+    bits to read, 8-15 how many of them are the magnitude, 16-23 the increment of the coefficient index, 24-31 the
+    length and 32-63 the bits of the code to write; zero for codes longer than SHORT_BITS.
 
-    ``standard`` uint8 ``[2, 2, 272]`` by class and kind are the standard specifications. ``skips`` uint16
-    ``[2, 2**SEVERAL_BITS]`` by kind and the next bits tells what is read as ``several`` does, of files that have the
-    standard codes already: bits 0-3 how many bits, bit 4 whether the block ends with them, 8-15 how far the number
-    advances before that; where not even one symbol lies whole in so many bits, it advances beyond any block.
+    ``multi_symbols`` uint64 ``[3, 2**MULTI_SYMBOL_BITS]`` covers all symbols that are completely within the next bits.
+    Bits 0-5 are the number of bits to read, bit 6 whether the block ends, 8-15 the increment of the index before that,
+    16-21 the length and 32-63 the bits to write; zero if no symbol is complete. ``known`` uint8 ``[3, 272]`` is the
+    specification from which a component's row was built.
+
+    ``standard`` uint8 ``[2, 2, 272]`` are the standard specifications by class and by luma and chroma. ``skips`` uint16
+    ``[2, 2**MULTI_SYMBOL_BITS]`` is like ``multi_symbols`` for files that have the standard codes: bits 0-3 are the
+    number of bits, bit 4 whether the block ends, 8-15 the increment before that, or 255 if no symbol is complete.
     """
 
     dc: NDArray[np.uint32]
     ac: NDArray[np.uint32]
-    exchange: NDArray[np.uint64]
-    several: NDArray[np.uint64]
+    symbols: NDArray[np.uint64]
+    multi_symbols: NDArray[np.uint64]
     known: NDArray[np.uint8]
     standard: NDArray[np.uint8]
     skips: NDArray[np.uint16]
 
 
 def new_codes() -> Codes:
-    """The standard codes, and rows for three components, not yet made."""
+    """Return the standard codes, with empty tables for three components."""
     return Codes(
         np.stack([code_table(codes) for codes in DC_CODES]),
         np.stack([code_table(codes) for codes in AC_CODES]),
         np.zeros((3, 1 << SHORT_BITS), np.uint64),
-        np.zeros((3, 1 << SEVERAL_BITS), np.uint64),
+        np.zeros((3, 1 << MULTI_SYMBOL_BITS), np.uint64),
         np.zeros((3, SPECIFICATION_BYTES), np.uint8),
         np.stack([[_padded(codes) for codes in both] for both in (DC_CODES, AC_CODES)]),
         np.stack([_skip_table(codes) for codes in AC_CODES]),
@@ -69,18 +71,18 @@ def _padded(specification: bytes) -> NDArray[np.uint8]:
 
 
 def _skip_table(specification: bytes) -> NDArray[np.uint16]:
-    """A row of ``Codes.skips``."""
+    """Return a row of ``Codes.skips``."""
     lengths = np.repeat(np.arange(1, 17), list(specification[:16]))
     of_code = lengths << 8 | np.frombuffer(specification[16:], np.uint8)
     of_bits = np.zeros(1 << 16, np.int64)
     entries = np.repeat(of_code, 1 << (16 - lengths))
     of_bits[: entries.size] = entries
-    patterns = np.arange(1 << SEVERAL_BITS) << (16 - SEVERAL_BITS)
+    patterns = np.arange(1 << MULTI_SYMBOL_BITS) << (16 - MULTI_SYMBOL_BITS)
     read, advance, ends = np.zeros((3, patterns.size), np.int64)
-    for _ in range(SEVERAL_BITS // 2):  # no code is shorter than two bits
+    for _ in range(MULTI_SYMBOL_BITS // 2):  # no code is shorter than two bits
         entry = of_bits[(patterns << read) & 0xFFFF]
         length, run, size = entry >> 8, (entry >> 4) & 15, entry & 15
-        taken = (entry > 0) & (read + length + size <= SEVERAL_BITS) & (ends == 0)
+        taken = (entry > 0) & (read + length + size <= MULTI_SYMBOL_BITS) & (ends == 0)
         is_end = taken & (entry & 255 == 0)
         read += np.where(taken, length + size, 0)
         advance += np.where(taken & ~is_end, run + 1, 0)
@@ -90,10 +92,10 @@ def _skip_table(specification: bytes) -> NDArray[np.uint16]:
 
 
 class TranscodeScratch(NamedTuple):
-    """Room for one segment's bits as read and as written, without stuffing, and for where the segments lie.
+    """Scratch memory for one segment as read and as written, without stuffing, and for the bounds of all segments.
 
-    ``coders`` uint64 ``[3, CODER_FIELDS]`` is a Coder a component, ``predictions`` int64 ``[2, 3]`` what is read and
-    written, ``ratios`` int32 ``[3, 64]`` is told in Coder.
+    ``coders`` uint64 ``[3, CODER_FIELDS]`` is one Coder per component, ``predictions`` int64 ``[2, 3]`` the DC
+    predictions of input and output, ``ratios`` int32 ``[3, 64]`` as in Coder.
     """
 
     read: NDArray[np.uint8]
@@ -104,11 +106,11 @@ class TranscodeScratch(NamedTuple):
     ratios: NDArray[np.int32]
 
 
-def new_transcode_scratch(room: int, segments: int) -> TranscodeScratch:
-    """Room for JPEGs of up to ``room`` bytes."""
+def new_transcode_scratch(capacity: int, segments: int) -> TranscodeScratch:
+    """Return scratch memory for JPEGs of up to ``capacity`` bytes with up to ``segments`` restart segments."""
     return TranscodeScratch(
-        np.zeros(room + _BITS_ROOM, np.uint8),
-        np.zeros(room, np.uint8),
+        np.zeros(capacity + _BITS_MARGIN, np.uint8),
+        np.zeros(capacity, np.uint8),
         np.zeros((2, segments), np.int64),
         np.zeros((3, CODER_FIELDS), np.uint64),
         np.zeros((2, 3), np.int64),
@@ -116,12 +118,12 @@ def new_transcode_scratch(room: int, segments: int) -> TranscodeScratch:
     )
 
 
-class Transcoding(NamedTuple):
-    """A call of either kernel.
+class TranscodeCall(NamedTuple):
+    """The arguments of either transcoder kernel.
 
-    ``header`` int64 ``[7]`` has a Header's fields; ``settings`` int64 ``[3]``: the restart interval to write (units; 0:
-    none), whether coefficients are rounded to coarser steps, and where in ``out`` the entropy-coded data goes;
-    ``result`` int64 ``[2]``: the status, and where what was written ends.
+    ``header`` int64 ``[7]`` has the fields of a Header. ``settings`` int64 ``[3]`` are the restart interval to write
+    (in MCUs; 0: none), whether to requantize coefficients, and the offset of the entropy-coded data in ``out``.
+    ``result`` int64 ``[2]`` is the status and the end of the output.
     """
 
     data: NDArray[np.uint8]
@@ -134,15 +136,15 @@ class Transcoding(NamedTuple):
     scratch: TranscodeScratch
 
 
-def new_transcoding(room: int, segments: int) -> Transcoding:
-    """A call without data, with room for ``room`` bytes."""
-    return Transcoding(
+def new_transcode_call(capacity: int, segments: int) -> TranscodeCall:
+    """Return arguments without data, with an output of ``capacity`` bytes."""
+    return TranscodeCall(
         np.zeros(1, np.uint8),
         np.zeros(7, np.int64),
         np.zeros(3, np.int64),
         np.zeros(2, np.int64),
-        np.zeros(room, np.uint8),
+        np.zeros(capacity, np.uint8),
         new_tables(new_table_store()),
         new_codes(),
-        new_transcode_scratch(room, segments),
+        new_transcode_scratch(capacity, segments),
     )

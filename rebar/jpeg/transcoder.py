@@ -1,30 +1,25 @@
-"""The same coefficients in other bits: restart markers and the standard Huffman tables put into a JPEG, losslessly.
+"""Rewrite JPEGs without loss: add restart markers and use the standard Huffman tables.
 
-Where it is asked for, coefficients are rounded to coarser quantisation steps on the way: what decoding and encoding
-anew come to, without what is lost between them.
-
-Symbols are not decoded to coefficients: each is read, its code exchanged, and its magnitude's bits copied. Only the DC
-differences change, where a prediction now begins anew (ITU-T T.81, F.1.2 and F.2.2). Everything that is read is
-checked on the way, so what comes out can be decoded whole.
-
-Input is what :mod:`rebar.jpeg.kernels.headers` accepts. Comments and application data are dropped,
-including thumbnails, color profiles and Exif.
+On request, coefficients are requantized to coarser steps, which loses no more than decoding and re-encoding. Symbols
+are not decoded to coefficients: each Huffman code is replaced and the bits of its magnitude are copied. Only DC
+differences change, where a restart marker resets the prediction (ITU-T T.81, F.1.2 and F.2.2). All input is validated,
+so the output can be decoded completely. The input is what :mod:`rebar.jpeg.kernels.headers` supports. Comments and
+application data, such as thumbnails, color profiles and Exif, are dropped.
 """
 
 import functools
 import struct
-import subprocess
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.errors import RebarError
-from rebar.jpeg.kernel_cache import Kernel, describe, kinds, load_kernel
+from rebar.jpeg.descriptors import array_types, descriptors
+from rebar.jpeg.kernel_cache import Kernel, load_kernel
 from rebar.jpeg.standard_tables import AC_CODES, DC_CODES, ZIGZAG, quantization_tables
 from rebar.jpeg.status import Header, Status
-from rebar.jpeg.transcode_workspace import RATIO_BITS, Transcoding, new_transcode_scratch, new_transcoding
+from rebar.jpeg.transcode_workspace import RATIO_BITS, TranscodeCall, new_transcode_call, new_transcode_scratch
 
-_KINDS = kinds(new_transcoding(1, 1))
+_ARGUMENT_TYPES = array_types(new_transcode_call(1, 1))
 _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 _HUFFMAN = b"".join(
     b"\xff\xc4" + struct.pack(">HB", 3 + len(codes), table_class << 4 | number) + codes
@@ -34,76 +29,71 @@ _HUFFMAN = b"".join(
 
 
 class Transcoder:
-    """Rewrites JPEGs; holds the scratch of one thread. The interpreter lock is not held while it works.
+    """Rewrite JPEGs, with scratch memory for one thread. The GIL is released while it works.
 
-    Raises RebarError where its kernels cannot be compiled.
+    Raises RebarError if the kernels cannot be compiled.
     """
 
     def __init__(self) -> None:
-        try:
-            self._read_header, self._transcode = load_kernel("read_header"), load_kernel("transcode")
-        except subprocess.CalledProcessError:
-            raise RebarError(
-                "the JPEG kernels cannot be compiled here, 'python -m rebar.jpeg' shows why; 'python -m rebar.doctor' "
-                "looks for what is missing; --write-mode raw needs none"
-            ) from None
-        self._hold(new_transcoding(0, 1024))
+        self._read_header, self._transcode = load_kernel("read_header"), load_kernel("transcode")
+        self._set_arrays(new_transcode_call(0, 1024))
 
     def read_header(self, jpeg: NDArray[np.uint8]) -> tuple[Status, Header]:
-        """What stands before the JPEG's entropy-coded data; :meth:`write` takes the JPEG that was read last."""
+        """Parse a JPEG's header; :meth:`write` needs the one that was read last."""
         self._call(self._read_header, jpeg)
         return Status(int(self._arrays.result[0])), Header(*self._arrays.header.tolist())
 
     def quantization(self, component: int) -> NDArray[np.int16]:
-        """The steps ``[64]`` of a component of the JPEG that was read last, in natural order."""
+        """Return a component's quantization table in the JPEG that was read last: ``[64]``, in natural order."""
         tables = self._arrays.tables
         return tables.quantization[tables.components[component, 3]]
 
     def write(
         self, jpeg: NDArray[np.uint8], header: Header, interval: int, quality: int | None = None
     ) -> tuple[Status, NDArray[np.uint8]]:
-        """The JPEG with a restart marker every ``interval`` units (0: none), uint8 ``[n]``, and whether it went well.
+        """Transcode a JPEG, with a restart marker every ``interval`` MCUs (0: none).
 
-        With ``quality``, no quantisation step is finer than libjpeg's at this quality. ``header`` is what
-        :meth:`read_header` made of ``jpeg``. Where the status is not OK there are no bytes.
+        Returns the status and the JPEG, uint8 ``[n]``, which is empty unless the status is OK. ``header`` is the result
+        of :meth:`read_header` for the same JPEG. With ``quality``, coefficients are requantized so that no quantization
+        step is finer than libjpeg's at this quality.
         """
-        units = -(-header.width // (8 * header.h_samp)) * -(-header.height // (8 * header.v_samp))
-        segments = -(-units // header.restart_interval) if header.restart_interval else 1
-        if 2 * segments > jpeg.size or units > 4 * jpeg.size:  # a marker has two bytes, a block two bits
+        mcus = -(-header.width // (8 * header.h_samp)) * -(-header.height // (8 * header.v_samp))
+        segments = -(-mcus // header.restart_interval) if header.restart_interval else 1
+        if 2 * segments > jpeg.size or mcus > 4 * jpeg.size:  # a marker takes at least two bytes, a block two bits
             return Status.TRUNCATED, np.zeros(0, np.uint8)
         steps = tuple(self.quantization(component).tobytes() for component in range(header.components))
-        tables, ratios = _coarsened(steps, quality)
-        front = _front(header, interval, tables)
-        # Standard codes may be longer than the file's: an image that takes twice its bytes is not written.
-        room = 2 * jpeg.size + 8 * (units // interval + 1 if interval else 1) + 4096
-        if self._arrays.out.size < room or self._arrays.scratch.segments.shape[1] < segments:
-            room, segments = room * 3 // 2, max(1024, segments * 3 // 2)
-            scratch = new_transcode_scratch(room, segments)
-            self._hold(self._arrays._replace(out=np.zeros(room, np.uint8), scratch=scratch))
+        tables, ratios = _requantized_tables(steps, quality)
+        headers = _headers(header, interval, tables)
+        # The standard codes may be longer than the file's. An image that needs twice its bytes is not written.
+        capacity = 2 * jpeg.size + 8 * (mcus // interval + 1 if interval else 1) + 4096
+        if self._arrays.out.size < capacity or self._arrays.scratch.segments.shape[1] < segments:
+            capacity, segments = capacity * 3 // 2, max(1024, segments * 3 // 2)
+            scratch = new_transcode_scratch(capacity, segments)
+            self._set_arrays(self._arrays._replace(out=np.zeros(capacity, np.uint8), scratch=scratch))
         arrays = self._arrays
-        arrays.out[: len(front)] = np.frombuffer(front, np.uint8)
+        arrays.out[: len(headers)] = np.frombuffer(headers, np.uint8)
         arrays.scratch.ratios[: len(ratios)] = ratios
-        arrays.settings[:] = interval, quality is not None, len(front)
+        arrays.settings[:] = interval, quality is not None, len(headers)
         self._call(self._transcode, jpeg)
         status, end = arrays.result.tolist()
         return Status(status), arrays.out[:end].copy()
 
-    def _hold(self, arrays: Transcoding) -> None:
-        assert kinds(arrays) == _KINDS  # compiled code would take the bytes for what they are not
-        self._arrays, self._described = arrays, describe(arrays)
+    def _set_arrays(self, arrays: TranscodeCall) -> None:
+        assert array_types(arrays) == _ARGUMENT_TYPES  # the kernel would misinterpret arrays of other types
+        self._arrays, self._descriptors = arrays, descriptors(arrays)
 
     def _call(self, kernel: Kernel, jpeg: NDArray[np.uint8]) -> None:
         if jpeg.dtype != np.uint8 or jpeg.ndim != 1 or not jpeg.flags.c_contiguous:
             raise ValueError("a JPEG must be contiguous uint8 [bytes]")
-        self._described[0, :2] = jpeg.__array_interface__["data"][0], jpeg.size  # Transcoding.data
-        kernel(self._described.ctypes.data)
+        self._descriptors[0, :2] = jpeg.__array_interface__["data"][0], jpeg.size  # TranscodeCall.data
+        kernel(self._descriptors.ctypes.data)
 
 
 @functools.lru_cache(maxsize=64)
-def _coarsened(steps: tuple[bytes, ...], quality: int | None) -> tuple[list[bytes], NDArray[np.int64]]:
-    """The quantisation tables to write, one a component, and the ratios of the steps read to them.
+def _requantized_tables(steps: tuple[bytes, ...], quality: int | None) -> tuple[list[bytes], NDArray[np.int64]]:
+    """Return the quantization tables to write, one per component, and the ratios of the old steps to the new ones.
 
-    ``steps`` are those read, int16 in natural order; tables are in zigzag order.
+    ``steps`` are the old tables, int16 in natural order; the new tables are in zigzag order.
     """
     before = np.stack([np.frombuffer(component, np.int16)[ZIGZAG[:64]] for component in steps]).astype(np.int64)
     after = before
@@ -113,8 +103,8 @@ def _coarsened(steps: tuple[bytes, ...], quality: int | None) -> tuple[list[byte
     return [component.astype(np.uint8).tobytes() for component in after], ratios
 
 
-def _front(header: Header, interval: int, tables: list[bytes]) -> bytes:
-    """Everything up to the entropy-coded data; ``tables`` are each component's, in zigzag order."""
+def _headers(header: Header, interval: int, tables: list[bytes]) -> bytes:
+    """Return all markers before the entropy-coded data; ``tables`` are each component's, in zigzag order."""
     distinct = sorted(set(tables), key=tables.index)
     parts = [b"\xff\xd8", _JFIF]
     parts += [b"\xff\xdb" + struct.pack(">HB", 67, number) + table for number, table in enumerate(distinct)]

@@ -1,6 +1,6 @@
-"""The memory that a decoder works in: plain NumPy arrays, made here and handed to the kernels.
+"""The arguments and scratch memory of the crop decoder's kernel: NumPy arrays in named tuples.
 
-Nothing here needs numba, so that a process which only runs the compiled kernels never imports it.
+Nothing here imports numba, so that processes that only run the compiled kernels do not load it.
 """
 
 from typing import NamedTuple
@@ -9,36 +9,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 COMPONENTS = 3
-SPECIFICATION_BYTES = 16 + 256  # of a Huffman table: how many codes of each length, then their symbols
+SPECIFICATION_BYTES = 16 + 256  # of a Huffman table: the number of codes of each length, then the symbols
 TABLE_SLOTS = 16
-SHORT_BITS = 10  # what a short Huffman table is looked up by
-LANES = 2  # segments decoded side by side
+SHORT_BITS = 10  # index bits of a short Huffman table
+LANES = 2  # segments that are decoded in parallel
 LANE_FIELDS = 16  # of a lane's state: two cache lines
 LANE_WORK = 4
-CHUNK = 8  # units decoded to coefficients before they are transformed: these stay in the L1 cache
-MOST_BLOCKS = 6  # of a unit
-MOST_SYMBOL_BITS = 27  # a Huffman code of 16 and a magnitude of 11
-SCRATCH_PADDING = 64  # bytes of zeros behind a segment's bits
-SURPLUS = 8  # columns behind a plane's last one that may be read, with weight zero
-ALIGNMENT = 32  # a plane's columns are padded to multiples of this, and may be read so
-TILE = 8  # output columns made together
-ROWS = 32  # of those: made together, planes are padded to as many
-PIXELS = 32  # of an output row, made together
+CHUNK_MCUS = 8  # MCUs decoded to coefficients before the inverse DCT: the coefficients stay in the L1 cache
+MAX_BLOCKS = 6  # of an MCU
+MAX_SYMBOL_BITS = 27  # a Huffman code of 16 and a magnitude of 11
+SCRATCH_PADDING = 64  # zero bytes after a segment's bits
+COLUMN_MARGIN = 8  # columns after a plane's last one that may be read, with weight zero
+ALIGNMENT = 32  # plane columns are padded to multiples of this many bytes
+TILE_COLUMNS = 8  # output columns computed together
+TILE_ROWS = 32  # rows computed together
+TILE_PIXELS = 32  # output pixels of a row computed together
 
 
-def room_behind(blocks: int) -> int:
-    """How many bytes beyond a segment's end ``blocks`` can make a lane read."""
-    return blocks * 64 * MOST_SYMBOL_BITS // 8 + 32
+def read_ahead_bytes(blocks: int) -> int:
+    """Return how many bytes past the end of a segment a lane may read while it decodes ``blocks``."""
+    return blocks * 64 * MAX_SYMBOL_BITS // 8 + 32
 
 
-BITS_ROOM = room_behind(CHUNK * MOST_BLOCKS) + SCRATCH_PADDING  # behind a lane's bits
+BITS_MARGIN = read_ahead_bytes(CHUNK_MCUS * MAX_BLOCKS) + SCRATCH_PADDING  # bytes after a lane's bits
 
 
 class TableStore(NamedTuple):
-    """The Huffman tables of the last specifications met.
+    """A least-recently-used cache of Huffman lookup tables (:mod:`rebar.jpeg.kernels.huffman`).
 
-    ``specifications`` uint8 ``[slots, 272]``, ``classes`` uint8 ``[slots]`` (DC, AC; 255: empty), ``short``
-    uint32 ``[slots * 2**SHORT_BITS]``, ``long`` uint16 ``[slots * 2**16]``, ``last_use`` int64 ``[slots]``:
+    ``specifications`` is uint8 ``[slots, 272]``, ``classes`` uint8 ``[slots]`` (DC or AC; 255: empty), ``short``
+    uint32 ``[slots * 2**SHORT_BITS]``, ``long`` uint16 ``[slots * 2**16]``, and ``last_use`` int64 ``[slots]``, where
     larger is more recent.
     """
 
@@ -50,7 +50,7 @@ class TableStore(NamedTuple):
 
 
 def new_table_store() -> TableStore:
-    """An empty one."""
+    """Return an empty table store."""
     return TableStore(
         np.zeros((TABLE_SLOTS, SPECIFICATION_BYTES), np.uint8),
         np.full(TABLE_SLOTS, 255, np.uint8),
@@ -61,11 +61,12 @@ def new_table_store() -> TableStore:
 
 
 class Tables(NamedTuple):
-    """A header's tables.
+    """The tables of a JPEG header.
 
-    ``quantization`` int16 ``[4, 64]`` as the file numbers them, in natural order, and ``quantization_known``;
-    ``specifications`` uint8 ``[2, 4, 272]`` by class and number, and ``specifications_known``; ``components``
-    int64 ``[3, 6]``: id, horizontal and vertical sampling, quantisation table, then DC and AC slot in ``store``.
+    ``quantization`` is int16 ``[4, 64]`` by table number, in natural order; ``specifications`` is uint8
+    ``[2, 4, 272]`` by Huffman table class and number. The ``..._known`` arrays mark those that the file defines.
+    ``components`` is int64 ``[3, 6]``: id, horizontal and vertical sampling factor, quantization table number, then
+    the slots of the DC and AC table in ``store``.
     """
 
     quantization: NDArray[np.int16]
@@ -77,7 +78,7 @@ class Tables(NamedTuple):
 
 
 def new_tables(store: TableStore) -> Tables:
-    """Empty ones around a table store."""
+    """Return empty tables that use a table store."""
     return Tables(
         np.zeros((4, 64), np.int16),
         np.zeros(4, np.bool_),
@@ -89,19 +90,19 @@ def new_tables(store: TableStore) -> Tables:
 
 
 class RegionScratch(NamedTuple):
-    """Where a region is decoded, of images up to a size.
+    """Scratch memory to decode a region of an image.
 
-    ``limits`` int64 ``[2]``: the largest height and width. ``needed`` int64 ``[3, 4]``, set by the caller: the
-    samples x0, x1, y0, y1 (half-open, in each component's own grid) that are wanted. ``planes`` uint8
-    ``[3, capacity]`` holds them column by column: sample (x, y) at ``(x - left) * stride + y - top``, where
-    ``frame`` int64 ``[3, 3]`` is left, top, stride. The rest belongs to the decoding: where segments start and
-    end, and of each lane its state, its work, its DC predictions, coefficients, and where its blocks ended.
+    ``max_size`` int64 ``[2]`` is the largest height and width. ``needed`` int64 ``[3, 4]`` is set by the caller: the
+    samples x0, x1, y0, y1 (half-open, in each component's own grid) to decode. ``planes`` uint8 ``[3, capacity]`` holds
+    them column by column: sample (x, y) is at ``(x - left) * stride + y - top``, where ``layout`` int64 ``[3, 3]`` is
+    left, top, stride. The other arrays are private to the kernel: the start and end of the segments and, for each
+    lane, its state, progress, DC predictions, coefficients, and the end of each block.
     """
 
-    limits: NDArray[np.int64]
+    max_size: NDArray[np.int64]
     needed: NDArray[np.int64]
     planes: NDArray[np.uint8]
-    frame: NDArray[np.int64]
+    layout: NDArray[np.int64]
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
     coefficients: NDArray[np.int16]
@@ -114,17 +115,17 @@ class RegionScratch(NamedTuple):
 
 
 def new_region_scratch(max_height: int, max_width: int) -> RegionScratch:
-    """Room for images of up to that many pixels."""
-    high, wide = _round_up(max_height, 16), _round_up(max_width, 16)
-    most_segments = (high // 8) * (wide // 8) + 1
-    blocks = CHUNK * MOST_BLOCKS
+    """Return scratch memory for images up to a height and width in pixels."""
+    height, width = _round_up(max_height, 16), _round_up(max_width, 16)
+    max_segments = (height // 8) * (width // 8) + 1
+    blocks = CHUNK_MCUS * MAX_BLOCKS
     return RegionScratch(
         np.array([max_height, max_width], np.int64),
         np.zeros((COMPONENTS, 4), np.int64),
-        np.zeros((COMPONENTS, (wide + SURPLUS) * _round_up(high, ALIGNMENT) + ALIGNMENT), np.uint8),
+        np.zeros((COMPONENTS, (width + COLUMN_MARGIN) * _round_up(height, ALIGNMENT) + ALIGNMENT), np.uint8),
         np.zeros((COMPONENTS, 3), np.int64),
-        np.zeros(most_segments, np.int64),
-        np.zeros(most_segments, np.int64),
+        np.zeros(max_segments, np.int64),
+        np.zeros(max_segments, np.int64),
         np.zeros((LANES, blocks * 64), np.int16),
         np.zeros((LANES, blocks + 1), np.uint8),
         np.zeros(blocks + 1, np.uint64),
@@ -136,25 +137,29 @@ def new_region_scratch(max_height: int, max_width: int) -> RegionScratch:
 
 
 class Extents(NamedTuple):
-    """What each output pixel covers along one axis, float64 ``[n]``, n rounded up to TILE, where the surplus repeats
-    the last one: from ``begin`` to ``behind``, in pixels from the crop's first; ``per_pixel`` is a pixel's share."""
+    """The interval that each output pixel covers along one axis, float64 ``[n]``.
+
+    From ``begin`` to ``end``, in pixels from the first one of the crop; ``pixel_weight`` is the weight of one pixel. n
+    is rounded up to TILE_COLUMNS; the padding repeats the last interval.
+    """
 
     begin: NDArray[np.float64]
-    behind: NDArray[np.float64]
-    per_pixel: NDArray[np.float64]
+    end: NDArray[np.float64]
+    pixel_weight: NDArray[np.float64]
 
 
 def new_extents(outputs: int) -> Extents:
-    """Room for ``outputs`` pixels."""
-    begin, behind, per_pixel = np.zeros((3, _round_up(outputs, TILE)), np.float64)
-    return Extents(begin, behind, per_pixel)
+    """Return memory for ``outputs`` pixels."""
+    begin, end, pixel_weight = np.zeros((3, _round_up(outputs, TILE_COLUMNS)), np.float64)
+    return Extents(begin, end, pixel_weight)
 
 
 class ResizeWeights(NamedTuple):
-    """Of each output pixel along one axis, n as in :class:`Extents`:
+    """The samples and weights of each output pixel along one axis, with n as in :class:`Extents`.
 
-    ``first`` int64 ``[n]`` sample, ``weights`` uint16 ``[most, n]`` of the samples from there on. ``span`` int64
-    ``[3]``: the first sample of all, the one behind the last, and how many weights of a pixel count.
+    Pixel i is the sum of ``weights[t, i]`` times sample ``first[i] + t``; ``first`` is int64 ``[n]``, ``weights``
+    uint16 ``[max, n]``. ``span`` int64 ``[3]`` is the first sample of all pixels, the end of the last, and the number
+    of rows of ``weights`` in use.
     """
 
     first: NDArray[np.int64]
@@ -163,14 +168,14 @@ class ResizeWeights(NamedTuple):
 
 
 def new_resize_weights(outputs: int, size: int) -> ResizeWeights:
-    """Room for ``outputs`` pixels made from up to ``size``."""
-    entries = _round_up(outputs, TILE)
+    """Return memory for ``outputs`` pixels computed from up to ``size``."""
+    entries = _round_up(outputs, TILE_COLUMNS)
     weights = np.zeros((size // outputs + 4, entries), np.uint16)
     return ResizeWeights(np.zeros(entries, np.int64), weights, np.zeros(3, np.int64))
 
 
 class AxisWeights(NamedTuple):
-    """What output pixels cover along x and y, and the luma and chroma taps for that."""
+    """The extents of the output pixels along x and y, and the luma and chroma weights for them."""
 
     x: Extents
     y: Extents
@@ -181,27 +186,66 @@ class AxisWeights(NamedTuple):
 
 
 def new_axis_weights(out_height: int, out_width: int, max_height: int, max_width: int) -> AxisWeights:
-    """Room for crops of images up to ``max_height`` by ``max_width``, resized to ``out_height`` by ``out_width``."""
+    """Return memory for crops of images up to ``max_height`` by ``max_width``, resized to the output size."""
     x, y = (out_width, max_width), (out_height, max_height)
     return AxisWeights(
         new_extents(out_width), new_extents(out_height), *(new_resize_weights(*axis) for axis in (x, y, x, y))
     )
 
 
-class ResampleScratch(NamedTuple):
-    """``lines`` uint16 ``[3, rows, pitch]``: each component resized along x; ``pixels`` uint8 ``[96]``, for rows
-    shorter than that."""
+class ResizeScratch(NamedTuple):
+    """``lines`` uint16 ``[3, rows, pitch]`` holds each component resized along x; ``pixels`` uint8 ``[96]`` stages
+    output rows shorter than TILE_PIXELS."""
 
     lines: NDArray[np.uint16]
     pixels: NDArray[np.uint8]
 
 
-def new_resample_scratch(out_width: int, max_height: int) -> ResampleScratch:
-    """Room to make images ``out_width`` wide from regions of images up to ``max_height``."""
-    rows = _round_up(max_height, 16) + ROWS + SURPLUS
-    lines = np.zeros((COMPONENTS, rows, _round_up(out_width, PIXELS)), np.uint16)
-    return ResampleScratch(lines, np.zeros(3 * PIXELS, np.uint8))
+def new_resize_scratch(out_width: int, max_height: int) -> ResizeScratch:
+    """Return scratch memory for images ``out_width`` wide, made from regions of images up to ``max_height``."""
+    rows = _round_up(max_height, 16) + TILE_ROWS + COLUMN_MARGIN
+    lines = np.zeros((COMPONENTS, rows, _round_up(out_width, TILE_PIXELS)), np.uint16)
+    return ResizeScratch(lines, np.zeros(3 * TILE_PIXELS, np.uint8))
 
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
+
+
+class Call(NamedTuple):
+    """The arguments of ``decode_crops`` that change from call to call, for n crops.
+
+    JPEG i is ``data[starts[i] : ends[i]]``. ``shapes`` int64 ``[n, 2]`` is the expected height and width, zeros for
+    any; ``boxes`` int64 ``[n, 4]`` is top, left, height, width; ``flips`` bool ``[n]`` requests a horizontal flip.
+    ``out`` uint8 ``[n, height, width, 3]`` and ``statuses`` uint8 ``[n]`` are written.
+    """
+
+    data: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    shapes: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+    flips: NDArray[np.bool_]
+    out: NDArray[np.uint8]
+    statuses: NDArray[np.uint8]
+
+
+class Workspace(NamedTuple):
+    """The scratch memory of a decoder. ``bits`` is uint8 ``[2, longest JPEG + BITS_MARGIN]``."""
+
+    tables: Tables
+    region: RegionScratch
+    bits: NDArray[np.uint8]
+    weights: AxisWeights
+    resize: ResizeScratch
+
+
+def prototype_arguments() -> tuple[Call, Workspace]:
+    """Return minimal arguments of ``decode_crops`` with the right dtypes and dimensions, for its compilation."""
+    integers, byte = np.zeros(1, np.int64), np.zeros(1, np.uint8)
+    pairs, boxes = np.zeros((1, 2), np.int64), np.zeros((1, 4), np.int64)
+    images = np.zeros((1, 1, 1, 3), np.uint8)
+    call = Call(byte, integers, integers, pairs, boxes, np.zeros(1, np.bool_), images, byte)
+    tables, region = new_tables(new_table_store()), new_region_scratch(1, 1)
+    bits, weights = np.zeros((2, 1), np.uint8), new_axis_weights(1, 1, 1, 1)
+    return call, Workspace(tables, region, bits, weights, new_resize_scratch(1, 1))

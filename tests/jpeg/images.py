@@ -1,4 +1,4 @@
-"""Synthetic photographs, JPEGs of every kind made from them, and what decoding them whole gives."""
+"""Synthetic photographs, JPEGs of every supported kind, and reference crops from full-image decoding."""
 
 import cv2
 import numpy as np
@@ -19,14 +19,14 @@ Box = tuple[int, int, int, int]
 
 
 def photograph(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Soft colours, some hard-edged shapes, and noise: uint8 ``[height, width, 3]``."""
+    """Return soft colors, hard-edged circles and noise: uint8 BGR ``[height, width, 3]``."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3)).astype(np.uint8)
     image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     for _ in range(6):
-        centre = (int(rng.integers(width)), int(rng.integers(height)))
-        colour = tuple(int(level) for level in rng.integers(0, 256, 3))
-        cv2.circle(image, centre, int(rng.integers(1, max(2, min(height, width) // 4))), colour, -1)
+        center = (int(rng.integers(width)), int(rng.integers(height)))
+        color = tuple(int(level) for level in rng.integers(0, 256, 3))
+        cv2.circle(image, center, int(rng.integers(1, max(2, min(height, width) // 4))), color, -1)
     noisy = image + rng.normal(0, rng.uniform(0, 10), image.shape)
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
@@ -36,12 +36,12 @@ def encode(
     kind: str = "4:2:0",
     interval: int = 0,
     quality: int = 90,
-    optimise: bool = False,
+    optimize: bool = False,
     progressive: bool = False,
 ) -> NDArray[np.uint8]:
-    """A JPEG of ``image``, with a restart marker every ``interval`` MCUs."""
+    """Encode a BGR image as JPEG, with a restart marker every ``interval`` MCUs (0: none)."""
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_RST_INTERVAL, interval]
-    settings += [cv2.IMWRITE_JPEG_OPTIMIZE, int(optimise), cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)]
+    settings += [cv2.IMWRITE_JPEG_OPTIMIZE, int(optimize), cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)]
     if kind == "gray":
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     else:
@@ -50,34 +50,34 @@ def encode(
 
 
 def random_box(rng: np.random.Generator, height: int, width: int) -> Box:
-    """Any box in an image, small and large ones alike."""
+    """Return a random box (top, left, height, width) within an image."""
     high, wide = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
     return int(rng.integers(0, height - high + 1)), int(rng.integers(0, width - wide + 1)), high, wide
 
 
-def crop_whole(jpeg: NDArray[np.uint8], box: Box, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Decode everything, crop, and resize to ``size`` (height, width) with cv2 INTER_AREA."""
+def crop_full_decode(jpeg: NDArray[np.uint8], box: Box, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Decode the full image, crop it, and resize to ``size`` (height, width) with cv2 INTER_AREA."""
     top, left, height, width = box
     image = decode_rgb(jpeg)[top : top + height, left : left + width]
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).reshape(*size, 3)
 
 
-def crop_fast(
+def decode_crop(
     decoder: CropDecoder, jpeg: NDArray[np.uint8], box: Box, size: tuple[int, int], flip: bool = False
 ) -> tuple[Status, NDArray[np.uint8]]:
-    """One crop by the fast path, between guard bytes that must stay as they are."""
+    """Decode one crop with a CropDecoder; check that the bytes around the output are not written."""
     guard, guard_bytes = 0xA5, 4096
     memory = np.full(size[0] * size[1] * 3 + 2 * guard_bytes, guard, np.uint8)
     out = memory[guard_bytes:-guard_bytes].reshape(1, *size, 3)
     offsets, sizes = np.zeros(1, np.uint64), np.array([jpeg.size], np.uint64)
     statuses = decoder.decode_crops(jpeg, offsets, sizes, np.array([box], np.int64), np.array([flip]), out)
     assert (memory[:guard_bytes] == guard).all(), "bytes before out were written"
-    assert (memory[-guard_bytes:] == guard).all(), "bytes behind out were written"
+    assert (memory[-guard_bytes:] == guard).all(), "bytes after out were written"
     return Status(int(statuses[0])), out[0]
 
 
 def upsample(plane: NDArray[np.float32], axis: int, length: int, smooth: bool) -> NDArray[np.float32]:
-    """libjpeg's "fancy upsampling" along one axis: 3/4 of the nearer sample, 1/4 of the farther; or plain doubling."""
+    """Upsample along one axis as libjpeg does: 3/4 of the nearer and 1/4 of the farther sample, or plain doubling."""
     plane = np.moveaxis(plane, axis, 0)
     before, after = np.concatenate([plane[:1], plane[:-1]]), np.concatenate([plane[1:], plane[-1:]])
     if not smooth:
@@ -87,7 +87,7 @@ def upsample(plane: NDArray[np.float32], axis: int, length: int, smooth: bool) -
 
 
 def crop_in_float(jpeg: NDArray[np.uint8], kind: str, box: Box, size: tuple[int, int]) -> NDArray[np.float32]:
-    """What the fast path computes, without its fixed point: planes upsampled, resized, then converted and clamped."""
+    """Compute a crop in floating point: upsample the planes, resize, convert to RGB and clamp."""
     planes = [plane.astype(np.float32) for plane in decode_planes(jpeg)]
     if kind == "gray":
         planes += [np.full_like(planes[0], 128)] * 2

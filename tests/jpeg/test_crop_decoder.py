@@ -1,4 +1,4 @@
-"""Crops by the fast path agree with decoding everything, cropping, and cv2 INTER_AREA."""
+"""CropDecoder agrees with full-image decoding, cropping and cv2 INTER_AREA."""
 
 import io
 import threading
@@ -12,29 +12,29 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rebar.jpeg.crop_decoder import CropDecoder, Status
-from tests.jpeg.images import KINDS, Box, crop_fast, crop_in_float, crop_whole, encode, photograph, random_box
+from tests.jpeg.images import KINDS, Box, crop_full_decode, crop_in_float, decode_crop, encode, photograph, random_box
 
-LARGEST = 300  # pixels, of the images here
-LARGEST_ERROR = 1.5  # grey levels, against the same computation in float: rounding takes 0.5 of it
-# Against cv2 on decoded pixels, which libjpeg has rounded and clamped before they are averaged.
-MEAN_DIFFERENCE, SMALL_MEAN_DIFFERENCE = 0.5, 1.5  # of outputs of a thousand pixels and more; of smaller ones
+MAX_SIDE = 300  # pixels
+MAX_ERROR = 1.5  # gray levels, against the same computation in float; rounding accounts for 0.5
+# Gray levels against cv2, which averages pixels that libjpeg has already rounded and clamped.
+MEAN_DIFFERENCE, SMALL_MEAN_DIFFERENCE = 0.5, 1.5  # for outputs of at least a thousand pixels; for smaller ones
 
 
 @pytest.fixture(scope="module")
 def decoder() -> CropDecoder:
-    return CropDecoder(LARGEST, LARGEST)
+    return CropDecoder(MAX_SIDE, MAX_SIDE)
 
 
 def check(
     decoder: CropDecoder, jpeg: NDArray[np.uint8], kind: str, box: Box, size: tuple[int, int], flip: bool = False
 ) -> None:
-    status, fast = crop_fast(decoder, jpeg, box, size, flip)
+    status, fast = decode_crop(decoder, jpeg, box, size, flip)
     assert status == Status.OK
     fast = fast[:, ::-1] if flip else fast
     error = np.abs(fast - crop_in_float(jpeg, kind, box, size))
-    assert error.max() <= LARGEST_ERROR, f"{error.max()} levels"
-    difference = np.abs(fast.astype(int) - crop_whole(jpeg, box, size))
-    independent = min(fast.size, 3 * box[2] * box[3])  # one pixel blown up is still one
+    assert error.max() <= MAX_ERROR, f"{error.max()} levels"
+    difference = np.abs(fast.astype(int) - crop_full_decode(jpeg, box, size))
+    independent = min(fast.size, 3 * box[2] * box[3])  # an enlarged pixel counts once
     assert difference.mean() <= (MEAN_DIFFERENCE if independent > 3000 else SMALL_MEAN_DIFFERENCE)
 
 
@@ -42,7 +42,7 @@ def check(
 @given(
     kind=st.sampled_from(KINDS),
     height=st.integers(1, 120),
-    width=st.integers(1, LARGEST),
+    width=st.integers(1, MAX_SIDE),
     size=st.tuples(st.integers(1, 256), st.integers(1, 256)),
     interval=st.sampled_from([0, 1, 4, 5]),
     flip=st.booleans(),
@@ -53,7 +53,7 @@ def check(
 @example(kind="4:2:0", height=17, width=300, size=(1, 255), interval=4, flip=False, seed=0)
 @example(kind="4:2:0", height=2, width=36, size=(24, 42), interval=0, flip=False, seed=142)
 @example(kind="gray", height=120, width=1, size=(33, 17), interval=0, flip=True, seed=1)
-def test_any_crop_to_any_size(
+def test_decode_crops_agrees_for_any_size_and_subsampling(
     decoder: CropDecoder,
     kind: str,
     height: int,
@@ -68,7 +68,7 @@ def test_any_crop_to_any_size(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_crops_at_every_edge(decoder: CropDecoder, kind: str) -> None:
+def test_decode_crops_at_image_edges(decoder: CropDecoder, kind: str) -> None:
     height, width = 131, 203
     jpeg = encode(photograph(height, width), kind, 3)
     for high, wide in ((131, 203), (60, 80), (33, 17), (5, 120)):
@@ -78,26 +78,24 @@ def test_crops_at_every_edge(decoder: CropDecoder, kind: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(15, 15), (16, 16), (17, 17), (31, 47), (96, 1), (1, 96), (224, 224), (97, 160)])
-def test_a_flip_is_the_mirror_image(decoder: CropDecoder, size: tuple[int, int]) -> None:
+def test_flipped_crop_is_the_horizontal_flip(decoder: CropDecoder, size: tuple[int, int]) -> None:
     jpeg = encode(photograph(150, 200), interval=4)
     for box in ((0, 0, 150, 200), (13, 21, 77, 111), (100, 150, 20, 30)):
-        _, plain = crop_fast(decoder, jpeg, box, size)
-        _, flipped = crop_fast(decoder, jpeg, box, size, flip=True)
+        _, plain = decode_crop(decoder, jpeg, box, size)
+        _, flipped = decode_crop(decoder, jpeg, box, size, flip=True)
         np.testing.assert_array_equal(flipped, plain[:, ::-1])
 
 
-def test_large_reductions(decoder: CropDecoder) -> None:
-    """Many samples a pixel."""
+def test_decode_crops_with_large_reduction(decoder: CropDecoder) -> None:
     jpeg = encode(photograph(300, 300), interval=4)
     for size in ((8, 8), (24, 100), (3, 5)):
         check(decoder, jpeg, "4:2:0", (0, 0, 300, 300), size)
 
 
-def test_a_run_of_different_images_with_their_own_tables() -> None:
-    """More sets of Huffman tables than a decoder keeps, in one call, out of order."""
+def test_decode_crops_of_more_huffman_tables_than_are_cached() -> None:
     rng = np.random.default_rng(0)
     images = [photograph(int(rng.integers(40, 90)), int(rng.integers(40, 90)), seed) for seed in range(24)]
-    jpegs = [encode(image, KINDS[i % 5], i % 4, 50 + 2 * i, optimise=True) for i, image in enumerate(images)]
+    jpegs = [encode(image, KINDS[i % 5], i % 4, 50 + 2 * i, optimize=True) for i, image in enumerate(images)]
     starts = np.cumsum([0] + [jpeg.size for jpeg in jpegs])
     order = rng.permutation(np.repeat(np.arange(24), 2))
     boxes = np.array([random_box(rng, *images[i].shape[:2]) for i in order], np.int64)
@@ -108,18 +106,18 @@ def test_a_run_of_different_images_with_their_own_tables() -> None:
     statuses = decoder.decode_crops(np.concatenate(jpegs), starts[order].astype(np.uint64), sizes, boxes, flips, out)
     assert not statuses.any()
     for slot, i in enumerate(order):
-        whole = crop_whole(jpegs[i], tuple(boxes[slot].tolist()), (40, 40))
-        assert np.abs(out[slot].astype(int) - whole).mean() < SMALL_MEAN_DIFFERENCE
+        expected = crop_full_decode(jpegs[i], tuple(boxes[slot].tolist()), (40, 40))
+        assert np.abs(out[slot].astype(int) - expected).mean() < SMALL_MEAN_DIFFERENCE
 
 
-def test_threads_with_a_decoder_each_agree() -> None:
+def test_decoders_in_threads_give_the_same_pixels() -> None:
     jpeg = encode(photograph(200, 260), interval=4)
     results: list[NDArray[np.uint8]] = []
 
     def decode() -> None:
-        own = CropDecoder(LARGEST, LARGEST)
+        own = CropDecoder(MAX_SIDE, MAX_SIDE)
         for _ in range(20):
-            results.append(crop_fast(own, jpeg, (10, 20, 150, 180), (96, 96))[1])
+            results.append(decode_crop(own, jpeg, (10, 20, 150, 180), (96, 96))[1])
 
     threads = [threading.Thread(target=decode) for _ in range(4)]
     for thread in threads:
@@ -134,18 +132,18 @@ def test_threads_with_a_decoder_each_agree() -> None:
     "box",
     [(0, 0, 101, 10), (0, 0, 10, 121), (-1, 0, 5, 5), (0, -1, 5, 5), (100, 0, 1, 1), (0, 0, 0, 5), (96, 116, 5, 5)],
 )
-def test_a_box_outside_the_image_is_refused(decoder: CropDecoder, box: Box) -> None:
-    assert crop_fast(decoder, encode(photograph(100, 120)), box, (16, 16))[0] == Status.WRONG_SIZE
+def test_box_outside_the_image_is_wrong_size(decoder: CropDecoder, box: Box) -> None:
+    assert decode_crop(decoder, encode(photograph(100, 120)), box, (16, 16))[0] == Status.WRONG_SIZE
 
 
-def test_a_image_larger_than_the_decoder_is_refused() -> None:
+def test_image_larger_than_the_decoder_is_wrong_size() -> None:
     jpeg = encode(photograph(100, 120))
-    assert crop_fast(CropDecoder(100, 119), jpeg, (0, 0, 5, 5), (16, 16))[0] == Status.WRONG_SIZE
-    assert crop_fast(CropDecoder(99, 120), jpeg, (0, 0, 5, 5), (16, 16))[0] == Status.WRONG_SIZE
-    assert crop_fast(CropDecoder(100, 120), jpeg, (0, 0, 5, 5), (16, 16))[0] == Status.OK
+    assert decode_crop(CropDecoder(100, 119), jpeg, (0, 0, 5, 5), (16, 16))[0] == Status.WRONG_SIZE
+    assert decode_crop(CropDecoder(99, 120), jpeg, (0, 0, 5, 5), (16, 16))[0] == Status.WRONG_SIZE
+    assert decode_crop(CropDecoder(100, 120), jpeg, (0, 0, 5, 5), (16, 16))[0] == Status.OK
 
 
-def test_wrong_arguments_are_value_errors(decoder: CropDecoder) -> None:
+def test_decode_crops_raises_value_error_for_wrong_arguments(decoder: CropDecoder) -> None:
     jpeg = encode(photograph(20, 20))
     offsets, sizes = np.zeros(1, np.uint64), np.array([jpeg.size], np.uint64)
     box, flip, out = np.array([[0, 0, 5, 5]]), np.zeros(1, np.bool_), np.zeros((1, 8, 8, 3), np.uint8)
@@ -160,33 +158,33 @@ def test_wrong_arguments_are_value_errors(decoder: CropDecoder) -> None:
     assert decoder.decode_crops(jpeg, offsets[:0], sizes[:0], box[:0], flip[:0], out[:0]).size == 0
 
 
-def test_kinds_it_does_not_take_are_unsupported(decoder: CropDecoder) -> None:
+def test_progressive_and_411_are_unsupported(decoder: CropDecoder) -> None:
     image = photograph(64, 64)
     box, size = (0, 0, 64, 64), (32, 32)
-    assert crop_fast(decoder, encode(image, progressive=True), box, size)[0] == Status.UNSUPPORTED
+    assert decode_crop(decoder, encode(image, progressive=True), box, size)[0] == Status.UNSUPPORTED
     factors_411 = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411]
     jpeg_411 = cv2.imencode(".jpg", image, factors_411)[1].ravel()
-    assert crop_fast(decoder, jpeg_411, box, size)[0] == Status.UNSUPPORTED
+    assert decode_crop(decoder, jpeg_411, box, size)[0] == Status.UNSUPPORTED
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "RGB"])
-def test_other_colour_spaces_are_unsupported(decoder: CropDecoder, mode: str) -> None:
+def test_cmyk_and_rgb_are_unsupported(decoder: CropDecoder, mode: str) -> None:
     file = io.BytesIO()
     options = {"keep_rgb": True} if mode == "RGB" else {}
     Image.fromarray(photograph(64, 64)).convert(mode).save(file, "JPEG", **options)
     jpeg = np.frombuffer(file.getvalue(), np.uint8)
-    assert crop_fast(decoder, jpeg, (0, 0, 64, 64), (32, 32))[0] == Status.UNSUPPORTED
+    assert decode_crop(decoder, jpeg, (0, 0, 64, 64), (32, 32))[0] == Status.UNSUPPORTED
 
 
-def test_extra_segments_and_fill_bytes_are_skipped(decoder: CropDecoder) -> None:
+def test_unknown_segments_and_fill_bytes_are_skipped(decoder: CropDecoder) -> None:
     jpeg = encode(photograph(64, 64), interval=2).tobytes()
     comment = b"\xff\xff\xff\xfe\x00\x10" + bytes(14) + b"\xff\xe7\x00\x04\xff\xda"
     longer = np.frombuffer(jpeg[:2] + comment + jpeg[2:], np.uint8)
-    expected = crop_fast(decoder, np.frombuffer(jpeg, np.uint8), (3, 5, 40, 50), (32, 32))[1]
-    status, got = crop_fast(decoder, longer, (3, 5, 40, 50), (32, 32))
+    expected = decode_crop(decoder, np.frombuffer(jpeg, np.uint8), (3, 5, 40, 50), (32, 32))[1]
+    status, got = decode_crop(decoder, longer, (3, 5, 40, 50), (32, 32))
     assert status == Status.OK
     np.testing.assert_array_equal(got, expected)
     filled = np.frombuffer(jpeg.replace(b"\xff\xd1", b"\xff\xff\xff\xd1"), np.uint8)
-    status, got = crop_fast(decoder, filled, (3, 5, 40, 50), (32, 32))
+    status, got = decode_crop(decoder, filled, (3, 5, 40, 50), (32, 32))
     assert status == Status.OK
     np.testing.assert_array_equal(got, expected)

@@ -1,4 +1,4 @@
-"""Look-up tables agree with reading codes bit by bit, and wrong specifications are refused."""
+"""Huffman lookup tables agree with a bit-by-bit reference, and invalid specifications are refused."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def specification(counts: list[int], symbols: list[int]) -> NDArray[np.uint8]:
 
 
 def codes(counts: list[int], symbols: list[int]) -> dict[str, int]:
-    """Bits to symbol (ITU-T T.81, figures C.1 and C.2)."""
+    """Return the symbol of each code as a string of bits (ITU-T T.81, figures C.1 and C.2)."""
     found, code, remaining = {}, 0, iter(symbols)
     for length, count in enumerate(counts, 1):
         for _ in range(count):
@@ -39,7 +39,7 @@ SYMBOLS = [0x01, 0x02, 0x03, 0x00, 0xF0, *(run << 4 | size for run in range(16) 
 ]
 
 
-def test_short_and_long_tables_agree_with_the_codes() -> None:
+def test_find_tables_agrees_with_bitwise_decoding() -> None:
     store = new_table_store()
     status, slot = _find(store, specification(COUNTS, SYMBOLS), AC)
     assert status == Status.OK
@@ -62,7 +62,7 @@ def test_short_and_long_tables_agree_with_the_codes() -> None:
         assert entry == ((value & 0xFFFF) << 16 | advance << 8 | (length + size))
 
 
-def test_tables_are_kept_by_content_and_class_and_the_oldest_go() -> None:
+def test_find_tables_caches_by_content_and_class_and_evicts_the_oldest() -> None:
     store = new_table_store()
     slots = [_find(store, specification([0, 1], [symbol]), DC)[1] for symbol in range(10)]
     assert len(set(slots)) == 10
@@ -70,18 +70,20 @@ def test_tables_are_kept_by_content_and_class_and_the_oldest_go() -> None:
     assert _find(store, specification([0, 1], [3]), AC)[1] not in slots
     for symbol in range(20):
         _find(store, specification([0, 0, 1], [symbol % 11]), AC)
-        assert _find(store, specification([0, 1], [0]), DC)[1] == slots[0]  # in use, so never the oldest
+        assert _find(store, specification([0, 1], [0]), DC)[1] == slots[0]  # recently used, so never evicted
 
 
 @pytest.mark.parametrize(
     ("counts", "symbols", "table_class", "status"),
     [
-        ([3], [1, 2, 3], AC, Status.CORRUPT_HEADER),  # more codes than there are
+        ([3], [1, 2, 3], AC, Status.CORRUPT_HEADER),  # more codes than a length of 1 allows
         ([2, 1], [1, 2, 3], AC, Status.CORRUPT_HEADER),
-        ([1], [0x0B], AC, Status.UNSUPPORTED),  # a magnitude that 8-bit images do not have
+        ([1], [0x0B], AC, Status.UNSUPPORTED),  # a magnitude beyond 8-bit images
         ([1], [12], DC, Status.UNSUPPORTED),
-        ([0] * 8 + [200, 100], [1] * 256, AC, Status.CORRUPT_HEADER),  # more symbols than fit
+        ([0] * 8 + [200, 100], [1] * 256, AC, Status.CORRUPT_HEADER),  # more than 256 symbols
     ],
 )
-def test_wrong_specifications(counts: list[int], symbols: list[int], table_class: int, status: Status) -> None:
+def test_find_tables_refuses_invalid_specifications(
+    counts: list[int], symbols: list[int], table_class: int, status: Status
+) -> None:
     assert _find(new_table_store(), specification(counts, symbols), table_class)[0] == status

@@ -1,4 +1,4 @@
-"""The compiled inverse DCT, bit for bit a plain one of libjpeg's arithmetic."""
+"""The compiled inverse DCT is bit-identical to libjpeg's integer arithmetic in NumPy."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ def _fill(level: int, out: NDArray[np.uint8], stride: int) -> None:
 
 
 def one_dimension(values: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
-    """Loeffler, Ligtenberg and Moschytz along the first axis: 13-bit constants, rounded shift."""
+    """Transform along the first axis as Loeffler, Ligtenberg and Moschytz do: 13-bit constants, rounded shift."""
     c = {name: round(value * 8192) for name, value in CONSTANTS.items()}
     v = values
     z1 = (v[2] + v[6]) * c["0.541196100"]
@@ -46,14 +46,14 @@ NAMES = "0.298631336 0.390180644 0.541196100 0.765366865 0.899976223 1.175875602
 CONSTANTS = {name: float(name) for name in (NAMES + " 1.961570560 2.053119869 2.562915447 3.072711026").split()}
 
 
-def plain_inverse_dct(block: NDArray[np.int16], quantization: NDArray[np.int16]) -> NDArray[np.uint8]:
-    """``[8, 8]`` samples of 64 coefficients; columns first, then rows."""
+def reference_inverse_dct(block: NDArray[np.int16], quantization: NDArray[np.int16]) -> NDArray[np.uint8]:
+    """Return ``[8, 8]`` samples of 64 coefficients: columns first, then rows."""
     values = block.reshape(8, 8).astype(np.int64) * quantization.reshape(8, 8)
     columns = one_dimension(values, 11)
     return np.clip(one_dimension(columns.T, 18).T + 128, 0, 255).astype(np.uint8)
 
 
-def blocks_like_photographs(count: int) -> NDArray[np.int16]:
+def random_blocks(count: int) -> NDArray[np.int16]:
     rng = np.random.default_rng(0)
     spread = 200 / (1 + np.add.outer(np.arange(8), np.arange(8)).ravel()) ** 1.5
     blocks = np.rint(rng.laplace(0, 1, (count, 64)) * spread * rng.uniform(0, 1, (count, 1)))
@@ -61,24 +61,24 @@ def blocks_like_photographs(count: int) -> NDArray[np.int16]:
     return np.clip(blocks, -1023, 1023).astype(np.int16)
 
 
-def test_blocks_are_bit_exact_and_cleared() -> None:
+def test_inverse_dct_is_bit_exact_and_clears_coefficients() -> None:
     quantization = np.random.default_rng(1).integers(1, 8, 64).astype(np.int16)
-    blocks = blocks_like_photographs(2000)
-    expected = np.stack([plain_inverse_dct(block, quantization) for block in blocks])
+    blocks = random_blocks(2000)
+    expected = np.stack([reference_inverse_dct(block, quantization) for block in blocks])
     out = np.zeros((len(blocks), 8, 8), np.uint8)
     _transform(blocks, quantization, out)
     np.testing.assert_array_equal(out.transpose(0, 2, 1), expected)  # stored column by column
     assert not blocks.any()
 
 
-def test_a_block_of_dc_only_is_flat() -> None:
-    """The shortcut that the region decoder takes."""
+def test_block_with_dc_only_is_constant() -> None:
+    """The region decoder relies on this for blocks without AC coefficients."""
     steps = np.ones(64, np.int16)
     for dc in range(-1100, 1100):
         block = np.zeros(64, np.int16)
         block[0] = dc
         level = min(max(((dc + 4) >> 3) + 128, 0), 255)
-        assert (plain_inverse_dct(block, steps) == level).all()
+        assert (reference_inverse_dct(block, steps) == level).all()
     memory = np.zeros((8, 40), np.uint8)
     _fill(201, memory, 40)
     assert (memory[:, :8] == 201).all()

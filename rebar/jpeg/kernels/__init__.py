@@ -1,1 +1,1 @@
-"""Decoder, resize and transcoder kernels: compiled ahead of time by :mod:`rebar.jpeg.kernel_cache`."""
+"""numba kernels that decode, resize and transcode JPEGs; :mod:`rebar.jpeg.kernel_cache` compiles them ahead of time."""

@@ -1,13 +1,9 @@
-"""From bits to coefficients (ITU-T T.81, F.2.2): the Huffman decoder.
+"""Huffman decoder from bits to DCT coefficients (ITU-T T.81, F.2.2).
 
-A lane reads one segment. It keeps the next bits at the top of a 64-bit buffer; refilling needs no branch: the
-eight bytes at the pointer are or-ed in behind the bits that are left, and the pointer moves on by the whole
-bytes that fitted. A symbol must be decoded before the next one's place is known, so one lane leaves most of
-the processor idle: two lanes are decoded side by side in one loop.
-
-Every symbol moves forward within its block and a block has 64 coefficients, so that work is bounded
-whatever the bits are. The pointer is looked at before each chunk of blocks, and behind a segment's bits there is
-as much room as a chunk can read.
+A lane reads one segment. Its next bits are at the top of a 64-bit buffer that is refilled without a branch. The
+position of a symbol depends on the symbol before it, so two lanes are decoded in one loop for instruction-level
+parallelism. Every symbol advances within its block, so the work is bounded for corrupt data too; the pointer is checked
+before each chunk of blocks, and the memory after a segment's bits covers what a chunk can read.
 """
 
 import numpy as np
@@ -20,58 +16,61 @@ from rebar.jpeg.standard_tables import ZIGZAG
 from rebar.jpeg.workspace import SHORT_BITS
 
 U = np.uint64
-# A lane's state, uint64. BLOCK is the block it is in, of COUNT, and K the next coefficient.
-POINTER, BUFFER, HAVE, LIMIT, FIRST, LENGTH, WRONG, BLOCK, K, COUNT = range(10)
-# The last coefficient's number is at most 63, or END_OF_BLOCK and more: this bit says that a run led further.
+# Fields of a lane's state, uint64. BLOCK is the current block of COUNT, K the index of the next coefficient.
+POINTER, BUFFER, AVAILABLE, LIMIT, FIRST, LENGTH, ERROR, BLOCK, K, COUNT = range(10)
+# The last coefficient's index is at most 63, or END_OF_BLOCK and more. This bit is set if a run ended beyond 63.
 _OVERRUN, _OVERREAD = 64, 256
-_ZIGZAG_BYTES = np.concatenate([ZIGZAG[:1], ZIGZAG])  # by the number of the next coefficient
+_ZIGZAG_BYTES = np.concatenate([ZIGZAG[:1], ZIGZAG])  # by the index of the next coefficient
 
 
 @compiled
 def open_lane(lane: NDArray[np.uint64], address: np.uint64, length: int) -> None:
-    """Read the ``length`` bytes at ``address``; ``room_behind`` a chunk's blocks lies behind them."""
+    """Start reading ``length`` bytes at ``address``, followed by ``read_ahead_bytes`` of a chunk's blocks."""
     lane[POINTER] = lane[FIRST] = address
     lane[LENGTH] = U(length)
     lane[LIMIT] = address + U(length + 8)
-    lane[BUFFER] = lane[HAVE] = lane[WRONG] = U(0)
+    lane[BUFFER] = lane[AVAILABLE] = lane[ERROR] = U(0)
 
 
 @compiled
 def expect_blocks(lane: NDArray[np.uint64], count: int) -> None:
-    """The lane's next ``count`` blocks go to the start of its coefficients.
+    """Decode the next ``count`` blocks to the start of the lane's coefficients.
 
-    A lane that has read more than its segment has is wrong already: it starts again, to no avail but in bounds.
+    A lane that has read past its segment is marked as an error and starts over, so that it stays within bounds.
     """
     lane[BLOCK] = lane[K] = U(0)
     lane[COUNT] = U(count)
     if lane[POINTER] > lane[LIMIT]:
         lane[POINTER] = lane[FIRST]
-        lane[WRONG] |= U(_OVERREAD)
+        lane[ERROR] |= U(_OVERREAD)
 
 
 @compiled
 def bits_left(lane: NDArray[np.uint64]) -> int:
-    """How many bits of the segment were not read; less than zero where more were read than it has."""
-    read = np.int64(lane[POINTER] - lane[FIRST]) * 8 - np.int64(lane[HAVE])
+    """Return the number of unread bits of the segment; negative after reading past its end."""
+    read = np.int64(lane[POINTER] - lane[FIRST]) * 8 - np.int64(lane[AVAILABLE])
     return np.int64(lane[LENGTH]) * 8 - read
 
 
 @compiled
-def went_wrong(lane: NDArray[np.uint64]) -> bool:
-    """Whether a code was unknown, a run led past its block, or a chunk far beyond the segment's end."""
-    return (lane[WRONG] & U(_OVERRUN | _OVERREAD)) != U(0)
+def has_error(lane: NDArray[np.uint64]) -> bool:
+    """Return whether a code was invalid, a run exceeded its block, or a chunk was read past the segment's end."""
+    return (lane[ERROR] & U(_OVERRUN | _OVERREAD)) != U(0)
 
 
 @compiled
-def _refill(pointer: np.uint64, buffer: np.uint64, have: np.uint64) -> tuple[np.uint64, np.uint64, np.uint64]:
-    """At least 56 bits: enough for two symbols."""
-    buffer |= load_big_endian(pointer) >> have
-    return pointer + ((U(63) - have) >> U(3)), buffer, have | U(56)
+def _refill(pointer: np.uint64, buffer: np.uint64, available: np.uint64) -> tuple[np.uint64, np.uint64, np.uint64]:
+    """Fill the buffer to at least 56 bits, enough for two symbols.
+
+    The eight bytes at the pointer are OR-ed in below the remaining bits; the pointer advances by the complete bytes.
+    """
+    buffer |= load_big_endian(pointer) >> available
+    return pointer + ((U(63) - available) >> U(3)), buffer, available | U(56)
 
 
 @compiled
 def _long_symbol(buffer: np.uint64, table: np.uint64, short: np.uint64, long: np.uint64, is_dc: bool) -> np.uint64:
-    """What the short table says of short symbols, for a long one."""
+    """Return the entry of a symbol that does not fit the short table, in the short table's format."""
     slot = (table - short) >> U(SLOT_SHIFT)
     entry = U(load_uint16(long + (((slot << U(16)) + (buffer >> U(48))) << U(1))))
     if entry == U(0):
@@ -95,19 +94,19 @@ def _short_symbol(buffer: np.uint64, table: np.uint64) -> np.uint64:
 def _begin_block(
     pointer: np.uint64,
     buffer: np.uint64,
-    have: np.uint64,
+    available: np.uint64,
     table: np.uint64,
     short: np.uint64,
     long: np.uint64,
     block: np.uint64,
 ) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
-    """Decode the DC coefficient of the block at the address ``block``: ``(pointer, buffer, have, k)``."""
-    pointer, buffer, have = _refill(pointer, buffer, have)
+    """Decode the DC coefficient of the block at address ``block``; return ``(pointer, buffer, available, k)``."""
+    pointer, buffer, available = _refill(pointer, buffer, available)
     entry = _short_symbol(buffer, table)
     if entry & U(LONG):
         entry = _long_symbol(buffer, table, short, long, True)
     store_int16(block, np.int16(entry >> U(16)))
-    return pointer, buffer << (entry & U(63)), have - (entry & U(63)), (entry >> U(8)) & U(255)
+    return pointer, buffer << (entry & U(63)), available - (entry & U(63)), (entry >> U(8)) & U(255)
 
 
 @compiled
@@ -127,24 +126,26 @@ def decode_one(
 ) -> None:
     """Decode all blocks that the lane expects.
 
-    ``coefficients`` is the address of 64 int16 a block, in natural order, zero before; ``dc_tables`` and
-    ``ac_tables`` uint64 ``[blocks]`` hold the addresses of each block's short tables, ``short`` and ``long``
-    are those of the first slot's. DC coefficients stay differences. At ``ends``, a uint8 a block, END_OF_BLOCK
-    plus the number of the first coefficient that is not coded is put, or 64 where the last one is coded.
+    ``coefficients`` is the address of 64 zeroed int16 per block, in natural order; DC coefficients are stored as
+    differences. ``dc_tables`` and ``ac_tables`` uint64 ``[blocks]`` hold the addresses of each block's short tables;
+    ``short`` and ``long`` are the addresses of the first slot's tables. ``ends`` is the address of one uint8 per
+    block, set to END_OF_BLOCK plus the index of the first coefficient that is not coded, or 64 if the last one is.
     """
-    pointer, buffer, have, wrong, k = lane[POINTER], lane[BUFFER], lane[HAVE], lane[WRONG], lane[K]
+    pointer, buffer, available, error, k = lane[POINTER], lane[BUFFER], lane[AVAILABLE], lane[ERROR], lane[K]
     zigzag = U(_ZIGZAG_BYTES.ctypes.data)
     for i in range(lane[BLOCK], lane[COUNT]):
         block, table = coefficients + (U(i) << U(7)), ac_tables[U(i)]
         if k == U(0):
-            pointer, buffer, have, k = _begin_block(pointer, buffer, have, dc_tables[U(i)], short, long, block)
+            pointer, buffer, available, k = _begin_block(
+                pointer, buffer, available, dc_tables[U(i)], short, long, block
+            )
         while k <= U(63):
-            pointer, buffer, have = _refill(pointer, buffer, have)
+            pointer, buffer, available = _refill(pointer, buffer, available)
             entry = _short_symbol(buffer, table)
             if entry & U(LONG):
                 entry = _long_symbol(buffer, table, short, long, False)
             buffer <<= entry & U(63)
-            have -= entry & U(63)
+            available -= entry & U(63)
             k += (entry >> U(8)) & U(255)
             _store_coefficient(block, k, zigzag, entry)
             if k > U(63):
@@ -153,13 +154,13 @@ def decode_one(
             if entry & U(LONG):
                 entry = _long_symbol(buffer, table, short, long, False)
             buffer <<= entry & U(63)
-            have -= entry & U(63)
+            available -= entry & U(63)
             k += (entry >> U(8)) & U(255)
             _store_coefficient(block, k, zigzag, entry)
-        wrong |= k - U(1)
+        error |= k - U(1)
         store_uint8(ends + U(i), np.uint8(k))
         k = U(0)
-    lane[POINTER], lane[BUFFER], lane[HAVE], lane[WRONG] = pointer, buffer, have, wrong
+    lane[POINTER], lane[BUFFER], lane[AVAILABLE], lane[ERROR] = pointer, buffer, available, error
     lane[BLOCK], lane[K] = lane[COUNT], k
 
 
@@ -177,23 +178,27 @@ def decode_two(
 ) -> None:
     """Decode both lanes until one has all its blocks; arguments as for :func:`decode_one`.
 
-    The other lane stops anywhere, within a block too.
+    The other lane stops at any point, possibly within a block.
     """
-    pointer0, buffer0, have0, wrong0 = lanes[0, POINTER], lanes[0, BUFFER], lanes[0, HAVE], lanes[0, WRONG]
-    pointer1, buffer1, have1, wrong1 = lanes[1, POINTER], lanes[1, BUFFER], lanes[1, HAVE], lanes[1, WRONG]
+    pointer0, buffer0, available0, error0 = lanes[0, POINTER], lanes[0, BUFFER], lanes[0, AVAILABLE], lanes[0, ERROR]
+    pointer1, buffer1, available1, error1 = lanes[1, POINTER], lanes[1, BUFFER], lanes[1, AVAILABLE], lanes[1, ERROR]
     k0, i0, count0 = lanes[0, K], lanes[0, BLOCK], lanes[0, COUNT]
     k1, i1, count1 = lanes[1, K], lanes[1, BLOCK], lanes[1, COUNT]
     zigzag = U(_ZIGZAG_BYTES.ctypes.data)
     block0, block1 = coefficients0 + (i0 << U(7)), coefficients1 + (i1 << U(7))
     table0, table1 = ac_tables[i0], ac_tables[i1]
     if k0 == U(0):
-        pointer0, buffer0, have0, k0 = _begin_block(pointer0, buffer0, have0, dc_tables[i0], short, long, block0)
+        pointer0, buffer0, available0, k0 = _begin_block(
+            pointer0, buffer0, available0, dc_tables[i0], short, long, block0
+        )
     if k1 == U(0):
-        pointer1, buffer1, have1, k1 = _begin_block(pointer1, buffer1, have1, dc_tables[i1], short, long, block1)
+        pointer1, buffer1, available1, k1 = _begin_block(
+            pointer1, buffer1, available1, dc_tables[i1], short, long, block1
+        )
     while True:
         while (k0 | k1) <= U(63):
-            pointer0, buffer0, have0 = _refill(pointer0, buffer0, have0)
-            pointer1, buffer1, have1 = _refill(pointer1, buffer1, have1)
+            pointer0, buffer0, available0 = _refill(pointer0, buffer0, available0)
+            pointer1, buffer1, available1 = _refill(pointer1, buffer1, available1)
             entry0, entry1 = _short_symbol(buffer0, table0), _short_symbol(buffer1, table1)
             if (entry0 | entry1) & U(LONG):
                 if entry0 & U(LONG):
@@ -202,8 +207,8 @@ def decode_two(
                     entry1 = _long_symbol(buffer1, table1, short, long, False)
             buffer0 <<= entry0 & U(63)
             buffer1 <<= entry1 & U(63)
-            have0 -= entry0 & U(63)
-            have1 -= entry1 & U(63)
+            available0 -= entry0 & U(63)
+            available1 -= entry1 & U(63)
             k0 += (entry0 >> U(8)) & U(255)
             k1 += (entry1 >> U(8)) & U(255)
             _store_coefficient(block0, k0, zigzag, entry0)
@@ -218,41 +223,41 @@ def decode_two(
                     entry1 = _long_symbol(buffer1, table1, short, long, False)
             buffer0 <<= entry0 & U(63)
             buffer1 <<= entry1 & U(63)
-            have0 -= entry0 & U(63)
-            have1 -= entry1 & U(63)
+            available0 -= entry0 & U(63)
+            available1 -= entry1 & U(63)
             k0 += (entry0 >> U(8)) & U(255)
             k1 += (entry1 >> U(8)) & U(255)
             _store_coefficient(block0, k0, zigzag, entry0)
             _store_coefficient(block1, k1, zigzag, entry1)
         done = False
         if k0 > U(63):
-            wrong0 |= k0 - U(1)
+            error0 |= k0 - U(1)
             store_uint8(ends0 + i0, np.uint8(k0))
             i0 += U(1)
             block0 += U(128)
             k0 = U(0)
             if i0 < count0:
                 table0 = ac_tables[i0]
-                pointer0, buffer0, have0, k0 = _begin_block(
-                    pointer0, buffer0, have0, dc_tables[i0], short, long, block0
+                pointer0, buffer0, available0, k0 = _begin_block(
+                    pointer0, buffer0, available0, dc_tables[i0], short, long, block0
                 )
             else:
                 done = True
         if k1 > U(63):
-            wrong1 |= k1 - U(1)
+            error1 |= k1 - U(1)
             store_uint8(ends1 + i1, np.uint8(k1))
             i1 += U(1)
             block1 += U(128)
             k1 = U(0)
             if i1 < count1:
                 table1 = ac_tables[i1]
-                pointer1, buffer1, have1, k1 = _begin_block(
-                    pointer1, buffer1, have1, dc_tables[i1], short, long, block1
+                pointer1, buffer1, available1, k1 = _begin_block(
+                    pointer1, buffer1, available1, dc_tables[i1], short, long, block1
                 )
             else:
                 done = True
         if done:
             break
-    lanes[0, POINTER], lanes[0, BUFFER], lanes[0, HAVE], lanes[0, WRONG] = pointer0, buffer0, have0, wrong0
-    lanes[1, POINTER], lanes[1, BUFFER], lanes[1, HAVE], lanes[1, WRONG] = pointer1, buffer1, have1, wrong1
+    lanes[0, POINTER], lanes[0, BUFFER], lanes[0, AVAILABLE], lanes[0, ERROR] = pointer0, buffer0, available0, error0
+    lanes[1, POINTER], lanes[1, BUFFER], lanes[1, AVAILABLE], lanes[1, ERROR] = pointer1, buffer1, available1, error1
     lanes[0, K], lanes[0, BLOCK], lanes[1, K], lanes[1, BLOCK] = k0, i0, k1, i1

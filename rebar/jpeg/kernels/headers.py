@@ -1,8 +1,8 @@
-"""What stands before the entropy-coded data of a JPEG (ITU-T T.81, annex B).
+"""Parse the markers before the entropy-coded data of a JPEG (ITU-T T.81, annex B).
 
-Taken: baseline and extended sequential Huffman, 8 bit, one scan, one component (grayscale) or three (YCbCr)
-whose chroma has one block a unit and whose luma has one or two in each direction. Everything else is
-UNSUPPORTED. Nothing is read outside the file's bytes, whatever they are.
+Supported are baseline and extended sequential Huffman JPEGs with 8 bits and one scan, either grayscale or YCbCr with
+4:4:4, 4:2:2, 4:4:0 or 4:2:0 subsampling. The status of others is UNSUPPORTED. No byte outside the file is read, even
+if the file is corrupt.
 """
 
 import numpy as np
@@ -20,120 +20,127 @@ _DNL, _DHP, _EXP, _APP0, _APP14, _APP15, _COM = 0xDC, 0xDE, 0xDF, 0xE0, 0xEE, 0x
 
 @compiled
 def parse_header(data: NDArray[np.uint8], start: int, end: int, tables: Tables) -> tuple[int, Header]:
-    """``(status, header)`` of the JPEG at ``data[start:end]``; fills ``tables``."""
-    nothing = Header(0, 0, 0, 0, 0, 0, 0)
+    """Parse the JPEG position ``data[start:end]`` into ``tables``; return the status and the header."""
+    no_header = Header(0, 0, 0, 0, 0, 0, 0)
     tables.quantization_known[:] = False
     tables.specifications_known[:] = False
     if end - start < 4 or data[start] != 0xFF or data[start + 1] != _SOI:
-        return CORRUPT_HEADER, nothing
+        return CORRUPT_HEADER, no_header
     height, width, components, restart_interval = 0, 0, 0, 0
-    at = start + 2
-    while at + 4 <= end:
-        if data[at] != 0xFF:
-            return CORRUPT_HEADER, nothing
-        marker = np.int64(data[at + 1])
+    position = start + 2
+    while position + 4 <= end:
+        if data[position] != 0xFF:
+            return CORRUPT_HEADER, no_header
+        marker = np.int64(data[position + 1])
         if marker == 0xFF:  # a fill byte
-            at += 1
+            position += 1
             continue
-        length = _word(data, at + 2)
-        body, after = at + 4, at + 2 + length
+        length = _read_uint16(data, position + 2)
+        begin, segment_end = position + 4, position + 2 + length
         if length < 2:
-            return CORRUPT_HEADER, nothing
-        if after > end:
-            return TRUNCATED, nothing
+            return CORRUPT_HEADER, no_header
+        if segment_end > end:
+            return TRUNCATED, no_header
         status = OK
         if marker == _DQT:
-            status = _read_quantization(data, body, after, tables)
+            status = _read_quantization(data, begin, segment_end, tables)
         elif marker == _DHT:
-            status = _read_huffman(data, body, after, tables)
+            status = _read_huffman(data, begin, segment_end, tables)
         elif marker in (_SOF0, _SOF1):
             if components != 0:
-                return CORRUPT_HEADER, nothing
-            status, height, width, components = _read_frame(data, body, after, tables)
+                return CORRUPT_HEADER, no_header
+            status, height, width, components = _read_frame(data, begin, segment_end, tables)
         elif marker == _DRI:
             if length != 4:
-                return CORRUPT_HEADER, nothing
-            restart_interval = _word(data, body)
+                return CORRUPT_HEADER, no_header
+            restart_interval = _read_uint16(data, begin)
         elif marker == _SOS:
             if components == 0:
-                return CORRUPT_HEADER, nothing
-            status = _read_scan(data, body, after, components, tables)
+                return CORRUPT_HEADER, no_header
+            status = _read_scan(data, begin, segment_end, components, tables)
             if status != OK:
-                return status, nothing
+                return status, no_header
             status, h_samp, v_samp = _sampling(components, tables)
-            return status, Header(height, width, components, h_samp, v_samp, restart_interval, after)
+            return status, Header(height, width, components, h_samp, v_samp, restart_interval, segment_end)
         elif marker == _APP14:
-            status = _read_adobe(data, body, after)
+            status = _read_adobe(data, begin, segment_end)
         elif (_SOF0 < marker <= _SOF15) or marker in (_DNL, _DHP, _EXP):
-            return UNSUPPORTED, nothing  # progressive, lossless, arithmetic, hierarchical; a height told later
+            return (
+                UNSUPPORTED,
+                no_header,
+            )  # progressive, lossless, arithmetic, hierarchical, or DNL
         elif not (_APP0 <= marker <= _APP15 or marker == _COM):
-            return CORRUPT_HEADER, nothing
+            return CORRUPT_HEADER, no_header
         if status != OK:
-            return status, nothing
-        at = after
-    return TRUNCATED, nothing
+            return status, no_header
+        position = segment_end
+    return TRUNCATED, no_header
 
 
 @compiled
-def _word(data: NDArray[np.uint8], at: int) -> int:
-    return (np.int64(data[at]) << 8) | np.int64(data[at + 1])
+def _read_uint16(data: NDArray[np.uint8], position: int) -> int:
+    return (np.int64(data[position]) << 8) | np.int64(data[position + 1])
 
 
 @compiled
-def _read_quantization(data: NDArray[np.uint8], at: int, end: int, tables: Tables) -> int:
-    while at < end:
-        precision, number = np.int64(data[at]) >> 4, np.int64(data[at]) & 15
+def _read_quantization(data: NDArray[np.uint8], position: int, end: int, tables: Tables) -> int:
+    while position < end:
+        precision, number = np.int64(data[position]) >> 4, np.int64(data[position]) & 15
         if number > 3 or precision > 1:
             return CORRUPT_HEADER
         if precision == 1:
-            return UNSUPPORTED  # 16-bit steps: products would not fit 16 bits
-        if at + 65 > end:
+            return UNSUPPORTED  # 16-bit steps: products overflow int16
+        if position + 65 > end:
             return CORRUPT_HEADER
         for k in range(64):
-            tables.quantization[number, ZIGZAG[k]] = data[at + 1 + k]
+            tables.quantization[number, ZIGZAG[k]] = data[position + 1 + k]
         tables.quantization_known[number] = True
-        at += 65
+        position += 65
     return OK
 
 
 @compiled
-def _read_huffman(data: NDArray[np.uint8], at: int, end: int, tables: Tables) -> int:
-    while at < end:
-        table_class, number = np.int64(data[at]) >> 4, np.int64(data[at]) & 15
-        if table_class > 1 or number > 3 or at + 17 > end:
+def _read_huffman(data: NDArray[np.uint8], position: int, end: int, tables: Tables) -> int:
+    while position < end:
+        table_class, number = np.int64(data[position]) >> 4, np.int64(data[position]) & 15
+        if table_class > 1 or number > 3 or position + 17 > end:
             return CORRUPT_HEADER
         symbols = 0
         for i in range(16):
-            symbols += np.int64(data[at + 1 + i])
-        if symbols > 256 or at + 17 + symbols > end:
+            symbols += np.int64(data[position + 1 + i])
+        if symbols > 256 or position + 17 + symbols > end:
             return CORRUPT_HEADER
         specification = tables.specifications[table_class, number]
         for i in range(16 + symbols):
-            specification[i] = data[at + 1 + i]
+            specification[i] = data[position + 1 + i]
         specification[16 + symbols :] = 0
         tables.specifications_known[table_class, number] = True
-        at += 17 + symbols
+        position += 17 + symbols
     return OK
 
 
 @compiled
-def _read_frame(data: NDArray[np.uint8], at: int, end: int, tables: Tables) -> tuple[int, int, int, int]:
-    """``(status, height, width, components)``"""
-    if end - at < 6:
+def _read_frame(data: NDArray[np.uint8], position: int, end: int, tables: Tables) -> tuple[int, int, int, int]:
+    """Return the status, the height and width in pixels, and the number of components."""
+    if end - position < 6:
         return CORRUPT_HEADER, 0, 0, 0
-    precision, height, width = np.int64(data[at]), _word(data, at + 1), _word(data, at + 3)
-    components = np.int64(data[at + 5])
-    if end - at != 6 + 3 * components or width == 0 or components == 0:
+    precision, height, width = (
+        np.int64(data[position]),
+        _read_uint16(data, position + 1),
+        _read_uint16(data, position + 3),
+    )
+    components = np.int64(data[position + 5])
+    if end - position != 6 + 3 * components or width == 0 or components == 0:
         return CORRUPT_HEADER, 0, 0, 0
     if precision != 8 or height == 0 or components not in (1, 3):
         return UNSUPPORTED, 0, 0, 0
     for i in range(components):
-        sampling = np.int64(data[at + 7 + 3 * i])
-        tables.components[i, 0] = data[at + 6 + 3 * i]
+        sampling = np.int64(data[position + 7 + 3 * i])
+        tables.components[i, 0] = data[position + 6 + 3 * i]
         tables.components[i, 1] = sampling >> 4
         tables.components[i, 2] = sampling & 15
-        tables.components[i, 3] = data[at + 8 + 3 * i]
-        if not (1 <= sampling >> 4 <= 4 and 1 <= sampling & 15 <= 4 and data[at + 8 + 3 * i] <= 3):
+        tables.components[i, 3] = data[position + 8 + 3 * i]
+        if not (1 <= sampling >> 4 <= 4 and 1 <= sampling & 15 <= 4 and data[position + 8 + 3 * i] <= 3):
             return CORRUPT_HEADER, 0, 0, 0
     ids = tables.components[:, 0]
     if components == 3 and ids[0] == ord("R") and ids[1] == ord("G") and ids[2] == ord("B"):
@@ -142,45 +149,45 @@ def _read_frame(data: NDArray[np.uint8], at: int, end: int, tables: Tables) -> t
 
 
 @compiled
-def _read_adobe(data: NDArray[np.uint8], at: int, end: int) -> int:
-    """Adobe's APP14 says in its last byte whether three components are YCbCr; RGB is UNSUPPORTED."""
-    is_adobe = end - at >= 12
+def _read_adobe(data: NDArray[np.uint8], position: int, end: int) -> int:
+    """Return UNSUPPORTED if the last byte of Adobe's APP14 marks three components as RGB instead of YCbCr."""
+    is_adobe = end - position >= 12
     if is_adobe:
         for i, letter in enumerate((65, 100, 111, 98, 101)):
-            is_adobe = is_adobe and data[at + i] == letter
-    return UNSUPPORTED if is_adobe and data[at + 11] != 1 else OK
+            is_adobe = is_adobe and data[position + i] == letter
+    return UNSUPPORTED if is_adobe and data[position + 11] != 1 else OK
 
 
 @compiled
-def _read_scan(data: NDArray[np.uint8], at: int, end: int, components: int, tables: Tables) -> int:
-    if end - at < 1 or end - at != 4 + 2 * np.int64(data[at]):
+def _read_scan(data: NDArray[np.uint8], position: int, end: int, components: int, tables: Tables) -> int:
+    if end - position < 1 or end - position != 4 + 2 * np.int64(data[position]):
         return CORRUPT_HEADER
-    if data[at] != components:
+    if data[position] != components:
         return UNSUPPORTED  # several scans
     for i in range(components):
-        if data[at + 1 + 2 * i] != tables.components[i, 0]:
+        if data[position + 1 + 2 * i] != tables.components[i, 0]:
             return UNSUPPORTED
         quantization = tables.components[i, 3]
         if not tables.quantization_known[quantization]:
             return CORRUPT_HEADER
         for table_class in range(2):
-            number = (np.int64(data[at + 2 + 2 * i]) >> (4 - 4 * table_class)) & 15
+            number = (np.int64(data[position + 2 + 2 * i]) >> (4 - 4 * table_class)) & 15
             if number > 3 or not tables.specifications_known[table_class, number]:
                 return CORRUPT_HEADER
             status, slot = find_tables(tables.store, tables.specifications[table_class, number], table_class)
             if status != OK:
                 return status
             tables.components[i, 4 + table_class] = slot
-    spectral = at + 1 + 2 * components
-    whole_spectrum = data[spectral] == 0 and data[spectral + 1] == 63 and data[spectral + 2] == 0
-    return OK if whole_spectrum else CORRUPT_HEADER
+    spectral = position + 1 + 2 * components
+    full_spectrum = data[spectral] == 0 and data[spectral + 1] == 63 and data[spectral + 2] == 0
+    return OK if full_spectrum else CORRUPT_HEADER
 
 
 @compiled
 def _sampling(components: int, tables: Tables) -> tuple[int, int, int]:
-    """``(status, h_samp, v_samp)``"""
+    """Return the status and the luma sampling factors."""
     if components == 1:
-        return OK, 1, 1  # a scan of one component goes block by block, whatever its factors (T.81, A.2.2)
+        return OK, 1, 1  # one component: an MCU is one block, regardless of the factors (T.81, A.2.2)
     h_samp, v_samp = tables.components[0, 1], tables.components[0, 2]
     for i in range(1, components):
         if tables.components[i, 1] != 1 or tables.components[i, 2] != 1:

@@ -1,17 +1,13 @@
-"""The tables that ITU-T T.81 gives as examples in its annex K, and that nearly every encoder writes.
+"""Huffman lookup tables (ITU-T T.81, annex C and F.2.2), cached by the content of the DHT segment.
 
-Look-up tables for Huffman codes (ITU-T T.81, annex C and F.2.2), kept by the content of the DHT segment.
+A *specification* is 272 bytes: the number of codes of each length 1 to 16, then the symbols, then zeros. It has two
+tables:
 
-A table's *specification* is 272 bytes: how many codes of each length 1..16 there are, then the symbols, then
-zeros. Most files of a data set share one set of specifications, so a decoder keeps the tables it met.
-
-Two tables belong to a specification:
-
-- the *short* one, by the next ``SHORT_BITS`` bits, uint32: bits 0–5 the length of code and magnitude
-  together, bits 8–15 by how much the coefficient's number advances (one more than the zeros before it;
-  ``END_OF_BLOCK`` where no more follow), bits 16–31 the coefficient. ``LONG`` where that does not fit: then
-- the *long* one, by the next 16 bits, uint16: the code's length in the high byte, its symbol in the low one;
-  zero where there is no such code.
+- The *short* table is indexed by the next ``SHORT_BITS`` bits, uint32. Bits 0-5 are the length of code and magnitude,
+  bits 8-15 the increment of the coefficient index (the run of zeros plus one, or ``END_OF_BLOCK``), bits 16-31 the
+  coefficient. The entry is ``LONG`` if code and magnitude do not fit.
+- The *long* table is indexed by the next 16 bits, uint16: the code's length in the high byte, its symbol in the low
+  byte; zero for an invalid code.
 """
 
 import numpy as np
@@ -23,16 +19,16 @@ from rebar.jpeg.workspace import SHORT_BITS, SPECIFICATION_BYTES, TABLE_SLOTS, T
 
 LONG = 128
 END_OF_BLOCK = 128
-SLOT_SHIFT = SHORT_BITS + 2  # from a short table's address, relative to the first one's, to its slot
+SLOT_SHIFT = SHORT_BITS + 2  # shift from a short table's byte offset to its slot
 DC, AC = 0, 1
-_MOST_DC_BITS, _MOST_AC_BITS = 11, 10  # of a magnitude in 8-bit images (T.81, tables F.1 and F.2)
+_MAX_DC_BITS, _MAX_AC_BITS = 11, 10  # of a magnitude in 8-bit images (T.81, tables F.1 and F.2)
 
 
 @compiled
 def find_tables(store: TableStore, specification: NDArray[np.uint8], table_class: int) -> tuple[int, int]:
-    """``(status, slot)`` of a specification's tables, built first where they are new.
+    """Return the status and the slot of a specification's tables, after building them if they are not cached.
 
-    The slots returned last stay valid: an image needs six at most, of sixteen.
+    The slots returned for one image stay valid while it is decoded: it needs at most six of the sixteen.
     """
     oldest, now = 0, store.last_use[0]
     for slot in range(1, TABLE_SLOTS):
@@ -68,20 +64,20 @@ def find_tables(store: TableStore, specification: NDArray[np.uint8], table_class
 
 @compiled
 def _build_long(specification: NDArray[np.uint8], table_class: int, table: NDArray[np.uint16]) -> int:
-    filled, symbol_at = 0, 16
+    filled, symbol_index = 0, 16
     for length in range(1, 17):
         codes = np.int64(specification[length - 1])
-        wide = 1 << (16 - length)
-        if filled + codes * wide > table.size or symbol_at + codes > SPECIFICATION_BYTES:
+        width = 1 << (16 - length)
+        if filled + codes * width > table.size or symbol_index + codes > SPECIFICATION_BYTES:
             return CORRUPT_HEADER
         for _ in range(codes):
-            symbol = np.int64(specification[symbol_at])
+            symbol = np.int64(specification[symbol_index])
             size = symbol & 15 if table_class == AC else symbol
-            if size > (_MOST_AC_BITS if table_class == AC else _MOST_DC_BITS):
+            if size > (_MAX_AC_BITS if table_class == AC else _MAX_DC_BITS):
                 return UNSUPPORTED
-            table[filled : filled + wide] = (length << 8) | symbol
-            filled += wide
-            symbol_at += 1
+            table[filled : filled + width] = (length << 8) | symbol
+            filled += width
+            symbol_index += 1
     table[filled:] = 0
     return OK
 

@@ -1,10 +1,8 @@
-"""The inverse DCT of 8 by 8 blocks, bit for bit libjpeg's accurate integer one.
+"""DC prediction, dequantization and inverse DCT of 8x8 blocks, bit-identical to libjpeg's accurate integer DCT.
 
-Loeffler, Ligtenberg, Moschytz, "Practical fast 1-D DCT algorithms with 11 multiplications", ICASSP 1989;
-constants of 13 bits, two bits kept between the passes; ITU-T T.81, A.3.3. A block is stored transposed, column
-by column: that saves one of two transposes, and the resampling wants contiguous columns first.
-
-Coefficients to samples: DC prediction, and the inverse DCT of the blocks that are wanted.
+Loeffler, Ligtenberg, Moschytz, "Practical fast 1-D DCT algorithms with 11 multiplications", ICASSP 1989; 13-bit
+constants, two fraction bits kept between the passes; ITU-T T.81, A.3.3. Blocks are stored column by column, which saves
+one of two transposes and is the order that the resize kernels read.
 """
 
 from collections.abc import Sequence
@@ -37,13 +35,15 @@ from rebar.jpeg.kernels.simd import (
     vector,
 )
 
+U = np.uint64
+_BLOCK_BYTES = 128
 _CONSTANT_BITS = 13
 _KEPT_BITS = 2  # fraction bits between the passes
 _LEVEL_SHIFT = 128
 
 
 def _pass(builder: Builder, rows: Sequence[Value], shift: int, rounding: int) -> list[Value]:
-    """One dimension, over eight vectors of int32, shifted right by ``shift`` after adding ``rounding``."""
+    """Transform one dimension of eight int32 vectors; add ``rounding`` and shift right by ``shift``."""
     lanes = rows[0].type.count
 
     def times(value: Value, factor: int) -> Value:
@@ -79,9 +79,9 @@ def _pass(builder: Builder, rows: Sequence[Value], shift: int, rounding: int) ->
 
 @operation(4)
 def inverse_dct(builder: Builder, coefficients: Value, quantization: Value, out: Value, stride: Value) -> None:
-    """One block of 64 int16 coefficients, row by row, times 64 int16 quantisation steps, to eight columns of bytes.
+    """Dequantize and transform 64 int16 coefficients, in row-major order, to eight columns of bytes.
 
-    Column x lies at ``out + x * stride``. The coefficients are cleared for the next block.
+    Column x is stored at ``out + x * stride``. The coefficients are set to zero for the next block.
     """
     rows = []
     for y in range(8):
@@ -100,22 +100,18 @@ def inverse_dct(builder: Builder, coefficients: Value, quantization: Value, out:
 
 @operation(3)
 def fill_block(builder: Builder, level: Value, out: Value, stride: Value) -> None:
-    """Eight columns of eight bytes ``level``: what a block without AC coefficients becomes."""
+    """Set eight columns of eight bytes to ``level``, the result for a block without AC coefficients."""
     column = broadcast(builder, builder.trunc(level, I8), 8)
     for x in range(8):
         store(builder, column, step(builder, out, stride, x))
 
 
-U = np.uint64
-_BLOCK_BYTES = 128
-
-
 class Target(NamedTuple):
-    """Where one component's blocks go, in plain integers: kernels pass these in registers, and arrays not.
+    """The destination of one component's blocks, as integers, which kernels pass in registers.
 
-    ``plane`` is the address of the sample (0, 0) of the image, were it decoded, ``stride`` the bytes from a
-    column to the next; ``left``, ``right``, ``top``, ``bottom`` the wanted blocks, half-open;
-    ``quantization`` the address of 64 int16 steps.
+    ``plane`` is the address that sample (0, 0) of the full image would have, ``stride`` the bytes between columns.
+    ``left``, ``right``, ``top``, ``bottom`` are the needed blocks, half-open. ``quantization`` is the address of 64
+    int16 steps.
     """
 
     plane: np.uint64
@@ -131,54 +127,54 @@ class Target(NamedTuple):
 def dequantize_and_idct(
     coefficients: np.uint64,
     ends: np.uint64,
-    unit: int,
-    units: int,
-    units_wide: int,
+    mcu: int,
+    mcus: int,
+    mcus_per_row: int,
     h_samp: int,
     v_samp: int,
     luma: Target,
-    blue: Target,
-    red: Target,
+    cb: Target,
+    cr: Target,
     gray: bool,
     predictions: NDArray[np.int64],
 ) -> None:
-    """Transform ``units`` units, the first being the image's ``unit``-th; clears their coefficients.
+    """Transform ``mcus`` MCUs, starting with MCU number ``mcu`` of the image, and set their coefficients to zero.
 
-    ``coefficients`` and ``ends`` are addresses of what :mod:`rebar.jpeg.kernels.entropy` decoded. ``predictions``
-    int64 ``[3]`` are the DC predictions (T.81, F.2.1.3.1), brought up to date.
+    ``coefficients`` and ``ends`` are the addresses that :mod:`rebar.jpeg.kernels.entropy` decoded to. ``predictions``
+    int64 ``[3]`` are the DC predictions (T.81, F.2.1.3.1) and are updated.
     """
-    prediction, blue_prediction, red_prediction = predictions[0], predictions[1], predictions[2]
-    row, column = unit // units_wide, unit % units_wide
-    for _ in range(units):
+    luma_prediction, cb_prediction, cr_prediction = predictions[0], predictions[1], predictions[2]
+    row, column = mcu // mcus_per_row, mcu % mcus_per_row
+    for _ in range(mcus):
         for v in range(v_samp):
             for h in range(h_samp):
-                prediction += np.int64(load_int16(coefficients))
-                _transform(coefficients, ends, column * h_samp + h, row * v_samp + v, prediction, luma)
+                luma_prediction += np.int64(load_int16(coefficients))
+                _transform(coefficients, ends, column * h_samp + h, row * v_samp + v, luma_prediction, luma)
                 coefficients += U(_BLOCK_BYTES)
                 ends += U(1)
         if not gray:
-            blue_prediction += np.int64(load_int16(coefficients))
-            _transform(coefficients, ends, column, row, blue_prediction, blue)
+            cb_prediction += np.int64(load_int16(coefficients))
+            _transform(coefficients, ends, column, row, cb_prediction, cb)
             coefficients += U(_BLOCK_BYTES)
             ends += U(1)
-            red_prediction += np.int64(load_int16(coefficients))
-            _transform(coefficients, ends, column, row, red_prediction, red)
+            cr_prediction += np.int64(load_int16(coefficients))
+            _transform(coefficients, ends, column, row, cr_prediction, cr)
             coefficients += U(_BLOCK_BYTES)
             ends += U(1)
         column += 1
-        if column == units_wide:
+        if column == mcus_per_row:
             row, column = row + 1, 0
-    predictions[0], predictions[1], predictions[2] = prediction, blue_prediction, red_prediction
+    predictions[0], predictions[1], predictions[2] = luma_prediction, cb_prediction, cr_prediction
 
 
 @inlined
 def _transform(coefficients: np.uint64, ends: np.uint64, x: int, y: int, dc: int, target: Target) -> None:
-    """One block, its component's (x, y)-th, into the plane if it is wanted."""
+    """Transform block (x, y) of a component into its plane if it is needed."""
     if x < target.left or x >= target.right or y < target.top or y >= target.bottom:
         clear_block(coefficients)
         return
     out = target.plane + U(8 * x * target.stride + 8 * y)
-    if load_uint8(ends) == END_OF_BLOCK + 1:  # DC alone: what the transform comes to
+    if load_uint8(ends) == END_OF_BLOCK + 1:  # DC only: the transform is a constant
         store_int16(coefficients, np.int16(0))
         product = np.int64(np.int16(dc * np.int64(load_int16(target.quantization))))
         fill_block(U(min(max(((product + 4) >> 3) + 128, 0), 255)), out, U(target.stride))

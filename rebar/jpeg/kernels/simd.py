@@ -1,8 +1,7 @@
-"""LLVM vector instructions for numba.
+"""Vector operations for numba kernels, written as LLVM IR.
 
-numba leaves vectorising to LLVM, which does not manage the shuffles of a transform or of interleaved
-pixels. Here they are written as vector IR, which LLVM lowers to AVX2, AVX-512 and NEON alike. An operation
-takes addresses and sizes as uint64; a load or store may be unaligned.
+LLVM does not vectorize the shuffles of a DCT or of interleaved pixels by itself. As vector IR, they compile to AVX2,
+AVX-512 and NEON. Operations take addresses and sizes as uint64; loads and stores may be unaligned.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +22,12 @@ def vector(element: ir.Type, lanes: int) -> ir.Type:
 
 
 def constant(element: ir.Type, lanes: int, value: int) -> Value:
-    """``value`` in every lane."""
+    """Return a vector with ``value`` in every lane."""
     return ir.Constant(vector(element, lanes), [ir.Constant(element, value)] * lanes)
 
 
-def offset(builder: Builder, address: Value, bytes_on: int) -> Value:
-    return builder.add(address, ir.Constant(I64, bytes_on))
+def offset(builder: Builder, address: Value, number_of_bytes: int) -> Value:
+    return builder.add(address, ir.Constant(I64, number_of_bytes))
 
 
 def step(builder: Builder, address: Value, stride: Value, times: int) -> Value:
@@ -53,18 +52,18 @@ def store(builder: Builder, value: Value, address: Value) -> None:
 
 
 def shuffle(builder: Builder, first: Value, second: Value, lanes: Sequence[int]) -> Value:
-    """Pick lanes from two vectors, numbered through both."""
+    """Select lanes from two vectors; the lanes of ``second`` are numbered after those of ``first``."""
     mask = ir.Constant(vector(I32, len(lanes)), [ir.Constant(I32, lane) for lane in lanes])
     return builder.shuffle_vector(first, second, mask)
 
 
 def broadcast(builder: Builder, scalar: Value, lanes: int) -> Value:
-    nothing = ir.Constant(vector(scalar.type, lanes), ir.Undefined)
-    return shuffle(builder, builder.insert_element(nothing, scalar, ir.Constant(I32, 0)), nothing, [0] * lanes)
+    no_header = ir.Constant(vector(scalar.type, lanes), ir.Undefined)
+    return shuffle(builder, builder.insert_element(no_header, scalar, ir.Constant(I32, 0)), no_header, [0] * lanes)
 
 
 def clamp_to_byte(builder: Builder, value: Value) -> Value:
-    """Clamp every lane to 0..255, same type."""
+    """Clamp every lane to 0..255, without changing its type."""
     element, lanes = value.type.element, value.type.count
     low, high = constant(element, lanes, 0), constant(element, lanes, 255)
     value = builder.select(builder.icmp_signed("<", value, low), low, value)
@@ -72,14 +71,14 @@ def clamp_to_byte(builder: Builder, value: Value) -> Value:
 
 
 def transpose8(builder: Builder, rows: Sequence[Value]) -> list[Value]:
-    """Transpose eight vectors of eight lanes each, or of several times eight: then each eight by themselves.
+    """Transpose eight vectors of eight lanes; longer vectors are transposed in groups of eight lanes.
 
-    In three rounds that stay within half of the eight but the last.
+    Only the last of the three rounds crosses the halves of a group.
     """
     eights = rows[0].type.count // 8
 
     def pick(first: Value, second: Value, lanes: Sequence[int]) -> Value:
-        """Lanes of each eight, 8 to 15 being the second vector's."""
+        """Select lanes of each group of eight; 8 to 15 are those of ``second``."""
         places = [8 * e + lane % 8 + lane // 8 * 8 * eights for e in range(eights) for lane in lanes]
         return shuffle(builder, first, second, places)
 
@@ -92,12 +91,12 @@ def transpose8(builder: Builder, rows: Sequence[Value]) -> list[Value]:
 
 
 def _intrinsic(function: Callable[..., Any]) -> Any:
-    """numba's, whose type says that the function is called with its typing context."""
+    """Apply numba's ``intrinsic``, which is untyped."""
     return intrinsic(function)
 
 
 def operation(arguments: int) -> Callable[[Callable[..., None]], Any]:
-    """Make ``emit(builder, *arguments)``, which writes IR, a function that kernels call with uint64 arguments."""
+    """Decorate ``emit(builder, *arguments)``, which emits IR: kernels call the result with uint64 arguments."""
 
     def wrap(emit: Callable[..., None]) -> Any:
         def implementation() -> Any:
@@ -107,7 +106,7 @@ def operation(arguments: int) -> Callable[[Callable[..., None]], Any]:
 
             return types.void(*[types.uint64] * arguments), generate
 
-        # numba reads the number of arguments from the function's signature, so one must be written out.
+        # numba reads the number of arguments from the function's signature.
         names = ", ".join(f"argument{i}" for i in range(arguments))
         scope: dict[str, Any] = {"implementation": implementation}
         exec(f"def {emit.__name__}(typingctx, {names}): return implementation()", scope)
@@ -118,7 +117,7 @@ def operation(arguments: int) -> Callable[[Callable[..., None]], Any]:
 
 @_intrinsic
 def pointer(typingctx: Any, address: Any, element: Any) -> Any:
-    """The int64 ``address`` as a pointer to numba's type ``element``."""
+    """Return the int64 ``address`` as a pointer to numba's type ``element``."""
 
     def generate(context: Any, builder: Builder, signature: Any, values: Sequence[Value]) -> Value:
         return builder.inttoptr(values[0], context.get_data_type(element.dtype).as_pointer())
@@ -128,7 +127,7 @@ def pointer(typingctx: Any, address: Any, element: Any) -> Any:
 
 @_intrinsic
 def load_big_endian(typingctx: Any, address: Any) -> Any:
-    """The eight bytes at ``address``, the first one highest."""
+    """Load eight bytes in big-endian order."""
 
     def generate(context: Any, builder: Builder, signature: Any, values: Sequence[Value]) -> Value:
         return builder.bswap(load_scalar(builder, values[0], I64))
@@ -172,13 +171,13 @@ store_uint8 = _store(types.uint8, "store_uint8")
 
 @operation(2)
 def store_big_endian(builder: Builder, address: Value, value: Value) -> None:
-    """The eight bytes of ``value``, the highest one first."""
+    """Store eight bytes in big-endian order."""
     store(builder, builder.bswap(value), address)
 
 
 @_intrinsic
 def marker_bytes(typingctx: Any, address: Any) -> Any:
-    """Which of the 32 bytes at ``address`` are 0xFF: one bit each, the first byte lowest."""
+    """Return a bit mask of the 32 bytes at ``address`` that are 0xFF, with the first byte in the lowest bit."""
 
     def generate(context: Any, builder: Builder, signature: Any, values: Sequence[Value]) -> Value:
         equal = builder.icmp_unsigned("==", load(builder, values[0], I8, 32), constant(I8, 32, 255))
@@ -189,7 +188,7 @@ def marker_bytes(typingctx: Any, address: Any) -> Any:
 
 @_intrinsic
 def trailing_zeros(typingctx: Any, bits: Any) -> Any:
-    """The number of the lowest set bit; 64 where none is."""
+    """Return the index of the lowest set bit, or 64 for zero."""
 
     def generate(context: Any, builder: Builder, signature: Any, values: Sequence[Value]) -> Value:
         return builder.cttz(values[0], ir.Constant(I1, 0))

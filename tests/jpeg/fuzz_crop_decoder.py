@@ -1,9 +1,8 @@
-"""Feeds the decoder broken JPEGs, each ending where readable memory ends; run by test_hostile.py.
+"""Fuzz CropDecoder with damaged JPEGs that end at a guard page; run by test_corrupt_jpegs.py.
 
-    python -m tests.jpeg.hostile SEED COUNT
+    python -m tests.jpeg.fuzz_crop_decoder SEED COUNT
 
-A read past the data, or a write outside the scratch's own memory that matters, ends the process. Prints how
-often each status came.
+A read past the data crashes the process. Prints how often each status occurred.
 """
 
 import ctypes
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.jpeg.crop_decoder import CropDecoder, Status
-from tests.jpeg.images import KINDS, crop_fast, encode, photograph, random_box
+from tests.jpeg.images import KINDS, decode_crop, encode, photograph, random_box
 
 HEIGHT, WIDTH = 60, 90
 _PAGE = mmap.PAGESIZE
@@ -23,7 +22,7 @@ _PROT_NONE = 0
 
 
 class GuardedMemory:
-    """Bytes that end right before a page that may not be read."""
+    """Bytes that end right before a page without read access."""
 
     def __init__(self, size: int) -> None:
         pages = -(-size // _PAGE)
@@ -35,14 +34,14 @@ class GuardedMemory:
         if libc.mprotect(guard, ctypes.c_size_t(_PAGE), _PROT_NONE) != 0:
             raise OSError(ctypes.get_errno(), "mprotect")
 
-    def hold(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        held = self._bytes[self._end - data.size : self._end]
-        held[:] = data
-        return held
+    def copy_in(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        copy = self._bytes[self._end - data.size : self._end]
+        copy[:] = data
+        return copy
 
 
 def damage(jpeg: NDArray[np.uint8], other: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Cut, flip bits, overwrite with markers or noise, or splice two files; several at once now and then."""
+    """Truncate, flip bits, overwrite with markers or noise, splice two files, or delete bytes: one to three times."""
     broken = jpeg.copy()
     for _ in range(int(rng.integers(1, 4))):
         at = int(rng.integers(0, broken.size)) if rng.random() < 0.5 else int(rng.integers(0, min(700, broken.size)))
@@ -67,27 +66,27 @@ def damage(jpeg: NDArray[np.uint8], other: NDArray[np.uint8], rng: np.random.Gen
 def main(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     jpegs = [
-        encode(photograph(HEIGHT, WIDTH, i), kind, interval, quality, optimise)
-        for i, (kind, interval, quality, optimise) in enumerate(
-            (kind, interval, quality, optimise)
+        encode(photograph(HEIGHT, WIDTH, i), kind, interval, quality, optimize)
+        for i, (kind, interval, quality, optimize) in enumerate(
+            (kind, interval, quality, optimize)
             for kind in KINDS
-            for interval, quality, optimise in ((0, 90, False), (1, 30, True), (3, 95, False), (1000, 70, True))
+            for interval, quality, optimize in ((0, 90, False), (1, 30, True), (3, 95, False), (1000, 70, True))
         )
     ]
     memory = GuardedMemory(4 * max(jpeg.size for jpeg in jpegs))
     decoder = CropDecoder(HEIGHT, WIDTH)
-    # Between the broken ones a whole image: what they leave in the scratch must not be seen.
+    # A valid image in between: corrupt images must leave no trace in the scratch memory.
     probe, probe_box = jpegs[2], (3, 4, 50, 70)
-    _, expected = crop_fast(decoder, probe, probe_box, (33, 33))
+    _, expected = decode_crop(decoder, probe, probe_box, (33, 33))
     statuses: Counter[str] = Counter()
     for number in range(count):
         jpeg, other = (jpegs[int(rng.integers(len(jpegs)))] for _ in range(2))
-        held = memory.hold(damage(jpeg, other, rng))
+        damaged = memory.copy_in(damage(jpeg, other, rng))
         size = (int(rng.integers(1, 50)), int(rng.integers(1, 50)))
-        status, _ = crop_fast(decoder, held, random_box(rng, HEIGHT, WIDTH), size, bool(rng.integers(2)))
+        status, _ = decode_crop(decoder, damaged, random_box(rng, HEIGHT, WIDTH), size, bool(rng.integers(2)))
         statuses[status.name] += 1
         if number % 50 == 0:
-            assert np.array_equal(crop_fast(decoder, memory.hold(probe), probe_box, (33, 33))[1], expected)
+            assert np.array_equal(decode_crop(decoder, memory.copy_in(probe), probe_box, (33, 33))[1], expected)
     print(dict(statuses))
     assert statuses.keys() <= Status.__members__.keys()
 
