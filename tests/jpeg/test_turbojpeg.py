@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from rebar.beton.encode import ImagePolicy, encode_image
 from rebar.errors import RebarError
 from rebar.jpeg import turbojpeg
 from rebar.jpeg.turbojpeg import (
@@ -220,6 +221,13 @@ def test_decoding_works_and_make_sequential_raises_when_the_library_is_missing(n
     with pytest.raises(JpegError) as caught:
         make_sequential(jpeg)
     assert caught.value.code == "turbojpeg-not-found"
+
+
+def test_encode_image_reencodes_progressive_jpegs_when_the_library_is_missing(no_library: str) -> None:
+    jpeg = encode(synthetic_image(40, 60), progressive=True)
+    encoded = encode_image(jpeg.tobytes(), ImagePolicy(), 0)
+    assert not encoded.passed_through
+    np.testing.assert_array_equal(encoded.data[:2], [0xFF, 0xD8])
 
 
 def test_another_library_is_not_used_as_turbojpeg() -> None:
