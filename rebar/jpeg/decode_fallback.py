@@ -1,16 +1,20 @@
 """Decode complete JPEGs with OpenCV or Pillow, for installations without libturbojpeg.
 
-OpenCV 4 fills the missing part of a truncated JPEG with gray, so the markers are checked first. Neither library reports
-libjpeg's warnings: bit errors that leave the markers intact go unnoticed.
+Neither library reports libjpeg's warnings, and OpenCV 4 fills the missing part of truncated JPEGs with gray. Markers
+are therefore checked first, and the entropy-coded data of sequential JPEGs is validated by the transcoder's kernel. Bit
+errors in progressive JPEGs go unnoticed.
 """
 
+import functools
 import io
 import re
+import threading
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.jpeg.status import JpegError
+from rebar.errors import RebarError
+from rebar.jpeg.status import JpegError, Status
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)  # neither a stuffed byte nor a restart marker
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -20,13 +24,15 @@ _EOI, _SOS = 0xD9, 0xDA
 def decode_without_turbojpeg(jpeg: NDArray[np.uint8], eighths: int = 8) -> NDArray[np.uint8]:
     """Decode a JPEG to BGR, uint8 ``[height, width, 3]``, scaled by ``eighths`` / 8 (1, 2, 4 or 8), rounded up.
 
-    The orientation tag is ignored, as libturbojpeg does. Raises JpegError for data that is not a JPEG or truncated,
-    and for CMYK.
+    The orientation tag is ignored, as libturbojpeg does. Raises JpegError for data that is not a JPEG, truncated or
+    corrupt, and for CMYK.
     """
     if eighths not in (1, 2, 4, 8):
         raise ValueError(f"eighths must be 1, 2, 4 or 8, not {eighths}")
     content = jpeg.tobytes()
     height, width = _check_markers(content)
+    if _kernels_available():
+        _check_entropy_coded_data(jpeg)
     try:
         import cv2  # noqa: F401
     except ImportError:
@@ -98,3 +104,31 @@ def _check_markers(content: bytes) -> tuple[int, int]:
     if size is None:
         raise JpegError("JPEG datastream contains no image", code="jpeg-corrupt")
     return size
+
+
+@functools.cache
+def _kernels_available() -> bool:
+    from rebar.jpeg.kernel_cache import load_kernel
+
+    try:
+        load_kernel("transcode")
+    except RebarError:
+        return False
+    return True
+
+
+_thread_local = threading.local()
+
+
+def _check_entropy_coded_data(jpeg: NDArray[np.uint8]) -> None:
+    """Raise JpegError for invalid entropy-coded data in a JPEG that the transcoder supports."""
+    from rebar.jpeg.transcoder import Transcoder
+
+    if not hasattr(_thread_local, "transcoder"):
+        _thread_local.transcoder = Transcoder()
+    transcoder: Transcoder = _thread_local.transcoder
+    status, header = transcoder.read_header(jpeg)
+    if status == Status.OK:
+        status, _ = transcoder.write(jpeg, header, interval=0)
+        if status in (Status.CORRUPT_DATA, Status.TRUNCATED):
+            raise JpegError("Corrupt JPEG data: invalid entropy-coded data", code="jpeg-corrupt")

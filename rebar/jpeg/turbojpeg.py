@@ -158,7 +158,7 @@ def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Decode a JPEG to RGB, uint8 ``[height, width, 3]``; grayscale becomes three equal channels.
 
     Raises JpegError for every error or warning of libturbojpeg, including truncated data. Without libturbojpeg, bit
-    errors that leave the markers intact go unnoticed (:mod:`rebar.jpeg.decode_fallback`).
+    errors in progressive JPEGs go unnoticed (:mod:`rebar.jpeg.decode_fallback`).
     """
     source = np.ascontiguousarray(jpeg)
     if not turbojpeg_available():

@@ -1,6 +1,7 @@
 """Kernels are compiled once for all processes and load without numba, with a linker or without one."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -159,8 +160,17 @@ def test_cache_folder_of_another_user_is_not_used(cache_parent: Path) -> None:
     assert compiled_file().is_relative_to(cache_parent.parent / "user")
 
 
-@pytest.mark.slow
-def test_concurrent_processes_compile_once_and_load_without_a_linker(jpeg_file: Path, tmp_path: Path) -> None:
+def test_another_process_loads_the_object_file_if_it_was_not_linked(jpeg_file: Path, tmp_path: Path) -> None:
+    expected = expected_sum(jpeg_file)
+    copy = tmp_path / "jpeg-kernels" / compiled_file().name
+    copy.parent.mkdir(mode=0o700)
+    shutil.copy(compiled_file(), copy)  # and not the library next to it
+    output, errors = start_process(jpeg_file, NUMBA_CACHE_DIR=str(tmp_path)).communicate()
+    assert (output.split(), errors) == ([str(expected), "llvmlite"], "")
+
+
+@pytest.mark.nightly
+def test_concurrent_processes_compile_once_without_a_linker(jpeg_file: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PATH": str(tmp_path / "bin")}
     processes = [start_process(jpeg_file, **environment) for _ in range(3)]

@@ -140,6 +140,16 @@ def test_decode_rgb_raises_for_truncated_data(library: str, kept: float, progres
     assert str(caught.value)
 
 
+@pytest.mark.parametrize("removed", [1, 40])
+def test_decode_rgb_raises_for_bytes_missing_in_the_middle(library: str, removed: int) -> None:
+    jpeg = encode(synthetic_image(120, 160), restart_marker_blocks=4)
+    scan = jpeg.tobytes().index(b"\xff\xda")
+    middle = scan + (len(jpeg) - scan) // 2
+    with pytest.raises(JpegError) as caught:
+        decode_rgb(np.delete(jpeg, np.s_[middle : middle + removed]))
+    assert caught.value.code == "jpeg-corrupt"
+
+
 def test_decode_rgb_ignores_bytes_after_the_end(library: str) -> None:
     jpeg = encode(synthetic_image(40, 60))
     np.testing.assert_array_equal(decode_rgb(np.append(jpeg, jpeg[:99])), decode_rgb(jpeg))

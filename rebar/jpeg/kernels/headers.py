@@ -124,12 +124,8 @@ def _read_frame(data: NDArray[np.uint8], position: int, end: int, tables: Tables
     """Return the status, the height and width in pixels, and the number of components."""
     if end - position < 6:
         return CORRUPT_HEADER, 0, 0, 0
-    precision, height, width = (
-        np.int64(data[position]),
-        _read_uint16(data, position + 1),
-        _read_uint16(data, position + 3),
-    )
-    components = np.int64(data[position + 5])
+    precision, components = np.int64(data[position]), np.int64(data[position + 5])
+    height, width = _read_uint16(data, position + 1), _read_uint16(data, position + 3)
     if end - position != 6 + 3 * components or width == 0 or components == 0:
         return CORRUPT_HEADER, 0, 0, 0
     if precision != 8 or height == 0 or components not in (1, 3):

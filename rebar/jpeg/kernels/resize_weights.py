@@ -2,8 +2,8 @@
 
 Along each axis, an output pixel is a weighted sum of neighboring pixels of the crop, with the weights of
 ``cv2.resize(..., INTER_AREA)``. If the chroma is subsampled along that axis, each of these pixels is itself 3/4 of the
-nearer and 1/4 of the farther chroma sample (libjpeg's "fancy upsampling"). The weights of both filters are multiplied,
-so that chroma is never upsampled.
+nearer and 1/4 of the farther chroma sample (libjpeg's "fancy upsampling"). Both filters are composed into one over the
+chroma samples, so that chroma is never upsampled.
 """
 
 import numpy as np
