@@ -33,7 +33,7 @@ def markers(stored: EncodedImage) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_within_the_limits_passes_to_the_bit(kind: str, progressive: bool) -> None:
     for number, (height, width) in enumerate([(375, 500), (33, 47), (1, 1), (500, 21)]):
-        jpeg = encode(photograph(height, width, number), kind, 0, 90, optimise=True, progressive=progressive)
+        jpeg = encode(photograph(height, width, number), kind, 0, 90, optimize=True, progressive=progressive)
         stored = store(jpeg)
         assert stored.passed_through
         check_same(jpeg, stored)
