@@ -44,7 +44,7 @@ def run(job: Job) -> None:
         group = next((name for name, words in GROUPS if re.search(words, event.key, re.IGNORECASE)), "other")
         shares[group] = shares.get(group, 0) + getattr(event, attribute) / total
     job.note(shares={name: round(share, 4) for name, share in sorted(shares.items(), key=lambda pair: -pair[1])})
-    for event in events[:30]:
+    for event in events[:20]:
         microseconds = getattr(event, attribute)
         job.add(
             kernel=event.key[:160],
