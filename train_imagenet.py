@@ -18,8 +18,7 @@ import torch
 from rebar.augment.policy import build_regularizer
 from rebar.cli import run_command
 from rebar.loading import Batch
-from rebar.optim.optimizers import clip_gradients, set_learning_rate
-from rebar.optim.sam import perturbed_weights
+from rebar.optim.optimizers import clip_gradients, perturbed_weights, set_learning_rate
 from rebar.optim.schedules import build_schedule
 from rebar.training.accumulation import split_microbatches
 from rebar.training.banner import print_banner, print_epoch

@@ -38,7 +38,7 @@ from loader import describe_machine
 from torch.utils.flop_counter import FlopCounterMode
 from training_loops import NAMES, NUM_CLASSES, Epoch, Job, random_batches
 
-from rebar.models.resnets import build_model
+from rebar.models.build import build_model
 from rebar.training.distributed import join_world
 from rebar.training.execution import Precision, resolve_precision
 

@@ -1,4 +1,4 @@
-"""Entry point shared by all commands: exit status, error messages and warnings."""
+"""Entry point of all commands: exit status, error messages and warnings."""
 
 import os
 import sys
@@ -15,15 +15,15 @@ def _rank() -> int:
 
 
 def warn(message: str) -> None:
-    """Print a warning to stderr, from the first process of a distributed run only."""
+    """Print a warning to stderr, on rank 0 only."""
     if _rank() == 0:
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Run ``main(argv)`` and exit: 0, 1 after a :class:`RebarError`, 130 after Ctrl-C.
+    """Run ``main(argv)`` and exit with status 0, 1 after a :class:`RebarError`, or 130 after Ctrl-C.
 
-    ``--debug`` anywhere on the command line lets the traceback through.
+    With ``--debug`` anywhere on the command line, the error is raised, and Python prints its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

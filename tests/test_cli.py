@@ -1,4 +1,4 @@
-"""How commands end: a mistake is one line and exit status 1, Ctrl-C is 130, a bug of ours a traceback."""
+"""``run_command``: exit status and output after success, errors, Ctrl-C and unexpected exceptions."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,19 @@ from rebar.cli import run_command, warn
 from rebar.errors import RebarError
 
 
-def refuse(argv: Sequence[str]) -> None:
-    raise RebarError(f"cannot do {list(argv)}")
+def fail(argv: Sequence[str]) -> None:
+    raise RebarError(f"cannot do {list(argv)}", code="disk-full")
 
 
 def interrupt(argv: Sequence[str]) -> None:
     raise KeyboardInterrupt
 
 
-def ending(main: object, *argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
-    """The exit status and what was said on stderr."""
-    with pytest.raises(SystemExit) as stopped:
+def run(main: object, *argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    """Return the exit status and stderr."""
+    with pytest.raises(SystemExit) as exit_:
         run_command(main, argv)  # type: ignore[arg-type]
-    return stopped.value.code, capsys.readouterr().err
+    return exit_.value.code, capsys.readouterr().err
 
 
 @pytest.fixture(autouse=True)
@@ -28,38 +28,38 @@ def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
 
 
-def test_success(capsys: pytest.CaptureFixture[str]) -> None:
-    seen: list[Sequence[str]] = []
-    assert ending(seen.append, "--epochs", "3", capsys=capsys) == (0, "")
-    assert seen == [["--epochs", "3"]]
+def test_run_command_exits_0_after_success(capsys: pytest.CaptureFixture[str]) -> None:
+    received: list[Sequence[str]] = []
+    assert run(received.append, "--epochs", "3", capsys=capsys) == (0, "")
+    assert received == [["--epochs", "3"]]
 
 
-def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ending(refuse, "a", capsys=capsys) == (1, "error: cannot do ['a']\n")
+def test_run_command_prints_error_with_code_and_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(fail, "a", capsys=capsys) == (1, "error: cannot do ['a'] [disk-full]\n")
 
 
-def test_a_process_of_several_says_which_it_is(
+def test_run_command_prefixes_errors_with_rank_under_torchrun(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "3")
-    assert ending(refuse, capsys=capsys) == (1, "[rank 3] error: cannot do []\n")
+    assert run(fail, capsys=capsys) == (1, "[rank 3] error: cannot do [] [disk-full]\n")
 
 
-def test_debug_lets_the_traceback_through() -> None:
+def test_run_command_raises_error_with_debug() -> None:
     with pytest.raises(RebarError, match=r"cannot do \['a', 'b'\]"):
-        run_command(refuse, ["a", "--debug", "b"])
+        run_command(fail, ["a", "--debug", "b"])
 
 
-def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ending(interrupt, capsys=capsys) == (130, "interrupted\n")
+def test_run_command_exits_130_after_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(interrupt, capsys=capsys) == (130, "interrupted\n")
 
 
-def test_a_bug_is_not_hidden() -> None:
+def test_run_command_raises_unexpected_exceptions() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command(lambda argv: print(1 // len(argv)), [])
 
 
-def test_only_the_first_process_warns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warn_prints_on_rank_0_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
         warn("slow")

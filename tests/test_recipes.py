@@ -9,7 +9,7 @@ import yaml
 from rebar.config import flatten_config, load_config_files, parse_config
 from rebar.training.config import TrainConfig
 from rebar.training.resolution import resolution_at
-from rebar.training.unused_settings import unused_setting_names
+from rebar.training.unused_options import unused_options
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "rn50_configs"
@@ -177,7 +177,7 @@ def test_resnet_strikes_backs_targets_and_warm_up(name, threshold):
 
 @pytest.mark.parametrize("name", [name for name in RUNNABLE if re.match("rn50_|rsb_|mosaicml_|torchvision_", name)])
 def test_imagenets_recipes_end_with_both_published_resolutions(name):
-    assert resolve(CONFIGS / name).validation.at_the_end == (224, 256)
+    assert resolve(CONFIGS / name).validation.final == (224, 256)
 
 
 @pytest.mark.parametrize("name", ["mosaicml_mild", "mosaicml_medium"])
@@ -192,7 +192,7 @@ def test_mosaicmls_sizes_grow_over_their_shares_of_the_epochs(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_setting_of_a_recipe_is_without_effect(name):
-    assert list(unused_setting_names(resolve(CONFIGS / name))) == []
+    assert list(unused_options(resolve(CONFIGS / name))) == []
 
 
 def test_demo_grows_to_its_largest_size():

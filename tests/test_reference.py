@@ -17,7 +17,7 @@ from torch import nn
 import train_imagenet
 from rebar.config import parse_config
 from rebar.loading import Normalizer
-from rebar.models.resnets import import_torchvision
+from rebar.models.torchvision_compat import import_torchvision
 from rebar.training import run as run_module
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig

@@ -146,11 +146,11 @@ def test_resume_after_an_interrupted_evaluation_is_identical(data: Data, finishe
     code = f"""if True:
         import sys, train_imagenet
         from rebar.cli import run_command
-        from rebar.training.preemption import Wish
+        from rebar.training.preemption import StopReason
         from rebar.training.run import Run
         interruptible = Run.interruptible
         def interrupted(self, batches):
-            self.control.request.ask(Wish.SIGTERM)
+            self.control.request.set(StopReason.SIGTERM)
             return interruptible(self, batches)
         Run.interruptible = interrupted
         run_command(train_imagenet.main, {[str(word) for word in words[1:]]!r})
@@ -210,7 +210,7 @@ GROUP_NORM = """if True:
     from torch import nn
     from rebar.cli import run_command
     from rebar.models import network
-    from rebar.models.resnets import import_torchvision
+    from rebar.models.torchvision_compat import import_torchvision
     def build_model(arch, *, num_classes, **_):
         norm = functools.partial(nn.GroupNorm, 8)
         return import_torchvision().models.resnet18(num_classes=num_classes, norm_layer=norm)

@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.gpu_proof.job import Job
 from benchmarks.gpu_proof.training_step import build_stepper, time_steps
-from rebar.training.execution import compile_for
+from rebar.training.execution import compile_model
 
 CASES: tuple[tuple[str, dict[str, Any], str | None], ...] = (
     ("bf16", {}, None),
@@ -41,7 +41,7 @@ def measure(job: Job, name: str, settings: dict[str, Any], mode: str | None) -> 
         if mode:
             return torch.compile(model, mode=mode, dynamic=False)  # type: ignore[return-value]
         backend = "aot_eager" if job.rehearse else "inductor"
-        return compile_for(model, {sizes["resolution"]}, backend=backend)
+        return compile_model(model, {sizes["resolution"]}, backend=backend)
 
     for compiled in (False, True):
         if mode and not compiled:

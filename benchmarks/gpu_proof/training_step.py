@@ -21,7 +21,7 @@ from training_loops.rebar import SyntheticLoader
 
 from rebar.config import parse_config
 from rebar.loading import Batch
-from rebar.models.resnets import build_model
+from rebar.models.build import build_model
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
 from rebar.training.setup import build_state

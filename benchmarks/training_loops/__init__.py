@@ -14,7 +14,7 @@ from torch import nn
 
 from rebar.loading import Batch
 from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
-from rebar.models.resnets import build_model
+from rebar.models.build import build_model
 from rebar.training.execution import Precision
 
 NAMES = ("torchvision_reference", "ffcv_imagenet", "rebar")

@@ -47,7 +47,7 @@ class RegularizationConfig:
         0.0, help="share of a batch that skips the last residual block; less for earlier ones", minimum=0, maximum=0.99
     )
 
-    def switches(self) -> Mapping[str, tuple[str, bool]]:
+    def conditions(self) -> Mapping[str, tuple[str, bool]]:
         """What each setting depends on to have an effect, and whether that is on."""
         both = self.use_mixup and self.use_cutmix
         return {

@@ -1,6 +1,6 @@
-"""Configuration: frozen dataclasses <-> YAML files <-> the command line.
+"""Configuration: frozen dataclasses, filled in from YAML files and the command line.
 
-A knob is declared once, where its code is::
+An option is declared once, next to the code that uses it::
 
     @dataclass(frozen=True)
     class LearningRateConfig:
@@ -8,9 +8,9 @@ A knob is declared once, where its code is::
 
         lr: float = option(0.5, help="peak learning rate", minimum=0)
 
-A *schema* is a dataclass whose fields are such sections. :func:`parse_config` makes fastargs Sections
-and Params of it, reads ``--config-file`` YAML files (which may ``extends:`` others), then the command
-line, and returns one frozen instance. Nothing else, the environment least of all, changes a value.
+A *section* is such a dataclass, and a *schema* is a dataclass whose fields are sections. :func:`parse_config` reads the
+YAML files given by ``--config-file``, then the command line, and returns one frozen instance of the schema. Environment
+variables have no effect.
 """
 
 from rebar.config.command_line import config_name, given_value, parse_config

@@ -1,4 +1,4 @@
-"""Settings on the command line: flags, ``--help``, ``--config-file``."""
+"""Options on the command line: flags, ``--help``, ``--config-file`` and ``--print-config``."""
 
 import argparse
 import difflib
@@ -17,14 +17,14 @@ Schema = TypeVar("Schema")
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
-        raise ConfigError(f"{message} (see --help)")
+        raise ConfigError(f"command line: {message}. See --help.", code="config-invalid-value")
 
 
-def _declare(schema: type, knobs: Sequence[Option]) -> fastargs.Config:
-    """The schema as fastargs Sections and Params."""
+def _declare(schema: type, options: Sequence[Option]) -> fastargs.Config:
+    """Return the schema as fastargs Sections and Params."""
     declared = fastargs.Config()
     hints = typing.get_type_hints(schema)
-    for item in knobs:
+    for item in options:
         if declared.sections[(item.section,)] is None:
             title = (hints[item.section].__doc__ or item.section).strip().splitlines()[0].rstrip(".")
             fastargs.Section(item.section, title, config_descriptor=declared)
@@ -34,12 +34,12 @@ def _declare(schema: type, knobs: Sequence[Option]) -> fastargs.Config:
     return declared
 
 
-def _make_parser(schema: type, knobs: Sequence[Option], description: str, example: str) -> argparse.ArgumentParser:
-    # fastargs' own argparse glue reads the environment, which must never win, and sys.argv; so only its
+def _make_parser(schema: type, options: Sequence[Option], description: str, example: str) -> argparse.ArgumentParser:
+    # fastargs' own argparse integration reads sys.argv and lets environment variables override options, so only its
     # declarations are used.
     parser = _Parser(
         description=f"{description}\n\n  {example}" if example else description,
-        epilog="The command line wins over --config-file, which wins over the defaults.",
+        epilog="The command line overrides --config-file, which overrides the defaults.",
         usage="%(prog)s [--config-file YAML] [--section.name=value] [--name value]",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
@@ -50,58 +50,64 @@ def _make_parser(schema: type, knobs: Sequence[Option], description: str, exampl
         action="append",
         default=[],
         metavar="YAML",
-        help="settings; may be repeated, later wins",
+        help="YAML file of options; may be repeated, later files override earlier ones",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    declared, short = _declare(schema, knobs), short_names(knobs)
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    declared, short = _declare(schema, options), short_names(options)
     for section_path, entries in declared.sections_to_entries.items():
         group = parser.add_argument_group(declared.sections[section_path].desc)
         for entry in entries:
             param = declared.entries[entry]
             item: Option = param.checker
             full = [f"--{item.path}", f"--{item.path.replace('_', '-')}"]
-            names = [f"--{item.name.replace('_', '-')}", f"--{item.name}"] if item.name in short else []
-            bare: dict[str, Any] = {} if item.bare is None else {"nargs": "?", "const": item.bare}
+            names = [item.flag, f"--{item.name}"] if item.name in short else []
+            const: dict[str, Any] = {} if item.const is None else {"nargs": "?", "const": item.const}
             shown, *hidden = dict.fromkeys(names + full)
             text = str(param).replace("%", "%%")
-            group.add_argument(shown, dest=item.path, default=argparse.SUPPRESS, help=text, metavar="X", **bare)
-            for name in hidden:  # other spellings work, but would crowd the help
-                parser.add_argument(name, dest=item.path, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **bare)
+            group.add_argument(shown, dest=item.path, default=argparse.SUPPRESS, help=text, metavar="X", **const)
+            for name in hidden:  # other spellings are accepted, but not listed
+                parser.add_argument(name, dest=item.path, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **const)
     return parser
 
 
-def _refuse_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser, knobs: Sequence[Option]) -> None:
-    flag = next((word for word in unknown if word.startswith("-")), unknown[0])
-    name = flag.partition("=")[0]
-    same = [item.path for item in knobs if item.name == name.lstrip("-").replace("-", "_")]
-    if len(same) > 1:
-        raise ConfigError(f"{name} is ambiguous: write --{' or --'.join(same)}")
-    near = difflib.get_close_matches(name, list(parser._option_string_actions), n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"unknown argument {name}{hint} (--help lists all)")
+def _refuse_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser, options: Sequence[Option]) -> None:
+    flags = [word.partition("=")[0] for word in unknown if word.startswith("--")] or list(unknown)
+    described: list[str] = []
+    for flag in flags:
+        same_name = [f"--{item.path}" for item in options if item.flag == flag.replace("_", "-")]
+        if same_name:  # in several sections
+            raise ConfigError(
+                f"{flag}: the option is ambiguous. Write {' or '.join(same_name)}.", code="config-ambiguous-option"
+            )
+        similar = difflib.get_close_matches(flag, list(parser._option_string_actions), n=1, cutoff=0.75)
+        described.append(flag + (f" (did you mean {similar[0]}?)" if similar else ""))
+    what = "unknown options" if len(described) > 1 else "unknown option"
+    raise ConfigError(
+        f"command line: {what} {', '.join(described)}. --help lists all options.", code="config-unknown-option"
+    )
 
 
 def parse_config(
     schema: type[Schema], argv: Sequence[str], *, description: str, example: str = "", aliases: str = ""
 ) -> Schema:
-    """Resolve command line over YAML files over defaults into one frozen ``schema`` instance.
+    """Return a frozen ``schema`` instance: the command line overrides YAML files, which override the defaults.
 
-    ``aliases`` is what ``--help`` shows under a heading of its own.
-    ``--help`` and ``--print-config`` print and exit. Raises ConfigError for anything wrong.
+    ``--help`` and ``--print-config`` print and exit; ``aliases`` is an additional part of the help. Raises ConfigError
+    for unknown or missing options, invalid values and unreadable files.
     """
-    knobs = list(options_of(schema))
-    parser = _make_parser(schema, knobs, description, example)
+    options = list(options_of(schema))
+    parser = _make_parser(schema, options, description, example)
     if aliases:
-        parser.add_argument_group("Flags of other scripts, understood as", aliases)
+        parser.add_argument_group("Flags of other scripts that are accepted", aliases)
     namespace, unknown = parser.parse_known_args(list(argv))
     if unknown:
-        _refuse_unknown(unknown, parser, knobs)
+        _refuse_unknown(unknown, parser, options)
     given = {path: value for path, value in vars(namespace).items() if "." in path}
     from_files = load_config_files(namespace.config_file)
     files = ", ".join(str(name) for name in namespace.config_file)
-    if from_files:  # checked alone first, so that the message blames the right place
-        required = {item.path: given[item.path] for item in knobs if item.required and item.path in given}
+    if from_files:  # checked separately, so that the message names the right place
+        required = {item.path: given[item.path] for item in options if item.required and item.path in given}
         build_config(schema, {**from_files, **required}, where=files)
     values = {path: value for path, value in from_files.items() if path not in getattr(schema, "ignored_keys", {})}
     config = build_config(schema, {**values, **given}, where="command line")
@@ -112,15 +118,15 @@ def parse_config(
 
 
 def config_name(argv: Sequence[str]) -> str | None:
-    """The stem of the last ``--config-file`` on a command line, or None."""
+    """Return the stem of the last ``--config-file`` on a command line, or None."""
     files = _values_of(("--config-file", "-C"), argv)
     return Path(files[-1]).stem if files else None
 
 
 def given_value(path: str, argv: Sequence[str]) -> Any:
-    """What a command line, else its ``--config-file``, says of the setting ``section.name``; None for nothing.
+    """Return the unchecked value of the option ``section.name`` on the command line or in its YAML files, else None.
 
-    As it is written there: it was not checked. Raises ConfigError for files that cannot be read.
+    Raises ConfigError if a file cannot be read.
     """
     words = _values_of((f"--{path}", f"--{path.replace('_', '-')}", f"--{path.rpartition('.')[2]}"), argv)
     return words[-1] if words else load_config_files(_values_of(("--config-file", "-C"), argv)).get(path)

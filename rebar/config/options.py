@@ -1,4 +1,4 @@
-"""A setting as its code declares it: type, default, range and one line of help."""
+"""Declaration of options: type, default, range and help text."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ _FALSE = {"0", "false", "no", "off"}
 
 
 class ConfigError(RebarError):
-    """A setting that is unknown, of the wrong type, or out of range."""
+    """An option is unknown or missing, or its value is invalid."""
 
 
 def option(
@@ -28,26 +28,27 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     required: bool = False,
-    bare: str | None = None,
+    const: str | None = None,
 ) -> Any:
-    """Declare a setting: its default, one line of help, and the range it must lie in (inclusive).
+    """Declare an option as a dataclass field.
 
-    ``bare`` is the value that its flag means when it is written without one.
+    - minimum, maximum: the range of valid values, both included.
+    - const: the value of the flag without an argument.
     """
     if required == (default is not dataclasses.MISSING):
-        raise TypeError("a knob has either a default or required=True")
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "bare": bare}
+        raise TypeError("an option has either a default or required=True")
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "const": const}
     return dataclasses.field(default=default, kw_only=True, metadata=metadata)
 
 
 def section(section_class: type[Section]) -> Section:
-    """Declare a section of a schema, all of its knobs at their defaults."""
+    """Declare a section of a schema, with all options at their defaults."""
     return dataclasses.field(default_factory=section_class)
 
 
 @dataclass(frozen=True)
 class Option(Checker):
-    """One setting as the schema declares it; also the fastargs Checker of its values."""
+    """One option of a schema. It is also the fastargs Checker of its values."""
 
     section: str
     name: str
@@ -56,7 +57,7 @@ class Option(Checker):
     description: str
     minimum: float | None
     maximum: float | None
-    bare: str | None = None
+    const: str | None = None
 
     @property
     def path(self) -> str:
@@ -64,13 +65,19 @@ class Option(Checker):
         return f"{self.section}.{self.name}"
 
     @property
+    def flag(self) -> str:
+        """The flag without its section, ``--name``."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
     def required(self) -> bool:
+        """Whether the option has no default."""
         return self.default is dataclasses.MISSING
 
     def check(self, value: Any) -> Any:
-        """Convert ``value`` (from YAML or the command line) to the knob's type.
+        """Convert a value from YAML or the command line to the option's type.
 
-        Raises ValueError, with what was expected, where that is not possible.
+        Raises ValueError if the value has another type or is out of range.
         """
         converted = _convert(value, self.type)
         if converted is not None and not self._in_range(converted):
@@ -78,12 +85,12 @@ class Option(Checker):
         return converted
 
     def _in_range(self, value: Any) -> bool:
-        # "not below" would let NaN through, for which no comparison is true
+        # written so that NaN, which compares false with everything, is out of range
         return (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
 
     def help(self) -> str:
-        """What a value must be, in words."""
-        words = _type_in_words(self.type)
+        """Describe the valid values."""
+        words = _describe_type(self.type)
         if self.minimum is not None and self.maximum is not None:
             return f"{words} from {self.minimum:g} to {self.maximum:g}"
         if self.minimum is not None:
@@ -91,17 +98,17 @@ class Option(Checker):
         return words
 
 
-def _type_in_words(kind: Any) -> str:
+def _describe_type(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + "|".join(get_args(kind))
     if get_origin(kind) in (typing.Union, types.UnionType):
-        return " or ".join(_type_in_words(member) for member in get_args(kind))
+        return " or ".join(_describe_type(member) for member in get_args(kind))
     words = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none"}
     return words[kind]
 
 
 def parse_bool(text: str) -> bool | None:
-    """What a word for true or false means; None for any other."""
+    """Return the boolean that a word such as ``yes`` or ``0`` stands for, or None for any other text."""
     word = text.strip().lower()
     return word in _TRUE if word in _TRUE | _FALSE else None
 
@@ -111,18 +118,18 @@ def _convert(value: Any, kind: Any) -> Any:
         if value is None or str(value).lower() in ("none", "null"):
             return None
         (kind,) = (member for member in get_args(kind) if member is not type(None))
-    expected = f"expected {_type_in_words(kind)}"
+    expected = f"expected {_describe_type(kind)}"
     text = str(value).strip()
     if value is None or isinstance(value, (list, dict)):
         raise ValueError(expected)
     if kind is bool:
-        if (meant := parse_bool(text)) is not None:
-            return meant
+        if (boolean := parse_bool(text)) is not None:
+            return boolean
     elif get_origin(kind) is Literal:
         if text in get_args(kind):
             return text
     elif isinstance(value, bool):
-        pass  # true is neither a number nor a text
+        pass  # YAML's true is neither a number nor text
     elif kind is str:
         return str(value)
     else:
@@ -136,7 +143,7 @@ def _convert(value: Any, kind: Any) -> Any:
 
 
 def options_of(schema: type) -> Iterator[Option]:
-    """All knobs of a schema, section by section."""
+    """Yield all options of a schema, section by section."""
     for section_name, section_class in typing.get_type_hints(schema).items():
         if not dataclasses.is_dataclass(section_class):
             continue  # a ClassVar such as ignored_keys
@@ -151,13 +158,13 @@ def options_of(schema: type) -> Iterator[Option]:
                 description=meta["help"],
                 minimum=meta["minimum"],
                 maximum=meta["maximum"],
-                bare="true" if hints[field.name] is bool else meta["bare"],
+                const="true" if hints[field.name] is bool else meta["const"],
             )
 
 
-def short_names(knobs: Sequence[Option]) -> dict[str, Option]:
-    """Last names that only one section has: these may be written without the section."""
+def short_names(options: Sequence[Option]) -> dict[str, Option]:
+    """Return the options whose name occurs in one section only, by name: their flags may omit the section."""
     by_name: dict[str, list[Option]] = {}
-    for item in knobs:
+    for item in options:
         by_name.setdefault(item.name, []).append(item)
     return {name: items[0] for name, items in by_name.items() if len(items) == 1}

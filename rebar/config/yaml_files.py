@@ -1,7 +1,4 @@
-"""YAML files of settings, which may extend others.
-
-Values, by the names of their settings, to a frozen configuration, and back.
-"""
+"""YAML files of options, which may extend other files, and their conversion to and from a schema."""
 
 import dataclasses
 import difflib
@@ -15,54 +12,61 @@ import yaml
 from rebar.cli import warn
 from rebar.config.options import ConfigError, options_of, short_names
 
+Schema = TypeVar("Schema")
+
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which plain YAML silently keeps the last."""
+    """Refuse duplicate keys, of which plain YAML silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key}'", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def _invalid(path: Path | str, message: str) -> ConfigError:
+    return ConfigError(f"config file {path}: {message}", code="config-file-invalid")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(), Loader=_StrictLoader)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
-        hint = f"; near it there is {', '.join(near)}" if near else ""
-        raise ConfigError(f"config file {path} does not exist{hint}") from None
+        similar = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
+        fix = f"Did you mean {' or '.join(similar)}?" if similar else "Check the path."
+        raise ConfigError(f"config file {path}: file not found. {fix}", code="config-file-not-found") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from None
+        raise _invalid(path, f"not readable: {error}.") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {error}") from None
+        raise _invalid(path, f"invalid YAML: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"config file {path} must hold sections such as 'training:', not a {type(content).__name__}")
+        kind = type(content).__name__
+        raise _invalid(path, f"the top level is a {kind}. Write sections such as 'training:' with options in them.")
     return content
 
 
-def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"section.name": value}`` of nested sections. Raises ConfigError for a setting that is there twice."""
+def _flatten(content: Mapping[str, Any], where: Path | str, prefix: str = "") -> dict[str, Any]:
+    """Return ``{"section.name": value}`` for nested sections. Raises ConfigError for duplicate options."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
-            found = flatten(value, f"{prefix}{key}.")
-        else:  # an empty section holds nothing
+            found = _flatten(value, where, f"{prefix}{key}.")
+        else:  # a section may be empty
             found = {f"{prefix}{key}": value} if value is not None or prefix else {}
-        if twice := flat.keys() & found.keys():
-            raise ConfigError(f"{min(twice)} is given twice, with a dot and within its section")
+        if duplicates := flat.keys() & found.keys():
+            raise _invalid(where, f"{min(duplicates)} is given twice, with a dot and within its section. Remove one.")
         flat |= found
     return flat
 
 
 def load_config_files(paths: Sequence[Path | str]) -> dict[str, Any]:
-    """Read YAML files, and what they extend, into ``{"section.name": value}``; later ones win.
+    """Read YAML files and the files they extend into ``{"section.name": value}``; later files override earlier ones.
 
-    Raises ConfigError for a file that is missing, unreadable, no YAML, or that extends itself.
+    Raises ConfigError for a file that is missing, unreadable, not valid YAML, or extends itself.
     """
     merged: dict[str, Any] = {}
     for path in paths:
@@ -79,63 +83,68 @@ def _or_bundled(path: Path) -> Path:
 
 def _load_one(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in chain:
-        raise ConfigError(f"config file {path} extends itself, through {' -> '.join(p.name for p in chain)}")
+        raise _invalid(path, f"extends itself, through {' -> '.join(p.name for p in chain)}.")
     content = _read_yaml(path)
     bases = content.pop("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"config file {path}: extends must name a file, or a list of files, not {bases!r}")
+        raise _invalid(path, f"extends is {bases!r}. Give a file or a list of files.")
     merged: dict[str, Any] = {}
     for base in bases:
         merged.update(_load_one(path.parent / base, (*chain, path.resolve())))
-    merged.update(flatten(content))
+    merged.update(_flatten(content, path))
     return merged
 
 
-Schema = TypeVar("Schema")
-
-
 def build_config(schema: type[Schema], values: Mapping[str, Any], *, where: str = "configuration") -> Schema:
-    """Make a schema instance of ``{"section.name": value}``, the rest at their defaults.
+    """Return a schema instance with the given ``{"section.name": value}``, and defaults elsewhere.
 
-    Raises ConfigError naming the first unknown key (with the nearest known one), wrong value or
-    missing required setting. Keys in the schema's ``ignored_keys`` give a warning.
+    Raises ConfigError that lists all unknown options, or all invalid values, or names the first missing option. Keys in
+    the schema's ``ignored_keys`` print a warning.
     """
-    knobs = {item.path: item for item in options_of(schema)}
+    options = {item.path: item for item in options_of(schema)}
     ignored: Mapping[str, str] = getattr(schema, "ignored_keys", {})
-    sections: dict[str, dict[str, Any]] = {item.section: {} for item in knobs.values()}
+    sections: dict[str, dict[str, Any]] = {item.section: {} for item in options.values()}
+    unknown: list[str] = []
+    invalid: list[str] = []
     for path, value in values.items():
         if path in ignored:
             warn(f"{path} has no effect: {ignored[path]}")
-            continue
-        if path not in knobs:
-            raise ConfigError(f"{where}: unknown setting '{path}'{_did_you_mean(path, list(knobs))}")
-        item = knobs[path]
-        try:
-            sections[item.section][item.name] = item.check(value)
-        except ValueError as error:
-            raise ConfigError(f"{where}: {path} = {value!r}: {error}") from None
-    for item in knobs.values():
+        elif path not in options:
+            unknown.append(f"{path}{_did_you_mean(path, list(options))}")
+        else:
+            item = options[path]
+            try:
+                sections[item.section][item.name] = item.check(value)
+            except ValueError as error:
+                invalid.append(f"{path} = {value!r}, {error}")
+    if unknown:
+        what = "unknown options" if len(unknown) > 1 else "unknown option"
+        raise ConfigError(f"{where}: {what} {', '.join(unknown)}.", code="config-unknown-option")
+    if invalid:
+        raise ConfigError(f"{where}: {'; '.join(invalid)}.", code="config-invalid-value")
+    for item in options.values():
         if item.required and item.name not in sections[item.section]:
-            short = short_names(list(knobs.values()))
-            flag = item.name.replace("_", "-") if item.name in short else item.path
-            raise ConfigError(f"--{flag} is required ({item.help()}): {item.description}")
+            flag = item.flag if item.name in short_names(list(options.values())) else f"--{item.path}"
+            raise ConfigError(
+                f"{flag}: required. Give {item.help()}: {item.description}.", code="config-missing-option"
+            )
     hints = typing.get_type_hints(schema)
     return schema(**{name: hints[name](**chosen) for name, chosen in sections.items()})
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    last = word.rpartition(".")[2]
-    in_other_sections = [path for path in known if path.rpartition(".")[2] == last]
-    near = in_other_sections[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    name = word.rpartition(".")[2]
+    in_other_sections = [path for path in known if path.rpartition(".")[2] == name]
+    similar = in_other_sections[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.75)
+    return f" (did you mean {similar[0]}?)" if similar else ""
 
 
 def flatten_config(config: Any) -> dict[str, Any]:
-    """The inverse of :func:`build_config`: ``{"section.name": value}`` of every knob."""
-    return flatten(dataclasses.asdict(config))
+    """Return ``{"section.name": value}`` for every option: the inverse of :func:`build_config`."""
+    return _flatten(dataclasses.asdict(config), "")
 
 
 def to_yaml(config: Any) -> str:
-    """The complete configuration as YAML, itself a valid ``--config-file``."""
+    """Return the complete configuration as YAML, itself a valid ``--config-file``."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)

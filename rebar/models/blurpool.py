@@ -1,8 +1,7 @@
-"""BlurPool: blur before every strided convolution, so that subsampling does not alias.
+"""BlurPool: a blur before every strided convolution prevents aliasing.
 
-Zhang, "Making convolutional networks shift-invariant again", ICML 2019. As in ffcv-imagenet: every
-convolution with a stride above 1 and at least 16 input channels gets a 3x3 binomial blur (stride 1)
-before it; its own weights stay as they are.
+Zhang, "Making convolutional networks shift-invariant again", ICML 2019. As in ffcv-imagenet, a 3x3 binomial blur with
+stride 1 precedes every convolution that has a stride above 1 and at least 16 input channels.
 """
 
 import torch
@@ -13,13 +12,13 @@ _MIN_CHANNELS = 16
 
 
 class BlurPoolConv2d(nn.Conv2d):
-    """A strided convolution of the blurred input. Its state_dict is the plain convolution's."""
+    """A strided convolution of the blurred input. Its state_dict is that of ``nn.Conv2d``."""
 
     blur: torch.Tensor
 
     @classmethod
     def wrap(cls, conv: nn.Conv2d) -> "BlurPoolConv2d":
-        """Turn ``conv`` into a blurred one that shares its parameters."""
+        """Return a blurred version of ``conv`` that shares its parameters."""
         blurred = cls(
             conv.in_channels,
             conv.out_channels,
@@ -48,7 +47,7 @@ class BlurPoolConv2d(nn.Conv2d):
 
 
 def apply_blurpool(module: nn.Module) -> int:
-    """Replace, in place, the convolutions that qualify; returns how many."""
+    """Blur the input of every strided convolution, in place. Return the number of convolutions."""
     replaced = 0
     for name, child in module.named_children():
         if isinstance(child, nn.Conv2d):

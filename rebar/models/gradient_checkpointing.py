@@ -1,7 +1,7 @@
-"""Gradient checkpointing: forget what is inside the residual blocks, and compute it again going back.
+"""Gradient checkpointing: recompute the activations of each residual block in the backward pass.
 
-Chen et al., "Training deep nets with sublinear memory cost", 2016. A third more computation for about half
-of the memory; losses and gradients stay what they are.
+Chen et al., "Training deep nets with sublinear memory cost", 2016. It halves the activation memory at the cost of a
+third more computation. Losses, gradients and BatchNorm statistics are identical.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class CheckpointedSequential(nn.Sequential):
-    """Blocks one after the other, of which only the inputs are kept. Its state_dict is the plain one's."""
+    """An ``nn.Sequential`` that stores only the input of each block. Its state_dict is that of ``nn.Sequential``."""
 
     def forward(self, x: Any) -> Any:
         if not self.training:
@@ -22,21 +22,21 @@ class CheckpointedSequential(nn.Sequential):
         for block in self:
 
             def contexts(block: nn.Module = block) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-                return nullcontext(), _statistics_at_rest(block)
+                return nullcontext(), _frozen_running_stats(block)
 
             x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
         return x
 
 
 @contextmanager
-def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
-    """The second time round, a batch must not count in the running statistics again."""
+def _frozen_running_stats(block: nn.Module) -> Iterator[None]:
+    """Do not update the running statistics a second time when the forward pass is recomputed."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
         if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked = norm.num_batches_tracked.clone()  # to be thrown away
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()  # discarded afterwards
     try:
         yield
     finally:
@@ -45,9 +45,9 @@ def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
 
 
 def apply_gradient_checkpointing(model: nn.Module) -> int:
-    """Checkpoint every block of the model's stages, in place; returns how many blocks.
+    """Checkpoint every block of the model's stages, in place. Return the number of blocks.
 
-    A stage is a Sequential directly in the model whose parts have parts of their own, as ``layer1`` to
+    A stage is a direct child of type ``nn.Sequential`` whose modules all have submodules, such as ``layer1`` to
     ``layer4`` of a ResNet.
     """
     blocks = 0

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from rebar.cli import warn
+from rebar.models.build import Initialization, build_model, to_device
 from rebar.models.gradient_checkpointing import apply_gradient_checkpointing
-from rebar.models.resnets import Initialization, build_model, to_device
 from rebar.models.stochastic_depth import apply_stochastic_depth
 
 

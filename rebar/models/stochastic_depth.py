@@ -1,7 +1,7 @@
-"""Stochastic depth: in training, some samples skip some residual blocks.
+"""Stochastic depth: in training, a random subset of the samples skips a residual block.
 
-Huang et al., "Deep networks with stochastic depth", ECCV 2016: the share of samples that skip a block
-grows linearly with its depth, and what remains is scaled up so that its mean stays.
+Huang et al., "Deep networks with stochastic depth", ECCV 2016. The drop rate grows linearly with depth. The samples
+that are kept are scaled by 1 / (1 - rate), so that the mean does not change.
 """
 
 from typing import Any
@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from rebar.models.resnets import block_ends
+from rebar.models.resnets import last_batchnorms
 
 
 def drop_samples(x: torch.Tensor, rate: float) -> torch.Tensor:
-    """Set a random share ``rate`` of the samples ``[n, ...]`` to 0, and scale the others by 1 / (1 - rate)."""
+    """Set each sample of ``[n, ...]`` to 0 with probability ``rate``, and scale the others by 1 / (1 - rate)."""
     kept = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) >= rate
     return x * (kept / (1 - rate)).to(x.dtype)
 
 
-class _Dropper:
-    """A forward hook behind a block's last normalisation, where its branch ends."""
+class _DropSamples:
+    """A forward hook on a block's last BatchNorm, whose output is added to the shortcut."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
@@ -29,12 +29,12 @@ class _Dropper:
 
 
 def apply_stochastic_depth(model: nn.Module, rate: float) -> int:
-    """Let samples skip residual blocks, the last with probability ``rate``; returns how many blocks may be skipped.
+    """Drop residual blocks in training, the last with probability ``rate``, in place. Return the number of such blocks.
 
-    The first block is never skipped. The state_dict stays as it is.
+    The first block is never dropped. The state_dict does not change.
     """
-    ends = list(block_ends(model))
-    for depth, end in enumerate(ends):
+    norms = list(last_batchnorms(model))
+    for depth, norm in enumerate(norms):
         if depth > 0:
-            end.register_forward_hook(_Dropper(rate * depth / (len(ends) - 1)))
-    return max(len(ends) - 1, 0)
+            norm.register_forward_hook(_DropSamples(rate * depth / (len(norms) - 1)))
+    return max(len(norms) - 1, 0)

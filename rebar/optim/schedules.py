@@ -1,7 +1,7 @@
-"""The learning rate at any step.
+"""Learning rate schedules.
 
-Cyclic and step are ffcv-imagenet's: a curve over whole epochs, joined by straight lines. The others are
-functions of the step. Epochs and steps are counted from 0.
+The cyclic and step schedules are ffcv-imagenet's: defined at the start of each epoch and interpolated linearly between.
+The others are functions of the step. Epochs and steps are counted from 0.
 """
 
 import math
@@ -20,40 +20,43 @@ LrScaling = Literal["none", "linear", "sqrt"]
 class LearningRateConfig:
     """Learning rate schedule."""
 
-    lr: float = option(0.5, help="peak learning rate, for the whole global batch", minimum=0)
-    max_lr: float | None = option(None, help="peak learning rate as it stands: wins over lr and lr_scaling", minimum=0)
-    lr_scaling: LrScaling = option("none", help="lr is for base_batch images a step: scale it to the global batch")
-    base_batch: int = option(256, help="lr_scaling: global batch that lr is written for", minimum=1)
+    lr: float = option(0.5, help="peak learning rate, for the global batch", minimum=0)
+    max_lr: float | None = option(
+        None, help="peak learning rate without scaling; overrides lr and lr_scaling", minimum=0
+    )
+    lr_scaling: LrScaling = option(
+        "none", help="scale lr, which is for a global batch of base_batch, to the actual one"
+    )
+    base_batch: int = option(256, help="lr_scaling: global batch that lr is meant for", minimum=1)
     lr_schedule_type: Literal["cyclic", "step", "cosine", "onecycle", "linear", "constant"] = option(
-        "cyclic", help="cyclic: linear up and down; step: a staircase; onecycle: half cosines up and down"
+        "cyclic",
+        help="cyclic: linear rise, then linear decay; step: staircase; onecycle: cosine rise, then cosine decay",
     )
     lr_peak_epoch: int = option(2, help="cyclic: epoch of the peak", minimum=0)
-    step_ratio: float = option(0.1, help="step: factor at each step", minimum=0)
-    step_length: int = option(30, help="step: epochs between steps", minimum=1)
-    warmup_epochs: float = option(
-        0.0, help="linear rise at the start of step, cosine, linear and constant, epochs", minimum=0
+    step_ratio: float = option(0.1, help="step: decay factor", minimum=0)
+    step_length: int = option(30, help="step: epochs between decays", minimum=1)
+    warmup_epochs: float = option(0.0, help="step, cosine, linear, constant: epochs of linear warmup", minimum=0)
+    warmup_factor: float = option(0.0, help="warmup: initial fraction of the peak", minimum=0, maximum=1)
+    min_lr: float = option(0.0, help="cosine, linear: final learning rate", minimum=0)
+    onecycle_rise: float = option(
+        0.3, help="onecycle: fraction of the steps before the peak", minimum=0.001, maximum=0.999
     )
-    warmup_factor: float = option(0.0, help="share of the peak that the rise starts from", minimum=0, maximum=1)
-    min_lr: float = option(0.0, help="cosine, linear: learning rate at the end", minimum=0)
-    onecycle_rise: float = option(0.3, help="onecycle: share of the steps until the peak", minimum=0.001, maximum=0.999)
-    onecycle_start: float = option(
-        25.0, help="onecycle: the first learning rate is the peak's part of so many", minimum=1
-    )
-    onecycle_end: float = option(1e4, help="onecycle: the last is the first's part of so many", minimum=1)
+    onecycle_start: float = option(25.0, help="onecycle: peak learning rate divided by the initial one", minimum=1)
+    onecycle_end: float = option(1e4, help="onecycle: initial learning rate divided by the final one", minimum=1)
 
-    def switches(self) -> Mapping[str, tuple[str, bool]]:
-        """What each setting depends on to have an effect, and whether that is on."""
+    def conditions(self) -> Mapping[str, tuple[str, bool]]:
+        """Return, for each option, the condition under which it has an effect, and whether that is met."""
         kind = self.lr_schedule_type
         onecycle = ("lr_schedule_type onecycle", kind == "onecycle")
-        rises = kind not in ("cyclic", "onecycle")
+        has_warmup = kind not in ("cyclic", "onecycle")
         return {
-            "lr_scaling": ("lr in place of max_lr", self.max_lr is None),
+            "lr_scaling": ("lr instead of max_lr", self.max_lr is None),
             "base_batch": ("lr_scaling", self.lr_scaling != "none" and self.max_lr is None),
             "lr_peak_epoch": ("lr_schedule_type cyclic", kind == "cyclic"),
             "step_ratio": ("lr_schedule_type step", kind == "step"),
             "step_length": ("lr_schedule_type step", kind == "step"),
-            "warmup_epochs": ("a schedule that does not rise by itself", rises),
-            "warmup_factor": ("warmup_epochs", rises and self.warmup_epochs > 0),
+            "warmup_epochs": ("lr_schedule_type step, cosine, linear or constant", has_warmup),
+            "warmup_factor": ("warmup_epochs", has_warmup and self.warmup_epochs > 0),
             "min_lr": ("lr_schedule_type cosine or linear", kind in ("cosine", "linear")),
             "onecycle_rise": onecycle,
             "onecycle_start": onecycle,
@@ -62,76 +65,77 @@ class LearningRateConfig:
 
 
 def scale_lr(lr: float, *, scaling: LrScaling, global_batch: int, base_batch: int) -> float:
-    """A learning rate for ``base_batch`` images a step, for ``global_batch`` of them.
+    """Scale a learning rate from a global batch of ``base_batch`` images to one of ``global_batch``.
 
-    Linear: Goyal et al., "Accurate, large minibatch SGD", 2017. Square root: Krizhevsky, "One weird trick",
-    2014, and usual with LAMB (You et al., 2020).
+    Linear: Goyal et al., "Accurate, large minibatch SGD", 2017. Square root: Krizhevsky, "One weird trick for
+    parallelizing convolutional neural networks", 2014; used with LAMB (You et al., 2020).
     """
     ratio = global_batch / base_batch
     return lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[scaling]
 
 
 def peak_lr(config: LearningRateConfig, *, global_batch: int) -> float:
-    """The highest learning rate of a run with ``global_batch`` images a step."""
+    """Return the peak learning rate for ``global_batch`` images per step."""
     if config.max_lr is not None:
         return config.max_lr
     return scale_lr(config.lr, scaling=config.lr_scaling, global_batch=global_batch, base_batch=config.base_batch)
 
 
-# ------------------------------------------------------------------ curves over whole epochs
+# ------------------------------------------------------------------ functions of the epoch
 
 
 def cyclic_lr(epoch: float, *, peak: float, peak_epoch: float, epochs: float) -> float:
-    """From 1e-4 of the peak, linearly up to it at ``peak_epoch``, linearly down to 0 at ``epochs``."""
+    """Rise linearly from 1e-4 of the peak to the peak at ``peak_epoch``, then decay linearly to 0 at ``epochs``."""
     return float(np.interp(epoch, [0, peak_epoch, epochs], [1e-4 * peak, peak, 0]))
 
 
 def step_lr(epoch: float, *, peak: float, ratio: float, length: int, epochs: int) -> float:
-    """Times ``ratio`` every ``length`` epochs; 0 from ``epochs`` on."""
+    """Multiply by ``ratio`` every ``length`` epochs; 0 from ``epochs`` on."""
     return 0.0 if epoch >= epochs else peak * ratio ** (epoch // length)
 
 
 def lr_at_epoch(epoch: int, config: LearningRateConfig, *, epochs: int, peak: float) -> float:
-    """The learning rate of cyclic and step at the start of a whole epoch."""
+    """Return the learning rate of the cyclic or step schedule at the start of an epoch."""
     if config.lr_schedule_type == "step":
         return step_lr(epoch, peak=peak, ratio=config.step_ratio, length=config.step_length, epochs=epochs)
     return cyclic_lr(epoch, peak=peak, peak_epoch=config.lr_peak_epoch, epochs=epochs)
 
 
-# ------------------------------------------------------------------ curves over steps
+# ------------------------------------------------------------------ functions of the step
 
 
 def cosine_lr(progress: float, *, start: float, end: float) -> float:
-    """Half a cosine from ``start`` at progress 0 to ``end`` at 1 (Loshchilov and Hutter, "SGDR", ICLR 2017)."""
+    """Follow half a cosine from ``start`` at progress 0 to ``end`` at 1 (Loshchilov and Hutter, "SGDR", ICLR 2017)."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def linear_lr(progress: float, *, start: float, end: float) -> float:
-    """A straight line from ``start`` at progress 0 to ``end`` at 1."""
+    """Interpolate linearly from ``start`` at progress 0 to ``end`` at 1."""
     return start + (end - start) * progress
 
 
 def onecycle_lr(
     step: int, *, steps: int, peak: float, rise: float = 0.3, start_divisor: float = 25.0, end_divisor: float = 1e4
 ) -> float:
-    """Up to the peak over ``rise`` of the steps, then down (Smith and Topin, "Super-convergence", 2017).
+    """Rise to the peak over a fraction ``rise`` of the steps, then decay (Smith and Topin, "Super-convergence", 2017).
 
-    As torch's OneCycleLR: the last of ``steps`` is at the bottom.
+    Equal to torch's OneCycleLR: the last of ``steps`` has the lowest learning rate.
     """
     first = peak / start_divisor
-    top, last = rise * steps - 1, steps - 1
-    if step < top:
-        return cosine_lr(step / top, start=first, end=peak)
-    return cosine_lr(min((step - top) / (last - top), 1.0), start=peak, end=first / end_divisor)
+    peak_step, last_step = rise * steps - 1, steps - 1
+    if step < peak_step:
+        return cosine_lr(step / peak_step, start=first, end=peak)
+    progress = min((step - peak_step) / (last_step - peak_step), 1.0)
+    return cosine_lr(progress, start=peak, end=first / end_divisor)
 
 
-# ------------------------------------------------------------------ all of them
+# ------------------------------------------------------------------ all schedules
 
 
 def lr_at(
     step: int, config: LearningRateConfig, *, epochs: int, steps_per_epoch: int, peak: float | None = None
 ) -> float:
-    """The learning rate of a step, counted from the start of training; ``peak`` is :func:`peak_lr`'s."""
+    """Return the learning rate at a step of the run, given the result of :func:`peak_lr`; by default ``config.lr``."""
     peak = config.lr if peak is None else peak
     if config.lr_schedule_type == "onecycle":
         return onecycle_lr(
@@ -143,20 +147,20 @@ def lr_at(
             end_divisor=config.onecycle_end,
         )
     if config.lr_schedule_type == "cyclic":
-        return _between_epochs(step, config, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)
+        return _interpolated_lr(step, config, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)
     warmup_steps = config.warmup_epochs * steps_per_epoch
     if step < warmup_steps:
         return linear_lr(step / warmup_steps, start=config.warmup_factor * peak, end=peak)
     if config.lr_schedule_type == "constant":
         return peak
     if config.lr_schedule_type == "step":
-        return _between_epochs(step, config, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)
-    curve = cosine_lr if config.lr_schedule_type == "cosine" else linear_lr
+        return _interpolated_lr(step, config, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)
+    decay = cosine_lr if config.lr_schedule_type == "cosine" else linear_lr
     progress = (step - warmup_steps) / max(epochs * steps_per_epoch - warmup_steps, 1)
-    return curve(min(progress, 1.0), start=peak, end=min(config.min_lr, peak))
+    return decay(min(progress, 1.0), start=peak, end=min(config.min_lr, peak))
 
 
-def _between_epochs(step: int, config: LearningRateConfig, *, epochs: int, steps_per_epoch: int, peak: float) -> float:
+def _interpolated_lr(step: int, config: LearningRateConfig, *, epochs: int, steps_per_epoch: int, peak: float) -> float:
     epoch, step_of_epoch = divmod(step, steps_per_epoch)
     start, end = (lr_at_epoch(e, config, epochs=epochs, peak=peak) for e in (epoch, epoch + 1))
     return start + (end - start) * step_of_epoch / steps_per_epoch

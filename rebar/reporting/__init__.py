@@ -1,1 +1,1 @@
-"""What a run leaves behind for people: its folder, its log, its plot, its summary."""
+"""Output of a run: log, console, plots, report, model card and the run folder."""

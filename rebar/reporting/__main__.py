@@ -1,4 +1,4 @@
-"""A run as a page, or several runs side by side.
+"""Write the HTML report of a run, or a comparison of several.
 
 python -m rebar.reporting RUN                          writes RUN/report.html
 python -m rebar.reporting RUN1 RUN2 ... [--out PAGE]   writes comparison.html
@@ -16,13 +16,18 @@ from rebar.reporting.report import write_comparison, write_report
 
 def main(argv: Sequence[str]) -> None:
     """Write the page and print its path."""
-    parser = argparse.ArgumentParser(prog="python -m rebar.reporting", description="A run as a page, or several.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
-    parser.add_argument("--out", type=Path, help="where the page of several runs goes; default comparison.html")
+    parser = argparse.ArgumentParser(
+        prog="python -m rebar.reporting", description="Write the HTML report of a run, or a comparison of several."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--out", type=Path, help="path of the comparison (default comparison.html)")
     options = parser.parse_args(list(argv))
     if len(options.runs) == 1:
         if options.out is not None:
-            raise RebarError("--out is for the page of several runs; one run's is its report.html")
+            raise RebarError(
+                "--out: applies to a comparison only. Leave it out: the report of one run is RUN/report.html.",
+                code="config-conflict",
+            )
         print(write_report(options.runs[0]))
     else:
         print(write_comparison(options.runs, options.out or Path("comparison.html")))

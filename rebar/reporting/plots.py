@@ -1,152 +1,175 @@
-"""Draw a run: loss, accuracy, learning rate and resolution over epochs.
+"""Plots of a run over its epochs, as ``plot.png`` and as inline SVG for ``report.html``.
+
+Both draw the same panels with matplotlib. A PNG is viewed in any image viewer; SVG stays sharp in a page of any width.
 
 python -m rebar.reporting.plots RUN_FOLDER
-
-Accuracy class by class, and which classes are taken for which.
 """
 
+import io
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rebar.cli import run_command
 from rebar.errors import RebarError
-from rebar.reporting.log import read_log
+from rebar.reporting import escape
+from rebar.reporting.run_data import RunData, Series, read_run
+from rebar.reporting.run_folder import RunFolder
 from rebar.storage.atomic_write import atomic_write
 
-Record = dict[str, Any]
-_LOSSES = (("train/loss", "train"), ("val/loss", "validation"))
-_ACCURACIES = (
-    ("train/top1", "train top-1"),
-    ("val/top1", "top-1"),
-    ("val/top1_tta", "top-1, mirrored too"),
-    ("val/top5", "top-5"),
-)
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
 
 
-def latest_records(records: Sequence[Record], event: str, key: str) -> list[Record]:
-    """The records of one event ordered by ``key``; of those a resumed run wrote twice, the last."""
-    latest = {record[key]: record for record in records if record["event"] == event}
-    return [latest[value] for value in sorted(latest)]
+@dataclass(frozen=True)
+class Panel:
+    """One plot over epochs.
+
+    - steps: draw a staircase, for values that are constant during an epoch.
+    - from_zero: start the y axis at 0.
+    - log_if_wide: use a logarithmic y axis if the values differ by a factor above 10.
+    """
+
+    title: str
+    series: Sequence[Series]
+    steps: bool = False
+    from_zero: bool = False
+    log_if_wide: bool = False
+
+    @property
+    def shown(self) -> list[Series]:
+        """The series that have points."""
+        return [line for line in self.series if len(line.x)]
 
 
-def plot_run(log_path: Path, image_path: Path) -> None:
-    """Read ``log.jsonl`` and write a PNG. Raises RebarError where it has no epoch, and where writing fails."""
-    records = read_log(log_path)
-    epochs = latest_records(records, "epoch", "epoch")
-    steps = latest_records(records, "step", "step")
-    if not epochs:
-        raise RebarError(f"{log_path} has no complete epoch to plot yet")
+def run_panels(run: RunData) -> list[Panel]:
+    """Return the panels of one run. The first four are those of ``plot.png``."""
+    losses = [
+        run.step_series("train/loss", "training, single batches", faint=True),
+        run.series("train/loss", "training"),
+        run.series("val/loss", "validation"),
+    ]
+    accuracies = [
+        run.series("train/top1", "training top-1", 100),
+        run.series("val/top1", "top-1", 100),
+        run.series("val/top1_tta", "top-1 with flip TTA", 100),
+        run.series("val/top5", "top-5", 100),
+    ]
+    return [
+        Panel("loss", losses, log_if_wide=True),
+        Panel("accuracy, %", accuracies),
+        Panel("learning rate", [run.step_series("train/lr", "")]),
+        Panel("resolution, px", [_staircase(run.series("train/resolution", ""))], steps=True, from_zero=True),
+        Panel("images/s", [run.series("throughput/samples_per_second", "")], from_zero=True),
+        Panel("waiting for data, %", [run.series("time/data_wait_fraction", "", 100)], from_zero=True),
+        Panel("GPU utilization, %", [run.series("gpu/utilization", "", 100)], from_zero=True),
+    ]
 
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # the object interface: no global figure, no display
+
+def comparison_panels(runs: Sequence[RunData]) -> list[Panel]:
+    """Return the panels of a comparison, with one line per run."""
+    return [
+        Panel("validation top-1, %", [run.series("val/top1", run.name, 100) for run in runs]),
+        Panel("validation loss", [run.series("val/loss", run.name) for run in runs], log_if_wide=True),
+        Panel("training loss", [run.series("train/loss", run.name) for run in runs], log_if_wide=True),
+        Panel("learning rate", [run.step_series("train/lr", run.name) for run in runs]),
+        Panel("images/s", [run.series("throughput/samples_per_second", run.name) for run in runs], from_zero=True),
+        Panel(
+            "waiting for data, %",
+            [run.series("time/data_wait_fraction", run.name, 100) for run in runs],
+            from_zero=True,
+        ),
+        Panel("GPU utilization, %", [run.series("gpu/utilization", run.name, 100) for run in runs], from_zero=True),
+    ]
+
+
+def _staircase(series: Series) -> Series:
+    """Return a series whose first value starts at epoch 0."""
+    return Series(series.label, [0, *series.x], [*series.y[:1], *series.y]) if series.x else series
+
+
+def draw(axes: Any, panel: Panel) -> None:
+    """Draw a panel on matplotlib axes."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, accuracy, learning_rate, resolution = figure.subplots(2, 2).flat
-    _draw_losses(loss, epochs, steps)
-    _draw_accuracies(accuracy, epochs)
-    learning_rate.plot([s["epoch"] for s in steps], [s["train/lr"] for s in steps])
-    resolution.stairs([e["train/resolution"] for e in epochs], [*(e["epoch"] for e in epochs), epochs[-1]["epoch"] + 1])
-    resolution.set_ylim(0, 1.1 * max(e["train/resolution"] for e in epochs))
-    titles = ("loss", "accuracy, %", "learning rate", "resolution, px")
-    for axes, title in zip(figure.axes, titles, strict=True):
-        axes.set_title(title)
-        axes.set_xlabel("epoch")
-        axes.set_xlim(0, 1.02 * (epochs[-1]["epoch"] + 1))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    figure.suptitle(log_path.resolve().parent.name)
-    with atomic_write(image_path) as (file,):
-        figure.savefig(file, format="png", dpi=100)
-
-
-def _draw_losses(axes: Any, epochs: Sequence[Record], steps: Sequence[Record]) -> None:
-    axes.plot(
-        [s["epoch"] for s in steps], [s["train/loss"] for s in steps], color="0.8", lw=1, label="train, one batch"
-    )
-    _draw_curves(axes, epochs, _LOSSES, scale=1)
-    shown = [e[name] for e in epochs for name, _ in _LOSSES if e.get(name) is not None]
-    if max(shown) > 10 * min(shown):  # an epoch that went wrong should not flatten the others
+    for line in panel.shown:
+        color: dict[str, Any] = {"color": "0.78", "linewidth": 1.0, "zorder": 1} if line.faint else {}
+        marker = "." if len(line.x) < 40 and not line.faint else None
+        style = "steps-pre" if panel.steps else "default"
+        axes.plot(line.x, line.y, label=escape.for_plot(line.label), marker=marker, drawstyle=style, **color)
+    axes.set(title=panel.title, xlabel="epoch")
+    values = [value for line in panel.shown for value in line.y]
+    if panel.log_if_wide and values and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
+    elif panel.from_zero and values and max(values) > 0:
+        axes.set_ylim(0, 1.1 * max(values))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(panel.shown) > 1:
+        axes.legend()
 
 
-def _draw_accuracies(axes: Any, epochs: Sequence[Record]) -> None:
-    _draw_curves(axes, epochs, _ACCURACIES, scale=100)
-    axes.set_ylim(0, 100)
+def to_svg(panel: Panel) -> str:
+    """Return a panel as an ``<svg>`` element, or "" if no series has points."""
+    if not panel.shown:
+        return ""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": panel.title}):
+        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.subplots(), panel)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :]
 
 
-def _draw_curves(axes: Any, epochs: Sequence[Record], curves: Sequence[tuple[str, str]], *, scale: float) -> None:
-    for name, label in curves:
-        points = [(e["epoch"] + 1, e[name] * scale) for e in epochs if e.get(name) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker=".", label=label)
-    axes.legend()
+def plot_run(folder: Path) -> Path:
+    """Plot loss, accuracy, learning rate and resolution of a run to ``plot.png``, and return its path.
 
-
-def main(argv: Sequence[str]) -> None:
-    """Draw ``RUN_FOLDER/plot.png`` from ``RUN_FOLDER/log.jsonl``."""
-    if len(argv) != 1 or argv[0].startswith("-"):
-        raise RebarError("usage: python -m rebar.reporting.plots RUN_FOLDER")
-    folder = Path(argv[0])
-    if not (folder / "log.jsonl").is_file():
-        raise RebarError(f"{folder} is no run folder: it has no log.jsonl")
-    plot_run(folder / "log.jsonl", folder / "plot.png")
-    print(folder / "plot.png")
-
-
-_NAMED = 40  # classes whose names still fit beside the image
-
-
-def per_class_accuracy(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of each true class that was predicted right, ``[classes]``; NaN for classes without images."""
-    totals = confusion.sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        return np.where(totals > 0, np.diagonal(confusion) / totals, np.nan)
-
-
-def class_lines(confusion: NDArray[np.int64], names: Sequence[str]) -> list[str]:
-    """A line a class, the worst first: accuracy, images, and what it is most often taken for."""
-    accuracy, wrong = per_class_accuracy(confusion), confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    width = max(map(len, names))
-    lines = []
-    for label in np.argsort(np.nan_to_num(accuracy, nan=2.0), kind="stable"):
-        total, mistaken = int(confusion[label].sum()), int(wrong[label].argmax())
-        if total == 0:
-            continue
-        line = f"{names[label]:<{width}}  {accuracy[label]:7.2%}  of {total:,}"
-        if wrong[label, mistaken]:
-            line += f", {int(wrong[label, mistaken]):,} taken for {names[mistaken]}"
-        lines.append(line)
-    return lines
-
-
-def plot_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
-    """Write the confusion matrix as a PNG: each row the shares of a true class."""
+    Raises RebarError if no epoch is complete, or if the image cannot be written.
+    """
+    run = read_run(folder)
+    if not run.epochs:
+        raise RebarError(
+            f"{folder}: the log has no complete epoch to plot. Wait until the first epoch is complete.",
+            code="log-without-epochs",
+        )
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(9, 8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    # the square root shows rare confusions beside a diagonal near 1
-    image = axes.imshow(np.sqrt(shares), cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
-    axes.set(xlabel="predicted", ylabel="true", title=path.stem)
-    if len(names) <= _NAMED:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
-    bar = figure.colorbar(image, ax=axes, shrink=0.7)
-    marks = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1]
-    bar.set_ticks(list(np.sqrt(marks)), labels=[f"{mark:.0%}" for mark in marks])
-    with atomic_write(path) as (file,):
-        figure.savefig(file, format="png", dpi=110)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(11, 7), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, panel in zip(figure.subplots(2, 2).flat, run_panels(run), strict=False):
+            draw(axes, panel)
+        figure.suptitle(escape.for_plot(run.name))
+        image = RunFolder(folder).plot
+        with atomic_write(image) as (file,):
+            figure.savefig(file, format="png", dpi=100)
+    return image
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write ``RUN_FOLDER/plot.png``."""
+    if len(argv) != 1 or argv[0].startswith("-"):
+        message = "usage: python -m rebar.reporting.plots RUN_FOLDER"
+        raise RebarError(message, code="config-invalid-value")
+    print(plot_run(Path(argv[0])))
 
 
 if __name__ == "__main__":

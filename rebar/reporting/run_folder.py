@@ -1,8 +1,7 @@
-"""``status.json``: how a run stands, for scripts that decide whether to start it again.
+"""The folder of a run: its files, its lock, and ``status.json``.
 
-torchrun turns every worker's exit status into 1; this file says what it was.
-
-The folder of a run: which files it holds, and when it may be written to.
+torchrun exits with status 1 whatever the exit status of its workers was. ``status.json`` holds the actual status, for
+scripts that decide whether to restart a run.
 """
 
 import fcntl
@@ -21,31 +20,34 @@ from rebar.storage.atomic_write import atomic_write
 from rebar.storage.run_manifest import ORIGIN
 
 State = Literal["running", "finished", "interrupted", "failed"]
+LOCK_TIMEOUT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """``interrupted``: everything is saved, the same command goes on. ``failed``: ``reason`` says why."""
+    """The content of ``status.json``. An interrupted run has saved everything and can be resumed.
+
+    - reason: why the run was interrupted or failed.
+    - epoch, step: complete epochs and steps of the run.
+    - exit_code: of the process; None while it runs.
+    """
 
     state: State
     reason: str
     epoch: int
-    """Complete epochs."""
     step: int
-    """Steps of the whole run."""
     exit_code: int | None
-    """What the process exits with; None while it runs."""
 
 
 def write_status(path: Path, status: RunStatus) -> None:
-    """Replace the file. Raises RebarError where it cannot be written."""
+    """Replace ``status.json``. Raises RebarError if writing fails."""
     record = {**asdict(status), "time": round(time.time(), 3), "host": socket.gethostname(), "pid": os.getpid()}
     with atomic_write(path) as (file,):
         file.write(json.dumps(record, indent=2).encode() + b"\n")
 
 
 def read_status(path: Path) -> RunStatus | None:
-    """What the file says; None where there is none, or none that can be read."""
+    """Read ``status.json``; return None if it is missing or invalid."""
     try:
         record = json.loads(path.read_text())
         return RunStatus(**{name: record[name] for name in RunStatus.__annotations__})
@@ -53,12 +55,9 @@ def read_status(path: Path) -> RunStatus | None:
         return None
 
 
-_PATIENCE = 20.0
-
-
 @dataclass(frozen=True)
 class RunFolder:
-    """Configuration, log, status, checkpoints, plot and report under one path."""
+    """Paths of a run's configuration, log, status, checkpoints, plot and report."""
 
     path: Path
 
@@ -92,94 +91,103 @@ class RunFolder:
 
     @property
     def origin(self) -> Path:
-        """How the run began, where that was not by itself."""
+        """The file that names the run this one was copied from."""
         return self.path / ORIGIN
-
-    def _earlier_run(self) -> list[Path]:
-        files = [self.config, self.log, self.plot, self.report, self.status, self.wandb_id, self.origin]
-        return [*(file for file in files if file.exists()), *self.last_checkpoint.parent.glob("*.pt")]
-
-    def check_can_be_written(self) -> None:
-        """Raise RebarError where the folder cannot be made or written to; makes nothing."""
-        nearest = next(path for path in (self.path, *self.path.resolve().parents) if path.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            reason = "may not be written to" if nearest.is_dir() else "is not a folder"
-            raise RebarError(f"logging.folder {self.path} cannot be written to: {nearest} {reason}")
-
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keep other runs out of the folder meanwhile; a killed process holds it no longer.
-
-        Raises RebarError where another run is writing to it.
-        """
-        self._make()
-        with self._lock.open("w") as file:
-            _lock_within(file, seconds=_PATIENCE, folder=self.path)
-            yield
-
-    def is_in_use(self) -> bool:
-        """Whether a run is writing to the folder now."""
-        try:
-            with self._lock.open("r") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # no run was ever here, or a file system without locks
-            return False
-        return False
-
-    def _make(self) -> None:
-        try:
-            self.last_checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RebarError(f"logging.folder {self.path} cannot be written to: {error.strerror}") from None
 
     @property
     def _lock(self) -> Path:
         return self.path / ".lock"
 
+    def _run_files(self) -> list[Path]:
+        files = [self.config, self.log, self.plot, self.report, self.status, self.wandb_id, self.origin]
+        return [*(file for file in files if file.exists()), *self.last_checkpoint.parent.glob("*.pt")]
+
+    def _not_writable(self, reason: str | None) -> RebarError:
+        return RebarError(
+            f"logging.folder: {self.path} is not writable: {reason}. Choose another folder.",
+            code="run-folder-not-writable",
+        )
+
+    def check_writable(self) -> None:
+        """Raise RebarError if the folder cannot be created or written to. Creates nothing."""
+        nearest = next(path for path in (self.path, *self.path.resolve().parents) if path.exists())
+        if not nearest.is_dir():
+            raise self._not_writable(f"{nearest} is not a folder")
+        if not os.access(nearest, os.W_OK):
+            raise self._not_writable(f"no permission to write to {nearest}")
+
+    @contextmanager
+    def locked(self, timeout: float = LOCK_TIMEOUT_SECONDS) -> Iterator[None]:
+        """Lock the folder against other runs. The operating system releases the lock if the process is killed.
+
+        A run that was just killed may still be saving, so wait up to ``timeout`` seconds. Raises RebarError if another
+        run still has the lock.
+        """
+        self._create()
+        with self._lock.open("w") as file:
+            self._acquire(file, timeout)
+            yield
+
+    def _acquire(self, file: IO[str], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise RebarError(
+                        f"{self.path}: another run is using this folder. Wait until it ends, or choose another "
+                        "--logging.folder.",
+                        code="run-folder-locked",
+                    ) from None
+                time.sleep(0.1)
+            except OSError:
+                return  # the file system does not support locks
+            else:
+                return
+
+    def is_locked(self) -> bool:
+        """Return whether a run is using the folder now."""
+        try:
+            with self._lock.open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no lock file, or a file system without locks
+            return False
+        return False
+
+    def _create(self) -> None:
+        try:
+            self.last_checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._not_writable(error.strerror) from None
+
     def checkpoint_to_resume(self, resume: str) -> Path | None:
-        """The file that ``resume`` ('auto', 'none' or a path) means, or None to start afresh."""
+        """Return the checkpoint that ``resume`` ('auto', 'none' or a path) selects, or None to start from scratch."""
         if resume == "none":
             return None
         if resume != "auto":
             return Path(resume)
         return self.last_checkpoint if self.last_checkpoint.exists() else None
 
-    def check_free(self, resume: str, *, overwrite: bool) -> None:
-        """Raise RebarError where starting afresh would destroy an earlier run unasked."""
+    def check_overwrite(self, resume: str, *, overwrite: bool) -> None:
+        """Raise RebarError if starting from scratch would delete an earlier run without ``overwrite``."""
         if resume == "none" and not overwrite and self.last_checkpoint.exists():
             raise RebarError(
-                f"{self.path} holds an earlier run with a checkpoint: leave out --resume none to go on with it, "
-                "add --overwrite to delete it, or choose another --logging.folder"
+                f"{self.path}: the folder contains an earlier run with a checkpoint. Omit --resume none to resume it, "
+                "add --overwrite to delete it, or choose another --logging.folder.",
+                code="run-exists",
             )
 
-    def prepare(self, *, afresh: bool) -> None:
-        """Make the folder; starting afresh, remove an earlier run's files (and no others)."""
-        self._make()
+    def prepare(self, *, from_scratch: bool) -> None:
+        """Create the folder. ``from_scratch`` deletes the files of an earlier run, and no others."""
+        self._create()
         try:
-            if afresh:
-                for file in self._earlier_run():
+            if from_scratch:
+                for file in self._run_files():
                     file.unlink()
-            for leftover in self.last_checkpoint.parent.glob(".*.partial-*"):  # of a run killed while saving
+            for leftover in self.last_checkpoint.parent.glob(".*.partial-*"):  # of a run that was killed while saving
                 leftover.unlink()
         except OSError as error:
-            raise RebarError(f"logging.folder {self.path} cannot be written to: {error.strerror}") from None
-
-
-def _lock_within(file: IO[str], *, seconds: float, folder: Path) -> None:
-    """Lock the file; a run that was killed a moment ago may still be saving, so wait a little."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise RebarError(
-                    f"{folder} is in use by another run: wait for it, or choose another --logging.folder"
-                ) from None
-            time.sleep(0.1)
-        except OSError:
-            return  # a file system without locks
-        else:
-            return
+            raise self._not_writable(error.strerror) from None

@@ -6,24 +6,24 @@ from pathlib import Path
 import torch
 
 from rebar.cli import warn
-from rebar.models.resnets import count_parameters
+from rebar.models.build import count_parameters
 from rebar.optim.schedules import peak_lr
 from rebar.reporting import console
-from rebar.reporting.console import in_words
+from rebar.reporting.console import format_duration
 from rebar.reporting.log import environment
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
 from rebar.training.estimate import MIN_STEPS, first_estimate_step, seconds_left
 from rebar.training.resolution import all_resolutions
 from rebar.training.run import Run
-from rebar.training.unused_settings import unused_setting_names
+from rebar.training.unused_options import unused_options
 
 
 def print_banner(run: Run) -> None:
     """Print and log what is about to run. Warns of options without effect or that contradict the recipe."""
     config, state, world = run.config, run.state, run.world
     _warn_of_contradictions(config, world)
-    for warning in unused_setting_names(config):
+    for warning in unused_options(config):
         warn(warning)
     parameters, precision = count_parameters(state.model), state.precision
     gpus = world.size if world.device.type == "cuda" else 0
@@ -53,7 +53,7 @@ def print_epoch(run: Run) -> None:
     remaining = all_resolutions(epochs, run.config.resolution)[state.epoch :]
     left = metrics["time/epoch_seconds"] * sum((size / resolution) ** 2 for size in remaining)
     print(console.epoch_line(state.epoch, epochs, metrics, seconds_left=left), flush=True)
-    cores = len(os.sched_getaffinity(0)) // run.world.size_here
+    cores = len(os.sched_getaffinity(0)) // run.world.local_size
     run.health.on_epoch(state.epoch, metrics["time/data_wait_fraction"], run.train_loader.num_workers, cores)
 
 
@@ -161,7 +161,7 @@ def _time_note(run: Run) -> str:
     if not left:
         return ""
     return (
-        f"about {in_words(left)} left, without evaluation, at the {speed:,.0f} images/s measured before at "
+        f"about {format_duration(left)} left, without evaluation, at the {speed:,.0f} images/s measured before at "
         f"{resolution} px"
     )
 

@@ -45,7 +45,7 @@ class CheckpointConfig:
         False, help="when resuming with other --epochs: restart the schedule over the remaining epochs, without a jump"
     )
     freeze_lr: float | None = option(
-        None, help="constant learning rate; without a value, the last one of the resumed run", minimum=0, bare="0"
+        None, help="constant learning rate; without a value, the last one of the resumed run", minimum=0, const="0"
     )
     spot_notice: Literal["auto", "on", "off"] = option(
         "auto", help="poll for EC2's spot interruption notice; auto: on EC2 instances only"

@@ -10,7 +10,7 @@ from typing import ClassVar
 from rebar.augment.policy import RegularizationConfig
 from rebar.config import option, section
 from rebar.loading.imagenet import DataConfig
-from rebar.models.resnets import ModelConfig
+from rebar.models.build import ModelConfig
 from rebar.optim.averaging import AveragingConfig
 from rebar.optim.optimizers import OptimizerConfig, OptimizerName
 from rebar.optim.schedules import LearningRateConfig

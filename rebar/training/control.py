@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from rebar.storage.ec2_metadata import endpoint_is_given
-from rebar.training.distributed import Agreement, World
-from rebar.training.preemption import StopRequest, Wish, on_ec2, stop_requests, watch_for_notice
+from rebar.training.distributed import StopVote, World
+from rebar.training.preemption import StopReason, StopRequest, is_ec2, stop_requests, watch_for_notice
 
 
 class RunControl:
@@ -21,7 +21,7 @@ class RunControl:
         self._world = world
         self._every_steps, self._every_minutes = every_steps, every_minutes
         self.request = StopRequest()
-        self._vote: Agreement | None = None
+        self._vote: StopVote | None = None
         self._max_steps = 0
         self._budget_seconds = 0.0
         self._used_seconds = 0.0
@@ -31,7 +31,7 @@ class RunControl:
 
     def start(self, request: StopRequest, *, used_seconds: float = 0.0) -> None:
         """Start the clock and vote from now on. ``used_seconds`` is the time that earlier attempts took."""
-        self.request, self._vote, self._used_seconds = request, Agreement(self._world), used_seconds
+        self.request, self._vote, self._used_seconds = request, StopVote(self._world), used_seconds
         self._started = self._saved = time.monotonic()
 
     def set_limits(self, *, step: int, max_steps: int = 0, budget_seconds: float = 0.0) -> None:
@@ -40,7 +40,7 @@ class RunControl:
         if max_steps and step >= max_steps:
             self.limit = f"training.max_steps {max_steps}"
         if budget_seconds and self._used_seconds >= budget_seconds:
-            self.limit = Wish.BUDGET.reason
+            self.limit = StopReason.BUDGET.description
 
     @property
     def is_over(self) -> bool:
@@ -52,19 +52,19 @@ class RunControl:
         """Duration of the run, earlier attempts included."""
         return self._used_seconds + time.monotonic() - self._started
 
-    def after_step(self, step: int) -> Wish:
+    def after_step(self, step: int) -> StopReason:
         """Return the ranks' decision after ``step`` steps of the run. Every rank must call it at the same step."""
         if self._max_steps and step >= self._max_steps:
             self.limit = f"training.max_steps {self._max_steps}"
-        decision = self._decide(self._own_wish())
-        if decision is Wish.BUDGET:
-            self.limit = decision.reason
+        decision = self._decide(self._own_reason())
+        if decision is StopReason.BUDGET:
+            self.limit = decision.description
         is_due = self._every_steps > 0 and step % self._every_steps == 0
-        return Wish.SAVE if decision is Wish.GO_ON and (self.limit or is_due) else decision
+        return StopReason.SAVE if decision is StopReason.NONE and (self.limit or is_due) else decision
 
-    def during_evaluation(self) -> Wish:
+    def during_evaluation(self) -> StopReason:
         """Return the ranks' decision between two batches of an evaluation, where only stop requests count."""
-        return self._decide(self.request.wish)
+        return self._decide(self.request.reason)
 
     def check_target(self, metrics: Mapping[str, float], *, target_top1: float) -> None:
         """Set the limit if validation top-1 has reached the target, a fraction or a percentage; 0: no target."""
@@ -80,18 +80,18 @@ class RunControl:
     def close(self) -> None:
         """Receive the last votes of the other ranks."""
         if self._vote is not None:
-            self._vote.settle()
+            self._vote.finish()
 
-    def _decide(self, wish: Wish) -> Wish:
-        return Wish(self._vote.decide(wish)) if self._vote is not None else Wish.GO_ON
+    def _decide(self, reason: StopReason) -> StopReason:
+        return StopReason(self._vote.cast(reason)) if self._vote is not None else StopReason.NONE
 
-    def _own_wish(self) -> Wish:
-        if self.request.wish is not Wish.GO_ON or not self._world.is_main:
-            return self.request.wish
+    def _own_reason(self) -> StopReason:
+        if self.request.reason is not StopReason.NONE or not self._world.is_main:
+            return self.request.reason
         if self._budget_seconds and self.run_seconds >= self._budget_seconds:
-            return Wish.BUDGET
+            return StopReason.BUDGET
         is_due = self._every_minutes and time.monotonic() - self._saved >= 60 * self._every_minutes
-        return Wish.SAVE if is_due else Wish.GO_ON
+        return StopReason.SAVE if is_due else StopReason.NONE
 
 
 @contextmanager
@@ -100,9 +100,11 @@ def listen_for_stop(world: World, *, spot_notice: str, poll_seconds: float) -> I
 
     ``spot_notice``: on, off, or auto for machines of EC2 only. One rank of each node polls every ``poll_seconds``.
     """
-    polls = spot_notice == "on" or (spot_notice == "auto" and (on_ec2() or endpoint_is_given()))
+    polls = spot_notice == "on" or (spot_notice == "auto" and (is_ec2() or endpoint_is_given()))
     with ExitStack() as stack:
         request = stack.enter_context(stop_requests())
-        if polls and world.is_first_here:
-            stack.enter_context(watch_for_notice(lambda: request.ask(Wish.SPOT_NOTICE), every_seconds=poll_seconds))
+        if polls and world.is_local_main:
+            stack.enter_context(
+                watch_for_notice(lambda: request.set(StopReason.SPOT_NOTICE), every_seconds=poll_seconds)
+            )
         yield request

@@ -1,6 +1,6 @@
-"""The processes of a run, as torchrun's environment describes them.
+"""Distributed training with torchrun: process groups, collectives and the vote to stop.
 
-Started by plain ``python`` a run is a world of one, and nothing here communicates.
+Started by plain ``python``, a run has a world size of 1 and does not communicate.
 """
 
 import ctypes
@@ -17,41 +17,42 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before a group exists: see join_world
+import torch.distributed.nn.functional  # must be imported before a group exists: see join_world
 from torch import nn
 
 from rebar.errors import RebarError
 
 _TIMEOUT = timedelta(minutes=10)
-_PATIENCE = timedelta(days=2)
+_LONG_TIMEOUT = timedelta(days=2)
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class World:
-    """Who we are: ``rank`` of ``size`` processes, working on ``device``."""
+    """The ``rank`` of this process among ``size`` ranks, and its ``device``.
+
+    ``long_timeout_groups`` is empty, or holds a Gloo group for barriers that may take hours. It is a list so that
+    :func:`join_world` can drop the last reference to the group.
+    """
 
     rank: int
     size: int
     device: torch.device
-    patient_groups: list[dist.ProcessGroup] = field(default_factory=list, repr=False, compare=False)
-    """One, to wait on the CPU for as long as the others live, whose end it notices; none in a world of one.
-
-    A group that is still referred to lives on when the world ends, so it lies where it can be taken away."""
+    long_timeout_groups: list[dist.ProcessGroup] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks to the user."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     @property
-    def is_first_here(self) -> bool:
-        """Whether this is its machine's first process."""
+    def is_local_main(self) -> bool:
+        """Whether this is the first rank of its node."""
         return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
     @property
-    def size_here(self) -> int:
-        """Processes on this machine."""
+    def local_size(self) -> int:
+        """The number of ranks on this node."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
     @property
@@ -61,11 +62,11 @@ class World:
 
 @contextmanager
 def join_world() -> Iterator[World]:
-    """Take our place among the processes torchrun started: NCCL on GPUs, Gloo on CPUs.
+    """Join the process group that torchrun's environment describes: NCCL on GPUs, Gloo on the CPU.
 
-    Raises RebarError where this machine has fewer GPUs than processes.
+    Raises RebarError if the node has fewer GPUs than ranks.
     """
-    device = _device_of(int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    device = _local_device(int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     world = World(rank=rank, size=size, device=device)
     if not world.distributed:
@@ -75,28 +76,27 @@ def join_world() -> Iterator[World]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
-        store=_meeting_place(),
+        store=_rendezvous_store(),
         rank=rank,
         world_size=size,
         timeout=_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
-    world.patient_groups.append(dist.new_group(backend="gloo", timeout=_PATIENCE))
-    # torch.distributed.nn keeps the group that exists when it is first imported, which torch does by itself
-    # at some later moment: that group's threads would never end, and abort the process at its exit.
+    world.long_timeout_groups.append(dist.new_group(backend="gloo", timeout=_LONG_TIMEOUT))
+    # torch.distributed.nn keeps a reference to the default group if it exists when the module is first imported. Its
+    # threads would then abort the process at exit. torch may import it at any time, so this module does so first.
     yield world
-    wait_for_all(world)  # the first process may have to draw and upload; who waits for it in NCCL waits minutes only
-    world.patient_groups.clear()
-    gc.collect()  # a wrapped model in a cycle would keep the group, too
-    dist.destroy_process_group()  # not after an error: it would wait for processes that may be gone
+    wait_for_all(world)  # rank 0 may still plot and upload, for longer than NCCL's timeout
+    world.long_timeout_groups.clear()
+    gc.collect()  # a DDP model in a reference cycle would keep the group alive, too
+    dist.destroy_process_group()  # not after an exception: it would wait for ranks that may have ended
 
 
-def _meeting_place() -> dist.Store:
-    """torchrun's store of the processes' addresses.
+def _rendezvous_store() -> dist.Store:
+    """Return torchrun's store, with a prefix per attempt.
 
-    When torchrun restarts the workers of a single machine it keeps the store, and with it the addresses of
-    those that died, which the new ones may meet first. So every attempt has a corner of its own. With
-    several machines torchrun makes a new store each time, and their counts of restarts need not agree.
+    When torchrun restarts the workers of a single node, it keeps the store, with the addresses of the previous workers.
+    With several nodes, torchrun creates a new store for each attempt, and the restart counts of the nodes may differ.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
@@ -105,18 +105,19 @@ def _meeting_place() -> dist.Store:
 
 
 def _end_with_launcher() -> None:
-    """Ask Linux to end this process when torchrun dies, which otherwise leaves its workers training on."""
+    """Let Linux send SIGTERM to this process when torchrun dies. Workers would otherwise continue to train."""
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _device_of(local_rank: int, local_size: int) -> torch.device:
+def _local_device(local_rank: int, local_size: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if local_size > torch.cuda.device_count():
         raise RebarError(
-            f"{local_size} processes but {torch.cuda.device_count()} GPUs on this machine: "
-            f"start torchrun with --nproc_per_node={torch.cuda.device_count()}"
+            f"torchrun: {local_size} ranks, but {torch.cuda.device_count()} GPUs on this node. "
+            f"Start it with --nproc_per_node={torch.cuda.device_count()}.",
+            code="distributed-too-few-gpus",
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
@@ -124,37 +125,37 @@ def _device_of(local_rank: int, local_size: int) -> torch.device:
 
 
 def wrap_distributed(model: nn.Module, world: World) -> nn.Module:
-    """The model as DistributedDataParallel, or as it is in a world of one.
+    """Return the model wrapped in DistributedDataParallel, or the model itself with a world size of 1.
 
-    Its weights and buffers must be the same in all processes. The statistics of BatchNorm then grow apart, each
-    process's from its own images: :func:`share_buffers` makes them one where they are used.
+    Weights and buffers must be identical on all ranks. BatchNorm statistics are not synchronized in training: call
+    :func:`broadcast_buffers` before they are used.
     """
     if not world.distributed:
         return model
     device_ids = [world.device] if world.device.type == "cuda" else None
-    with warnings.catch_warnings():  # its other name came with PyTorch 2.13
+    with warnings.catch_warnings():  # PyTorch 2.13 renamed the argument
         warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
         return nn.parallel.DistributedDataParallel(
             model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
         )
 
 
-def share_buffers(model: nn.Module, world: World) -> None:
-    """Give every process the first one's BatchNorm statistics, so that all evaluate the model that is saved."""
+def broadcast_buffers(model: nn.Module, world: World) -> None:
+    """Broadcast rank 0's buffers (BatchNorm statistics), so that all ranks evaluate the model that is saved."""
     if world.distributed:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def sum_over_world(values: torch.Tensor, world: World) -> torch.Tensor:
-    """``values`` added up over all processes, on all of them (in place)."""
+    """Sum ``values`` over all ranks, in place, and return them."""
     if world.distributed:
         dist.all_reduce(values)
     return values
 
 
 def gather_from_all(value: Any, world: World) -> list[Any]:
-    """Every process's value, in the order of their ranks, on all of them."""
+    """Return the values of all ranks, in order of rank, on all ranks."""
     if not world.distributed:
         return [value]
     values: list[Any] = [None] * world.size
@@ -162,38 +163,38 @@ def gather_from_all(value: Any, world: World) -> list[Any]:
     return values
 
 
-class Agreement:
-    """What the processes want at each step, brought to one decision without waiting for it.
+class StopVote:
+    """A vote of all ranks after each step, whose result is the maximum. It does not delay the step.
 
-    The wishes travel on the CPU while the next step is computed, so every process reads them one step
-    late, and all of them at the same step. The connection also ends at once when a process dies.
+    The votes are exchanged on the CPU, while the next step is computed. All ranks therefore receive the result one step
+    late, and at the same step. The exchange fails at once if a rank dies.
     """
 
     def __init__(self, world: World) -> None:
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world.distributed else None
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
-    def decide(self, wish: int) -> int:
-        """Send this step's wish; the largest wish of all processes at the step before (alone: of this one)."""
+    def cast(self, vote: int) -> int:
+        """Cast this step's vote, and return the result of the previous step; with one rank, that of this step."""
         if self._group is None:
-            return wish
-        decision = self.settle()
-        wishes = torch.tensor([wish])
-        work = dist.all_reduce(wishes, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        self._pending = (wishes, work)
-        return decision
+            return vote
+        result = self.finish()
+        votes = torch.tensor([vote])
+        work = dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (votes, work)
+        return result
 
-    def settle(self) -> int:
-        """The largest of the wishes that were sent last and not read yet; 0 if there are none."""
+    def finish(self) -> int:
+        """Wait for the last vote and return its result; 0 if there is none."""
         if self._pending is None:
             return 0
-        wishes, work = self._pending
+        votes, work = self._pending
         self._pending = None
         work.wait()
-        return int(wishes.item())
+        return int(votes.item())
 
 
 def wait_for_all(world: World) -> None:
-    """Return when every process has come here, however long that takes. Raises RuntimeError where one has died."""
+    """Wait until all ranks have called this, for up to two days. Raises RuntimeError if a rank dies."""
     if world.distributed:
-        dist.barrier(group=world.patient_groups[0])
+        dist.barrier(group=world.long_timeout_groups[0])

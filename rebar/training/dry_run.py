@@ -8,7 +8,8 @@ import torch
 
 from rebar.cli import warn
 from rebar.reporting import console
-from rebar.reporting.console import in_words, peak_host_gb
+from rebar.reporting.console import format_duration
+from rebar.reporting.environment import peak_host_gb
 from rebar.reporting.log import LoggingConfig, check_wandb_installed
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.huggingface import check_token
@@ -45,7 +46,7 @@ def check_destinations_writable(config: LoggingConfig) -> None:
     For the Hugging Face Hub only the token is checked, not the permission to create the repository.
     """
     folder = RunFolder(Path(config.folder))
-    folder.check_can_be_written()
+    folder.check_writable()
     if config.wandb:
         check_wandb_installed()
     if config.hf_repo:
@@ -70,7 +71,7 @@ def dry_run(run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, pr
     )
     facts = {
         "images/s": speed,
-        "time": f"about {in_words(3600 * hours)} for {len(resolutions)} epochs, without evaluation and start-up",
+        "time": f"about {format_duration(3600 * hours)} for {len(resolutions)} epochs, without evaluation and start-up",
         "memory": f"{peak_host_gb():.1f} GB on rank 0" + _gpu_memory(run.world.device),
     }
     if price_per_hour:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from rebar.reporting.console import in_words, print_beside_bar
+from rebar.reporting.console import format_duration, print_above_bar
 
 MIN_STEPS = 10
 """Steps that an estimate is based on, at least."""
@@ -48,7 +48,7 @@ class TimeEstimate:
         steps_per_epoch: int,
         global_batch: int,
         max_steps: int = 0,
-        show: Callable[[str], None] = print_beside_bar,
+        show: Callable[[str], None] = print_above_bar,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """``resolutions`` in pixels, one per epoch; ``max_steps`` 0 for no limit."""
@@ -84,7 +84,7 @@ class TimeEstimate:
             max_steps=self._max_steps,
         )
         self._show(
-            f"time left: about {in_words(left)} for {epochs} epoch{'s' if epochs > 1 else ''}, without evaluation, at "
-            f"{self._global_batch / seconds_per_step:,.0f} images/s and {self._resolutions[epoch]} px (measured over "
-            f"{steps} steps)"
+            f"time left: about {format_duration(left)} for {epochs} epoch{'s' if epochs > 1 else ''}, "
+            f"without evaluation, at {self._global_batch / seconds_per_step:,.0f} images/s and "
+            f"{self._resolutions[epoch]} px (measured over {steps} steps)"
         )

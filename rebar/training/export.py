@@ -1,9 +1,8 @@
-"""A trained model as ONNX, for other runtimes.
+"""Export of weights: torchvision state_dict (``.pth``), safetensors, or ONNX.
 
-The graph takes images as training does: float32, N × 3 × height × width, channels RGB, normalised with the mean and
-deviation that the metadata's key ``rebar`` names (in levels of 0 to 255). N, height and width are free.
-
-The weights alone, for others to load: a torchvision state_dict, safetensors, or a whole model as ONNX.
+An ONNX model takes float32 images ``[n, 3, height, width]`` in RGB and returns logits; n, height and width are dynamic.
+The images must be normalized with the mean and standard deviation (in levels of 0 to 255) that its metadata contains
+under the key ``rebar``.
 """
 
 import contextlib
@@ -12,7 +11,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,102 +19,39 @@ import torch
 
 from rebar.cli import warn
 from rebar.errors import RebarError
-from rebar.models.resnets import build_model
+from rebar.models.build import build_model
 from rebar.storage.atomic_write import atomic_write
 from rebar.training.checkpoint import plain_names
 
 OPSET = 18
-_PACKAGES = ("onnx", "onnxscript")
-_TRACED_AT = 64  # pixels; any will do
-
-
-def check_onnx_installed() -> None:
-    """Raise RebarError where a package is missing, so that it is known before the training."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise RebarError(f"exporting ONNX takes {' and '.join(missing)}: pip install {' '.join(missing)}")
-
-
-def write_onnx(path: Path, weights: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-    """Write a classifier (``facts`` names ``arch``, ``num_classes`` and ``use_blurpool``) with its softmax left out.
-
-    Raises RebarError where a package is missing, or where the architecture cannot be exported.
-    """
-    check_onnx_installed()
-    model = build_model(facts["arch"], num_classes=facts["num_classes"], use_blurpool=bool(facts.get("use_blurpool")))
-    model.load_state_dict(dict(weights))
-    proto = _traced(model.eval(), facts["arch"])
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = "rebar", json.dumps(dict(facts))
-    with atomic_write(path) as (file,):
-        file.write(proto.SerializeToString())
-
-
-def _traced(model: torch.nn.Module, arch: str) -> Any:
-    free = torch.export.Dim.DYNAMIC
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_loggers():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.onnx.export(
-                model,
-                (torch.zeros(2, 3, _TRACED_AT, _TRACED_AT),),
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: free, 2: free, 3: free},),
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
-            )
-        except Exception as error:  # the exporter's own, of many kinds
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise RebarError(f"a {arch} cannot be exported as ONNX: {reason}") from None
-    assert program is not None
-    return program.model_proto
-
-
-@contextlib.contextmanager
-def _quiet_loggers() -> Any:
-    """The exporter's packages tell their steps at the level of warnings."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 SUFFIXES = {"torchvision": ".pth", "safetensors": ".safetensors", "onnx": ".onnx"}
+_ONNX_PACKAGES = ("onnx", "onnxscript")
+_TRACING_RESOLUTION = 64  # px; the graph does not depend on it
 
 
-def export_weights(path: Path, weights: Mapping[str, torch.Tensor], facts: Mapping[str, object]) -> None:
-    """Write a state_dict under torchvision's names; the suffix says in which form.
+def export_suffixes(formats: str) -> list[str]:
+    """Return the file suffixes of 'none', one format, 'both' (torchvision and safetensors) or 'all'."""
+    names = {"both": ["torchvision", "safetensors"], "all": list(SUFFIXES), "none": []}.get(formats, [formats])
+    return [SUFFIXES[name] for name in names]
 
-    ``.pth`` is read by ``model.load_state_dict(torch.load(path))``, ``.safetensors`` by
-    ``safetensors.torch.load_file(path)`` and holds ``facts`` as JSON under the metadata's key ``rebar``, as does
-    ``.onnx``, for which ``facts`` must name ``arch`` and ``num_classes``. Raises RebarError for another suffix, where a
-    package is missing, or where the disk is full.
-    """
-    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    if path.suffix == ".safetensors":
-        content = _as_safetensors(plain, facts)
-        with atomic_write(path) as (file,):
-            file.write(content)
-    elif path.suffix in (".pth", ".pt"):
-        if facts.get("use_blurpool"):
-            warn(f"{path}: trained with BlurPool, which a plain torchvision model lacks: its results will differ")
-        with atomic_write(path) as (file,):
-            torch.save(plain, file)
-    elif path.suffix == ".onnx":
-        write_onnx(path, plain, facts)
-    else:
-        raise RebarError(f"{path}: exported weights end in .pth (torchvision's state_dict), .safetensors or .onnx")
+
+def check_can_export(formats: str) -> None:
+    """Raise RebarError if a package that the export needs is not installed."""
+    if ".onnx" in export_suffixes(formats):
+        _check_onnx_installed()
+
+
+def _check_onnx_installed() -> None:
+    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RebarError(
+            f"export: ONNX needs {' and '.join(missing)}. Run 'pip install {' '.join(missing)}'.",
+            code="export-package-missing",
+        )
 
 
 def export_metadata(content: Mapping[str, Any], *, use_blurpool: bool) -> dict[str, object]:
-    """What somebody who loads the exported weights has to know, of a checkpoint or a run's state, named alike."""
+    """Return the metadata of exported weights, from a checkpoint or from the attributes of a run's state."""
     return {
         "arch": content["arch"],
         "num_classes": content["num_classes"],
@@ -127,19 +63,47 @@ def export_metadata(content: Mapping[str, Any], *, use_blurpool: bool) -> dict[s
     }
 
 
-def _as_safetensors(weights: Mapping[str, torch.Tensor], facts: Mapping[str, object]) -> bytes:
-    try:
-        from safetensors.torch import save
-    except ImportError:
-        raise RebarError("safetensors is not installed: 'pip install safetensors'") from None
-    # "format" is what other readers ask for
-    return _in_order(save(dict(weights), metadata={"format": "pt", "rebar": json.dumps(dict(facts))}))
+def export_weights(path: Path, weights: Mapping[str, torch.Tensor], metadata: Mapping[str, object]) -> None:
+    """Write a state_dict with torchvision's parameter names, in the format of the suffix.
+
+    - ``.pth`` (or ``.pt``): ``model.load_state_dict(torch.load(path))``.
+    - ``.safetensors``: ``safetensors.torch.load_file(path)``, with ``metadata`` as JSON under the key ``rebar``.
+    - ``.onnx``: a model with the same metadata, which must contain ``arch`` and ``num_classes``.
+
+    Raises RebarError for another suffix, a missing package, an architecture that cannot be exported, or a full disk.
+    """
+    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    if path.suffix == ".safetensors":
+        content = _to_safetensors(plain, metadata)
+    elif path.suffix in (".pth", ".pt"):
+        if metadata.get("use_blurpool"):
+            warn(f"{path}: the model uses BlurPool; torchvision's model without it gives other outputs")
+        with atomic_write(path) as (file,):
+            torch.save(plain, file)
+        return
+    elif path.suffix == ".onnx":
+        content = _to_onnx(plain, metadata)
+    else:
+        raise RebarError(
+            f"{path}: unknown export format. Use the suffix .pth (torchvision's state_dict), .safetensors or .onnx.",
+            code="export-unknown-format",
+        )
+    with atomic_write(path) as (file,):
+        file.write(content)
 
 
-def _in_order(content: bytes) -> bytes:
-    """A safetensors file with its metadata in order, which the package shuffles: equal weights give equal files.
+def _to_safetensors(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, object]) -> bytes:
+    from safetensors.torch import save
 
-    The header is JSON behind its size in 8 bytes, padded with spaces (https://github.com/huggingface/safetensors).
+    # other readers require "format"
+    return _sort_metadata(save(dict(weights), metadata={"format": "pt", "rebar": json.dumps(dict(metadata))}))
+
+
+def _sort_metadata(content: bytes) -> bytes:
+    """Sort the metadata of a safetensors file, so that equal weights give equal files.
+
+    The package writes it in random order. The header is JSON, preceded by its size in 8 bytes and padded with spaces
+    (https://github.com/huggingface/safetensors).
     """
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
@@ -149,11 +113,62 @@ def _in_order(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A state_dict of a ``.pth`` or ``.safetensors`` file, under the bare model's names.
+def _to_onnx(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> bytes:
+    _check_onnx_installed()
+    arch, num_classes = metadata["arch"], metadata["num_classes"]
+    model = build_model(arch, num_classes=num_classes, use_blurpool=bool(metadata.get("use_blurpool")))
+    model.load_state_dict(dict(weights))
+    proto = _trace(model.eval(), arch)
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = "rebar", json.dumps(dict(metadata))
+    content: bytes = proto.SerializeToString()
+    return content
 
-    Takes what wraps it in torchvision's reference script and ours ("model"), and in timm's ("state_dict").
-    Raises RebarError for a file that is missing or holds no weights.
+
+def _trace(model: torch.nn.Module, arch: str) -> Any:
+    dynamic = torch.export.Dim.DYNAMIC
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_loggers():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                model,
+                (torch.zeros(2, 3, _TRACING_RESOLUTION, _TRACING_RESOLUTION),),
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises exceptions of many types
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise RebarError(
+                f"export: torch cannot export a {arch} to ONNX: {reason}. Export .safetensors instead.",
+                code="export-onnx-failed",
+            ) from None
+    assert program is not None
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    """Silence the exporter's packages, which log their progress as warnings."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state_dict from a ``.pth`` or ``.safetensors`` file, without the prefixes of DDP and torch.compile.
+
+    The state_dict may be wrapped in a dict, under "model" (torchvision's reference script, and Rebar's checkpoints) or
+    "state_dict" (timm). Raises RebarError if the file is missing or contains no state_dict.
     """
     try:
         if path.suffix == ".safetensors":
@@ -162,25 +177,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             return plain_names(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise RebarError(f"{path} does not exist") from None
-    except Exception as error:  # a damaged file may raise anything
+        raise RebarError(f"{path}: file not found. Check the path.", code="weights-not-found") from None
+    except Exception as error:  # a damaged file may raise any exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RebarError(f"{path} holds no weights that can be read: {reason}") from None
+        raise _invalid(path, f"not readable: {reason}") from None
     for wrapper in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise RebarError(f"{path} holds no state_dict")
+        raise _invalid(path, "no state_dict found")
     return plain_names(content)
 
 
-def export_suffixes(wanted: str) -> list[str]:
-    """The suffixes that 'none', the name of one, 'both' (of the first two) or 'all' mean."""
-    names = {"both": ["torchvision", "safetensors"], "all": list(SUFFIXES), "none": []}.get(wanted, [wanted])
-    return [SUFFIXES[name] for name in names]
-
-
-def check_can_export(wanted: str) -> None:
-    """Raise RebarError where what is to be written at the end takes a package that is missing."""
-    if ".onnx" in export_suffixes(wanted):
-        check_onnx_installed()
+def _invalid(path: Path, message: str) -> RebarError:
+    return RebarError(f"{path}: {message}. Give a .pth or .safetensors file of weights.", code="weights-invalid")

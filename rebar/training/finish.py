@@ -1,8 +1,8 @@
 """The end of a run: last evaluations, exported weights and the summary."""
 
-from rebar.models.resnets import count_parameters
+from rebar.models.build import count_parameters
 from rebar.reporting import console
-from rebar.training.evaluate import named_by_resolution
+from rebar.training.evaluate import add_resolution_suffix
 from rebar.training.export import export_metadata, export_suffixes, export_weights
 from rebar.training.metrics import memory_metrics
 from rebar.training.run import Run
@@ -42,11 +42,11 @@ def finish(run: Run) -> None:
 def validate_final_resolutions(run: Run) -> None:
     """Validate at ``validation.final_resolutions``; the checkpoint keeps the results, so that it is done once."""
     state, validation = run.state, run.config.validation
-    missing = [size for size in validation.at_the_end if f"val/top1_{size}px" not in state.last_metrics]
+    missing = [size for size in validation.final if f"val/top1_{size}px" not in state.last_metrics]
     for size in missing:
         metrics = state.last_metrics
         if size != validation.resolution:
             metrics = validate(run, resolution=size).metrics()
-        state.last_metrics |= named_by_resolution(metrics, size)
+        state.last_metrics |= add_resolution_suffix(metrics, size)
     if missing:
         run.save_checkpoint()

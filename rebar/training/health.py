@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from rebar.errors import RebarError
-from rebar.reporting.console import warn_beside_bar
+from rebar.reporting.console import warn_above_bar
 
 _DIVERGENCE_RATIO = 2.0  # loss, relative to the first one
 _WAIT_FRACTION = 0.2
@@ -17,7 +17,7 @@ _WAIT_FRACTION = 0.2
 class HealthWatch:
     """Warns of signs of trouble in the metrics that are logged anyway, once per kind. ``warn`` prints a warning."""
 
-    warn: Callable[[str], None] = warn_beside_bar
+    warn: Callable[[str], None] = warn_above_bar
     _first_loss: float | None = None
     _warned: set[str] = field(default_factory=set)
 

@@ -73,7 +73,7 @@ def record_early_failure(config: TrainConfig) -> Iterator[None]:
     except Exception as error:
         status = read_status(folder.status)
         is_ours = is_attempt and int(os.environ.get("RANK", 0)) == 0 and _content(folder.status) == before
-        if is_ours and status is not None and status.state != "finished" and not folder.is_in_use():
+        if is_ours and status is not None and status.state != "finished" and not folder.is_locked():
             reason = str(error) or type(error).__name__
             with suppress(RebarError):
                 write_status(folder.status, dataclasses.replace(status, state="failed", reason=reason, exit_code=1))

@@ -1,6 +1,6 @@
-"""What is minimised: cross-entropy, or binary cross-entropy of every class on its own.
+"""Losses: cross-entropy, and binary cross-entropy over all classes.
 
-Targets are labels, or probabilities where images are mixed.
+Targets are labels, or class probabilities if images are mixed.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,33 +13,33 @@ import torch.nn.functional as F
 from rebar.config import option
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Logits ``[n, classes]`` and targets (int64 ``[n]``, or probabilities ``[n, classes]``) to a mean over the batch."""
+"""Maps logits ``[n, classes]`` and targets (int64 ``[n]``, or probabilities ``[n, classes]``) to the mean loss."""
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """Loss."""
 
-    loss_type: Literal["cross_entropy", "bce"] = option("cross_entropy", help="bce: each class a yes or no of its own")
+    loss_type: Literal["cross_entropy", "bce"] = option(
+        "cross_entropy", help="bce: binary cross-entropy, summed over classes"
+    )
     bce_threshold: float | None = option(
-        None, help="bce: mixed and smoothed targets above it count as 1, others as 0", minimum=0, maximum=1
+        None, help="bce: set mixed and smoothed targets above this value to 1, others to 0", minimum=0, maximum=1
     )
 
-    def switches(self) -> Mapping[str, tuple[str, bool]]:
-        """What each setting depends on to have an effect, and whether that is on."""
+    def conditions(self) -> Mapping[str, tuple[str, bool]]:
+        """Return, for each option, the condition under which it has an effect, and whether that is met."""
         return {"bce_threshold": ("loss_type bce", self.loss_type == "bce")}
-
-
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float) -> torch.Tensor:
-    """Of the softmax. Szegedy et al., "Rethinking the Inception architecture", CVPR 2016, for the smoothing."""
-    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
 
 def binary_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float, threshold: float | None = None
 ) -> torch.Tensor:
-    """Summed over the classes (Beyer et al., "Are we done with ImageNet?", 2020; Wightman et al., "ResNet strikes
-    back", 2021). A threshold makes every class that is in a mixed image count fully."""
+    """Return binary cross-entropy, summed over the classes and averaged over the batch.
+
+    With a threshold, every class of a mixed image counts as present. Beyer et al., "Are we done with ImageNet?", 2020;
+    Wightman et al., "ResNet strikes back", 2021.
+    """
     classes = logits.shape[1]
     if targets.dtype == torch.int64:
         targets = F.one_hot(targets, classes)
@@ -50,9 +50,9 @@ def binary_cross_entropy(
 
 
 def build_criterion(config: LossConfig, *, label_smoothing: float) -> Criterion:
-    """The loss that a configuration asks for."""
+    """Return the configured loss function."""
     if config.loss_type == "cross_entropy":
-        return lambda logits, targets: cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        return lambda logits, targets: F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
     return lambda logits, targets: binary_cross_entropy(
         logits, targets, label_smoothing=label_smoothing, threshold=config.bce_threshold
     )

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from rebar.reporting.console import peak_host_gb
+from rebar.reporting.environment import peak_host_gb
 from rebar.training.distributed import World, sum_over_world
 
 Batch = TypeVar("Batch")

@@ -1,8 +1,8 @@
-"""A run's result on the Hugging Face hub: weights, card, report, configuration and log.
+"""Publish a run on the Hugging Face Hub: weights, model card, report, configuration and log.
 
     HF_TOKEN=hf_... python -m rebar.training.publish runs/g5_4gpu owner/name
 
-``train_imagenet.py --hf-repo owner/name`` does it at its end.
+``train_imagenet.py --hf-repo owner/name`` does so at the end of the run.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from rebar.errors import RebarError
 from rebar.models.resnets import SMALL_RESNETS
 from rebar.optim.averaging import weights_to_evaluate
 from rebar.reporting.model_card import ModelFacts, model_card
-from rebar.reporting.report import read_run, write_report
+from rebar.reporting.report import write_report
+from rebar.reporting.run_data import read_run
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.huggingface import prepare_repository, upload_files
 from rebar.training.banner import recipe_summary
@@ -28,9 +29,10 @@ from rebar.training.export import export_metadata, export_weights
 
 
 def publish_run(folder: RunFolder, repository: str) -> str:
-    """Upload what a run's folder holds as one commit; returns the repository's page.
+    """Upload a run in one commit, and return the URL of the repository.
 
-    The weights are those that were evaluated, of the last checkpoint. Raises RebarError.
+    The weights are the evaluated ones of the last checkpoint: the average's, if there is one. Raises RebarError if the
+    run has no checkpoint or the upload fails.
     """
     checkpoint = read_checkpoint(folder.last_checkpoint)
     report = write_report(folder.path)
@@ -39,25 +41,25 @@ def publish_run(folder: RunFolder, repository: str) -> str:
     with tempfile.TemporaryDirectory(prefix="rebar-publish-") as temporary:
         files["model.safetensors"] = weights = Path(temporary) / "model.safetensors"
         use_blurpool = checkpoint["config"]["training.use_blurpool"]
-        exported = export_metadata(checkpoint, use_blurpool=use_blurpool)
-        export_weights(weights, weights_to_evaluate(checkpoint), exported)
+        metadata = export_metadata(checkpoint, use_blurpool=use_blurpool)
+        export_weights(weights, weights_to_evaluate(checkpoint), metadata)
         files["README.md"] = model_card(facts, sorted(files)).encode()
         accuracy = f"top-1 {facts.metrics['val/top1']:.2%}" if "val/top1" in facts.metrics else "not evaluated"
         return upload_files(repository, files, f"{facts.arch}, {facts.epochs} epochs, {accuracy}")
 
 
 def publish_or_warn(folder: RunFolder, repository: str) -> None:
-    """At the end of a run, whose result is safe in its folder whatever happens here."""
+    """Publish at the end of a run; an error is a warning, because the run folder is complete."""
     try:
         print(f"published {publish_run(folder, repository)}", flush=True)
     except RebarError as error:
-        warn(f"not published: {error}. Later: python -m rebar.training.publish {folder.path} {repository}")
+        warn(f"not published: {error} To retry: python -m rebar.training.publish {folder.path} {repository}")
 
 
 def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:
     config = build_config(TrainConfig, checkpoint["config"], where=str(folder.last_checkpoint))
     run = read_run(folder.path)
-    device, processes = run.start.get("device", "?"), run.start.get("world_size", 1)
+    device, ranks = run.start.get("device", "?"), run.start.get("world_size", 1)
     return ModelFacts(
         name=run.name,
         arch=checkpoint["arch"],
@@ -75,9 +77,9 @@ def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:
             config,
             global_batch=checkpoint["global_batch"],
             precision=run.start.get("precision", config.training.precision),
-            gpus=0 if device == "CPU" else processes,
+            gpus=0 if device == "CPU" else ranks,
         ),
-        hardware=f"{processes} x {device}",
+        hardware=f"{ranks} x {device}",
         train_seconds=checkpoint["train_seconds"] + checkpoint["meter"]["seconds"],
         environment=run.start.get("environment", {}),
         use_blurpool=config.training.use_blurpool,
@@ -86,14 +88,14 @@ def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Upload a run that is there."""
+    """Publish a run folder."""
     parser = argparse.ArgumentParser(
         prog="python -m rebar.training.publish",
-        description="Upload a run's weights, card, report, configuration and log to the Hugging Face hub.",
-        epilog="The token is HF_TOKEN's, or that of 'hf auth login'.",
+        description="Publish weights, model card, report, configuration and log of a run on the Hugging Face Hub.",
+        epilog="The token is read from HF_TOKEN, or from 'hf auth login'.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
-    parser.add_argument("repository", metavar="OWNER/NAME", help="the model repository; made where it does not exist")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="model repository; created if missing")
     options = parser.parse_args(list(argv))
     prepare_repository(options.repository)
     print(f"published {publish_run(RunFolder(options.run), options.repository)}")

@@ -81,7 +81,7 @@ def _load_checkpoint(
         return False  # a range test starts from untrained weights, unless a file is given
     if not (config.training.dry_run or config.training.find_lr):
         fetch_run(config.logging.upload, folder, world, resume=resume, overwrite=overwrite)
-    folder.check_free(resume, overwrite=overwrite)
+    folder.check_overwrite(resume, overwrite=overwrite)
     checkpoint = folder.checkpoint_to_resume(resume)
     if checkpoint is None:
         if config.training.eval_only and not config.model.pretrained:

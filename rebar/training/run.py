@@ -21,7 +21,7 @@ from rebar.training.estimate import TimeEstimate
 from rebar.training.execution import input_dtype
 from rebar.training.health import HealthWatch, check_finite
 from rebar.training.metrics import memory_metrics
-from rebar.training.preemption import Interrupted, Wish
+from rebar.training.preemption import Interrupted, StopReason
 from rebar.training.resolution import resolution_at
 from rebar.training.state import TrainState
 
@@ -174,7 +174,7 @@ class Run:
         """
         self.writer.raise_failure()
         decision = self.control.after_step(self.step)
-        if decision is not Wish.GO_ON:
+        if decision is not StopReason.NONE:
             self.save_checkpoint()
         self._raise_if_interrupted(decision)
         return self.control.is_over
@@ -208,7 +208,7 @@ class Run:
         """Block until the last checkpoint is written. Raises CheckpointError if that failed."""
         self.writer.wait()
 
-    def _raise_if_interrupted(self, decision: Wish) -> None:
+    def _raise_if_interrupted(self, decision: StopReason) -> None:
         if decision.is_interruption:
             self.wait_until_saved()
             raise Interrupted(decision)

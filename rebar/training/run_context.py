@@ -6,8 +6,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from rebar.cli import warn
 from rebar.config import flatten_config, to_yaml
 from rebar.errors import RebarError
-from rebar.reporting.console import warn_beside_bar
-from rebar.reporting.log import forget_after, open_log, read_log
+from rebar.reporting.console import warn_above_bar
+from rebar.reporting.log import open_log, read_log, truncate_log
 from rebar.reporting.plots import plot_run
 from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
@@ -36,8 +36,8 @@ def run_context(run: Run) -> Iterator[None]:
     with ExitStack() as stack:
         if world.is_main:
             _prepare_folder(run, stack)
-        settings, is_main = flatten_config(config), world.is_main
-        run.log = stack.enter_context(open_log(run.folder.log, config.logging, is_main=is_main, settings=settings))
+        options, is_main = flatten_config(config), world.is_main
+        run.log = stack.enter_context(open_log(run.folder.log, config.logging, is_main=is_main, options=options))
         spot_notice, poll_seconds = config.checkpoint.spot_notice, config.checkpoint.spot_poll_seconds
         request = stack.enter_context(listen_for_stop(world, spot_notice=spot_notice, poll_seconds=poll_seconds))
         control.start(request, used_seconds=run.state.run_seconds)
@@ -65,7 +65,7 @@ def run_context(run: Run) -> Iterator[None]:
             try:
                 run.wait_until_saved()
             except Exception as failed:  # the first error is the one to raise
-                warn_beside_bar(str(failed))
+                warn_above_bar(str(failed))
             with suppress(RebarError):  # the disk may be full
                 run.write_status("failed", str(error) or type(error).__name__, 1)
             raise
@@ -80,13 +80,13 @@ def run_context(run: Run) -> Iterator[None]:
 def _prepare_folder(run: Run, stack: ExitStack) -> None:
     """Lock the folder, delete an earlier run's files unless that is resumed, and write the configuration."""
     folder, resume = run.folder, run.config.checkpoint.resume
-    stack.enter_context(folder.claimed())
-    folder.prepare(afresh=not run.is_resumed)
+    stack.enter_context(folder.locked())
+    folder.prepare(from_scratch=not run.is_resumed)
     with atomic_write(folder.config) as (file,):
         file.write(to_yaml(run.config).encode())
     if resume != "auto":
         record_origin(resume, folder)
-    forget_after(folder.log, epoch=run.state.epoch, step=run.step)
+    truncate_log(folder.log, epoch=run.state.epoch, step=run.step)
 
 
 def _start_reporting(run: Run, stack: ExitStack) -> Uploader | None:
@@ -110,7 +110,7 @@ def _start_reporting(run: Run, stack: ExitStack) -> Uploader | None:
 def _write_plot_and_report(folder: RunFolder) -> None:
     """Write plot and report; a failure is only a warning, because the run itself is complete."""
     if folder.log.is_file() and any(record["event"] == "epoch" for record in read_log(folder.log)):
-        _or_warn(lambda: plot_run(folder.log, folder.plot), f"python -m rebar.reporting.plots {folder.path}")
+        _or_warn(lambda: plot_run(folder.path), f"python -m rebar.reporting.plots {folder.path}")
     _or_warn(lambda: write_report(folder.path), f"python -m rebar.reporting {folder.path}")
 
 

@@ -21,7 +21,7 @@ from rebar.storage.huggingface import prepare_repository
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, wait_for_all, wrap_distributed
 from rebar.training.dry_run import check_destinations_writable
-from rebar.training.execution import allow_tf32, compile_for, gradient_scaler, resolve_precision
+from rebar.training.execution import allow_tf32, compile_model, gradient_scaler, resolve_precision
 from rebar.training.export import check_can_export
 from rebar.training.metrics import TrainMeter
 from rebar.training.resolution import all_resolutions
@@ -186,5 +186,5 @@ def wrap_model(model: nn.Module, config: TrainConfig, world: World) -> nn.Module
     model = wrap_distributed(model, world)
     if config.execution.compile_model:
         sizes = set(all_resolutions(config.training.epochs, config.resolution))
-        model = compile_for(model, sizes, backend=config.execution.compile_backend)
+        model = compile_model(model, sizes, backend=config.execution.compile_backend)
     return model

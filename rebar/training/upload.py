@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from rebar.errors import RebarError
-from rebar.reporting.console import warn_beside_bar
+from rebar.reporting.console import warn_above_bar
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.run_manifest import MANIFEST, PREVIOUS, RECORDS, Origin, Progress, RunManifest, Stored, read_origin
 from rebar.storage.s3 import BucketFolder
@@ -54,7 +54,7 @@ class Uploader:
         try:
             file = self._folder.last_checkpoint.open("rb")  # stays this one when the name gets the next
         except OSError as error:
-            warn_beside_bar(f"{self._folder.last_checkpoint} cannot be uploaded: {error.strerror}")
+            warn_above_bar(f"{self._folder.last_checkpoint} cannot be uploaded: {error.strerror}")
             return
         with self._changed:
             self._keep(file, progress)
@@ -71,7 +71,7 @@ class Uploader:
         self._thread.join(timeout=at_most)
         if self._thread.is_alive():
             self._given_up = True
-            warn_beside_bar(
+            warn_above_bar(
                 f"uploading to {self._place.url} takes more than {at_most:g} s and is left unfinished. All is in "
                 f"{self._folder.path}: the same command uploads it when it goes on"
             )
@@ -92,7 +92,7 @@ class Uploader:
                 self._upload(saved)
             except Exception as error:  # whatever it is: training goes on, and the next checkpoint is tried
                 after = "all is in the run's folder" if ending else "it is tried again with the next checkpoint"
-                warn_beside_bar(f"not uploaded: {error} ({after})")
+                warn_above_bar(f"not uploaded: {error} ({after})")
                 with self._changed:
                     if saved is not None and self._saved is None:
                         self._keep(*saved)
@@ -131,7 +131,7 @@ class Uploader:
                 self._objects.remove(name)
             except RebarError as error:
                 self._may_delete = False
-                warn_beside_bar(f"{error}: earlier checkpoints stay there")
+                warn_above_bar(f"{error}: earlier checkpoints stay there")
                 return
 
     def _store(self, file: IO[bytes]) -> Stored:

@@ -52,12 +52,12 @@ def fetch_run(address: str, folder: RunFolder, world: World, *, resume: str, ove
     """
     if not address or (resume != "auto" and (resume != "none" or overwrite)):
         return
-    held = gather_from_all(_checksum(folder) if world.is_first_here else None, world)
+    held = gather_from_all(_checksum(folder) if world.is_local_main else None, world)
     have = {checksum for checksum in held if checksum is not None}
     if len(have) == 1 and all(have) and resume == "auto":
         return
     place = place_of(address, folder)
-    for our_turn in (world.is_main, world.is_first_here and not world.is_main):  # they may share the folder
+    for our_turn in (world.is_main, world.is_local_main and not world.is_main):  # they may share the folder
         if our_turn:
             manifest = read_manifest(place)
             if manifest is not None and resume == "none":

@@ -3,7 +3,7 @@
 import itertools
 
 from rebar.reporting import console
-from rebar.training.distributed import share_buffers
+from rebar.training.distributed import broadcast_buffers
 from rebar.training.error_hints import evaluation_error_hints
 from rebar.training.evaluate import Evaluation, evaluate
 from rebar.training.run import Run
@@ -17,7 +17,7 @@ def validate(run: Run, *, resolution: int | None = None, max_batches: int | None
     request, once a checkpoint is saved.
     """
     config, loader, model = run.config, run.val_loader, run.state.evaluated_model
-    share_buffers(model, run.world)
+    broadcast_buffers(model, run.world)
     batches = itertools.islice(loader.epoch(0, resolution or config.validation.resolution), max_batches)
     bar = console.progress(run.interruptible(batches), "validation", total=len(loader), enabled=run.shows_progress)
     with evaluation_error_hints(batch_size=config.validation.batch_size, option="--validation.batch_size"):
@@ -26,7 +26,7 @@ def validate(run: Run, *, resolution: int | None = None, max_batches: int | None
             run.normalizer().each(bar),
             world=run.world,
             precision=run.state.precision,
-            mirror=config.validation.lr_tta,
+            flip_tta=config.validation.lr_tta,
         )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rebar.models.resnets import import_torchvision
+from rebar.models.torchvision_compat import import_torchvision
 
 import_torchvision()
 

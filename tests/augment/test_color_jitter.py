@@ -7,7 +7,7 @@ import torch
 from rebar.augment.color import color_jitter
 from rebar.augment.rng import BatchPosition
 from rebar.loading.rng import Stream
-from rebar.models.resnets import import_torchvision
+from rebar.models.torchvision_compat import import_torchvision
 
 import_torchvision()
 from torchvision.transforms.v2 import functional as F  # noqa: E402

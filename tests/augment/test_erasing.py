@@ -5,7 +5,7 @@ import torch
 
 from rebar.augment.erasing import erase, erasing_boxes
 from rebar.augment.rng import BatchPosition
-from rebar.models.resnets import import_torchvision
+from rebar.models.torchvision_compat import import_torchvision
 
 import_torchvision()
 from torchvision.transforms import v2  # noqa: E402

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from rebar.augment.mixing import Mixing, cut_box, cutmix, mixup, neighbours
 from rebar.augment.rng import BatchPosition
-from rebar.models.resnets import import_torchvision
+from rebar.models.torchvision_compat import import_torchvision
 
 import_torchvision()
 from torchvision.transforms import v2  # noqa: E402

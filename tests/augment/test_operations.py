@@ -18,7 +18,7 @@ from rebar.augment.operations import (
     trivial_augment,
 )
 from rebar.augment.rng import BatchPosition
-from rebar.models.resnets import import_torchvision
+from rebar.models.torchvision_compat import import_torchvision
 
 import_torchvision()
 from torchvision.transforms import v2  # noqa: E402

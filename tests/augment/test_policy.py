@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rebar.augment.policy import RegularizationConfig, build_regularizer
-from rebar.training.unused_settings import unused_settings
+from rebar.training.unused_options import unused_in_section
 
 EVERYTHING = RegularizationConfig(
     use_mixup=True,
@@ -71,9 +71,9 @@ def test_basic_changes_nothing_and_strong_does(images: torch.Tensor) -> None:
 
 def test_settings_that_change_nothing_are_named() -> None:
     config = RegularizationConfig(mixup_alpha=0.4, randaugment_ops=3, use_cutmix=True, cutmix_share=0.1)
-    assert list(unused_settings("regularization", config, config.switches())) == [
+    assert list(unused_in_section("regularization", config, config.conditions())) == [
         "regularization.mixup_alpha = 0.4 has no effect without use_mixup",
         "regularization.cutmix_share = 0.1 has no effect without both use_mixup and use_cutmix",
         "regularization.randaugment_ops = 3 has no effect without use_randaugment",
     ]
-    assert list(unused_settings("regularization", EVERYTHING, EVERYTHING.switches())) == []
+    assert list(unused_in_section("regularization", EVERYTHING, EVERYTHING.conditions())) == []

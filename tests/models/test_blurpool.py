@@ -1,4 +1,4 @@
-"""BlurPool: a blur, then the plain convolution with the plain weights."""
+"""BlurPool: a 3x3 blur, then the convolution with its own weights."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from rebar.models.blurpool import BlurPoolConv2d, apply_blurpool
-from rebar.models.resnets import build_model, count_parameters
+from rebar.models.build import build_model, count_parameters
 
 KERNEL = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
 
 
-def blurred_channel_by_channel(x: torch.Tensor) -> torch.Tensor:
-    """Each channel by itself, the border padded with one row and column of zeros."""
+def blur_per_channel(x: torch.Tensor) -> torch.Tensor:
+    """Blur each channel separately, with zero padding."""
     channels = [F.conv2d(x[:, c : c + 1], KERNEL[None, None], stride=1, padding=1) for c in range(x.shape[1])]
     return torch.cat(channels, dim=1)
 
@@ -35,16 +35,16 @@ def resnet50(*, use_blurpool: bool, num_classes: int = 1000) -> nn.Module:
     ],
     ids=str,
 )
-def test_the_result_is_the_convolution_of_the_blurred_input(options: dict[str, Any]) -> None:
+def test_blurpool_convolves_blurred_input(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(16, 24, **options)
     x = torch.randn(2, 16, 21, 18)
-    expected = conv(blurred_channel_by_channel(x))
+    expected = conv(blur_per_channel(x))
     assert torch.allclose(BlurPoolConv2d.wrap(conv)(x), expected, atol=1e-5)
     assert not torch.allclose(conv(x), expected, atol=1e-2)
 
 
-def test_weights_are_shared_and_untouched() -> None:
+def test_blurpool_wrap_shares_parameters() -> None:
     conv = nn.Conv2d(16, 8, 3, stride=2)
     before = conv.weight.detach().clone()
     blurred = BlurPoolConv2d.wrap(conv)
@@ -54,11 +54,11 @@ def test_weights_are_shared_and_untouched() -> None:
     assert blurred.state_dict().keys() == conv.state_dict().keys()
 
 
-def test_which_convolutions_are_replaced() -> None:
+def test_apply_blurpool_replaces_strided_convolutions_with_16_channels() -> None:
     model = nn.Sequential(
         nn.Conv2d(16, 16, 3, stride=2),
         nn.Conv2d(15, 16, 3, stride=2),  # too few channels
-        nn.Conv2d(64, 16, 3, stride=1),  # does not subsample
+        nn.Conv2d(64, 16, 3, stride=1),  # no stride
         nn.Sequential(nn.Conv2d(64, 64, 1, stride=(1, 2)), nn.MaxPool2d(2)),
     )
     kept = [model[1], model[2]]
@@ -69,17 +69,17 @@ def test_which_convolutions_are_replaced() -> None:
     assert apply_blurpool(nn.Sequential(nn.Conv2d(3, 64, 7, stride=2))) == 0
 
 
-def test_resnet50() -> None:
+def test_apply_blurpool_on_resnet50_matches_ffcv_imagenet() -> None:
     plain, blurred = resnet50(use_blurpool=False), resnet50(use_blurpool=True)
     names = [name for name, module in blurred.named_modules() if isinstance(module, BlurPoolConv2d)]
     assert names == [f"layer{n}.0.{part}" for n in (2, 3, 4) for part in ("conv2", "downsample.0")]
     assert count_parameters(plain) == count_parameters(blurred) == 25_557_032
     for (name, a), (same_name, b) in zip(plain.named_parameters(), blurred.named_parameters(), strict=True):
         assert name == same_name
-        assert torch.equal(a, b), name  # drawn alike, BlurPool or not
+        assert torch.equal(a, b), name  # the same initialization
 
 
-def test_weights_load_both_ways() -> None:
+def test_blurpool_state_dict_is_interchangeable_with_plain_model() -> None:
     plain, blurred = (resnet50(use_blurpool=blur, num_classes=2) for blur in (False, True))
     assert list(plain.state_dict()) == list(blurred.state_dict())
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_weights_load_both_ways() -> None:
     plain.load_state_dict(blurred.state_dict())
 
 
-def test_gradients_reach_the_weights_in_half_precision_too() -> None:
+def test_blurpool_backpropagates_under_bf16_autocast() -> None:
     blurred = BlurPoolConv2d.wrap(nn.Conv2d(16, 4, 3, stride=2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         blurred(torch.randn(1, 16, 8, 8)).float().sum().backward()

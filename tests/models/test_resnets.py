@@ -1,134 +1,58 @@
-"""Which networks can be built, and how."""
-
-from typing import Any
+"""ResNets for small images."""
 
 import pytest
 import torch
 from torch import nn
 
 from rebar.errors import RebarError
-from rebar.models.resnets import build_model, count_parameters, import_torchvision, to_device
-
-
-def pretend_to_download(monkeypatch: pytest.MonkeyPatch, outcome: Exception | None = None) -> None:
-    """torchvision's weights, without the network: all 0.5, or an exception instead."""
-    models = import_torchvision().models
-    plain = models.get_model
-
-    def get_model(arch: str, weights: str) -> nn.Module:
-        assert weights == "DEFAULT"
-        if outcome is not None:
-            raise outcome
-        model: nn.Module = plain(arch, weights=None)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.fill_(0.5)
-        return model
-
-    monkeypatch.setattr(models, "get_model", get_model)
-
-
-@pytest.mark.parametrize(("num_classes", "parameters"), [(1000, 25_557_032), (10, 23_528_522)])
-def test_resnet50_with_any_number_of_classes(num_classes: int, parameters: int) -> None:
-    model = build_model("resnet50", num_classes=num_classes, use_blurpool=False)
-    assert count_parameters(model) == parameters
-    assert model.training
-    assert model.fc.out_features == num_classes  # type: ignore[union-attr]
-
-
-def test_the_seed_decides_the_weights() -> None:
-    models = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        models.append(build_model("resnet18", num_classes=2, use_blurpool=False).get_parameter("conv1.weight"))
-    assert torch.equal(models[0], models[1])
-    assert not torch.equal(models[0], models[2])
+from rebar.models.blurpool import apply_blurpool
+from rebar.models.build import build_model, count_parameters
+from rebar.models.gradient_checkpointing import apply_gradient_checkpointing
+from rebar.models.resnets import SMALL_RESNETS, last_batchnorms
 
 
 @pytest.mark.parametrize(
-    ("arch", "message"),
-    [("resnet51", "there is no 'resnet51'; near it: .*resnet50"), ("zzz", "no 'zzz'; near it: nothing")],
+    ("arch", "millions"),
+    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.7)],
 )
-def test_an_unknown_architecture_names_the_near_ones(arch: str, message: str) -> None:
-    with pytest.raises(RebarError, match=message):
-        build_model(arch, num_classes=2, use_blurpool=False)
+def test_small_resnets_have_published_parameter_counts(arch: str, millions: float) -> None:
+    """He et al., 2016, table 6."""
+    assert count_parameters(build_model(arch, num_classes=10)) / 1e6 == pytest.approx(millions, rel=0.03)
 
 
-def test_blurpool_without_effect_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    build_model("vgg11", num_classes=2, use_blurpool=True)
-    assert "use_blurpool has no effect: vgg11" in capsys.readouterr().err
-    build_model("resnet18", num_classes=2, use_blurpool=True)
-    assert capsys.readouterr().err == ""
+@pytest.mark.parametrize("arch", SMALL_RESNETS)
+def test_small_resnets_halve_resolution_between_stages(arch: str) -> None:
+    model = build_model(arch, num_classes=7, zero_init_residual=True)
+    resolutions: list[int] = []
+    for name, stage in model.named_children():
+        if name.startswith("layer"):
+            stage.register_forward_hook(lambda module, inputs, output: resolutions.append(output.shape[-1]))
+    assert model(torch.zeros(2, 3, 28, 28)).shape == (2, 7)
+    assert resolutions == [28, 14, 7, 4][: len(SMALL_RESNETS[arch].widths)]
+    layers = sum(isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) for module in model.modules())
+    assert f"resnet{layers + 1}" == arch.removesuffix("_small")
+    assert all((norm.weight == 0).all() for norm in last_batchnorms(model))
 
 
-@pytest.mark.parametrize(("arch", "blocks"), [("resnet18", 8), ("resnet50", 16)])
-def test_blocks_may_start_as_the_identity(arch: str, blocks: int) -> None:
-    usual, steady = (build_model(arch, num_classes=2, zero_init_residual=zero) for zero in (False, True))
-    zeros = [name for name, p in steady.named_parameters() if name.endswith("weight") and (p == 0).all()]
-    assert len(zeros) == blocks
-    assert {name.split(".")[2] for name in zeros} == {"bn2" if arch == "resnet18" else "bn3"}
-    assert not any((p == 0).all() for name, p in usual.named_parameters() if name.endswith("weight"))
+def test_resnet18_small_equals_torchvision_resnet18_with_small_stem() -> None:
+    torch.manual_seed(0)
+    ours = build_model("resnet18_small", num_classes=5).eval()
+    theirs = build_model("resnet18", num_classes=5).eval()
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(ours(images), theirs(images))
 
 
-def test_pretrained_weights_with_a_head_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_to_download(monkeypatch)
-    for num_classes, head_is_kept in ((1000, True), (7, False)):
-        model = build_model("resnet18", num_classes=num_classes, use_blurpool=True, pretrained=True)
-        assert (model.get_parameter("layer4.0.conv1.weight") == 0.5).all()
-        assert model.get_parameter("fc.weight").shape == (num_classes, 512)
-        assert bool((model.get_parameter("fc.weight") == 0.5).all()) == head_is_kept
+def test_blurpool_and_gradient_checkpointing_apply_to_small_resnets() -> None:
+    model = build_model("resnet20", num_classes=5)
+    assert apply_blurpool(model) == 4  # conv1 and the shortcut, in two stages
+    assert apply_gradient_checkpointing(model) == 9
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(
-    "outcome",
-    [
-        OSError("<urlopen error [Errno -2] Name or service not known>"),  # what torchvision raises offline
-        ConnectionResetError("Connection reset by peer"),
-        pytest.param(RuntimeError('invalid hash value (expected "f37072fd", got "e3b0c442")')),
-    ],
-    ids=lambda outcome: type(outcome).__name__,
-)
-def test_weights_that_cannot_be_downloaded(outcome: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_to_download(monkeypatch, outcome)
-    with pytest.raises(RebarError, match="weights cannot be downloaded"):
-        build_model("resnet18", num_classes=1000, use_blurpool=False, pretrained=True)
-
-
-def test_pretrained_with_a_head_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_to_download(monkeypatch)
-    with pytest.raises(RebarError, match="do not know how to fit the head of squeezenet1_1"):
-        build_model("squeezenet1_1", num_classes=7, use_blurpool=False, pretrained=True)
-
-
-def test_to_device_keeps_the_values_and_changes_the_layout() -> None:
-    layers: list[Any] = [nn.Conv2d(3, 4, 3), nn.Linear(4, 2)]
-    model = nn.Sequential(*layers)
-    before = model[0].weight.detach().clone()
-    moved = to_device(model, torch.device("cpu"))
-    assert moved.get_parameter("0.weight").is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(moved.get_parameter("0.weight"), before)
-
-
-def test_frozen_parameters_are_not_counted() -> None:
-    model = nn.Linear(3, 2)
-    assert count_parameters(model) == 8
-    model.bias.requires_grad_(False)
-    assert count_parameters(model) == 6
-
-
-@pytest.mark.parametrize(("arch", "last", "blocks"), [("resnet18", "bn2", 8), ("resnet50", "bn3", 16)])
-def test_blocks_start_as_the_identity(arch: str, last: str, blocks: int) -> None:
-    model = build_model(arch, num_classes=3, zero_init_residual=True)
-    zeros = {name for name, parameter in model.named_parameters() if name.endswith("weight") and not parameter.any()}
-    assert len(zeros) == blocks
-    assert all(name.endswith(f"{last}.weight") for name in zeros)
-
-
-def test_zero_init_residual_warns_where_there_are_no_blocks(capsys: pytest.CaptureFixture[str]) -> None:
-    build_model("alexnet", num_classes=3, zero_init_residual=True)
-    assert "zero_init_residual has no effect" in capsys.readouterr().err
-
-
-def test_auxiliary_outputs_are_refused() -> None:
-    with pytest.raises(RebarError, match="auxiliary outputs"):
-        build_model("googlenet", num_classes=3)
+def test_small_resnets_have_no_pretrained_weights() -> None:
+    with pytest.raises(RebarError) as caught:
+        build_model("resnet20", num_classes=10, pretrained=True)
+    assert caught.value.code == "model-no-pretrained-weights"

@@ -1,4 +1,4 @@
-"""Averages of weights, against torch.optim.swa_utils."""
+"""Weight averaging: EMA and SWA, compared with torch.optim.swa_utils."""
 
 import copy
 from collections.abc import Callable
@@ -30,14 +30,14 @@ def train(model: nn.Module, steps: int, after: Callable[[int], None], first: int
         after(step)
 
 
-def assert_same(a: nn.Module, b: nn.Module) -> None:
-    """But for BatchNorm's counter of batches, of which torch makes an average too."""
+def assert_close(a: nn.Module, b: nn.Module) -> None:
+    """Compare all but BatchNorm's batch counters, which torch averages too."""
     for name, value in a.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, b.state_dict()[name], rtol=1e-6, atol=1e-7)
 
 
-def test_ema_is_torchs_buffers_too() -> None:
+def test_ema_equals_torch_averaged_model_with_buffers() -> None:
     model = new_model()
     ours = build_average(
         model, AveragingConfig(use_ema=True, ema_half_life=4, ema_update_every=2), epochs=1, steps_per_epoch=9
@@ -53,15 +53,15 @@ def test_ema_is_torchs_buffers_too() -> None:
 
     train(model, 11, after)
     assert ours.updates == 5
-    assert_same(ours.model, theirs.module)
+    assert_close(ours.model, theirs.module)
 
 
-def test_the_half_life_is_in_steps() -> None:
+def test_ema_decay_halves_in_half_life_steps() -> None:
     assert ema_decay(100, 1) ** 100 == pytest.approx(0.5)
     assert ema_decay(100, 20) ** 5 == pytest.approx(0.5)
 
 
-def test_swa_is_torchs_with_statistics_estimated_anew(world: World) -> None:
+def test_swa_with_update_bn_equals_torch() -> None:
     model = new_model()
     ours = build_average(model, AveragingConfig(use_swa=True, swa_start=0.5), epochs=6, steps_per_epoch=4)
     assert ours is not None
@@ -79,34 +79,40 @@ def test_swa_is_torchs_with_statistics_estimated_anew(world: World) -> None:
 
     batches = [(X * scale,) for scale in (1.0, 2.0, 3.0)]
     assert ours.needs_bn_update
-    update_bn(ours.model, [*batches, (X * 100,)], count=3, world=world, precision="32")
+    update_bn(
+        ours.model,
+        [*batches, (X * 100,)],
+        count=3,
+        world=World(rank=0, size=1, device=torch.device("cpu")),
+        precision="32",
+    )
     swa_utils.update_bn(batches, theirs)
-    assert_same(ours.model, theirs.module)
+    assert_close(ours.model, theirs.module)
     assert not ours.model.training
     assert ours.model[1].momentum == model[1].momentum
 
 
-def test_a_resumed_average_is_the_undisturbed_one() -> None:
+def test_weight_average_resumes_identically() -> None:
     for config in (AveragingConfig(use_ema=True, ema_update_every=1), AveragingConfig(use_swa=True, swa_start=0)):
-        straight, whole = new_model(), None
-        whole = build_average(straight, config, epochs=4, steps_per_epoch=2)
-        assert whole is not None
-        train(straight, 8, lambda step, average=whole, model=straight: average.after_step(model, step))  # type: ignore[misc]
+        straight = new_model()
+        uninterrupted = build_average(straight, config, epochs=4, steps_per_epoch=2)
+        assert uninterrupted is not None
+        train(straight, 8, lambda step, average=uninterrupted, model=straight: average.after_step(model, step))  # type: ignore[misc]
 
         model = new_model()
         average = build_average(model, config, epochs=4, steps_per_epoch=2)
         assert average is not None
         train(model, 4, lambda step, average=average, model=model: average.after_step(model, step))  # type: ignore[misc]
         saved = copy.deepcopy(average.state_dict())
-        again = build_average(model, config, epochs=4, steps_per_epoch=2)
-        assert again is not None
-        again.load_state_dict(saved)
-        train(model, 4, lambda step, average=again, model=model: average.after_step(model, step), first=4)  # type: ignore[misc]
-        for name, value in whole.model.state_dict().items():
-            assert torch.equal(value, again.model.state_dict()[name])
+        resumed = build_average(model, config, epochs=4, steps_per_epoch=2)
+        assert resumed is not None
+        resumed.load_state_dict(saved)
+        train(model, 4, lambda step, average=resumed, model=model: average.after_step(model, step), first=4)  # type: ignore[misc]
+        for name, value in uninterrupted.model.state_dict().items():
+            assert torch.equal(value, resumed.model.state_dict()[name])
 
 
-def test_the_average_is_no_part_of_the_model() -> None:
+def test_weight_average_is_independent_of_the_model() -> None:
     model = new_model()
     average = WeightAverage(model, every=1, decay=0.5)
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
@@ -115,7 +121,7 @@ def test_the_average_is_no_part_of_the_model() -> None:
     assert all(torch.equal(before[name], value) for name, value in average.model.state_dict().items())
 
 
-def test_what_a_checkpoint_evaluates() -> None:
+def test_weights_to_evaluate_prefers_an_updated_average() -> None:
     model, average = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
     assert weights_to_evaluate({"model": model}) is model
     assert weights_to_evaluate({"model": model, "average": None}) is model
@@ -123,7 +129,11 @@ def test_what_a_checkpoint_evaluates() -> None:
     assert weights_to_evaluate({"model": model, "average": {"model": average, "updates": 2}}) is average
 
 
-def test_one_average_at_a_time() -> None:
-    with pytest.raises(RebarError, match="choose one"):
-        AveragingConfig(use_ema=True, use_swa=True)
+def test_build_average_is_none_without_averaging() -> None:
     assert build_average(new_model(), AveragingConfig(), epochs=1, steps_per_epoch=1) is None
+
+
+def test_ema_and_swa_exclude_each_other() -> None:
+    with pytest.raises(RebarError) as caught:
+        AveragingConfig(use_ema=True, use_swa=True)
+    assert caught.value.code == "config-conflict"

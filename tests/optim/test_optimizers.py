@@ -1,4 +1,4 @@
-"""Which parameters decay, and every optimizer against its formula written down anew."""
+"""Parameter groups, optimizers compared with their formulas in NumPy, gradient clipping and SAM."""
 
 import copy
 from collections.abc import Callable
@@ -10,17 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rebar.models.resnets import build_model
-from rebar.optim.large_batch import SGDW
+from rebar.models.build import build_model
 from rebar.optim.optimizers import (
+    SGDW,
     OptimizerConfig,
     OptimizerName,
     build_optimizer,
     clip_gradients,
     parameter_groups,
+    perturbed_weights,
     set_learning_rate,
 )
-from rebar.training.unused_settings import unused_settings
+from rebar.training.unused_options import unused_in_section
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def resnet50() -> nn.Module:
 
 
 def names_of_groups(model: nn.Module, *, decay_downsample_bn: bool = False) -> tuple[list[str], list[str]]:
-    """The names of what does not decay, and of what does."""
+    """Return the names of the parameters without weight decay, and with."""
     plain, decayed = parameter_groups(model, 0.5, decay_downsample_bn=decay_downsample_bn)
     assert (plain["weight_decay"], decayed["weight_decay"]) == (0.0, 0.5)
     name_of = {parameter: name for name, parameter in model.named_parameters()}
@@ -37,20 +38,20 @@ def names_of_groups(model: nn.Module, *, decay_downsample_bn: bool = False) -> t
 
 
 @pytest.mark.parametrize("decay_downsample_bn", [False, True])
-def test_every_parameter_exactly_once(decay_downsample_bn: bool, resnet50: nn.Module) -> None:
+def test_parameter_groups_contain_every_parameter_once(decay_downsample_bn: bool, resnet50: nn.Module) -> None:
     plain, decayed = names_of_groups(resnet50, decay_downsample_bn=decay_downsample_bn)
     assert sorted(plain + decayed) == sorted(name for name, _ in resnet50.named_parameters())
 
 
-def test_neither_normalisation_nor_biases_decay(resnet50: nn.Module) -> None:
+def test_parameter_groups_exempt_normalization_and_biases(resnet50: nn.Module) -> None:
     plain, decayed = names_of_groups(resnet50)
-    assert len(plain) == 53 * 2 + 1  # weight and bias of 53 BatchNorms, and the classifier's bias
+    assert len(plain) == 53 * 2 + 1  # weights and biases of 53 BatchNorms, and the classifier's bias
     assert {"bn1.weight", "layer1.0.downsample.1.weight", "layer1.0.downsample.1.bias", "fc.bias"} <= set(plain)
-    assert len(decayed) == 53 + 1  # convolutions, and the classifier's weight
+    assert len(decayed) == 53 + 1  # 53 convolutions, and the classifier's weight
     assert all(resnet50.get_parameter(name).ndim in (2, 4) for name in decayed)
 
 
-def test_ffcv_imagenets_grouping_goes_by_the_letters_bn(resnet50: nn.Module) -> None:
+def test_decay_downsample_bn_groups_by_name_as_ffcv_imagenet(resnet50: nn.Module) -> None:
     plain, decayed = names_of_groups(resnet50, decay_downsample_bn=True)
     assert plain == [name for name, _ in resnet50.named_parameters() if "bn" in name]
     assert len(plain) == 49 * 2
@@ -59,14 +60,14 @@ def test_ffcv_imagenets_grouping_goes_by_the_letters_bn(resnet50: nn.Module) -> 
     assert set(ours) - set(plain) == set(decayed) & set(ours) == differing | {"fc.bias"}
 
 
-def test_other_normalisations_are_found_by_type() -> None:
+def test_parameter_groups_find_normalization_by_type() -> None:
     norms: list[nn.Module] = [nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.BatchNorm1d(4), nn.SyncBatchNorm(4)]
     plain, decayed = names_of_groups(nn.Sequential(*norms, nn.Linear(4, 4)))
     assert plain == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias", "3.weight", "3.bias", "4.bias"]
     assert decayed == ["4.weight"]
 
 
-def test_only_what_decays_shrinks() -> None:
+def test_weight_decay_shrinks_only_its_group() -> None:
     model = nn.Linear(2, 2)
     with torch.no_grad():
         model.weight.fill_(1)
@@ -81,10 +82,10 @@ def test_only_what_decays_shrinks() -> None:
     assert [group["momentum"] for group in optimizer.param_groups] == [0.9, 0.9]
 
 
-# ------------------------------------------------------------------ each optimizer against its formula
+# ------------------------------------------------------------------ optimizers against their formulas
 
 RATES = [0.1, 0.4, 0.3, 0.0, 0.2]
-SHAPES = [(3, 4), (5, 2, 3, 3), (4,)]  # the last one does not decay
+SHAPES = [(3, 4), (5, 2, 3, 3), (4,)]  # the last has no weight decay
 DEFAULTS = OptimizerConfig()
 PLAIN = {"momentum": 0.9, "peak_lr": 0.4}
 
@@ -104,7 +105,7 @@ def groups_of(parameters: list[nn.Parameter], decay: float) -> list[dict[str, An
 
 
 def run(name: OptimizerName, decay: float, config: OptimizerConfig = DEFAULTS) -> list[NDArray[np.float64]]:
-    """The parameters after a few steps of our optimizer."""
+    """Return the parameters after a few steps of our optimizer, which is saved and restored in between."""
     parameters = start()
     optimizer = build_optimizer(name, groups_of(parameters, decay), config, **PLAIN)
     for step, rate in enumerate(RATES):
@@ -112,7 +113,7 @@ def run(name: OptimizerName, decay: float, config: OptimizerConfig = DEFAULTS) -
         for parameter, gradient in zip(parameters, gradients(step), strict=True):
             parameter.grad = gradient
         optimizer.step()
-        if step == 2:  # a checkpoint in between
+        if step == 2:  # save and restore
             state = copy.deepcopy(optimizer.state_dict())
             optimizer = build_optimizer(name, groups_of(parameters, decay), config, **PLAIN)
             optimizer.load_state_dict(state)
@@ -124,8 +125,8 @@ def assert_equal(ours: list[NDArray[np.float64]], expected: list[NDArray[np.floa
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
-def slow(update: Callable[..., NDArray[np.float64]], decay: float) -> list[NDArray[np.float64]]:
-    """The same steps in numpy, a parameter at a time; ``update`` keeps what it needs in ``memory``."""
+def reference(update: Callable[..., NDArray[np.float64]], decay: float) -> list[NDArray[np.float64]]:
+    """Return the parameters after the same steps in NumPy; ``update`` stores its state in ``memory``."""
     weights = [parameter.detach().double().numpy().copy() for parameter in start()]
     memories: list[dict[str, Any]] = [{} for _ in weights]
     for step, rate in enumerate(RATES):
@@ -138,7 +139,7 @@ def slow(update: Callable[..., NDArray[np.float64]], decay: float) -> list[NDArr
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_is_torchs(nesterov: bool) -> None:
+def test_sgd_equals_torch(nesterov: bool) -> None:
     parameters = start()
     theirs = torch.optim.SGD(groups_of(parameters, 0.01), lr=1.0, momentum=0.9, nesterov=nesterov)
     for step, rate in enumerate(RATES):
@@ -150,22 +151,22 @@ def test_sgd_is_torchs(nesterov: bool) -> None:
     assert_equal(ours, [parameter.detach().double().numpy() for parameter in parameters])
 
 
-def test_sgdw_shrinks_by_the_schedules_share() -> None:
+def test_sgdw_decay_is_proportional_to_lr_over_peak_lr() -> None:
     def update(w: Any, g: Any, memory: dict[str, Any], *, rate: float, decay: float) -> Any:
         memory["m"] = g if "m" not in memory else 0.9 * memory["m"] + g
         return w * (1 - rate / 0.4 * decay) - rate * memory["m"]
 
-    assert_equal(run("sgdw", 0.03), slow(update, 0.03))
+    assert_equal(run("sgdw", 0.03), reference(update, 0.03))
 
 
-def test_sgdw_does_not_shrink_in_a_step_that_overflowed() -> None:
+def test_sgdw_does_not_decay_if_gradients_overflowed() -> None:
     parameters = start()
     before = [parameter.detach().clone() for parameter in parameters]
     optimizer = SGDW(groups_of(parameters, 0.03), peak_lr=0.4, lr=0.4, fused=True)
     for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)  # the shrinking alone
+        parameter.grad = torch.zeros_like(parameter)  # weight decay only
     optimizer.grad_scale = torch.tensor(1.0)
-    optimizer.found_inf = torch.tensor(1.0)  # as GradScaler tells a fused optimizer
+    optimizer.found_inf = torch.tensor(1.0)  # as GradScaler sets it on a fused optimizer
     optimizer.step()
     assert all(torch.equal(parameter, old) for parameter, old in zip(parameters, before, strict=True))
     optimizer.found_inf = torch.tensor(0.0)
@@ -174,13 +175,13 @@ def test_sgdw_does_not_shrink_in_a_step_that_overflowed() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "sgdw"])
-def test_a_first_step_that_overflows_is_as_if_it_had_not_been(name: OptimizerName) -> None:
+def test_first_step_with_overflow_has_no_effect(name: OptimizerName) -> None:
     def train(overflows: int) -> list[nn.Parameter]:
         parameters = start()
         optimizer = build_optimizer(name, groups_of(parameters, 0.03), OptimizerConfig(nesterov=True), **PLAIN)
         set_learning_rate(optimizer, 0.1)
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1000)
-        scaler.scale(torch.ones(()))  # makes its state
+        scaler.scale(torch.ones(()))  # initializes the scale
         for step in range(overflows + 2):
             for parameter, gradient in zip(parameters, gradients(step - overflows), strict=True):
                 parameter.grad = (
@@ -191,12 +192,12 @@ def test_a_first_step_that_overflows_is_as_if_it_had_not_been(name: OptimizerNam
         assert scaler.get_scale() == 4.0 * 0.5**overflows
         return parameters
 
-    torch.full((1 << 20,), 1e30)  # what may lie where memory is taken anew
+    torch.full((1 << 20,), 1e30)  # garbage for uninitialized momentum buffers
     for found, expected in zip(train(overflows=2), train(overflows=0), strict=True):
         assert torch.equal(found, expected)
 
 
-def test_lamb_is_the_papers() -> None:
+def test_lamb_equals_formula() -> None:
     def update(w: Any, g: Any, memory: dict[str, Any], *, rate: float, decay: float) -> Any:
         t = memory["t"] = memory.get("t", 0) + 1
         memory["m"] = 0.8 * memory.get("m", 0) + 0.2 * g
@@ -206,21 +207,21 @@ def test_lamb_is_the_papers() -> None:
         return w - rate * trust * r
 
     config = OptimizerConfig(lamb_beta1=0.8, lamb_beta2=0.95, lamb_eps=1e-3)
-    assert_equal(run("lamb", 0.02, config), slow(update, 0.02))
+    assert_equal(run("lamb", 0.02, config), reference(update, 0.02))
 
 
-def test_lars_is_the_papers() -> None:
+def test_lars_equals_formula() -> None:
     def update(w: Any, g: Any, memory: dict[str, Any], *, rate: float, decay: float) -> Any:
         norms = np.linalg.norm(w), np.linalg.norm(g)
         trust = 0.05 * norms[0] / (norms[1] + decay * norms[0]) if decay else 1.0
         memory["m"] = 0.9 * memory.get("m", 0) + trust * (g + decay * w)
         return w - rate * memory["m"]
 
-    assert_equal(run("lars", 0.02, OptimizerConfig(lars_trust=0.05)), slow(update, 0.02))
+    assert_equal(run("lars", 0.02, OptimizerConfig(lars_trust=0.05)), reference(update, 0.02))
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars", "sgdw"])
-def test_weights_of_zero_or_without_gradient_stay_finite(name: OptimizerName) -> None:
+def test_optimizers_handle_zero_weights_and_missing_gradients(name: OptimizerName) -> None:
     parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
     optimizer = build_optimizer(name, groups_of(parameters, 0.1), OptimizerConfig(), **PLAIN)
     set_learning_rate(optimizer, 0.1)
@@ -231,23 +232,51 @@ def test_weights_of_zero_or_without_gradient_stay_finite(name: OptimizerName) ->
     assert torch.equal(parameters[1], torch.ones(2, 2))
 
 
-def test_gradients_are_clipped_to_a_norm_over_all_of_them() -> None:
+def test_clip_gradients_limits_total_norm() -> None:
     model = nn.Linear(3, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     for limit, expected in ((0.0, 4.0), (8.0, 4.0), (1.0, 1.0)):
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
-        clip_gradients(model, optimizer, scaler, limit)  # 16 ones: a norm of 4
+        clip_gradients(model, optimizer, scaler, limit)  # 16 ones have a norm of 4
         grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         assert grads.norm() == pytest.approx(expected, rel=1e-4)
 
 
-def test_settings_of_other_optimizers_have_no_effect() -> None:
+def test_perturbed_weights_give_gradient_at_perturbed_point() -> None:
+    """For 3x² + y² at (1, 2), the gradient (6, 4) has a norm of √52."""
+    point = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    weights = torch.tensor([3.0, 1.0], dtype=torch.float64)
+    (1024 * (weights * point**2).sum()).backward()  # scaled, as for fp16
+    with perturbed_weights([point, nn.Parameter(torch.zeros(1))], rho=0.5):
+        perturbed = torch.tensor([1.0, 2.0]) + 0.5 * torch.tensor([6.0, 4.0]) / 52**0.5
+        torch.testing.assert_close(point.detach(), perturbed.double(), atol=1e-6, rtol=0)
+        point.grad = None
+        (weights * point**2).sum().backward()
+    assert point.tolist() == [1.0, 2.0]
+    torch.testing.assert_close(point.grad, 2 * weights * perturbed, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0])
+def test_perturbed_weights_do_not_move_without_finite_gradient(value: float) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.tensor([value, 0.0, 0.0])
+    with perturbed_weights([weight], rho=1):
+        assert weight.tolist() == [1.0] * 3
+
+
+def test_sam_is_due_every_sam_every_steps() -> None:
+    config = OptimizerConfig(sam_rho=0.05, sam_every=3)
+    assert [step for step in range(9) if config.sam_is_due(step)] == [2, 5, 8]
+    assert not OptimizerConfig().sam_is_due(9)
+
+
+def test_options_of_other_optimizers_are_reported_as_unused() -> None:
     config = OptimizerConfig(nesterov=True, lamb_eps=1e-5)
-    assert [s.split(" ")[0] for s in unused_settings("optimizer", config, config.switches("lamb"))] == [
+    assert [s.split(" ")[0] for s in unused_in_section("optimizer", config, config.conditions("lamb"))] == [
         "optimizer.nesterov"
     ]
-    assert [s.split(" ")[0] for s in unused_settings("optimizer", config, config.switches("sgd"))] == [
+    assert [s.split(" ")[0] for s in unused_in_section("optimizer", config, config.conditions("sgd"))] == [
         "optimizer.lamb_eps"
     ]

@@ -1,4 +1,4 @@
-"""The learning rate of every step, against ffcv-imagenet's formulas written down anew and torch's schedulers."""
+"""Learning rate schedules, compared with ffcv-imagenet's formulas and with torch's schedulers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,14 +18,14 @@ from torch.optim.lr_scheduler import (
 )
 
 from rebar.optim.schedules import LearningRateConfig, cyclic_lr, lr_at, peak_lr, step_lr
-from rebar.training.unused_settings import unused_settings
+from rebar.training.unused_options import unused_in_section
 
-RECIPES = [16, 24, 32, 40, 56, 88]  # epochs
-STEPS_PER_EPOCH = 312  # ImageNet in batches of 8 x 512, the incomplete one dropped
+EPOCHS_OF_RECIPES = [16, 24, 32, 40, 56, 88]  # epochs
+STEPS_PER_EPOCH = 312  # ImageNet, global batch 8 x 512, drop_last
 
 
 def reference(config: LearningRateConfig, epochs: int, steps_per_epoch: int) -> NDArray[np.float64]:
-    """All steps' rates: the schedule at whole epochs, and straight lines over each epoch's steps between."""
+    """Return the learning rate of every step: the schedule at epoch starts, interpolated linearly between."""
 
     def at_epoch(epoch: int) -> float:
         if config.lr_schedule_type == "cyclic":
@@ -33,11 +33,11 @@ def reference(config: LearningRateConfig, epochs: int, steps_per_epoch: int) -> 
             return float(np.interp([epoch], corners, [1e-4 * config.lr, config.lr, 0])[0])
         return 0 if epoch >= epochs else config.step_ratio ** (epoch // config.step_length) * config.lr
 
-    lines = [
+    per_epoch = [
         np.interp(np.arange(steps_per_epoch), [0, steps_per_epoch], [at_epoch(epoch), at_epoch(epoch + 1)])
         for epoch in range(epochs)
     ]
-    return np.concatenate(lines)
+    return np.concatenate(per_epoch)
 
 
 def all_steps(config: LearningRateConfig, epochs: int, steps_per_epoch: int) -> list[float]:
@@ -46,8 +46,8 @@ def all_steps(config: LearningRateConfig, epochs: int, steps_per_epoch: int) -> 
     ]
 
 
-@pytest.mark.parametrize("epochs", RECIPES)
-def test_every_step_of_a_recipe_has_the_references_rate(epochs: int) -> None:
+@pytest.mark.parametrize("epochs", EPOCHS_OF_RECIPES)
+def test_cyclic_schedule_equals_ffcv_imagenet(epochs: int) -> None:
     config = LearningRateConfig(lr=1.7, lr_schedule_type="cyclic", lr_peak_epoch=2)
     rates = all_steps(config, epochs, STEPS_PER_EPOCH)
     np.testing.assert_allclose(rates, reference(config, epochs, STEPS_PER_EPOCH), rtol=1e-12, atol=1e-15)
@@ -55,7 +55,7 @@ def test_every_step_of_a_recipe_has_the_references_rate(epochs: int) -> None:
 
 
 @pytest.mark.parametrize(("epochs", "length"), [(16, 5), (30, 30), (7, 1)])
-def test_every_step_of_a_staircase_has_the_references_rate(epochs: int, length: int) -> None:
+def test_step_schedule_equals_ffcv_imagenet(epochs: int, length: int) -> None:
     config = LearningRateConfig(lr=0.5, lr_schedule_type="step", step_ratio=0.1, step_length=length)
     rates = all_steps(config, epochs, 10)
     np.testing.assert_allclose(rates, reference(config, epochs, 10), rtol=1e-12, atol=1e-15)
@@ -65,36 +65,36 @@ def test_every_step_of_a_staircase_has_the_references_rate(epochs: int, length: 
     ("step", "expected"),
     [
         (0, 1.7e-4),  # 1e-4 of the peak
-        (312, (1.7e-4 + 1.7) / 2),  # half-way up
+        (312, (1.7e-4 + 1.7) / 2),  # half of the rise
         (624, 1.7),
-        (624 + 7 * 312, 0.85),  # half-way down, from epoch 2 to 16
+        (624 + 7 * 312, 0.85),  # half of the decay from epoch 2 to 16
         (16 * 312 - 1, 1.7 / 14 / 312),  # the last step
     ],
 )
-def test_rates_computed_by_hand(step: int, expected: float) -> None:
+def test_lr_at_cyclic_examples(step: int, expected: float) -> None:
     config = LearningRateConfig(lr=1.7, lr_peak_epoch=2)
     assert lr_at(step, config, epochs=16, steps_per_epoch=312) == pytest.approx(expected, rel=1e-12)
 
 
-def test_curves_computed_by_hand() -> None:
+def test_cyclic_lr_and_step_lr_examples() -> None:
     assert cyclic_lr(0.5, peak=1.0, peak_epoch=1, epochs=3) == pytest.approx(0.50005)
     assert [cyclic_lr(epoch, peak=1.0, peak_epoch=1, epochs=3) for epoch in (1, 2, 3, 4)] == [1.0, 0.5, 0.0, 0.0]
-    stairs = [step_lr(epoch, peak=8.0, ratio=0.5, length=2, epochs=5) for epoch in range(6)]
-    assert stairs == [8.0, 8.0, 4.0, 4.0, 2.0, 0.0]
+    stepped = [step_lr(epoch, peak=8.0, ratio=0.5, length=2, epochs=5) for epoch in range(6)]
+    assert stepped == [8.0, 8.0, 4.0, 4.0, 2.0, 0.0]
 
 
-def test_without_a_rise_the_rate_begins_at_its_peak() -> None:
+def test_cyclic_schedule_without_rise_starts_at_peak() -> None:
     config = LearningRateConfig(lr=1.0, lr_peak_epoch=0)
     assert [lr_at(step, config, epochs=4, steps_per_epoch=1) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
 
 
-# ------------------------------------------------------------------ against torch's own schedulers
+# ------------------------------------------------------------------ against torch's schedulers
 
 STEPS, EPOCHS = 40, 4
 
 
-def torchs(make: Callable[[torch.optim.Optimizer], LRScheduler], peak: float = 0.8) -> list[float]:
-    """The rates of one of torch's schedulers, stepped at every step."""
+def torch_rates(make: Callable[[torch.optim.Optimizer], LRScheduler], peak: float = 0.8) -> list[float]:
+    """Return the learning rates of a torch scheduler that is stepped at every step."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     scheduler, rates = make(optimizer), []
     for _ in range(STEPS):
@@ -104,7 +104,7 @@ def torchs(make: Callable[[torch.optim.Optimizer], LRScheduler], peak: float = 0
     return rates
 
 
-def ours(**settings: Any) -> list[float]:
+def our_rates(**settings: Any) -> list[float]:
     return all_steps(LearningRateConfig(lr=0.8, **settings), EPOCHS, STEPS // EPOCHS)
 
 
@@ -136,20 +136,20 @@ WARMUP = {"warmup_epochs": 1, "warmup_factor": 0.01}
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_every_step_has_torchs_rate(settings: dict[str, Any], scheduler: Callable[..., LRScheduler]) -> None:
-    np.testing.assert_allclose(ours(**settings), torchs(scheduler), rtol=1e-6, atol=1e-9)
+def test_lr_at_equals_torch_scheduler(settings: dict[str, Any], scheduler: Callable[..., LRScheduler]) -> None:
+    np.testing.assert_allclose(our_rates(**settings), torch_rates(scheduler), rtol=1e-6, atol=1e-9)
 
 
-def test_at_whole_epochs_a_staircase_has_torchs_rate() -> None:
-    stairs = ours(lr_schedule_type="step", step_length=2, step_ratio=0.1)[::10]
-    np.testing.assert_allclose(stairs, torchs(lambda o: StepLR(o, 20, 0.1))[::10])
-    risen = ours(lr_schedule_type="step", step_length=2, step_ratio=0.1, **WARMUP)
-    assert risen[:11:10] == pytest.approx([0.008, 0.8])
+def test_step_schedule_equals_torch_at_epoch_starts() -> None:
+    stepped = our_rates(lr_schedule_type="step", step_length=2, step_ratio=0.1)[::10]
+    np.testing.assert_allclose(stepped, torch_rates(lambda o: StepLR(o, 20, 0.1))[::10])
+    with_warmup_rates = our_rates(lr_schedule_type="step", step_length=2, step_ratio=0.1, **WARMUP)
+    assert with_warmup_rates[:11:10] == pytest.approx([0.008, 0.8])
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 @pytest.mark.parametrize("kind", ["cyclic", "step", "cosine", "onecycle", "linear", "constant"])
-def test_a_run_of_a_step_or_two_has_finite_rates(kind: Any, epochs: int) -> None:
+def test_lr_at_is_in_range_in_runs_of_one_or_two_steps(kind: Any, epochs: int) -> None:
     config = LearningRateConfig(lr=1.0, lr_schedule_type=kind, warmup_epochs=1 if kind == "cosine" else 0)
     rates = all_steps(config, epochs, 1)
     assert all(0 <= rate <= 1 for rate in rates)
@@ -166,15 +166,15 @@ def test_a_run_of_a_step_or_two_has_finite_rates(kind: Any, epochs: int) -> None
     ],
     ids=str,
 )
-def test_the_peak_follows_the_global_batch_as_asked(settings: dict[str, Any], peak: float) -> None:
+def test_peak_lr_scales_with_global_batch(settings: dict[str, Any], peak: float) -> None:
     config = LearningRateConfig(lr=0.4, lr_schedule_type="constant", **settings)
     assert peak_lr(config, global_batch=1024) == pytest.approx(peak)
     assert lr_at(3, config, epochs=2, steps_per_epoch=4, peak=peak) == peak
 
 
-def test_settings_of_other_schedules_have_no_effect() -> None:
+def test_options_of_other_schedules_are_reported_as_unused() -> None:
     config = LearningRateConfig(lr_schedule_type="cyclic", warmup_epochs=5, min_lr=0.1, step_length=3, base_batch=512)
-    named = [sentence.split(" ")[0] for sentence in unused_settings("lr", config, config.switches())]
+    named = [sentence.split(" ")[0] for sentence in unused_in_section("lr", config, config.conditions())]
     assert named == ["lr.base_batch", "lr.step_length", "lr.warmup_epochs", "lr.min_lr"]
     cosine = LearningRateConfig(lr_schedule_type="cosine", warmup_epochs=5, warmup_factor=0.1, min_lr=0.1)
-    assert not list(unused_settings("lr", cosine, cosine.switches()))
+    assert not list(unused_in_section("lr", cosine, cosine.conditions()))

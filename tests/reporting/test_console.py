@@ -1,4 +1,4 @@
-"""What a person reads while a run goes on."""
+"""Console output of a run."""
 
 from pathlib import Path
 
@@ -19,22 +19,22 @@ VALIDATED = {"val/loss": 1.5, "val/top1": 0.7376, "val/top5": 0.9144, "val/top1_
 PLAIN = {name: value for name, value in VALIDATED.items() if not name.endswith("_tta")}
 
 
-def test_the_line_of_an_epoch() -> None:
+def test_epoch_line_shows_validation_if_available() -> None:
     start = "epoch   3/16  160 px  lr 0.8500  train loss 2.346 top-1 43.21%"
     end = "  |  12,346 images/s, 3% waiting for data"
     assert epoch_line(3, 16, TRAINED) == start + end
-    validated = "  |  val loss 1.500 top-1 73.76%"
-    assert epoch_line(3, 16, {**TRAINED, **PLAIN}) == start + validated + end
-    assert epoch_line(3, 16, {**TRAINED, **VALIDATED}) == start + validated + " (mirrored too 74.01%)" + end
+    validation = "  |  val loss 1.500 top-1 73.76%"
+    assert epoch_line(3, 16, {**TRAINED, **PLAIN}) == start + validation + end
+    assert epoch_line(3, 16, {**TRAINED, **VALIDATED}) == start + validation + " (flip TTA 74.01%)" + end
 
 
-def test_the_line_of_an_evaluation() -> None:
+def test_accuracy_line_shows_flip_tta_if_available() -> None:
     assert accuracy_line(PLAIN) == "top-1 73.76%, top-5 91.44%"
-    both = "top-1 73.76%, top-5 91.44%; averaged with the mirror image: top-1 74.01%, top-5 92.01%"
-    assert accuracy_line(VALIDATED) == both
+    with_tta = "top-1 73.76%, top-5 91.44%; with flip TTA: top-1 74.01%, top-5 92.01%"
+    assert accuracy_line(VALIDATED) == with_tta
 
 
-def test_the_summary_says_how_it_ended_and_where_things_are() -> None:
+def test_summary_shows_results_and_paths() -> None:
     metrics = {**TRAINED, **VALIDATED, "time/train_seconds": 894.4, "memory/host_peak_gb": 3.21}
     lines = summary("resnet50", 25_557_032, 16, metrics, RunFolder(Path("runs/mine"))).splitlines()
     assert lines[0] == "finished"
@@ -48,25 +48,26 @@ def test_the_summary_says_how_it_ended_and_where_things_are() -> None:
     assert "GPU 9.9 GB" in on_gpu
 
 
-def test_the_summary_names_every_resolution() -> None:
+def test_summary_shows_final_resolutions() -> None:
     ended = {"time/train_seconds": 894.4, "memory/host_peak_gb": 3.21}
     at_256 = {f"{name}_256px": value + 0.01 for name, value in VALIDATED.items()}
     at_224 = {f"{name}_224px": value for name, value in PLAIN.items()}
     text = summary("resnet50", 1, 16, {**VALIDATED, **at_224, **at_256, **ended}, RunFolder(Path("runs/mine")))
     assert "at 224 px: top-1 73.76%, top-5 91.44%\n" in text
-    assert "at 256 px: top-1 74.76%, top-5 92.44%; averaged with the mirror image: top-1 75.01%, top-5 93.01%\n" in text
+    assert "at 256 px: top-1 74.76%, top-5 92.44%; with flip TTA: top-1 75.01%, top-5 93.01%\n" in text
     assert "px:" not in summary("resnet50", 1, 16, {**VALIDATED, **ended}, RunFolder(Path("runs/mine")))
 
 
-def test_a_table_is_aligned() -> None:
+def test_table_aligns_names_and_escapes_values() -> None:
+    assert table({"name": "\x1b[31mred"}) == "  name: \\x1b[31mred"
     assert table({"a": "1", "long": "2"}, title="facts") == "facts\n     a: 1\n  long: 2"
     assert table({"a": "1"}) == "  a: 1"
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_progress_bar_passes_everything_through(enabled: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_yields_all_batches(enabled: bool, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress(range(100), "epoch 1/2", total=100, enabled=enabled)) == list(range(100))
     shown = capsys.readouterr()
     assert shown.out == ""
     assert ("epoch 1/2" in shown.err) == enabled
-    assert shown.err.count("\r") < 10  # a file is not filled with bars
+    assert shown.err.count("\r") < 10  # updated rarely in a file

@@ -1,4 +1,4 @@
-"""The page of a run: whole, self-contained, and of any state of a run."""
+"""The HTML report of a run and the comparison of several."""
 
 import json
 import re
@@ -9,9 +9,8 @@ import pytest
 
 from rebar.errors import RebarError
 from rebar.reporting.__main__ import main
-from rebar.reporting.log import without_secrets
 from rebar.reporting.report import write_comparison, write_report
-from rebar.reporting.run_folder import RunStatus, read_status, write_status
+from rebar.reporting.run_folder import RunStatus, write_status
 
 
 def make_run(folder: Path, epochs: int, lr: float = 0.5) -> Path:
@@ -48,8 +47,8 @@ def make_run(folder: Path, epochs: int, lr: float = 0.5) -> Path:
     return folder
 
 
-class Checked(HTMLParser):
-    """Every element that is opened is closed; nothing is loaded from elsewhere."""
+class PageChecker(HTMLParser):
+    """Check that every element is closed and that no resource is external; count the charts."""
 
     VOID = ("meta", "br", "path", "use", "rect", "line", "image")
 
@@ -74,7 +73,7 @@ class Checked(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_the_accuracies_at_the_end_are_told_until_the_run_goes_on(tmp_path: Path) -> None:
+def test_report_shows_final_resolutions_until_run_is_resumed(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "mine", epochs=2)
     accuracies = {"val/top1_224px": 0.75, "val/top1_tta_224px": 0.76, "val/top1_256px": 0.77}
     log = folder / "log.jsonl"
@@ -82,7 +81,7 @@ def test_the_accuracies_at_the_end_are_told_until_the_run_goes_on(tmp_path: Path
     page = write_report(folder).read_text()
     for fact in (
         "75.00%</b><span>top-1 at 224 px<",
-        "76.00%</b><span>top-1 at 224 px, mirrored too<",
+        "76.00%</b><span>top-1 at 224 px with flip TTA<",
         "77.00%</b><span>top-1 at 256 px<",
     ):
         assert fact in page
@@ -90,33 +89,33 @@ def test_the_accuracies_at_the_end_are_told_until_the_run_goes_on(tmp_path: Path
     assert "224 px" not in write_report(folder).read_text()
 
 
-def test_a_run_has_all_its_charts(tmp_path: Path) -> None:
+def test_report_has_all_sections_and_escapes_html(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "mine", epochs=3)
     write_status(folder / "status.json", RunStatus("interrupted", "SIGTERM", 3, 30, 75))
     page = write_report(folder).read_text()
-    assert Checked(page).charts == 6
+    assert PageChecker(page).charts == 6
     assert "interrupted: SIGTERM" in page
     assert "27.00%" in page
     assert "--x &lt;b&gt;" in page
     assert "arch: resnet50" in page
 
 
-def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+def test_report_of_run_without_epochs(tmp_path: Path) -> None:
     page = write_report(make_run(tmp_path / "mine", epochs=0)).read_text()
-    assert Checked(page).charts == 0
+    assert PageChecker(page).charts == 0
 
 
-def test_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparison_shows_charts_and_different_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [make_run(tmp_path / name, epochs, lr) for name, epochs, lr in (("a", 2, 0.5), ("b", 3, 0.7))]
     main([*map(str, runs), "--out", str(tmp_path / "both.html")])
     page = (tmp_path / "both.html").read_text()
-    assert Checked(page).charts == 6
+    assert PageChecker(page).charts == 6
     assert re.search(r"<td>lr\.lr</td><td>0\.5</td><td>0\.7</td>", page)
-    assert "model.arch" not in page  # the same in both
+    assert "model.arch" not in page  # equal in both
     assert capsys.readouterr().out.strip().endswith("both.html")
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+def test_comparison_distinguishes_runs_of_one_name_by_path(tmp_path: Path) -> None:
     places = ("first/fast/run", "second/fast/run", "second/other")
     for place in places:
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
@@ -126,34 +125,34 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     assert page.count(str(tmp_path)) == 0
 
 
-def test_how_busy_the_gpu_was_is_shown_where_it_is_known(tmp_path: Path) -> None:
+def test_report_and_comparison_show_gpu_utilization_if_logged(tmp_path: Path) -> None:
     with_gpu, without = make_run(tmp_path / "gpu", 2), make_run(tmp_path / "cpu", 2)
     log = with_gpu / "log.jsonl"
     log.write_text(log.read_text().replace('"train/top1"', '"gpu/utilization": 0.93, "train/top1"'))
     for page in (write_report(with_gpu), write_comparison([with_gpu, without], tmp_path / "page.html")):
-        assert Checked(page.read_text()).charts == 7
-        assert "<th>GPU busy</th>" in page.read_text()
+        assert PageChecker(page.read_text()).charts == 7
+        assert "<th>GPU utilization</th>" in page.read_text()
         assert "<td>93%</td>" in page.read_text()
 
 
-def test_no_run(tmp_path: Path) -> None:
-    with pytest.raises(RebarError, match="is no run folder"):
+def test_comparison_shows_names_with_special_characters(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, 1) for name in ("$x^$", "_hidden", "<b>")]
+    write_comparison(runs, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert PageChecker(page).charts == 6
+    legend = page[page.index("<svg") : page.index("</svg>")]
+    assert "$x^$" in legend
+    assert "_hidden" in legend
+    assert "&lt;b&gt;" in legend
+
+
+def test_report_refuses_folder_without_log(tmp_path: Path) -> None:
+    with pytest.raises(RebarError) as caught:
         write_report(tmp_path)
+    assert caught.value.code == "run-not-found"
 
 
-def test_a_status_that_is_none(tmp_path: Path) -> None:
-    assert read_status(tmp_path / "status.json") is None
-    (tmp_path / "status.json").write_text("{")
-    assert read_status(tmp_path / "status.json") is None
-
-
-@pytest.mark.parametrize(
-    ("words", "shown"),
-    [
-        ("--hf-token abc --lr 1", "--hf-token *** --lr 1"),
-        ("--wandb-api-key=abc", "--wandb-api-key=***"),
-        ("--password --lr 1", "--password --lr 1"),
-    ],
-)
-def test_secrets_are_not_shown(words: str, shown: str) -> None:
-    assert " ".join(without_secrets(words.split())) == shown
+def test_main_refuses_out_for_one_run(tmp_path: Path) -> None:
+    with pytest.raises(RebarError) as caught:
+        main([str(tmp_path), "--out", "page.html"])
+    assert caught.value.code == "config-conflict"

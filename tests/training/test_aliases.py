@@ -1,4 +1,4 @@
-"""Flags of other scripts, put into ours."""
+"""Flags of other scripts, translated to ours."""
 
 import os
 import sys
@@ -10,13 +10,13 @@ from rebar.config import options_of, parse_config
 from rebar.config.options import short_names
 from rebar.errors import RebarError
 from rebar.training import aliases
-from rebar.training.aliases import ALIASES, SAME_HERE, table, translate
+from rebar.training.aliases import ALIASES, SAME_NAME, table, translate
 from rebar.training.config import TrainConfig
 from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize(
-    ("given", "knob", "value"),
+    ("given", "option", "value"),
     [
         (["--batch-size", "64"], "training.batch_size", 64),
         (["--batch_size=64"], "training.batch_size", 64),
@@ -68,20 +68,20 @@ from tests.conftest import REPOSITORY
         (["--config-name", "rn50_32_epochs.yaml"], "training.epochs", 32),
     ],
 )
-def test_has_the_meaning_of_our_own(given: list[str], option: str, value: object) -> None:
+def test_translate_gives_equivalent_option(given: list[str], option: str, value: object) -> None:
     config = parse_config(TrainConfig, translate(given), description="")
     section, _, name = option.partition(".")
     assert getattr(getattr(config, section), name) == value
 
 
 @pytest.mark.parametrize("flag", ["--multi-gpu"])
-def test_a_flag_without_effect_says_so(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_translate_warns_of_flag_without_effect(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert translate([flag, "--epochs", "3"]) == ["--epochs", "3"]
     assert capsys.readouterr().err.startswith(f"warning: {flag} has no effect: ")
 
 
 @pytest.mark.parametrize("given", [["--hf-token", "hf_abc"], ["--hf_token=hf_abc"]])
-def test_a_secret_is_in_no_setting_and_not_on_the_command_line(
+def test_translate_moves_token_from_command_line_to_environment(
     given: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "before")
@@ -93,61 +93,60 @@ def test_a_secret_is_in_no_setting_and_not_on_the_command_line(
 
 
 @pytest.mark.parametrize("words", [["--batch-size"], ["--batch-size", "--epochs", "3"]])
-def test_a_missing_value(words: list[str]) -> None:
-    with pytest.raises(RebarError, match="--batch-size needs a value: --batch-size N"):
+def test_translate_refuses_missing_value(words: list[str]) -> None:
+    with pytest.raises(RebarError, match="--batch-size N") as caught:
         translate(words)
+    assert caught.value.code == "config-invalid-value"
 
 
 @pytest.mark.parametrize("words", [["--use-label-smoothing=0.2"], ["--use-label-smoothing", "0.2"]])
-def test_a_switch_takes_no_amount(words: list[str]) -> None:
-    with pytest.raises(RebarError) as refused:
+def test_translate_refers_to_option_with_value(words: list[str]) -> None:
+    with pytest.raises(RebarError, match=r"'0\.2'.* --label-smoothing") as caught:
         translate(words)
-    assert str(refused.value) == (
-        "--use-label-smoothing stands alone or takes true or false, not '0.2' (another amount: --label-smoothing)"
-    )
+    assert caught.value.code == "config-invalid-value"
 
 
 @pytest.mark.parametrize("word", ["maybe", "2", ""])
-def test_a_switch_refuses_what_is_neither_true_nor_false(word: str) -> None:
-    with pytest.raises(RebarError, match=f"--lr-finder stands alone or takes true or false, not '{word}'"):
+def test_translate_refuses_invalid_boolean(word: str) -> None:
+    with pytest.raises(RebarError, match=f"--lr-finder: '{word}'") as caught:
         translate([f"--lr-finder={word}"])
+    assert caught.value.code == "config-invalid-value"
 
 
-def test_a_package_without_recipes_takes_them_from_the_working_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(aliases, "_BESIDE_THE_PACKAGE", tmp_path / "site-packages/rn50_configs")
+def test_config_name_falls_back_to_recipes_in_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aliases, "REPOSITORY_RECIPES", tmp_path / "site-packages/rn50_configs")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RebarError, match=r"there is no folder rn50_configs in .*give --config FILE"):
+    with pytest.raises(RebarError, match="rn50_configs") as caught:
         translate(["--config-name", "mine"])
+    assert caught.value.code == "config-file-not-found"
     recipe = tmp_path / "rn50_configs/mine.yaml"
     recipe.parent.mkdir()
     recipe.write_text("training: {epochs: 7}")
     assert parse_config(TrainConfig, translate(["--config-name", "mine"]), description="").training.epochs == 7
-    with pytest.raises(RebarError, match=r"min\.yaml does not exist; near it there is mine\.yaml"):
+    with pytest.raises(RebarError, match=r"min\.yaml.* mine\.yaml"):
         parse_config(TrainConfig, translate(["--config-name", "min"]), description="")
 
 
-def test_what_is_ours_stays_as_it_is() -> None:
-    words = ["--lr.lr", "0.5", "-C", "a.yaml", "--epochs=16", "--label-smoothing", "0.2"]
-    assert translate(words) == words
+def test_translate_keeps_our_own_flags() -> None:
+    argv = ["--lr.lr", "0.5", "-C", "a.yaml", "--epochs=16", "--label-smoothing", "0.2"]
+    assert translate(argv) == argv
 
 
-def test_help_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_all_aliases(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_config(TrainConfig, ["--help"], description="", aliases=table())
-    shown = capsys.readouterr().out
-    assert "Flags of other scripts" in shown
-    assert all(alias.flag in shown for alias in ALIASES)
-    heading = shown.partition("Flags of other scripts")[2]
-    assert all(f" {flag} " in f"{heading} ".replace("\n", " ") for flag in SAME_HERE)
+    output = capsys.readouterr().out
+    assert "Flags of other scripts" in output
+    assert all(alias.flag in output for alias in ALIASES)
+    heading = output.partition("Flags of other scripts")[2]
+    assert all(f" {flag} " in f"{heading} ".replace("\n", " ") for flag in SAME_NAME)
 
 
-@pytest.mark.parametrize("flag", SAME_HERE)
-def test_what_is_called_the_same_here_is_a_flag_of_ours(flag: str) -> None:
+@pytest.mark.parametrize("flag", SAME_NAME)
+def test_flags_with_same_name_exist(flag: str) -> None:
     assert translate([flag]) == [flag]
     assert flag.removeprefix("--").replace("-", "_") in short_names(list(options_of(TrainConfig)))
 
 
-def test_the_documented_table_is_the_one_of_the_help() -> None:
+def test_alias_table_in_docs_equals_help() -> None:
     assert f"```text\n{table()}\n```\n" in (REPOSITORY / "docs/training.md").read_text()

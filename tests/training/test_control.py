@@ -8,7 +8,7 @@ import pytest
 
 from rebar.training.control import RunControl
 from rebar.training.distributed import World
-from rebar.training.preemption import StopRequest, Wish
+from rebar.training.preemption import StopReason, StopRequest
 
 
 def start(world: World, used_seconds: float = 0.0, **options: Any) -> tuple[RunControl, StopRequest]:
@@ -19,7 +19,7 @@ def start(world: World, used_seconds: float = 0.0, **options: Any) -> tuple[RunC
 
 def saved_after(control: RunControl, steps: int) -> list[int]:
     """Return the steps after which a checkpoint is due."""
-    return [step for step in range(1, steps + 1) if control.after_step(step) is Wish.SAVE]
+    return [step for step in range(1, steps + 1) if control.after_step(step) is StopReason.SAVE]
 
 
 @pytest.mark.parametrize(
@@ -42,23 +42,23 @@ def test_after_step_measures_the_time_since_the_last_save(world: World, monkeypa
     monkeypatch.setattr(time, "monotonic", lambda: now)
     control, _ = start(world, every_minutes=1.0)
     now += 61
-    assert control.after_step(1) is Wish.SAVE
+    assert control.after_step(1) is StopReason.SAVE
     control.note_saved()
     now += 59
-    assert control.after_step(2) is Wish.GO_ON
+    assert control.after_step(2) is StopReason.NONE
 
 
 @pytest.mark.parametrize(
     ("limits", "last_step", "decision", "reason"),
     [
-        ({"max_steps": 4}, 4, Wish.SAVE, "max_steps 4"),
-        ({"budget_seconds": 1e-6}, 1, Wish.BUDGET, "budget_hours"),
-        ({"budget_seconds": 3600.0}, 0, Wish.GO_ON, ""),
+        ({"max_steps": 4}, 4, StopReason.SAVE, "max_steps 4"),
+        ({"budget_seconds": 1e-6}, 1, StopReason.BUDGET, "budget_hours"),
+        ({"budget_seconds": 3600.0}, 0, StopReason.NONE, ""),
     ],
     ids=str,
 )
 def test_limit_ends_the_run_with_a_checkpoint(
-    limits: dict[str, Any], last_step: int, decision: Wish, reason: str, world: World
+    limits: dict[str, Any], last_step: int, decision: StopReason, reason: str, world: World
 ) -> None:
     control, _ = start(world)
     control.set_limits(step=0, **limits)
@@ -84,22 +84,22 @@ def test_run_seconds_include_earlier_attempts(world: World) -> None:
 
 
 @pytest.mark.parametrize("decide", [lambda control: control.after_step(1), RunControl.during_evaluation])
-def test_the_first_stop_request_is_the_decision(decide: Callable[[RunControl], Wish], world: World) -> None:
+def test_the_first_stop_request_is_the_decision(decide: Callable[[RunControl], StopReason], world: World) -> None:
     control, request = start(world)
-    assert decide(control) is Wish.GO_ON
-    request.ask(Wish.SPOT_NOTICE)
-    request.ask(Wish.SIGTERM)
-    assert decide(control) is Wish.SPOT_NOTICE
+    assert decide(control) is StopReason.NONE
+    request.set(StopReason.SPOT_NOTICE)
+    request.set(StopReason.SIGTERM)
+    assert decide(control) is StopReason.SPOT_NOTICE
 
 
 def test_during_evaluation_ignores_what_is_due_by_time(world: World) -> None:
     control, _ = start(world, every_minutes=1e-9)
-    assert control.during_evaluation() is Wish.GO_ON
+    assert control.during_evaluation() is StopReason.NONE
 
 
 def test_before_start_nothing_is_due(world: World) -> None:
     control = RunControl(world, every_minutes=1e-9)
-    assert control.after_step(1) is control.during_evaluation() is Wish.GO_ON
+    assert control.after_step(1) is control.during_evaluation() is StopReason.NONE
     control.close()
 
 

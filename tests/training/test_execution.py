@@ -1,4 +1,4 @@
-"""How a step is carried out changes neither names nor results."""
+"""Compilation, precision and seeding of a step."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from rebar.errors import RebarError
-from rebar.training.execution import ExecutionConfig, allow_tf32, compile_for
+from rebar.training.execution import ExecutionConfig, allow_tf32, compile_model
 from rebar.training.resolution import ResolutionConfig, resolution_at
 
 
 @pytest.fixture
 def compiled_graphs() -> Iterator[Callable[[], int]]:
-    """How many graphs torch has compiled since the test began."""
+    """Return a function that counts the graphs compiled since the test started."""
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
@@ -26,41 +26,45 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def sizes(config: ResolutionConfig, epochs: int) -> list[int]:
+def resolutions(config: ResolutionConfig, epochs: int) -> list[int]:
     return [resolution_at(epoch, config) for epoch in range(epochs)]
 
 
-GROWING = sizes(ResolutionConfig(min_res=88, max_res=176, start_ramp=2, end_ramp=30, round_to=4), 36)
+GROWING = resolutions(ResolutionConfig(min_res=88, max_res=176, start_ramp=2, end_ramp=30, round_to=4), 36)
 
 
 def step(compiled: nn.Module, resolution: int) -> torch.Tensor:
-    """A forward and backward pass."""
+    """Run a forward and backward pass."""
     x = torch.randn(2, 3, resolution, resolution).contiguous(memory_format=torch.channels_last)
     y: torch.Tensor = compiled(x)
     y.square().sum().backward()
     return y
 
 
-@pytest.mark.parametrize(("backend", "most"), [("aot_eager", 1), pytest.param("inductor", 3, marks=pytest.mark.slow)])
-def test_growing_by_4_pixels_compiles_once(backend: str, most: int, compiled_graphs: Callable[[], int]) -> None:
-    """Inductor may compile again beyond a size from which its CPU code differs; that is once or twice, not 23 times."""
+@pytest.mark.parametrize(
+    ("backend", "max_graphs"), [("aot_eager", 1), pytest.param("inductor", 3, marks=pytest.mark.slow)]
+)
+def test_compile_model_shares_graph_between_many_resolutions(
+    backend: str, max_graphs: int, compiled_graphs: Callable[[], int]
+) -> None:
+    """Inductor may recompile at sizes from which its CPU code differs: once or twice, but not 23 times."""
     assert len(set(GROWING)) == 23
-    compiled = compile_for(model(), set(GROWING), backend=backend)
+    compiled = compile_model(model(), set(GROWING), backend=backend)
     for resolution in GROWING:
         step(compiled, resolution)
-    assert compiled_graphs() <= most
+    assert compiled_graphs() <= max_graphs
 
 
-def test_a_few_sizes_get_a_program_each(compiled_graphs: Callable[[], int]) -> None:
-    compiled = compile_for(model(), {32, 40}, backend="aot_eager")
+def test_compile_model_compiles_a_graph_per_resolution_for_few(compiled_graphs: Callable[[], int]) -> None:
+    compiled = compile_model(model(), {32, 40}, backend="aot_eager")
     for resolution in (32, 40, 40, 32):
         step(compiled, resolution)
     assert compiled_graphs() == 2
 
 
-def test_a_compiled_model_computes_the_same_under_the_same_names(compiled_graphs: Callable[[], int]) -> None:
+def test_compile_model_keeps_results_and_parameter_names(compiled_graphs: Callable[[], int]) -> None:
     plain, inner = model(), model()
-    compiled = compile_for(inner, {32}, backend="aot_eager")
+    compiled = compile_model(inner, {32}, backend="aot_eager")
     torch.manual_seed(1)
     expected = step(plain, 32)
     torch.manual_seed(1)
@@ -71,17 +75,19 @@ def test_a_compiled_model_computes_the_same_under_the_same_names(compiled_graphs
         torch.testing.assert_close(parameter.grad, plain.get_parameter(name).grad)
 
 
-def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(RebarError, match="torch has no 'fastest' here"):
-        compile_for(model(), {32}, backend="fastest")
+def test_compile_model_refuses_unknown_backend() -> None:
+    with pytest.raises(RebarError, match="fastest") as caught:
+        compile_model(model(), {32}, backend="fastest")
+    assert caught.value.code == "compile-unknown-backend"
 
 
 def test_compile_model_and_gradient_checkpointing_exclude_each_other() -> None:
-    with pytest.raises(RebarError):
+    with pytest.raises(RebarError) as caught:
         ExecutionConfig(compile_model=True, gradient_checkpointing=True)
+    assert caught.value.code == "config-conflict"
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_tf32(allowed: bool) -> None:
+def test_allow_tf32_sets_matmul_and_cudnn(allowed: bool) -> None:
     allow_tf32(allowed)
     assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed

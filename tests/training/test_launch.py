@@ -16,7 +16,7 @@ NO_DATA = ["--data.train_dataset", "absent.beton"]
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     created = RunFolder(tmp_path / "run")
-    created.prepare(afresh=True)
+    created.prepare(from_scratch=True)
     return created
 
 
@@ -56,7 +56,7 @@ def test_early_failure_leaves_the_status_of_a_finished_or_active_run(data: Data,
     fail(data, folder, *NO_DATA)
     assert read_status(folder.status) == finished
     running = put_status(folder, "running")
-    with folder.claimed():
+    with folder.locked():
         fail(data, folder, *NO_DATA)
     fail(data, folder, *NO_DATA, "--dry-run")
     assert read_status(folder.status) == running

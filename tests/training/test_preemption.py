@@ -1,4 +1,4 @@
-"""Signals become a request; the handlers of before come back; the second signal ends the process."""
+"""Requests to stop: signals, a second signal, and EC2's spot interruption notice."""
 
 import os
 import signal
@@ -10,48 +10,49 @@ from pathlib import Path
 
 import pytest
 
-from rebar.training.preemption import StopRequest, Wish, on_ec2, stop_requests
+from rebar.training.preemption import StopReason, StopRequest, is_ec2, stop_requests, watch_for_notice
+from tests.training.metadata_service import MetadataServer, metadata_server
 
 
-def wait_for(request: StopRequest, wish: Wish) -> None:
+def wait_for(request: StopRequest, reason: StopReason) -> None:
     deadline = time.monotonic() + 10
-    while request.wish is not wish:
+    while request.reason is not reason:
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_signal_is_a_request(name: str) -> None:
+def test_signal_sets_stop_request_and_handlers_are_restored(name: str) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)
     with stop_requests() as request:
-        assert request.wish is Wish.GO_ON
+        assert request.reason is StopReason.NONE
         os.kill(os.getpid(), signal.Signals[name])
-        wait_for(request, Wish[name])
-        assert request.wish.is_interruption
+        wait_for(request, StopReason[name])
+        assert request.reason.is_interruption
     after = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)
     assert after == before
     assert not any(thread.name == "rebar-signals" for thread in threading.enumerate())
 
 
-def test_a_signal_passed_on_twice_at_once_is_one_request() -> None:
+def test_signals_in_quick_succession_are_one_request() -> None:
     with stop_requests() as request:
         os.kill(os.getpid(), signal.SIGINT)
-        wait_for(request, Wish.SIGINT)
+        wait_for(request, StopReason.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
-        assert request.wish is Wish.SIGINT
+        assert request.reason is StopReason.SIGINT
 
 
-def test_a_second_signal_ends_the_process_even_inside_a_call_that_never_returns() -> None:
+def test_second_signal_ends_process_that_blocks_in_c_code() -> None:
     code = """if True:
         import ctypes
-        from rebar.training.preemption import Wish, stop_requests
+        from rebar.training.preemption import StopReason, stop_requests
         with stop_requests() as request:
             print("ready", flush=True)
-            while request.wish is Wish.GO_ON:
+            while request.reason is StopReason.NONE:
                 pass
-            print("asked", flush=True)
-            wait = ctypes.CDLL(None).sem_wait  # for ever; no Python handler runs in here
+            print("requested", flush=True)
+            wait = ctypes.CDLL(None).sem_wait  # blocks indefinitely; no Python signal handler runs
             semaphore = ctypes.create_string_buffer(64)
             while True:
                 wait(semaphore)
@@ -61,7 +62,7 @@ def test_a_second_signal_ends_the_process_even_inside_a_call_that_never_returns(
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
-        assert process.stdout.readline() == "asked\n"
+        assert process.stdout.readline() == "requested\n"
         time.sleep(1.2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 128 + signal.SIGTERM
@@ -70,7 +71,31 @@ def test_a_second_signal_ends_the_process_even_inside_a_call_that_never_returns(
         process.wait()
 
 
-def test_the_machine_says_whether_it_is_ec2s(tmp_path: Path) -> None:
-    assert not on_ec2(tmp_path)
+def test_is_ec2_reads_firmware(tmp_path: Path) -> None:
+    assert not is_ec2(tmp_path)
     (tmp_path / "sys_vendor").write_text("Amazon EC2\n")
-    assert on_ec2(tmp_path)
+    assert is_ec2(tmp_path)
+
+
+def test_watch_for_notice_calls_back_once(ec2_metadata: MetadataServer) -> None:
+    ec2_metadata.notice_after = 3
+    called, calls = threading.Event(), []
+
+    def on_notice() -> None:
+        calls.append(ec2_metadata.questions)
+        called.set()
+
+    with watch_for_notice(on_notice, every_seconds=0.01):
+        assert called.wait(10)
+    assert calls == [4]
+
+
+def test_watch_for_notice_warns_once_without_service(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with metadata_server() as server:
+        stopped = server.url
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", stopped)
+    with watch_for_notice(lambda: pytest.fail("there is no notice"), every_seconds=0.01):
+        time.sleep(0.2)
+    assert capsys.readouterr().err.count("does not answer") == 1

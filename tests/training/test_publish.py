@@ -1,4 +1,4 @@
-"""A run that publishes its result on a hub, through the command line."""
+"""Publishing a run on a local Hugging Face Hub, through the command line."""
 
 import json
 from pathlib import Path
@@ -17,20 +17,20 @@ from tests.storage.hub_server import TOKEN, Hub, hub_server
 hub_client = pytest.importorskip("huggingface_hub")
 
 
-def variables(hub: Hub, tmp_path: Path) -> dict[str, str]:
+def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": ""}
 
 
-def test_a_run_publishes_what_it_evaluated_and_its_token_nowhere(data: Data, tmp_path: Path) -> None:
+def test_run_publishes_evaluated_weights_without_token(data: Data, tmp_path: Path) -> None:
     folder = tmp_path / "runs/mine"
     words = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--use-ema", "--ema-update-every", "1", "--max-steps", "4"]
     command = data.training_command(folder, *words, "--export", "safetensors", "--wandb")
     with hub_server() as hub:
-        done = run(*command, **variables(hub, tmp_path), WANDB_MODE="offline")
+        done = run(*command, **environment(hub, tmp_path), WANDB_MODE="offline")
         assert f"published {hub.url}/owner/mine" in done.stdout
         published = hub.repositories["owner/mine"]
         again = run(
-            "-m", "rebar.training.publish", folder, "owner/again", **variables(hub, tmp_path) | {"HF_TOKEN": TOKEN}
+            "-m", "rebar.training.publish", folder, "owner/again", **environment(hub, tmp_path) | {"HF_TOKEN": TOKEN}
         )
         assert again.stdout == f"published {hub.url}/owner/again\n"
         assert hub.repositories["owner/again"]["model.safetensors"] == published["model.safetensors"]
@@ -56,19 +56,19 @@ def test_a_run_publishes_what_it_evaluated_and_its_token_nowhere(data: Data, tmp
     assert_no_token(tmp_path, *published.values(), done.stdout.encode(), done.stderr.encode())
 
 
-def assert_no_token(folder: Path, *shown: bytes) -> None:
-    """Neither in a file below the folder, nor in what was shown or published."""
+def assert_no_token(folder: Path, *outputs: bytes) -> None:
+    """Check that the token is in no file of the folder and in no output."""
     for path in (path for path in folder.rglob("*") if path.is_file()):
         assert TOKEN.encode() not in path.read_bytes(), path
-    assert not any(TOKEN.encode() in content for content in shown)
+    assert not any(TOKEN.encode() in content for content in outputs)
 
 
-def test_two_processes_publish_once_and_the_token_nowhere(data: Data, tmp_path: Path) -> None:
+def test_two_ranks_publish_once_without_token(data: Data, tmp_path: Path) -> None:
     words = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--training.batch_size", "8", "--max-steps", "2"]
     command = torchrun(2, *data.training_command(tmp_path / "run", *words))
-    command[2:2] = [f"--log-dir={tmp_path / 'torchrun'}", "--tee=3"]  # what each process prints, in files, too
+    command[2:2] = [f"--log-dir={tmp_path / 'torchrun'}", "--tee=3"]  # also write each rank's output to files
     with hub_server() as hub:
-        done = run(*command, **variables(hub, tmp_path))
+        done = run(*command, **environment(hub, tmp_path))
         published = hub.repositories["owner/mine"]
     assert done.stdout.count(f"published {hub.url}/owner/mine") == 1
     assert b">finished: training.max_steps 2<" in published["report.html"]
@@ -76,16 +76,16 @@ def test_two_processes_publish_once_and_the_token_nowhere(data: Data, tmp_path: 
     assert_no_token(tmp_path, *published.values(), done.stdout.encode(), done.stderr.encode())
 
 
-def test_a_wrong_token_is_told_before_the_data_are_opened(data: Data, tmp_path: Path) -> None:
+def test_invalid_token_is_reported_before_training(data: Data, tmp_path: Path) -> None:
     words = data.training_command(tmp_path / "run", "--hf-repo", "owner/mine", "--hf-token", "hf_wrong")
     with hub_server() as hub:
-        refused = run(*words, expect=1, **variables(hub, tmp_path))
-    assert "HTTP 401" in refused.stderr
-    assert "hf_wrong" not in refused.stdout + refused.stderr
+        done = run(*words, expect=1, **environment(hub, tmp_path))
+    assert "HTTP 401" in done.stderr
+    assert "hf_wrong" not in done.stdout + done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_what_fails_at_the_end_is_a_warning(
+def test_publish_or_warn_turns_error_into_warning(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

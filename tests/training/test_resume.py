@@ -18,7 +18,7 @@ from rebar.training.resume import record_origin, resolve_resume
 def folder(tmp_path: Path) -> RunFolder:
     """A folder with an earlier run."""
     created = RunFolder(tmp_path / "run")
-    created.prepare(afresh=True)
+    created.prepare(from_scratch=True)
     created.last_checkpoint.write_text("earlier")
     return created
 
@@ -77,7 +77,7 @@ def test_resume_from_a_file_starts_again_after_the_run_was_deleted(folder: RunFo
     folder.last_checkpoint.unlink()
     assert resolved(folder, world, file) == str(file)
     record_origin(str(file), folder)
-    folder.prepare(afresh=True)
+    folder.prepare(from_scratch=True)
     assert not folder.origin.exists()
 
 

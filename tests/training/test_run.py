@@ -14,7 +14,7 @@ from rebar.training import checkpoint
 from rebar.training.checkpoint import CheckpointError, read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
-from rebar.training.preemption import Interrupted, StopRequest, Wish
+from rebar.training.preemption import Interrupted, StopReason, StopRequest
 from rebar.training.run import Run
 from tests.training.test_state import make_state
 
@@ -41,7 +41,7 @@ def run(tmp_path: Path, world: World, request_: StopRequest) -> Run:
     """A run that saves every five steps."""
     config = parse_config(TrainConfig, ["--every-steps=5"], description="test")
     folder, state, loader = RunFolder(tmp_path), make_state(), FakeLoader()
-    folder.prepare(afresh=True)
+    folder.prepare(from_scratch=True)
     created = Run(config, world, folder, state, state.model, loader, loader)  # type: ignore[arg-type]
     created.control.start(request_)
     return created
@@ -116,7 +116,7 @@ def test_save_checkpoint_waits_for_the_previous_write(run: Run, disk: SlowDisk) 
 def test_stop_request_raises_once_the_checkpoint_is_written(
     in_evaluation: bool, run: Run, request_: StopRequest, disk: SlowDisk
 ) -> None:
-    request_.ask(Wish.SIGTERM)
+    request_.set(StopReason.SIGTERM)
     threading.Timer(0.2, disk.may_write.set).start()
     with pytest.raises(Interrupted, match="SIGTERM"):
         list(run.interruptible("abc")) if in_evaluation else train(run, 1)
@@ -126,7 +126,7 @@ def test_stop_request_raises_once_the_checkpoint_is_written(
 def test_interruptible_stops_between_batches(run: Run, request_: StopRequest) -> None:
     batches = run.interruptible("abc")
     assert next(batches) == "a"
-    request_.ask(Wish.SPOT_NOTICE)
+    request_.set(StopReason.SPOT_NOTICE)
     with pytest.raises(Interrupted, match="EC2's spot interruption notice"):
         next(batches)
 
@@ -151,7 +151,7 @@ def test_failed_write_is_never_lost(how: str, run: Run, request_: StopRequest, d
     disk.fails = True
     disk.may_write.set()
     if how == "an interruption":
-        request_.ask(Wish.SIGTERM)
+        request_.set(StopReason.SIGTERM)
     else:
         run.save_checkpoint()
     raised_by: dict[str, Callable[[], object]] = {

@@ -212,7 +212,7 @@ def test_evaluation_counts_every_image_once_as_on_the_cpu() -> None:
             training.normalizer.each(batches),
             world=training.world,
             precision="32",
-            mirror=True,
+            flip_tta=True,
             confusion_of=10,
         )
     on_cpu, on_gpu = results["cpu"], results["cuda"]

@@ -160,7 +160,7 @@ def test_killed_before_its_first_upload_a_run_still_replaces_the_earlier_one(
 ) -> None:
     uploader_of(folder, step=30).finish()  # the earlier run, further than the next
     other = RunFolder(tmp_path / "elsewhere" / folder.path.name)
-    other.prepare(afresh=True)
+    other.prepare(from_scratch=True)
     begin("none", other)
     with monkeypatch.context() as patch:
         patch.setattr(Uploader, "_upload", lambda *_: None)

@@ -1,4 +1,4 @@
-"""Settings that change nothing are told, others are not."""
+"""Options without effect are reported, others are not."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ import pytest
 
 from rebar.config import parse_config
 from rebar.training.config import TrainConfig
-from rebar.training.unused_settings import IDLE, unused_setting_names
+from rebar.training.unused_options import RULES, unused_options
 
 DATA = ["--train-dataset=a.beton", "--val-dataset=b.beton"]
-PAIRS = [  # the words that set it in vain, what is said, and the words with which it has its effect
-    (["--lr=2", "--max-lr=1"], "lr.lr = 2.0 has no effect beside lr.max_lr", ["--lr=2"]),
+CASES = [  # flags without effect, the message, and flags with which the option has an effect
+    (["--lr=2", "--max-lr=1"], "lr.lr = 2.0 has no effect with lr.max_lr", ["--lr=2"]),
     (
         ["--momentum=0.8", "--optimizer=lamb"],
         "training.momentum = 0.8 has no effect with training.optimizer lamb",
@@ -36,7 +36,7 @@ PAIRS = [  # the words that set it in vain, what is said, and the words with whi
         "data.min_scale = 0.3 has no effect with regularization.augmentation none",
         ["--min-scale=0.3"],
     ),
-    (["--use-hf", *DATA], "data.use_hf = True has no effect beside given data sets", ["--use-hf", DATA[0]]),
+    (["--use-hf", *DATA], "data.use_hf = True has no effect with given datasets", ["--use-hf", DATA[0]]),
     (
         ["--initialization=composer", "--pretrained"],
         "model.initialization = composer has no effect with model.pretrained",
@@ -78,30 +78,30 @@ PAIRS = [  # the words that set it in vain, what is said, and the words with whi
 ]
 
 
-def told(words: list[str]) -> list[str]:
-    return list(unused_setting_names(parse_config(TrainConfig, words, description="")))
+def messages(flags: list[str]) -> list[str]:
+    return list(unused_options(parse_config(TrainConfig, flags, description="")))
 
 
-@pytest.mark.parametrize(("in_vain", "sentence", "_"), PAIRS)
-def test_a_setting_in_vain_is_told(in_vain: list[str], sentence: str, _: list[str]) -> None:
-    assert sentence in told(in_vain)
+@pytest.mark.parametrize(("flags", "message", "_"), CASES)
+def test_unused_options_reports_option_without_effect(flags: list[str], message: str, _: list[str]) -> None:
+    assert message in messages(flags)
 
 
-@pytest.mark.parametrize(("_", "__", "of_use"), PAIRS)
-def test_one_of_use_is_not(_: list[str], __: str, of_use: list[str]) -> None:
-    assert told(of_use) == []
+@pytest.mark.parametrize(("_", "__", "flags"), CASES)
+def test_unused_options_is_empty_if_option_has_effect(_: list[str], __: str, flags: list[str]) -> None:
+    assert messages(flags) == []
 
 
-def test_every_line_of_the_table_is_tried() -> None:
-    assert {idle.setting for idle in IDLE} == {sentence.split(" ")[0] for _, sentence, _ in PAIRS}
+def test_cases_cover_all_rules() -> None:
+    assert {rule.option for rule in RULES} == {message.split(" ")[0] for _, message, _ in CASES}
 
 
-@pytest.mark.parametrize("switch", ["--max-lr=1", "--optimizer=lamb", "--augmentation=none", "--pretrained"])
-def test_what_nobody_set_is_not_told(switch: str) -> None:
-    assert told([switch, "--spot-notice=off", *DATA]) == []
+@pytest.mark.parametrize("flag", ["--max-lr=1", "--optimizer=lamb", "--augmentation=none", "--pretrained"])
+def test_unused_options_ignores_defaults(flag: str) -> None:
+    assert messages([flag, "--spot-notice=off", *DATA]) == []
 
 
-def test_a_file_counts_as_the_command_line_does(tmp_path: Path) -> None:
+def test_unused_options_reports_options_of_config_files(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("training: {momentum: 0.8, optimizer: lamb}")
-    words = ["--config-file", str(tmp_path / "mine.yaml")]
-    assert told(words) == ["training.momentum = 0.8 has no effect with training.optimizer lamb"]
+    flags = ["--config-file", str(tmp_path / "mine.yaml")]
+    assert messages(flags) == ["training.momentum = 0.8 has no effect with training.optimizer lamb"]

@@ -1,0 +1,115 @@
+"""Build the network of a run: a torchvision classifier or a ResNet for small images."""
+
+import difflib
+from dataclasses import dataclass
+from http.client import HTTPException
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import nn
+
+from rebar.cli import warn
+from rebar.config import option
+from rebar.errors import RebarError
+from rebar.models import resnets
+from rebar.models.blurpool import apply_blurpool
+from rebar.models.resnets import SMALL_RESNETS, SmallResNet
+from rebar.models.torchvision_compat import import_torchvision
+
+Initialization = Literal["torchvision", "composer"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model."""
+
+    arch: str = option(
+        "resnet18", help="torchvision classifier, e.g. resnet50; for images of about 32 px, e.g. resnet20"
+    )
+    pretrained: bool = option(False, help="start from torchvision's pretrained weights")
+    zero_init_residual: bool = option(
+        False,
+        help="start each residual block as the identity: initialize its last BatchNorm weight to 0",
+    )
+    initialization: Initialization = option(
+        "torchvision", help="weight initialization; composer: MosaicML's, with BatchNorm weights uniform in [0, 1)"
+    )
+    num_classes: int = option(0, help="outputs of the classifier; 0: classes of the dataset", minimum=0)
+
+
+def build_model(
+    arch: str,
+    *,
+    num_classes: int,
+    use_blurpool: bool = False,
+    pretrained: bool = False,
+    zero_init_residual: bool = False,
+    initialization: Initialization = "torchvision",
+) -> nn.Module:
+    """Return a classifier in train mode on the CPU, initialized from torch's global generator.
+
+    Raises RebarError for an unknown or unsupported architecture, or if pretrained weights are not available.
+    """
+    models = import_torchvision().models
+    known = [*models.list_models(module=models), *SMALL_RESNETS]
+    if arch not in known:
+        similar = difflib.get_close_matches(arch, known, n=3)
+        fix = f"Did you mean {' or '.join(similar)}?" if similar else "Give the name of a torchvision classifier."
+        raise RebarError(f"model.arch: '{arch}' is unknown. {fix}", code="model-unknown-arch")
+    model: nn.Module
+    if pretrained:
+        model = _load_pretrained(models, arch, num_classes)
+    elif arch in SMALL_RESNETS:
+        model = SmallResNet(SMALL_RESNETS[arch], num_classes)
+    else:
+        model = models.get_model(arch, weights=None, num_classes=num_classes)
+    if initialization == "composer" and not pretrained:
+        resnets.init_as_composer(model)
+    if getattr(model, "aux_logits", False):
+        raise RebarError(
+            f"model.arch: {arch} has auxiliary classifiers, which are not supported. Choose another architecture.",
+            code="model-unsupported-arch",
+        )
+    if zero_init_residual and not pretrained and resnets.zero_init_residual(model) == 0:
+        warn(f"model.zero_init_residual has no effect: {arch} has no residual blocks")
+    if use_blurpool and apply_blurpool(model) == 0:
+        warn(f"training.use_blurpool has no effect: {arch} has no strided convolutions to blur")
+    return model
+
+
+def _load_pretrained(models: ModuleType, arch: str, num_classes: int) -> nn.Module:
+    if arch in SMALL_RESNETS:
+        raise RebarError(
+            f"model.pretrained: torchvision has no weights for {arch}. Choose an ImageNet architecture.",
+            code="model-no-pretrained-weights",
+        )
+    try:
+        model: nn.Module = models.get_model(arch, weights="DEFAULT")
+    except (OSError, RuntimeError, HTTPException) as error:  # no network, wrong checksum, connection reset
+        raise RebarError(
+            f"model.pretrained: download of torchvision's {arch} weights failed: {error}. Check the network, or copy "
+            "the file into torch's cache (~/.cache/torch/hub/checkpoints).",
+            code="model-download-failed",
+        ) from None
+    classifier = getattr(model, "fc", None)
+    if not isinstance(classifier, nn.Linear):
+        raise RebarError(
+            f"model.pretrained: the classifier of {arch} cannot be resized, because it is not a linear layer named fc. "
+            "Choose a ResNet, or train from scratch.",
+            code="model-unsupported-arch",
+        )
+    if classifier.out_features != num_classes:
+        model.fc = nn.Linear(classifier.in_features, num_classes)
+    return model
+
+
+def to_device(model: nn.Module, device: torch.device, *, channels_last: bool = True) -> nn.Module:
+    """Move a model to ``device``, in channels_last or in contiguous memory format."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return model.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable parameters: 25,557,032 for ResNet-50 with 1000 classes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
