@@ -10,7 +10,7 @@ from rebar.models.build import count_parameters
 from rebar.optim.schedules import peak_lr
 from rebar.reporting import console
 from rebar.reporting.console import format_duration
-from rebar.reporting.log import environment
+from rebar.reporting.environment import environment
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
 from rebar.training.estimate import MIN_STEPS, first_estimate_step, seconds_left
