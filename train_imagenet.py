@@ -67,7 +67,7 @@ def train(run: Run) -> None:
 
 
 def train_one_epoch(run: Run) -> dict[str, float]:
-    """Train on what is left of the current epoch. Returns the epoch's metrics under their names in the log."""
+    """Train on the remaining batches of the current epoch. Returns its metrics, under the names of the log."""
     config, state = run.config, run.state
     learning_rate = build_schedule(
         config.lr,

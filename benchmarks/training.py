@@ -5,7 +5,7 @@
     python benchmarks/training.py --arch resnet50 --resolution 224 --precision bf16 --train-dataset train.beton
 
 Images are random bytes in main memory, so that no loop waits for data. The loops take turns, each training an epoch of
-``--steps`` steps, for several repetitions; training_loops/ describes what each does per step. ``rebar`` is
+``--steps`` steps, for several repetitions; the modules in training_loops/ describe their steps. ``rebar`` is
 train_imagenet.py's own loop. Speeds are medians over the repetitions; ratios are computed within a repetition. Images
 per second of the host's CPU time are reported too, because other processes affect them less; for the same reason, the
 CPU uses one thread. ``--train-dataset`` adds ``rebar_from_file``, the same loop with the real loader: its

@@ -40,7 +40,7 @@ def test_kept_checkpoints_are_of_their_epochs(good_epoch: Path, finished_run: Pa
 
 
 def diverging(*words: str, subject: str, name: str, quick: bool = False) -> Any:
-    """Options of a run with a huge learning rate, and what becomes NaN in it."""
+    """Options of a run with a huge learning rate, and the values that become NaN."""
     return pytest.param(words, subject, id=name, marks=() if quick else pytest.mark.slow)
 
 

@@ -1,1 +1,1 @@
-"""The parts of a training run; ``train_imagenet.py`` puts them together."""
+"""The parts of a training run, which ``train_imagenet.py`` combines."""

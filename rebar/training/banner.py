@@ -20,7 +20,7 @@ from rebar.training.unused_options import unused_options
 
 
 def print_banner(run: Run) -> None:
-    """Print and log what is about to run. Warns of options without effect or that contradict the recipe."""
+    """Print and log the configuration of the run. Warns of options without effect or that contradict the recipe."""
     config, state, world = run.config, run.state, run.world
     _warn_of_contradictions(config, world)
     for warning in unused_options(config):

@@ -17,7 +17,7 @@ def print_evaluation(run: Run) -> None:
 
 
 def finish(run: Run) -> None:
-    """Evaluate what is not evaluated yet, log the end, export the weights and print the summary."""
+    """Run the missing evaluations, log the end, export the weights and print the summary."""
     config, state = run.config, run.state
     if state.last_metrics.get("step") != run.step or "val/top1" not in state.last_metrics:
         # a limit was reached before this attempt started

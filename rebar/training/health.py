@@ -63,7 +63,7 @@ class HealthWatch:
 
 
 ADVICE = "Lower --lr, or try --training.precision bf16 or 32."
-"""What to do about a NaN or infinite loss."""
+"""Advice for a NaN or infinite loss."""
 
 
 def check_finite(loss: float, step: int) -> float:

@@ -1,7 +1,7 @@
 """Save and restore the random number generators of a process.
 
-The loader's augmentations are functions of seed, epoch and sample and have no state. These are for what draws while
-training, such as dropout.
+The loader's augmentations are functions of seed, epoch and sample and have no state. These generators are for layers
+that draw random numbers while training, such as dropout.
 """
 
 import random

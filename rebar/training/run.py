@@ -101,7 +101,7 @@ class Run:
     # ------------------------------------------------------------------ data
 
     def normalizer(self, augment: Augment | None = None) -> Normalizer:
-        """Return what moves batches to the device and normalizes them; ``augment`` is applied to uint8 images."""
+        """Return the normalizer that moves batches to the device; ``augment`` is applied to the uint8 images."""
         return Normalizer(
             self.world.device,
             input_dtype(self.state.precision),
@@ -112,7 +112,7 @@ class Run:
         )
 
     def train_batches(self) -> Iterable[Batch]:
-        """Return the batches that are left of the current epoch, timed by the meter, with a progress bar."""
+        """Return the remaining batches of the current epoch, timed by the meter, with a progress bar."""
         meter = self.state.meter
         epoch = () if self.epoch_is_complete else self.train_loader.epoch(self.state.epoch, self.resolution)
         self._progress_bar = console.progress(

@@ -1,4 +1,4 @@
-"""What surrounds the epochs of a run: folder lock, log, signals, uploads, ``status.json`` and the final report."""
+"""The context of a run's epochs: folder lock, log, signals, uploads, ``status.json`` and the final report."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress

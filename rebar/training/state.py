@@ -20,7 +20,7 @@ from rebar.training.health import ADVICE, has_overflowed
 from rebar.training.metrics import TrainMeter
 from rebar.training.rng import rng_states, set_rng_states
 
-# Options that may differ in a resumed run without a warning: they do not change what is trained.
+# Options that may differ in a resumed run without a warning: they do not affect the result.
 _FREE_TO_CHANGE = (
     "data.train_dataset",
     "data.val_dataset",
@@ -110,7 +110,7 @@ class TrainState:
     # ------------------------------------------------------------------ saving
 
     def checkpoint_content(self, options: dict[str, Any], world: World) -> dict[str, Any]:
-        """Return what a checkpoint holds; its tensors are the run's own. ``options`` is the flat configuration.
+        """Return the content of a checkpoint, with the run's own tensors. ``options`` is the flat configuration.
 
         Every rank must call it; the first rank's result is the checkpoint. Raises CheckpointError if the epoch's loss,
         the weights, momenta or averages are not finite, so that the last good checkpoint is kept.

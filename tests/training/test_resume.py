@@ -31,7 +31,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def resolved(folder: RunFolder, world: World, resume: str | Path, *, overwrite: bool = False) -> str:
-    """Return what --resume is resolved to."""
+    """Return the resolved value of --resume."""
     config = TrainConfig(checkpoint=CheckpointConfig(resume=str(resume), overwrite=overwrite))
     return resolve_resume(config, folder, world).checkpoint.resume
 
