@@ -1,11 +1,13 @@
 """End-to-end tests of the training techniques, one by one and all together."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+import evaluate
 import train_imagenet
 from rebar.optim.averaging import weights_to_evaluate
 from rebar.training.checkpoint import read_checkpoint
@@ -44,7 +46,18 @@ def train_in_process(data: Data, folder: Path, *words: str) -> None:
     train_imagenet.main([str(word) for word in data.training_command(folder, *SMALL, *words)[1:]])
 
 
-def test_resume_with_all_techniques_after_a_kill_gives_identical_weights(data: Data, tmp_path: Path) -> None:
+def evaluated(data: Data, folder: Path, capsys: pytest.CaptureFixture[str]) -> re.Match[str]:
+    """Evaluate a run's checkpoint. Returns the accuracies printed."""
+    capsys.readouterr()
+    evaluate.main(["--checkpoint", str(folder), "--data", str(data.val)])
+    match = ACCURACY.search(capsys.readouterr().out)
+    assert match
+    return match
+
+
+def test_resume_with_all_techniques_after_a_kill_gives_identical_weights(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     techniques = [*EVERYTHING, "--use-ema", "--ema-half-life=8", "--ema-update-every=3"]
     train_in_process(data, tmp_path / "uninterrupted", *techniques)
     command = data.training_command(tmp_path / "killed", *SMALL, *techniques)
@@ -58,14 +71,15 @@ def test_resume_with_all_techniques_after_a_kill_gives_identical_weights(data: D
     assert all(torch.equal(value, averages[1][name]) for name, value in averages[0].items())
 
     logged = read_events(tmp_path / "killed", "epoch")[-1]
-    printed = ACCURACY.search(run("evaluate.py", "--checkpoint", tmp_path / "killed", "--data", data.val).stdout)
-    assert printed
+    printed = evaluated(data, tmp_path / "killed", capsys)
     assert float(printed.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
     rates = [record["train/lr"] for record in read_events(tmp_path / "uninterrupted", "step")]
     assert rates[10] == max(rates) == pytest.approx(0.05 * (16 / 32) ** 0.5)
 
 
-def test_swa_evaluates_the_mean_of_the_last_epochs(data: Data, tmp_path: Path) -> None:
+def test_swa_evaluates_the_mean_of_the_last_epochs(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     swa = ["--epochs=3", "--use-swa", "--swa-start=0.34", "--swa-bn-batches=3", "--optimizer=sgdw", "--nesterov"]
     train_in_process(data, tmp_path, *swa)
     checkpoint = read_checkpoint(tmp_path / "checkpoints/last.pt")
@@ -74,8 +88,7 @@ def test_swa_evaluates_the_mean_of_the_last_epochs(data: Data, tmp_path: Path) -
     assert not torch.equal(averaged["fc.weight"], checkpoint["model"]["fc.weight"])
     assert averaged["bn1.num_batches_tracked"] == 3
     logged = read_events(tmp_path, "epoch")[-1]
-    printed = ACCURACY.search(run("evaluate.py", "--checkpoint", tmp_path, "--data", data.val).stdout)
-    assert printed
+    printed = evaluated(data, tmp_path, capsys)
     assert float(printed.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
 
 
@@ -85,19 +98,20 @@ def test_gradient_checkpointing_gives_identical_weights(data: Data, tmp_path: Pa
     assert same_weights(tmp_path / "plain", tmp_path / "less")
 
 
-def test_all_techniques_on_two_ranks(data: Data, tmp_path: Path) -> None:
+def test_all_techniques_on_two_ranks(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     words = [*EVERYTHING, "--use-swa", "--swa-start=0", "--swa-bn-batches=2", "--epochs=1"]
     command = data.training_command(folder, *SMALL, *words, "--training.batch_size=8")
     done = run(*torchrun(2, *command))
     assert "finished" in done.stdout
     logged = read_events(folder, "epoch")[-1]
-    printed = ACCURACY.search(run("evaluate.py", "--checkpoint", folder, "--data", data.val).stdout)
-    assert printed
+    printed = evaluated(data, folder, capsys)
     assert float(printed.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
 
 
-def test_center_crops_channel_statistics_and_onecycle(data: Data, tmp_path: Path) -> None:
+def test_center_crops_channel_statistics_and_onecycle(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stats = tmp_path / "stats.json"
     stats.write_text(json.dumps({"mean": [0.3, 0.3, 0.3], "std": [0.35, 0.35, 0.35]}))
     folder = tmp_path / "run"
@@ -108,8 +122,7 @@ def test_center_crops_channel_statistics_and_onecycle(data: Data, tmp_path: Path
     assert max(record["train/lr"] for record in read_events(folder, "step")) == pytest.approx(0.1, rel=0.02)
     stats.unlink()  # the checkpoint contains them
     logged = read_events(folder, "epoch")[-1]
-    printed = ACCURACY.search(run("evaluate.py", "--checkpoint", folder, "--data", data.val).stdout)
-    assert printed
+    printed = evaluated(data, folder, capsys)
     assert float(printed.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
 
 
