@@ -8,7 +8,6 @@ import yaml
 
 from rebar.config import flatten_config, load_config_files, parse_config
 from rebar.training.config import TrainConfig
-from rebar.training.resolution import resolution_at
 from rebar.training.unused_options import unused_options
 
 ROOT = Path(__file__).parent.parent
@@ -129,7 +128,7 @@ def test_ramps_follow_the_documented_rule(epochs):
 @pytest.mark.parametrize("epochs", RAMPS)
 def test_a_fifth_or_so_of_the_epochs_is_large(epochs):
     resolution = resolve(CONFIGS / f"rn50_{epochs}_epochs.yaml").resolution
-    sizes = [resolution_at(epoch, resolution) for epoch in range(epochs)]
+    sizes = [resolution.at(epoch) for epoch in range(epochs)]
     assert sizes == sorted(sizes)
     assert set(sizes) == {160, 192}
     assert 0.19 < sizes.count(192) / epochs <= 0.25
@@ -185,7 +184,7 @@ def test_mosaicmls_sizes_grow_over_their_shares_of_the_epochs(name):
     config = resolve(CONFIGS / f"{name}.yaml")
     epochs, ramp = config.training.epochs, config.resolution
     assert (ramp.start_ramp, ramp.end_ramp) == (round(0.4 * epochs), round(0.8 * epochs))
-    sizes = [resolution_at(epoch, ramp) for epoch in range(epochs)]
+    sizes = [ramp.at(epoch) for epoch in range(epochs)]
     assert set(sizes) <= set(range(88, 177, 4))
     assert len(set(sizes)) >= 14
 
@@ -197,7 +196,7 @@ def test_no_setting_of_a_recipe_is_without_effect(name):
 
 def test_demo_grows_to_its_largest_size():
     config = resolve(CONFIGS / "demo.yaml")
-    sizes = [resolution_at(epoch, config.resolution) for epoch in range(config.training.epochs)]
+    sizes = [config.resolution.at(epoch) for epoch in range(config.training.epochs)]
     assert (sizes[0], sizes[-1]) == (config.resolution.min_res, config.resolution.max_res)
 
 

@@ -4,7 +4,7 @@ Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019, an
 2018; the ramp is ffcv-imagenet's.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rebar.config import option
 from rebar.errors import RebarError
@@ -32,19 +32,22 @@ class ResolutionConfig:
                 code="config-conflict",
             )
 
+    def at(self, epoch: int) -> int:
+        """Return the training resolution of an epoch, counted from 0, in pixels."""
+        return resolution_at(epoch, **asdict(self))
 
-def resolution_at(epoch: int, config: ResolutionConfig) -> int:
-    """Return the training resolution of an epoch, counted from 0, in pixels."""
-    if epoch <= config.start_ramp:
-        return config.min_res
-    if epoch >= config.end_ramp:
-        return config.max_res
-    progress = (epoch - config.start_ramp) / (config.end_ramp - config.start_ramp)
-    exact = config.min_res + progress * (config.max_res - config.min_res)
+
+def resolution_at(epoch: int, *, min_res: int, max_res: int, start_ramp: int, end_ramp: int, round_to: int) -> int:
+    """Interpolate linearly from ``min_res`` at ``start_ramp`` to ``max_res`` at ``end_ramp``; all in pixels."""
+    if epoch <= start_ramp:
+        return min_res
+    if epoch >= end_ramp:
+        return max_res
+    exact = min_res + (epoch - start_ramp) / (end_ramp - start_ramp) * (max_res - min_res)
     # round() rounds halves to even, like numpy.round in ffcv-imagenet
-    return max(round(exact / config.round_to), 1) * config.round_to
+    return max(round(exact / round_to), 1) * round_to
 
 
 def all_resolutions(epochs: int, config: ResolutionConfig) -> list[int]:
     """Return the training resolution of each epoch, in pixels."""
-    return [resolution_at(epoch, config) for epoch in range(epochs)]
+    return [config.at(epoch) for epoch in range(epochs)]

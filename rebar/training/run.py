@@ -22,7 +22,6 @@ from rebar.training.execution import input_dtype
 from rebar.training.health import HealthWatch, check_finite
 from rebar.training.metrics import memory_metrics
 from rebar.training.preemption import Interrupted, StopReason
-from rebar.training.resolution import resolution_at
 from rebar.training.state import TrainState
 
 T = TypeVar("T")
@@ -81,7 +80,7 @@ class Run:
     @property
     def resolution(self) -> int:
         """The training resolution of the current epoch, in pixels."""
-        return resolution_at(self.state.epoch, self.config.resolution)
+        return self.config.resolution.at(self.state.epoch)
 
     @property
     def progress(self) -> Progress:

@@ -8,7 +8,7 @@ from torch import nn
 
 from rebar.errors import RebarError
 from rebar.training.execution import ExecutionConfig, allow_tf32, compile_model
-from rebar.training.resolution import ResolutionConfig, resolution_at
+from rebar.training.resolution import ResolutionConfig
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def model() -> nn.Module:
 
 
 def resolutions(config: ResolutionConfig, epochs: int) -> list[int]:
-    return [resolution_at(epoch, config) for epoch in range(epochs)]
+    return [config.at(epoch) for epoch in range(epochs)]
 
 
 GROWING = resolutions(ResolutionConfig(min_res=88, max_res=176, start_ramp=2, end_ramp=30, round_to=4), 36)

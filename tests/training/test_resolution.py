@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rebar.errors import RebarError
-from rebar.training.resolution import ResolutionConfig, resolution_at
+from rebar.training.resolution import ResolutionConfig
 
 RECIPES = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}  # epochs: ramp
 
@@ -21,26 +21,26 @@ def reference(epoch: int, low: int, high: int, start: int, end: int) -> int:
 
 @pytest.mark.parametrize(("epochs", "ramp"), RECIPES.items())
 @pytest.mark.parametrize(("low", "high"), [(160, 192), (128, 224), (160, 160), (100, 200)])
-def test_resolution_at_equals_the_reference_for_every_recipe(
+def test_resolution_equals_the_reference_for_every_recipe(
     epochs: int, ramp: tuple[int, int], low: int, high: int
 ) -> None:
     config = ResolutionConfig(min_res=low, max_res=high, start_ramp=ramp[0], end_ramp=ramp[1])
-    resolutions = [resolution_at(epoch, config) for epoch in range(epochs)]
+    resolutions = [config.at(epoch) for epoch in range(epochs)]
     assert resolutions == [reference(epoch, low, high, *ramp) for epoch in range(epochs)]
 
 
-def test_resolution_at_equals_values_computed_by_hand() -> None:
+def test_resolution_equals_values_computed_by_hand() -> None:
     recipe = ResolutionConfig(min_res=160, max_res=192, start_ramp=11, end_ramp=13)
-    assert [resolution_at(epoch, recipe) for epoch in range(10, 16)] == [160, 160, 192, 192, 192, 192]  # 176 / 32 = 5.5
+    assert [recipe.at(epoch) for epoch in range(10, 16)] == [160, 160, 192, 192, 192, 192]  # 176 / 32 = 5.5
     steep = ResolutionConfig(min_res=96, max_res=224, start_ramp=0, end_ramp=4)
-    assert [resolution_at(epoch, steep) for epoch in range(6)] == [96, 128, 160, 192, 224, 224]
+    assert [steep.at(epoch) for epoch in range(6)] == [96, 128, 160, 192, 224, 224]
     fine = ResolutionConfig(min_res=96, max_res=224, start_ramp=0, end_ramp=4, round_to=20)
-    assert [resolution_at(epoch, fine) for epoch in range(5)] == [96, 120, 160, 200, 224]
+    assert [fine.at(epoch) for epoch in range(5)] == [96, 120, 160, 200, 224]
 
 
 def test_resolution_grows_in_steps_of_round_to() -> None:
     fine = ResolutionConfig(min_res=88, max_res=176, start_ramp=14, end_ramp=29, round_to=4)
-    sizes = [resolution_at(epoch, fine) for epoch in range(36)]
+    sizes = [fine.at(epoch) for epoch in range(36)]
     assert sizes[:15] == [88] * 15
     assert sizes[29:] == [176] * 7
     assert all(later - size in (4, 8) for size, later in itertools.pairwise(sizes[14:30]))
@@ -48,12 +48,12 @@ def test_resolution_grows_in_steps_of_round_to() -> None:
 
 def test_without_a_ramp_max_res_follows_the_first_epoch() -> None:
     config = ResolutionConfig(min_res=128, max_res=192)
-    assert [resolution_at(epoch, config) for epoch in range(3)] == [128, 192, 192]
+    assert [config.at(epoch) for epoch in range(3)] == [128, 192, 192]
 
 
 def test_resolution_is_never_zero() -> None:
     config = ResolutionConfig(min_res=4, max_res=12, start_ramp=0, end_ramp=4)
-    assert [resolution_at(epoch, config) for epoch in range(5)] == [4, 32, 32, 32, 12]
+    assert [config.at(epoch) for epoch in range(5)] == [4, 32, 32, 32, 12]
 
 
 @pytest.mark.parametrize(
