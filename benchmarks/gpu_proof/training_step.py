@@ -5,7 +5,10 @@ import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,11 +22,14 @@ from training_loops import NUM_CLASSES
 from training_loops import Job as LoopJob
 from training_loops.rebar import SyntheticLoader
 
+from rebar.augment.policy import build_regularizer
 from rebar.config import parse_config
 from rebar.loading import Batch
 from rebar.models.build import build_model
+from rebar.reporting.run_folder import RunFolder
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
+from rebar.training.run import Run
 from rebar.training.setup import build_state
 
 LEARNING_RATE = 1e-3
@@ -66,10 +72,11 @@ def build_stepper(
     world = World(rank=0, size=1, device=job.device)
     loop = LoopJob("resnet50", resolution, batch_size, 100, precision, job.device)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    state = build_state(config, SyntheticLoader(loop), world)  # type: ignore[arg-type]
-    model = wrap(state.model)
-    model.train()
-    normalizer, train_on = train_imagenet.build_step(config, state, model, world)
+    loader = SyntheticLoader(loop)
+    state = build_state(config, loader, world)  # type: ignore[arg-type]
+    run = NormalizedRun(config, world, RunFolder(Path("unused")), state, wrap(state.model), loader, loader)  # type: ignore[arg-type]
+    regularizer = build_regularizer(config.regularization, num_classes=NUM_CLASSES, seed=0, rank=0)
+    normalizer, train_on = Run.normalizer(run, augment=regularizer.augment), SingleSteps(run)
     draw = torch.Generator().manual_seed(0)
     shape = (batch_size, resolution, resolution, 3)
     batch = Batch(
@@ -78,6 +85,30 @@ def build_stepper(
     )
     images, labels = normalizer(batch)
     return Stepper(config, state, normalizer, train_on, images, labels)
+
+
+class NormalizedRun(Run):
+    """A run whose batches are on the device and normalized already."""
+
+    def normalizer(self, augment: object = None) -> SimpleNamespace:  # type: ignore[override]
+        return SimpleNamespace(each=lambda batches, first_step: batches)
+
+
+class SingleSteps:
+    """train_imagenet.py's loop, one step per call."""
+
+    def __init__(self, run: Run) -> None:
+        self._batch: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._lr = 0.0
+        self._steps = train_imagenet.train_steps(run, self._batches(), lambda step: self._lr)
+
+    def _batches(self) -> Iterator[Any]:
+        while True:
+            yield self._batch
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, number: int, lr: float) -> torch.Tensor:
+        self._batch, self._lr = (images, labels), lr
+        return next(self._steps)
 
 
 @functools.cache
