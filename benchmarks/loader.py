@@ -1,14 +1,13 @@
-"""Images a second of Rebar's Loader and of its peers: the same JPEGs, the same machine, one run.
+"""Measure the images/s of Rebar's Loader and of its peers, on the same JPEGs and the same machine.
 
     python benchmarks/loader.py --data photographs --json loader.json
     python benchmarks/loader.py --data photographs --peers rebar,ffcv --resolutions 224 --cores 1 --json OUT
 
-``--data`` is any folder of class folders of images (photographs.py makes one). They are written once as
-write_dataset.py writes them; peers that read files get exactly these JPEGs. Every peer runs in a process of
-its own, on the cores it may use, several epochs at a time, in turn with the others, several times over. A
-figure is the median over the repetitions of the median epoch but the first; a ratio is taken within a
-repetition. A peer that is not installed is left out by name; one that lives elsewhere is named as
-``--peers rebar,ffcv,dali=/path/to/python``.
+``--data`` is a folder with one folder of images per class, such as photographs.py writes. The images are written once
+a beton, as write_dataset.py writes it; peers that read files get its JPEGs. Each peer runs in its own
+process, limited to the given cores. Repetitions of the peers are interleaved. A result is the median, over the
+repetitions, of the median epoch without the first; ratios are taken within a repetition. A peer whose package is
+missing is skipped and reported. To run a peer with another Python: ``--peers rebar,ffcv,dali=/path/to/python``.
 """
 
 import argparse
@@ -39,7 +38,7 @@ PACKAGES = ("numpy", "numba", "torch", "torchvision", "ffcv", "opencv-python-hea
 
 @dataclass(frozen=True)
 class Contestant:
-    """A peer and the Python that has it."""
+    """A peer, and the Python interpreter that runs it."""
 
     name: str
     python: str
@@ -53,22 +52,22 @@ class Measurement:
     images: int
     first_batch_seconds: float
     peak_memory_mb: float
-    """Of the process and its children, without pages of files, the images' among them."""
+    """The peak memory of the process and its children, without mapped files."""
 
     @property
     def images_per_second(self) -> float:
-        """Of the median epoch but the first."""
+        """The images/s of the median epoch, without the first."""
         later = self.epoch_seconds[1:] or self.epoch_seconds
         return self.images / statistics.median(later)
 
     @property
     def images_per_second_last_two(self) -> float:
-        """Of the mean of the last two epochs: stock FFCV is slow in its second and third."""
+        """The images/s of the mean of the last two epochs. Stock FFCV is slow in its second and third epoch."""
         return self.images / statistics.mean(self.epoch_seconds[-2:])
 
 
 def prepare(data: Path, work: Path, count: int) -> tuple[Path, Path]:
-    """The images as a .beton, and the JPEGs in it as a folder of files; made once for each ``count``."""
+    """Write the images as a beton, and its JPEGs as a folder of files, once per ``count``; return both paths."""
     beton_path, folder = work / f"images_{count}.beton", work / f"images_{count}"
     if not beton_path.exists():
         source = ImageFolder(data)
@@ -83,10 +82,10 @@ def prepare(data: Path, work: Path, count: int) -> tuple[Path, Path]:
 
 
 def run_peer(contestant: Contestant, job: Job, numba_cache: Path) -> Measurement | str:
-    """Run a peer in its own process; its measurement, or why there is none."""
+    """Run a peer in its own process; return its measurement, or the reason why there is none."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     if not Path(contestant.python).exists():
-        return f"there is no {contestant.python}"
+        return f"{contestant.python} does not exist"
     process = subprocess.Popen(
         [contestant.python, "benchmarks/run_peer.py", contestant.name, json.dumps(asdict(job))],
         cwd=REPOSITORY,
@@ -103,31 +102,31 @@ def run_peer(contestant: Contestant, job: Job, numba_cache: Path) -> Measurement
 
 
 def watch_memory(process: "subprocess.Popen[str]") -> float:
-    """The largest sum of memory that is no file's, of a process and its children until it ends, in MB."""
+    """Return the peak memory in MB of a process and its children until it ends, without mapped files."""
     peak = 0.0
     while process.poll() is None:
         try:
             root = psutil.Process(process.pid)
-            peak = max(peak, sum(own_memory(member.pid) for member in [root, *root.children(recursive=True)]))
+            peak = max(peak, sum(private_memory(member.pid) for member in [root, *root.children(recursive=True)]))
         except (psutil.Error, OSError):
-            pass  # one has just ended
+            pass  # a process has just ended
         time.sleep(0.2)
     return peak
 
 
-def own_memory(pid: int) -> float:
-    """A process's memory that is no file's, its share of what it shares with others, in MB (man 5 proc, smaps)."""
+def private_memory(pid: int) -> float:
+    """Return a process's proportional memory in MB, without mapped files (man 5 proc, smaps)."""
     fields = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     return sum(int(kilobytes) for name, kilobytes, *_ in fields if name in ("Pss_Anon:", "Pss_Shmem:")) / 1000
 
 
 def idle_memory() -> float:
-    """Memory of a process that has torch imported and does nothing, in MB."""
+    """Return the memory in MB of a process that only imports torch."""
     return watch_memory(subprocess.Popen([sys.executable, "-c", "import torch, time; time.sleep(1)"], text=True))
 
 
-def summarise(runs: dict[tuple[str, int, int], list[Measurement]]) -> list[dict[str, Any]]:
-    """One row for each peer, resolution and number of cores."""
+def summarize(runs: dict[tuple[str, int, int], list[Measurement]]) -> list[dict[str, Any]]:
+    """Return one row per peer, resolution and number of cores."""
     rows = []
     for (peer, resolution, cores), measured in runs.items():
         baseline = runs.get((BASELINE, resolution, cores), [])
@@ -155,7 +154,7 @@ def summarise(runs: dict[tuple[str, int, int], list[Measurement]]) -> list[dict[
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory, and the versions of what was compared."""
+    """Return the processor, cores, memory, and package versions."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -177,7 +176,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """The rows, fastest first within each resolution and number of cores."""
+    """Print the rows, fastest first within each resolution and number of cores."""
     print(
         f"\n{'px':>4} {'cores':>5}  {'peer':24} {'img/s':>8} {'ratio':>6} {'last 2':>6} {'first batch s':>15} {'MB':>6}"
     )
@@ -191,7 +190,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """A bar for each row."""
+    """Plot one bar per row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -205,30 +204,32 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.bar_label(
             bars, [f"{row['ratio_to_ffcv']:.2f}x" if row["ratio_to_ffcv"] else "" for row in chosen], padding=3
         )
-        axes.set_title(f"{resolution} px, {cores} core{'s' if cores > 1 else ''}: images a second")
+        axes.set_title(f"{resolution} px, {cores} core{'s' if cores > 1 else ''}: images/s")
         axes.margins(x=0.1)
     figure.savefig(path, dpi=100)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of class folders of images")
-    parser.add_argument("--peers", default=",".join(NAMES), help="names, or NAME=PYTHON for one installed elsewhere")
-    parser.add_argument("--resolutions", default="224,160", help="pixels")
-    parser.add_argument("--cores", default="", help="numbers of cores; default one and all")
-    parser.add_argument("--count", type=int, default=2048, help="images at most")
+    parser.add_argument("--data", type=Path, required=True, help="folder with one folder of images per class")
+    parser.add_argument(
+        "--peers", default=",".join(NAMES), help="comma-separated names, or NAME=PYTHON for another interpreter"
+    )
+    parser.add_argument("--resolutions", default="224,160", help="comma-separated, in pixels; default 224,160")
+    parser.add_argument("--cores", default="", help="comma-separated numbers of cores; default one and all")
+    parser.add_argument("--count", type=int, default=2048, help="maximum number of images; default 2048")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--work", type=Path, default=Path("benchmark_run"), help="folder for what is made once")
-    parser.add_argument("--json", type=Path, help="write the rows, the machine and the versions there")
-    parser.add_argument("--image", type=Path, help="draw the rows there, as PNG")
+    parser.add_argument("--work", type=Path, default=Path("benchmark_run"), help="folder for the beton and the JPEGs")
+    parser.add_argument("--json", type=Path, help="write rows, machine and versions to this file")
+    parser.add_argument("--image", type=Path, help="plot the rows to this PNG file")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Prepare the data, run the peers in turn, print and save."""
+    """Prepare the data, run the peers interleaved, print and save the results."""
     arguments = parse_arguments()
     arguments.work.mkdir(parents=True, exist_ok=True)
     beton, folder = prepare(arguments.data, arguments.work.resolve(), arguments.count)
@@ -240,18 +241,18 @@ def main() -> None:
     numba_cache = arguments.work.resolve() / f"numba_{os.getpid()}"
 
     runs: dict[tuple[str, int, int], list[Measurement]] = {}
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for repetition in range(arguments.repetitions):
         for resolution in resolutions:
             for core_count in cores:
                 for contestant in contestants:
-                    if contestant.name in left_out:
+                    if contestant.name in skipped:
                         continue
                     job = Job(str(beton), str(folder), resolution, core_count, arguments.batch_size, arguments.epochs)
                     result = run_peer(contestant, job, numba_cache)
                     if isinstance(result, str):
-                        left_out[contestant.name] = result
-                        print(f"{contestant.name} is left out: {result}", flush=True)
+                        skipped[contestant.name] = result
+                        print(f"{contestant.name} is skipped: {result}", flush=True)
                         continue
                     runs.setdefault((contestant.name, resolution, core_count), []).append(result)
                     print(
@@ -259,9 +260,9 @@ def main() -> None:
                         f"{contestant.name}: {result.images_per_second:.0f} images/s",
                         flush=True,
                     )
-    rows, idle = summarise(runs), idle_memory()
+    rows, idle = summarize(runs), idle_memory()
     print_table(rows)
-    print(f"a process with torch and nothing else: {idle:.0f} MB")
+    print(f"a process that only imports torch: {idle:.0f} MB")
     report = {
         "benchmark": "loader",
         "command": " ".join(["python", "benchmarks/loader.py", *sys.argv[1:]]),
@@ -269,7 +270,7 @@ def main() -> None:
         "machine": describe_machine(),
         "data": {"images": BetonFile.open(beton).num_samples, "bytes": beton.stat().st_size},
         "idle_torch_memory_mb": idle,
-        "left_out": left_out,
+        "left_out": skipped,
         "rows": rows,
     }
     if arguments.json:

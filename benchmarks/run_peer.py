@@ -1,8 +1,8 @@
-"""Run one peer in this process and print what was measured as one line of JSON.
+"""Run one peer in this process, limited to the job's number of cores, and print its times as a line of JSON.
 
     python benchmarks/run_peer.py rebar '{"beton": ..., "folder": ..., "resolution": 224, ...}'
 
-``loader.py`` starts it, and it keeps to as many cores as the job may use.
+``benchmarks/loader.py`` starts this script.
 """
 
 import importlib
@@ -15,16 +15,16 @@ from peers import Job, Peer
 
 
 def measure(peer: Peer, job: Job, started: float) -> dict[str, object]:
-    """Seconds to the first batch (imports included) and of every epoch, and how many images an epoch had."""
+    """Return the seconds to the first batch, including imports, the seconds per epoch, and the images per epoch."""
     first_batch: float | None = None
     seconds, images = [], 0
     for batches in peer(job):
-        began, images = time.perf_counter(), 0
+        start, images = time.perf_counter(), 0
         for size in batches:
             if first_batch is None:
                 first_batch = time.perf_counter() - started
             images += size
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return {"first_batch_seconds": first_batch, "epoch_seconds": seconds, "images": images}
 
 

@@ -1,8 +1,8 @@
-"""The loaders that are compared, one file each.
+"""The loaders that benchmarks/loader.py compares, one module each.
 
-A peer is a function ``epochs(job)`` that gives, for each epoch, an iterable of batch sizes: asking for the
-next one waits until that batch of images, decoded, randomly cropped, resized and mirrored, lies in memory
-as uint8. Only its own file imports it, so that a peer that is not installed is left out alone.
+A peer is a function ``epochs(job)`` that yields an iterable of batch sizes per epoch. Each size is yielded once that
+batch is in memory: uint8 images, decoded, randomly cropped, resized and flipped. Only the peer's own module imports its
+package, so a missing package excludes that peer only. To add a peer, add a module here and its name to NAMES.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +26,7 @@ NAMES = (
 
 @dataclass(frozen=True)
 class Job:
-    """What a peer is to do. ``beton`` and ``folder`` (class folders of files) hold the same JPEGs."""
+    """The settings of one run. ``beton`` and ``folder`` (one folder per class) contain the same JPEGs."""
 
     beton: str
     folder: str

@@ -1,4 +1,4 @@
-"""NVIDIA DALI's CPU backend: decoding of the random crop only, then a bilinear resize with antialiasing."""
+"""NVIDIA DALI's CPU backend: decodes the random crop only, then resizes bilinearly with antialiasing."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,7 +6,7 @@ from peers import Job
 
 
 def epochs(job: Job, *, antialias: bool = True) -> Iterator[Iterable[int]]:
-    """Batches of bytes."""
+    """Yield an iterable of batch sizes per epoch."""
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(batch_size=job.batch_size, num_threads=job.cores, device_id=None, prefetch_queue_depth=2)

@@ -1,4 +1,4 @@
-"""As the peer dali, but resized without antialiasing: faster, and other images than everybody else's."""
+"""DALI without antialiasing, which is faster, but differs from the images of all other peers."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,5 +6,5 @@ from peers import Job, dali
 
 
 def epochs(job: Job) -> Iterator[Iterable[int]]:
-    """Batches of bytes."""
+    """Yield an iterable of batch sizes per epoch."""
     return dali.epochs(job, antialias=False)

@@ -1,4 +1,4 @@
-"""Stock FFCV, with the pipeline of ffcv-imagenet up to where the GPU takes over."""
+"""Stock FFCV, with the CPU part of ffcv-imagenet's pipeline."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,7 +6,7 @@ from peers import Job
 
 
 def epochs(job: Job) -> Iterator[Iterable[int]]:
-    """Batches of bytes, order and cache as ffcv-imagenet has them where the data fit in memory."""
+    """Yield an iterable of batch sizes per epoch, with ffcv-imagenet's order and cache for data that fits in memory."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption

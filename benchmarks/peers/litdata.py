@@ -1,4 +1,4 @@
-"""litdata: its own chunks, written once beside the folder, read by its DataLoader."""
+"""litdata: its own chunks, written once next to the folder, read by its StreamingDataLoader."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,10 +8,10 @@ import litdata
 import torch
 
 from peers import Job
+from peers.full_image import random_resized_crop
 from peers.torch_data import read_folder
-from peers.whole_images import crop_of
 
-# Both are pickled for worker processes, so they stand at the top of the module.
+# Both are pickled for worker processes, so they are defined at module level.
 
 
 class Images(litdata.StreamingDataset):  # type: ignore[misc]
@@ -21,17 +21,17 @@ class Images(litdata.StreamingDataset):  # type: ignore[misc]
 
     def __getitem__(self, index: Any) -> tuple[Any, int]:
         sample = super().__getitem__(index)
-        return torch.from_numpy(crop_of(sample["jpeg"], self.resolution)), sample["label"]
+        return torch.from_numpy(random_resized_crop(sample["jpeg"], self.resolution)), sample["label"]
 
 
 def read_sample(sample: tuple[str, int]) -> dict[str, Any]:
-    """What is stored of a file."""
+    """Return the record of a file."""
     path, label = sample
     return {"jpeg": Path(path).read_bytes(), "label": label}
 
 
 def epochs(job: Job) -> Iterator[Iterable[int]]:
-    """Batches of bytes."""
+    """Yield an iterable of batch sizes per epoch."""
     chunks = f"{job.folder}_litdata"
     if not Path(chunks, "index.json").exists():
         litdata.optimize(fn=read_sample, inputs=read_folder(job.folder), output_dir=chunks, chunk_bytes="64MB")

@@ -1,4 +1,4 @@
-"""Rebar's own Loader."""
+"""Rebar's Loader."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,7 +6,7 @@ from peers import Job
 
 
 def epochs(job: Job) -> Iterator[Iterable[int]]:
-    """Batches of bytes, without normalisation, which belongs on the GPU."""
+    """Yield an iterable of batch sizes per epoch, without normalization, which runs on the GPU."""
     from rebar.loading import Loader
     from rebar.loading.crops import RandomResizedCrop
     from rebar.loading.order import OrderOption

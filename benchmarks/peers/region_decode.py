@@ -1,6 +1,6 @@
-"""The floor: Rebar's crops decoded to YCbCr planes, neither resized nor converted, by one bare loop.
+"""The upper bound for a loader with Rebar's kernels: decode the crops to YCbCr planes in a plain loop.
 
-No loader can be faster that decodes with these kernels; how near ours comes says what it adds.
+There is no resizing, no color conversion, and no loader.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from peers import Job
 
 
 def epochs(job: Job) -> Iterator[Iterable[int]]:
-    """The same samples, boxes and batches as the peer ``rebar``. One core only."""
+    """Yield an iterable of batch sizes per epoch: the samples, boxes and batches of the peer ``rebar``, on one core."""
     import numpy as np
     from numba import njit
 
@@ -21,7 +21,7 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     from rebar.loading.rng import RngKeys
 
     if job.cores != 1:
-        raise SystemExit("the floor is measured on one core")
+        raise SystemExit("this peer runs on one core only")
 
     @njit(nogil=True)
     def decode_all(data, starts, ends, boxes, tables, scratch, bits):  # type: ignore[no-untyped-def]

@@ -1,22 +1,22 @@
-"""SPDL: a pipeline of threads, decoding with functions that give up the interpreter lock."""
+"""SPDL: a pipeline of threads; the decoding functions release the GIL."""
 
 import random
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from peers import Job
+from peers.full_image import random_resized_crop
 from peers.torch_data import read_folder
-from peers.whole_images import crop_of
 
 
 def epochs(job: Job) -> Iterator[Iterable[int]]:
-    """Batches of bytes."""
+    """Yield an iterable of batch sizes per epoch."""
     import numpy as np
     from spdl.pipeline import PipelineBuilder
 
     def decode(path: str) -> Any:
         with open(path, "rb") as file:
-            return crop_of(file.read(), job.resolution)
+            return random_resized_crop(file.read(), job.resolution)
 
     paths = [path for path, _ in read_folder(job.folder)]
     for _ in range(job.epochs):

@@ -1,19 +1,19 @@
-"""MosaicML Streaming: MDS shards, written once beside the folder, read by torch's DataLoader."""
+"""MosaicML Streaming: MDS shards, written once next to the folder, read by torch's DataLoader."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from peers import Job
+from peers.full_image import random_resized_crop
 from peers.torch_data import read_folder
-from peers.whole_images import crop_of
 
 
 def epochs(job: Job) -> Iterator[Iterable[int]]:
-    """Batches of bytes."""
+    """Yield an iterable of batch sizes per epoch."""
     import torch
 
-    # lets a torchvision built for another torch be imported, which Streaming does
+    # Streaming imports torchvision. These declarations let it import a torchvision built for another torch.
     declared = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -29,7 +29,7 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     class Images(streaming.StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: Any) -> tuple[Any, int]:
             sample = super().__getitem__(index)
-            return torch.from_numpy(crop_of(sample["jpeg"], job.resolution)), sample["label"]
+            return torch.from_numpy(random_resized_crop(sample["jpeg"], job.resolution)), sample["label"]
 
     dataset = Images(local=shards, shuffle=True, batch_size=job.batch_size)
     loader = DataLoader(

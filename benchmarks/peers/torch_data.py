@@ -1,4 +1,4 @@
-"""What the peers on torch's DataLoader share."""
+"""Code shared by the peers that use torch's DataLoader."""
 
 import os
 import random
@@ -10,13 +10,13 @@ from peers import Job
 
 
 def read_folder(folder: str) -> list[tuple[str, int]]:
-    """Files and labels of class folders, in order."""
+    """Return the files and labels of a folder with one folder per class, sorted."""
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     return [(str(path), label) for label, name in enumerate(classes) for path in sorted(Path(folder, name).iterdir())]
 
 
 def random_box(height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of torchvision's RandomResizedCrop, in plain Python as its own."""
+    """Return top, left, height and width of torchvision's RandomResizedCrop, in plain Python like the original."""
     for _ in range(10):
         area = height * width * random.uniform(0.08, 1.0)
         aspect = (3 / 4) * (16 / 9) ** random.random()
@@ -28,7 +28,7 @@ def random_box(height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def dataloader_epochs(job: Job, decode: Callable[[str, int], Any]) -> Iterator[Iterable[int]]:
-    """Epochs of a DataLoader with one process a core, kept between epochs; ``decode(path, resolution)``."""
+    """Yield the epochs of a DataLoader with one persistent worker per core and ``decode(path, resolution)``."""
     import torch
     from torch.utils.data import DataLoader, Dataset
 

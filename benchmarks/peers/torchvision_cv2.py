@@ -1,4 +1,4 @@
-"""torch's DataLoader with OpenCV: its decoder, and INTER_AREA as FFCV uses it."""
+"""torch's DataLoader with OpenCV's decoder and INTER_AREA, as in FFCV."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from peers.torch_data import dataloader_epochs, random_box
 
 
 def decode(path: str, resolution: int) -> Any:
-    """uint8 ``[resolution, resolution, 3]``."""
+    """Return a random resized crop, uint8 ``[resolution, resolution, 3]``."""
     import cv2
     import torch
 
@@ -22,5 +22,5 @@ def decode(path: str, resolution: int) -> Any:
 
 
 def epochs(job: Job) -> Iterator[Iterable[int]]:
-    """Batches of bytes."""
+    """Yield an iterable of batch sizes per epoch."""
     return dataloader_epochs(job, decode)

@@ -1,4 +1,4 @@
-"""torch's DataLoader as most people have it: Pillow and torchvision's first transforms."""
+"""torch's DataLoader in its most common form: Pillow and torchvision's v1 transforms."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from peers.torch_data import dataloader_epochs, random_box
 
 
 def decode(path: str, resolution: int) -> Any:
-    """uint8 ``[resolution, resolution, 3]``, resized as torchvision does a PIL image (bilinear, antialiased)."""
+    """Return a random resized crop, uint8 ``[resolution, resolution, 3]``, bilinear with antialiasing."""
     import numpy as np
     import torch
     from PIL import Image
@@ -25,5 +25,5 @@ def decode(path: str, resolution: int) -> Any:
 
 
 def epochs(job: Job) -> Iterator[Iterable[int]]:
-    """Batches of bytes."""
+    """Yield an iterable of batch sizes per epoch."""
     return dataloader_epochs(job, decode)

@@ -1,4 +1,4 @@
-"""WebDataset: tar shards written once beside the folder, decoded with OpenCV in DataLoader processes."""
+"""WebDataset: tar shards, written once next to the folder, decoded with OpenCV in DataLoader workers."""
 
 import random
 import tarfile
@@ -13,7 +13,7 @@ IMAGES_PER_SHARD = 200
 
 
 def write_shards(folder: str) -> list[str]:
-    """Tar files of the folder's images, made once."""
+    """Write the folder's images as tar shards, once, and return their paths."""
     samples, shards = read_folder(folder), []
     for start in range(0, len(samples), IMAGES_PER_SHARD):
         shard = Path(f"{folder}_shard_{start:06d}.tar")
@@ -27,7 +27,7 @@ def write_shards(folder: str) -> list[str]:
 
 
 def epochs(job: Job) -> Iterator[Iterable[int]]:
-    """Batches of bytes."""
+    """Yield an iterable of batch sizes per epoch."""
     import cv2
     import numpy as np
     import torch

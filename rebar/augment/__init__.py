@@ -1,1 +1,1 @@
-"""What keeps a network from learning its training images by heart: one technique a file, on the device."""
+"""Augmentation and regularization of training batches on the device, one technique per module."""

@@ -1,12 +1,7 @@
-"""Changes of colour for a batch of uint8 ``[n, 3, h, w]`` images, every image by its own amount.
+"""Color operations on uint8 ``[n, 3, h, w]`` images, with a factor per image, and color jitter.
 
-Results are those of ``torchvision.transforms.v2.functional`` on uint8, up to a level where a float is
-rounded otherwise. ``factors`` are numpy arrays ``[n]``; 1 leaves an image as it is.
-
-Colour jitter: random brightness, contrast, saturation and hue.
-
-Krizhevsky et al., 2012, and Howard, 2013, in the form of torchvision's ColorJitter. The four come in an
-order drawn for each batch, the amounts for each image.
+Results equal those of ``torchvision.transforms.v2.functional`` on uint8, up to one level of rounding. ``factors`` are
+NumPy arrays ``[n]``; a factor of 1 leaves an image unchanged.
 """
 
 import numpy as np
@@ -21,51 +16,51 @@ Factors = NDArray[np.float64]
 
 
 def adjust_brightness(images: torch.Tensor, factors: Factors) -> torch.Tensor:
-    """Times the factor."""
+    """Multiply by the factors."""
     return (images * per_sample(factors, images)).clamp_(0, 255).to(torch.uint8)
 
 
 def adjust_saturation(images: torch.Tensor, factors: Factors) -> torch.Tensor:
-    """Away from the grey image, or towards it."""
-    return _blend(images, _grey(images), factors)
+    """Blend with the grayscale image."""
+    return _blend(images, _grayscale(images), factors)
 
 
 def adjust_contrast(images: torch.Tensor, factors: Factors) -> torch.Tensor:
-    """Away from the mean grey, or towards it."""
-    return _blend(images, _grey(images).mean(dim=(1, 2, 3), keepdim=True), factors)
+    """Blend with the mean of the grayscale image."""
+    return _blend(images, _grayscale(images).mean(dim=(1, 2, 3), keepdim=True), factors)
 
 
 def adjust_sharpness(images: torch.Tensor, factors: Factors) -> torch.Tensor:
-    """Away from the blurred image, or towards it; the outermost pixels stay."""
+    """Blend with the blurred image; the border pixels are unchanged."""
     if min(images.shape[2:]) <= 2:
         return images
-    exact = images.to(torch.float32)
-    kernel = exact.new_ones(3, 3)
-    kernel[1, 1].fill_(5)  # an assignment would copy the 5 from the host, and wait for that
-    # Whole numbers up to 13 * 255: exact in TF32 too, which rounding needs.
-    blurred = F.conv2d(exact, kernel.expand(3, 1, 3, 3), groups=3).div_(13).round_()
-    inside = exact[:, :, 1:-1, 1:-1]
-    inside += (blurred - inside) * per_sample(1 - factors, images)
-    return exact.clamp_(0, 255).to(torch.uint8)
+    values = images.to(torch.float32)
+    kernel = values.new_ones(3, 3)
+    kernel[1, 1].fill_(5)  # assigning 5 would copy it from the host, and synchronize
+    # Integers up to 13 * 255 are exact in TF32 too, so rounding is the same on every device.
+    blurred = F.conv2d(values, kernel.expand(3, 1, 3, 3), groups=3).div_(13).round_()
+    interior = values[:, :, 1:-1, 1:-1]
+    interior += (blurred - interior) * per_sample(1 - factors, images)
+    return values.clamp_(0, 255).to(torch.uint8)
 
 
 def adjust_hue(images: torch.Tensor, shifts: Factors) -> torch.Tensor:
-    """Turn the colour circle by ``shifts`` of it, -0.5 to 0.5."""
+    """Shift the hue by ``shifts``, in turns, -0.5 to 0.5."""
     rgb = images.to(torch.float32) / 255
     low, high = torch.aminmax(rgb, dim=1)
-    spread = high - low
-    grey = spread == 0
-    red, green, blue = ((high[:, None] - rgb) / torch.where(grey, 1, spread)[:, None]).unbind(1)
+    chroma = high - low
+    gray = chroma == 0
+    red, green, blue = ((high[:, None] - rgb) / torch.where(gray, 1, chroma)[:, None]).unbind(1)
     is_red, is_green = rgb[:, 0] == high, rgb[:, 1] == high
     sector = torch.where(is_red, blue - green, torch.where(is_green, 2 + red - blue, 4 + green - red))
-    hue = torch.where(grey, 0, sector / 6) + per_sample(shifts, images)[:, 0]
-    saturation = torch.where(grey, 0, spread / torch.where(grey, 1, high))
-    # HSV to RGB without cases: how far each of the three colours is from the hue, on a circle of six
+    hue = torch.where(gray, 0, sector / 6) + per_sample(shifts, images)[:, 0]
+    saturation = torch.where(gray, 0, chroma / torch.where(gray, 1, high))
+    # HSV to RGB without branches: each channel's weight depends on its distance from the hue on the circle of six.
     offsets = torch.arange(5, 0, -2, device=images.device).view(1, 3, 1, 1)
     distance = torch.remainder(offsets + 6 * hue[:, None], 6)
     weight = torch.minimum(distance, 4 - distance).clamp_(0, 1)
-    turned = high[:, None] * (1 - saturation[:, None] * weight)
-    return (turned * (256 - 1e-3)).to(torch.uint8)
+    shifted = high[:, None] * (1 - saturation[:, None] * weight)
+    return (shifted * (256 - 1e-3)).to(torch.uint8)
 
 
 def posterize(images: torch.Tensor, bits: NDArray[np.int64]) -> torch.Tensor:
@@ -75,52 +70,56 @@ def posterize(images: torch.Tensor, bits: NDArray[np.int64]) -> torch.Tensor:
 
 
 def solarize(images: torch.Tensor, thresholds: Factors) -> torch.Tensor:
-    """Invert every value that is not below the threshold (0 to 255)."""
+    """Invert every value that is at least the threshold (0 to 255)."""
     return torch.where(images >= per_sample(thresholds, images), 255 - images, images)
 
 
 def autocontrast(images: torch.Tensor) -> torch.Tensor:
-    """Stretch each channel to 0 … 255; a channel of one value stays."""
-    exact = images.to(torch.float32)
-    low, high = exact.amin(dim=(2, 3), keepdim=True), exact.amax(dim=(2, 3), keepdim=True)
-    flat = high == low
-    scale = torch.where(flat, 1, (high - low) * (1 / 255))
-    return ((exact - torch.where(flat, 0, low)) / scale).clamp_(0, 255).to(torch.uint8)
+    """Stretch each channel to 0 to 255; a constant channel is unchanged."""
+    values = images.to(torch.float32)
+    low, high = values.amin(dim=(2, 3), keepdim=True), values.amax(dim=(2, 3), keepdim=True)
+    constant = high == low
+    scale = torch.where(constant, 1, (high - low) * (1 / 255))
+    return ((values - torch.where(constant, 0, low)) / scale).clamp_(0, 255).to(torch.uint8)
 
 
 def equalize(images: torch.Tensor) -> torch.Tensor:
-    """Make all values of a channel about equally frequent, by Pillow's arithmetic."""
+    """Equalize each channel's histogram, with Pillow's integer arithmetic."""
     values = images.flatten(2).to(torch.int64)
     counts = torch.zeros(*values.shape[:2], 256, dtype=torch.int64, device=images.device)
     counts.scatter_add_(2, values, torch.ones_like(values))
-    up_to = counts.cumsum(2)
+    cumulative = counts.cumsum(2)
     largest = values.amax(2, keepdim=True)
     step = (values.shape[2] - counts.gather(2, largest)).div(255, rounding_mode="floor")
-    below = F.pad(up_to[..., :-1], (1, 0))
+    below = F.pad(cumulative[..., :-1], (1, 0))
     table = ((below + step // 2) // step.clamp(min=1)).clamp(0, 255)
     equalized = table.gather(2, values).view(images.shape)
     return torch.where((step == 0)[..., None], images, equalized.to(torch.uint8))
 
 
-def _grey(images: torch.Tensor) -> torch.Tensor:
-    """The luma, whole numbers as float32 ``[n, 1, h, w]``."""
+def _grayscale(images: torch.Tensor) -> torch.Tensor:
+    """Return the luma, rounded down, float32 ``[n, 1, h, w]``."""
     red, green, blue = images.to(torch.float32).unbind(1)
     return (red * 0.2989 + green * 0.587 + blue * 0.114).floor_()[:, None]
 
 
 def _blend(images: torch.Tensor, other: torch.Tensor, factors: Factors) -> torch.Tensor:
-    mixed = images * per_sample(factors, images) + other * per_sample(1 - factors, images)
-    return mixed.clamp_(0, 255).to(torch.uint8)
+    blended = images * per_sample(factors, images) + other * per_sample(1 - factors, images)
+    return blended.clamp_(0, 255).to(torch.uint8)
 
 
 _ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
 def color_jitter(images: torch.Tensor, position: BatchPosition, *, strength: float, hue: float) -> torch.Tensor:
-    """Change uint8 ``[n, 3, h, w]`` images by factors of 1 ± ``strength`` and the hue by up to ± ``hue`` (0.5)."""
+    """Apply torchvision's ColorJitter to uint8 ``[n, 3, h, w]`` images (Krizhevsky et al., 2012; Howard, 2013).
+
+    Brightness, contrast and saturation change by factors of 1 ± ``strength``, the hue by up to ± ``hue`` (at most 0.5).
+    The factors are drawn per image, the order of the four per global batch.
+    """
     draws = 2 * position.uniforms(Stream.COLOR_JITTER, 4) - 1
-    amounts = np.concatenate([np.maximum(1 + strength * draws[:, :3], 0), hue * draws[:, 3:]], axis=1)
+    factors = np.concatenate([np.maximum(1 + strength * draws[:, :3], 0), hue * draws[:, 3:]], axis=1)
     used = [number for number in range(4) if (strength if number < 3 else hue) > 0]
     for number in position.generator(Stream.COLOR_JITTER).permutation(used):
-        images = _ADJUSTMENTS[number](images, amounts[:, number])
+        images = _ADJUSTMENTS[number](images, factors[:, number])
     return images

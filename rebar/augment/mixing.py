@@ -1,13 +1,7 @@
-"""MixUp: images and labels blended in pairs.
+"""MixUp and CutMix, or one of the two at random per batch.
 
-Zhang et al., "mixup: beyond empirical risk minimization", ICLR 2018.
-
-CutMix: a rectangle of each image from its partner, labels mixed by area.
-
-Yun et al., "CutMix: regularization strategy to train strong classifiers with localizable features", ICCV
-2019.
-
-MixUp, CutMix, or one of both at random, a batch at a time.
+Zhang et al., "mixup: beyond empirical risk minimization", ICLR 2018. Yun et al., "CutMix: regularization strategy to
+train strong classifiers with localizable features", ICCV 2019.
 """
 
 import math
@@ -16,33 +10,29 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from rebar.augment.rng import BatchPosition
+from rebar.augment.rng import BatchPosition, take
 from rebar.loading.rng import Stream
 
 
 def mixup(
-    images: torch.Tensor, targets: torch.Tensor, partners: torch.Tensor, share: float
+    images: torch.Tensor, targets: torch.Tensor, partners: torch.Tensor, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``share`` of each image and the rest of its partner's; targets likewise.
+    """Blend ``lam`` of each image with ``1 - lam`` of its partner, and the targets likewise.
 
     - images: float ``[n, c, h, w]``; targets: probabilities ``[n, classes]``; partners: int64 ``[n]``.
     """
-    mixed = images.lerp(_take(images, partners), 1 - share)
-    return mixed, targets.lerp(targets[partners], 1 - share)
-
-
-def _take(images: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
-    return images.permute(0, 2, 3, 1).index_select(0, partners).permute(0, 3, 1, 2)
+    mixed = images.lerp(take(images, partners), 1 - lam)
+    return mixed, targets.lerp(targets[partners], 1 - lam)
 
 
 Box = tuple[int, int, int, int]
-"""Top, left, bottom, right in pixels; the last two are outside."""
+"""Top, left, bottom, right in pixels; bottom and right are exclusive."""
 
 
-def cut_box(height: int, width: int, share: float, center_y: float, center_x: float) -> Box:
-    """A box of ``1 - share`` of the area around a centre given by two numbers in [0, 1), cut at the edges."""
+def cut_box(height: int, width: int, lam: float, center_y: float, center_x: float) -> Box:
+    """Return a box of ``1 - lam`` of the area, clipped to the image; the center is in fractions of height and width."""
     y, x = int(center_y * height), int(center_x * width)
-    ratio = 0.5 * math.sqrt(1 - share)
+    ratio = 0.5 * math.sqrt(1 - lam)
     half_height, half_width = int(ratio * height), int(ratio * width)
     return (
         max(y - half_height, 0),
@@ -55,7 +45,7 @@ def cut_box(height: int, width: int, share: float, center_y: float, center_x: fl
 def cutmix(
     images: torch.Tensor, targets: torch.Tensor, partners: torch.Tensor, box: Box
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put the partner's ``box`` into each image, and mix the targets by the box's true area.
+    """Paste each partner's ``box`` into the image, and mix the targets by the box's area.
 
     - images: ``[n, c, h, w]``; targets: probabilities ``[n, classes]``; partners: int64 ``[n]``.
     """
@@ -68,47 +58,46 @@ def cutmix(
 
 @dataclass(frozen=True)
 class Mixing:
-    """How batches are mixed. The draws are one per global batch, the same in every process.
+    """Mixes batches. Draws are made per global batch, and are the same on every rank.
 
-    Partners are neighbours: samples 2k and 2k + 1 of the (shuffled) global batch. So they are the same for
-    any number of processes, as long as each has an even number of samples.
+    Partners are the samples 2k and 2k + 1 of the shuffled global batch. They do not depend on the number of ranks, as
+    long as each rank has an even number of samples.
     """
 
     num_classes: int
     mixup_alpha: float = 0.0
-    """Of the Beta distribution that the share is drawn from; 0: no MixUp."""
+    """The parameter of the Beta distribution of ``lam``; 0 disables MixUp."""
     cutmix_alpha: float = 0.0
+    """The parameter of the Beta distribution of ``lam``; 0 disables CutMix."""
     probability: float = 1.0
-    """Share of the batches that are mixed."""
+    """The probability that a batch is mixed."""
     cutmix_share: float = 0.5
-    """Where both are on: share of the mixed batches that CutMix gets."""
+    """With both MixUp and CutMix: the probability of CutMix."""
 
     @property
     def enabled(self) -> bool:
+        """Whether any batch is mixed."""
         return (self.mixup_alpha > 0 or self.cutmix_alpha > 0) and self.probability > 0
 
     def __call__(
         self, images: torch.Tensor, labels: torch.Tensor, position: BatchPosition
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and targets of a batch: the labels as they are where nothing mixes, else probabilities.
-
-        Where mixing is on every batch gets probabilities ``[n, num_classes]``, mixed or not.
-        """
+        """Return images and targets: probabilities ``[n, num_classes]`` if mixing is enabled, else the labels."""
         if not self.enabled:
             return images, labels
         targets = F.one_hot(labels, self.num_classes).to(torch.float32)
-        draw = position.generator(Stream.MIXING)
-        mixes, switch, center_y, center_x = draw.random(4).tolist()
-        if mixes >= self.probability:
+        generator = position.generator(Stream.MIXING)
+        mix_draw, switch_draw, center_y, center_x = generator.random(4).tolist()
+        if mix_draw >= self.probability:
             return images, targets
-        partners = neighbours(len(labels), labels.device)
-        if self.cutmix_alpha > 0 and (self.mixup_alpha == 0 or switch < self.cutmix_share):
-            share = draw.beta(self.cutmix_alpha, self.cutmix_alpha)
+        partners = neighbors(len(labels), labels.device)
+        if self.cutmix_alpha > 0 and (self.mixup_alpha == 0 or switch_draw < self.cutmix_share):
+            lam = generator.beta(self.cutmix_alpha, self.cutmix_alpha)
             height, width = images.shape[2:]
-            return cutmix(images, targets, partners, cut_box(height, width, share, center_y, center_x))
-        return mixup(images, targets, partners, draw.beta(self.mixup_alpha, self.mixup_alpha))
+            return cutmix(images, targets, partners, cut_box(height, width, lam, center_y, center_x))
+        return mixup(images, targets, partners, generator.beta(self.mixup_alpha, self.mixup_alpha))
 
 
-def neighbours(count: int, device: torch.device) -> torch.Tensor:
-    """The other one of each pair, int64 ``[count]``; the last of an odd number is its own partner."""
+def neighbors(count: int, device: torch.device) -> torch.Tensor:
+    """Return the other sample of each pair, int64 ``[count]``; the last of an odd number is its own partner."""
     return (torch.arange(count, device=device) ^ 1).clamp_(max=count - 1)

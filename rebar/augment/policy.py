@@ -1,6 +1,11 @@
-"""Which techniques a run uses, and their order: pixels, normalisation, erasing, mixing."""
+"""The augmentation policy of a run: its options, and the order in which the techniques are applied.
 
-from collections.abc import Mapping
+To add a technique, write it in a module of this package as a function of the images and their BatchPosition, with an
+early return if it is disabled. Declare its options in RegularizationConfig, add one line to IMAGE_OPERATIONS or
+NORMALIZED_OPERATIONS, and add a test to tests/augment. Draw its random numbers from a new rebar.loading.rng.Stream.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +19,7 @@ from rebar.augment.rng import BatchPosition
 from rebar.config import option
 
 STRONG_ERASING = 0.1
+"""The probability of random erasing with ``augmentation: strong``."""
 
 
 @dataclass(frozen=True)
@@ -21,34 +27,44 @@ class RegularizationConfig:
     """Regularization and augmentation."""
 
     augmentation: Literal["none", "basic", "strong"] = option(
-        "basic", help="none: centre crops; basic: random crops, mirrored; strong: TrivialAugment and erasing too"
+        "basic",
+        help="none: center crops; basic: random crops and flips; strong: also TrivialAugment and random erasing",
     )
     repeated_augmentation: int = option(
-        1, help="crops of each image in a batch; an epoch then visits one in so many of the images", minimum=1
+        1, help="crops of each image per batch; an epoch then visits 1/N of the images", minimum=1
     )
-    use_mixup: bool = option(False, help="blend images and labels in pairs")
-    mixup_alpha: float = option(0.2, help="MixUp: larger blends more evenly", minimum=0.001)
-    use_cutmix: bool = option(False, help="put a rectangle of another image into each; with MixUp: one or the other")
-    cutmix_alpha: float = option(1.0, help="CutMix: 1 draws every share of the area alike", minimum=0.001)
-    mix_probability: float = option(1.0, help="share of the batches that MixUp or CutMix get", minimum=0, maximum=1)
-    cutmix_share: float = option(0.5, help="MixUp and CutMix: share of CutMix", minimum=0, maximum=1)
-    use_randaugment: bool = option(False, help="random operations of one strength on every image")
-    randaugment_ops: int = option(2, help="RandAugment: operations an image", minimum=1)
-    randaugment_magnitude: int = option(9, help="RandAugment: strength", minimum=0, maximum=30)
+    use_mixup: bool = option(False, help="MixUp: blend pairs of images and their labels")
+    mixup_alpha: float = option(0.2, help="MixUp: parameter of the Beta distribution", minimum=0.001)
+    use_cutmix: bool = option(
+        False, help="CutMix: paste a box from another image; with MixUp, one of the two is chosen per batch"
+    )
+    cutmix_alpha: float = option(1.0, help="CutMix: parameter of the Beta distribution", minimum=0.001)
+    mix_probability: float = option(
+        1.0, help="probability that MixUp or CutMix is applied to a batch", minimum=0, maximum=1
+    )
+    cutmix_share: float = option(0.5, help="with MixUp and CutMix: probability of CutMix", minimum=0, maximum=1)
+    use_randaugment: bool = option(False, help="RandAugment: random operations of fixed magnitude on every image")
+    randaugment_ops: int = option(2, help="RandAugment: operations per image", minimum=1)
+    randaugment_magnitude: int = option(9, help="RandAugment: magnitude", minimum=0, maximum=30)
     randaugment_probability: float = option(
-        1.0, help="RandAugment: how likely each operation is applied", minimum=0, maximum=1
+        1.0, help="RandAugment: probability of applying each operation", minimum=0, maximum=1
     )
-    randaugment_noise: float = option(0.0, help="RandAugment: standard deviation of the strength", minimum=0)
-    use_trivialaugment: bool = option(False, help="one random operation of random strength on every image")
-    color_jitter: float = option(0.0, help="largest change of brightness, contrast, saturation", minimum=0)
-    color_jitter_hue: float = option(0.0, help="largest turn of the hue", minimum=0, maximum=0.5)
-    random_erasing: float = option(0.0, help="probability of a rectangle set to the mean colour", minimum=0, maximum=1)
+    randaugment_noise: float = option(0.0, help="RandAugment: standard deviation of the magnitude", minimum=0)
+    use_trivialaugment: bool = option(False, help="TrivialAugment: one random operation of random magnitude per image")
+    color_jitter: float = option(
+        0.0, help="ColorJitter: largest relative change of brightness, contrast and saturation", minimum=0
+    )
+    color_jitter_hue: float = option(0.0, help="ColorJitter: largest hue shift, in turns", minimum=0, maximum=0.5)
+    random_erasing: float = option(0.0, help="random erasing: probability per image", minimum=0, maximum=1)
     stochastic_depth: float = option(
-        0.0, help="share of a batch that skips the last residual block; less for earlier ones", minimum=0, maximum=0.99
+        0.0,
+        help="stochastic depth: drop probability of the last residual block; it decreases linearly to the first block",
+        minimum=0,
+        maximum=0.99,
     )
 
     def conditions(self) -> Mapping[str, tuple[str, bool]]:
-        """What each setting depends on to have an effect, and whether that is on."""
+        """Return, for each option that depends on another, that other option and whether it is enabled."""
         both = self.use_mixup and self.use_cutmix
         return {
             "mixup_alpha": ("use_mixup", self.use_mixup),
@@ -62,9 +78,56 @@ class RegularizationConfig:
         }
 
 
+Operation = Callable[[torch.Tensor, RegularizationConfig, BatchPosition], torch.Tensor]
+"""Augments the images of a batch, or returns them unchanged if the configuration disables it."""
+
+
+def _rand_augment(images: torch.Tensor, config: RegularizationConfig, position: BatchPosition) -> torch.Tensor:
+    if not config.use_randaugment:
+        return images
+    return rand_augment(
+        images,
+        position,
+        num_ops=config.randaugment_ops,
+        magnitude=config.randaugment_magnitude,
+        probability=config.randaugment_probability,
+        noise=config.randaugment_noise,
+    )
+
+
+def _trivial_augment(images: torch.Tensor, config: RegularizationConfig, position: BatchPosition) -> torch.Tensor:
+    by_policy = config.augmentation == "strong" and not config.use_randaugment
+    return trivial_augment(images, position) if config.use_trivialaugment or by_policy else images
+
+
+def _color_jitter(images: torch.Tensor, config: RegularizationConfig, position: BatchPosition) -> torch.Tensor:
+    if config.color_jitter == 0 and config.color_jitter_hue == 0:
+        return images
+    return color_jitter(images, position, strength=config.color_jitter, hue=config.color_jitter_hue)
+
+
+def _random_erasing(images: torch.Tensor, config: RegularizationConfig, position: BatchPosition) -> torch.Tensor:
+    probability = config.random_erasing or (STRONG_ERASING if config.augmentation == "strong" else 0.0)
+    if probability == 0:
+        return images
+    return erase(images, erasing_boxes(position, *images.shape[2:], probability=probability))
+
+
+IMAGE_OPERATIONS: dict[str, Operation] = {
+    "RandAugment": _rand_augment,
+    "TrivialAugment": _trivial_augment,
+    "ColorJitter": _color_jitter,
+}
+"""Applied in this order to uint8 ``[n, 3, h, w]`` images before normalization."""
+NORMALIZED_OPERATIONS: dict[str, Operation] = {
+    "RandomErasing": _random_erasing,
+}
+"""Applied in this order to float ``[n, 3, h, w]`` images after normalization; MixUp and CutMix follow."""
+
+
 @dataclass(frozen=True)
 class Regularizer:
-    """Augments the batches of one process; see :class:`BatchPosition` for what that depends on."""
+    """Augments the batches of one rank. All draws are functions of the batch's :class:`BatchPosition`."""
 
     config: RegularizationConfig
     mixing: Mixing
@@ -72,34 +135,20 @@ class Regularizer:
     rank: int
 
     def augment(self, images: torch.Tensor, step: int) -> torch.Tensor:
-        """Change uint8 ``[n, 3, h, w]`` images, before they are normalised."""
-        config, position = self.config, self._position(step, len(images))
-        if config.use_randaugment:
-            images = rand_augment(
-                images,
-                position,
-                num_ops=config.randaugment_ops,
-                magnitude=config.randaugment_magnitude,
-                probability=config.randaugment_probability,
-                noise=config.randaugment_noise,
-            )
-        if config.use_trivialaugment or (config.augmentation == "strong" and not config.use_randaugment):
-            images = trivial_augment(images, position)
-        if config.color_jitter > 0 or config.color_jitter_hue > 0:
-            images = color_jitter(images, position, strength=config.color_jitter, hue=config.color_jitter_hue)
+        """Augment uint8 ``[n, 3, h, w]`` images before normalization."""
+        position = self._position(step, len(images))
+        for operation in IMAGE_OPERATIONS.values():
+            images = operation(images, self.config, position)
         return images
 
     def mix(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Erase and mix normalised float ``[n, 3, h, w]`` images; returns them and their targets.
+        """Erase and mix normalized float ``[n, 3, h, w]`` images, in place where possible; return images and targets.
 
-        Targets are the labels, or probabilities ``[n, classes]`` where MixUp or CutMix is on.
+        Targets are the labels, or probabilities ``[n, classes]`` with MixUp or CutMix.
         """
         position = self._position(step, len(images))
-        probability = self.config.random_erasing
-        if probability == 0 and self.config.augmentation == "strong":
-            probability = STRONG_ERASING
-        if probability > 0:
-            images = erase(images, erasing_boxes(position, *images.shape[2:], probability=probability))
+        for operation in NORMALIZED_OPERATIONS.values():
+            images = operation(images, self.config, position)
         return self.mixing(images, labels, position)
 
     def _position(self, step: int, count: int) -> BatchPosition:
@@ -107,7 +156,7 @@ class Regularizer:
 
 
 def build_regularizer(config: RegularizationConfig, *, num_classes: int, seed: int, rank: int) -> Regularizer:
-    """The techniques that a configuration asks for."""
+    """Return the regularizer of a rank for a configuration."""
     mixing = Mixing(
         num_classes,
         mixup_alpha=config.mixup_alpha if config.use_mixup else 0.0,

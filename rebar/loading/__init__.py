@@ -1,6 +1,6 @@
-"""From a .beton to batches on the device."""
+"""Read betons and deliver batches on the device. FFCV is optional: only FFCV pipelines import it."""
 
-from rebar.loading.batch_source import Batch
+from rebar.loading.batches import Batch
 from rebar.loading.crops import CenterCrop, RandomResizedCrop
 from rebar.loading.decode import CorruptSampleError, CorruptSampleWarning
 from rebar.loading.device import Normalizer

@@ -1,6 +1,6 @@
-"""Which part of an image to take: boxes and flips for a batch of samples.
+"""Choose crop boxes and horizontal flips for a batch of samples.
 
-A box is (top, left, height, width) in the stored image's pixels.
+A box is (top, left, height, width) in pixels of the stored image.
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,16 @@ class Crops:
     boxes: NDArray[np.int64]
     flips: NDArray[np.bool_]
 
+    def __getitem__(self, part: slice) -> "Crops":
+        """Return the crops of a slice of the samples."""
+        return Crops(self.boxes[part], self.flips[part])
+
 
 class Cropper(Protocol):
-    """Chooses crops from the images' sizes; random ones by (seed, epoch, sample) alone."""
+    """Chooses crops from image sizes and random keys."""
 
-    def crops(self, heights: NDArray[np.int64], widths: NDArray[np.int64], keys: RngKeys) -> Crops: ...
+    def crops(self, heights: NDArray[np.int64], widths: NDArray[np.int64], keys: RngKeys) -> Crops:
+        """Return one crop per sample; ``heights`` and ``widths`` are int64 ``[n]``, in pixels."""
 
 
 def _flips(keys: RngKeys, probability: float) -> NDArray[np.bool_]:
@@ -35,11 +40,11 @@ def _flips(keys: RngKeys, probability: float) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A random share of the area at a random aspect ratio, mirrored half of the time.
+    """A crop of random area and aspect ratio, flipped horizontally with ``flip_probability``.
 
-    Same distribution as torchvision's and FFCV's: up to ten attempts of (area, aspect), the first that
-    fits; else the largest centred crop whose aspect is allowed (Szegedy et al., "Going deeper with
-    convolutions", 2015).
+    ``scale`` is the range of the crop's area as a fraction of the image's, ``ratio`` that of width / height. The
+    distribution is that of torchvision and FFCV: the first of ten random (area, aspect ratio) pairs that fits, else the
+    largest centered crop of an allowed aspect ratio (Szegedy et al., "Going deeper with convolutions", CVPR 2015).
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -47,6 +52,7 @@ class RandomResizedCrop:
     flip_probability: float = 0.5
 
     def crops(self, heights: NDArray[np.int64], widths: NDArray[np.int64], keys: RngKeys) -> Crops:
+        """Return one random crop per sample."""
         draws = uniforms(keys, Stream.CROP, 2 * _ATTEMPTS + 2)
         height, width = heights[:, None], widths[:, None]
         area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, :_ATTEMPTS])
@@ -57,18 +63,18 @@ class RandomResizedCrop:
         fits = (crop_width > 0) & (crop_width <= width) & (crop_height > 0) & (crop_height <= height)
         first = np.argmax(fits, axis=1)
         rows = np.arange(len(keys))
-        fallback_height, fallback_width = self._largest(heights, widths)
+        fallback_height, fallback_width = self._fallback(heights, widths)
         found = fits[rows, first]
         crop_height = np.where(found, crop_height[rows, first], fallback_height)
         crop_width = np.where(found, crop_width[rows, first], fallback_width)
         top, left = (
-            np.where(found, (draw * (room + 1)).astype(np.int64), room // 2)  # the fallback is centred
+            np.where(found, (draw * (room + 1)).astype(np.int64), room // 2)  # the fallback is centered
             for draw, room in ((draws[:, -2], heights - crop_height), (draws[:, -1], widths - crop_width))
         )
         boxes = np.stack([top, left, crop_height, crop_width], axis=1)
         return Crops(boxes, _flips(keys, self.flip_probability))
 
-    def _largest(
+    def _fallback(
         self, heights: NDArray[np.int64], widths: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         aspect = widths / heights
@@ -81,12 +87,13 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The centred square of ``ratio`` times the shorter side, as FFCV's and ffcv-imagenet's validation."""
+    """The centered square whose side is ``ratio`` times the shorter side, as in FFCV and ffcv-imagenet."""
 
     ratio: float = IMAGENET_CENTER_RATIO
     flip_probability: float = 0.0
 
     def crops(self, heights: NDArray[np.int64], widths: NDArray[np.int64], keys: RngKeys) -> Crops:
+        """Return one center crop per sample."""
         side = np.maximum((self.ratio * np.minimum(heights, widths)).astype(np.int64), 1)
         boxes = np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
         return Crops(boxes, _flips(keys, self.flip_probability))

@@ -1,13 +1,7 @@
-"""One stored image to one network input: decode all of it, crop, resize, flip.
+"""Decode crops of stored images, with the crop decoder or by full-image decoding, and handle corrupt samples.
 
-The reference, and the way for what the fast decoder does not take.
-
-What happens with samples that cannot be decoded: the batch fails, or another sample takes the place.
-
-Many crops by one thread: through the fast decoder where it can, whole images where it cannot.
-
-An image the fast decoder refuses is given to libturbojpeg, which has the last word: what it cannot
-decode either is corrupt, and its message says why.
+An image that the crop decoder refuses is decoded in full by libjpeg-turbo and resized by OpenCV. An image that
+libjpeg-turbo cannot decode either is corrupt.
 """
 
 import functools
@@ -32,9 +26,13 @@ from rebar.loading.rng import RngKeys, Stream, random_bits
 if TYPE_CHECKING:
     from rebar.jpeg.crop_decoder import CropDecoder
 
+OnError = Literal["raise", "replace"]
+SUBSTITUTE_ATTEMPTS = 16
+"""How many substitutes are tried for a corrupt sample. If all are corrupt too, the loader raises an error."""
+
 
 class CorruptSampleError(RebarError):
-    """A sample whose image cannot be decoded; ``index`` says which, ``reason`` why."""
+    """The image of sample ``index`` cannot be decoded, for ``reason``."""
 
     def __init__(self, message: str, index: int, reason: str) -> None:
         super().__init__(message, code="beton-image-corrupt")
@@ -42,7 +40,66 @@ class CorruptSampleError(RebarError):
         self.reason = reason
 
 
-def _corrupt(stored: StoredImages, index: int, reason: str) -> CorruptSampleError:
+class CorruptSampleWarning(UserWarning):
+    """A corrupt sample was replaced by another sample, or by a black image in FFCV's loader."""
+
+
+class CorruptSamples:
+    """The ``on_error`` policy, and the corrupt samples so far: ``reasons`` maps the index to the error message."""
+
+    def __init__(self, on_error: OnError, candidates: NDArray[np.int64]) -> None:
+        if on_error not in get_args(OnError):
+            raise RebarError(
+                f"on_error: {on_error!r} is unknown. Use {' or '.join(get_args(OnError))}.",
+                code="loader-invalid-argument",
+            )
+        self.on_error = on_error
+        self.candidates = candidates
+        self.reasons: dict[int, str] = {}
+
+    def substitutes(self, error: CorruptSampleError, keys: RngKeys) -> NDArray[np.int64]:
+        """Return samples to try instead, a function of (seed, epoch, sample). Raises ``error`` if on_error is raise."""
+        if self.on_error == "raise":
+            raise error
+        key = RngKeys(keys.seed, keys.epoch, np.array([error.index]))
+        bits = random_bits(key, Stream.SUBSTITUTE, SUBSTITUTE_ATTEMPTS)[0]
+        return self.candidates[(bits % np.uint64(len(self.candidates))).astype(np.int64)]
+
+    def record(self, errors: list[CorruptSampleError]) -> None:
+        """Add the samples to ``reasons``, with one warning per sample."""
+        for error in errors:
+            if error.index not in self.reasons:
+                self.reasons[error.index] = str(error)
+                warnings.warn(f"{error} Another sample replaces it.", CorruptSampleWarning, stacklevel=2)
+
+
+def decode_full_image(
+    stored: StoredImages, index: int, box: NDArray[np.int64], flip: bool, out: NDArray[np.uint8]
+) -> None:
+    """Decode a sample in full, and resize its ``box`` (top, left, height, width) into ``out``, uint8 ``[h, w, 3]``.
+
+    Raises CorruptSampleError with file, sample and byte offset if the image cannot be decoded.
+    """
+    try:
+        image = decode_image(stored, index)
+    except BetonError as error:
+        raise _corrupt_sample(stored, index, str(error)) from None
+    resize_crop(image, box, flip, out)
+
+
+def resize_crop(image: NDArray[np.uint8], box: NDArray[np.int64], flip: bool, out: NDArray[np.uint8]) -> None:
+    """Resize an image's ``box`` into ``out`` with cv2.INTER_AREA, as FFCV does, flipped horizontally if ``flip``."""
+    import cv2  # slow to import, and unused if the crop decoder takes every image
+
+    if cv2.getNumThreads() > 1:
+        cv2.setNumThreads(1)  # the loader's threads already occupy the cores
+    top, left, height, width = (int(edge) for edge in box)
+    crop = image[top : top + height, left : left + width]
+    resized = cv2.resize(crop, (out.shape[1], out.shape[0]), interpolation=cv2.INTER_AREA)
+    out[:] = resized[:, ::-1] if flip else resized
+
+
+def _corrupt_sample(stored: StoredImages, index: int, reason: str) -> CorruptSampleError:
     path, offset = stored.path, int(stored.offsets[index])
     if isinstance(stored, BetonFile):
         (file,), (offset,), _ = stored.regions(np.array([index]))
@@ -53,86 +110,23 @@ def _corrupt(stored: StoredImages, index: int, reason: str) -> CorruptSampleErro
 
 
 def _advice(stored: StoredImages, index: int) -> str:
-    """What to do about a corrupt image: the sidecar's checksum tells when it became so."""
+    """Return the fix for a corrupt image: the sidecar's checksum shows whether the file was damaged after writing."""
     matches = stored.page_matches(index) if isinstance(stored, BetonFile) else None
     if matches is None:
-        return "Copy the file again or write it anew"
+        return "Copy the file again, or write it again."
     if matches:
-        return "Its page is as it was written, so the image was stored like that: write the file anew"
-    return "Its page does not match the sidecar's checksum, so the file was damaged later: copy it again"
+        return "Its page matches the sidecar's checksum, so it was corrupt when written. Write the file again."
+    return "Its page does not match the sidecar's checksum, so the file was damaged later. Copy it again."
 
 
-def decode_whole(stored: StoredImages, index: int, box: NDArray[np.int64], flip: bool, out: NDArray[np.uint8]) -> None:
-    """Decode a sample's ``box`` (top, left, height, width) into ``out``, uint8 ``[height, width, 3]``.
-
-    Raises CorruptSampleError with file, sample and byte offset if the image cannot be decoded.
-    """
-    try:
-        image = decode_image(stored, index)
-    except BetonError as error:
-        raise _corrupt(stored, index, str(error)) from None
-    resize_crop(image, box, flip, out)
-
-
-def resize_crop(image: NDArray[np.uint8], box: NDArray[np.int64], flip: bool, out: NDArray[np.uint8]) -> None:
-    """Resize an image's ``box`` to ``out``, mirrored if ``flip``.
-
-    By area averaging when shrinking (cv2 INTER_AREA), as FFCV does.
-    """
-    import cv2  # not needed where the fast decoder takes everything
-
-    if cv2.getNumThreads() > 1:
-        cv2.setNumThreads(1)  # the loader's threads share the cores already
-    top, left, height, width = (int(edge) for edge in box)
-    part = image[top : top + height, left : left + width]
-    resized = cv2.resize(part, (out.shape[1], out.shape[0]), interpolation=cv2.INTER_AREA)
-    out[:] = resized[:, ::-1] if flip else resized
-
-
-OnError = Literal["raise", "replace"]
-ATTEMPTS = 16
-"""How many substitutes are tried: more corrupt ones in a row mean that the file is lost."""
-
-
-class CorruptSampleWarning(UserWarning):
-    """A sample that cannot be decoded was replaced by another."""
-
-
-class Corruption:
-    """The policy, and the corrupt samples met so far: ``samples`` maps the index to the message."""
-
-    def __init__(self, on_error: OnError, candidates: NDArray[np.int64]) -> None:
-        if on_error not in get_args(OnError):
-            raise RebarError(f"on_error: {on_error!r} is none of {', '.join(get_args(OnError))}")
-        self.on_error = on_error
-        self.candidates = candidates
-        self.samples: dict[int, str] = {}
-
-    def substitutes(self, error: CorruptSampleError, keys: RngKeys) -> NDArray[np.int64]:
-        """The samples to try instead, a function of (seed, epoch, sample); raises ``error`` if that is the policy."""
-        if self.on_error == "raise":
-            raise error
-        key = RngKeys(keys.seed, keys.epoch, np.array([error.index]))
-        bits = random_bits(key, Stream.SUBSTITUTE, ATTEMPTS)[0]
-        return self.candidates[(bits % np.uint64(len(self.candidates))).astype(np.int64)]
-
-    def record(self, errors: list[CorruptSampleError]) -> None:
-        """Count the samples, and warn of each once."""
-        for error in errors:
-            if error.index not in self.samples:
-                self.samples[error.index] = str(error)
-                warnings.warn(f"{error}. Another sample takes its place", CorruptSampleWarning, stacklevel=2)
-
-
-_OK = 0
-_loading = threading.Lock()
+_compiling = threading.Lock()
 
 
 def new_crop_decoder(max_height: int, max_width: int) -> "CropDecoder | None":
-    """A fast decoder for images up to this size (pixels); None, said once, where it does not work."""
-    with _loading:  # else the first threads would all compile it
-        works = _fast_decoder_works()
-    if not works:
+    """Return a crop decoder for images up to this size (pixels); None, with one warning, if it is unavailable."""
+    with _compiling:  # one thread compiles the kernel, the others wait
+        available = _crop_decoder_available()
+    if not available:
         return None
     from rebar.jpeg.crop_decoder import CropDecoder
 
@@ -140,79 +134,86 @@ def new_crop_decoder(max_height: int, max_width: int) -> "CropDecoder | None":
 
 
 @functools.cache
-def _fast_decoder_works() -> bool:
-    """Load the kernel, or compile it where that was not done before."""
+def _crop_decoder_available() -> bool:
+    """Load the compiled kernel, or compile it if it is not in the kernel cache."""
     try:
         from rebar.jpeg.kernel_cache import load_kernel
 
         load_kernel()
         return True
     except Exception as error:  # numba raises many kinds
-        warnings.warn(f"the fast JPEG decoder does not work here, images are decoded whole: {error}", stacklevel=2)
+        warnings.warn(
+            f"the crop decoder is unavailable, images are decoded in full, which is slower: {error}", stacklevel=2
+        )
         return False
 
 
 class ImageDecoder:
-    """Decodes crops of images up to a size (pixels); belongs to one thread at a time."""
+    """Decodes crops of images up to a size (pixels). Not thread-safe: a thread borrows one from a DecoderPool."""
 
     def __init__(self, max_height: int, max_width: int) -> None:
         self.max_height = max_height
         self.max_width = max_width
-        self._fast = new_crop_decoder(max_height, max_width)
+        self._crop_decoder = new_crop_decoder(max_height, max_width)
 
     def decode(
         self, stored: StoredImages, indices: NDArray[np.integer], crops: Crops, out: NDArray[np.uint8]
     ) -> list[tuple[int, CorruptSampleError]]:
         """Decode the samples' crops into ``out``, uint8 ``[n, height, width, 3]``, C-contiguous.
 
-        Returns the places in ``out`` that could not be filled, ascending, each with the reason.
+        Returns the rows of ``out`` whose samples are corrupt, ascending, with their errors.
         """
         failures = []
-        for slot in self._left_by_fast(stored, indices, crops, out):
+        for row in self._decode_crops(stored, indices, crops, out):
             try:
-                decode_whole(stored, int(indices[slot]), crops.boxes[slot], bool(crops.flips[slot]), out[slot])
+                decode_full_image(stored, int(indices[row]), crops.boxes[row], bool(crops.flips[row]), out[row])
             except CorruptSampleError as error:
-                failures.append((slot, error))
+                failures.append((row, error))
         return failures
 
-    def _left_by_fast(
+    def _decode_crops(
         self, stored: StoredImages, indices: NDArray[np.integer], crops: Crops, out: NDArray[np.uint8]
     ) -> list[int]:
-        """Fill what the fast decoder takes; returns the other places, ascending."""
-        if self._fast is None:
+        """Decode with the crop decoder; return the rows that it refused, ascending."""
+        if self._crop_decoder is None:
             return list(range(len(indices)))
-        left: list[int] = []
+        refused: list[int] = []
         for start, end, jpegs in _runs(stored.modes[indices] == MODE_JPG):
             if not jpegs:
-                left.extend(range(start, end))
+                refused.extend(range(start, end))
                 continue
-            some = indices[start:end]
-            boxes, flips = crops.boxes[start:end], crops.flips[start:end]
-            shapes = np.stack([stored.heights[some], stored.widths[some]], axis=1).astype(np.int64)
-            statuses = self._fast.decode_crops(
-                stored.data, stored.offsets[some], stored.sizes[some], boxes, flips, out[start:end], shapes
+            part, samples = slice(start, end), indices[start:end]
+            shapes = np.stack([stored.heights[samples], stored.widths[samples]], axis=1).astype(np.int64)
+            statuses = self._crop_decoder.decode_crops(
+                stored.data,
+                stored.offsets[samples],
+                stored.sizes[samples],
+                crops.boxes[part],
+                crops.flips[part],
+                out[part],
+                shapes,
             )
-            left.extend(start + int(slot) for slot in np.flatnonzero(statuses != _OK))
-        return left
+            refused.extend(start + int(row) for row in np.flatnonzero(statuses))
+        return refused
 
 
 class DecoderPool:
-    """Decoders that no thread is using; a thread borrows one for its share of a batch."""
+    """Idle decoders. A thread borrows one for its part of a batch."""
 
-    def __init__(self, keep: int | None = None) -> None:
-        self._idle: deque[ImageDecoder] = deque(maxlen=keep)  # appending and popping are atomic
+    def __init__(self, capacity: int | None = None) -> None:
+        self._idle: deque[ImageDecoder] = deque(maxlen=capacity)  # appending and popping are atomic
 
     @contextmanager
     def borrow(self, max_height: int, max_width: int) -> Iterator[ImageDecoder]:
-        """An idle decoder for images of this size (pixels), else a new one."""
-        decoder = self._large_enough(max_height, max_width) or ImageDecoder(max_height, max_width)
+        """Lend a decoder for images up to this size (pixels)."""
+        decoder = self._take_idle(max_height, max_width) or ImageDecoder(max_height, max_width)
         try:
             yield decoder
         finally:
             self._idle.append(decoder)
 
-    def _large_enough(self, height: int, width: int) -> ImageDecoder | None:
-        """Those too small are let go."""
+    def _take_idle(self, height: int, width: int) -> ImageDecoder | None:
+        """Return an idle decoder that is large enough, if any; release smaller ones."""
         while True:
             try:
                 decoder = self._idle.pop()
@@ -223,7 +224,7 @@ class DecoderPool:
 
 
 def _runs(flags: NDArray[np.bool_]) -> list[tuple[int, int, bool]]:
-    """The stretches (start, end, flag) of equal flags."""
+    """Return the runs of equal flags as (start, end, flag)."""
     if len(flags) == 0:
         return []
     edges = [0, *(np.flatnonzero(flags[1:] != flags[:-1]) + 1).tolist(), len(flags)]

@@ -1,4 +1,4 @@
-"""The two loaders of the ImageNet recipe, and the settings they share."""
+"""The training and validation loaders of the ImageNet recipe, and their configuration."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,19 +25,23 @@ class DataConfig:
         "", help="training .beton, or a source (folder, tar, hf:NAME, s3://...); default $WRITE_DIR/train.beton"
     )
     val_dataset: str = option("", help="validation .beton, or a source; default $WRITE_DIR/val.beton")
-    use_hf: bool = option(False, help="train on hf:imagenet-1k where no data set is given")
+    use_hf: bool = option(False, help="use hf:imagenet-1k if no dataset is given")
     data_subset: str = option(
         "full",
-        help="images, as many of every class: tiny (1,000), small (10,000), medium (100,000), large (500,000), full, "
-        "or a number",
+        help="class-balanced subset: tiny (1,000 images), small (10,000), medium (100,000), large (500,000), full, or "
+        "a number of images",
     )
-    num_workers: int = option(0, help="decoding threads per process; 0: the cores divided by the processes", minimum=0)
+    num_workers: int = option(
+        0, help="decoding threads per process; 0: usable cores / processes on the node", minimum=0
+    )
     in_memory: bool = option(
-        True, help="the files fit in memory; if not, they are shuffled by windows of 512 MB and read ahead"
+        True, help="the betons fit in memory; if not, shuffle in windows of 512 MB (QUASI_RANDOM) and read ahead"
     )
-    min_scale: float = option(0.08, help="smallest share of the area a random crop takes", minimum=0.001, maximum=1)
-    stats_file: str = option("", help="JSON with mean and std of the channels; default ImageNet's")
-    on_error: OnError = option("raise", help="a corrupt training image: raise an error, or replace it by another")
+    min_scale: float = option(
+        0.08, help="smallest area of a random crop, as a fraction of the image", minimum=0.001, maximum=1
+    )
+    stats_file: str = option("", help="JSON file with mean and std of the channels; default ImageNet's")
+    on_error: OnError = option("raise", help="corrupt training image: raise an error, or replace it by another image")
 
 
 IMAGENET_ON_HUB = "hf:imagenet-1k"
@@ -53,8 +57,8 @@ def build_train_loader(
     random_crops: bool = True,
     copies: int = 1,
 ) -> Loader:
-    """Shuffled, ``copies`` random crops of each image, mirrored (or centre crops); no incomplete last batch."""
-    path, indices = _open(config.train_dataset, "train", config.data_subset)
+    """Return the training loader: shuffled, random resized crops with flips (or center crops), last batch dropped."""
+    path, indices = _resolve(config.train_dataset, "train", config.data_subset)
     return Loader(
         path,
         batch_size,
@@ -80,8 +84,8 @@ def build_val_loader(
     distributed: bool,
     pin_memory: bool,
 ) -> Loader:
-    """In file order, centre-cropped; every sample exactly once over all processes, corrupt ones refused."""
-    path, indices = _open(config.val_dataset, "val", config.data_subset)
+    """Return the validation loader: file order, center crops, each sample exactly once; a corrupt image is an error."""
+    path, indices = _resolve(config.val_dataset, "val", config.data_subset)
     return Loader(
         path,
         batch_size,
@@ -96,9 +100,9 @@ def build_val_loader(
     )
 
 
-def _open(where: str, split: Split, subset: str) -> tuple[Path, NDArray[np.int64] | None]:
-    """The file to read, written first where a source is given, and the samples of it to use, None for all."""
-    path = beton_of(where, split, subset=subset)
+def _resolve(dataset: str, split: Split, subset: str) -> tuple[Path, NDArray[np.int64] | None]:
+    """Return the beton, written to the cache first if ``dataset`` is a source, and the samples to use (None: all)."""
+    path = beton_of(dataset, split, subset=subset)
     if subset == "full":
         return path, None
     labels = open_betons(path).labels

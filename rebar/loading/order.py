@@ -1,11 +1,7 @@
-"""Which samples, in which order, and whose: global batches first, ranks afterwards.
+"""The order of samples in an epoch, its sharding over ranks, and the loader's position in it.
 
-An epoch's order is one permutation for the whole job. Batch ``b`` is the same set of samples for any
-number of processes at one global batch size; a rank takes its slice of it.
-
-Which process of how many this is, and how many threads are its share of the machine.
-
-Where in which epoch a loader stands, in samples of the whole job: no number of processes in it.
+An epoch's order is one permutation for all ranks. Global batches are cut from it first, then split over the ranks, so a
+global batch depends neither on the number of ranks nor on the batch size per rank.
 """
 
 import os
@@ -20,33 +16,36 @@ from rebar.errors import RebarError
 from rebar.loading.rng import RngKeys, Stream, random_bits
 
 WINDOW_BYTES = 512 << 20
-"""How much of the file QUASI_RANDOM mixes at a time: two windows fit into a small machine's memory."""
+"""The size of a QUASI_RANDOM window. Two windows must fit into the page cache."""
 
 
 class OrderOption(Enum):
-    """How an epoch goes through the samples."""
+    """The order of the samples in an epoch."""
 
     SEQUENTIAL = 1
     RANDOM = 2
     QUASI_RANDOM = 3
-    """Window after window of pages drawn at random, and well mixed in each: every page is read once an
-    epoch, whatever the memory."""
+    """Shuffle the file's pages, take a window of them at a time, and shuffle the samples in the window. Every page is
+    read in one window only, so the file need not fit in memory."""
 
 
 def order_option(order: Any) -> OrderOption:
-    """Ours for ours, FFCV's or the name of one. Raises RebarError for anything else."""
+    """Return the OrderOption for ours, FFCV's, or its name. Raises RebarError for any other value."""
     name = order.name if isinstance(order, Enum) else str(order).upper()
     if name not in OrderOption.__members__:
-        raise RebarError(f"order: {order!r} is none of {', '.join(OrderOption.__members__)}")
+        raise RebarError(
+            f"order: {order!r} is unknown. Use one of {', '.join(OrderOption.__members__)}.",
+            code="loader-invalid-argument",
+        )
     return OrderOption[name]
 
 
 def epoch_order(
     order: OrderOption, keys: RngKeys, pages: NDArray[np.integer], *, window_pages: int
 ) -> NDArray[np.int64]:
-    """The samples ``keys.indices`` in the order of the epoch ``keys.epoch``, int64, each exactly once.
+    """Return the samples ``keys.indices`` in the order of epoch ``keys.epoch``, int64 ``[n]``, each exactly once.
 
-    ``pages`` says on which page of the file each of them lies; only QUASI_RANDOM looks at it.
+    ``pages`` is the page of the file that each sample is on; only QUASI_RANDOM uses it.
     """
     indices = keys.indices
     if order is OrderOption.SEQUENTIAL:
@@ -59,36 +58,37 @@ def epoch_order(
 
 
 def _windows(pages: NDArray[np.integer], seed: int, epoch: int, window_pages: int) -> NDArray[np.int64]:
-    """The window of each sample: the pages are shuffled, then taken ``window_pages`` at a time."""
+    """Return each sample's window: shuffled pages, ``window_pages`` at a time."""
     distinct, page_of_sample = np.unique(pages, return_inverse=True)
-    drawn = random_bits(RngKeys(seed, epoch, distinct.astype(np.int64)), Stream.PAGE)[:, 0]
-    place = np.empty(len(distinct), np.int64)
-    place[np.argsort(drawn, kind="stable")] = np.arange(len(distinct))
-    return (place // window_pages)[page_of_sample]
+    shuffled = random_bits(RngKeys(seed, epoch, distinct.astype(np.int64)), Stream.PAGE)[:, 0]
+    rank_of_page = np.empty(len(distinct), np.int64)
+    rank_of_page[np.argsort(shuffled, kind="stable")] = np.arange(len(distinct))
+    return (rank_of_page // window_pages)[page_of_sample]
 
 
 def with_copies(
     order: NDArray[np.int64], copies: int, *, first_sample: int, global_batch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """An epoch as long, but of ``1 / copies`` of its samples, ``copies`` times each; and which copy each is.
+    """Repeat the first ``1 / copies`` of an epoch's samples ``copies`` times; return samples and copy numbers.
 
-    The first ``first_sample`` are left out, and batches counted from there. The copies of a sample share a global
-    batch, as far as that is a multiple of them, and lie apart in it, so that they are spread over the ranks.
-    Repeated augmentation: Hoffer et al., "Augment your batch", CVPR 2020; Berman et al., "MultiGrain", 2019.
+    The epoch keeps its length. Its first ``first_sample`` entries are skipped; batches are counted from there. If
+    ``copies`` divides the global batch, all copies of a sample are in one global batch, spaced apart so that they are
+    spread over the ranks. Repeated augmentation: Hoffer et al., "Augment your batch", CVPR 2020; Berman et al.,
+    "MultiGrain", 2019.
     """
-    places = np.arange(first_sample, len(order))
-    number = places % copies
-    apart = np.lexsort((places, number, (places - first_sample) // global_batch))
-    return order[places // copies][apart], number[apart]
+    positions = np.arange(first_sample, len(order))
+    number = positions % copies
+    spread = np.lexsort((positions, number, (positions - first_sample) // global_batch))
+    return order[positions // copies][spread], number[spread]
 
 
 def shard_batches(
     order: NDArray[np.int64], *, batch_size: int, rank: int, world_size: int, drop_last: bool
 ) -> list[NDArray[np.int64]]:
-    """Cut an epoch into global batches and take one rank's share of each.
+    """Cut an epoch into global batches and return one rank's part of each.
 
-    ``batch_size`` is per rank. With ``drop_last`` an incomplete global batch is left out; without, it is
-    dealt out as evenly as possible, nothing twice, so that a rank's last batch may be empty.
+    ``batch_size`` is per rank. ``drop_last`` drops an incomplete global batch; otherwise its samples are split evenly
+    without repetition, so a rank's last batch may be smaller, or empty.
     """
     global_batch = batch_size * world_size
     complete = len(order) // global_batch
@@ -100,18 +100,21 @@ def shard_batches(
 
 
 def rank_and_world_size(distributed: bool, rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """As given; else with ``distributed`` torch.distributed's or torchrun's; else one process alone.
+    """Return the given values; with ``distributed``, those of torch.distributed or torchrun; otherwise (0, 1).
 
-    Raises RebarError where that does not tell, or where it does not fit together.
+    Raises RebarError if the values are inconsistent, or if ``distributed`` is set and there is no process group.
     """
     if rank is None and world_size is None:
-        rank, world_size = _ask_around() if distributed else (0, 1)
+        rank, world_size = _distributed_rank_and_world_size() if distributed else (0, 1)
     if rank is None or world_size is None or not 0 <= rank < world_size:
-        raise RebarError(f"rank {rank} of world_size {world_size}: give both, 0 <= rank < world_size")
+        raise RebarError(
+            f"rank {rank}, world_size {world_size}: not a valid pair. Pass both, with 0 <= rank < world_size.",
+            code="loader-invalid-argument",
+        )
     return rank, world_size
 
 
-def _ask_around() -> tuple[int, int]:
+def _distributed_rank_and_world_size() -> tuple[int, int]:
     import torch.distributed
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -120,25 +123,26 @@ def _ask_around() -> tuple[int, int]:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):
         raise RebarError(
-            "distributed=True, but there is no process group and no RANK and WORLD_SIZE in the environment: "
-            "start with torchrun, or give rank= and world_size="
+            "distributed=True: there is no process group, and RANK and WORLD_SIZE are not set. Start with torchrun, or "
+            "pass rank= and world_size=.",
+            code="loader-no-process-group",
         ) from None
 
 
 def threads_per_process(requested: int, local_world_size: int | None = None) -> int:
-    """As asked; if that is less than one, this machine's usable cores divided by its processes."""
+    """Return ``requested``; if it is less than one, the usable cores divided by the processes on this node."""
     if requested >= 1:
         return requested
     processes = local_world_size or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
-_VERSION = 1
+_STATE_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Position:
-    """The epoch, and how many samples of its order all processes together have used."""
+    """The epoch, and the number of samples of its order that all ranks together have used."""
 
     epoch: int
     samples: int
@@ -146,7 +150,7 @@ class Position:
 
 @dataclass(frozen=True)
 class OrderIdentity:
-    """What an epoch's order depends on besides the epoch. A state fits only a loader of the same identity."""
+    """Everything an epoch's order depends on besides the epoch. A state loads only into a loader of equal identity."""
 
     seed: int
     order: str
@@ -158,39 +162,47 @@ class OrderIdentity:
 
 @dataclass
 class Progress:
-    """One pass through an epoch, as far as it has come on this process."""
+    """The progress of this rank in one iteration over an epoch."""
 
     start: Position
     batches: int
-    """Those of this pass."""
+    """The number of batches of this iteration."""
     global_batch: int
-    taken: int = 0
-    """Batches that the consumer has got."""
+    yielded: int = 0
+    """The number of batches yielded so far."""
 
     def position(self, batches_used: int | None) -> Position:
-        """After the batches taken so far, or the first ``batches_used`` of this pass."""
-        used = self.taken if batches_used is None else batches_used
-        if not 0 <= used <= self.taken:
-            raise RebarError(f"batches_used is {used}, but this pass has given out {self.taken} batches")
+        """Return the position after the first ``batches_used`` batches of this iteration; None: after those yielded."""
+        used = self.yielded if batches_used is None else batches_used
+        if not 0 <= used <= self.yielded:
+            raise RebarError(
+                f"batches_used: {used}, but this iteration has yielded {self.yielded} batches. Pass the number of "
+                "batches of this iteration that were trained on.",
+                code="loader-invalid-argument",
+            )
         if used == self.batches:
             return Position(self.start.epoch + 1, 0)
         return Position(self.start.epoch, self.start.samples + used * self.global_batch)
 
 
 def to_state(position: Position, identity: OrderIdentity) -> dict[str, Any]:
-    """As a dictionary of numbers and strings, for a checkpoint."""
-    return {"version": _VERSION, **asdict(position), **asdict(identity)}
+    """Return a dictionary of numbers and strings for a checkpoint."""
+    return {"version": _STATE_VERSION, **asdict(position), **asdict(identity)}
 
 
 def from_state(state: dict[str, Any], expected: OrderIdentity) -> Position:
-    """The position in a state. Raises RebarError for a state of another order of samples."""
+    """Return the position in a state. Raises RebarError if the state belongs to a different order of samples."""
     names = {"version", *(field.name for kind in (Position, OrderIdentity) for field in fields(kind))}
-    if not isinstance(state, dict) or set(state) != names or state["version"] != _VERSION:
-        raise RebarError("the loader's state is none that this version of Loader.state_dict() gives")
+    if not isinstance(state, dict) or set(state) != names or state["version"] != _STATE_VERSION:
+        raise RebarError(
+            "loader state: not a state of this version of Loader.state_dict(). Start from the beginning of an epoch.",
+            code="loader-state-invalid",
+        )
     for name, value in asdict(expected).items():
         if state[name] != value:
             raise RebarError(
-                f"the loader's state is of another order of samples: its {name} is {state[name]!r}, this loader's "
-                f"{value!r}"
+                f"loader state: its {name} is {state[name]!r}, this loader's is {value!r}. Create the loader with the "
+                "arguments of the run that saved the state.",
+                code="loader-state-mismatch",
             )
     return Position(int(state["epoch"]), int(state["samples"]))

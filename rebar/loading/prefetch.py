@@ -1,67 +1,61 @@
-"""Work that threads do ahead of its consumer.
-
-The consumer asks for a result; that starts another piece of work. No thread waits for anything but work,
-and the consumer waits for threads that have it: there is nobody to wait for in vain. What goes wrong in a
-thread is raised at the result it belongs to.
-
-Memory for batches, used again as soon as nobody looks at it any more.
-
-Fresh memory costs a page fault every 4 KB, each time; a fixed ring of buffers would be overwritten while
-the consumer still holds a batch. A slot is lent as an array, and comes back when that array, and all that
-was made of it (views, tensors, their storages), is gone.
-"""
+"""Prepare batches ahead of the consumer: a thread pool, reusable batch buffers, and read-ahead from the disk."""
 
 import mmap
+import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Result = TypeVar("Result")
 Wait = Callable[[], Result]
-"""Waits for work that was started, and gives its result or raises its error."""
+"""Waits for a started task and returns its result, or raises its exception."""
 Start = Callable[[ThreadPoolExecutor], Wait[Result]]
-"""Starts a piece of work on the threads."""
+"""Submits a task to a thread pool."""
+StartBatch = Callable[..., Wait[Any]]
+"""As :data:`Start`, with the keyword argument ``keys``: the :class:`RngKeys` of the batch's samples."""
 
 
-class Later(Generic[Result]):
-    """A value that is made when the first thread asks for it."""
+class Lazy(Generic[Result]):
+    """A value that the first thread to call :meth:`get` creates."""
 
-    def __init__(self, make: Callable[[], Result]) -> None:
-        self._make = make
-        self._made: list[Result] = []
+    def __init__(self, create: Callable[[], Result]) -> None:
+        self._create = create
+        self._value: list[Result] = []
         self._lock = threading.Lock()
 
     def get(self) -> Result:
-        """The value, the same for all."""
+        """Return the value, the same object for every caller."""
         with self._lock:
-            if not self._made:
-                self._made.append(self._make())
-            return self._made[0]
+            if not self._value:
+                self._value.append(self._create())
+            return self._value[0]
 
 
-def shares(count: int, threads: int) -> list[slice]:
-    """Cut ``count`` items into a slice a thread, none empty; at least one."""
-    parts = max(1, min(count, threads))
+def split_slices(count: int, num_slices: int) -> list[slice]:
+    """Split ``count`` items into up to ``num_slices`` slices of nearly equal length, none empty unless count is 0."""
+    parts = max(1, min(count, num_slices))
     return [slice(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
 
 
-def prefetch(pieces: Iterable[Start[Result]], *, num_threads: int, ahead: int) -> Generator[Result, None, None]:
-    """The pieces' results in order, ``ahead`` pieces being worked on beside the one that is waited for.
+def prefetch(tasks: Iterable[Start[Result]], *, num_threads: int, depth: int) -> Generator[Result, None, None]:
+    """Yield the tasks' results in order, with up to ``depth`` further tasks in progress.
 
-    The threads live as long as this generator: they end with it, also where it is left early.
+    Yielding a result starts the next task, so a slow consumer bounds the number of batches in memory. A task's
+    exception is raised in place of its result. The threads end when the generator ends or is closed.
     """
     with ThreadPoolExecutor(num_threads, thread_name_prefix="rebar-loader") as threads:
         started: deque[Wait[Result]] = deque()
         try:
-            for start in pieces:
+            for start in tasks:
                 started.append(start(threads))
-                if len(started) > ahead:
+                if len(started) > depth:
                     yield started.popleft()()
             while started:
                 yield started.popleft()()
@@ -70,22 +64,26 @@ def prefetch(pieces: Iterable[Start[Result]], *, num_threads: int, ahead: int) -
 
 
 class BufferPool:
-    """Lends memory for batches; keeps up to ``keep`` slots that came back for the next ones."""
+    """Reuses batch buffers, which saves a page fault per 4 KB of each batch.
 
-    def __init__(self, keep: int) -> None:
-        self._idle: deque[mmap.mmap] = deque(maxlen=keep)  # appending and popping are atomic
+    A buffer returns to the pool when the array from :meth:`take`, and every view, tensor and storage made from it, has
+    been garbage-collected. Batches that the consumer keeps are therefore never overwritten.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._idle: deque[mmap.mmap] = deque(maxlen=capacity)  # appending and popping are atomic
 
     def take(self, nbytes: int) -> NDArray[np.uint8]:
-        """Uninitialised uint8 ``[nbytes]``."""
-        memory = self._idle_of(nbytes) or mmap.mmap(-1, max(nbytes, 1))
-        # NumPy lets a view refer to the array that owns the memory and forget the ones between. Here no
-        # array owns it, so all views refer to this one, and its end is the end of the last of them.
-        lent = np.frombuffer(memory, np.uint8, nbytes)
-        weakref.finalize(lent, self._idle.append, memory).atexit = False
-        return lent
+        """Return an uninitialized uint8 array ``[nbytes]``."""
+        memory = self._take_idle(nbytes) or mmap.mmap(-1, max(nbytes, 1))
+        # NumPy collapses chains of views: a view refers to the array that owns the memory. No array owns an mmap, so
+        # every view refers to this one, which is finalized after the last of them.
+        array = np.frombuffer(memory, np.uint8, nbytes)
+        weakref.finalize(array, self._idle.append, memory).atexit = False
+        return array
 
-    def _idle_of(self, nbytes: int) -> mmap.mmap | None:
-        """An idle slot large enough; smaller ones, of an earlier resolution, are let go."""
+    def _take_idle(self, nbytes: int) -> mmap.mmap | None:
+        """Return an idle buffer that is large enough, if any; release smaller ones, left by a lower resolution."""
         while True:
             try:
                 memory = self._idle.pop()
@@ -93,3 +91,49 @@ class BufferPool:
                 return None
             if len(memory) >= nbytes:
                 return memory
+
+
+READ_AHEAD_BATCHES = 8
+"""How many batches before its decoding a batch's bytes are requested."""
+_MERGE_GAP = 256 << 10
+"""Regions closer than this (bytes) are read as one: reading the gap is faster than a seek."""
+
+
+class Regions(NamedTuple):
+    """Byte ranges in files: file number (int64), offset and size in bytes (uint64), each ``[n]``."""
+
+    files: NDArray[np.int64]
+    offsets: NDArray[np.uint64]
+    sizes: NDArray[np.uint64]
+
+
+class ReadAhead:
+    """Requests byte ranges of files into the page cache with ``posix_fadvise``. Keeps the files open."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._descriptors = []
+        for path in paths:
+            self._descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            weakref.finalize(self, os.close, self._descriptors[-1])
+
+    def request(
+        self, number: int, batches: Sequence[NDArray[np.int64]], regions: Callable[[NDArray[np.int64]], Regions]
+    ) -> None:
+        """Request the batch READ_AHEAD_BATCHES after batch ``number``; at batch 0, all batches up to that one."""
+        last = number + READ_AHEAD_BATCHES
+        for batch in batches[0 if number == 0 else last : last + 1]:
+            for file, start, end in merge_regions(regions(batch)):
+                os.posix_fadvise(self._descriptors[file], start, end - start, os.POSIX_FADV_WILLNEED)
+
+
+def merge_regions(regions: Regions) -> list[tuple[int, int, int]]:
+    """Return the regions as (file, start, end), sorted, with nearby regions merged."""
+    merged: list[tuple[int, int, int]] = []
+    for position in np.lexsort((regions.offsets, regions.files)):
+        file, start = int(regions.files[position]), int(regions.offsets[position])
+        end = start + int(regions.sizes[position])
+        if merged and merged[-1][0] == file and start - merged[-1][2] <= _MERGE_GAP:
+            merged[-1] = (file, merged[-1][1], max(merged[-1][2], end))
+        else:
+            merged.append((file, start, end))
+    return merged

@@ -1,4 +1,4 @@
-"""Images that have edges, colours and flat parts."""
+"""Test images with edges, colors and constant regions."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ import_torchvision()
 
 @pytest.fixture
 def images() -> torch.Tensor:
-    """uint8 ``[6, 3, 40, 32]``, channels_last as the loader's; the last one all one colour."""
+    """uint8 ``[6, 3, 40, 32]``, channels_last like the loader's; the last image has a single color."""
     coarse = torch.randint(0, 256, (6, 3, 8, 9), generator=torch.Generator().manual_seed(0)).float()
     fine = F.interpolate(coarse, size=(40, 32), mode="bicubic").clamp(0, 255).to(torch.uint8)
     fine[-1] = 77

@@ -1,4 +1,4 @@
-"""Random erasing: the boxes of torchvision's distribution, erased as torchvision erases."""
+"""Random erasing has torchvision's distribution and result."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torchvision.transforms import v2  # noqa: E402
 from torchvision.transforms.v2 import functional as F  # noqa: E402
 
 
-def test_boxes_are_erased_as_torchvision_does(images: torch.Tensor) -> None:
+def test_erase_equals_torchvisions(images: torch.Tensor) -> None:
     images = images.float()
     boxes = erasing_boxes(BatchPosition(0, 7, 0, 6), 40, 32, probability=0.7)
     erased = erase(images.clone(), boxes)
@@ -21,13 +21,13 @@ def test_boxes_are_erased_as_torchvision_does(images: torch.Tensor) -> None:
         assert torch.equal(erased[row], F.erase(images[row], top, left, height, width, torch.zeros(1)))
 
 
-def test_images_keep_their_layout(images: torch.Tensor) -> None:
+def test_erase_preserves_the_channels_last_layout(images: torch.Tensor) -> None:
     images = images.float().contiguous(memory_format=torch.channels_last)
     erased = erase(images, erasing_boxes(BatchPosition(0, 7, 0, 6), 40, 32, probability=1.0))
     assert erased.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_boxes_have_torchvisions_distribution() -> None:
+def test_erasing_boxes_have_torchvisions_distribution() -> None:
     count = 20_000
     ours = erasing_boxes(BatchPosition(5, 1, 0, count), 60, 50, probability=0.25).astype(float)
     assert (ours[:, 0] + ours[:, 2]).max() <= 60

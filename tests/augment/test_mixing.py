@@ -1,11 +1,11 @@
-"""MixUp and CutMix are torchvision's, and switch as asked."""
+"""MixUp and CutMix equal torchvision's; Mixing selects between them with the given probabilities."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from rebar.augment.mixing import Mixing, cut_box, cutmix, mixup, neighbours
+from rebar.augment.mixing import Mixing, cut_box, cutmix, mixup, neighbors
 from rebar.augment.rng import BatchPosition
 from rebar.models.torchvision_compat import import_torchvision
 
@@ -14,68 +14,70 @@ from torchvision.transforms import v2  # noqa: E402
 
 LABELS = torch.tensor([0, 3, 1, 1, 4, 2])
 TARGETS = F.one_hot(LABELS, 5).float()
-ROLLED = torch.arange(6).roll(1)  # torchvision's partner is the sample before
+ROLLED = torch.arange(6).roll(1)  # torchvision's partner is the previous sample
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_mixup_is_torchvisions(share: float, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
+def test_mixup_equals_torchvisions(lam: float, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     transform = v2.MixUp(num_classes=5)
-    monkeypatch.setattr(transform, "make_params", lambda _: {"lam": share})
+    monkeypatch.setattr(transform, "make_params", lambda _: {"lam": lam})
     expected, expected_targets = transform(images.float(), LABELS)
-    mixed, targets = mixup(images.float(), TARGETS, ROLLED, share)
+    mixed, targets = mixup(images.float(), TARGETS, ROLLED, lam)
     torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(targets, expected_targets)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_cutmix_is_torchvisions(seed: int, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    transform, share = v2.CutMix(num_classes=5), 0.1 + 0.1 * seed
-    monkeypatch.setattr(transform._dist, "sample", lambda *_: torch.tensor(share, dtype=torch.float64))
+def test_cutmix_equals_torchvisions(seed: int, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    transform, lam = v2.CutMix(num_classes=5), 0.1 + 0.1 * seed
+    monkeypatch.setattr(transform._dist, "sample", lambda *_: torch.tensor(lam, dtype=torch.float64))
     torch.manual_seed(seed)
     expected, expected_targets = transform(images.float(), LABELS)
     torch.manual_seed(seed)
     center_x, center_y = (int(torch.randint(side, size=(1,))) / side + 1e-9 for side in (32, 40))
-    box = cut_box(40, 32, share, center_y, center_x)
+    box = cut_box(40, 32, lam, center_y, center_x)
     mixed, targets = cutmix(images.float(), TARGETS, ROLLED, box)
     assert torch.equal(mixed, expected)
     torch.testing.assert_close(targets, expected_targets)
 
 
-def run(mixing: Mixing, images: torch.Tensor, steps: int) -> list[str]:
-    """What was done at each step, seen from the result alone."""
-    done = []
+def techniques(mixing: Mixing, images: torch.Tensor, steps: int) -> list[str]:
+    """Return the technique applied at each step, inferred from the result."""
+    applied = []
     for step in range(steps):
         mixed, targets = mixing(images, LABELS, BatchPosition(0, step, 0, 6))
         torch.testing.assert_close(targets.sum(1), torch.ones(6))
         if torch.equal(mixed, images):
-            done.append("nothing")
+            applied.append("none")
         else:
-            known = (mixed == images) | (mixed == images[neighbours(6, images.device)])
-            done.append("cutmix" if known.all() else "mixup")
-    return done
+            pasted = (mixed == images) | (mixed == images[neighbors(6, images.device)])
+            applied.append("cutmix" if pasted.all() else "mixup")
+    return applied
 
 
-def test_switching_between_both(images: torch.Tensor) -> None:
-    done = run(Mixing(5, mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.8, cutmix_share=0.25), images.float(), 600)
-    counts = {name: done.count(name) / 600 for name in ("nothing", "mixup", "cutmix")}
-    assert counts == pytest.approx({"nothing": 0.2, "mixup": 0.6, "cutmix": 0.2}, abs=0.06)
-    assert set(run(Mixing(5, mixup_alpha=0.8), images.float(), 20)) == {"mixup"}
-    assert "mixup" not in run(Mixing(5, cutmix_alpha=1.0), images.float(), 20)
+def test_mixing_selects_mixup_and_cutmix_with_their_probabilities(images: torch.Tensor) -> None:
+    applied = techniques(
+        Mixing(5, mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.8, cutmix_share=0.25), images.float(), 600
+    )
+    counts = {name: applied.count(name) / 600 for name in ("none", "mixup", "cutmix")}
+    assert counts == pytest.approx({"none": 0.2, "mixup": 0.6, "cutmix": 0.2}, abs=0.06)
+    assert set(techniques(Mixing(5, mixup_alpha=0.8), images.float(), 20)) == {"mixup"}
+    assert "mixup" not in techniques(Mixing(5, cutmix_alpha=1.0), images.float(), 20)
 
 
-def test_the_shares_are_of_the_beta_distribution(images: torch.Tensor) -> None:
+def test_mixup_lam_has_the_beta_distribution(images: torch.Tensor) -> None:
     mixing = Mixing(5, mixup_alpha=0.2)
-    shares = [mixing(images.float(), LABELS, BatchPosition(0, step, 0, 6))[1][0, 0].item() for step in range(2000)]
+    lams = [mixing(images.float(), LABELS, BatchPosition(0, step, 0, 6))[1][0, 0].item() for step in range(2000)]
     expected = np.random.default_rng(0).beta(0.2, 0.2, 100_000)
     for level in (0.1, 0.25, 0.5, 0.75, 0.9):
-        assert np.quantile(shares, level) == pytest.approx(np.quantile(expected, level), abs=0.05)
+        assert np.quantile(lams, level) == pytest.approx(np.quantile(expected, level), abs=0.05)
 
 
-def test_partners_are_pairs_and_an_odd_one_stays_alone() -> None:
-    assert neighbours(5, torch.device("cpu")).tolist() == [1, 0, 3, 2, 4]
+def test_neighbors_are_pairs_and_the_last_of_an_odd_number_is_alone() -> None:
+    assert neighbors(5, torch.device("cpu")).tolist() == [1, 0, 3, 2, 4]
 
 
-def test_labels_stay_labels_where_nothing_mixes(images: torch.Tensor) -> None:
+def test_disabled_mixing_returns_images_and_labels_unchanged(images: torch.Tensor) -> None:
     same, labels = Mixing(5)(images, LABELS, BatchPosition(0, 0, 0, 6))
     assert same is images
     assert labels is LABELS

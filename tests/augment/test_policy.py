@@ -1,12 +1,14 @@
-"""What a batch becomes depends on the seed, the step and the place in the global batch, and on nothing else."""
+"""The policy applies the configured techniques as a function of (seed, step, position in the global batch)."""
 
+import numpy as np
 import pytest
 import torch
 
+from rebar.augment import policy
 from rebar.augment.policy import RegularizationConfig, build_regularizer
 from rebar.training.unused_options import unused_in_section
 
-EVERYTHING = RegularizationConfig(
+ALL_TECHNIQUES = RegularizationConfig(
     use_mixup=True,
     use_cutmix=True,
     use_randaugment=True,
@@ -17,50 +19,52 @@ EVERYTHING = RegularizationConfig(
 )
 
 
-def result(
-    images: torch.Tensor, *, step: int, seed: int = 0, rank: int = 0, config: RegularizationConfig = EVERYTHING
+def augment_and_mix(
+    images: torch.Tensor, *, step: int, seed: int = 0, rank: int = 0, config: RegularizationConfig = ALL_TECHNIQUES
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both stages, as in the loop, with the labels 0, 1, 2, ..."""
+    """Apply both stages as the training loop does, with labels 0, 1, 2, ..."""
     regularizer = build_regularizer(config, num_classes=24, seed=seed, rank=rank)
-    changed = regularizer.augment(images, step).float() / 255 - 0.5
+    normalized = regularizer.augment(images, step).float() / 255 - 0.5
     first = rank * len(images)
-    return regularizer.mix(changed, torch.arange(first, first + len(images)), step)
+    return regularizer.mix(normalized, torch.arange(first, first + len(images)), step)
 
 
 @pytest.mark.parametrize("step", range(3))
-def test_any_number_of_processes_makes_the_same_global_batch(step: int, images: torch.Tensor) -> None:
+def test_augmented_global_batch_does_not_depend_on_the_number_of_ranks(step: int, images: torch.Tensor) -> None:
     batch = images.repeat(4, 1, 1, 1)  # 24 samples
-    whole, targets = result(batch, step=step)
+    expected, expected_targets = augment_and_mix(batch, step=step)
     for world_size in (2, 3, 4):
-        parts = [result(part, step=step, rank=rank) for rank, part in enumerate(batch.chunk(world_size))]
-        assert torch.equal(torch.cat([part for part, _ in parts]), whole)
-        assert torch.equal(torch.cat([part for _, part in parts]), targets)
+        parts = [augment_and_mix(part, step=step, rank=rank) for rank, part in enumerate(batch.chunk(world_size))]
+        assert torch.equal(torch.cat([part for part, _ in parts]), expected)
+        assert torch.equal(torch.cat([targets for _, targets in parts]), expected_targets)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("step", range(4))
-def test_a_gpu_makes_the_same_of_a_batch(step: int, images: torch.Tensor) -> None:
+def test_augment_on_a_gpu_equals_the_cpu_up_to_rounding(step: int, images: torch.Tensor) -> None:
     batch = images.repeat(4, 1, 1, 1)
-    regularizer = build_regularizer(EVERYTHING, num_classes=24, seed=0, rank=0)
+    regularizer = build_regularizer(ALL_TECHNIQUES, num_classes=24, seed=0, rank=0)
     on_gpu, expected = (regularizer.augment(batch.to(device), step).cpu().int() for device in ("cuda", "cpu"))
-    # rounded otherwise, a value may differ by a level, a hue by more, a pixel by the neighbour that is nearest
+    # Rounding changes a value by one level, a hue by more, and the nearest neighbor of a few pixels.
     assert ((on_gpu - expected).abs() > 2).float().mean() < 0.01
 
 
-def test_again_is_the_same_and_another_step_or_seed_is_not(images: torch.Tensor) -> None:
-    first, _ = result(images, step=8)
-    torch.rand(3)  # torch's own generator does not matter
-    assert torch.equal(first, result(images, step=8)[0])
-    assert not torch.equal(first, result(images, step=9)[0])
-    assert not torch.equal(first, result(images, step=8, seed=1)[0])
+def test_augmentation_is_reproducible_and_differs_between_steps_and_seeds(images: torch.Tensor) -> None:
+    first, _ = augment_and_mix(images, step=8)
+    torch.rand(3)  # torch's own generator has no effect
+    assert torch.equal(first, augment_and_mix(images, step=8)[0])
+    assert not torch.equal(first, augment_and_mix(images, step=9)[0])
+    assert not torch.equal(first, augment_and_mix(images, step=8, seed=1)[0])
 
 
-def test_basic_changes_nothing_and_strong_does(images: torch.Tensor) -> None:
-    plain = images.float() / 255 - 0.5
-    basic, labels = result(images, step=0, config=RegularizationConfig())
-    assert torch.equal(basic, plain)
+def test_basic_augmentation_leaves_the_batch_unchanged(images: torch.Tensor) -> None:
+    basic, labels = augment_and_mix(images, step=0, config=RegularizationConfig())
+    assert torch.equal(basic, images.float() / 255 - 0.5)
     assert labels.dtype == torch.int64
+
+
+def test_strong_augmentation_is_trivialaugment_and_random_erasing(images: torch.Tensor) -> None:
     batch = images.repeat(10, 1, 1, 1)
     strong = build_regularizer(RegularizationConfig(augmentation="strong"), num_classes=9, seed=0, rank=0)
     trivial = build_regularizer(RegularizationConfig(use_trivialaugment=True), num_classes=9, seed=0, rank=0)
@@ -69,11 +73,21 @@ def test_basic_changes_nothing_and_strong_does(images: torch.Tensor) -> None:
     assert 0 < (erased == 0).flatten(1).any(1).sum() < 20
 
 
-def test_settings_that_change_nothing_are_named() -> None:
+def test_registered_operations_are_applied_to_images_and_to_normalized_images(
+    images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(policy.IMAGE_OPERATIONS, "Invert", lambda images, config, position: 255 - images)
+    monkeypatch.setitem(policy.NORMALIZED_OPERATIONS, "Negate", lambda images, config, position: -images)
+    changed, _ = augment_and_mix(images, step=0, config=RegularizationConfig())
+    np.testing.assert_allclose(changed, images.float() / 255 - 0.5, atol=1e-6)
+
+
+def test_options_without_effect_are_reported() -> None:
     config = RegularizationConfig(mixup_alpha=0.4, randaugment_ops=3, use_cutmix=True, cutmix_share=0.1)
-    assert list(unused_in_section("regularization", config, config.conditions())) == [
-        "regularization.mixup_alpha = 0.4 has no effect without use_mixup",
-        "regularization.cutmix_share = 0.1 has no effect without both use_mixup and use_cutmix",
-        "regularization.randaugment_ops = 3 has no effect without use_randaugment",
+    found = list(unused_in_section("regularization", config, config.conditions()))
+    assert [sentence.split(" ")[0] for sentence in found] == [
+        "regularization.mixup_alpha",
+        "regularization.cutmix_share",
+        "regularization.randaugment_ops",
     ]
-    assert list(unused_in_section("regularization", EVERYTHING, EVERYTHING.conditions())) == []
+    assert list(unused_in_section("regularization", ALL_TECHNIQUES, ALL_TECHNIQUES.conditions())) == []

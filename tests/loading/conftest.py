@@ -1,4 +1,4 @@
-"""Small betons whose images tell which sample they are."""
+"""Small betons whose images encode the index of their sample."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -21,25 +21,25 @@ def label_of(number: int) -> int:
 
 
 def size_of(number: int) -> tuple[int, int]:
-    """(height, width) of an image, its own for each number."""
+    """Return the (height, width) of an image, which varies with its number."""
     return 20 + number % 5, 24 + 3 * (number % 4)
 
 
 def plain_image(number: int) -> NDArray[np.uint8]:
-    """An image of one colour that holds the number: 5 times its two digits in the base of 50, and 128."""
+    """Return a single-color image that encodes the number: 5 times its two digits in base 50, and 128."""
     image = np.empty((*size_of(number), 3), np.uint8)
     image[:] = 5 * (number // 50), 5 * (number % 50), 128
     return image
 
 
 def number_of(images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The numbers that :func:`plain_image` put into images ``[n, height, width, 3]``, JPEGs or not."""
+    """Decode the numbers of :func:`plain_image` from images ``[n, height, width, 3]``, also after JPEG compression."""
     digits = np.rint(images.mean(axis=(1, 2)) / 5).astype(np.int64)
     return digits[:, 0] * 50 + digits[:, 1]
 
 
 def textured_image(number: int) -> NDArray[np.uint8]:
-    """Smooth enough for a JPEG, and with no symmetry that would hide a mirroring."""
+    """Return an image that is smooth enough for JPEG, and asymmetric, so that a flip is visible."""
     height, width = 60 + 13 * (number % 5), 90 - 11 * (number % 4)
     y, x = np.mgrid[:height, :width]
     waves = [127 + 80 * np.sin(x / (5 + c + number % 3) + y / 9) + 40 * x / width for c in range(3)]
@@ -48,7 +48,7 @@ def textured_image(number: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Images:
-    """A source of images in memory."""
+    """An in-memory source of images."""
 
     contents: Sequence[NDArray[np.uint8]]
 
@@ -82,7 +82,7 @@ WriteBeton = Callable[..., BetonFile]
 
 @pytest.fixture
 def write_numbers(tmp_path: Path) -> WriteBeton:
-    """Writes a beton of ``count`` images that hold their numbers: ``write_numbers(count, mode="raw")``."""
+    """Return a function that writes a beton of ``count`` numbered images: ``write_numbers(count, mode="raw")``."""
 
     def make(count: int, mode: str = "raw") -> BetonFile:
         policy = ImagePolicy(write_mode=mode)  # type: ignore[arg-type]
@@ -93,14 +93,14 @@ def write_numbers(tmp_path: Path) -> WriteBeton:
 
 @pytest.fixture(scope="session")
 def numbers(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
-    """103 images that hold their numbers, half of them JPEGs, half raw."""
+    """103 numbered images, half of them JPEGs, half raw."""
     path = tmp_path_factory.mktemp("betons") / "numbers.beton"
     return write(path, [plain_image(number) for number in range(103)], ImagePolicy(write_mode="proportion"))
 
 
 @pytest.fixture(scope="session")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
-    """Twelve raw images of noise, in which every pixel matters."""
+    """Twelve raw images of noise."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, textured_image(number).shape, np.uint8) for number in range(12)]
     return write(tmp_path_factory.mktemp("betons") / "noise.beton", images, ImagePolicy(write_mode="raw"))
@@ -108,13 +108,13 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
 
 @pytest.fixture(scope="session")
 def textures(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
-    """Twelve JPEGs of several sizes with a texture."""
+    """Twelve textured JPEGs of several sizes."""
     path = tmp_path_factory.mktemp("betons") / "textures.beton"
     return write(path, [textured_image(number) for number in range(12)], ImagePolicy())
 
 
 @pytest.fixture(scope="session")
 def large_images(tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
-    """512 JPEGs of ImageNet's size."""
+    """512 JPEGs of ImageNet's usual size."""
     images = [cv2.resize(textured_image(number), (500, 375)) for number in range(512)]
     return write(tmp_path_factory.mktemp("betons") / "large.beton", images, ImagePolicy())

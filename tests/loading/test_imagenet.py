@@ -1,4 +1,4 @@
-"""The two loaders of the recipe: which samples, of which file."""
+"""The loaders of the ImageNet recipe select the right samples of the right file."""
 
 from pathlib import Path
 
@@ -23,17 +23,17 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("is_source", [True, False])
-def test_a_subset_of_a_source_and_of_a_file_are_the_same(
+def test_data_subset_is_the_same_for_a_source_and_for_a_beton(
     is_source: bool, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REBAR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(SUBSETS, "tiny", 4)
-    where = tree
+    dataset = tree
     if not is_source:
-        where = tmp_path / "all.beton"
+        dataset = tmp_path / "all.beton"
         source, order = Selection().apply(ImageFolder(tree))
-        write_beton(source, where, policy=ImagePolicy(), order=order, progress=False)
-    config = DataConfig(train_dataset=str(where), val_dataset=str(where), num_workers=1, data_subset="tiny")
+        write_beton(source, dataset, policy=ImagePolicy(), order=order, progress=False)
+    config = DataConfig(train_dataset=str(dataset), val_dataset=str(dataset), num_workers=1, data_subset="tiny")
     train = build_train_loader(config, batch_size=2, seed=0, distributed=False, pin_memory=False)
     val = build_val_loader(config, batch_size=2, crop_ratio=1, distributed=False, pin_memory=False)
     for loader in (train, val):

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, and on nothing else."""
+"""Random numbers are a reproducible function of (seed, epoch, stream, sample, copy, draw), and uniform."""
 
 import numpy as np
 import pytest
@@ -8,25 +8,25 @@ from rebar.loading.rng import RngKeys, Stream, random_bits, uniforms
 MANY = np.arange(100_000)
 
 
-def test_the_same_arguments_give_the_same_numbers() -> None:
+def test_random_bits_repeat_for_equal_arguments() -> None:
     first = random_bits(RngKeys(1, 2, MANY), Stream.CROP, 3)
     assert first.shape == (len(MANY), 3)
     assert first.dtype == np.uint64
     assert np.array_equal(first, random_bits(RngKeys(1, 2, MANY), Stream.CROP, 3))
 
 
-def test_a_sample_does_not_notice_which_others_are_asked_along() -> None:
-    everyone = random_bits(RngKeys(1, 2, MANY), Stream.CROP, 3)
+def test_random_bits_of_a_sample_do_not_depend_on_the_other_samples() -> None:
+    all_samples = random_bits(RngKeys(1, 2, MANY), Stream.CROP, 3)
     some = np.array([99_999, 5, 5, 77])
-    assert np.array_equal(random_bits(RngKeys(1, 2, some), Stream.CROP, 3), everyone[some])
+    assert np.array_equal(random_bits(RngKeys(1, 2, some), Stream.CROP, 3), all_samples[some])
 
 
-def test_more_draws_begin_with_the_fewer() -> None:
+def test_random_bits_with_more_draws_start_with_the_same_draws() -> None:
     three, one = (random_bits(RngKeys(1, 2, MANY[:9]), Stream.CROP, draws) for draws in (3, 1))
     assert np.array_equal(three[:, :1], one)
 
 
-def test_every_argument_matters() -> None:
+def test_uniforms_are_uncorrelated_between_seeds_epochs_and_streams() -> None:
     arguments = [
         (1, 2, Stream.CROP),
         (2, 1, Stream.CROP),
@@ -39,14 +39,14 @@ def test_every_argument_matters() -> None:
     assert np.abs(correlations).max() < 0.02  # six standard deviations
 
 
-def test_neighbouring_samples_and_draws_are_unrelated() -> None:
+def test_uniforms_are_uncorrelated_between_neighboring_samples_and_draws() -> None:
     drawn = uniforms(RngKeys(0, 0, MANY), Stream.CROP, 2)
     for a, b in [(drawn[1:, 0], drawn[:-1, 0]), (drawn[:, 0], drawn[:, 1]), (drawn[1:, 0], drawn[:-1, 1])]:
         assert abs(np.corrcoef(a, b)[0, 1]) < 0.02
 
 
 @pytest.mark.parametrize("stream", list(Stream))
-def test_numbers_are_uniform(stream: Stream) -> None:
+def test_uniforms_are_uniform_in_every_stream(stream: Stream) -> None:
     drawn = uniforms(RngKeys(0, 0, MANY), stream)[:, 0]
     assert 0 <= drawn.min() < 1e-3
     assert 1 - 1e-3 < drawn.max() < 1
@@ -57,14 +57,14 @@ def test_numbers_are_uniform(stream: Stream) -> None:
     assert 40 < chi_square < 180  # expected 99, standard deviation 14
 
 
-def test_large_and_negative_arguments() -> None:
+def test_random_bits_accept_large_and_negative_arguments() -> None:
     for seed in (-1, 2**63, 2**64 - 1):
         assert len(set(random_bits(RngKeys(seed, 10**6, np.array([0, 2**40])), Stream.ORDER)[:, 0])) == 2
     assert random_bits(RngKeys(0, 0, np.array([], np.int64)), Stream.ORDER).shape == (0, 1)
 
 
-def test_the_numbers_of_today_are_those_of_tomorrow() -> None:
-    """A resumed run counts on it; whoever changes these changes every run."""
+def test_random_bits_equal_recorded_values() -> None:
+    """Changing these values breaks the resuming of existing runs."""
     bits = random_bits(RngKeys(42, 3, np.array([0, 1, 1_281_166])), Stream.CROP, 2)
     assert bits.tolist() == [
         [17842620195115861762, 10685592039321901091],
@@ -78,7 +78,7 @@ def test_the_numbers_of_today_are_those_of_tomorrow() -> None:
     ]
 
 
-def test_copies_of_a_sample_have_numbers_of_their_own() -> None:
+def test_uniforms_differ_between_copies_of_a_sample() -> None:
     samples, copies = np.array([5, 5, 5, 6]), np.array([0, 1, 2, 0])
     found = uniforms(RngKeys(0, 3, samples, copies), Stream.CROP, 2)
     assert len(set(found[:, 0])) == 4

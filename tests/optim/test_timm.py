@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rebar.augment.mixing import cut_box, cutmix, mixup
-from rebar.augment.operations import _applied, _drawn_magnitudes
+from rebar.augment.operations import draw_magnitudes, operation_mask
 from rebar.augment.rng import BatchPosition
 from rebar.config import build_config, load_config_files
 from rebar.models.torchvision_compat import import_torchvision
@@ -125,8 +125,8 @@ def test_randaugment_magnitudes_and_probability_equal_timm(name: str, timm_magni
     for _ in range(8000):
         operation(None)
     position = BatchPosition(seed=0, step=0, first=0, count=8000)
-    applied = _applied(position, 1, options.randaugment_probability)
-    ours = _drawn_magnitudes(position, 1, options.randaugment_magnitude, options.randaugment_noise)
+    applied = operation_mask(position, 1, options.randaugment_probability)
+    ours = draw_magnitudes(position, 1, options.randaugment_magnitude, options.randaugment_noise)
     assert applied.mean() == pytest.approx(len(theirs) / 8000, abs=0.03)
     assert ours.mean() == pytest.approx(np.mean(theirs), abs=0.1)
     assert ours.std() == pytest.approx((np.var(theirs) + 1 / 12) ** 0.5, rel=0.05)  # ours are rounded to integers

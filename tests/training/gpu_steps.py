@@ -9,7 +9,7 @@ from torch import nn
 
 import train_imagenet
 from rebar.config import parse_config
-from rebar.loading.batch_source import Batch
+from rebar.loading.batches import Batch
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
 from rebar.training.setup import build_state

@@ -1,1 +1,1 @@
-"""FFCV pipelines in our loader, and our decoders in an FFCV loader."""
+"""FFCV pipelines in Rebar's Loader, and Rebar's decoders in FFCV's loader."""

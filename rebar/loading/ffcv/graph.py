@@ -1,11 +1,6 @@
-"""FFCV, imported without what its import does to others.
+"""Run any FFCV pipelines: FFCV compiles their graph, our threads execute it, one batch per thread.
 
-A .beton as FFCV's reader sees it, of whatever fields, and its memory.
-
-Any FFCV pipeline: FFCV compiles its graph, our threads run it, one batch a thread.
-
-What FFCV's own loader does around its graph is done anew here: the file's memory, the buffers, the loop.
-A batch runs in one thread from start to end, so numba's random numbers can be seeded for it.
+A batch runs in a single thread from start to end, so that numba's thread-local random generators can be seeded for it.
 """
 
 import functools
@@ -25,9 +20,9 @@ from numpy.typing import NDArray
 
 from rebar.beton.format import BetonError
 from rebar.errors import RebarError
-from rebar.loading.batch_source import Regions, StartBatch
+from rebar.loading.backend import BackendOptions
 from rebar.loading.device import wait_on_current_stream
-from rebar.loading.prefetch import BufferPool, Wait
+from rebar.loading.prefetch import BufferPool, Regions, StartBatch, Wait
 from rebar.loading.rng import RngKeys, Stream, random_bits
 
 _compiling = threading.Lock()
@@ -35,19 +30,18 @@ _compiling = threading.Lock()
 
 @functools.cache
 def ffcv_compiler() -> Any:
-    """FFCV's Compiler. Importing it sets torch to one thread; here torch keeps its threads.
+    """Import FFCV and return its Compiler class, keeping torch's number of threads, which FFCV's import sets to one.
 
-    Raises RebarError where FFCV is not installed.
+    Raises RebarError if FFCV is not installed.
     """
-    import torch
-
     torch_threads = torch.get_num_threads()
     try:
         from ffcv.pipeline.compiler import Compiler
     except ImportError as error:
         raise RebarError(
-            f"FFCV cannot be imported ({error}), and these pipelines need it: install it as scripts/setup.sh does, "
-            "or use Loader(..., cropper=...), which does without"
+            f"FFCV: cannot be imported ({error}), but these pipelines need it. Install it with scripts/setup.sh, or "
+            "use Loader(..., cropper=...), which does not need FFCV.",
+            code="ffcv-not-installed",
         ) from None
     finally:
         torch.set_num_threads(torch_threads)
@@ -55,10 +49,10 @@ def ffcv_compiler() -> Any:
 
 
 @contextmanager
-def one_thread_code() -> Iterator[None]:
-    """FFCV compiles for one thread within: code that needs none of numba's threading layers.
+def single_threaded_code() -> Iterator[None]:
+    """Make FFCV compile code for one thread.
 
-    Those crash when two loaders run at once; our threads run one batch each instead.
+    Code for several threads uses numba's threading layers, which crash when two loaders run at once.
     """
     compiler = ffcv_compiler()
     with _compiling:
@@ -72,7 +66,11 @@ def one_thread_code() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class FfcvFile:
-    """``handlers`` are FFCV's fields by name, ``metadata`` the samples' records, ``storage`` what code reads from."""
+    """A beton with fields of any type, opened by FFCV's reader.
+
+    ``handlers`` are FFCV's fields by name, ``metadata`` the sample records, and ``storage`` the file's bytes with the
+    regions' addresses and sizes, which compiled code reads.
+    """
 
     path: Path
     num_samples: int
@@ -81,19 +79,22 @@ class FfcvFile:
     metadata: NDArray[Any]
     storage: tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint64]]
     pages: NDArray[np.int64]
-    """On which page each sample begins."""
+    """The page of each sample's first region."""
     _region_samples: NDArray[np.uint64]
 
     @staticmethod
     def open(path: Path, custom_fields: Mapping[str, Any]) -> "FfcvFile":
-        """Raises BetonError for a file that is cut short."""
+        """Open a file. Raises BetonError if it is truncated."""
         ffcv_compiler()
         from ffcv.reader import Reader
 
         reader = Reader(str(path), custom_fields)
         table = reader.alloc_table[np.argsort(reader.alloc_table["ptr"], kind="stable")]
         if len(table) and int((table["ptr"] + table["size"]).max()) > path.stat().st_size:
-            raise BetonError(f"{path}: is cut short or damaged: a sample lies behind its end; copy it again")
+            raise BetonError(
+                f"{path}: truncated or damaged: a sample is stored beyond the end of the file. Copy it again.",
+                code="beton-truncated",
+            )
         first = np.zeros(int(reader.num_samples), np.uint64)
         first[table["sample_id"][::-1].astype(np.int64)] = table["ptr"][::-1]  # the first region is written last
         regions = [np.ascontiguousarray(table[name]) for name in ("ptr", "size", "sample_id")]
@@ -109,13 +110,13 @@ class FfcvFile:
         )
 
     def regions(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Where samples lie: offsets and sizes (bytes)."""
-        mine = np.isin(self._region_samples, indices.astype(np.uint64))
-        return self.storage[1][mine], self.storage[2][mine]
+        """Return the samples' offsets and sizes (bytes)."""
+        selected = np.isin(self._region_samples, indices.astype(np.uint64))
+        return self.storage[1][selected], self.storage[2][selected]
 
 
 def compile_read() -> Any:
-    """The function by which compiled decoders read: the bytes of the region at an address of ``storage``."""
+    """Compile the function by which decoders read: the bytes of the region at an address of ``storage``."""
 
     def read(address, storage):  # type: ignore[no-untyped-def]
         size = storage[2][np.searchsorted(storage[1], address)]
@@ -124,28 +125,21 @@ def compile_read() -> Any:
     return ffcv_compiler().compile(read)
 
 
-_SHOWN = 8
+_SHOWN_SAMPLES = 8
 
 
 class PipelineError(RebarError):
-    """An operation of a pipeline failed; the message names the batch's samples, ``__cause__`` is the error."""
+    """An operation of a pipeline failed. The message names the batch's samples; ``__cause__`` is the exception."""
 
 
-class FfcvGraph:
-    """FFCV's graph over one file, for batches of up to ``batch_size``."""
+class FfcvBackend:
+    """FFCV's graph over one file; a :class:`rebar.loading.backend.Backend`."""
 
     beton = None
-    whole_batches = True
+    one_thread_per_batch = True
 
     def __init__(
-        self,
-        file: FfcvFile,
-        pipelines: Mapping[str, Any],
-        *,
-        indices: NDArray[np.int64],
-        batch_size: int,
-        keep_slots: int,
-        recompile: bool,
+        self, file: FfcvFile, pipelines: Mapping[str, Any], indices: NDArray[np.int64], options: BackendOptions
     ) -> None:
         from ffcv.pipeline.graph import Graph
 
@@ -154,37 +148,41 @@ class FfcvGraph:
         self.page_size = file.page_size
         self.corrupt_samples: dict[int, str] = {}
         self._file = file
-        self._batch_size = batch_size
-        self._recompile = recompile
-        # A pool for each buffer of each operation, whose size stays the same.
-        self._slots: dict[Any, BufferPool] = defaultdict(lambda: BufferPool(keep_slots))
+        self._batch_size = options.batch_size
+        self._recompile = options.recompile
+        capacity = options.pool_capacity + options.num_workers  # every thread works on a batch
+        # One pool per buffer of each operation: its size does not change.
+        self._buffers: dict[Any, BufferPool] = defaultdict(lambda: BufferPool(capacity))
         numbers = {name: number for number, name in enumerate(file.handlers)}
-        with one_thread_code():
-            specs = _specs(pipelines, list(numbers))
+        with single_threaded_code():
+            specs = _pipeline_specs(pipelines, list(numbers))
             self._graph = Graph(specs, file.handlers, numbers, file.metadata, compile_read())
-            self._needs, code = self._graph.collect_requirements()
+            self._memory, code = self._graph.collect_requirements()
             self._stages, self._outputs = self._graph.codegen_all(code)
 
     def begin_epoch(self, resolution: int | None) -> StartBatch:
-        """How to start a batch of the coming epoch; the operations are asked again what memory they need."""
+        """Query the operations' memory again, as a size may have changed; return the function that starts a batch."""
         if resolution is not None:
-            raise RebarError("resolution: these pipelines are FFCV's to run; set their decoder's output_size instead")
-        with one_thread_code():
-            self._needs, code = self._graph.collect_requirements()
+            raise RebarError(
+                "resolution: not supported where FFCV runs the pipelines. Set their decoder's output_size instead.",
+                code="ffcv-unsupported",
+            )
+        with single_threaded_code():
+            self._memory, code = self._graph.collect_requirements()
             if self._recompile:
                 self._stages, self._outputs = self._graph.codegen_all(code)
         return self._start
 
     def finish(self, batches: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-        """Nothing is left to do."""
+        """Return the batches unchanged."""
         return batches
 
     def pages(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """On which page of the file each sample begins."""
+        """Return the page of each sample."""
         return self._file.pages[indices]
 
     def regions(self, indices: NDArray[np.int64]) -> Regions:
-        """Where in the file samples lie."""
+        """Return the byte ranges of samples."""
         offsets, sizes = self._file.regions(indices)
         return Regions(np.zeros(len(offsets), np.int64), offsets, sizes)
 
@@ -199,56 +197,57 @@ class FfcvGraph:
             "storage_state": self._file.storage,
         }
         for kind, prefix in (("operation", "memory"), ("shared", "shared_memory")):
-            for node, query in self._needs[kind].items():
+            for node, query in self._memory[kind].items():
                 values[f"{prefix}_{node}"] = self._allocate(query, len(keys), (prefix, node))
         for code, defined in self._stages:
             for node, result in zip(defined, code(**values), strict=False):
                 values[f"result_{node}"] = result
         outputs = tuple(values[f"result_{node}"] for node in self._outputs)
-        return outputs, _cuda_event(outputs)
+        return outputs, _record_event(outputs)
 
     def _allocate(self, query: Any, count: int, purpose: Hashable) -> Any:
-        """Memory for ``count`` samples; FFCV's operations write into it, and may give it out."""
+        """Allocate what an AllocationQuery asks for, for ``count`` samples. FFCV's operations may return it."""
         if query is None:
             return None
         if isinstance(query, Sequence):
             return tuple(self._allocate(part, count, (purpose, number)) for number, part in enumerate(query))
         shape = (count, *(int(side) for side in query.shape))
         if not isinstance(query.dtype, torch.dtype):
-            return self._host_memory(shape, np.dtype(query.dtype), purpose)
+            return self._allocate_host(shape, np.dtype(query.dtype), purpose)
         if query.device is not None and torch.device(query.device).type != "cpu":
             return torch.empty(shape, dtype=query.dtype, device=query.device)
         dtype = torch.empty(0, dtype=query.dtype).numpy().dtype
-        return torch.from_numpy(self._host_memory(shape, dtype, purpose))
+        return torch.from_numpy(self._allocate_host(shape, dtype, purpose))
 
-    def _host_memory(self, shape: tuple[int, ...], dtype: np.dtype[Any], purpose: Hashable) -> NDArray[Any]:
-        # The largest batch's size, so that the last and smaller one leaves no smaller slots behind.
-        whole = (max(self._batch_size, shape[0]), *shape[1:])
-        memory = self._slots[purpose].take(int(np.prod(whole)) * dtype.itemsize)
-        return memory.view(dtype).reshape(whole)[: shape[0]]
+    def _allocate_host(self, shape: tuple[int, ...], dtype: np.dtype[Any], purpose: Hashable) -> NDArray[Any]:
+        # Always a full batch, so that the smaller last batch leaves no smaller buffers in the pool.
+        full = (max(self._batch_size, shape[0]), *shape[1:])
+        memory = self._buffers[purpose].take(int(np.prod(full)) * dtype.itemsize)
+        return memory.view(dtype).reshape(full)[: shape[0]]
 
 
-def _wait(running: "Future[tuple[tuple[Any, ...], torch.cuda.Event | None]]", keys: RngKeys) -> tuple[Any, ...]:
+def _wait(task: "Future[tuple[tuple[Any, ...], torch.cuda.Event | None]]", keys: RngKeys) -> tuple[Any, ...]:
     try:
-        outputs, done = running.result()
+        outputs, done = task.result()
     except Exception as error:
-        shown = ", ".join(map(str, keys.indices[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")
+        samples = ", ".join(map(str, keys.indices[:_SHOWN_SAMPLES])) + (", ..." if len(keys) > _SHOWN_SAMPLES else "")
         raise PipelineError(
-            f"an operation of the pipeline failed in epoch {keys.epoch}, on the batch of samples {shown}: "
-            f"{type(error).__name__}: {error}"
+            f"FFCV pipeline: an operation failed in epoch {keys.epoch} on the batch of samples {samples}: "
+            f"{type(error).__name__}: {error}. Check these samples and the operation.",
+            code="ffcv-pipeline-failed",
         ) from error
     if done is not None:
         wait_on_current_stream(outputs, done)
     return outputs
 
 
-def _cuda_event(outputs: tuple[Any, ...]) -> "torch.cuda.Event | None":
+def _record_event(outputs: tuple[Any, ...]) -> "torch.cuda.Event | None":
     devices = {value.device for value in outputs if isinstance(value, torch.Tensor) and value.is_cuda}
     return torch.cuda.current_stream(devices.pop()).record_event() if devices else None
 
 
-def _specs(pipelines: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    """A PipelineSpec for every output, as FFCV's Loader makes them; None leaves a field out."""
+def _pipeline_specs(pipelines: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return an FFCV PipelineSpec per output, as FFCV's Loader does; a pipeline of None omits the field."""
     from ffcv.pipeline import PipelineSpec
 
     specs = {}
@@ -261,7 +260,11 @@ def _specs(pipelines: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
         elif isinstance(pipeline, Sequence):
             specs[name] = PipelineSpec(name, decoder=None, transforms=list(pipeline))
         elif pipeline is not None:
-            raise RebarError(f"the pipeline of {name!r} is neither a list of operations nor a PipelineSpec")
+            raise RebarError(
+                f"pipeline {name!r}: {type(pipeline).__name__} is not a pipeline. Pass a list of operations or a "
+                "PipelineSpec.",
+                code="loader-invalid-argument",
+            )
     return specs
 
 
@@ -278,7 +281,7 @@ def _numba_seeder() -> Callable[[int], None]:
 
 
 def _seed_generators(keys: RngKeys) -> None:
-    """Make what compiled operations draw a function of (seed, epoch, the batch's first sample)."""
+    """Seed numba's generators of this thread with a function of (seed, epoch, the batch's first sample)."""
     if len(keys):
-        bits = random_bits(RngKeys(keys.seed, keys.epoch, keys.indices[:1]), Stream.FOREIGN)
+        bits = random_bits(RngKeys(keys.seed, keys.epoch, keys.indices[:1]), Stream.NUMBA)
         _numba_seeder()(int(bits[0, 0] & np.uint64(0xFFFFFFFF)))

@@ -1,54 +1,79 @@
-"""FFCV pipelines that run on our own path: recognised, not executed.
+"""Recognize well-known FFCV pipelines, so that the native backend runs them.
 
-FFCV's operations are told by their names, so that nothing here imports FFCV (three seconds, and perhaps
-not installed). Their settings are read when an epoch begins: a changed ``decoder.output_size`` counts.
+Operations are recognized by class name. Nothing here imports FFCV, which takes three seconds and may be missing. Their
+settings are read at the start of each epoch, so a changed ``decoder.output_size`` takes effect at the next epoch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from rebar.loading.batch_source import Batch, image_and_label
+from rebar.beton.format import FIELD_DESCRIPTOR, HEADER, TYPE_IMAGE, TYPE_INT, VERSION, choose_field, field_names
+from rebar.beton.reader import BetonFile
+from rebar.loading.batches import Batch
 from rebar.loading.crops import CenterCrop, Cropper, RandomResizedCrop
 
-Step = Callable[[torch.Tensor], torch.Tensor]
+TensorOp = Callable[[torch.Tensor], torch.Tensor]
+
+
+def field_types(path: Path) -> dict[str, int]:
+    """Return the type id of every field, in file order. Raises BetonError if the file is not a beton."""
+    try:
+        with path.open("rb") as file:
+            (header,) = np.fromfile(file, HEADER, 1)
+            descriptors = np.fromfile(file, FIELD_DESCRIPTOR, int(header["num_fields"]))
+        if header["version"] != VERSION:
+            raise ValueError(f"version {header['version']}")
+    except (OSError, ValueError):
+        BetonFile.open(path)  # raises the BetonError that explains the problem
+        raise
+    return dict(zip(field_names(descriptors), descriptors["type_id"].tolist(), strict=True))
+
+
+def image_and_label_fields(types: Mapping[str, int]) -> tuple[str | None, str | None]:
+    """Return the fields that BetonFile reads: those named "image" and "label", else the first of each type."""
+    names, type_ids = list(types), list(types.values())
+    chosen = (choose_field(names, type_ids, *wanted) for wanted in ((TYPE_IMAGE, "image"), (TYPE_INT, "label")))
+    image, label = (None if number is None else names[number] for number in chosen)
+    return image, label
 
 
 @dataclass(frozen=True)
-class Recognized:
-    """Pipelines of images and labels; a :class:`rebar.loading.batch_source.Plan`.
+class RecognizedPipelines:
+    """The :class:`rebar.loading.batches.BatchSpec` of recognized pipelines.
 
-    ``outputs`` says for every element of a batch whether it is the images, and the steps after decoding.
+    ``outputs`` has one element per element of the loader's output: whether it is the images, and the operations after
+    decoding.
     """
 
     decoder: Any
     flip_probability: float
-    outputs: Sequence[tuple[bool, Sequence[Step]]]
+    outputs: Sequence[tuple[bool, Sequence[TensorOp]]]
     device: torch.device | None
-    """Where a pipeline moves its tensors to."""
 
     def cropper(self) -> Cropper:
-        """What the decoder and the flip choose, as they are set now."""
+        """Return the cropper with the decoder's current settings."""
         if _kind(self.decoder) in ("RandomResizedCropRGBImageDecoder", "RandomResizedCrop"):
             (low_scale, high_scale), (low_ratio, high_ratio) = self.decoder.scale, self.decoder.ratio
             return RandomResizedCrop((low_scale, high_scale), (low_ratio, high_ratio), self.flip_probability)
         return CenterCrop(self.decoder.ratio, self.flip_probability)
 
     def size(self, resolution: int | None) -> tuple[int, int]:
-        """(height, width) in pixels: the decoder's, unless a resolution is asked for."""
+        """Return (height, width) in pixels: the decoder's current output size, unless a resolution is given."""
         height, width = self.decoder.output_size if resolution is None else (resolution, resolution)
         return int(height), int(width)
 
     def finish(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """Apply what comes after decoding."""
+        """Apply the operations after decoding."""
         finished = []
-        for is_image, steps in self.outputs:
+        for is_image, operations in self.outputs:
             value = batch.images if is_image else batch.labels
-            for step in steps:
-                value = step(value)
+            for operation in operations:
+                value = operation(value)
             finished.append(value)
         return tuple(finished)
 
@@ -57,96 +82,96 @@ _DECODERS = ("RandomResizedCropRGBImageDecoder", "CenterCropRGBImageDecoder", "R
 
 
 def _kind(operation: Any) -> str:
-    """The name of an FFCV operation's class, or of ours for FFCV; empty for anything else, subclasses too."""
+    """Return the class name of an operation of FFCV or of rebar.loading.ffcv.operations, "" for any other object."""
     kind = type(operation)
     known = kind.__module__.startswith("ffcv.") or kind.__module__ == "rebar.loading.ffcv.operations"
     return kind.__name__ if known else ""
 
 
-def recognize(pipelines: Mapping[Any, Any], types: Mapping[str, int]) -> Recognized | None:
-    """What these pipelines mean on a file with fields of ``types``; None where FFCV itself must run them."""
-    image, label = image_and_label(types)
+def recognize(pipelines: Mapping[Any, Any], types: Mapping[str, int]) -> RecognizedPipelines | None:
+    """Return the specification of these pipelines for a file with fields of ``types``; None if FFCV must run them."""
+    image, label = image_and_label_fields(types)
     fields = [name for name in types if pipelines.get(name, ()) is not None]
     if image not in fields or not set(fields) <= {image, label} or not set(pipelines) <= set(types):
         return None
-    recognized_image = _read_image_pipeline(pipelines.get(image))
-    labels = _read_label_pipeline(pipelines.get(label, ())) if label in fields else ([], None)
-    if recognized_image is None or labels is None:
+    image_pipeline = _parse_image_pipeline(pipelines.get(image))
+    labels = _parse_label_pipeline(pipelines.get(label, ())) if label in fields else ([], None)
+    if image_pipeline is None or labels is None:
         return None
-    decoder, flip_probability, (steps, device) = recognized_image
-    outputs = [(name == image, steps if name == image else labels[0]) for name in fields]
-    return Recognized(decoder, flip_probability, outputs, device or labels[1])
+    decoder, flip_probability, (operations, device) = image_pipeline
+    outputs = [(name == image, operations if name == image else labels[0]) for name in fields]
+    return RecognizedPipelines(decoder, flip_probability, outputs, device or labels[1])
 
 
-def _read_image_pipeline(
-    operations: Any,
-) -> tuple[Any, float, tuple[list[Step], torch.device | None]] | None:
-    if not isinstance(operations, Sequence) or not operations or _kind(operations[0]) not in _DECODERS:
+def _parse_image_pipeline(
+    pipeline: Any,
+) -> tuple[Any, float, tuple[list[TensorOp], torch.device | None]] | None:
+    if not isinstance(pipeline, Sequence) or not pipeline or _kind(pipeline[0]) not in _DECODERS:
         return None
-    decoder, rest = operations[0], list(operations[1:])
+    decoder, rest = pipeline[0], list(pipeline[1:])
     flip_probability = float(getattr(decoder, "flip_prob", 0.0))
     if rest and _kind(rest[0]) == "RandomHorizontalFlip":
-        again = float(rest.pop(0).flip_prob)
-        flip_probability = flip_probability * (1 - again) + again * (1 - flip_probability)
-    steps = _read_steps(rest, channels=True)
-    return None if steps is None else (decoder, flip_probability, steps)
+        second = float(rest.pop(0).flip_prob)
+        flip_probability = flip_probability * (1 - second) + second * (1 - flip_probability)
+    operations = _parse_operations(rest, is_image=True)
+    return None if operations is None else (decoder, flip_probability, operations)
 
 
-def _read_label_pipeline(operations: Any) -> tuple[list[Step], torch.device | None] | None:
-    if not isinstance(operations, Sequence):
+def _parse_label_pipeline(pipeline: Any) -> tuple[list[TensorOp], torch.device | None] | None:
+    if not isinstance(pipeline, Sequence):
         return None
-    rest = list(operations)
+    rest = list(pipeline)
     if rest and _kind(rest[0]) == "IntDecoder":
         rest.pop(0)
-    steps = _read_steps(rest, channels=False)
-    # FFCV's labels are a column until they are squeezed.
-    return None if steps is None else ([lambda labels: labels.view(-1, 1), *steps[0]], steps[1])
+    operations = _parse_operations(rest, is_image=False)
+    # FFCV's labels have shape [n, 1] until they are squeezed.
+    return None if operations is None else ([lambda labels: labels.view(-1, 1), *operations[0]], operations[1])
 
 
-def _read_steps(operations: list[Any], *, channels: bool) -> tuple[list[Step], torch.device | None] | None:
-    """The operations after the decoder as functions of tensors, and the device they move to."""
-    steps: list[Step] = []
+def _parse_operations(pipeline: list[Any], *, is_image: bool) -> tuple[list[TensorOp], torch.device | None] | None:
+    """Return the operations after the decoder as functions of tensors, and the device they move to."""
+    operations: list[TensorOp] = []
     device: torch.device | None = None
     channel_axis = -1
-    for operation in operations:
+    for operation in pipeline:
         kind = _kind(operation)
         if kind == "ToTensor":
             continue
         if kind == "ToDevice":
             device = torch.device(operation.device)
-            steps.append(_to_device(device, operation.non_blocking))
-        elif kind == "ToTorchImage" and channels:
+            operations.append(_to_device(device, operation.non_blocking))
+        elif kind == "ToTorchImage" and is_image:
             channel_axis = 1
-            steps.append(_to_torch_image(operation.channels_last))
-        elif kind == "NormalizeImage" and channels:
-            steps.append(_normalize(operation, channel_axis))
-        elif kind == "Squeeze" and not channels:
-            steps.append(lambda labels: labels.view(-1))
+            operations.append(_to_torch_image(operation.channels_last))
+        elif kind == "NormalizeImage" and is_image:
+            operations.append(_normalize(operation, channel_axis))
+        elif kind == "Squeeze" and not is_image:
+            operations.append(lambda labels: labels.view(-1))
         elif kind == "Convert" and isinstance(operation.target_dtype, torch.dtype):
-            steps.append(_convert(operation.target_dtype))
+            operations.append(_convert(operation.target_dtype))
         elif isinstance(operation, torch.nn.Module):
-            steps.append(operation)
+            operations.append(operation)
         else:
             return None
-    return steps, device
+    return operations, device
 
 
-def _to_device(device: torch.device, non_blocking: bool) -> Step:
+def _to_device(device: torch.device, non_blocking: bool) -> TensorOp:
     return lambda tensor: tensor.to(device, non_blocking=non_blocking)
 
 
-def _convert(dtype: torch.dtype) -> Step:
+def _convert(dtype: torch.dtype) -> TensorOp:
     return lambda tensor: tensor.to(dtype)
 
 
-def _to_torch_image(channels_last: bool) -> Step:
+def _to_torch_image(channels_last: bool) -> TensorOp:
     if channels_last:
         return lambda images: images.permute(0, 3, 1, 2)
     return lambda images: images.permute(0, 3, 1, 2).contiguous()
 
 
-def _normalize(operation: Any, channel_axis: int) -> Step:
-    """FFCV keeps a table of 256 values a channel, which is a straight line: its slope and offset say it all."""
+def _normalize(operation: Any, channel_axis: int) -> TensorOp:
+    """Return FFCV's normalization, a table of 256 values per channel, as slope and offset of the line through them."""
     table = np.asarray(operation.lookup_table)
     if table.dtype == np.int16 and operation.original_dtype == np.float16:
         table = table.view(np.float16)

@@ -1,8 +1,8 @@
-"""FFCV's own loader, for tests in one process with others.
+"""Stock FFCV's loader, patched so that it does not affect other tests in the same process.
 
-``OSCacheManager.state_type`` marks numba's type of a byte array as read-only, and numba has one such type for the whole
-process: what was compiled for byte arrays before is then not found again, or fails to compile, in whatever test comes
-next. The reader that is compiled here says nothing about types; numba sees for itself what it is given.
+``OSCacheManager.state_type`` marks numba's type of byte arrays as read-only, and numba has a single such type per
+process. Code compiled for byte arrays before is then not found, or fails to compile, in the next test. The reader
+compiled here declares no types, so numba infers them from its arguments.
 """
 
 from ffcv.loader import Loader

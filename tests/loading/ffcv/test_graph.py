@@ -1,4 +1,4 @@
-"""Pipelines that only FFCV knows: its graph, our threads, and errors that reach the caller."""
+"""FfcvBackend runs pipelines that only FFCV supports, reproducibly, and raises their errors."""
 
 import re
 from pathlib import Path
@@ -7,17 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("ffcv")
 from ffcv.fields import FloatField, IntField, NDArrayField
 from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
 from ffcv.pipeline.compiler import Compiler
 from ffcv.transforms import Cutout, ModuleWrapper, RandomHorizontalFlip, RandomTranslate, ToTensor, ToTorchImage
 from ffcv.writer import DatasetWriter
 
-from rebar.beton import BetonFile
+from rebar.beton import BetonError, BetonFile
 from rebar.errors import RebarError
 from rebar.loading import Loader, OrderOption
-from rebar.loading.ffcv.graph import FfcvGraph, PipelineError
-from tests.loading.ffcv.stock_ffcv import Loader as TheirLoader
+from rebar.loading.ffcv.graph import FfcvBackend, PipelineError
+from tests.loading.ffcv.stock_ffcv import Loader as FfcvLoader
 
 
 def random_pipelines() -> dict[str, Any]:
@@ -35,11 +37,11 @@ def random_pipelines() -> dict[str, Any]:
 def make_loader(beton: BetonFile, pipelines: dict[str, Any], **changes: Any) -> Loader:
     chosen = {"num_workers": 2, "order": OrderOption.RANDOM, "drop_last": False, **changes}
     loader = Loader(beton.path, 5, pipelines=pipelines, **chosen)
-    assert isinstance(loader._source, FfcvGraph)
+    assert isinstance(loader._backend, FfcvBackend)
     return loader
 
 
-def test_batches_do_not_depend_on_the_number_of_threads_and_are_not_overwritten(textures: BetonFile) -> None:
+def test_ffcv_batches_do_not_depend_on_threads_and_are_not_overwritten(textures: BetonFile) -> None:
     one, three = (make_loader(textures, random_pipelines(), num_workers=workers) for workers in (1, 3))
     for _ in range(2):
         held = list(one)
@@ -50,17 +52,17 @@ def test_batches_do_not_depend_on_the_number_of_threads_and_are_not_overwritten(
             assert torch.equal(b, d)
 
 
-def test_without_randomness_it_is_ffcvs_own_loader(noise: BetonFile) -> None:
+def test_ffcv_batches_without_randomness_equal_stock_ffcvs(noise: BetonFile) -> None:
     def pipelines() -> dict[str, Any]:
         return {"image": [CenterCropRGBImageDecoder((16, 16), 0.9), Cutout(0), ToTensor()]}
 
-    theirs = TheirLoader(str(noise.path), 5, 1, pipelines=pipelines(), drop_last=False)
+    theirs = FfcvLoader(str(noise.path), 5, 1, pipelines=pipelines(), drop_last=False)
     ours = make_loader(noise, pipelines(), order=OrderOption.SEQUENTIAL)
-    for mine, their in zip(ours, theirs, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(mine, their, strict=True))
+    for batch, expected in zip(ours, theirs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
 
 
-def test_fields_of_any_type(tmp_path: Path) -> None:
+def test_ffcv_backend_reads_fields_of_any_type(tmp_path: Path) -> None:
     path = tmp_path / "numbers.beton"
     fields = {"x": NDArrayField(np.dtype("f4"), (3,)), "y": FloatField(), "n": IntField()}
     writer = DatasetWriter(str(path), fields, num_workers=1)
@@ -71,41 +73,43 @@ def test_fields_of_any_type(tmp_path: Path) -> None:
     for x, y, n in batches:
         assert torch.equal(x, n.float().expand(-1, 3))
         assert torch.equal(y, n / 2)
-    with pytest.raises(RebarError, match="not opened as a BetonFile"):
+    with pytest.raises(RebarError) as refused:
         _ = loader.beton
+    assert refused.value.code == "ffcv-unsupported"
 
 
 class Fails(torch.nn.Module):
-    """Fails at the second batch."""
+    """Raises an exception on the second batch."""
 
     calls = 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         if self.calls == 2:
-            raise OSError("no such luck")
+            raise OSError("disk error")
         return images
 
 
-def test_an_operations_error_reaches_the_caller_at_its_batch(textures: BetonFile) -> None:
+def test_exception_in_an_operation_is_raised_on_its_batch(textures: BetonFile) -> None:
     pipeline = [CenterCropRGBImageDecoder((16, 16), 1), Cutout(1), ToTensor(), ModuleWrapper(Fails())]
     loader = make_loader(textures, {"image": pipeline}, num_workers=1, order=OrderOption.SEQUENTIAL)
     batches = iter(loader)
     next(batches)
-    with pytest.raises(PipelineError, match=re.escape("samples 5, 6, 7, 8, 9: OSError: no such luck")) as failed:
+    with pytest.raises(PipelineError, match=re.escape("samples 5, 6, 7, 8, 9: OSError: disk error")) as failed:
         next(batches)
     assert isinstance(failed.value.__cause__, OSError)
+    assert failed.value.code == "ffcv-pipeline-failed"
     with pytest.raises(StopIteration):
         next(batches)
 
 
-def test_memory_is_used_again(textures: BetonFile) -> None:
+def test_ffcv_buffers_are_reused_between_epochs(textures: BetonFile) -> None:
     loader = make_loader(textures, random_pipelines())
-    places = [{images.data_ptr() for images, _ in loader} for _ in range(6)]
-    assert len(set.union(*places)) <= loader.batches_ahead + loader.num_workers + 3
+    addresses = [{images.data_ptr() for images, _ in loader} for _ in range(6)]
+    assert len(set.union(*addresses)) <= loader.batches_ahead + loader.num_workers + 3
 
 
-def test_torch_and_ffcv_keep_their_threads(textures: BetonFile) -> None:
+def test_ffcv_backend_preserves_the_thread_counts_of_torch_and_ffcv(textures: BetonFile) -> None:
     torch_threads, compiler_threads = torch.get_num_threads(), Compiler.num_threads
     Compiler.num_threads = 3
     try:
@@ -116,15 +120,20 @@ def test_torch_and_ffcv_keep_their_threads(textures: BetonFile) -> None:
         Compiler.num_threads = compiler_threads
 
 
-def test_what_only_our_path_can_do_is_refused(textures: BetonFile) -> None:
-    with pytest.raises(RebarError, match="FFCV runs these pipelines"):
+def test_options_of_the_native_backend_are_refused(textures: BetonFile) -> None:
+    with pytest.raises(RebarError, match="on_error") as refused:
         make_loader(textures, random_pipelines(), on_error="replace")
-    with pytest.raises(RebarError, match="set their decoder's output_size"):
+    assert refused.value.code == "ffcv-unsupported"
+    with pytest.raises(RebarError, match="output_size") as refused:
         next(make_loader(textures, random_pipelines()).epoch(0, 32))
+    assert refused.value.code == "ffcv-unsupported"
+    with pytest.raises(RebarError, match="2 files") as refused:
+        Loader([textures.path, textures.path], 5, pipelines=random_pipelines())
+    assert refused.value.code == "ffcv-unsupported"
 
 
-def test_a_file_cut_short_is_refused(textures: BetonFile, tmp_path: Path) -> None:
-    short = tmp_path / "short.beton"
-    short.write_bytes(textures.path.read_bytes()[:-100])
-    with pytest.raises(RebarError, match="short"):
-        Loader(short, 5, pipelines=random_pipelines())
+def test_truncated_file_is_refused(textures: BetonFile, tmp_path: Path) -> None:
+    truncated = tmp_path / "truncated.beton"
+    truncated.write_bytes(textures.path.read_bytes()[:-100])
+    with pytest.raises(BetonError):
+        Loader(truncated, 5, pipelines=random_pipelines())

@@ -1,4 +1,4 @@
-"""FFCV's well-known pipelines run on our own path, and give what FFCV gives."""
+"""Well-known FFCV pipelines are recognized, run by the native backend, and yield what FFCV yields."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("ffcv")
 from ffcv.fields.decoders import (
     CenterCropRGBImageDecoder,
     IntDecoder,
@@ -26,10 +28,10 @@ from ffcv.transforms import (
 
 from rebar.beton import BetonFile
 from rebar.loading import CenterCrop, Loader, RandomResizedCrop
+from rebar.loading.backend import NativeBackend
 from rebar.loading.ffcv import operations
 from rebar.loading.ffcv.pipelines import recognize
-from rebar.loading.image_batches import ImageSource
-from tests.loading.ffcv.stock_ffcv import Loader as TheirLoader
+from tests.loading.ffcv.stock_ffcv import Loader as FfcvLoader
 
 CPU = torch.device("cpu")
 MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
@@ -40,14 +42,14 @@ def label_pipeline() -> list[Operation]:
     return [IntDecoder(), ToTensor(), Squeeze(), ToDevice(CPU)]
 
 
-def our_batches(beton: BetonFile, image: Sequence[Any], label: Any = "usual", **changes: Any) -> list[Any]:
-    pipelines = {"image": image, "label": label_pipeline() if label == "usual" else label}
+def native_batches(beton: BetonFile, image: Sequence[Any], label: Any = "default", **changes: Any) -> list[Any]:
+    pipelines = {"image": image, "label": label_pipeline() if label == "default" else label}
     loader = Loader(str(beton.path), 5, 2, pipelines=pipelines, drop_last=False, **changes)
-    assert isinstance(loader._source, ImageSource)
+    assert isinstance(loader._backend, NativeBackend)
     return list(loader)
 
 
-def test_the_imagenet_pipeline_is_a_cropper_with_a_flip(textures: BetonFile) -> None:
+def test_imagenet_pipeline_equals_the_cropper_with_a_flip(textures: BetonFile) -> None:
     pipeline = [
         RandomResizedCropRGBImageDecoder((24, 24), scale=(0.2, 0.9)),
         RandomHorizontalFlip(0.25),
@@ -58,16 +60,16 @@ def test_the_imagenet_pipeline_is_a_cropper_with_a_flip(textures: BetonFile) -> 
     ]
     cropper = RandomResizedCrop((0.2, 0.9), flip_probability=0.25)
     plain = Loader(textures.path, 5, cropper=cropper, resolution=24, drop_last=False)
-    for (images, labels), expected in zip(our_batches(textures, pipeline), plain, strict=True):
-        wanted = ((expected.images.numpy() - MEAN) / STD).transpose(0, 3, 1, 2)
+    for (images, labels), expected in zip(native_batches(textures, pipeline), plain, strict=True):
+        normalized = ((expected.images.numpy() - MEAN) / STD).transpose(0, 3, 1, 2)
         assert images.dtype == torch.float32
         assert images.is_contiguous(memory_format=torch.channels_last)
-        assert np.allclose(images.numpy(), wanted, atol=1e-5)
+        assert np.allclose(images.numpy(), normalized, atol=1e-5)
         assert torch.equal(labels, expected.labels)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_centre_crops_are_those_of_ffcvs_own_loader(dtype: type, noise: BetonFile) -> None:
+def test_center_crop_pipeline_equals_stock_ffcvs_loader(dtype: type, noise: BetonFile) -> None:
     def pipelines() -> dict[str, list[Operation]]:
         image = [
             CenterCropRGBImageDecoder((24, 20), 0.8),
@@ -77,7 +79,7 @@ def test_centre_crops_are_those_of_ffcvs_own_loader(dtype: type, noise: BetonFil
         ]
         return {"image": image, "label": [IntDecoder(), ToTensor(), Convert(torch.int32), Squeeze()]}
 
-    theirs = TheirLoader(str(noise.path), 5, 1, pipelines=pipelines(), drop_last=False)
+    theirs = FfcvLoader(str(noise.path), 5, 1, pipelines=pipelines(), drop_last=False)
     ours = Loader(noise.path, 5, 2, pipelines=pipelines(), drop_last=False)
     for (images, labels), (their_images, their_labels) in zip(ours, theirs, strict=True):
         assert images.dtype == their_images.dtype
@@ -88,20 +90,20 @@ def test_centre_crops_are_those_of_ffcvs_own_loader(dtype: type, noise: BetonFil
         assert torch.equal(labels, their_labels)
 
 
-def test_the_defaults_and_a_disabled_field(textures: BetonFile) -> None:
+def test_default_label_pipeline_and_disabled_label(textures: BetonFile) -> None:
     decoder = [CenterCropRGBImageDecoder((8, 8), 1), ToTensor()]
-    (column,) = {labels.shape[1:] for _, labels in our_batches(textures, decoder, label=())}
+    (column,) = {labels.shape[1:] for _, labels in native_batches(textures, decoder, label=())}
     assert column == (1,)
-    assert all(len(batch) == 1 for batch in our_batches(textures, decoder, label=None))
+    assert all(len(batch) == 1 for batch in native_batches(textures, decoder, label=None))
 
 
-def test_a_batch_of_one_keeps_its_dimension(textures: BetonFile) -> None:
+def test_squeezed_labels_of_a_batch_of_one_keep_their_dimension(textures: BetonFile) -> None:
     decoder = [CenterCropRGBImageDecoder((8, 8), 1), ToTensor()]
-    batches = our_batches(textures, decoder, indices=range(6))
+    batches = native_batches(textures, decoder, indices=range(6))
     assert [labels.shape for _, labels in batches] == [(5,), (1,)]
 
 
-def test_the_resolution_changes_with_the_decoder(textures: BetonFile) -> None:
+def test_changed_output_size_takes_effect_at_the_next_epoch(textures: BetonFile) -> None:
     decoder = RandomResizedCropRGBImageDecoder((8, 8))
     loader = Loader(textures.path, 5, pipelines={"image": [decoder, ToTensor()], "label": None})
     assert {images.shape[1:] for (images,) in loader} == {(8, 8, 3)}
@@ -109,7 +111,7 @@ def test_the_resolution_changes_with_the_decoder(textures: BetonFile) -> None:
     assert {images.shape[1:] for (images,) in loader} == {(16, 12, 3)}
 
 
-def test_modules_and_our_operations_are_taken(textures: BetonFile) -> None:
+def test_modules_and_rebars_operations_are_recognized(textures: BetonFile) -> None:
     pipeline = [
         operations.CenterCrop((8, 8)),
         ToTensor(),
@@ -118,13 +120,13 @@ def test_modules_and_our_operations_are_taken(textures: BetonFile) -> None:
         torch.nn.AvgPool2d(2),
     ]
     plain = Loader(textures.path, 5, cropper=CenterCrop(), resolution=8, drop_last=False)
-    for (images, _), expected in zip(our_batches(textures, pipeline), plain, strict=True):
+    for (images, _), expected in zip(native_batches(textures, pipeline), plain, strict=True):
         pooled = torch.nn.functional.avg_pool2d(expected.images.permute(0, 3, 1, 2).float(), 2)
         assert torch.equal(images, pooled)
 
 
 class Subclass(RandomResizedCropRGBImageDecoder):
-    """May do anything."""
+    """A subclass, which may behave differently."""
 
 
 @pytest.mark.parametrize(
@@ -139,11 +141,11 @@ class Subclass(RandomResizedCropRGBImageDecoder):
         {"image": None},
     ],
 )
-def test_anything_else_is_left_to_ffcv(pipelines: dict[str, Any]) -> None:
+def test_other_pipelines_are_not_recognized(pipelines: dict[str, Any]) -> None:
     assert recognize(pipelines, TYPES) is None
 
 
-def test_other_fields_are_left_to_ffcv_unless_disabled() -> None:
+def test_pipelines_for_further_fields_are_recognized_only_if_those_are_disabled() -> None:
     image = [RandomResizedCropRGBImageDecoder((8, 8)), ToTensor()]
     assert recognize({"image": image}, {**TYPES, "more": 0}) is None
     assert recognize({"image": image, "more": None}, {**TYPES, "more": 0}) is not None

@@ -1,4 +1,4 @@
-"""Decoding as the peers do that keep JPEGs as bytes: the whole image with simplejpeg, then OpenCV."""
+"""Full-image decoding with simplejpeg and resizing with OpenCV, for the peers that store JPEGs as bytes."""
 
 import random
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from peers.torch_data import random_box
 
 
-def crop_of(jpeg: bytes, resolution: int) -> Any:
-    """A random crop, uint8 ``[resolution, resolution, 3]``, resized with INTER_AREA, mirrored half of the time."""
+def random_resized_crop(jpeg: bytes, resolution: int) -> Any:
+    """Return a random resized crop, uint8 ``[resolution, resolution, 3]``, INTER_AREA, flipped half of the time."""
     import cv2
     import simplejpeg
 

@@ -1,0 +1,232 @@
+"""The two backends that make a loader's batches, and the choice between them.
+
+NativeBackend decodes images with rebar.jpeg; :class:`rebar.loading.ffcv.graph.FfcvBackend` runs FFCV's graph.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rebar.beton.reader import BetonFile, Files, find_betons, open_betons
+from rebar.errors import RebarError
+from rebar.loading.batches import Batch, BatchSpec, CropSpec
+from rebar.loading.crops import Cropper, Crops
+from rebar.loading.decode import CorruptSampleError, CorruptSamples, DecoderPool, ImageDecoder, OnError
+from rebar.loading.device import on_device
+from rebar.loading.ffcv.pipelines import field_types, image_and_label_fields, recognize
+from rebar.loading.prefetch import BufferPool, Lazy, Regions, StartBatch, Wait, split_slices
+from rebar.loading.rng import RngKeys
+
+Subset: TypeAlias = "Sequence[int] | NDArray[np.integer] | None"
+
+
+class Backend(Protocol):
+    """Makes batches of given samples. Order, sharding and position in the epoch are the loader's business."""
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """The samples in use, int64 ``[n]``."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that are read."""
+
+    @property
+    def page_size(self) -> int:
+        """The page size of the files in bytes."""
+
+    @property
+    def one_thread_per_batch(self) -> bool:
+        """Whether a single thread makes a batch; otherwise all threads work on the same batch."""
+
+    @property
+    def beton(self) -> BetonFile | None:
+        """The open file; None if FFCV reads it."""
+
+    @property
+    def corrupt_samples(self) -> dict[int, str]:
+        """The samples replaced so far: index to reason."""
+
+    def begin_epoch(self, resolution: int | None) -> StartBatch:
+        """Return the function that starts a batch of the coming epoch."""
+
+    def finish(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Process the batches in the consumer's thread."""
+
+    def pages(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the page of each sample, numbered across all files."""
+
+    def regions(self, indices: NDArray[np.int64]) -> Regions:
+        """Return the byte ranges of samples."""
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """The arguments of :class:`rebar.loading.Loader` that both backends take."""
+
+    batch_size: int
+    num_workers: int
+    pool_capacity: int
+    """Idle batch buffers to keep."""
+    on_error: OnError
+    pin_memory: bool
+    recompile: bool
+
+
+class NativeBackend:
+    """Decodes batches of images and labels as a BatchSpec specifies. All threads work on the same batch."""
+
+    one_thread_per_batch = False
+
+    def __init__(self, beton: BetonFile, spec: BatchSpec, indices: NDArray[np.int64], options: BackendOptions) -> None:
+        self.beton = beton
+        self.indices = indices
+        self.files = beton.files
+        self.page_size = beton.page_size
+        self.spec = spec
+        self.num_workers = options.num_workers
+        self.pin_memory = options.pin_memory or (spec.device is not None and spec.device.type == "cuda")
+        self._corruption = CorruptSamples(options.on_error, indices)
+        self.corrupt_samples = self._corruption.reasons
+        self._buffers = BufferPool(options.pool_capacity)
+        self._decoders = DecoderPool()
+        self._max_size = int(beton.heights.max()), int(beton.widths.max())
+
+    def begin_epoch(self, resolution: int | None) -> StartBatch:
+        """Return the function that starts a batch of the coming epoch."""
+        return functools.partial(self._start, cropper=self.spec.cropper(), size=self.spec.size(resolution))
+
+    def finish(self, batches: Iterator[Batch]) -> Iterator[tuple[Any, ...]]:
+        """Apply the operations after decoding; on a GPU, one batch ahead of the consumer."""
+        return on_device(batches, self.spec.finish, self.spec.device)
+
+    def pages(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the page of each sample, numbered across all files."""
+        return self.beton.pages(indices)
+
+    def regions(self, indices: NDArray[np.int64]) -> Regions:
+        """Return the byte ranges of samples."""
+        return Regions(*self.beton.regions(indices))
+
+    def _start(
+        self, threads: ThreadPoolExecutor, keys: RngKeys, *, cropper: Cropper, size: tuple[int, int]
+    ) -> Wait[Batch]:
+        """Submit the decoding of a batch at ``size`` (height, width in pixels)."""
+        # The first thread to run takes the buffer: a batch that is still queued occupies no memory.
+        images = Lazy(functools.partial(self._empty_images, (len(keys), *size, 3)))
+        labels = self.beton.labels[keys.indices]
+        tasks = [
+            threads.submit(self._decode_part, keys, cropper, images, labels, part)
+            for part in split_slices(len(keys), self.num_workers)
+        ]
+        return functools.partial(self._wait, tasks, images, labels)
+
+    def _empty_images(self, shape: tuple[int, ...]) -> torch.Tensor:
+        if self.pin_memory:
+            # torch's allocator reuses pinned memory, and tracks the copies to the device that are still in progress.
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        return torch.from_numpy(self._buffers.take(int(np.prod(shape))).reshape(shape))
+
+    def _wait(
+        self, tasks: list[Future[list[CorruptSampleError]]], images: Lazy[torch.Tensor], labels: NDArray[np.int64]
+    ) -> Batch:
+        for task in tasks:
+            self._corruption.record(task.result())
+        tensor = torch.from_numpy(labels)
+        return Batch(images.get(), tensor.pin_memory() if self.pin_memory else tensor)
+
+    def _decode_part(
+        self, keys: RngKeys, cropper: Cropper, images: Lazy[torch.Tensor], labels: NDArray[np.int64], part: slice
+    ) -> list[CorruptSampleError]:
+        """Decode a slice of a batch in this thread; return the errors of the replaced samples."""
+        out, part_labels, part_keys = images.get().numpy()[part], labels[part], keys[part]
+        with self._decoders.borrow(*self._max_size) as decoder:
+            failures = decoder.decode(self.beton, part_keys.indices, self._crops(cropper, part_keys), out)
+            for row, error in failures:
+                substitute = self._substitute(decoder, cropper, part_keys, error, out[row : row + 1])
+                part_labels[row] = self.beton.labels[substitute]
+        return [error for _, error in failures]
+
+    def _substitute(
+        self,
+        decoder: ImageDecoder,
+        cropper: Cropper,
+        keys: RngKeys,
+        error: CorruptSampleError,
+        out: NDArray[np.uint8],
+    ) -> int:
+        """Decode another sample in place of a corrupt one; return its index."""
+        for index in self._corruption.substitutes(error, keys):
+            key = RngKeys(keys.seed, keys.epoch, np.array([index]))
+            if not decoder.decode(self.beton, key.indices, self._crops(cropper, key), out):
+                return int(index)
+        raise error
+
+    def _crops(self, cropper: Cropper, keys: RngKeys) -> Crops:
+        heights, widths = (sides[keys.indices].astype(np.int64) for sides in (self.beton.heights, self.beton.widths))
+        return cropper.crops(heights, widths, keys)
+
+
+def open_backend(
+    files: Files,
+    cropper: Cropper | None,
+    pipelines: Mapping[str, Any],
+    custom_fields: Mapping[str, Any],
+    indices: Subset,
+    options: BackendOptions,
+) -> Backend:
+    """Open the native backend for a cropper or for recognized pipelines, FFCV's graph for any other pipelines."""
+    if cropper is not None:
+        if pipelines:
+            raise RebarError(
+                "cropper and pipelines: these exclude each other. Pass one of them.", code="loader-invalid-argument"
+            )
+        return _open_native(files, CropSpec(cropper), indices, options)
+    paths = find_betons(files)
+    types = field_types(paths[0])
+    spec = recognize(pipelines, types) if not custom_fields else None
+    if spec is not None:
+        return _open_native(paths, spec, indices, options)
+    if len(paths) > 1 or options.on_error != "raise":
+        option = f"fname: {len(paths)} files" if len(paths) > 1 else f"on_error: {options.on_error!r}"
+        raise RebarError(
+            f"{option} is not supported where FFCV runs the pipelines. Use Loader(..., cropper=...) or the operations "
+            "listed in docs/loader.md.",
+            code="ffcv-unsupported",
+        )
+    if None not in image_and_label_fields(types) and not custom_fields:
+        BetonFile.open(paths[0])  # validates more than FFCV's reader
+    from rebar.loading.ffcv.graph import FfcvBackend, FfcvFile
+
+    file = FfcvFile.open(paths[0], custom_fields)
+    return FfcvBackend(file, pipelines, _check_subset(indices, file.num_samples), options)
+
+
+def _open_native(files: Files, spec: BatchSpec, indices: Subset, options: BackendOptions) -> NativeBackend:
+    beton = open_betons(files)
+    return NativeBackend(beton, spec, _check_subset(indices, beton.num_samples), options)
+
+
+def _check_subset(indices: Subset, num_samples: int) -> NDArray[np.int64]:
+    if indices is None:
+        return np.arange(num_samples)
+    subset = np.asarray(indices)
+    if subset.dtype == bool or not (np.issubdtype(subset.dtype, np.integer) and subset.ndim == 1 and len(subset)):
+        raise RebarError(
+            "indices: not a non-empty sequence of integers. Pass the indices of the samples to use.",
+            code="loader-invalid-argument",
+        )
+    if int(subset.min()) < 0 or int(subset.max()) >= num_samples:
+        raise RebarError(
+            f"indices: {int(subset.min())} to {int(subset.max())} exceed the dataset. Pass indices between 0 and "
+            f"{num_samples - 1}.",
+            code="loader-invalid-argument",
+        )
+    return subset.astype(np.int64)
