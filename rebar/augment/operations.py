@@ -2,8 +2,8 @@
 
 The batch is sorted by operation on the host, and each operation runs once, on its images only. Operations and
 magnitudes are torchvision's. To add an operation, write its function in color.py or geometry.py and add one line to
-COLOR or GEOMETRIC; tests/augment/test_operations.py compares every entry with torchvision. A new entry changes which
-operations a seed draws.
+OPERATIONS; tests/augment/test_operations.py compares every entry with torchvision. A new entry changes which operations
+a seed draws.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class MagnitudeRanges:
 
     def magnitudes(self, operations: NDArray[np.int64], bins: NDArray[np.int64]) -> Magnitudes:
         """Return the unsigned magnitude of each operation at its bin, ``[n]``; 0 if it has none."""
-        table = torch.stack([torch.zeros(self.bins), *(operation.magnitudes(self) for operation in _REGISTERED)])
+        table = torch.stack([operation.magnitudes(self) for operation in OPERATIONS.values()])
         return table.double().numpy()[operations, bins]
 
 
@@ -73,14 +73,13 @@ class Color:
     """Whether the magnitude is negative half of the time."""
 
 
-GEOMETRIC: dict[str, Geometric] = {
+OPERATIONS: dict[str, Geometric | Color] = {
+    "Identity": Color(lambda i, _: i),
     "ShearX": Geometric(geometry.shear_x, lambda r: r.linear(r.shear)),
     "ShearY": Geometric(geometry.shear_y, lambda r: r.linear(r.shear)),
     "TranslateX": Geometric(geometry.translate_x, lambda r: r.linear(r.translate_x)),
     "TranslateY": Geometric(geometry.translate_y, lambda r: r.linear(r.translate_y)),
     "Rotate": Geometric(geometry.rotate, lambda r: r.linear(r.degrees)),
-}
-COLOR: dict[str, Color] = {
     "Brightness": Color(lambda i, m: color.adjust_brightness(i, 1 + m), lambda r: r.linear(r.factor), signed=True),
     "Color": Color(lambda i, m: color.adjust_saturation(i, 1 + m), lambda r: r.linear(r.factor), signed=True),
     "Contrast": Color(lambda i, m: color.adjust_contrast(i, 1 + m), lambda r: r.linear(r.factor), signed=True),
@@ -90,41 +89,37 @@ COLOR: dict[str, Color] = {
     "AutoContrast": Color(lambda i, _: color.autocontrast(i)),
     "Equalize": Color(lambda i, _: color.equalize(i)),
 }
-OPERATIONS = ("Identity", *GEOMETRIC, *COLOR)
-"""The names of the operations. An operation's number is its index."""
-_REGISTERED: list[Geometric | Color] = [*GEOMETRIC.values(), *COLOR.values()]
-_SIGNED = [number for number, operation in enumerate(_REGISTERED, start=1) if operation.signed]
+"""The operations by name. An operation's number is its position."""
 _IDENTITY = 0
-_FIRST_COLOR = 1 + len(GEOMETRIC)
 
 
 def apply_signs(operations: NDArray[np.int64], magnitudes: Magnitudes, draws: NDArray[np.float64]) -> Magnitudes:
     """Negate the magnitudes of signed operations whose draw is below one half."""
-    return np.where(np.isin(operations, _SIGNED) & (draws < 0.5), -magnitudes, magnitudes)
+    signed = np.array([operation.signed for operation in OPERATIONS.values()])
+    return np.where(signed[operations] & (draws < 0.5), -magnitudes, magnitudes)
 
 
 def apply_operations(images: torch.Tensor, operations: NDArray[np.int64], magnitudes: Magnitudes) -> torch.Tensor:
     """Apply to each uint8 ``[n, 3, h, w]`` image its operation at its magnitude. The result is channels_last."""
     height, width = images.shape[2:]
-    order = np.argsort(operations, kind="stable")
+    # Geometric operations come first, so that one call transforms their images.
+    by_kind = sorted(enumerate(OPERATIONS.values()), key=lambda pair: isinstance(pair[1], Color))
+    rank = np.argsort([number for number, _ in by_kind])
+    order = np.argsort(rank[operations], kind="stable")
     operations, magnitudes = operations[order], magnitudes[order]
     changed = take(images, upload(order, images.device, torch.int64))
 
-    def rows(first: int, last: int) -> slice:
-        start, stop = np.searchsorted(operations, [first, last + 1])
-        return slice(int(start), int(stop))
-
-    matrices = [
-        operation.matrices(magnitudes[rows(number, number)], height, width)
-        for number, operation in enumerate(GEOMETRIC.values(), start=1)
-    ]
-    part = rows(1, len(GEOMETRIC))
-    if part.stop > part.start:
-        changed[part] = geometry.transform(changed[part], np.concatenate(matrices))
-    for number, color_operation in enumerate(COLOR.values(), start=_FIRST_COLOR):
-        part = rows(number, number)
-        if part.stop > part.start:
-            changed[part] = color_operation.apply(changed[part], magnitudes[part])
+    matrices, row = [], 0
+    for number, operation in by_kind:
+        part = slice(row, row + int((operations == number).sum()))
+        row = part.stop
+        if isinstance(operation, Geometric):
+            matrices.append(operation.matrices(magnitudes[part], height, width))
+        elif number != _IDENTITY and part.stop > part.start:
+            changed[part] = operation.apply(changed[part], magnitudes[part])
+    affine = np.concatenate(matrices)
+    if len(affine):
+        changed[: len(affine)] = geometry.transform(changed[: len(affine)], affine)
     return take(changed, upload(np.argsort(order), images.device, torch.int64))
 
 

@@ -24,6 +24,7 @@ import_torchvision()
 from torchvision.transforms import v2  # noqa: E402
 
 BINS = (0, 1, 9, 16, 30)
+NAMES = list(OPERATIONS)
 POLICIES = {
     "RandAugment": (v2.RandAugment(), randaugment_ranges(40, 32)),
     "TrivialAugment": (v2.TrivialAugmentWide(), TRIVIALAUGMENT_RANGES),
@@ -47,23 +48,23 @@ def assert_close(ours: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("policy_name", POLICIES)
-@pytest.mark.parametrize("number", range(len(OPERATIONS)), ids=OPERATIONS)
+@pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
 def test_operation_equals_torchvisions_at_every_magnitude(policy_name: str, number: int, images: torch.Tensor) -> None:
     policy, ranges = POLICIES[policy_name]
-    magnitudes_of, is_signed = policy._AUGMENTATION_SPACE[OPERATIONS[number]]
+    magnitudes_of, is_signed = policy._AUGMENTATION_SPACE[NAMES[number]]
     magnitudes = magnitudes_of(31, 40, 32)
     for bin_number in BINS:
         magnitude = 0.0 if magnitudes is None else float(magnitudes[bin_number])
         assert ranges.magnitudes(np.array([number]), np.array([bin_number])) == magnitude
         for sign in (1, -1) if is_signed else (1,):
             ours = apply_operations(images, np.full(6, number), np.full(6, sign * magnitude))
-            assert_close(ours, torchvision_operation(policy, images, OPERATIONS[number], sign * magnitude))
+            assert_close(ours, torchvision_operation(policy, images, NAMES[number], sign * magnitude))
 
 
 def test_apply_operations_on_a_mixed_batch_equals_each_image_alone(images: torch.Tensor) -> None:
     batch = images.repeat(5, 1, 1, 1)
     rng = np.random.default_rng(0)
-    operations = rng.permutation(np.arange(30) % len(OPERATIONS))
+    operations = rng.permutation(np.arange(30) % len(NAMES))
     unsigned = TRIVIALAUGMENT_RANGES.magnitudes(operations, rng.integers(0, 31, 30))
     magnitudes = apply_signs(operations, unsigned, rng.random(30))
     together = apply_operations(batch, operations, magnitudes)
@@ -71,15 +72,15 @@ def test_apply_operations_on_a_mixed_batch_equals_each_image_alone(images: torch
     for row in range(30):
         part = slice(row, row + 1)
         assert_close(together[part], apply_operations(batch[part], operations[part], magnitudes[part]))
-        name, magnitude = OPERATIONS[operations[row]], float(magnitudes[row])
+        name, magnitude = NAMES[operations[row]], float(magnitudes[row])
         assert_close(together[row], torchvision_operation(v2.TrivialAugmentWide(), batch[row], name, magnitude))
 
 
 def test_operations_and_their_signs_are_torchvisions() -> None:
     space = v2.RandAugment()._AUGMENTATION_SPACE
-    assert list(OPERATIONS) == list(space)
+    assert list(space) == NAMES
     negated = apply_signs(np.arange(14), np.ones(14), np.full(14, 0.2)) < 0
-    assert [OPERATIONS[number] for number in np.flatnonzero(negated)] == [name for name in space if space[name][1]]
+    assert [NAMES[number] for number in np.flatnonzero(negated)] == [name for name in space if space[name][1]]
 
 
 def test_trivial_augment_draws_operations_evenly() -> None:
