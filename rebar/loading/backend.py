@@ -28,7 +28,7 @@ Subset: TypeAlias = "Sequence[int] | NDArray[np.integer] | None"
 
 
 class Backend(Protocol):
-    """Makes batches of given samples. Order, sharding and position in the epoch are the loader's business."""
+    """Makes batches of given samples. The loader handles order, sharding and position."""
 
     @property
     def indices(self) -> NDArray[np.int64]:

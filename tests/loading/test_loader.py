@@ -182,14 +182,6 @@ def test_two_interleaved_loaders_are_independent(numbers: BetonFile, textures: B
         assert same_batches([pair[number] for pair in pairs], alone[number])
 
 
-def test_held_batches_are_not_overwritten(textures: BetonFile) -> None:
-    kept, copies = [], []
-    for batch in make_loader(textures, batch_size=3).epoch(0, RESOLUTION):
-        kept.append(batch)
-        copies.append(Batch(batch.images.clone(), batch.labels.clone()))
-    assert same_batches(kept, copies)
-
-
 # ------------------------------------------------------------------ errors
 
 

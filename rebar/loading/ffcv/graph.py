@@ -206,7 +206,7 @@ class FfcvBackend:
         return outputs, _record_event(outputs)
 
     def _allocate(self, query: Any, count: int, purpose: Hashable) -> Any:
-        """Allocate what an AllocationQuery asks for, for ``count`` samples. FFCV's operations may return it."""
+        """Allocate the memory of an AllocationQuery for ``count`` samples. FFCV's operations may return it."""
         if query is None:
             return None
         if isinstance(query, Sequence):
