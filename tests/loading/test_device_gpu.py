@@ -1,4 +1,4 @@
-"""Batches reach a GPU intact while both the copy and the consumer are slow, and host memory is used again."""
+"""Batches reach the GPU intact while copies and consumer are slow and host memory is reused."""
 
 from collections.abc import Callable, Iterator
 
@@ -17,11 +17,11 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 SLOW = 20_000_000  # clock cycles: about 10 ms
-PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+UNNORMALIZED = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
 
 
 class SlowCopies(Normalizer):
-    """A Normalizer whose copies begin late, long after the host has gone on."""
+    """A Normalizer whose copies start late, long after the host has continued."""
 
     def __call__(self, batch: Batch, step: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         torch.cuda._sleep(SLOW)
@@ -29,21 +29,21 @@ class SlowCopies(Normalizer):
 
 
 def random_batches(count: int) -> Iterator[Batch]:
-    """Batches whose host memory is let go, and overwritten, as soon as the consumer asks for the next one."""
+    """Yield batches whose host memory is released and overwritten as soon as the next batch is requested."""
     for number in range(count):
         draw = torch.Generator().manual_seed(number)
         images = torch.randint(0, 256, (32, 96, 96, 3), generator=draw, dtype=torch.uint8).pin_memory()
         labels = torch.randint(0, 1000, (32,), generator=draw).pin_memory()
         yield Batch(images, labels)
         del images, labels
-        poison = torch.empty((32, 96, 96, 3), dtype=torch.uint8, pin_memory=True)
-        poison.fill_(number)
-        del poison
+        overwrite = torch.empty((32, 96, 96, 3), dtype=torch.uint8, pin_memory=True)
+        overwrite.fill_(number)
+        del overwrite
 
 
 @pytest.mark.parametrize("normalizer", [Normalizer, SlowCopies])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_side_stream_gives_the_results_of_a_synchronous_copy(
+def test_each_on_a_side_stream_equals_a_synchronous_copy(
     normalizer: Callable[..., Normalizer], dtype: torch.dtype
 ) -> None:
     device = torch.device("cuda")
@@ -54,7 +54,7 @@ def test_the_side_stream_gives_the_results_of_a_synchronous_copy(
         expected.append((images.cpu(), labels.cpu()))
     results = []
     for images, labels in normalizer(device, dtype).each(random_batches(8)):
-        torch.cuda._sleep(SLOW)  # the consumer reads much later than the memory is let go
+        torch.cuda._sleep(SLOW)  # the consumer reads long after the memory is released
         results.append((images + 0, labels + 0))
         del images, labels
         torch.empty_like(results[-1][0]).fill_(float("nan"))  # an early reuse of freed memory would show
@@ -64,7 +64,7 @@ def test_the_side_stream_gives_the_results_of_a_synchronous_copy(
         assert torch.equal(labels.cpu(), expected_labels)
 
 
-def test_the_loaders_pinned_memory_is_not_overwritten_before_it_is_copied(numbers: BetonFile) -> None:
+def test_pinned_memory_of_the_loader_is_not_overwritten_before_it_is_copied(numbers: BetonFile) -> None:
     loader = Loader(
         numbers.path,
         8,
@@ -79,7 +79,7 @@ def test_the_loaders_pinned_memory_is_not_overwritten_before_it_is_copied(number
     results, expected = [], []
     for epoch in range(3):
         expected += loader.batch_indices(epoch)
-        for images, labels in SlowCopies(torch.device("cuda"), **PLAIN).each(loader.epoch(epoch)):
+        for images, labels in SlowCopies(torch.device("cuda"), **UNNORMALIZED).each(loader.epoch(epoch)):
             results.append((images + 0, labels + 0))
     torch.cuda.synchronize()
     assert len(results) == len(expected) == 3 * (103 // 8)
@@ -89,22 +89,22 @@ def test_the_loaders_pinned_memory_is_not_overwritten_before_it_is_copied(number
         assert labels.cpu().tolist() == numbers.labels[indices].tolist()
 
 
-def test_batches_of_the_loader_are_pinned(numbers: BetonFile) -> None:
+def test_pin_memory_pins_images_and_labels(numbers: BetonFile) -> None:
     loader = Loader(numbers.path, 8, 2, cropper=CenterCrop(), resolution=16, pin_memory=True)
     batch = next(iter(loader))
     assert batch.images.is_pinned()
     assert batch.labels.is_pinned()
 
 
-def test_augmentation_runs_on_the_device_and_is_given_the_step() -> None:
+def test_augment_runs_on_the_device_with_the_step() -> None:
     seen = []
 
     def augment(images: torch.Tensor, step: int) -> torch.Tensor:
         seen.append((images.device.type, images.dtype, tuple(images.shape), step))
         return 255 - images
 
-    plain = [images.cpu() for images, _ in Normalizer(torch.device("cuda"), **PLAIN).each(random_batches(3))]
-    changed = Normalizer(torch.device("cuda"), augment=augment, **PLAIN).each(random_batches(3), first_step=5)
-    for before, (after, _) in zip(plain, changed, strict=True):
+    original = [images.cpu() for images, _ in Normalizer(torch.device("cuda"), **UNNORMALIZED).each(random_batches(3))]
+    changed = Normalizer(torch.device("cuda"), augment=augment, **UNNORMALIZED).each(random_batches(3), first_step=5)
+    for before, (after, _) in zip(original, changed, strict=True):
         assert np.allclose(255 - before.numpy(), after.cpu().numpy(), atol=1e-3)
     assert seen == [("cuda", torch.uint8, (32, 3, 96, 96), step) for step in (5, 6, 7)]
