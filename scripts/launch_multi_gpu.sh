@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Train on several GPUs of one machine, one process each.
+# Train on several GPUs of one machine, with one process per GPU.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -10,16 +10,16 @@ usage() {
     cat >&2 <<TEXT
 usage: $0 NGPUS DATA EPOCHS BATCH WORKERS [flags of train_imagenet.py]
 
-  NGPUS    how many GPUs, each with a process of its own
-  DATA     folder that holds train.beton and val.beton
-  EPOCHS   how many epochs to train
-  BATCH    training batch size of each GPU
-  WORKERS  loader threads of each process; about cores / NGPUS
+  NGPUS    number of GPUs
+  DATA     folder with train.beton and val.beton
+  EPOCHS   number of epochs
+  BATCH    training batch size per GPU
+  WORKERS  loader threads per process, about cores / NGPUS
 
-  CONFIG=FILE chooses the recipe; default rn50_configs/rn50_16_epochs.yaml
-  RESET_SCHED=1         --reset-schedule: going on with other EPOCHS, a schedule for what is left
-  FREEZE_LR=1           --freeze-lr: hold the learning rate, at the last one or at
-  FREEZE_LR_VALUE=RATE  this one
+  CONFIG=FILE           config file (default rn50_configs/rn50_16_epochs.yaml)
+  RESET_SCHED=1         --reset-schedule: a new schedule for the remaining epochs
+  FREEZE_LR=1           --freeze-lr: keep the last learning rate
+  FREEZE_LR_VALUE=RATE  use this rate instead (with FREEZE_LR=1)
 
 example: $0 8 /data/betons 16 128 12 --lr.lr 1.7
 TEXT
@@ -31,9 +31,9 @@ die() {
     exit 2
 }
 
-require_count() { [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 must be a whole number above zero, not '$2'"; }
+require_count() { [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 must be a positive integer, not '$2'"; }
 
-# Quiet where there is no driver: then there are none.
+# 0 without a driver.
 visible_gpus() {
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
         tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^[:space:]]' || true
@@ -50,7 +50,7 @@ require_count EPOCHS "$epochs"
 require_count BATCH "$batch"
 require_count WORKERS "$workers"
 for file in "$data/train.beton" "$data/val.beton" "$config"; do
-    [[ -f $file ]] || die "there is no $file"
+    [[ -f $file ]] || die "$file does not exist"
 done
 
 visible=$(visible_gpus)
@@ -66,7 +66,7 @@ source "$repo/scripts/schedule_flags.sh"
 python=$repo/.venv/bin/python
 [[ -x $python ]] || python=python3
 
-# One process needs no rendezvous; torchrun, called as a module, runs under this very Python.
+# One process needs no rendezvous. torchrun runs as a module of the same Python.
 launcher=("$python")
 if ((gpus > 1)); then launcher+=(-m torch.distributed.run --standalone "--nproc_per_node=$gpus"); fi
 

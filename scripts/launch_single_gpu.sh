@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Train on one GPU (or, without any, on the CPU). See launch_multi_gpu.sh for more than one.
+# Train on one GPU, or on the CPU if there is none. For several GPUs: launch_multi_gpu.sh.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -9,12 +9,12 @@ usage() {
     cat >&2 <<TEXT
 usage: $0 DATA EPOCHS BATCH WORKERS [flags of train_imagenet.py]
 
-  DATA     folder that holds train.beton and val.beton
-  EPOCHS   how many epochs to train
+  DATA     folder with train.beton and val.beton
+  EPOCHS   number of epochs
   BATCH    training batch size
-  WORKERS  loader threads; about the number of cores
+  WORKERS  loader threads, about the number of cores
 
-  CONFIG=FILE chooses the recipe; default rn50_configs/rn50_16_epochs.yaml
+  CONFIG=FILE           config file (default rn50_configs/rn50_16_epochs.yaml)
   RESET_SCHED=1, FREEZE_LR=1, FREEZE_LR_VALUE=RATE: see launch_multi_gpu.sh
 
 example: $0 /data/betons 16 512 12 --lr.lr 0.5

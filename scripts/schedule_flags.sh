@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 #
-# Sourced by what starts a training: puts what the environment asks of the schedule into the array "schedule", as flags
-# of train_imagenet.py. Flags on the command line come after them, and win.
+# Sourced by the launchers: sets the array "schedule" to flags of train_imagenet.py. Flags on the command line follow
+# them, and take precedence.
 #
-#   RESET_SCHED=1         --reset-schedule: going on with other epochs, a schedule for what is left
-#   FREEZE_LR=1           --freeze-lr: hold the learning rate, at the last one or at
-#   FREEZE_LR_VALUE=RATE  this one
+#   RESET_SCHED=1         --reset-schedule: a new schedule for the remaining epochs
+#   FREEZE_LR=1           --freeze-lr: keep the last learning rate
+#   FREEZE_LR_VALUE=RATE  use this rate instead (with FREEZE_LR=1)
 
 is_on() { [[ ${1,,} =~ ^(1|true|yes|on)$ ]]; }
 

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 #
-# Start a script with torchrun on every GPU of this node, and of the job's other nodes if it has any: the one place
-# that knows what SkyPilot, AWS Batch, SageMaker and Slurm call a node's number and the first node's address.
+# Start a script with torchrun on all GPUs of this node. In a multi-node job, the node rank and the address of the first
+# node come from the environment variables of SkyPilot, AWS Batch, SageMaker or Slurm.
 #
 #   scripts/torchrun_from_env.sh train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml
 #   scripts/torchrun_from_env.sh --print          only print torchrun's flags
 #
-# A training also takes RESET_SCHED, FREEZE_LR and FREEZE_LR_VALUE from the environment: see schedule_flags.sh.
+# RESET_SCHED, FREEZE_LR and FREEZE_LR_VALUE become flags of train_imagenet.py: see schedule_flags.sh.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 port=${MASTER_PORT:-29500}
-sagemaker=${REBAR_ROOT:-}/opt/ml/input/config/resourceconfig.json  # tests have a root of their own
+sagemaker=${REBAR_ROOT:-}/opt/ml/input/config/resourceconfig.json  # tests use another root
 
 die() {
     echo "error: $1" >&2
@@ -24,7 +24,7 @@ gpus_here() {
     echo "$((gpus > 0 ? gpus : 1))"
 }
 
-# Of ["a","b"] and a name in it: how many there are, where it stands, the first.
+# from_json HOSTS NAME: number of hosts, rank of NAME, first host.
 from_json() {
     python3 -c '
 import json, sys
@@ -32,14 +32,14 @@ hosts = sorted(json.loads(sys.argv[1]))
 print(len(hosts), hosts.index(sys.argv[2]), hosts[0])' "$1" "$2"
 }
 
-# SageMaker's own file, for images without its training toolkit: the nodes as above, and the network between them.
+# The same from SageMaker's file, for images without its training toolkit, and the network interface.
 from_resource_config() {
     python3 -c '
 import json, sys
-told = json.load(open(sys.argv[1]))
-hosts = sorted(told["hosts"])
-here = told["current_host"]
-print(len(hosts), hosts.index(here), hosts[0], told.get("network_interface_name", ""))' "$sagemaker"
+config = json.load(open(sys.argv[1]))
+hosts = sorted(config["hosts"])
+here = config["current_host"]
+print(len(hosts), hosts.index(here), hosts[0], config.get("network_interface_name", ""))' "$sagemaker"
 }
 
 nodes=1 rank=0 address='' gpus=''
@@ -51,7 +51,7 @@ if [[ -n ${SKYPILOT_NODE_IPS:-} ]]; then
 elif [[ -n ${AWS_BATCH_JOB_NUM_NODES:-} ]]; then
     nodes=$AWS_BATCH_JOB_NUM_NODES
     rank=${AWS_BATCH_JOB_NODE_INDEX:?AWS Batch sets it}
-    # Only the other nodes are told; the first one knows itself. torchrun wants it to have rank 0.
+    # The main node does not get its own address; torchrun needs it to have rank 0.
     [[ ${AWS_BATCH_JOB_MAIN_NODE_INDEX:-0} == 0 ]] || die "the job definition's mainNode must be 0"
     address=${AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS:-$(hostname -I | cut -d ' ' -f 1)}
 elif [[ -n ${SM_HOSTS:-} ]]; then
@@ -64,7 +64,7 @@ elif [[ -f $sagemaker ]]; then
     fi
 elif [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
     nodes=${SLURM_NNODES:-${SLURM_JOB_NUM_NODES:?Slurm sets it}}
-    rank=${SLURM_NODEID:?start this with srun, one task a node}
+    rank=${SLURM_NODEID:?run this with srun, one task per node}
     address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     gpus=${SLURM_GPUS_ON_NODE:-}
 fi
@@ -72,7 +72,7 @@ if [[ ! $gpus =~ ^[1-9][0-9]*$ ]]; then gpus=$(gpus_here); fi
 
 flags=("--nproc_per_node=$gpus")
 if ((nodes > 1)); then
-    [[ -n $address ]] || die "the first node's address is not known"
+    [[ -n $address ]] || die "the address of the first node is unknown"
     flags+=("--nnodes=$nodes" "--node_rank=$rank" "--master_addr=$address" "--master_port=$port")
 else
     flags+=(--standalone)

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 #
-# A training as a job of AWS Batch, SageMaker or SkyPilot: data to this node's disk, training on all GPUs. The training
-# itself finds what an earlier attempt left in S3, and brings its checkpoints and log there; at the end we make sure.
+# Train in a job of AWS Batch, SageMaker or SkyPilot: copy the data to this node's disk, and train on all GPUs. Training
+# resumes from the checkpoint of an earlier attempt in S3, and uploads its checkpoints and log; the final upload is
+# repeated here if it failed.
 #
 #   scripts/train_job.sh --config-file rn50_configs/g5_4gpu.yaml [flags of train_imagenet.py]
 #
-# From the environment:
-#   DATA         s3:// folder with train.beton and val.beton; without it they lie in DATA_FOLDER already
-#   DATA_FOLDER  a folder on a fast disk (default: data/ in the repository)
-#   RUN_PLACE    s3://bucket/prefix/RUN, where checkpoints and log are kept; without it nothing is uploaded
-#   RUN_FOLDER   the run's folder here, which ends in RUN, too (default: runs/RUN)
+# Environment:
+#   DATA         s3:// folder with train.beton and val.beton; default: they are in DATA_FOLDER already
+#   DATA_FOLDER  folder on a fast disk (default: data/ in the repository)
+#   RUN_PLACE    s3://bucket/prefix/RUN for checkpoints and log; default: no uploads
+#   RUN_FOLDER   local run folder, must also end in RUN (default: runs/RUN)
 #   RESET_SCHED, FREEZE_LR, FREEZE_LR_VALUE   see schedule_flags.sh
 #
-# Exit status: 0 finished; 75 interrupted, all is saved, start it again; any other: failed.
+# Exit status: 0 finished; 75 interrupted and saved, run it again; any other: failed.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -48,7 +49,7 @@ is_first_node() {
     ((BASH_REMATCH[1] == 0))
 }
 
-# wait returns early when a signal has been passed on; the last one has the training's own status.
+# wait returns early after a forwarded signal; the last one returns the exit status of training.
 train() {
     scripts/torchrun_from_env.sh train_imagenet.py "$@" --data.train_dataset "$data_folder/train.beton" \
         --data.val_dataset "$data_folder/val.beton" --logging.folder "$run_folder" "${upload[@]}" &
@@ -58,24 +59,24 @@ train() {
     wait "$training"
 }
 
-# torchrun answers 1 whatever happened; the run's status says what it was.
+# torchrun exits with 1 in any case; status.json has the state.
 was_interrupted() {
     grep -q '"state": "interrupted"' "$run_folder/status.json" 2>/dev/null
 }
 
-# Training only warns where it cannot upload: what it saved would go with this node.
-make_sure() {
+# Training only warns if an upload fails, but the disk of this node is lost when the job ends.
+upload_run() {
     [[ -n ${RUN_PLACE:-} && -f $run_folder/checkpoints/last.pt && -f $run_folder/status.json ]] || return 0
     is_first_node || return 0
     "$python" -m rebar.aws run upload "$run_folder" "$RUN_PLACE"
 }
 
 stage_data
-rm -f "$run_folder/status.json"  # an earlier attempt's would be taken for this one's
+rm -f "$run_folder/status.json"  # of an earlier attempt
 status=0
 train "$@" || status=$?
 if ((status)) && was_interrupted; then status=75; fi
-make_sure || { sleep "${RETRY_SECONDS:-5}"; make_sure; } || {
+upload_run || { sleep "${RETRY_SECONDS:-5}"; upload_run; } || {
     echo "error: the run could not be uploaded to $RUN_PLACE" >&2
     exit 1
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# The whole way on one GPU in about an hour: the tests that need a GPU, 25,000 images packed, trained, evaluated.
-# 'python -m rebar.aws launch validate' runs it on a rented machine. Started again, it goes on.
+# The one-hour validation on one GPU: run the GPU tests, write 25,000 images, train, evaluate. 'python -m rebar.aws launch
+# validate' runs it on an EC2 instance. A repeated call continues after the last completed step.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -15,11 +15,11 @@ usage() {
     cat >&2 <<TEXT
 usage: $0 IMAGES [--no-tests] [FLAGS of train_imagenet.py]
 
-  IMAGES             what write_dataset.py takes as --data-dir, such as hf:imagenet-1k, or a folder of .beton files
-  --no-tests           leave the GPU's tests out
-  RUN_FOLDER=PATH      where the report goes: summary.txt, gpu_tests.txt, training/, evaluation.txt
-  DATA_FOLDER=PATH     a fast disk, for the images
-  TRAIN_IMAGES, VAL_IMAGES   how many (default 25000 and 5000)
+  IMAGES               --data-dir of write_dataset.py, such as hf:imagenet-1k, or a folder with .beton files
+  --no-tests           skip the GPU tests
+  RUN_FOLDER=PATH      output: summary.txt, gpu_tests.txt, training/, evaluation.txt
+  DATA_FOLDER=PATH     folder on a fast disk for the .beton files
+  TRAIN_IMAGES, VAL_IMAGES   number of images (default 25000 and 5000)
   RESET_SCHED=1, FREEZE_LR=1, FREEZE_LR_VALUE=RATE: see launch_multi_gpu.sh
 
 example: $0 hf:imagenet-1k
@@ -27,11 +27,11 @@ TEXT
     exit 2
 }
 
-# heading TEXT: what happens, and the time since the start.
+# heading TEXT: print a step and the time since the start.
 heading() { printf '\n== %s  (%d:%02d min)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
 
 run_tests() {
-    heading "Tests that need a GPU"
+    heading "Run the GPU tests"
     ./scripts/test.sh -m gpu >"$run_folder/gpu_tests.txt" 2>&1 || tests=failed
     tail -n 1 "$run_folder/gpu_tests.txt"
 }
@@ -41,9 +41,9 @@ write_betons() {
     local -An images_of=([train]=${TRAIN_IMAGES:-25000} [val]=${VAL_IMAGES:-5000})
     mkdir -p "$work"
     for split in train val; do
-        heading "Pack ${images_of[$split]} images into $split.beton"
+        heading "Write ${images_of[$split]} images to $split.beton"
         if [[ -f $work/$split.beton ]]; then
-            echo "there already"
+            echo "exists already"
         else
             HF_HOME=${HF_HOME:-$work/hf} "$python" write_dataset.py --split "$split" --data-dir "$images" \
                 --subset "${images_of[$split]}" --write-path "$work/$split.beton"
@@ -56,7 +56,7 @@ is_finished() { [[ -s $1 ]] && tail -n 1 "$1" | grep -q '"event": "end"'; }
 train() {
     heading "Train rn50_configs/validation_run.yaml"
     if is_finished "$run_folder/training/log.jsonl"; then
-        echo "done already"
+        echo "finished already"
         return
     fi
     ./scripts/torchrun_from_env.sh train_imagenet.py --config-file rn50_configs/validation_run.yaml \
@@ -78,7 +78,7 @@ summarize() {
         echo "machine     $(gpu_name), $(getconf _NPROCESSORS_ONLN) CPUs"
         echo "GPU tests   $tests"
         grep 'top-1' "$run_folder/evaluation.txt" | sed 's/^/evaluation  /'
-        echo "in all      $((SECONDS / 60)) min"
+        echo "total       $((SECONDS / 60)) min"
     } | tee "$run_folder/summary.txt"
 }
 
@@ -86,7 +86,7 @@ summarize() {
 images=$1
 shift
 if [[ ${1:-} == --no-tests ]]; then
-    tests="left out"
+    tests="skipped"
     shift
 fi
 if [[ -e $images ]]; then images=$(realpath "$images"); fi
@@ -94,7 +94,7 @@ mkdir -p "$run_folder"
 run_folder=$(cd "$run_folder" && pwd)
 cd "$repo"
 
-if [[ $tests != "left out" ]]; then run_tests; fi
+if [[ $tests != "skipped" ]]; then run_tests; fi
 write_betons
 train "$@"
 evaluate

@@ -1,4 +1,4 @@
-"""AWS volumes, snapshots, machines and bills, safe to repeat: ``python -m rebar.aws --help``.
+"""AWS volumes, snapshots, machines and jobs, with commands that are safe to repeat: ``python -m rebar.aws --help``.
 
-Knows nothing of training, and needs neither torch nor numpy: boto3 is the extra ``aws``.
+Needs boto3 (the extra ``aws``), but neither torch nor numpy.
 """

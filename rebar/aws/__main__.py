@@ -1,25 +1,25 @@
-"""AWS for training: volumes, snapshots, machines and what they cost.
+"""AWS resources for training: volumes, snapshots, machines, jobs, and their costs.
 
     python -m rebar.aws --help
     python -m rebar.aws volume create --help
 
-What changes anything prints its plan first; --yes does it, --check asks AWS whether it may be done.
+Commands that change something print a plan; --yes executes it, --check asks AWS for permission.
 """
 
 import argparse
 from collections.abc import Sequence
 
-from rebar.aws.commands import batch, cost, data, launch, run, sagemaker, snapshot, spot, volume
+from rebar.aws.commands import cost, data, jobs, launch, run, spot, volumes
 from rebar.cli import run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands."""
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="python -m rebar.aws", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     groups = parser.add_subparsers(dest="group", required=True, metavar="GROUP")
-    for module in (volume, snapshot, data, cost, launch, batch, sagemaker, run, spot):
+    for module in (volumes, data, cost, launch, jobs, run, spot):
         module.add(groups)
     return parser
 

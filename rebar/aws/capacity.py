@@ -1,11 +1,10 @@
-"""Asked before anything is rented: how large the data are, whether a machine can be had, and at what price."""
+"""Checks before an instance is launched: size of the data, availability, quota and spot price."""
 
 from dataclasses import dataclass
 
-from rebar.aws.client import AwsError, Clients, code_of, translate_aws_error
-from rebar.aws.instances import BY_NAME, InstanceType, require_room
+from rebar.aws.client import AwsError, Clients, call, code_of, paginate, translate_aws_error
+from rebar.aws.instances import BY_NAME, TYPES, InstanceType, find_instances
 from rebar.aws.snapshots import SNAPSHOT_ID, describe_snapshot
-from rebar.aws.sweep import find_instances
 from rebar.aws.tags import now
 
 QUOTAS = {
@@ -15,33 +14,23 @@ QUOTAS = {
     ("p", True): "L-7212CCBC",  # All P4, P3 and P2 Spot Instance Requests
     ("p5", True): "L-C4BD4855",  # All P5 Spot Instance Requests
 }
-"""Service Quotas' codes, in vCPUs, by family and whether on spot."""
-
-
-@dataclass(frozen=True)
-class SpotPrice:
-    """The lowest spot price of a region's zones, in US dollars an hour."""
-
-    dollars: float
-    zone: str
-
-
+"""Codes of Service Quotas, in vCPUs, by family and whether on spot."""
 BETONS = ("train.beton", "val.beton")
 GB, GIB = 10**9, 2**30
 DATA_GB = 70
-"""ImageNet as the writer's defaults store it, with some room."""
+"""ImageNet with the writer's defaults, with a margin."""
 SYSTEM_GB = 40
 
 
 def data_gb(clients: Clients, data: str) -> int | None:
-    """How many GB ``s3://…`` holds in train.beton and val.beton, or a snapshot at most; None where it is not told.
+    """Return the GB of train.beton and val.beton in ``s3://…``, or of a snapshot at most; None if AWS denies access.
 
-    Raises AwsError where there are no such data: a machine would look for them in vain.
+    Raises AwsError if there are no such data.
     """
     if SNAPSHOT_ID.fullmatch(data):
         snapshot = describe_snapshot(clients, data)
         if snapshot is None:
-            raise AwsError(f"there is no snapshot {data} in this region")
+            raise AwsError(f"snapshot {data} does not exist in this region.", code="aws-not-found")
         return -(-snapshot["VolumeSize"] * GIB // GB)
     if not data.startswith("s3://"):
         return None
@@ -51,67 +40,71 @@ def data_gb(clients: Clients, data: str) -> int | None:
     return None if None in sizes else -(-sum(size or 0 for size in sizes) // GB)
 
 
-def require_fit(clients: Clients, machine: InstanceType, data: str, gigabytes: int | None, root_gb: int) -> None:
-    """Raises AwsError where the data do not fit the machine's disks, or cannot be found on it.
-
-    ``gigabytes``: how large they are, where the user says so; else it is asked. ``root_gb``: of the system disk.
-    """
-    gigabytes = gigabytes or data_gb(clients, data) or DATA_GB
-    if machine.nvme_gb:
-        require_room(machine, gigabytes)
-    elif root_gb < gigabytes + SYSTEM_GB:
-        raise AwsError(f"{machine.name} has no disks of its own: give --root-gb {gigabytes + 60}, for system and data")
-    if not machine.tells_serials and data.startswith("snap-"):
-        raise AwsError(f"{machine.name} is older than Nitro and does not tell which disk is a volume: --data s3://…")
-
-
 def _object_size(clients: Clients, bucket: str, key: str) -> int | None:
     from botocore.exceptions import ClientError
 
-    with translate_aws_error(f"looking at s3://{bucket}/{key}"):
+    s3 = clients("s3")
+    with translate_aws_error(f"describing s3://{bucket}/{key}"):
         try:
-            size: int = clients("s3").head_object(Bucket=bucket, Key=key)["ContentLength"]
-            return size
+            return int(s3.head_object(Bucket=bucket, Key=key)["ContentLength"])
         except ClientError as error:
             if code_of(error) in ("404", "NoSuchKey"):
-                raise AwsError(f"there is no s3://{bucket}/{key}: upload it first, or give another --data") from None
-            if code_of(error) == "403":
-                print(f"note: s3://{bucket}/{key} may not be looked at from here; the machine will see")
-                return None
-            raise
+                text = f"s3://{bucket}/{key} does not exist. Upload it, or change --data."
+                raise AwsError(text, code="aws-not-found") from None
+            if code_of(error) != "403":
+                raise
+    print(f"note: no permission to check s3://{bucket}/{key} from here")
+    return None
 
 
-def zones_offering(clients: Clients, machine: InstanceType) -> list[str]:
-    """The zones of the region that have this type at all."""
-    with translate_aws_error(f"asking where {machine.name} is offered"):
-        pages = clients.ec2.get_paginator("describe_instance_type_offerings").paginate(
-            LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": [machine.name]}]
-        )
-        return sorted(offer["Location"] for page in pages for offer in page["InstanceTypeOfferings"])
+def require_fit(clients: Clients, machine: InstanceType, data: str, gigabytes: int | None, root_gb: int) -> None:
+    """Raise AwsError if the data do not fit the machine's disks; ``gigabytes`` None: ask AWS for their size."""
+    gigabytes = gigabytes or data_gb(clients, data) or DATA_GB
+    if machine.nvme_gb:
+        require_nvme(machine, gigabytes)
+    elif root_gb < gigabytes + SYSTEM_GB:
+        text = f"{machine.name} has no instance store. Use --root-gb {gigabytes + 60} for system and data."
+        raise AwsError(text, code="instance-type-unsuitable")
+    if not machine.has_volume_serials and data.startswith("snap-"):
+        text = f"{machine.name} does not show the serial numbers of volumes. Use --data s3://… instead of a snapshot."
+        raise AwsError(text, code="instance-type-unsuitable")
+
+
+def require_nvme(machine: InstanceType, gigabytes: int) -> None:
+    """Raise AwsError if the data do not fit the machine's instance store."""
+    if gigabytes > 0.95 * machine.nvme_gb:
+        fitting = [each.name for each in TYPES if each.gpus == machine.gpus and gigabytes <= 0.95 * each.nvme_gb]
+        text = f"{gigabytes} GB of data do not fit the {machine.nvme_gb} GB of NVMe of {machine.name}"
+        advice = f"Use {' or '.join(fitting) or 'more GPUs'}."
+        raise AwsError(f"{text}. {advice}", code="instance-type-unsuitable")
 
 
 def require_offered(clients: Clients, machine: InstanceType, zone: str | None) -> None:
-    """Raises AwsError where the type is not offered in the zone, or nowhere in the region."""
-    zones = zones_offering(clients, machine)
-    if not zones:
-        raise AwsError(f"{machine.name} is not offered in this region")
-    if zone is not None and zone not in zones:
-        raise AwsError(f"{machine.name} is not offered in {zone}, but in {', '.join(zones)}")
+    """Raise AwsError if the type is not offered in the zone, or nowhere in the region."""
+    offers = paginate(
+        f"asking for the zones of {machine.name}",
+        clients.ec2,
+        "describe_instance_type_offerings",
+        "InstanceTypeOfferings",
+        LocationType="availability-zone",
+        Filters=[{"Name": "instance-type", "Values": [machine.name]}],
+    )
+    zones = sorted(offer["Location"] for offer in offers)
+    if not zones or (zone is not None and zone not in zones):
+        text = f"{machine.name} is not offered in {zone or 'this region'}"
+        advice = f"Use {' or '.join(zones)}." if zones else "Use another region."
+        raise AwsError(f"{text}. {advice}", code="instance-type-not-offered")
 
 
 def require_quota(clients: Clients, machine: InstanceType, *, spot: bool) -> None:
-    """Raises AwsError where the account's vCPU quota is below what the type needs, besides our own machines."""
-    from botocore.exceptions import ClientError
-
+    """Raise AwsError if the account's vCPU quota is too small for the type and the instances already running."""
     code = QUOTAS.get((machine.family, spot)) or QUOTAS[machine.name[0], spot]
-    with translate_aws_error("asking for the account's quota"):
-        try:
-            answer = clients("service-quotas").get_service_quota(ServiceCode="ec2", QuotaCode=code)
-        except ClientError as error:
-            if code_of(error) in ("AccessDeniedException", "NoSuchResourceException"):
-                print(f"note: the quota {code} could not be read ({code_of(error)}); AWS will say if it is too small")
-                return
-            raise
+    get_quota = clients("service-quotas").get_service_quota
+    denied = ["AccessDeniedException", "NoSuchResourceException"]
+    answer = call("reading the account's quota", get_quota, none_if=denied, ServiceCode="ec2", QuotaCode=code)
+    if answer is None:
+        print(f"note: no permission to read the quota {code}")
+        return
     quota = answer["Quota"]["Value"]
     used = sum(
         BY_NAME[kind].vcpus
@@ -121,19 +114,29 @@ def require_quota(clients: Clients, machine: InstanceType, *, spot: bool) -> Non
         and (instance.get("InstanceLifecycle") == "spot") == spot
     )
     if used + machine.vcpus > quota:
-        raise AwsError(
-            f"{machine.name} needs {machine.vcpus} vCPUs, but the account's quota {code} is {quota:.0f}"
-            f"{f', of which {used} are in use' if used else ''}: ask for more (docs/aws.md), which takes hours to days"
-        )
+        text = f"{machine.name} needs {machine.vcpus} vCPUs, but quota {code} is {quota:.0f}, of which {used} are used"
+        raise AwsError(f"{text}. Request more in Service Quotas (docs/aws.md).", code="aws-quota-exceeded")
+
+
+@dataclass(frozen=True)
+class SpotPrice:
+    """The lowest spot price in the zones of a region, in $/h."""
+
+    dollars: float
+    zone: str
 
 
 def spot_price(clients: Clients, machine: InstanceType) -> SpotPrice:
-    """The lowest spot price in the region now; raises AwsError where there is none."""
-    with translate_aws_error(f"asking for the spot price of {machine.name}"):
-        answer = clients.ec2.describe_spot_price_history(
-            InstanceTypes=[machine.name], ProductDescriptions=["Linux/UNIX"], StartTime=now()
-        )
+    """Return the lowest current spot price in the region; raises AwsError if there is none."""
+    answer = call(
+        f"asking for the spot price of {machine.name}",
+        clients.ec2.describe_spot_price_history,
+        InstanceTypes=[machine.name],
+        ProductDescriptions=["Linux/UNIX"],
+        StartTime=now(),
+    )
     offers = [SpotPrice(float(each["SpotPrice"]), each["AvailabilityZone"]) for each in answer["SpotPriceHistory"]]
     if not offers:
-        raise AwsError(f"AWS names no spot price for {machine.name} in this region")
+        text = f"{machine.name} has no spot price in this region. Use another region, or omit --spot."
+        raise AwsError(text, code="instance-type-not-offered")
     return min(offers, key=lambda offer: offer.dollars)

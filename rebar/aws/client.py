@@ -1,46 +1,40 @@
-"""What AWS answers, as one message for a person, without secrets.
+"""boto3 clients whose errors become AwsError, and programs of the operating system that are run with the same care.
 
-boto3's clients, configured once.
-
-The endpoint is the environment's (``AWS_ENDPOINT_URL``, ``AWS_ENDPOINT_URL_EC2`` …) and so is the number of attempts
-(``AWS_MAX_ATTEMPTS``): neither is set here, for what is set in code wins over the environment.
-
-Waiting for AWS, never for ever.
-
-Programs of the system, with their errors told.
+Endpoint and number of attempts come from the environment (``AWS_ENDPOINT_URL``, ``AWS_MAX_ATTEMPTS``): values set in
+code would override it.
 """
 
+import math
 import re
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 from rebar.errors import RebarError
 
 
 class AwsError(RebarError):
-    """Something in the cloud, or on the machine beside it, that stops a command."""
+    """An AWS command cannot be completed."""
 
 
 ADVICE = {
-    "AuthFailure": "check the credentials: aws sts get-caller-identity",
-    "ExpiredToken": "the session has expired: log in again (aws sso login)",
-    "ExpiredTokenException": "the session has expired: log in again (aws sso login)",
-    "InsufficientInstanceCapacity": "AWS has no such machine free in this zone now: try another zone, or later",
-    "InvalidClientTokenId": "check the credentials: aws sts get-caller-identity",
-    "MaxSpotInstanceCountExceeded": "the account's spot quota is used up: ask for more in Service Quotas",
-    "OptInRequired": "the account has not enabled this service or region",
-    "RequestExpired": "this machine's clock is wrong: set it (timedatectl)",
-    "RequestLimitExceeded": "AWS throttles this account: wait a minute and run the command again",
-    "UnauthorizedOperation": "the IAM policy in docs/aws.md names what is needed",
-    "AccessDenied": "the IAM policy in docs/aws.md names what is needed",
-    "AccessDeniedException": "the IAM policy in docs/aws.md names what is needed",
-    "VcpuLimitExceeded": "the account's vCPU quota is used up: ask for more in Service Quotas",
+    "AuthFailure": "Check the credentials: aws sts get-caller-identity.",
+    "ExpiredToken": "The session has expired. Log in again (aws sso login).",
+    "ExpiredTokenException": "The session has expired. Log in again (aws sso login).",
+    "InsufficientInstanceCapacity": "This zone has no capacity for the instance type. Try another zone, or try later.",
+    "InvalidClientTokenId": "Check the credentials: aws sts get-caller-identity.",
+    "MaxSpotInstanceCountExceeded": "Request a higher spot quota in Service Quotas.",
+    "OptInRequired": "Enable this service or region for the account.",
+    "RequestExpired": "The clock of this machine is wrong. Set it (timedatectl).",
+    "RequestLimitExceeded": "AWS throttles this account. Wait a minute and run the command again.",
+    "UnauthorizedOperation": "Add the permission: see the IAM policies in docs/aws.md.",
+    "AccessDenied": "Add the permission: see the IAM policies in docs/aws.md.",
+    "AccessDeniedException": "Add the permission: see the IAM policies in docs/aws.md.",
+    "VcpuLimitExceeded": "Request a higher vCPU quota in Service Quotas.",
 }
 SECRETS = re.compile(
     r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"  # access key ids
@@ -48,45 +42,48 @@ SECRETS = re.compile(
     r"|(?i:(?<=aws_secret_access_key=)|(?<=aws_session_token=)|(?<=_token=)|(?<=_key=)|(?<=password=))\S+"
 )
 ENCODED = re.compile(r"\s*Encoded authorization failure message:\s*\S+")
+BOTO3_MISSING = "boto3 is not installed. Run pip install 'ffcv-rebar[aws]'."
 
 
 def without_secrets(text: str) -> str:
-    """The text with keys, signatures and tokens replaced by ``***``."""
+    """Replace access keys, signatures and tokens in a text by ``***``."""
     return SECRETS.sub("***", ENCODED.sub("", text))
 
 
 def code_of(error: Exception) -> str:
-    """AWS's error code, such as ``InvalidVolume.NotFound``; empty for other errors."""
+    """Return AWS's error code, such as ``InvalidVolume.NotFound``; empty for exceptions of other kinds."""
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 @contextmanager
 def translate_aws_error(doing: str) -> Iterator[None]:
-    """Turn what boto3 raises into a AwsError that says what was being done, and what to do."""
+    """Turn boto3's exceptions into an AwsError whose message starts with ``doing``."""
     try:
         from botocore import exceptions, parsers
     except ImportError:
-        raise AwsError("boto3 is missing: pip install 'ffcv-rebar[aws]' (or: pip install boto3)") from None
+        raise AwsError(BOTO3_MISSING, code="aws-boto3-missing") from None
     try:
         yield
     except exceptions.ClientError as error:
         code, message = code_of(error), error.response.get("Error", {}).get("Message", "")
-        advice = ADVICE.get(code.split(".")[0]) or ADVICE.get(code)
-        text = f"{doing}: AWS answered {code}: {without_secrets(message)}"
-        raise AwsError(f"{text.rstrip('.')}; {advice}" if advice else text) from None
+        advice = ADVICE.get(code.split(".")[0], "")
+        text = f"{doing}: AWS answered {code}: {without_secrets(message)}".rstrip(".: ")
+        raise AwsError(f"{text}. {advice}".rstrip(), code="aws-request-refused") from None
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
-        raise AwsError(
-            f"{doing}: no AWS credentials: run 'aws configure' or 'aws sso login', or give the machine an IAM role"
-        ) from None
+        advice = "Run 'aws configure' or 'aws sso login', or attach an IAM role to the machine."
+        raise AwsError(f"{doing}: no AWS credentials. {advice}", code="aws-credentials-missing") from None
     except exceptions.NoRegionError:
-        raise AwsError(f"{doing}: no region: give --region, or set AWS_DEFAULT_REGION") from None
+        raise AwsError(f"{doing}: no region. Set --region or AWS_DEFAULT_REGION.", code="aws-region-missing") from None
+    except exceptions.WaiterError as error:
+        reason = without_secrets(str(error))
+        advice = "Check the AWS console, then run the command again."
+        raise AwsError(f"{doing}: {reason}. {advice}", code="aws-wait-failed") from None
     except parsers.ResponseParserError:
-        raise AwsError(
-            f"{doing}: what answered is not AWS (a proxy's page?): check AWS_ENDPOINT_URL and the proxy"
-        ) from None
+        advice = "Check AWS_ENDPOINT_URL and the proxy."
+        raise AwsError(f"{doing}: the response is not from AWS. {advice}", code="aws-unreachable") from None
     except (exceptions.BotoCoreError, exceptions.HTTPClientError) as error:
-        raise AwsError(f"{doing}: {without_secrets(str(error))}") from None
+        raise AwsError(f"{doing}: {without_secrets(str(error))}", code="aws-unreachable") from None
 
 
 CONNECT_SECONDS, READ_SECONDS = 10, 60
@@ -95,12 +92,12 @@ CONNECTIONS = 64
 
 @dataclass(frozen=True)
 class Clients:
-    """The AWS services in one region; None: the region of the environment or of the AWS configuration."""
+    """Create boto3 clients in one region; None: the region of the environment or of the AWS configuration."""
 
     region: str | None = None
 
     def __call__(self, service: str) -> Any:
-        """A client of a service; raises AwsError without boto3 or region."""
+        """Return a client of a service; raises AwsError without boto3 or region."""
         with translate_aws_error(f"connecting to {service}"):
             from botocore.config import Config
 
@@ -115,7 +112,7 @@ class Clients:
 
     @cached_property
     def ec2(self) -> Any:
-        """EC2, which all commands about volumes and machines use."""
+        """The client of EC2."""
         return self("ec2")
 
     @cached_property
@@ -123,31 +120,40 @@ class Clients:
         try:
             import boto3
         except ImportError:
-            raise AwsError("boto3 is missing: pip install 'ffcv-rebar[aws]' (or: pip install boto3)") from None
+            raise AwsError(BOTO3_MISSING, code="aws-boto3-missing") from None
         return boto3.session.Session(region_name=self.region)
 
 
-T = TypeVar("T")
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds
+def call(doing: str, method: Callable[..., Any], /, *, none_if: Sequence[str] = (), **parameters: Any) -> Any:
+    """Call a method of a client; return None if AWS answers with one of the error codes ``none_if``."""
+    with translate_aws_error(doing):
+        try:
+            return method(**parameters)
+        except Exception as error:
+            if code_of(error) in none_if:
+                return None
+            raise
 
 
-def wait_until(what: str, look: Callable[[], T], done: Callable[[T], bool], *, seconds: float) -> T:
-    """Look again and again until ``done``; tells about it once a minute.
+PAGE = 100
 
-    ``look`` and ``done`` may raise to end the wait. Raises AwsError after ``seconds``.
-    """
-    began = told = time.monotonic()
-    pause = FIRST_PAUSE
-    while not done(seen := look()):
-        waited = time.monotonic() - began
-        if waited > seconds:
-            raise AwsError(f"{what}: not after {waited:.0f} s; look in the AWS console, then run the command again")
-        if time.monotonic() - told > 60:
-            print(f"  waiting for {what} ({waited / 60:.0f} min)", flush=True)
-            told = time.monotonic()
-        time.sleep(min(pause, max(0.0, seconds - waited) + 0.01))
-        pause = min(2 * pause, LONGEST_PAUSE)
-    return seen
+
+def paginate(doing: str, client: Any, operation: str, key: str, **parameters: Any) -> list[Any]:
+    """Return the items under ``key`` from all pages of an operation."""
+    with translate_aws_error(doing):
+        pages = client.get_paginator(operation).paginate(**parameters, PaginationConfig={"PageSize": PAGE})
+        found: list[Any] = pages.build_full_result().get(key, [])
+        return found
+
+
+POLL_SECONDS = 5.0
+
+
+def wait(doing: str, client: Any, waiter: str, *, minutes: float, **parameters: Any) -> None:
+    """Wait with one of boto3's waiters; raises AwsError after ``minutes``, and if the resource fails."""
+    config = {"Delay": POLL_SECONDS, "MaxAttempts": math.ceil(60 * minutes / POLL_SECONDS)}
+    with translate_aws_error(doing):
+        client.get_waiter(waiter).wait(**parameters, WaiterConfig=config)
 
 
 PACKAGES = {
@@ -160,12 +166,13 @@ PACKAGES = {
 
 
 def run_program(*words: str, accept: tuple[int, ...] = (0,)) -> "subprocess.CompletedProcess[str]":
-    """Run a program; raises AwsError where it is missing or ends with another status than ``accept``."""
+    """Run a program; raises AwsError if it is not installed, or if its exit status is not in ``accept``."""
     if shutil.which(words[0]) is None:
         package = PACKAGES.get(words[0], "util-linux")
-        raise AwsError(f"the program {words[0]} is missing: install {package} (apt-get install {package})")
+        text = f"{words[0]} is not installed. Run apt-get install {package}."
+        raise AwsError(text, code="program-missing")
     done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode not in accept:
-        reason = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]
-        raise AwsError(f"{' '.join(words)}: exit status {done.returncode}: {reason}")
+        reason = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise AwsError(f"{' '.join(words)}: exit status {done.returncode}: {reason}", code="program-failed")
     return done

@@ -1,130 +1,111 @@
-"""The machine's own NVMe disks as one fast folder; several become a RAID 0. What holds anything else is not touched.
+"""The NVMe disks of an EC2 instance as one folder; several become a RAID 0. Disks that are not blank are not touched.
 
-They are empty when a machine is rented, and lost when it stops: what lies there is a copy.
+They are empty when an instance starts, and lost when it stops.
 """
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rebar.aws.attach import size_of
 from rebar.aws.client import AwsError, run_program
-from rebar.aws.filesystem import probe, require_blank
-from rebar.aws.mount import mount, mounts_of, require_free_target
+from rebar.aws.devices import mount, mounts_of, probe, require_blank, require_free_target, size_of
 from rebar.aws.plan import Mode, Step, confirm_plan
 
 MODEL = "Amazon EC2 NVMe Instance Storage"
 BLOCKS, DEVICES, HOLDERS = Path("/sys/block"), Path("/dev"), Path("/sys/class/block")
 NAME = "rebar"
-"""Of our array, and of our file system: how both are known again after a reboot."""
+"""The name of the array and the label of the file system, by which both are recognized after a reboot."""
 ARRAY = Path("/dev/md") / NAME
 MEMBER = "linux_raid_member"
 
 
-def own_disks() -> list[Path]:
-    """The instance store's disks, by what they say they are; EBS volumes say something else."""
+def find_disks() -> list[Path]:
+    """Return the instance store's disks by their model name, which differs from that of EBS volumes."""
     found = []
     for entry in sorted(BLOCKS.glob("nvme*")):
-        try:
-            model = (entry / "device" / "model").read_text().strip()
-        except OSError:
-            continue
-        if model == MODEL:
+        model = entry / "device" / "model"
+        if model.is_file() and model.read_text().strip() == MODEL:
             found.append((DEVICES / entry.name).resolve())
     return found
 
 
 def prepare(folder: Path, mode: Mode) -> None:
-    """Mount the machine's own disks at a folder, after joining and formatting them where all are blank.
+    """Mount the instance store at a folder; blank disks are joined and formatted first.
 
-    Run again, it finds what it made. Raises AwsError where a disk holds, or is part of, anything that is not ours.
+    A repeated call recognizes and mounts its own file system. Raises AwsError if a disk is in use or has other data.
     """
-    folder, disks = folder.absolute(), own_disks()
+    folder, disks = folder.absolute(), find_disks()
     if not disks:
-        print(f"this machine has no NVMe disks of its own: {folder} is on the disk it is on")
+        print(f"this machine has no instance store: {folder} is an ordinary folder")
         if mode is Mode.DO:
             folder.mkdir(parents=True, exist_ok=True)
         return
-    ours = _our_device(disks)
-    if ours is not None and (places := mounts_of(ours)):
+    is_array = _is_our_array(disks)
+    device = _running_array(disks) if is_array else _our_disk(disks)
+    if device is not None and (places := mounts_of(device)):
         if [place.target for place in places] != [folder]:
-            raise AwsError(f"the machine's own disks are mounted on {places[0].target}: use that, or unmount it first")
-        print(f"{folder} is on the machine's own disks already")
+            text = f"the instance store is mounted on {places[0].target}. Use that folder, or unmount it first."
+            raise AwsError(text, code="mount-conflict")
+        print(f"{folder} is already on the instance store")
         return
     require_free_target(folder)
-    names, size = " ".join(disk.name for disk in disks), sum(size_of(disk) for disk in disks) / 1e9
-    is_array = _is_our_array(disks)
+    names, size = " ".join(disk.name for disk in disks), sum(map(size_of, disks)) / 1e9
     steps = []
-    if ours is None and not is_array:
+    if device is None and is_array:
+        steps.append(Step(f"assemble the RAID 0 of {names}"))
+    elif device is None:
         for disk in disks:
             require_blank(disk, size_of(disk))
         if len(disks) > 1:
-            steps.append(Step(f"join {names} to a RAID 0 of {size:,.0f} GB"))
+            steps.append(Step(f"create a RAID 0 of {names}, {size:,.0f} GB"))
         steps.append(Step(f"make ext4 on {'it' if len(disks) > 1 else names}, which is blank"))
-    elif ours is None:
-        steps.append(Step(f"assemble the RAID 0 of {names} again"))
-    steps.append(Step(f"mount it on {folder}; it is lost when the machine stops"))
-    if not confirm_plan(mode, f"{len(disks)} disks of this machine", steps):
+    steps.append(Step(f"mount it on {folder}; its content is lost when the machine stops"))
+    if not confirm_plan(mode, f"instance store of {len(disks)} disks", steps):
         return
-    if ours is None:
-        ours = _assemble(disks) if is_array else _create(disks) if len(disks) > 1 else disks[0]
-    if not probe(ours):  # new, or made by a call that was killed before it came this far
-        require_blank(ours, size_of(ours))
-        run_program("mkfs.ext4", "-q", "-m", "0", "-L", NAME, str(ours))
-    mount(ours, folder, "ext4", options="noatime")
-    print(f"{folder} is on {ours}: {size:,.0f} GB")
+    if device is None:
+        device = disks[0] if len(disks) == 1 else _start_array(disks, create=not is_array)
+    if not probe(device):  # new, or created by a call that was killed before mkfs
+        require_blank(device, size_of(device))
+        run_program("mkfs.ext4", "-q", "-m", "0", "-L", NAME, str(device))
+    mount(device, folder, "ext4", options="noatime")
+    print(f"{folder} is on {device}: {size:,.0f} GB")
 
 
-def _our_device(disks: Sequence[Path]) -> Path | None:
-    """The running array, or the one disk, that an earlier call made; None where there is none."""
-    if len(disks) == 1 and not _is_our_array(disks):
-        found = probe(disks[0])
-        return disks[0] if (found.get("TYPE"), found.get("LABEL")) == ("ext4", NAME) else None
-    if not _is_our_array(disks):
-        return None
-    holders = {holder.name for disk in disks for holder in (HOLDERS / disk.name / "holders").glob("*")}
-    if not holders:
-        return None
-    if len(holders) > 1 or not all(list((HOLDERS / disk.name / "holders").glob("*")) for disk in disks):
-        raise AwsError(f"the machine's own disks are in several uses ({', '.join(sorted(holders))}): left alone")
-    return (DEVICES / holders.pop()).resolve()
+def _our_disk(disks: Sequence[Path]) -> Path | None:
+    """Return the only disk if it has our file system."""
+    found = probe(disks[0]) if len(disks) == 1 else {}
+    return disks[0] if (found.get("TYPE"), found.get("LABEL")) == ("ext4", NAME) else None
 
 
 def _is_our_array(disks: Sequence[Path]) -> bool:
-    """Whether all disks are members of the one array that we made; raises AwsError where only some are."""
-    found = [probe(disk) for disk in disks]
-    arrays = {each.get("UUID") for each in found if each.get("TYPE") == MEMBER and _is_our_name(each.get("LABEL", ""))}
-    members = [each for each in found if each.get("TYPE") == MEMBER]
-    if not members:
-        return False
-    if len(members) < len(disks) or len(arrays) != 1 or None in arrays:
-        names = ", ".join(disk.name for disk, each in zip(disks, found, strict=True) if each.get("TYPE") == MEMBER)
+    """Return whether all disks are members of the array that we created; raises AwsError if only some are."""
+    members = [found for disk in disks if (found := probe(disk)).get("TYPE") == MEMBER]
+    ours = {found.get("UUID") for found in members if found.get("LABEL", "").rpartition(":")[2] == NAME}
+    if members and (len(members) < len(disks) or len(ours) != 1 or None in ours):
+        text = "the instance store belongs to another array, or disks of it are missing. If its content is not needed"
         raise AwsError(
-            f"{names} belong to an array that is not Rebar's, or not whole: left alone. If nothing on it is needed: "
-            "mdadm --stop it, then mdadm --zero-superblock each disk"
+            f"{text}, run mdadm --stop, then mdadm --zero-superblock on each disk.", code="instance-store-in-use"
         )
-    return True
+    return bool(members)
 
 
-def _is_our_name(label: str) -> bool:
-    return label.rpartition(":")[2] == NAME
+def _running_array(disks: Sequence[Path]) -> Path | None:
+    """Return the device of our array, None if it is not assembled."""
+    users = [{holder.name for holder in (HOLDERS / disk.name / "holders").glob("*")} for disk in disks]
+    holders = set().union(*users)
+    if len(holders) > 1 or (holders and not all(users)):
+        text = f"the disks of the instance store are used by {', '.join(sorted(holders))}. Stop these arrays first."
+        raise AwsError(text, code="instance-store-in-use")
+    return (DEVICES / holders.pop()).resolve() if holders else None
 
 
-def _create(disks: Sequence[Path]) -> Path:
-    words = ["--run", "--level=0", f"--name={NAME}", "--homehost=any", f"--raid-devices={len(disks)}"]
-    run_program("mdadm", "--create", str(ARRAY), *words, *map(str, disks))
-    return _settled()
-
-
-def _assemble(disks: Sequence[Path]) -> Path:
-    run_program("mdadm", "--assemble", str(ARRAY), *map(str, disks))
-    return _settled()
-
-
-def _settled() -> Path:
-    """The array's device, once udev has made its link."""
+def _start_array(disks: Sequence[Path], *, create: bool) -> Path:
+    """Create or assemble the array; returns its device once udev has made the link."""
+    options = ["--run", "--level=0", f"--name={NAME}", "--homehost=any", f"--raid-devices={len(disks)}"]
+    start = ["--create", str(ARRAY), *options] if create else ["--assemble", str(ARRAY)]
+    run_program("mdadm", *start, *map(str, disks))
     if not ARRAY.exists():
         run_program("udevadm", "settle", "--timeout=30")
     if not ARRAY.exists():
-        raise AwsError(f"mdadm made the array, but there is no {ARRAY}: look at /proc/mdstat")
+        raise AwsError(f"mdadm succeeded, but {ARRAY} does not exist. Check /proc/mdstat.", code="program-failed")
     return Path(os.path.realpath(ARRAY))

@@ -1,17 +1,16 @@
-"""The machines Rebar has configurations for: what they have, and what an hour costs.
+"""The instance types that Rebar has configurations for, running instances, and the identity of this machine.
 
-GPUs, memory, vCPUs and NVMe as EC2's DescribeInstanceTypes answers (GPU memory in marketing's GB; p3 as its page
-said). Prices are stated, not measured: list prices on demand, Linux, us-east-1; of p4d and p5 from AWS's price list
-published 2026-07-28, of the others as quoted in July 2026; p3's agree with SkyPilot's catalogue, which is undated, and
-are not verified with AWS. Spot prices change by the hour: ``cost estimate --spot``.
-
-Which machine this is, where it is one of EC2's. ``AWS_EC2_METADATA_DISABLED`` is respected.
+GPUs, memory, vCPUs and NVMe are as in EC2's DescribeInstanceTypes (GPU memory in the data sheets' GB; p3 from its
+product page). docs/aws.md names the sources of the prices.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from rebar.aws.client import AwsError
+from rebar.aws.client import AwsError, Clients, paginate
+from rebar.aws.tags import filters
 from rebar.storage.ec2_metadata import InstanceMetadata
 
 PRICES_FROM = "July 2026, us-east-1, on demand, Linux"
@@ -19,7 +18,7 @@ PRICES_FROM = "July 2026, us-east-1, on demand, Linux"
 
 @dataclass(frozen=True)
 class InstanceType:
-    """A machine. Sizes of memory in GiB, of disks in GB, price in US dollars an hour."""
+    """An instance type; memory in GiB, disks in GB (all disks together), price in $/h, on demand."""
 
     name: str
     gpus: int
@@ -29,14 +28,13 @@ class InstanceType:
     memory_gib: int
     nvme_disks: int
     nvme_gb: int
-    """All disks together."""
     price: float
     config: str
-    """The file in rn50_configs/ made for it."""
+    """The file in rn50_configs/ for it."""
 
     @property
-    def tells_serials(self) -> bool:
-        """Whether its disks can be told apart by a volume's serial number: since Nitro."""
+    def has_volume_serials(self) -> bool:
+        """Whether a volume's device has its serial number: since Nitro."""
         return self.family != "p3"
 
     @property
@@ -66,42 +64,44 @@ BY_NAME = {each.name: each for each in TYPES}
 
 
 def instance_type(name: str) -> InstanceType:
-    """The machine of that name; raises AwsError for one that is not in the table."""
+    """Return an instance type by its name; raises AwsError if it is not in the table."""
     if name not in BY_NAME:
-        raise AwsError(f"{name!r} is not in Rebar's table of machines: {', '.join(BY_NAME)}")
+        text = f"instance type {name!r} is not supported. Use one of {', '.join(BY_NAME)}."
+        raise AwsError(text, code="instance-type-unknown")
     return BY_NAME[name]
 
 
-def require_room(machine: InstanceType, data_gb: int) -> None:
-    """Raises AwsError where the data do not fit the machine's own disks."""
-    if not machine.nvme_gb:
-        raise AwsError(f"{machine.name} has no NVMe disks of its own to copy {data_gb} GB of data to; choose another")
-    if data_gb > 0.95 * machine.nvme_gb:
-        fitting = [each.name for each in TYPES if each.gpus == machine.gpus and data_gb <= 0.95 * each.nvme_gb]
-        raise AwsError(
-            f"{data_gb} GB of data do not fit the {machine.nvme_gb} GB of NVMe of {machine.name}; "
-            f"with as many GPUs: {', '.join(fitting) or 'none'}"
-        )
+LIVING = ("pending", "running", "stopping", "stopped")
+
+
+def find_instances(clients: Clients, tags: Mapping[str, str], states: tuple[str, ...] = LIVING) -> list[dict[str, Any]]:
+    """Return all instances with these tags in one of the states."""
+    chosen = [*filters(tags), {"Name": "instance-state-name", "Values": list(states)}]
+    found = paginate("listing instances", clients.ec2, "describe_instances", "Reservations", Filters=chosen)
+    return [instance for reservation in found for instance in reservation["Instances"]]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine this runs on."""
+    """The EC2 instance on which this process runs."""
 
     instance_id: str
     zone: str
 
 
 def this_machine() -> Machine:
-    """This machine's id and zone; raises AwsError where it is no EC2 machine."""
+    """Return the id and zone of this machine; raises AwsError if it is not an EC2 instance."""
+    advice = "Set --instance."
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
-        raise AwsError("this machine cannot ask who it is (AWS_EC2_METADATA_DISABLED): give --instance")
+        raise AwsError(f"instance metadata is disabled (AWS_EC2_METADATA_DISABLED). {advice}", code="aws-no-instance")
     service = InstanceMetadata()
     try:
         instance_id, zone = service.get("instance-id"), service.get("placement/availability-zone")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise AwsError(f"this is no EC2 machine, or its metadata service is off ({reason}): give --instance") from None
+        text = (
+            f"this machine is not an EC2 instance, or its metadata service is off ({getattr(error, 'reason', error)})"
+        )
+        raise AwsError(f"{text}. {advice}", code="aws-no-instance") from None
     if not instance_id or not zone:
-        raise AwsError(f"{service.endpoint} does not say which machine this is: give --instance")
+        raise AwsError(f"{service.endpoint} does not return an instance id. {advice}", code="aws-no-instance")
     return Machine(instance_id, zone)

@@ -1,69 +1,136 @@
-"""What is mounted where, and mounting."""
+"""Mounting EBS volumes on this machine; only a blank volume that ``volume create`` made is ever formatted."""
 
-import os
-import re
-from dataclasses import dataclass
+import uuid
 from pathlib import Path
 
-from rebar.aws.client import AwsError, run_program
+from rebar.aws.client import AwsError, Clients, run_program
+from rebar.aws.devices import (
+    device_of,
+    link_of,
+    mount,
+    mounts_of,
+    only_mount_of,
+    probe,
+    require_blank,
+    require_free_target,
+    unmount,
+)
+from rebar.aws.plan import Mode, Step, confirm_plan
+from rebar.aws.tags import FILESYSTEM, set_tags, tags_of
+from rebar.aws.volumes import Volume, attachment, detach_volume, require_attached
 
+KINDS = ("ext4", "xfs")
 OPTIONS = {"ext4": "noatime", "xfs": "noatime,nouuid"}  # a restored copy has its original's UUID
-PURE_READING = {"ext4": "ro,noload", "xfs": "ro,norecovery,nouuid"}
-"""Not even the journal is replayed: the device is not written to."""
+READ_ONLY = {"ext4": "ro,noload", "xfs": "ro,norecovery,nouuid"}  # the journal is not replayed
+GIB = 2**30
+BLANK = "blank"
 
 
-@dataclass(frozen=True)
-class Mount:
-    """A file system that is mounted."""
-
-    target: Path
-    kind: str
-    writable: bool
-
-
-def mounts_of(device: Path) -> list[Mount]:
-    """Where a block device is mounted."""
-    number = os.stat(device).st_rdev
-    wanted = f"{os.major(number)}:{os.minor(number)}"
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        words = line.split()
-        if words[2] == wanted:
-            kind, _, super_options = words[words.index("-") + 1 :][:3]
-            writable = "rw" in words[5].split(",") and "rw" in super_options.split(",")
-            found.append(Mount(Path(_unescaped(words[4])), kind, writable))
-    return found
+def require_formattable(volume: Volume) -> str:
+    """Return a volume's file system tag; raises AwsError unless ``volume create`` made it without a snapshot."""
+    tag = tags_of(volume).get(FILESYSTEM)
+    if volume.get("SnapshotId") or tag is None:
+        origin = f"was restored from {volume['SnapshotId']}" if volume.get("SnapshotId") else "has no creation tag"
+        text = f"{volume['VolumeId']} {origin}. Only blank volumes made by 'volume create' are formatted."
+        raise AwsError(text, code="volume-not-blank")
+    return tag
 
 
-def only_mount_of(device: Path) -> Mount | None:
-    """The one place a device is mounted; raises AwsError where there are several."""
-    found = mounts_of(device)
-    if len(found) > 1:
-        places = ", ".join(str(mount.target) for mount in found)
-        raise AwsError(f"{device} is mounted in {len(found)} places ({places}): unmount all but one")
-    return found[0] if found else None
+def format_volume(clients: Clients, volume: Volume, device: Path, kind: str) -> None:
+    """Make a file system on a blank volume, or complete an interrupted call.
+
+    The UUID is chosen and stored in a tag before anything is written, so that a repeated command recognizes its own
+    file system.
+    """
+    tag, size = require_formattable(volume), volume["Size"] * GIB
+    if tag == BLANK:
+        require_blank(device, size)
+        tag = f"{kind} {uuid.uuid4()}"
+        set_tags(clients, volume["VolumeId"], filesystem=tag)
+    chosen, _, identifier = tag.partition(" ")
+    if chosen != kind:
+        text = f"{volume['VolumeId']} is formatted as {chosen}, or was about to be. Use --format {chosen}."
+        raise AwsError(text, code="volume-filesystem")
+    found = probe(device)
+    if (found.get("TYPE"), found.get("UUID")) != (kind, identifier):
+        require_blank(device, size)
+        print(f"making {kind} on {device}", flush=True)
+        if kind == "ext4":
+            run_program("mkfs.ext4", "-q", "-m", "0", "-U", identifier, str(device))
+        else:
+            run_program("mkfs.xfs", "-q", "-m", f"uuid={identifier}", str(device))
+        run_program("blockdev", "--flushbufs", str(device))
+    run_program("e2fsck" if kind == "ext4" else "xfs_repair", "-n", str(device))
 
 
-def require_free_target(target: Path) -> None:
-    """Raises AwsError where something is mounted at, or lies in, a folder."""
-    if os.path.ismount(target):
-        raise AwsError(f"{target} has something else mounted on it: unmount that, or choose another folder")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise AwsError(f"{target} is not an empty folder: choose another")
-
-
-def mount(device: Path, target: Path, kind: str, *, options: str) -> None:
-    """Mount a device on an empty folder, which is made where it is missing."""
+def mount_volume(
+    clients: Clients, volume: Volume, target: Path, mode: Mode, *, kind: str | None = None, read_only: bool = False
+) -> None:
+    """Mount a volume that is attached to this machine; ``kind``: make this file system first, if it is blank."""
+    volume_id = volume["VolumeId"]
+    require_attached(volume)
+    device, target = device_of(volume_id), target.absolute()
+    mounted = only_mount_of(device)
+    access = "read-only" if read_only else "read-write"
+    if mounted is not None:
+        if mounted.target != target or mounted.writable == read_only:
+            how = "read-write" if mounted.writable else "read-only"
+            text = f"{volume_id} is already mounted on {mounted.target}, {how}. Unmount it first (volume umount)."
+            raise AwsError(text, code="mount-conflict")
+        print(f"{volume_id} is already mounted on {target}")
+        return
     require_free_target(target)
-    target.mkdir(parents=True, exist_ok=True)
-    run_program("mount", "-t", kind, "-o", options, str(device), str(target))
+    found = probe(device).get("TYPE")
+    steps = []
+    if kind is not None:
+        require_formattable(volume)
+        if found is None:
+            steps.append(Step(f"make {kind} on {device}, after checking that it is blank"))
+    elif found not in KINDS:
+        text = f"{volume_id} contains {found or 'no file system'}, not {' or '.join(KINDS)}"
+        raise AwsError(f"{text}. Use --format ext4 if it was created blank.", code="volume-filesystem")
+    steps.append(Step(f"mount {device} on {target}, {access}"))
+    if confirm_plan(mode, f"volume {volume_id}", steps):
+        if kind is not None:
+            format_volume(clients, volume, device, kind)
+        mount_device(clients, volume_id, device, target, read_only=read_only)
+        print(f"{volume_id} is mounted on {target}")
 
 
-def unmount(target: Path) -> None:
-    """Write everything out and unmount; raises AwsError where files are open."""
-    run_program("sync", "--file-system", str(target))
-    run_program("umount", str(target))
+def mount_device(clients: Clients, volume_id: str, device: Path, target: Path, *, read_only: bool) -> None:
+    """Mount a volume's device; before it becomes writable, a new tag makes earlier snapshots count as outdated."""
+    kind = probe(device).get("TYPE", "")
+    if kind not in KINDS:
+        text = f"{device} contains {kind or 'no file system'}, not {' or '.join(KINDS)}."
+        raise AwsError(text, code="volume-filesystem")
+    if not read_only:
+        set_tags(clients, volume_id, last_mount=str(uuid.uuid4()))
+    mount(device, target, kind, options=READ_ONLY[kind] if read_only else OPTIONS[kind])
 
 
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+def unmount_volume(volume: Volume, mode: Mode) -> None:
+    """Unmount a volume from all places on this machine."""
+    volume_id = volume["VolumeId"]
+    places = mounts_of(device_of(volume_id, seconds=0)) if link_of(volume_id).exists() else []
+    if not places:
+        print(f"{volume_id} is not mounted on this machine")
+    elif confirm_plan(mode, f"volume {volume_id}", [Step(f"sync and unmount {place.target}") for place in places]):
+        for place in places:
+            unmount(place.target)
+            print(f"unmounted {place.target}")
+
+
+def detach_unmounted(clients: Clients, volume: Volume, mode: Mode, *, instance_is_down: bool) -> None:
+    """Detach a volume that is not mounted on this machine, or whose instance is stopped.
+
+    Raises AwsError if another running machine has it: its mounts cannot be seen from here.
+    """
+    volume_id = volume["VolumeId"]
+    if attachment(volume) is not None and not instance_is_down:
+        if not link_of(volume_id).exists():
+            text = f"{volume_id} is attached to another running machine. Unmount and detach it there, or stop that one."
+            raise AwsError(text, code="volume-in-use")
+        if places := mounts_of(device_of(volume_id, seconds=0)):
+            text = f"{volume_id} is mounted on {places[0].target}. Run volume umount {volume_id} first."
+            raise AwsError(text, code="volume-in-use")
+    detach_volume(clients, volume, mode)

@@ -1,43 +1,128 @@
-"""A monthly budget, which writes an e-mail before the bill does.
-
-What is running, what lies about, what has expired, and what a day of it costs.
-"""
+"""The resources of a project and their daily cost, terminating expired ones, and a monthly budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from rebar.aws.client import AwsError, Clients, code_of, translate_aws_error
-from rebar.aws.cost import EBS_GB_MONTH, HOURS_A_MONTH, SNAPSHOT_GB_MONTH
-from rebar.aws.instances import BY_NAME
-from rebar.aws.plan import Call, Mode, Step, confirm_plan
+from rebar.aws.client import AwsError, Clients, call
+from rebar.aws.cost import EBS_GB_MONTH, HOURS_PER_MONTH, SNAPSHOT_GB_MONTH
+from rebar.aws.instances import BY_NAME, find_instances
+from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.snapshots import delete_volume, find_snapshots, require_deletable
-from rebar.aws.tags import EXPIRES, PROJECT, ROLE, RUN, as_time, filters, now, tags_of
-from rebar.aws.volumes import PAGE, find_volumes
+from rebar.aws.tags import PROJECT, ROLE, RUN, expiry_of, now, tags_of
+from rebar.aws.volumes import find_volumes
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A resource that costs money; ``dollars_per_day`` None: unknown."""
+
+    kind: str
+    name: str
+    state: str
+    details: str
+    dollars_per_day: float | None
+    raw: Mapping[str, Any]
+
+    @property
+    def expires(self) -> datetime | None:
+        """When it expires, None if never."""
+        return expiry_of(tags_of(self.raw))
+
+    @property
+    def expired(self) -> bool:
+        """Whether its expiry has passed."""
+        return self.expires is not None and self.expires < now()
+
+    def __str__(self) -> str:
+        tags = tags_of(self.raw)
+        cost = "price unknown" if self.dollars_per_day is None else f"${self.dollars_per_day:.2f}/day"
+        mark = "EXPIRED" if self.expired else f"until {self.expires:%Y-%m-%d}" if self.expires else "no expiry"
+        name = f"{self.kind:<9} {self.name:<22} {tags.get(RUN, '?') + '/' + tags.get(ROLE, '?'):<24}"
+        return f"{name} {self.state:<10} {cost:<15} {mark:<16} {self.details}"
+
+
+def find_all(clients: Clients, project: str) -> list[Resource]:
+    """Return the instances, volumes and snapshots of a project in one region."""
+    tags, day = {PROJECT: project}, 24 / HOURS_PER_MONTH
+    found = []
+    each: Mapping[str, Any]
+    for each in find_instances(clients, tags):
+        kind, state = each["InstanceType"], each["State"]["Name"]
+        price = 0.0 if state == "stopped" else BY_NAME[kind].price if kind in BY_NAME else None
+        spot = " spot (at the on-demand price)" if each.get("InstanceLifecycle") == "spot" else ""
+        details = f"{kind}{spot} since {each['LaunchTime']:%Y-%m-%d %H:%M}"
+        cost = None if price is None else 24 * price
+        found.append(Resource("machine", each["InstanceId"], state, details, cost, each))
+    for each in find_volumes(clients, tags):
+        price = EBS_GB_MONTH.get(each["VolumeType"])
+        state = "detached" if each["State"] == "available" else each["State"]
+        cost = None if price is None else day * price * each["Size"]
+        details = f"{each['Size']} GiB {each['VolumeType']}"
+        found.append(Resource("volume", each["VolumeId"], state, details, cost, each))
+    for each in find_snapshots(clients, tags):
+        size = each["VolumeSize"]
+        cost = day * SNAPSHOT_GB_MONTH * size
+        found.append(Resource("snapshot", each["SnapshotId"], each["State"], f"at most {size} GiB", cost, each))
+    return found
+
+
+def report(found: list[Resource]) -> str:
+    """Return one line per resource, and the total."""
+    total = sum(each.dollars_per_day or 0 for each in found)
+    unknown = sum(each.dollars_per_day is None for each in found)
+    more = f", plus {unknown} of unknown price" if unknown else ""
+    last = f"{len(found)} resources, about ${total:.2f}/day (list prices, us-east-1){more}"
+    return "\n".join([*map(str, found), last])
+
+
+def end_expired(clients: Clients, found: list[Resource], mode: Mode) -> None:
+    """Terminate expired instances and delete expired volumes that a verified snapshot holds; snapshots are kept."""
+    ec2, machines, volumes = clients.ec2, [], []
+    for each in found:
+        if each.kind == "machine" and each.expired:
+            machines.append(each.name)
+        elif each.kind == "volume" and each.expired:
+            try:
+                require_deletable(clients, each.raw)
+                volumes.append(each)
+            except AwsError as error:
+                print(f"kept: {error}")
+    if not machines and not volumes:
+        print("no expired resource can be ended")
+        return
+    steps = [Step(f"terminate {name}", ec2.terminate_instances, {"InstanceIds": [name]}) for name in machines]
+    steps += [Step(f"delete {each.name}", ec2.delete_volume, {"VolumeId": each.name}) for each in volumes]
+    if confirm_plan(mode, "expired resources", steps):
+        for name in machines:
+            call(f"terminating {name}", ec2.terminate_instances, InstanceIds=[name])
+            print(f"terminated {name}")
+        for each in volumes:
+            delete_volume(clients, each.raw, mode)
+
 
 THRESHOLDS = (("ACTUAL", 50.0), ("ACTUAL", 80.0), ("ACTUAL", 100.0), ("FORECASTED", 100.0))
-"""Per cent of the limit, of what was spent or is forecast."""
+"""Percent of the limit, of actual or forecast spending."""
 
 
 def create_budget(
     clients: Clients, project: str, limit: int, email: str, mode: Mode, *, only_project: bool = False
 ) -> None:
-    """Create the project's monthly budget in US dollars, or find it; raises AwsError where its limit is another.
+    """Create the project's monthly budget in US dollars, or find it; raises AwsError if its limit differs.
 
-    ``only_project`` counts what carries the project's tag, which must be activated as a cost allocation tag.
+    ``only_project`` counts resources with the project's tag, which must be activated as a cost allocation tag.
     """
-    with translate_aws_error("asking AWS which account this is"):
-        account = clients("sts").get_caller_identity()["Account"]
+    account = call("asking for the account id", clients("sts").get_caller_identity)["Account"]
     budgets, name = clients("budgets"), f"rebar-{project}"
-    existing = _find(budgets, account, name)
+    doing, missing = f"describing the budget {name}", ["NotFoundException"]
+    existing = call(doing, budgets.describe_budget, none_if=missing, AccountId=account, BudgetName=name)
     if existing is not None:
-        amount = float(existing["BudgetLimit"]["Amount"])
+        amount = float(existing["Budget"]["BudgetLimit"]["Amount"])
         if amount != limit:
-            raise AwsError(
-                f"the budget {name} exists with ${amount:.0f} a month, not ${limit}: change it in the console"
-            )
-        print(f"the budget {name} exists already: ${amount:.0f} a month")
+            text = f"budget {name} exists with ${amount:.0f} a month, not ${limit}. Change it in the AWS console."
+            raise AwsError(text, code="aws-exists-differently")
+        print(f"budget {name} exists already: ${amount:.0f} a month")
         return
     budget: dict[str, Any] = {
         "BudgetName": name,
@@ -47,160 +132,16 @@ def create_budget(
     }
     if only_project:
         budget["CostFilters"] = {"TagKeyValue": [f"user:{PROJECT}${project}"]}
-    notifications = [
-        {
-            "Notification": {
-                "NotificationType": kind,
-                "ComparisonOperator": "GREATER_THAN",
-                "Threshold": threshold,
-                "ThresholdType": "PERCENTAGE",
-            },
-            "Subscribers": [{"SubscriptionType": "EMAIL", "Address": email}],
-        }
+    common: dict[str, Any] = {"ComparisonOperator": "GREATER_THAN", "ThresholdType": "PERCENTAGE"}
+    subscribers = [{"SubscriptionType": "EMAIL", "Address": email}]
+    notifications: list[dict[str, Any]] = [
+        {"Notification": {**common, "NotificationType": kind, "Threshold": threshold}, "Subscribers": subscribers}
         for kind, threshold in THRESHOLDS
     ]
-    request = {"AccountId": account, "Budget": budget, "NotificationsWithSubscribers": notifications}
-    scope = f"what is tagged {PROJECT}={project}" if only_project else "the whole account"
+    scope = f"resources tagged {PROJECT}={project}" if only_project else "the account"
     marks = ", ".join(f"{threshold:.0f} % {kind.lower()}" for kind, threshold in THRESHOLDS)
     text = f"create the budget {name}: ${limit} a month for {scope}, e-mail to {email} at {marks}"
     if confirm_plan(mode, "budget", [Step(text)]):
-        Call(budgets, "create_budget", request).send("creating the budget")
-        print(f"created the budget {name}; it only warns: nothing is switched off")
-
-
-def _find(budgets: Any, account: str, name: str) -> dict[str, Any] | None:
-    from botocore.exceptions import ClientError
-
-    with translate_aws_error(f"looking for the budget {name}"):
-        try:
-            found: dict[str, Any] = budgets.describe_budget(AccountId=account, BudgetName=name)["Budget"]
-            return found
-        except ClientError as error:
-            if code_of(error) == "NotFoundException":
-                return None
-            raise
-
-
-LIVING = ("pending", "running", "stopping", "stopped")
-
-
-@dataclass(frozen=True)
-class Found:
-    """One thing that costs money; ``dollars_a_day`` None: unknown."""
-
-    kind: str
-    name: str
-    what_for: str
-    state: str
-    details: str
-    dollars_a_day: float | None
-    expires: datetime | None
-    raw: Mapping[str, Any]
-
-    @property
-    def expired(self) -> bool:
-        """Whether its day has passed."""
-        return self.expires is not None and self.expires < now()
-
-
-def find_instances(clients: Clients, tags: Mapping[str, str], states: tuple[str, ...] = LIVING) -> list[dict[str, Any]]:
-    """All machines that carry these tags and are in one of the states."""
-    chosen = [*filters(tags), {"Name": "instance-state-name", "Values": list(states)}]
-    with translate_aws_error("looking for machines"):
-        pages = clients.ec2.get_paginator("describe_instances").paginate(
-            Filters=chosen, PaginationConfig={"PageSize": PAGE}
-        )
-        return [
-            instance for page in pages for reservation in page["Reservations"] for instance in reservation["Instances"]
-        ]
-
-
-def find_all(clients: Clients, project: str) -> list[Found]:
-    """Machines, volumes and snapshots of a project, in one region."""
-    tags = {PROJECT: project}
-    found = [_instance(each) for each in find_instances(clients, tags)]
-    found += [_volume(each) for each in find_volumes(clients, tags)]
-    return found + [_snapshot(each) for each in find_snapshots(clients, tags)]
-
-
-def _instance(each: Mapping[str, Any]) -> Found:
-    kind, state = each["InstanceType"], each["State"]["Name"]
-    price = BY_NAME[kind].price if kind in BY_NAME else None
-    spot = each.get("InstanceLifecycle") == "spot"
-    a_day = 0.0 if state == "stopped" else None if price is None else 24 * price
-    details = (
-        f"{kind}{' spot (shown at the price on demand)' if spot else ''} since {each['LaunchTime']:%Y-%m-%d %H:%M}"
-    )
-    return _found("machine", each["InstanceId"], state, details, a_day, each)
-
-
-def _volume(each: Mapping[str, Any]) -> Found:
-    price, state = EBS_GB_MONTH.get(each["VolumeType"]), each["State"]
-    a_day = None if price is None else 24 / HOURS_A_MONTH * price * each["Size"]
-    return _found(
-        "volume",
-        each["VolumeId"],
-        "detached" if state == "available" else state,
-        f"{each['Size']} GiB {each['VolumeType']}",
-        a_day,
-        each,
-    )
-
-
-def _snapshot(each: Mapping[str, Any]) -> Found:
-    a_day = 24 / HOURS_A_MONTH * SNAPSHOT_GB_MONTH * each["VolumeSize"]
-    return _found("snapshot", each["SnapshotId"], each["State"], f"at most {each['VolumeSize']} GiB", a_day, each)
-
-
-def _found(kind: str, name: str, state: str, details: str, a_day: float | None, raw: Mapping[str, Any]) -> Found:
-    tags = tags_of(raw)
-    expires = as_time(tags[EXPIRES]) if EXPIRES in tags else None
-    return Found(kind, name, f"{tags.get(RUN, '?')}/{tags.get(ROLE, '?')}", state, details, a_day, expires, raw)
-
-
-def report(found: list[Found]) -> str:
-    """A line each, and the sum."""
-    lines = []
-    for each in found:
-        cost = "price unknown" if each.dollars_a_day is None else f"${each.dollars_a_day:.2f} a day"
-        mark = "EXPIRED" if each.expired else f"until {each.expires:%Y-%m-%d}" if each.expires else "no expiry"
-        lines.append(
-            f"{each.kind:<9} {each.name:<22} {each.what_for:<24} {each.state:<10} {cost:<15} {mark:<16} {each.details}"
-        )
-    total = sum(each.dollars_a_day or 0 for each in found)
-    unknown = sum(each.dollars_a_day is None for each in found)
-    more = f", {unknown} of unknown price on top" if unknown else ""
-    lines.append(f"{len(found)} things, about ${total:.2f} a day (list prices, us-east-1){more}")
-    return "\n".join(lines)
-
-
-def end_expired(clients: Clients, found: list[Found], mode: Mode) -> None:
-    """Terminate expired machines, delete expired volumes that a verified snapshot holds; snapshots stay."""
-    expired = [each for each in found if each.expired]
-    machines = [each for each in expired if each.kind == "machine"]
-    volumes, kept = [], []
-    for each in expired:
-        if each.kind == "volume":
-            try:
-                require_deletable(clients, each.raw)
-                volumes.append(each)
-            except AwsError as error:
-                kept.append(str(error))
-    for reason in kept:
-        print(f"kept: {reason}")
-    if not machines and not volumes:
-        print("nothing that has expired can be ended")
-        return
-    calls = [Call(clients.ec2, "terminate_instances", {"InstanceIds": [machine.name]}) for machine in machines]
-    steps = [Step(f"terminate {machine.name}", call) for machine, call in zip(machines, calls, strict=True)]
-    steps += [
-        Step(f"delete {volume.name}", Call(clients.ec2, "delete_volume", {"VolumeId": volume.name}))
-        for volume in volumes
-    ]
-    if not confirm_plan(mode, "what has expired", steps):
-        return
-    for machine, call in zip(machines, calls, strict=True):
-        call.send(f"terminating {machine.name}")
-        print(f"terminated {machine.name}")
-    for volume in volumes:
-        delete_volume(clients, volume.raw, mode)
+        request = {"AccountId": account, "Budget": budget, "NotificationsWithSubscribers": notifications}
+        call("creating the budget", budgets.create_budget, **request)
+        print(f"created the budget {name}; it sends e-mail, but does not stop anything")

@@ -1,37 +1,34 @@
-"""How we know what is ours: tags, set in the very call that creates a thing.
-
-Client tokens: a request sent twice, by a killed and repeated command, creates one thing.
-"""
+"""Tags identify the resources of a project; client tokens make sure that each is created once."""
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from rebar.aws.client import AwsError
+from rebar.aws.client import AwsError, Clients, call
 
 PREFIX = "rebar:"
 PROJECT, RUN, ROLE, OWNER, EXPIRES = (PREFIX + key for key in ("project", "run", "role", "owner", "expires"))
 MANIFEST = PREFIX + "manifest"
 """SHA-256 of the manifest of the file system's files."""
 FILESYSTEM = PREFIX + "filesystem"
-"""Of a volume made without a snapshot: ``blank``, then ``<type> <uuid>`` once formatting began."""
+"""On a volume created without a snapshot: ``blank``, then ``<type> <uuid>`` once formatting has started."""
 LAST_MOUNT = PREFIX + "last-mount"
-"""When the volume last became writable."""
+"""On a volume: an id, new each time it is mounted for writing. On a snapshot: the volume's id at that time."""
 FROZEN = PREFIX + "frozen"
-"""On a snapshot whose volume stayed mounted and writable, only frozen while it was taken."""
+"""On a snapshot whose volume stayed mounted for writing: only frozen while the snapshot started."""
 COMPLETED = PREFIX + "completed"
 VERIFIED = PREFIX + "verified"
-"""When all files of a restored snapshot matched its manifest."""
+"""On a snapshot: when all files of a restored copy matched its manifest."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a thing is for: project, run and role find it again; owner and expiry are for people and sweeps."""
+    """Project, run and role, by which a resource is found again; owner and expiry are for people and sweeps."""
 
     project: str
     run: str
@@ -42,10 +39,11 @@ class Identity:
     def __post_init__(self) -> None:
         for what, value in (("project", self.project), ("run", self.run), ("role", self.role)):
             if not NAME.fullmatch(value):
-                raise AwsError(f"{what} must be letters, digits, '.', '_' and '-' (at most 64), not {value!r}")
+                text = f"{what} {value!r} is invalid. Use at most 64 letters, digits, '.', '_' and '-'."
+                raise AwsError(text, code="aws-name-invalid")
 
     def tags(self, **more: str) -> dict[str, str]:
-        """All tags to set at creation; ``more`` without our prefix, ``_`` for ``-``."""
+        """Return all tags to set at creation; ``more`` without the prefix, ``_`` for ``-``."""
         tags = {**self.key, "Name": f"{self.project} {self}"}
         if self.owner:
             tags[OWNER] = self.owner
@@ -55,7 +53,7 @@ class Identity:
 
     @property
     def key(self) -> dict[str, str]:
-        """The tags by which it is found again."""
+        """The tags by which the resource is found again."""
         return {PROJECT: self.project, RUN: self.run, ROLE: self.role}
 
     def __str__(self) -> str:
@@ -63,86 +61,100 @@ class Identity:
 
 
 def filters(tags: Mapping[str, str]) -> list[dict[str, object]]:
-    """Filters of EC2's describe calls for all of these tags."""
+    """Return the filters of EC2's describe calls for resources with all of these tags."""
     return [{"Name": f"tag:{key}", "Values": [value]} for key, value in tags.items()]
 
 
 def specification(kind: str, tags: Mapping[str, str]) -> dict[str, object]:
-    """``TagSpecifications`` of one kind of resource (``volume``, ``instance`` …)."""
+    """Return the tag specification of one resource type (``volume``, ``instance`` …)."""
     return {"ResourceType": kind, "Tags": as_list(tags)}
 
 
 def as_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
-    """Tags as AWS takes them."""
+    """Return tags in the form of AWS's API."""
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
-def tags_of(resource: Mapping[str, object]) -> dict[str, str]:
-    """The tags of anything EC2 described."""
-    listed = resource.get("Tags") or ()
-    assert isinstance(listed, Iterable)
-    return {tag["Key"]: tag["Value"] for tag in listed}
+def tags_of(resource: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags of a resource as EC2 describes it."""
+    return {tag["Key"]: tag["Value"] for tag in resource.get("Tags") or ()}
 
 
-def require_our_tags(resource: Mapping[str, object], name: str, project: str) -> dict[str, str]:
-    """The tags of a thing that carries ours; raises AwsError for any other."""
+def set_tags(clients: Clients, resource: str, **tags: str) -> None:
+    """Add or change tags of a resource; keys as in :meth:`Identity.tags`, an empty value removes the tag."""
+    named = {PREFIX + key.replace("_", "-"): value for key, value in tags.items()}
+    if new := as_list({key: value for key, value in named.items() if value}):
+        call(f"tagging {resource}", clients.ec2.create_tags, Resources=[resource], Tags=new)
+    if old := [{"Key": key} for key, value in named.items() if not value]:
+        call(f"tagging {resource}", clients.ec2.delete_tags, Resources=[resource], Tags=old)
+
+
+def key_of(name: str, project: str, kind: str) -> dict[str, str]:
+    """Return the tags of the resource called ``RUN/ROLE``; raises AwsError for a name of another form."""
+    if name.count("/") != 1:
+        raise AwsError(
+            f"{name!r} is not a {kind}. Use its id, or RUN/ROLE as in imagenet/beton.", code="aws-name-invalid"
+        )
+    run, role = name.split("/")
+    return Identity(project, run, role).key
+
+
+def require_our_tags(resource: Mapping[str, Any], name: str, project: str) -> dict[str, str]:
+    """Return the tags of a resource of the project; raises AwsError if it is of another, or has no such tags."""
     tags = tags_of(resource)
     if tags.get(PROJECT) != project or RUN not in tags or ROLE not in tags:
-        found = f"it belongs to project {tags[PROJECT]!r}" if PROJECT in tags else "it does not carry Rebar's tags"
-        raise AwsError(f"{name}: {found}, not project {project!r}: it is left alone (--project names another)")
+        found = f"it belongs to project {tags[PROJECT]!r}" if PROJECT in tags else "it does not have Rebar's tags"
+        raise AwsError(f"{name}: {found}, not those of project {project!r}. Set --project.", code="aws-not-ours")
     return tags
 
 
 def only_one(found: Sequence[Mapping[str, Any]], key: str, what: str) -> Mapping[str, Any] | None:
-    """The one thing found, or None; raises AwsError where there are several."""
+    """Return the only resource found, or None; raises AwsError if there are several."""
     if len(found) > 1:
         names = ", ".join(sorted(str(each[key]) for each in found))
-        raise AwsError(f"{what}: {len(found)} carry these tags ({names}); name one of them by its id")
+        raise AwsError(f"{what}: {len(found)} resources have these tags ({names}). Use the id.", code="aws-ambiguous")
     return found[0] if found else None
 
 
 def now() -> datetime:
-    """The time, in UTC."""
+    """Return the time in UTC."""
     return datetime.now(timezone.utc)
 
 
 def expiry(days: int) -> datetime:
-    """The end of the day in so many days: a command repeated the same day asks for the same."""
+    """Return the end of the day ``days`` from now: the same command gives the same request all day."""
     return now().replace(hour=23, minute=59, second=59, microsecond=0) + timedelta(days=days)
 
 
 def as_text(time: datetime) -> str:
-    """A time as tags hold it: ``2026-11-21T09:30:00.123456Z``, which sorts as text."""
+    """Format a time for a tag: ``2026-11-21T09:30:00.123456Z``."""
     return time.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def as_time(text: str) -> datetime:
-    """A tag's time; raises AwsError where somebody changed it to something else."""
+def expiry_of(tags: Mapping[str, str]) -> datetime | None:
+    """Return when a resource expires, None if never; raises AwsError if the tag holds no time."""
+    if EXPIRES not in tags:
+        return None
     try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
+        return datetime.strptime(tags[EXPIRES], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
     except ValueError:
-        raise AwsError(f"a tag holds {text!r}, which is no time in Rebar's form") from None
+        text = f"tag {EXPIRES} is {tags[EXPIRES]!r}, not a time such as {as_text(now())}. Correct or remove the tag."
+        raise AwsError(text, code="aws-name-invalid") from None
 
 
-MOST_GENERATIONS = 20
+MAX_GENERATIONS = 20
 
 
-def client_token(request: Mapping[str, Any], generation: int) -> str:
-    """A token that depends on the request, on the day, and on how many earlier things of it are gone."""
-    content = json.dumps(
-        [request, now().strftime("%Y-%m-%d"), generation], sort_keys=True, default=str, separators=(",", ":")
-    )
-    return "rebar-" + hashlib.sha256(content.encode()).hexdigest()[:48]
+def create_once(create: Callable[[str], str], is_gone: Callable[[str], bool], request: Mapping[str, Any]) -> str:
+    """Create a resource, or get the one that the same request created earlier today; returns its id.
 
-
-def create_once(create: Callable[[str], str], is_gone: Callable[[str], bool], seed: Mapping[str, Any]) -> str:
-    """Create a thing, or get the one that the same request created before; returns its id.
-
-    AWS answers a known token with what that token created, even where it has been deleted since: then the next
-    token is used. ``create`` takes the token; ``is_gone`` says whether an id means a deleted thing.
+    AWS answers a known client token with the resource it created, even if that has been deleted since: then the next
+    token is used. ``create`` takes the token and returns the id; ``is_gone`` tells if that resource no longer exists.
     """
-    for generation in range(MOST_GENERATIONS):
-        created = create(client_token(seed, generation))
+    for generation in range(MAX_GENERATIONS):
+        content = json.dumps([request, f"{now():%Y-%m-%d}", generation], sort_keys=True, default=str)
+        created = create("rebar-" + hashlib.sha256(content.encode()).hexdigest()[:48])
         if not is_gone(created):
             return created
-    raise AwsError(f"the same thing was created and deleted {MOST_GENERATIONS} times today; look in the AWS console")
+    text = f"the same resource was created and deleted {MAX_GENERATIONS} times today. Check the AWS console."
+    raise AwsError(text, code="aws-wait-failed")

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 #
-# What a rented machine does from its first boot to its end. Rendered by 'python -m rebar.aws userdata render'.
-# It holds no secrets: those are fetched when it runs. However it ends, the machine is switched off, which
-# terminates it; what was trained is in S3 before.
+# User data of a launched instance, rendered by 'python -m rebar.aws userdata render'. Secrets are not in this script:
+# the machine reads them from SSM. On every exit the run folder is uploaded to S3, and the machine shuts down, which
+# terminates it.
 set -euo pipefail
 
 #VARIABLES#
 
 export HOME=${HOME:-/root}
-root=${REBAR_ROOT:-}          # tests run this below a folder of their own
+root=${REBAR_ROOT:-}          # tests use a folder instead of /
 log=$root/var/log/rebar.log
 repo=$root/opt/rebar
 run_folder=$root/opt/rebar-run
@@ -20,26 +20,26 @@ uploader=
 
 say() { printf '%s rebar: %s\n' "$(date -u +%FT%TZ)" "$*"; }
 
-# ---------------------------------------------------------------------------- the end
+# ---------------------------------------------------------------------------- exit
 
-# First of all: whatever hangs or fails later, the machine ends.
+# Runs first: the machine shuts down even if a later step hangs.
 arm_timer() {
-    shutdown -P "+$max_minutes" "rebar: $max_minutes minutes are over"
+    shutdown -P "+$max_minutes" "rebar: the maximum of $max_minutes minutes is over"
 }
 
-# Checkpoints are replaced by renaming: a hard link keeps the old one whole while it is uploaded.
+# Checkpoints are replaced by renaming: a hard link keeps the old version unchanged during its upload.
 upload() {
-    local image=$root/opt/rebar-upload
+    local copy_of_run=$root/opt/rebar-upload
     [[ -d $run_folder ]] || return 0
-    rm -rf "$image"
-    cp --archive --link "$run_folder" "$image"
-    aws s3 sync --region "$region" --only-show-errors --exclude '*.partial-*' "$image" "$results/run"
+    rm -rf "$copy_of_run"
+    cp --archive --link "$run_folder" "$copy_of_run"
+    aws s3 sync --region "$region" --only-show-errors --exclude '*.partial-*' "$copy_of_run" "$results/run"
     if [[ -f $log ]]; then aws s3 cp --region "$region" --only-show-errors "$log" "$results/machine.log"; fi
 }
 
-upload_now_and_then() {
-    while sleep "${REBAR_UPLOAD_SECONDS:-60}" >/dev/null 2>&1; do  # it outlives us, and must not hold the log
-        upload || say "uploading failed; trying again in a minute"
+upload_periodically() {
+    while sleep "${REBAR_UPLOAD_SECONDS:-60}" >/dev/null 2>&1; do  # it outlives this script, and must not keep the log open
+        upload || say "upload failed, retrying in a minute"
     done
 }
 
@@ -47,15 +47,15 @@ finish() {
     local status=$? attempt
     trap - EXIT
     set +e
-    say "ends with status $status"
+    say "exit status $status"
     if [[ -n $uploader ]]; then kill "$uploader"; wait "$uploader"; fi 2>/dev/null
     for attempt in 1 2 3; do
         upload && break
-        say "uploading failed ($attempt of 3)"
+        say "upload failed ($attempt of 3)"
         sleep "${REBAR_RETRY_SECONDS:-10}"
     done
     echo "$status" | aws s3 cp --region "$region" --only-show-errors - "$results/exit-status"
-    give_back_volume
+    delete_copy_volume
     shutdown -P now
     exit "$status"
 }
@@ -87,7 +87,7 @@ fetch_secrets() {
 # ---------------------------------------------------------------------------- data
 
 choose_data_folder() {
-    if mountpoint --quiet "$root/opt/dlami/nvme"; then  # AWS's deep learning images mount the machine's disks
+    if mountpoint --quiet "$root/opt/dlami/nvme"; then  # AWS's Deep Learning AMIs mount the instance store
         data_folder=$root/opt/dlami/nvme/rebar
     else
         data_folder=$root/opt/rebar-data
@@ -96,10 +96,10 @@ choose_data_folder() {
     mkdir -p "$data_folder"
 }
 
-place_data() {
+copy_data() {
     choose_data_folder
     [[ -n $data ]] || return 0
-    say "data to $data_folder"
+    say "copying data to $data_folder"
     if [[ $data == s3://* ]]; then
         local name
         for name in train.beton val.beton; do
@@ -118,15 +118,15 @@ copy_from_snapshot() {
     "$python" -m rebar.aws volume attach --region "$region" --project "$project" "$run/copy" --yes
     "$python" -m rebar.aws volume mount --region "$region" --project "$project" "$run/copy" "$copy" --read-only --yes
     "$repo/scripts/stage_dataset.sh" "$copy" "$data_folder"
-    for name in "$copy"/*.beton; do  # of one without a sidecar only the manifest knows what is in it
+    for name in "$copy"/*.beton; do  # without a sidecar, the volume's manifest has the checksum
         if [[ ! -f $name.json ]]; then
             grep -F "  ${name##*/}" "$copy/rebar.sha256" | (cd "$data_folder" && sha256sum --check --quiet)
         fi
     done
 }
 
-# It was only read: 'volume delete' allows it where the snapshot is verified; else 'cost sweep' reports it.
-give_back_volume() {
+# 'volume delete' permits it if the snapshot is verified, because the volume was only read; else 'cost sweep' lists it.
+delete_copy_volume() {
     [[ $data == snap-* && -x $python ]] || return 0
     local -a ours=(--region "$region" --project "$project" "$run/copy" --yes)
     "$python" -m rebar.aws volume umount "${ours[@]}" && "$python" -m rebar.aws volume detach "${ours[@]}" &&
@@ -135,14 +135,14 @@ give_back_volume() {
 
 # ---------------------------------------------------------------------------- training
 
-bring_back() {
+download_run() {
     mkdir -p "$run_folder"
     aws s3 sync --region "$region" --only-show-errors "$results/run" "$run_folder"
-    if [[ -n $(ls -A "$run_folder") ]]; then say "goes on from what an earlier machine left in $results"; fi
+    if [[ -n $(ls -A "$run_folder") ]]; then say "resuming the run in $results"; fi
 }
 
-# Ten minutes before the timer it is asked to stop, so that its checkpoint is uploaded in time.
-work() {
+# Training is stopped ten minutes before the timer, so that its checkpoint is uploaded in time.
+run_command() {
     local minutes=$((max_minutes > 20 ? max_minutes - 10 : max_minutes))
     say "${command[*]}"
     systemd-run --unit=rebar-work --wait --collect --working-directory="$repo" \
@@ -157,11 +157,11 @@ main() {
     trap finish EXIT
     install_rebar
     fetch_secrets
-    place_data
-    bring_back
-    upload_now_and_then &
+    copy_data
+    download_run
+    upload_periodically &
     uploader=$!
-    work
+    run_command
 }
 
 mkdir -p "$(dirname "$log")"

@@ -1,118 +1,148 @@
-"""A snapshot is verified when a volume restored from it has every file, byte for byte."""
+"""Restoring a snapshot, and verifying it: a restored volume must have every file, byte for byte."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
-from rebar.aws.attach import attach_volume, detach_volume, device_of, is_here
 from rebar.aws.client import AwsError, Clients
-from rebar.aws.cost import EBS_GB_MONTH, HOURS_A_MONTH
-from rebar.aws.filesystem import mount_device, unmount_volume
+from rebar.aws.cost import EBS_GB_MONTH, HOURS_PER_MONTH
+from rebar.aws.devices import device_of, link_of, mounts_of, unmount
 from rebar.aws.instances import Machine
 from rebar.aws.manifest import Manifest, manifest_of, read_manifest
-from rebar.aws.mount import mounts_of, unmount
-from rebar.aws.plan import Call, Mode, Step, confirm_plan
-from rebar.aws.snapshots import Snapshot, delete_volume
-from rebar.aws.tags import MANIFEST, OWNER, PROJECT, VERIFIED, Identity, as_text, expiry, now, tags_of
-from rebar.aws.volumes import NewVolume, Volume, create_volume, describe_volume, find_volumes, remove_tag, set_tags
+from rebar.aws.mount import mount_device, unmount_volume
+from rebar.aws.plan import Mode, Step, confirm_plan
+from rebar.aws.snapshots import Snapshot, delete_volume, require_completed
+from rebar.aws.tags import (
+    MANIFEST,
+    OWNER,
+    PROJECT,
+    ROLE,
+    RUN,
+    VERIFIED,
+    Identity,
+    as_text,
+    expiry,
+    now,
+    set_tags,
+    tags_of,
+)
+from rebar.aws.volumes import (
+    Volume,
+    attach_volume,
+    create_volume,
+    detach_volume,
+    find_volumes,
+    get_volume,
+    volume_request,
+)
 
-ROLE_OF_COPY = "verify"
-DAYS_OF_COPY = 1
+COPY_ROLE = "verify"
+COPY_DAYS = 1
 FOLDER = Path("/run/rebar")
 
 
-def verify_snapshot(clients: Clients, snapshot: Snapshot, machine: Machine, mode: Mode, *, again: bool = False) -> None:
-    """Restore a snapshot to a temporary volume here, compare every file with the manifest, and tag the snapshot.
+def restore_snapshot(
+    clients: Clients,
+    snapshot: Snapshot,
+    mode: Mode,
+    *,
+    zone: str,
+    run: str | None = None,
+    role: str | None = None,
+    size: int | None = None,
+    kind: str = "gp3",
+    throughput: int | None = None,
+    expires: datetime | None = None,
+) -> None:
+    """Create a volume from a snapshot; default: with the run, role and size (GiB) of the snapshot."""
+    tags, snapshot_id = tags_of(snapshot), snapshot["SnapshotId"]
+    require_completed(snapshot)
+    if size is not None and size < snapshot["VolumeSize"]:
+        text = f"--size {size} is too small. {snapshot_id} needs at least {snapshot['VolumeSize']} GiB."
+        raise AwsError(text, code="aws-option-invalid")
+    if VERIFIED not in tags:
+        print(f"note: {snapshot_id} has not been verified (snapshot verify)")
+    identity = Identity(tags[PROJECT], run or tags[RUN], role or tags[ROLE], tags.get(OWNER, ""), expires)
+    more = {"snapshot": snapshot_id, "manifest": tags.get(MANIFEST, ""), "Throughput": throughput}
+    request = volume_request(identity, zone, size or snapshot["VolumeSize"], kind, **more)
+    create_volume(clients, identity, request, mode)
 
-    The copy is deleted afterwards. Raises AwsError where anything differs; then the detached copy is kept.
-    An interrupted call is finished by the next one.
+
+def verify_snapshot(clients: Clients, snapshot: Snapshot, machine: Machine, mode: Mode, *, again: bool = False) -> None:
+    """Restore a snapshot to a temporary volume, compare every file with the manifest, and tag the snapshot.
+
+    The temporary volume is deleted afterwards. Raises AwsError if a file differs; then the volume is kept, detached.
+    The next call completes an interrupted one.
     """
-    snapshot_id, tags = snapshot["SnapshotId"], tags_of(snapshot)
-    if snapshot["State"] != "completed":
-        raise AwsError(f"{snapshot_id} is {snapshot['State']}: only a completed snapshot can be verified")
+    snapshot_id, tags, size = snapshot["SnapshotId"], tags_of(snapshot), snapshot["VolumeSize"]
+    require_completed(snapshot)
     if MANIFEST not in tags:
-        raise AwsError(f"{snapshot_id} has no manifest: it was not taken by 'snapshot create' and cannot be verified")
-    new = _copy_of(snapshot, tags, machine.zone)
+        text = f"{snapshot_id} has no manifest. Only snapshots made by 'snapshot create' can be verified."
+        raise AwsError(text, code="snapshot-incomplete")
+    identity = Identity(tags[PROJECT], snapshot_id, COPY_ROLE, tags.get(OWNER, ""), expires=expiry(COPY_DAYS))
+    request = volume_request(identity, machine.zone, size, snapshot=snapshot_id, manifest=tags[MANIFEST])
     if VERIFIED in tags and not again:
-        print(f"{snapshot_id} was verified at {tags[VERIFIED]}; --again does it once more")
-        _clear(clients, new, mode)
+        print(f"{snapshot_id} was verified at {tags[VERIFIED]}; --again verifies it again")
+        _remove_copies(clients, identity, mode)
         return
-    cost = EBS_GB_MONTH["gp3"] * snapshot["VolumeSize"] / HOURS_A_MONTH
+    cost = EBS_GB_MONTH["gp3"] * size / HOURS_PER_MONTH
+    text = f"restore {snapshot_id} to a temporary volume in {machine.zone} (${cost:.3f}/h)"
     steps = [
-        Step(
-            f"restore {snapshot_id} to a temporary volume in {machine.zone} (${cost:.3f} an hour)",
-            Call(clients.ec2, "create_volume", new.request()),
-        ),
-        Step(f"attach it to {machine.instance_id} and mount it for reading only"),
+        Step(text, clients.ec2.create_volume, request),
+        Step(f"attach it to {machine.instance_id} and mount it read-only"),
         Step("read every file and compare its checksum with the manifest"),
         Step(f"unmount, detach, tag {snapshot_id} as verified, delete the temporary volume"),
     ]
     if not confirm_plan(mode, f"verification of {snapshot_id}", steps):
         return
     if VERIFIED in tags:
-        remove_tag(clients, snapshot_id, VERIFIED)  # until it is known again
-    volume = create_volume(clients, new, Mode.DO)
-    assert volume is not None
-    count = _compare(clients, volume, machine, tags)
-    set_tags(clients, snapshot_id, {VERIFIED: as_text(now())})
-    print(f"verified {snapshot_id}: {count} files are as they were")
-    delete_volume(clients, _seen(clients, volume), Mode.DO)
+        set_tags(clients, snapshot_id, verified="")
+    copy = create_volume(clients, identity, request, Mode.DO)
+    assert copy is not None
+    count = _compare(clients, copy, machine, tags)
+    set_tags(clients, snapshot_id, verified=as_text(now()))
+    print(f"verified {snapshot_id}: {count} files match the manifest")
+    delete_volume(clients, _refreshed(clients, copy), Mode.DO)
 
 
-def _copy_of(snapshot: Snapshot, tags: Mapping[str, str], zone: str) -> NewVolume:
-    identity = Identity(
-        tags[PROJECT], snapshot["SnapshotId"], ROLE_OF_COPY, tags.get(OWNER, ""), expires=expiry(DAYS_OF_COPY)
-    )
-    return NewVolume(identity, zone, snapshot["VolumeSize"], snapshot=snapshot["SnapshotId"], manifest=tags[MANIFEST])
-
-
-def _compare(clients: Clients, volume: Volume, machine: Machine, tags: Mapping[str, str]) -> int:
-    """The number of files that match; the copy is detached again, whatever happens."""
-    volume_id = volume["VolumeId"]
-    attached = attach_volume(clients, volume_id, tags[PROJECT], machine.instance_id, Mode.DO)
+def _compare(clients: Clients, copy: Volume, machine: Machine, tags: Mapping[str, str]) -> int:
+    """Return the number of files that match; the copy is detached in any case."""
+    volume_id = copy["VolumeId"]
+    attach_volume(clients, copy, machine.instance_id, Mode.DO)
     try:
-        device = device_of(volume_id)
-        target = FOLDER / volume_id
+        device, target = device_of(volume_id), FOLDER / volume_id
         if not mounts_of(device):
-            mount_device(clients, attached, device, target, read_only=True)
+            mount_device(clients, volume_id, device, target, read_only=True)
         try:
-            return _require_alike(target, tags[MANIFEST], volume_id)
+            return _require_same_files(target, tags[MANIFEST], volume_id)
         finally:
             unmount(target)
             target.rmdir()
     finally:
-        detach_volume(clients, _seen(clients, volume), Mode.DO)
+        detach_volume(clients, _refreshed(clients, copy), Mode.DO)
 
 
-def _require_alike(target: Path, digest: str, volume_id: str) -> int:
+def _require_same_files(target: Path, digest: str, volume_id: str) -> int:
     expected = read_manifest(target) or Manifest({}, {})
-    if expected.digest() != digest:
-        raise AwsError(
-            f"NOT verified: the manifest on the restored volume is missing or another ({digest[:12]} is wanted); "
-            f"the copy is kept as {volume_id}"
-        )
     differences = expected.differences(manifest_of(target))
+    if expected.digest() != digest:
+        differences.insert(0, f"the manifest is missing or not {digest[:12]}")
     if differences:
-        listed = "; ".join(differences[:5])
-        raise AwsError(
-            f"NOT verified: {len(differences)} files differ ({listed}{'; …' if len(differences) > 5 else ''}); "
-            f"the copy is kept as {volume_id}"
-        )
+        listed = "; ".join(differences[:5]) + ("; …" if len(differences) > 5 else "")
+        text = f"NOT verified: {len(differences)} files differ ({listed}). The copy is kept as {volume_id}."
+        raise AwsError(text, code="snapshot-damaged")
     return len(expected.files)
 
 
-def _clear(clients: Clients, new: NewVolume, mode: Mode) -> None:
-    """Remove the copy that a call killed after its verdict left behind."""
-    for volume in find_volumes(clients, new.identity.key):
-        volume_id = volume["VolumeId"]
-        if is_here(volume_id):
-            unmount_volume(volume, mode)
-            detach_volume(clients, volume, mode)
+def _remove_copies(clients: Clients, identity: Identity, mode: Mode) -> None:
+    """Delete the copy that an interrupted call left after its verification."""
+    for copy in find_volumes(clients, identity.key):
+        if link_of(copy["VolumeId"]).exists():
+            unmount_volume(copy, mode)
+            detach_volume(clients, copy, mode)
         if mode is Mode.DO:
-            delete_volume(clients, _seen(clients, volume), mode)
+            delete_volume(clients, _refreshed(clients, copy), mode)
 
 
-def _seen(clients: Clients, volume: Volume) -> Volume:
-    found = describe_volume(clients, volume["VolumeId"])
-    if found is None:
-        raise AwsError(f"{volume['VolumeId']} has vanished")
-    return found
+def _refreshed(clients: Clients, volume: Volume) -> Volume:
+    return get_volume(clients, volume["VolumeId"], tags_of(volume)[PROJECT])

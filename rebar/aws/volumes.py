@@ -1,220 +1,200 @@
-"""EBS volumes: found by id or by tags; only ours.
-
-A volume is created once, blank or from a snapshot, however often the command runs.
-"""
+"""EBS volumes of the project: found by id or by tags, created once, attached and detached without force."""
 
 import re
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from rebar.aws.client import AwsError, Clients, code_of, translate_aws_error, wait_until
+from rebar.aws.client import AwsError, Clients, call, paginate, wait
 from rebar.aws.cost import EBS_GB_MONTH
-from rebar.aws.plan import Call, Mode, Step, confirm_plan
-from rebar.aws.tags import (
-    PROJECT,
-    ROLE,
-    RUN,
-    Identity,
-    as_list,
-    create_once,
-    filters,
-    only_one,
-    require_our_tags,
-    specification,
-)
+from rebar.aws.plan import Mode, Step, confirm_plan
+from rebar.aws.tags import Identity, create_once, filters, key_of, only_one, require_our_tags, specification
 
 Volume = Mapping[str, Any]
 VOLUME_ID = re.compile(r"vol-[0-9a-f]{8,17}")
-PAGE = 100
-CHANGE_SECONDS = 300.0
+CHANGE_MINUTES = 5.0
+APPEAR_SECONDS = 15.0
+"""How long DescribeVolumes may not know a new id yet."""
+DEVICE_NAMES = tuple(f"/dev/sd{letter}" for letter in "fghijklmnop")
+"""The names that AWS recommends for data volumes; Nitro instances show them in the API only."""
 
 
 def find_volumes(clients: Clients, tags: Mapping[str, str]) -> list[Volume]:
-    """All volumes that carry these tags, on however many pages."""
-    with translate_aws_error("looking for volumes"):
-        pages = clients.ec2.get_paginator("describe_volumes").paginate(
-            Filters=filters(tags), PaginationConfig={"PageSize": PAGE}
-        )
-        found = [volume for page in pages for volume in page["Volumes"]]
+    """Return all volumes with these tags that are not being deleted."""
+    found = paginate("listing volumes", clients.ec2, "describe_volumes", "Volumes", Filters=filters(tags))
     return [volume for volume in found if volume["State"] not in ("deleting", "deleted")]
 
 
 def describe_volume(clients: Clients, volume_id: str) -> Volume | None:
-    """One volume by its id; None where there is none (any more)."""
-    from botocore.exceptions import ClientError
-
-    with translate_aws_error(f"looking at {volume_id}"):
-        try:
-            found: list[Volume] = clients.ec2.describe_volumes(VolumeIds=[volume_id])["Volumes"]
-        except ClientError as error:
-            if code_of(error) == "InvalidVolume.NotFound":
-                return None
-            raise
-    return found[0] if found else None
-
-
-def wait_for_volume(clients: Clients, volume_id: str, state: str) -> None:
-    """Wait until a volume has a state, or is no more; raises AwsError where that takes five minutes."""
-    wait_until(
-        f"{volume_id} to be {state}",
-        lambda: describe_volume(clients, volume_id),
-        lambda seen: seen is None or seen["State"] == state,
-        seconds=CHANGE_SECONDS,
-    )
+    """Return a volume by its id; None if it does not exist."""
+    missing = ["InvalidVolume.NotFound"]
+    ec2 = clients.ec2
+    answer = call(f"describing {volume_id}", ec2.describe_volumes, none_if=missing, VolumeIds=[volume_id])
+    return answer["Volumes"][0] if answer and answer["Volumes"] else None
 
 
 def get_volume(clients: Clients, name: str, project: str) -> Volume:
-    """The volume called ``vol-…`` or ``RUN/ROLE``, if it is ours; raises AwsError."""
+    """Return the project's volume called ``vol-…`` or ``RUN/ROLE``; raises AwsError if there is none."""
     if VOLUME_ID.fullmatch(name):
         volume = describe_volume(clients, name)
-    elif name.count("/") == 1:
-        run, role = name.split("/")
-        volume = only_one(find_volumes(clients, {PROJECT: project, RUN: run, ROLE: role}), "VolumeId", name)
     else:
-        raise AwsError(f"{name!r} names no volume: give vol-… or RUN/ROLE, such as imagenet/beton")
+        volume = only_one(find_volumes(clients, key_of(name, project, "volume")), "VolumeId", name)
     if volume is None:
-        raise AwsError(f"there is no volume {name} in this region; 'python -m rebar.aws cost sweep' lists them all")
+        text = f"volume {name} does not exist in this region. List all with 'python -m rebar.aws cost sweep'."
+        raise AwsError(text, code="aws-not-found")
     require_our_tags(volume, volume["VolumeId"], project)
     return volume
 
 
 def attachment(volume: Volume) -> Mapping[str, Any] | None:
-    """Where a volume is, or is being, attached."""
+    """Return the attachment of a volume, also while it is attaching or detaching."""
     return next((each for each in volume.get("Attachments", ()) if each.get("State") != "detached"), None)
 
 
 def require_attached(volume: Volume) -> None:
-    """Raises AwsError for a volume that no machine has: its device need not be waited for."""
+    """Raise AwsError if a volume is not attached to any machine."""
     if attachment(volume) is None:
-        raise AwsError(f"{volume['VolumeId']} is not attached to any machine: volume attach {volume['VolumeId']} first")
+        name = volume["VolumeId"]
+        raise AwsError(f"{name} is not attached. Run volume attach {name} first.", code="volume-not-attached")
 
 
-def set_tags(clients: Clients, resource: str, tags: Mapping[str, str]) -> None:
-    """Add tags to a thing of ours, or change them."""
-    with translate_aws_error(f"tagging {resource}"):
-        clients.ec2.create_tags(Resources=[resource], Tags=as_list(tags))
+def volume_request(
+    identity: Identity, zone: str, size: int, kind: str = "gp3", *, snapshot: str = "", manifest: str = "", **more: Any
+) -> dict[str, Any]:
+    """Return the parameters of CreateVolume without client token; ``size`` in GiB, ``more`` without None."""
+    tags = {} if snapshot else {"filesystem": "blank"}
+    if manifest:
+        tags["manifest"] = manifest
+    optional = {"SnapshotId": snapshot or None, **more}
+    return {
+        "AvailabilityZone": zone,
+        "Size": size,
+        "VolumeType": kind,
+        "TagSpecifications": [specification("volume", identity.tags(**tags))],
+        **{key: value for key, value in optional.items() if value is not None},
+    }
 
 
-def remove_tag(clients: Clients, resource: str, key: str) -> None:
-    """Take a tag away from a thing of ours."""
-    with translate_aws_error(f"tagging {resource}"):
-        clients.ec2.delete_tags(Resources=[resource], Tags=[{"Key": key}])
-
-
-AVAILABLE_SECONDS = 300.0
-APPEAR_SECONDS = 15.0
-"""How long a new id may be unknown to the part of EC2 that describes."""
-
-
-@dataclass(frozen=True)
-class NewVolume:
-    """What to create; sizes in GiB, throughput in MiB/s."""
-
-    identity: Identity
-    zone: str
-    size: int
-    kind: str = "gp3"
-    throughput: int | None = None
-    iops: int | None = None
-    snapshot: str | None = None
-    encrypted: bool | None = None
-    """None: as the account's default says."""
-    manifest: str | None = None
-
-    def request(self) -> dict[str, Any]:
-        """The parameters of CreateVolume, without a client token."""
-        more = {} if self.snapshot else {"filesystem": "blank"}
-        if self.manifest:
-            more["manifest"] = self.manifest
-        optional = {
-            "Throughput": self.throughput,
-            "Iops": self.iops,
-            "SnapshotId": self.snapshot,
-            "Encrypted": self.encrypted,
-        }
-        return {
-            "AvailabilityZone": self.zone,
-            "Size": self.size,
-            "VolumeType": self.kind,
-            "TagSpecifications": [specification("volume", self.identity.tags(**more))],
-            **{key: value for key, value in optional.items() if value is not None},
-        }
-
-
-def create_volume(clients: Clients, new: NewVolume, mode: Mode) -> Volume | None:
-    """Create a volume, or find the one that an earlier call created; None where only the plan was shown."""
-    found = only_one(find_volumes(clients, new.identity.key), "VolumeId", str(new.identity))
+def create_volume(clients: Clients, identity: Identity, request: Mapping[str, Any], mode: Mode) -> Volume | None:
+    """Create a volume, or find the one that an earlier call created; None if only the plan was shown."""
+    zone, size, kind = request["AvailabilityZone"], request["Size"], request["VolumeType"]
+    found = only_one(find_volumes(clients, identity.key), "VolumeId", str(identity))
     if found is not None:
-        _require_same(found, new)
-        print(f"{found['VolumeId']} exists already: {found['Size']} GiB {found['VolumeType']} in {new.zone}")
+        _require_same(found, request, identity)
+        print(f"{found['VolumeId']} exists already: {size} GiB {kind} in {zone}")
         return _available(clients, found["VolumeId"]) if mode is Mode.DO else found
-    request = new.request()
-    origin = f"from {new.snapshot}" if new.snapshot else "blank"
-    price = EBS_GB_MONTH.get(new.kind)
-    cost = f", about ${price * new.size:.2f} a month" if price else ""
-    text = f"create a {new.size} GiB {new.kind} volume in {new.zone}, {origin}{cost}"
-    call = Call(clients.ec2, "create_volume", request)
-    if not confirm_plan(mode, f"volume {new.identity}", [Step(text, call)]):
+    origin = f"from {request['SnapshotId']}" if "SnapshotId" in request else "blank"
+    cost = f", about ${EBS_GB_MONTH[kind] * size:.2f} a month" if kind in EBS_GB_MONTH else ""
+    text = f"create a {size} GiB {kind} volume in {zone}, {origin}{cost}"
+    if not confirm_plan(mode, f"volume {identity}", [Step(text, clients.ec2.create_volume, request)]):
         return None
-    volume_id = create_once(
-        lambda token: _send_create(clients, request, token), lambda volume_id: _is_gone(clients, volume_id), request
-    )
+
+    def create(token: str) -> str:
+        answer = call("creating a volume", clients.ec2.create_volume, **request, ClientToken=token)
+        return str(answer["VolumeId"])
+
+    volume_id = create_once(create, lambda created: _is_gone(clients, created), request)
     print(f"created {volume_id}", flush=True)
     return _available(clients, volume_id)
 
 
-def _send_create(clients: Clients, request: Mapping[str, Any], token: str) -> str:
-    answer = Call(clients.ec2, "create_volume", {**request, "ClientToken": token}).send("creating a volume")
-    return str(answer["VolumeId"])
-
-
 def _is_gone(clients: Clients, volume_id: str) -> bool:
-    try:
-        volume = wait_until(
-            f"{volume_id} to appear",
-            lambda: describe_volume(clients, volume_id),
-            lambda seen: seen is not None,
-            seconds=APPEAR_SECONDS,
-        )
-    except AwsError:
-        if describe_volume(clients, volume_id) is None:
+    deadline = time.monotonic() + APPEAR_SECONDS
+    while (volume := describe_volume(clients, volume_id)) is None:
+        if time.monotonic() > deadline:
             return True
-        raise
-    return volume is None or volume["State"] in ("deleting", "deleted")
+        time.sleep(0.5)
+    return volume["State"] in ("deleting", "deleted")
 
 
-def _require_same(volume: Volume, new: NewVolume) -> None:
-    expected = {
-        "AvailabilityZone": new.zone,
-        "Size": new.size,
-        "VolumeType": new.kind,
-        "SnapshotId": new.snapshot or "",
-    }
-    different = [
-        f"{key} is {volume.get(key) or 'none'}, not {value or 'none'}"
-        for key, value in expected.items()
-        if (volume.get(key) or "") != value
-    ]
-    if different:
-        raise AwsError(
-            f"{new.identity} exists as {volume['VolumeId']}, but {', '.join(different)}: "
-            "give the same values, or another --run or --role"
-        )
+def _require_same(volume: Volume, request: Mapping[str, Any], identity: Identity) -> None:
+    keys = ("AvailabilityZone", "Size", "VolumeType", "SnapshotId")
+    pairs = {key: (volume.get(key) or "none", request.get(key) or "none") for key in keys}
+    if different := [f"{key} is {old}, not {new}" for key, (old, new) in pairs.items() if old != new]:
+        text = f"{identity} exists as {volume['VolumeId']}, but {', '.join(different)}"
+        raise AwsError(f"{text}. Use the same values, or another --run or --role.", code="aws-exists-differently")
 
 
 def _available(clients: Clients, volume_id: str) -> Volume:
-    """Wait until a new volume can be used."""
-
-    def ready(volume: Volume | None) -> bool:
-        if volume is None:
-            raise AwsError(f"{volume_id} has vanished while it was being created")
-        if volume["State"] == "error":
-            raise AwsError(f"AWS could not create {volume_id} (state error): delete it in the console, then try again")
-        return volume["State"] in ("available", "in-use")
-
-    volume = wait_until(
-        f"{volume_id} to be available", lambda: describe_volume(clients, volume_id), ready, seconds=AVAILABLE_SECONDS
-    )
+    """Wait until a volume can be used."""
+    volume = describe_volume(clients, volume_id)
+    if volume is None or volume["State"] != "in-use":
+        wait_for_volume(clients, volume_id, "available")
+        volume = describe_volume(clients, volume_id)
     assert volume is not None
     return volume
+
+
+def wait_for_volume(clients: Clients, volume_id: str, state: str) -> None:
+    """Wait until a volume is ``available``, ``in_use`` or ``deleted``."""
+    doing = f"waiting until {volume_id} is {state.replace('_', ' ')}"
+    wait(doing, clients.ec2, f"volume_{state}", minutes=CHANGE_MINUTES, VolumeIds=[volume_id])
+
+
+def describe_instance(clients: Clients, instance_id: str) -> Mapping[str, Any]:
+    """Return an instance by its id; raises AwsError if it does not exist."""
+    answer = call(f"describing {instance_id}", clients.ec2.describe_instances, InstanceIds=[instance_id])
+    for reservation in answer["Reservations"]:
+        for instance in reservation["Instances"]:
+            found: Mapping[str, Any] = instance
+            return found
+    raise AwsError(f"instance {instance_id} does not exist in this region.", code="aws-not-found")
+
+
+def attach_volume(clients: Clients, volume: Volume, instance_id: str, mode: Mode) -> None:
+    """Attach an available volume to a running instance in its zone.
+
+    Raises AwsError if the volume is attached elsewhere, or the instance is not running or in another zone.
+    """
+    volume_id, where = volume["VolumeId"], attachment(volume)
+    if where is not None and where["InstanceId"] == instance_id and where["State"] in ("attached", "attaching"):
+        print(f"{volume_id} is already attached to {instance_id}")
+        return
+    if where is not None:
+        text = f"{volume_id} is {where['State']} ({where['InstanceId']}). Unmount and detach it on that machine first."
+        raise AwsError(text, code="volume-in-use")
+    if volume["State"] != "available":
+        raise AwsError(f"{volume_id} is {volume['State']}, not available. Try again later.", code="volume-in-use")
+    instance = describe_instance(clients, instance_id)
+    _require_attachable(volume, instance)
+    device = _free_device_name(instance)
+    request = {"VolumeId": volume_id, "InstanceId": instance_id, "Device": device}
+    step = Step(f"attach {volume_id} to {instance_id} as {device}", clients.ec2.attach_volume, request)
+    if confirm_plan(mode, f"volume {volume_id}", [step]):
+        call(f"attaching {volume_id} to {instance_id}", clients.ec2.attach_volume, **request)
+        wait_for_volume(clients, volume_id, "in_use")
+        print(f"{volume_id} is attached to {instance_id}")
+
+
+def _require_attachable(volume: Volume, instance: Mapping[str, Any]) -> None:
+    name, state, zone = instance["InstanceId"], instance["State"]["Name"], instance["Placement"]["AvailabilityZone"]
+    if state != "running":
+        raise AwsError(f"{name} is {state}. Start the instance first.", code="volume-not-attachable")
+    if zone != volume["AvailabilityZone"]:
+        text = f"{volume['VolumeId']} is in {volume['AvailabilityZone']}, but {name} in {zone}"
+        advice = f"Copy it: snapshot create, then snapshot restore --zone {zone}."
+        raise AwsError(f"{text}. {advice}", code="volume-not-attachable")
+
+
+def _free_device_name(instance: Mapping[str, Any]) -> str:
+    used = {mapping["DeviceName"].replace("/dev/xvd", "/dev/sd") for mapping in instance.get("BlockDeviceMappings", ())}
+    for name in DEVICE_NAMES:
+        if name not in used:
+            return name
+    text = f"{instance['InstanceId']} has no free device name from {DEVICE_NAMES[0]} to {DEVICE_NAMES[-1]}"
+    raise AwsError(f"{text}. Detach a volume first.", code="volume-not-attachable")
+
+
+def detach_volume(clients: Clients, volume: Volume, mode: Mode) -> None:
+    """Detach an unmounted volume, never by force, and wait until it is available."""
+    volume_id, where = volume["VolumeId"], attachment(volume)
+    if where is None:
+        print(f"{volume_id} is already detached")
+        return
+    request = {"VolumeId": volume_id, "InstanceId": where["InstanceId"]}
+    step = Step(f"detach {volume_id} from {where['InstanceId']}", clients.ec2.detach_volume, request)
+    if confirm_plan(mode, f"volume {volume_id}", [step]):
+        if where["State"] != "detaching":
+            call(f"detaching {volume_id}", clients.ec2.detach_volume, **request)
+        wait_for_volume(clients, volume_id, "available")
+        print(f"{volume_id} is detached")

@@ -1,4 +1,4 @@
-"""What the cloud's tests share: AWS on loopback, real disks, the commands as a user types them."""
+"""Fixtures of the AWS tests: a moto server on loopback, real block devices, and the commands as a user types them."""
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ from tests.aws.loopback_only import sitecustomize as loopback_only
 from tests.aws.strict_aws import REGION, StrictAws
 from tests.conftest import REPOSITORY
 
-loopback_only.uninstall()  # importing it installs it; the tests outside of this folder are not concerned
+loopback_only.uninstall()  # importing installs it, also for tests outside this folder
 
 ZONE = "us-east-1a"
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -36,7 +36,7 @@ DISKS_MISSING = missing()
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended."""
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -51,16 +51,16 @@ def only_loopback() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def service_models_are_read_once() -> Iterator[None]:
-    """EC2's is some megabytes of JSON, which every new session would parse again."""
+def cached_service_models() -> Iterator[None]:
+    """EC2's service model is megabytes of JSON, which every new session would parse again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("botocore.session.create_loader", functools.lru_cache(botocore.loaders.create_loader))
         yield
 
 
 @pytest.fixture(autouse=True)
-def clients_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a test, for the same environment: making one takes longer than most commands."""
+def cached_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reuse clients within a test for the same environment: creating one takes longer than most commands."""
     made: dict[Any, Any] = {}
     make = boto3.session.Session.client
 
@@ -83,7 +83,7 @@ def server() -> Iterator[StrictAws]:
 
 @pytest.fixture
 def aws(server: StrictAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictAws]:
-    """An empty AWS account, which this process and its children find through the environment."""
+    """Return an empty AWS account, found by this process and its children through the environment."""
     import urllib.request
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -94,7 +94,7 @@ def aws(server: StrictAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictAw
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_DEFAULT_REGION": REGION,
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_MAX_ATTEMPTS": "1",  # moto answers what it lacks with 500, which would be tried again
+        "AWS_MAX_ATTEMPTS": "1",  # moto answers unknown calls with 500, which would be retried
         "AWS_CONFIG_FILE": "/nonexistent",
         "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
         "NO_PROXY": "127.0.0.1",
@@ -102,8 +102,7 @@ def aws(server: StrictAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictAw
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("rebar.aws.client.FIRST_PAUSE", 0.02)
-    monkeypatch.setattr("rebar.aws.snapshots.PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("rebar.aws.client.POLL_SECONDS", 0.02)
     urllib.request.urlopen(urllib.request.Request(f"{server.url}/moto-api/reset", method="POST"), timeout=30).read()
     server.reset()
     yield server
@@ -112,7 +111,7 @@ def aws(server: StrictAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictAw
 
 @pytest.fixture
 def disks(aws: StrictAws) -> Iterator[Disks]:
-    """Real block devices below the account's volumes; in memory, where there is such a folder."""
+    """Back the account's volumes by real block devices, in memory if possible."""
     if DISKS_MISSING:
         pytest.skip(f"no real block devices here: {DISKS_MISSING}")
     memory = Path("/dev/shm")
@@ -132,12 +131,12 @@ def ec2(aws: StrictAws) -> Any:
 
 @pytest.fixture
 def instance(ec2: Any) -> str:
-    """A running machine in the zone."""
+    """Return a running instance in the zone."""
     return run_instance(ec2)
 
 
 def run_instance(ec2: Any, zone: str = ZONE) -> str:
-    """Start a machine; returns its id."""
+    """Start an instance; returns its id."""
     started = ec2.run_instances(
         ImageId="ami-0123456789abcdef0",
         MinCount=1,
@@ -149,7 +148,7 @@ def run_instance(ec2: Any, zone: str = ZONE) -> str:
 
 
 def run_cli(*words: str | Path, expect: int = 0) -> Outcome:
-    """``python -m rebar.aws WORDS`` in this process, which is quicker than a new one; checks the exit status."""
+    """Run ``python -m rebar.aws WORDS`` in this process; checks the exit status."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
         run_command(main, [str(word) for word in words])
@@ -160,15 +159,22 @@ def run_cli(*words: str | Path, expect: int = 0) -> Outcome:
 
 
 def run_failing(*words: str | Path) -> str:
-    """The message with which a command ends that cannot be done."""
+    """Run a command that fails; returns its stderr, whose last line is the error."""
     outcome = run_cli(*words, expect=1)
     assert outcome.err.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in outcome.err
     return outcome.err
 
 
+def assert_fails(code: str, *words: str | Path) -> str:
+    """Run a command that fails with an error code; returns its stderr."""
+    message = run_failing(*words)
+    assert message.rstrip().endswith(f"[{code}]"), message
+    return message
+
+
 def start_cli(*words: str | Path) -> "subprocess.Popen[str]":
-    """``python -m rebar.aws WORDS`` in a process of its own."""
+    """Start ``python -m rebar.aws WORDS`` in its own process."""
     return subprocess.Popen(
         [sys.executable, "-m", "rebar.aws", *map(str, words)],
         cwd=REPOSITORY,
@@ -179,17 +185,17 @@ def start_cli(*words: str | Path) -> "subprocess.Popen[str]":
 
 
 def kill_at(aws: StrictAws, action: str, *words: str | Path) -> str:
-    """Run a command that is killed when its first ``action`` has taken effect; returns what it printed."""
+    """Run a command that is killed after its first ``action`` took effect; returns its output."""
     process = start_cli(*words)
     aws.kill_after = (action, process.pid)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == -9, f"it was to die at {action}, but: {process.returncode}\n{out}"
+    assert process.returncode == -9, f"not killed at {action}, but ended: {process.returncode}\n{out}"
     return out
 
 
 @pytest.fixture
 def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, str]]]:
-    """Starts an instance metadata service, version 2 only; the arguments are what it knows, and may be added to."""
+    """Start an instance metadata service, version 2 only; the returned dict of its values may be changed."""
     servers: list[ThreadingHTTPServer] = []
 
     def start(**known: str) -> dict[str, str]:
@@ -227,8 +233,8 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Until something is so; fails where it does not become so."""
+    """Wait for a condition; fails after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Job definitions and jobs of AWS Batch through the command line, against a strict AWS."""
+"""``batch`` commands against a strict AWS."""
 
 import json
 import urllib.request
@@ -10,7 +10,7 @@ import pytest
 from botocore.validate import ParamValidator
 from moto.batch_simple.models import BatchSimpleBackend
 
-from tests.aws.conftest import kill_at, run_cli, run_failing
+from tests.aws.conftest import assert_fails, kill_at, run_cli
 from tests.aws.strict_aws import StrictAws
 
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/rebar:1"
@@ -26,18 +26,18 @@ SUBMIT = ["batch", "submit", "--run", "g5-16", "--queue"]
 
 @pytest.fixture
 def account(aws: StrictAws, monkeypatch: pytest.MonkeyPatch) -> StrictAws:
-    """With a queue on spot, ``spot``, and one on demand, ``on-demand``; moto starts no containers."""
+    """Add a queue ``spot`` and a queue ``on-demand``; moto starts no containers."""
     config = json.dumps({"batch": {"use_docker": False}}).encode()
     urllib.request.urlopen(
         urllib.request.Request(f"{aws.url}/moto-api/config", config, {"Content-Type": "application/json"}), timeout=30
     ).read()
     describe = moto.batch.models.JobDefinition.describe
 
-    def as_aws_does(definition: Any) -> dict[str, Any]:
+    def describe_with_nodes(definition: Any) -> dict[str, Any]:
         told: dict[str, Any] = describe(definition)
         return told | ({"nodeProperties": definition.node_properties} if definition.node_properties else {})
 
-    monkeypatch.setattr(moto.batch.models.JobDefinition, "describe", as_aws_does)
+    monkeypatch.setattr(moto.batch.models.JobDefinition, "describe", describe_with_nodes)
     for name, kind in (("spot", "SPOT"), ("on-demand", "EC2")):
         make_queue(name, kind)
     aws.requests.clear()
@@ -73,7 +73,7 @@ def make_queue(name: str, kind: str, **more: Any) -> None:
 
 
 def sent(aws: StrictAws, call: str) -> list[dict[str, Any]]:
-    """The bodies of the requests to Batch, which AWS's own description of the interface accepts."""
+    """Return the bodies of the requests to Batch, checked against botocore's model of the service."""
     bodies = [json.loads(each.body) for each in aws.requests if each.action == f"POST /v1/{call.lower()}"]
     model = botocore.session.get_session().get_service_model("batch")
     for body in bodies:
@@ -82,16 +82,16 @@ def sent(aws: StrictAws, call: str) -> list[dict[str, Any]]:
     return bodies
 
 
-def test_the_plan_says_what_it_costs_and_registers_nothing(account: StrictAws) -> None:
+def test_register_without_yes_prints_the_cost_and_registers_nothing(account: StrictAws) -> None:
     told = run_cli(*SINGLE).out
     assert "register the job definition rebar-g5-16-train" in told
     assert "at most 5 attempts of 3 h on g5.12xlarge: at most $85.08" in told
     assert "nothing was changed" in told
-    assert "AWS has no dry run for it" in run_cli(*SINGLE, "--check").out
+    assert "not checked: no dry run" in run_cli(*SINGLE, "--check").out
     assert sent(account, "registerJobDefinition") == []
 
 
-def test_one_node_on_spot(account: StrictAws) -> None:
+def test_register_single_node(account: StrictAws) -> None:
     secret = f"WANDB_API_KEY={SECRET_ARN}"
     more = ["--owner", "vision", "--execution-role", ROLE, "--secret", secret, "--scratch", "/mnt/nvme"]
     run_cli(*SINGLE, *more, "--yes", "--", "--epochs", "16")
@@ -122,7 +122,7 @@ def test_one_node_on_spot(account: StrictAws) -> None:
     assert request["tags"]["rebar:owner"] == "vision"
 
 
-def test_several_nodes_on_demand(account: StrictAws) -> None:
+def test_register_multi_node(account: StrictAws) -> None:
     assert "2 × p4d.24xlarge: at most $131.75" in run_cli(*MULTI, "--yes").out
     (request,) = sent(account, "registerJobDefinition")
     assert request["type"] == "multinode"
@@ -136,16 +136,16 @@ def test_several_nodes_on_demand(account: StrictAws) -> None:
 
 
 @pytest.mark.parametrize("words", [SINGLE, MULTI, WRITE], ids=["single", "multi", "write"])
-def test_the_same_is_not_registered_again(account: StrictAws, words: list[str]) -> None:
+def test_register_again_does_not_register_an_unchanged_definition(account: StrictAws, words: list[str]) -> None:
     run_cli(*words, "--yes")
-    assert "is the same already" in run_cli(*words, "--yes").out
+    assert "is unchanged" in run_cli(*words, "--yes").out
     assert len(sent(account, "registerJobDefinition")) == 1
     assert "register a new revision" in run_cli(*words, "--max-hours", "4", "--yes").out
     assert len(sent(account, "registerJobDefinition")) == 2
-    assert "is the same already" in run_cli(*words, "--max-hours", "4", "--yes").out
+    assert "is unchanged" in run_cli(*words, "--max-hours", "4", "--yes").out
 
 
-def test_somebody_elses_definition_is_left_alone(account: StrictAws) -> None:
+def test_definitions_without_our_tags_are_not_used(account: StrictAws) -> None:
     import boto3
 
     boto3.client("batch").register_job_definition(
@@ -154,13 +154,13 @@ def test_somebody_elses_definition_is_left_alone(account: StrictAws) -> None:
         containerProperties={"image": "theirs", "vcpus": 1, "memory": 128},
     )
     account.requests.clear()
-    assert "does not carry Rebar's tags" in run_failing(*SINGLE, "--yes")
-    assert "does not carry Rebar's tags" in run_failing(*SUBMIT, "spot", "--yes")
+    assert_fails("aws-not-ours", *SINGLE, "--yes")
+    assert_fails("aws-not-ours", *SUBMIT, "spot", "--yes")
     assert sent(account, "registerJobDefinition") == []
 
 
-def test_submitted_once(account: StrictAws) -> None:
-    assert "batch register first" in run_failing(*SUBMIT, "spot", "--yes")
+def test_submit_sends_a_job_of_the_definition(account: StrictAws) -> None:
+    assert_fails("aws-not-found", *SUBMIT, "spot", "--yes")
     run_cli(*SINGLE, "--yes")
     assert "(revision 1) to the queue spot (SPOT)" in run_cli(*SUBMIT, "spot").out
     assert sent(account, "submitJob") == []
@@ -173,7 +173,7 @@ def test_submitted_once(account: StrictAws) -> None:
 
 
 def hold_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs wait as they do on AWS, which has no machine at once; moto ends them right away."""
+    """Keep jobs waiting; moto would end them at once."""
 
     def hold(self: Any, include_start_attempt: bool, job: Any) -> None:
         job.status = "RUNNABLE"
@@ -181,7 +181,7 @@ def hold_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchSimpleBackend, "_mark_job_as_finished", hold)
 
 
-def test_a_job_that_waits_or_runs_is_found(account: StrictAws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submit_again_finds_the_waiting_job(account: StrictAws, monkeypatch: pytest.MonkeyPatch) -> None:
     hold_jobs(monkeypatch)
     run_cli(*SINGLE, "--yes")
     kill_at(account, "POST /v1/submitjob", *SUBMIT, "spot", "--yes")
@@ -192,10 +192,10 @@ def test_a_job_that_waits_or_runs_is_found(account: StrictAws, monkeypatch: pyte
     batch = boto3.client("batch")
     definition = batch.describe_job_definitions()["jobDefinitions"][0]["jobDefinitionArn"]
     batch.submit_job(jobName="rebar-g5-16-train", jobQueue="spot", jobDefinition=definition)
-    assert "several jobs are called" in run_failing(*SUBMIT, "spot", "--yes")
+    assert_fails("aws-ambiguous", *SUBMIT, "spot", "--yes")
 
 
-def test_an_array_of_parts(account: StrictAws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_register_and_submit_an_array_of_shards(account: StrictAws, monkeypatch: pytest.MonkeyPatch) -> None:
     hold_jobs(monkeypatch)
     assert "8 tasks, each 3 h" in run_cli(*WRITE, "--yes", "--", "--split", "train").out
     (request,) = sent(account, "registerJobDefinition")
@@ -209,36 +209,34 @@ def test_an_array_of_parts(account: StrictAws, monkeypatch: pytest.MonkeyPatch) 
     assert job["arrayProperties"] == {"size": 8}
 
 
-def test_queues_that_do_not_suit(account: StrictAws) -> None:
+def test_submit_to_unsuitable_queues_fails(account: StrictAws) -> None:
     run_cli(*MULTI, "--yes")
-    assert "several nodes on demand (EC2) only" in run_failing(*SUBMIT, "spot", "--yes")
-    assert "there is no job queue none" in run_failing(*SUBMIT, "none", "--yes")
+    assert_fails("job-queue-unsuitable", *SUBMIT, "spot", "--yes")
+    assert_fails("aws-not-found", *SUBMIT, "none", "--yes")
     make_queue("idle", "EC2", minvCpus=96)
     assert "keeps 96 vCPUs running" in run_cli(*SUBMIT, "idle").out
     import boto3
 
     boto3.client("batch").update_job_queue(jobQueue="on-demand", state="DISABLED")
-    assert "is DISABLED" in run_failing(*SUBMIT, "on-demand", "--yes")
+    assert_fails("job-queue-unsuitable", *SUBMIT, "on-demand", "--yes")
     assert sent(account, "submitJob") == []
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "code"),
     [
-        (["--secret", "WANDB_API_KEY=0123456789abcdef0123456789abcdef"], "never the value"),
-        (["--secret", f"WANDB_API_KEY={SECRET_ARN}"], "needs --execution-role"),
-        (["--", "--wandb-api-key=0123456789abcdef"], "looks like a secret"),
-        (["--image", "https://me:0123456789abcdef@example.com/rebar"], "looks like a secret"),
-        (["--attempts", "11"], "from 1 to 10"),
-        (["--max-hours", "0.01"], "at least a minute"),
-        (["--run", "g5.16"], "choose another --run"),
-        (["--nodes", "2", "--shards", "2"], "--shards needs no GPU"),
-        (["--results", "bucket/runs"], "--results must be an s3:// folder"),
-        (["--instance-type", "m5.large"], "not in Rebar's table"),
+        (["--secret", "WANDB_API_KEY=0123456789abcdef0123456789abcdef"], "aws-option-invalid"),
+        (["--secret", f"WANDB_API_KEY={SECRET_ARN}"], "aws-option-invalid"),
+        (["--", "--wandb-api-key=0123456789abcdef"], "secret-exposed"),
+        (["--image", "https://me:0123456789abcdef@example.com/rebar"], "secret-exposed"),
+        (["--attempts", "11"], "aws-option-invalid"),
+        (["--max-hours", "0.01"], "aws-option-invalid"),
+        (["--run", "g5.16"], "aws-name-invalid"),
+        (["--nodes", "2", "--shards", "2"], "aws-option-invalid"),
+        (["--instance-type", "m5.large"], "instance-type-unknown"),
     ],
 )
-def test_what_cannot_be_is_told(account: StrictAws, words: list[str], message: str) -> None:
-    told = run_failing(*SINGLE, "--yes", *words)
-    assert message in told
+def test_register_with_invalid_options_fails(account: StrictAws, words: list[str], code: str) -> None:
+    told = assert_fails(code, *SINGLE, "--yes", *words)
     assert "0123456789abcdef" not in told
     assert sent(account, "registerJobDefinition") == []

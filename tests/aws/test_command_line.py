@@ -1,4 +1,4 @@
-"""Every command explains itself, with an example that it accepts."""
+"""Every command has a help text with a valid example."""
 
 import argparse
 import shlex
@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 
 
 def leaves(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every command, and the end of its help."""
+    """Yield every command and the epilog of its help."""
     below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not below:
         yield path, parser.epilog or ""
@@ -26,7 +26,7 @@ def leaves(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Itera
 COMMANDS = dict(leaves(build_parser()))
 
 
-def test_the_commands_are_there() -> None:
+def test_all_commands_exist() -> None:
     assert {" ".join(path) for path in COMMANDS} >= {
         *(f"volume {verb}" for verb in ("create", "attach", "mount", "umount", "detach", "delete")),
         *(f"snapshot {verb}" for verb in ("create", "list", "restore", "verify")),
@@ -36,7 +36,7 @@ def test_the_commands_are_there() -> None:
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_help_ends_with_an_example_that_is_accepted(path: tuple[str, ...]) -> None:
+def test_help_ends_with_a_valid_example(path: tuple[str, ...]) -> None:
     told = run_cli(*path, "--help").out
     assert "example:\n  python -m rebar.aws" in told
     words = shlex.split(COMMANDS[path].partition("python -m rebar.aws")[2].replace("\\\n", " "))
@@ -44,10 +44,10 @@ def test_help_ends_with_an_example_that_is_accepted(path: tuple[str, ...]) -> No
     build_parser().parse_args(words)
 
 
-def test_it_runs_as_a_module_without_boto3() -> None:
+def test_without_boto3_the_error_says_how_to_install_it() -> None:
     code = "import sys; sys.modules['boto3'] = sys.modules['botocore'] = None\n"
     code += "from rebar.cli import run_command; from rebar.aws.__main__ import main\n"
     code += "run_command(main, ['snapshot', 'list'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: boto3 is missing: pip install")
+    assert "[aws-boto3-missing]" in done.stderr

@@ -1,4 +1,4 @@
-"""Estimates, the sweep and the budget, through the command line; the table of machines against AWS's own answers."""
+"""``cost`` and ``budget`` commands; the table of instance types against EC2's recorded answers."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ import moto
 import pytest
 
 from rebar.aws.instances import TYPES, InstanceType
-from tests.aws.conftest import ZONE, run_cli, run_failing
+from tests.aws.conftest import ZONE, assert_fails, run_cli
 from tests.aws.strict_aws import ACCOUNT, Instead, StrictAws
 from tests.conftest import REPOSITORY
 
@@ -19,13 +19,13 @@ RECORDED = Path(moto.__file__).parent / "ec2/resources/instance_types.json.gz"
 
 @pytest.fixture(scope="module")
 def recorded() -> Any:
-    """What EC2's DescribeInstanceTypes answered when moto's makers asked it."""
+    """Return EC2's answers to DescribeInstanceTypes, as recorded in moto."""
     with gzip.open(RECORDED) as file:
         return json.load(file)
 
 
 @pytest.mark.parametrize("machine", [each for each in TYPES if each.family != "p3"], ids=lambda machine: machine.name)
-def test_the_table_is_what_aws_says(recorded: Any, machine: InstanceType) -> None:
+def test_instance_types_match_ec2(recorded: Any, machine: InstanceType) -> None:
     told = recorded[machine.name]
     (gpu,) = told["GpuInfo"]["Gpus"]
     storage = told["InstanceStorageInfo"]
@@ -38,36 +38,36 @@ def test_the_table_is_what_aws_says(recorded: Any, machine: InstanceType) -> Non
 
 
 @pytest.mark.parametrize("machine", TYPES, ids=lambda machine: machine.name)
-def test_every_machine_has_its_configuration(machine: InstanceType) -> None:
+def test_every_instance_type_has_a_config(machine: InstanceType) -> None:
     text = (REPOSITORY / "rn50_configs" / machine.config).read_text()
     assert f"world_size: {machine.gpus}" in text
 
 
-def test_the_published_time_is_used_as_it_is(aws: StrictAws) -> None:
+def test_estimate_of_a_published_time_is_not_scaled(aws: StrictAws) -> None:
     told = run_cli("cost", "estimate", "--instance-type", "p4d.24xlarge", "--epochs", "88").out
     assert "1.29 h: measured by ffcv-imagenet" in told  # 77.2 minutes
     assert "$33.74 for 1.54 h" in told
     assert aws.requests == []
 
 
-def test_other_machines_are_scaled_and_it_is_said(aws: StrictAws) -> None:
+def test_estimate_of_other_machines_is_scaled(aws: StrictAws) -> None:
     told = run_cli("cost", "estimate", "--instance-type", "g5.xlarge").out
     assert "5.15 h: scaled by GPU speed" in told
     assert "not measured" in told
 
 
-def test_a_measured_throughput_wins(aws: StrictAws) -> None:
+def test_estimate_from_a_measured_throughput(aws: StrictAws) -> None:
     words = ["cost", "estimate", "--instance-type", "g5.xlarge", "--epochs", "18", "--price", "2"]
-    assert "give --images-per-second" in run_failing(*words)
+    assert "--images-per-second" in assert_fails("cost-unknown", *words)
     told = run_cli(*words, "--images-per-second", "6405.835").out
     assert "1.00 h: from your 6406 images/s" in told
     assert "$2.50 for 1.25 h" in told
 
 
-def test_the_spot_price_is_asked_for(aws: StrictAws) -> None:
+def test_estimate_uses_the_spot_price(aws: StrictAws) -> None:
     aws.refuse["DescribeSpotPriceHistory"] = answer_with_prices()
     told = run_cli("cost", "estimate", "--instance-type", "g5.xlarge", "--spot").out
-    assert "$0.4012 an hour: spot in us-east-1b" in told
+    assert "$0.4012/h: current spot price in us-east-1b" in told
 
 
 def answer_with_prices() -> Instead:
@@ -99,20 +99,20 @@ def ours(ec2: Any, resource: str, run: str = "g5-16") -> str:
     return resource
 
 
-def test_the_sweep_lists_what_costs(aws: StrictAws, ec2: Any, instance: str) -> None:
+def test_sweep_lists_the_projects_resources(aws: StrictAws, ec2: Any, instance: str) -> None:
     run_cli(*CREATE, "imagenet")
     ours(ec2, instance)
-    ec2.create_volume(AvailabilityZone=ZONE, Size=500, VolumeType="gp3")  # somebody else's
+    ec2.create_volume(AvailabilityZone=ZONE, Size=500, VolumeType="gp3")  # not ours
     told = run_cli("cost", "sweep").out
     assert "g5.xlarge" in told
-    assert "$24.14 a day" in told
+    assert "$24.14/day" in told
     assert "imagenet/beton" in told
     assert "detached" in told
-    assert "2 things, about $24.41 a day" in told
+    assert "2 resources, about $24.41/day" in told
     assert "nothing was changed" not in told
 
 
-def test_the_sweep_ends_only_what_has_expired(aws: StrictAws, ec2: Any, instance: str) -> None:
+def test_sweep_ends_expired_resources_only(aws: StrictAws, ec2: Any, instance: str) -> None:
     expire(ec2, ours(ec2, instance))
     run_cli(*CREATE, "old")
     run_cli(*CREATE, "new", "--expires-days", "1")
@@ -127,13 +127,13 @@ def test_the_sweep_ends_only_what_has_expired(aws: StrictAws, ec2: Any, instance
 
     done = run_cli("cost", "sweep", "--end-expired", "--yes").out
     assert f"terminated {instance}" in done
-    assert f"kept: {old['VolumeId']} is not deleted: no verified snapshot" in done
+    assert f"kept: {old['VolumeId']} has no verified snapshot" in done
     assert [sent["InstanceId.1"] for sent in aws.sent("TerminateInstances")] == [instance]
     assert aws.sent("DeleteVolume") == []
     assert aws.sent("DeleteSnapshot") == []
 
 
-def test_an_expired_copy_of_a_verified_snapshot_is_deleted(aws: StrictAws, ec2: Any) -> None:
+def test_sweep_deletes_an_expired_copy_of_a_verified_snapshot(aws: StrictAws, ec2: Any) -> None:
     run_cli(*CREATE, "imagenet")
     (volume,) = ec2.describe_volumes()["Volumes"]
     snapshot = ours(ec2, ec2.create_snapshot(VolumeId=volume["VolumeId"])["SnapshotId"], "imagenet")
@@ -150,14 +150,14 @@ def test_an_expired_copy_of_a_verified_snapshot_is_deleted(aws: StrictAws, ec2: 
 # ------------------------------------------------------------------------------------------ budget
 
 
-def test_a_budget_is_created_once(aws: StrictAws) -> None:
+def test_budget_is_created_once(aws: StrictAws) -> None:
     import boto3
 
     words = ["budget", "create", "--limit", "100", "--email", "me@example.com"]
     assert "nothing was changed" in run_cli(*words).out
     run_cli(*words, "--yes")
     assert "exists already: $100 a month" in run_cli(*words, "--yes").out
-    assert "exists with $100 a month, not $200" in run_failing(*words[:3], "200", *words[4:], "--yes")
+    assert_fails("aws-exists-differently", *words[:3], "200", *words[4:], "--yes")
     budgets = boto3.client("budgets")
     (budget,) = budgets.describe_budgets(AccountId=ACCOUNT)["Budgets"]
     assert (budget["BudgetName"], budget["BudgetLimit"]["Amount"], budget["TimeUnit"]) == (
@@ -169,5 +169,5 @@ def test_a_budget_is_created_once(aws: StrictAws) -> None:
     assert [each["Threshold"] for each in told] == [50.0, 80.0, 100.0, 100.0]
 
 
-def test_an_address_must_be_one(aws: StrictAws) -> None:
-    assert "is no e-mail address" in run_cli("budget", "create", "--limit", "1", "--email", "me", expect=2).err
+def test_budget_with_an_invalid_address_fails(aws: StrictAws) -> None:
+    assert "is not an e-mail address" in run_cli("budget", "create", "--limit", "1", "--email", "me", expect=2).err

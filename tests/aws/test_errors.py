@@ -1,4 +1,4 @@
-"""What AWS answers becomes one line, without secrets."""
+"""AWS's errors become one line with a code, without secrets."""
 
 import pytest
 from botocore.exceptions import ClientError
@@ -16,22 +16,22 @@ from rebar.aws.client import AwsError, translate_aws_error, without_secrets
         "You may not. Encoded authorization failure message: c2VjcmV0",
     ],
 )
-def test_secrets_are_taken_out(secret: str) -> None:
+def test_without_secrets_removes_keys_and_signatures(secret: str) -> None:
     told = without_secrets(f"it failed: {secret}")
     assert told.startswith("it failed: ")
     for part in ("EXAMPLE", "0a1b2c3d", "2F20261121", "wJalrXUtnFEMI", "FwoGZXIvYXdzEBYaD", "c2VjcmV0"):
         assert part not in told
 
 
-def test_known_codes_say_what_to_do() -> None:
+def test_translate_aws_error_adds_advice() -> None:
     answer = {"Error": {"Code": "InsufficientInstanceCapacity", "Message": "We have none."}}
     with (
-        pytest.raises(AwsError, match=r"renting: AWS answered .* none; .*try another zone"),
-        translate_aws_error("renting"),
+        pytest.raises(AwsError, match=r"launching: AWS answered .* none\. .*Try another zone"),
+        translate_aws_error("launching"),
     ):
         raise ClientError(answer, "RunInstances")
 
 
-def test_our_own_messages_pass_unchanged() -> None:
+def test_translate_aws_error_passes_our_errors() -> None:
     with pytest.raises(AwsError, match=r"^as it is$"), translate_aws_error("doing"):
         raise AwsError("as it is")

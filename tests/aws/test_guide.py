@@ -1,4 +1,4 @@
-"""What docs/aws.md says is so: its commands are accepted, its table is ours, its policies allow what is called."""
+"""docs/aws.md: its commands are valid, its table is current, its policies allow the calls in the code."""
 
 import json
 import re
@@ -21,7 +21,7 @@ BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", GUIDE, flags=re.DOTALL)).rep
 COMMANDS = [words for line in BLOCKS.splitlines() if (words := shlex.split(line, comments=True))]
 OURS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "rebar.aws"]]
 OPERATOR, MACHINE, SCHEDULER, JOB, SECRETS = map(json.loads, re.findall(r"```json\n(.*?)```", GUIDE, flags=re.DOTALL))
-NOT_BY_NAME = {  # what the permission for a call is named where that is not the call's own name
+PERMISSIONS = {  # of calls whose permission is not ec2:CALL
     "DescribeBudget": "budgets:ViewBudget",
     "CreateBudget": "budgets:ModifyBudget",
     "HeadObject": "s3:GetObject",
@@ -54,39 +54,38 @@ def allowed(policy: Any) -> set[str]:
 def called() -> set[str]:
     """The API calls in the code, as permissions."""
     code = "\n".join(path.read_text() for path in (REPOSITORY / "rebar/aws").rglob("*.py"))
-    names = set(re.findall(r"\b(?:ec2|s3|budgets|batch|client)\.([a-z]+_[a-z_0-9]+)\(", code))
-    names |= set(re.findall(r'get_paginator\("(\w+)"\)', code))
-    names |= set(re.findall(r'(?:ec2|budgets|client|clients\("\w+"\)), "(\w+)"', code))
-    names |= set(re.findall(r'clients\("[\w-]+"\)\.(\w+)\(', code))
-    names -= {"get_paginator"}
+    names = set(re.findall(r"\b(?:ec2|s3|budgets|batch|client)\.([a-z]+_[a-z_0-9]+)\b", code))
+    names |= set(re.findall(r'"((?:describe|list)_\w+)"', code))
+    names |= set(re.findall(r'clients\("[\w-]+"\)\.(\w+)', code))
+    names -= {"get_paginator", "service_model", "get_waiter"}
     calls = {"".join(part.capitalize() for part in name.split("_")) for name in names}
-    return {NOT_BY_NAME.get(call, f"ec2:{call}") for call in calls}
+    return {PERMISSIONS.get(call, f"ec2:{call}") for call in calls}
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
-def test_every_command_is_accepted(words: list[str]) -> None:
+def test_commands_are_valid(words: list[str]) -> None:
     if words != ["--help"]:
         build_parser().parse_args(words)
 
 
-def test_every_group_is_shown() -> None:
+def test_all_groups_are_shown() -> None:
     assert {words[0] for words in OURS} >= {
         *("volume", "snapshot", "data", "cost", "budget", "launch", "userdata"),
         *("batch", "sagemaker", "spot", "run"),
     }
 
 
-def test_the_table_is_the_commands() -> None:
+def test_table_is_current() -> None:
     assert run_cli("cost", "machines").out.strip() in GUIDE
 
 
-def test_the_policies_allow_what_is_called() -> None:
+def test_policies_allow_all_calls() -> None:
     assert called() - allowed(OPERATOR) == set()
     assert len(called()) > 20
     assert allowed(SCHEDULER) == {"ec2:TerminateInstances"}
 
 
-def test_no_policy_allows_more_than_it_needs() -> None:
+def test_policies_are_minimal() -> None:
     for policy in (OPERATOR, MACHINE, SCHEDULER, JOB, SECRETS):
         assert not [action for action in allowed(policy) if "*" in action]
         for statement in policy["Statement"]:
@@ -98,7 +97,7 @@ def test_no_policy_allows_more_than_it_needs() -> None:
     assert allowed(SECRETS) == {"secretsmanager:GetSecretValue"}
 
 
-def test_skypilot_knows_every_key() -> None:
+def test_skypilot_task_has_known_keys_only() -> None:
     task = yaml.safe_load((REPOSITORY / "scripts/skypilot.yaml").read_text())
     assert task.keys() <= {"name", "resources", "num_nodes", "workdir", "envs", "setup", "run"}
     assert "scripts/train_job.sh" in task["run"]
@@ -111,8 +110,8 @@ THEIRS = [words for words in COMMANDS if words[0] == "aws" and words[2].startswi
 
 @pytest.mark.skipif(not AWS.exists(), reason="AWS's command line is not installed")
 @pytest.mark.parametrize("words", THEIRS, ids=lambda words: " ".join(words[:3]))
-def test_what_awss_own_command_line_is_to_create_is_accepted_by_it(words: list[str], aws: StrictAws) -> None:
-    """It checks the parameters, and sends nothing."""
+def test_commands_of_the_aws_cli_are_valid(words: list[str], aws: StrictAws) -> None:
+    """``--generate-cli-skeleton output`` checks the parameters without sending anything."""
     done = subprocess.run(
         [sys.executable, AWS, *words[1:], "--generate-cli-skeleton", "output"], capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""``data disks`` on real loop devices that say they are EC2's NVMe disks; with mdadm where the kernel has RAID."""
+"""``data disks`` on loop devices with the model name of EC2's NVMe disks; with real mdadm if the kernel has RAID."""
 
 import os
 import shutil
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.aws.conftest import DISKS_MISSING, run_cli, run_failing
+from tests.aws.conftest import DISKS_MISSING, assert_fails, run_cli
 from tests.aws.disks import mounted_at
 
 MIB = 2**20
 MODEL = "Amazon EC2 NVMe Instance Storage"
 RAID = shutil.which("mdadm") is not None and Path("/proc/mdstat").exists()
 
-# Does with one loop device what mdadm would do with the kernel's help, and notes how it was called.
+# Replaces mdadm: records its arguments, and uses one loop device as the array.
 RECORDING_MDADM = """#!/bin/bash
 echo "mdadm $*" >>"$CALLS"
 [[ -z ${MDADM_FAILS:-} ]] || { echo "mdadm: no" >&2; exit 1; }
@@ -24,7 +24,7 @@ ln -sfn "$ARRAY_DEVICE" "$2"
 
 
 class Machine:
-    """A machine with NVMe disks: a /sys and a /dev that lead to loop devices."""
+    """A machine with NVMe disks: folders like /sys and /dev for loop devices."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -71,7 +71,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
 
 @pytest.fixture
 def mdadm(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mdadm that only notes; the array is one more loop device."""
+    """Put the replacement of mdadm on PATH."""
     programs = machine.root / "bin"
     programs.mkdir()
     (programs / "mdadm").write_text(RECORDING_MDADM)
@@ -83,18 +83,16 @@ def mdadm(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def be_members(monkeypatch: pytest.MonkeyPatch, *disks: Path, label: str = "any:rebar") -> None:
-    """From now on blkid finds these disks to be members of an array; all others are really looked at."""
-    from rebar.aws import filesystem, instance_store
+    """Make ``probe`` return that these disks are members of an array."""
+    from rebar.aws import devices, instance_store
 
     def probe(device: Path) -> dict[str, str]:
-        return (
-            {"TYPE": "linux_raid_member", "LABEL": label, "UUID": "1"} if device in disks else filesystem.probe(device)
-        )
+        return {"TYPE": "linux_raid_member", "LABEL": label, "UUID": "1"} if device in disks else devices.probe(device)
 
     monkeypatch.setattr(instance_store, "probe", probe)
 
 
-def test_one_disk_is_formatted_once_and_found_again(machine: Machine, tmp_path: Path) -> None:
+def test_one_disk_is_formatted_once_and_recognized_again(machine: Machine, tmp_path: Path) -> None:
     disk, folder = machine.add_disk(), tmp_path / "nvme"
     planned = run_cli("data", "disks", folder)
     assert f"make ext4 on {disk.name}, which is blank" in planned.out
@@ -102,18 +100,20 @@ def test_one_disk_is_formatted_once_and_found_again(machine: Machine, tmp_path: 
     assert not folder.exists()
     run_cli("data", "disks", folder, "--yes")
     (folder / "train.beton").write_text("images")
-    assert "already" in run_cli("data", "disks", folder, "--yes").out
-    assert "are mounted on" in run_failing("data", "disks", tmp_path / "elsewhere", "--yes")
+    assert "is already on the instance store" in run_cli("data", "disks", folder, "--yes").out
+    assert_fails("mount-conflict", "data", "disks", tmp_path / "elsewhere", "--yes")
     subprocess.run(["umount", folder], check=True)  # as a reboot does
     again = run_cli("data", "disks", folder, "--yes").out
     assert "make ext4" not in again
     assert (folder / "train.beton").read_text() == "images"
 
 
-def test_several_become_one(machine: Machine, mdadm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_disks_become_a_raid_0(
+    machine: Machine, mdadm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disks, folder = [machine.add_disk(), machine.add_disk()], tmp_path / "nvme"
     planned = run_cli("data", "disks", folder).out
-    assert f"join {disks[0].name} {disks[1].name} to a RAID 0" in planned
+    assert f"create a RAID 0 of {disks[0].name} {disks[1].name}" in planned
     assert machine.calls() == []
     run_cli("data", "disks", folder, "--yes")
     array = tmp_path / "dev" / "rebar"
@@ -129,7 +129,7 @@ def test_several_become_one(machine: Machine, mdadm: None, tmp_path: Path, monke
     assert (folder / "train.beton").read_text() == "images"
 
 
-def test_an_array_that_runs_already_is_only_mounted(
+def test_a_running_array_is_only_mounted(
     machine: Machine, mdadm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disks, folder = [machine.add_disk(), machine.add_disk()], tmp_path / "nvme"
@@ -138,22 +138,22 @@ def test_an_array_that_runs_already_is_only_mounted(
         (tmp_path / "holders" / disk.name / "holders" / "md127").mkdir(parents=True)
     monkeypatch.setattr("rebar.aws.instance_store.HOLDERS", tmp_path / "holders")
     be_members(monkeypatch, *disks)
-    run_cli("data", "disks", folder, "--yes")  # its creation was interrupted before there was a file system
+    run_cli("data", "disks", folder, "--yes")  # created by a call that was killed before mkfs
     assert mounted_at(os.environ["ARRAY_DEVICE"]) == [str(folder)]
     assert machine.calls() == []
 
 
-def test_when_mdadm_fails_nothing_is_formatted(
+def test_failing_mdadm_formats_nothing(
     machine: Machine, mdadm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disks = [machine.add_disk(), machine.add_disk()]
     monkeypatch.setenv("MDADM_FAILS", "yes")
-    assert "exit status 1: mdadm: no" in run_failing("data", "disks", tmp_path / "nvme", "--yes")
+    assert "exit status 1: mdadm: no" in assert_fails("program-failed", "data", "disks", tmp_path / "nvme", "--yes")
     assert not any(any(disk.read_bytes()) for disk in disks)
 
 
 @pytest.mark.parametrize("what", ["ext4", "partitions", "bytes", "mounted"])
-def test_what_holds_anything_is_not_touched(machine: Machine, mdadm: None, tmp_path: Path, what: str) -> None:
+def test_disks_with_data_are_not_touched(machine: Machine, mdadm: None, tmp_path: Path, what: str) -> None:
     machine.add_disk()
     disk = machine.add_disk()
     if what in ("ext4", "mounted"):
@@ -168,35 +168,34 @@ def test_what_holds_anything_is_not_touched(machine: Machine, mdadm: None, tmp_p
             file.write(bytes(446) + entry + bytes(48) + b"\x55\xaa")
     if what == "mounted":
         (tmp_path / "old").mkdir()
-        subprocess.run(["mount", disk, tmp_path / "old"], check=True)
+        subprocess.run(["mount", "-o", "ro", disk, tmp_path / "old"], check=True)  # else ext4 writes to it
     before = disk.read_bytes()
-    assert "not formatted" in run_failing("data", "disks", tmp_path / "nvme", "--yes")
+    assert_fails("volume-not-blank", "data", "disks", tmp_path / "nvme", "--yes")
     assert machine.calls() == []
     assert disk.read_bytes() == before
 
 
 @pytest.mark.parametrize("label", ["any:rebar", "host:somebodys"])
-def test_an_array_that_is_not_ours_or_not_whole_is_left_alone(
+def test_incomplete_or_foreign_arrays_are_not_touched(
     machine: Machine, mdadm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str
 ) -> None:
     disks = [machine.add_disk(), machine.add_disk()]
     be_members(monkeypatch, *(disks[:1] if label == "any:rebar" else disks), label=label)
-    told = run_failing("data", "disks", tmp_path / "nvme", "--yes")
-    assert "not Rebar's, or not whole: left alone" in told
+    assert_fails("instance-store-in-use", "data", "disks", tmp_path / "nvme", "--yes")
     assert machine.calls() == []
 
 
-def test_volumes_and_other_disks_do_not_count(machine: Machine, tmp_path: Path) -> None:
+def test_other_disks_are_ignored(machine: Machine, tmp_path: Path) -> None:
     for model in ("Amazon Elastic Block Store", "Samsung SSD 990 PRO 2TB", "Instance Storage"):
         machine.add_disk(model)
     done = run_cli("data", "disks", tmp_path / "nvme", "--yes")
-    assert "has no NVMe disks of its own" in done.out
+    assert "has no instance store" in done.out
     assert (tmp_path / "nvme").is_dir()
     assert not any(any(Path(loop).read_bytes()) for loop in machine.loops)
 
 
-@pytest.mark.skipif(not RAID, reason="no RAID here: mdadm, or the kernel's md, is missing")
-def test_a_real_array(machine: Machine, tmp_path: Path) -> None:
+@pytest.mark.skipif(not RAID, reason="mdadm or the kernel's RAID is missing")
+def test_real_raid_0(machine: Machine, tmp_path: Path) -> None:
     machine.add_disk(), machine.add_disk()
     folder = tmp_path / "nvme"
     try:
@@ -206,7 +205,7 @@ def test_a_real_array(machine: Machine, tmp_path: Path) -> None:
         subprocess.run(["mdadm", "--stop", "/dev/md/rebar"], check=True)
         run_cli("data", "disks", folder, "--yes")
         assert (folder / "train.beton").read_bytes() == content
-        assert "already" in run_cli("data", "disks", folder, "--yes").out
+        assert "is already on the instance store" in run_cli("data", "disks", folder, "--yes").out
     finally:
         subprocess.run(["umount", folder], capture_output=True)
         subprocess.run(["mdadm", "--stop", "/dev/md/rebar"], capture_output=True)

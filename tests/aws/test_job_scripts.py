@@ -1,4 +1,4 @@
-"""What jobs of AWS Batch, SageMaker, SkyPilot and Slurm run: the real scripts, with S3 on loopback."""
+"""The scripts that AWS Batch, SageMaker, SkyPilot and Slurm run, with S3 on loopback."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SCHEDULERS = ("SKYPILOT_", "AWS_BATCH_", "SM_", "SLURM_", "MASTER_", "RESET_SCHE
 FROZEN = {"RESET_SCHED": "1", "FREEZE_LR": "1", "FREEZE_LR_VALUE": "0.01"}
 FROZEN_FLAGS = "train_imagenet.py --reset-schedule --freeze-lr=0.01 --config-file"
 PYTHON = """#!/bin/bash
-# Rebar's commands are real; training, and writing, note how they were called and leave what they were told to.
+# Replaces python: rebar.aws is real; training and writing record their arguments and write their output files.
 if [[ $1 == -m && $2 == rebar.aws ]]; then exec "$REAL_PYTHON" "$@"; fi
 echo "$*" >>"$CALLS"
 if [[ $1 == write_dataset.py ]]; then
@@ -53,7 +53,7 @@ exit "$STATUS"
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """The scripts in a repository whose Python is the one above."""
+    """Return a repository with the scripts and the python above."""
     repo = tmp_path / "repo"
     (repo / "scripts").mkdir(parents=True)
     for name in ("train_job.sh", "write_job.sh", "torchrun_from_env.sh", "schedule_flags.sh", "train.sbatch"):
@@ -66,8 +66,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def job(script: Path, *words: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run a script as a scheduler would."""
-
+    """Run a script as a scheduler does."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(SCHEDULERS)}
     more = {
         "RETRY_SECONDS": "0",
@@ -97,7 +96,7 @@ def put_data(s3: Any) -> None:
         s3.put_object(Bucket="bucket", Key=f"betons/{name}.beton", Body=f"{name} images".encode())
 
 
-def test_a_job_stages_trains_and_uploads(aws: StrictAws, s3: Any, tree: Path) -> None:
+def test_train_job_stages_trains_and_uploads(aws: StrictAws, s3: Any, tree: Path) -> None:
     put_data(s3)
     done = train(tree, DATA="s3://bucket/betons/", RUN_PLACE=PLACE, RUN_FOLDER="")
     assert done.returncode == 0, done.stderr
@@ -109,24 +108,24 @@ def test_a_job_stages_trains_and_uploads(aws: StrictAws, s3: Any, tree: Path) ->
     assert pointer(s3)["step"] == 5
 
 
-def test_a_job_takes_the_schedule_from_the_environment(tree: Path) -> None:
+def test_train_job_takes_schedule_flags_from_the_environment(tree: Path) -> None:
     assert train(tree, **FROZEN).returncode == 0
     assert FROZEN_FLAGS in (tree / "calls").read_text()
 
 
-def test_an_interrupted_job_says_so(aws: StrictAws, s3: Any, tree: Path) -> None:
+def test_train_job_exits_with_75_if_interrupted(aws: StrictAws, s3: Any, tree: Path) -> None:
     assert train(tree, RUN_PLACE=PLACE, STATE="interrupted", STATUS="1").returncode == 75
     assert "must end in the same name" in train(tree, RUN_PLACE=PLACE, RUN_FOLDER=str(tree / "other")).stderr
 
 
-def test_a_job_that_fails_is_not_taken_for_an_interrupted_one(aws: StrictAws, s3: Any, tree: Path) -> None:
+def test_train_job_keeps_the_exit_status_of_a_failure(aws: StrictAws, s3: Any, tree: Path) -> None:
     assert train(tree, RUN_PLACE=PLACE, STATE="failed", STATUS="1").returncode == 1
-    run_folder(tree / "runs/g5-16", step=5, last=b"x", state="interrupted")  # the attempt before; this one says nothing
+    run_folder(tree / "runs/g5-16", step=5, last=b"x", state="interrupted")  # of the attempt before
     assert train(tree, RUN_PLACE=PLACE, STATE="", STATUS="3").returncode == 3
 
 
 @pytest.mark.parametrize("status", [0, 4])
-def test_a_signal_is_passed_on_and_the_status_is_trainings(status: int, aws: StrictAws, tree: Path) -> None:
+def test_train_job_forwards_sigterm_and_the_exit_status(status: int, aws: StrictAws, tree: Path) -> None:
     held = tree / "held"
     with ThreadPoolExecutor(1) as thread:
         pending = thread.submit(train, tree, HOLD=str(held), STATUS=str(status), AWS_ENDPOINT_URL="http://127.0.0.1:9")
@@ -136,13 +135,13 @@ def test_a_signal_is_passed_on_and_the_status_is_trainings(status: int, aws: Str
         assert pending.result(timeout=30).returncode == status
 
 
-def test_without_a_place_nothing_is_uploaded(aws: StrictAws, tree: Path) -> None:
-    """As SageMaker does it: data and checkpoints are its own business."""
+def test_train_job_without_run_place_uses_no_s3(aws: StrictAws, tree: Path) -> None:
+    """SageMaker copies data and checkpoints itself."""
     assert train(tree, AWS_ENDPOINT_URL="http://127.0.0.1:9").returncode == 0
     assert aws.requests == []
 
 
-def test_only_the_first_node_uploads(aws: StrictAws, s3: Any, tree: Path) -> None:
+def test_train_job_uploads_from_the_first_node_only(aws: StrictAws, s3: Any, tree: Path) -> None:
     node = {"AWS_BATCH_JOB_NUM_NODES": "2", "AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": "10.0.0.1"}
     assert train(tree, RUN_PLACE=PLACE, AWS_BATCH_JOB_NODE_INDEX="1", **node).returncode == 0
     assert "--node_rank=1" in (tree / "calls").read_text()
@@ -151,7 +150,7 @@ def test_only_the_first_node_uploads(aws: StrictAws, s3: Any, tree: Path) -> Non
     assert pointer(s3)["step"] == 5
 
 
-def test_a_run_that_cannot_be_uploaded_has_failed(aws: StrictAws, s3: Any, tree: Path) -> None:
+def test_train_job_fails_if_the_upload_fails(aws: StrictAws, s3: Any, tree: Path) -> None:
     from tests.aws.strict_aws import Refused
 
     aws.refuse["PUT /bucket/runs"] = Refused("AccessDenied", "no", 403)
@@ -161,8 +160,8 @@ def test_a_run_that_cannot_be_uploaded_has_failed(aws: StrictAws, s3: Any, tree:
 
 
 @pytest.mark.slow
-def test_a_real_training_is_told_to_stop_and_goes_on(aws: StrictAws, s3: Any, data: Data, tmp_path: Path) -> None:
-    """AWS Batch ends a container with SIGTERM; the next attempt starts with empty disks."""
+def test_train_job_stops_on_sigterm_and_resumes_elsewhere(aws: StrictAws, s3: Any, data: Data, tmp_path: Path) -> None:
+    """AWS Batch stops a container with SIGTERM; the next attempt starts with empty disks."""
     run_cli("data", "send", data.train, data.val, "s3://bucket/betons")
     words = ["--config-file", "rn50_configs/tiny.yaml", "--epochs", "1", "--spot-notice", "off"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(SCHEDULERS)}
@@ -198,7 +197,7 @@ def test_a_real_training_is_told_to_stop_and_goes_on(aws: StrictAws, s3: Any, da
     assert min(steps) == 0
 
 
-def test_a_part_is_written_and_sent(aws: StrictAws, s3: Any, tree: Path) -> None:
+def test_write_job_writes_and_uploads_its_shard(aws: StrictAws, s3: Any, tree: Path) -> None:
     more = {"AWS_BATCH_JOB_ARRAY_INDEX": "3", "SHARDS": "8", "RESULTS": "s3://bucket/parts"}
     words = ["--data-dir", "s3://bucket/imagenet", "--split", "train"]
     done = job(tree / "scripts/write_job.sh", *words, CALLS=str(tree / "calls"), **more)
@@ -226,7 +225,7 @@ esac
 
 
 def sbatch(tree: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run the batch script as Slurm would; srun and scontrol stand in for Slurm's own."""
+    """Run the batch script as Slurm does, with replacements of srun and scontrol."""
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tree / "bin").mkdir(exist_ok=True)
         (tree / "bin" / name).write_text(text)
@@ -241,7 +240,7 @@ def sbatch(tree: Path, **environment: str) -> "subprocess.CompletedProcess[str]"
 @pytest.mark.parametrize(
     ("state", "status", "requeued"), [("finished", 0, False), ("interrupted", 75, True), ("failed", 1, False)]
 )
-def test_slurm_puts_an_interrupted_job_back(
+def test_sbatch_requeues_an_interrupted_job(
     state: str, status: int, requeued: bool, aws: StrictAws, tree: Path
 ) -> None:
     done = sbatch(tree, STATE=state, STATUS=str(min(status, 1)))
@@ -252,12 +251,12 @@ def test_slurm_puts_an_interrupted_job_back(
     assert ("scontrol requeue 17" in called) == requeued
 
 
-def test_slurm_takes_the_schedule_from_the_environment(tree: Path) -> None:
+def test_sbatch_takes_schedule_flags_from_the_environment(tree: Path) -> None:
     assert sbatch(tree, **FROZEN).returncode == 0
     assert FROZEN_FLAGS in (tree / "calls").read_text()
 
 
-SBATCH = {  # the options that sbatch(1) documents, as far as they are used
+SBATCH = {  # option: pattern of its value, from sbatch(1)
     "job-name": r"\S+",
     "nodes": r"\d+",
     "ntasks-per-node": "1",
@@ -271,11 +270,11 @@ SBATCH = {  # the options that sbatch(1) documents, as far as they are used
 }
 
 
-def test_slurms_lines_are_its_options() -> None:
+def test_sbatch_options_are_valid() -> None:
 
     lines = (REPOSITORY / "scripts/train.sbatch").read_text().splitlines()
     block = [line for line in lines if line.startswith("#SBATCH")]
-    assert lines[1 : 1 + len(block)] == block  # Slurm stops reading at the first line that is none
+    assert lines[1 : 1 + len(block)] == block  # Slurm stops reading at the first other line
     for line in block:
         option = re.fullmatch(r"#SBATCH --([\w-]+)(?:=(.*))?", line)
         assert option is not None, line
@@ -283,15 +282,15 @@ def test_slurms_lines_are_its_options() -> None:
 
 
 @pytest.mark.parametrize("asked", [{}, FROZEN], ids=["as usual", "frozen"])
-def test_skypilots_run_starts_the_job(asked: dict[str, str], aws: StrictAws, s3: Any, tree: Path) -> None:
-    """Its ``run``, with the variables that SkyPilot sets: its own, and what ``envs`` declares."""
+def test_skypilot_run_starts_the_job(asked: dict[str, str], aws: StrictAws, s3: Any, tree: Path) -> None:
+    """Run the task's ``run`` with SkyPilot's variables and those of ``envs``."""
     put_data(s3)
     task = yaml.safe_load((REPOSITORY / "scripts/skypilot.yaml").read_text())
     script = tree / "run.sh"
     script.write_text(f"#!/bin/bash\ncd {tree}\n{task['run']}")
     script.chmod(0o755)
     sky = {"SKYPILOT_NODE_IPS": "10.0.0.1", "SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_GPUS_PER_NODE": "4"}
-    assert asked.keys() <= task["envs"].keys()  # no others may be given
+    assert asked.keys() <= task["envs"].keys()  # SkyPilot rejects others
     variables = task["envs"] | {"BUCKET": "bucket", "HOME": str(tree / "home")} | asked
     more = {"CALLS": str(tree / "calls"), "RUN_FOLDER": str(tree / "runs/g5-16")}
     done = job(script, **sky, **variables, **more)

@@ -1,4 +1,4 @@
-"""Renting machines through the command line, against a strict AWS."""
+"""``launch`` commands against a strict AWS."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.aws.conftest import kill_at, run_cli, run_failing, start_cli, wait_for
+from tests.aws.conftest import assert_fails, kill_at, run_cli, start_cli, wait_for
 from tests.aws.strict_aws import Refused, StrictAws
 
 JOB = ["--run", "g5-16", "--source", "s3://bucket/rebar.tar.gz", "--data", "s3://bucket/betons"]
@@ -21,7 +21,7 @@ SINGLE = ["launch", "single", *JOB, *RENT, "--instance-type", "g5.xlarge"]
 
 @pytest.fixture
 def account(aws: StrictAws) -> StrictAws:
-    """An account that may rent, with the machine's profile, and the data in S3."""
+    """Return an account with quotas, an instance profile, and the data in S3."""
     import boto3
 
     s3 = boto3.client("s3")
@@ -45,16 +45,16 @@ def schedules() -> list[Any]:
     return [scheduler.get_schedule(Name=each["Name"]) for each in scheduler.list_schedules()["Schedules"]]
 
 
-def test_the_plan_says_what_it_costs_and_rents_nothing(account: StrictAws) -> None:
+def test_launch_without_yes_prints_the_cost_and_launches_nothing(account: StrictAws) -> None:
     told = run_cli(*SINGLE).out
-    assert "rent a g5.xlarge (1 × A10G): $1.006 an hour" in told
+    assert "launch a g5.xlarge (1 × A10G): $1.006/h" in told
     assert "at most $8.14" in told
     assert account.sent("RunInstances") == []
     assert "allowed" in run_cli(*SINGLE, "--check").out
     assert account.sent("RunInstances") == []
 
 
-def test_what_is_sent_makes_the_machine_end(account: StrictAws, ec2: Any) -> None:
+def test_launch_request_terminates_on_shutdown(account: StrictAws, ec2: Any) -> None:
     run_cli(*SINGLE, "--owner", "vision", "--yes", "--", "--epochs", "16")
     (sent,) = account.sent("RunInstances")
     assert sent["InstanceInitiatedShutdownBehavior"] == "terminate"
@@ -74,7 +74,7 @@ def test_what_is_sent_makes_the_machine_end(account: StrictAws, ec2: Any) -> Non
     assert tags["rebar:expires"].endswith("T23:59:59.000000Z")
 
 
-def test_a_scheduler_outside_ends_it_too(account: StrictAws, ec2: Any) -> None:
+def test_launch_schedules_the_termination(account: StrictAws, ec2: Any) -> None:
     run_cli(*SINGLE, "--yes")
     (machine,) = living(ec2)
     (schedule,) = schedules()
@@ -85,22 +85,21 @@ def test_a_scheduler_outside_ends_it_too(account: StrictAws, ec2: Any) -> None:
     assert timedelta(hours=8) < end - datetime.now(timezone.utc) < timedelta(hours=8, minutes=11)
 
 
-def test_a_machine_that_cannot_be_scheduled_is_terminated(account: StrictAws, ec2: Any) -> None:
+def test_launch_terminates_an_instance_that_cannot_be_scheduled(account: StrictAws, ec2: Any) -> None:
     account.refuse["POST /schedules"] = Refused("AccessDeniedException", "you may not", 403)
-    told = run_failing(*SINGLE, "--yes")
-    assert "AccessDeniedException" in told
+    assert "AccessDeniedException" in assert_fails("aws-request-refused", *SINGLE, "--yes")
     assert living(ec2) == []
     assert len(account.sent("TerminateInstances")) == 1
 
 
-def test_renting_again_finds_the_first(account: StrictAws, ec2: Any) -> None:
+def test_launch_again_finds_the_first_instance(account: StrictAws, ec2: Any) -> None:
     run_cli(*SINGLE, "--yes")
     assert "exists already" in run_cli(*SINGLE, "--yes").out
     assert len(account.sent("RunInstances")) == 1
-    assert "runs already on" in run_failing(*SINGLE[:-1], "g5.2xlarge", "--yes")
+    assert_fails("aws-exists-differently", *SINGLE[:-1], "g5.2xlarge", "--yes")
 
 
-def test_killed_right_after_renting(account: StrictAws, ec2: Any) -> None:
+def test_launch_completes_a_killed_call(account: StrictAws, ec2: Any) -> None:
     kill_at(account, "RunInstances", *SINGLE, "--yes")
     assert schedules() == []
     run_cli(*SINGLE, "--yes")
@@ -108,7 +107,7 @@ def test_killed_right_after_renting(account: StrictAws, ec2: Any) -> None:
     assert len(schedules()) == 1
 
 
-def test_after_the_end_the_same_command_rents_anew(account: StrictAws, ec2: Any) -> None:
+def test_launch_after_the_end_launches_a_new_instance(account: StrictAws, ec2: Any) -> None:
     run_cli(*SINGLE, "--yes")
     (first,) = living(ec2)
     ec2.terminate_instances(InstanceIds=[first["InstanceId"]])
@@ -117,7 +116,7 @@ def test_after_the_end_the_same_command_rents_anew(account: StrictAws, ec2: Any)
     assert first["InstanceId"] != second["InstanceId"]
 
 
-def test_a_machine_that_ec2_has_forgotten_is_not_taken_for_a_new_one(
+def test_launch_after_ec2_forgot_the_instance_launches_a_new_one(
     account: StrictAws, ec2: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_cli(*SINGLE, "--yes")
@@ -129,61 +128,59 @@ def test_a_machine_that_ec2_has_forgotten_is_not_taken_for_a_new_one(
     assert first["InstanceId"] != second["InstanceId"]
 
 
-def test_spot_is_one_time_and_terminates(account: StrictAws, ec2: Any) -> None:
+def test_launch_on_spot_is_one_time_and_terminates(account: StrictAws, ec2: Any) -> None:
     from tests.aws.test_cost import answer_with_prices
 
     account.refuse["DescribeSpotPriceHistory"] = answer_with_prices()
-    assert "spot: $0.4012 an hour" in run_cli(*SINGLE, "--spot", "--yes").out
+    assert "spot: $0.4012/h" in run_cli(*SINGLE, "--spot", "--yes").out
     (sent,) = account.sent("RunInstances")
     assert sent["InstanceMarketOptions.MarketType"] == "spot"
     assert sent["InstanceMarketOptions.SpotOptions.SpotInstanceType"] == "one-time"
     assert sent["InstanceMarketOptions.SpotOptions.InstanceInterruptionBehavior"] == "terminate"
 
 
-def test_what_cannot_be_had_is_told_before(account: StrictAws) -> None:
+def test_launch_checks_quota_type_and_disks_first(account: StrictAws) -> None:
     multi = ["launch", "multi", *JOB, *RENT, "--yes", "--instance-type"]
-    assert "the account's quota L-417A185B is 0" in run_failing(*multi, "p4d.24xlarge")
+    assert "quota L-417A185B is 0" in assert_fails("aws-quota-exceeded", *multi, "p4d.24xlarge")
     run_cli(*multi, "g5.12xlarge")
-    told = run_failing(*multi, "g5.12xlarge", "--run", "another")
-    assert "quota L-DB2E81BA is 64, of which 48 are in use" in told
-    assert "has 4 GPUs: launch multi" in run_failing(*SINGLE[:-1], "g5.12xlarge")
-    assert "has one GPU: launch single" in run_failing(*multi, "g5.xlarge")
-    assert "do not fit the 125 GB of NVMe of g4dn.xlarge" in run_failing(
-        *SINGLE[:-1], "g4dn.xlarge", "--data-gb", "120", "--yes"
+    told = assert_fails("aws-quota-exceeded", *multi, "g5.12xlarge", "--run", "another")
+    assert "quota L-DB2E81BA is 64, of which 48 are used" in told
+    assert "launch multi" in assert_fails("instance-type-unsuitable", *SINGLE[:-1], "g5.12xlarge")
+    assert "launch single" in assert_fails("instance-type-unsuitable", *multi, "g5.xlarge")
+    assert "125 GB of NVMe of g4dn.xlarge" in assert_fails(
+        "instance-type-unsuitable", *SINGLE[:-1], "g4dn.xlarge", "--data-gb", "120", "--yes"
     )
-    assert "is not in Rebar's table" in run_failing(*SINGLE[:-1], "m5.large")
-    assert "give --root-gb 130" in run_failing(*SINGLE[:-1], "p3.2xlarge", "--data-gb", "70")
-    assert "not offered in us-east-1e" in run_failing(*SINGLE, "--run", "third", "--zone", "us-east-1e")
+    assert_fails("instance-type-unknown", *SINGLE[:-1], "m5.large")
+    assert "--root-gb 130" in assert_fails("instance-type-unsuitable", *SINGLE[:-1], "p3.2xlarge", "--data-gb", "70")
+    assert_fails("instance-type-not-offered", *SINGLE, "--run", "third", "--zone", "us-east-1e")
 
 
-def test_data_are_looked_for_before_anything_is_rented(account: StrictAws, ec2: Any) -> None:
-    assert "there is no s3://bucket/other/train.beton" in run_failing(*SINGLE, "--data", "s3://bucket/other", "--yes")
-    assert "there is no snapshot snap-0123456789abcdef0" in run_failing(
-        *SINGLE, "--data", "snap-0123456789abcdef0", "--yes"
+def test_launch_checks_the_data_first(account: StrictAws, ec2: Any) -> None:
+    assert "s3://bucket/other/train.beton" in assert_fails(
+        "aws-not-found", *SINGLE, "--data", "s3://bucket/other", "--yes"
     )
-    assert "--data must be an s3:// folder or snap-" in run_failing(*SINGLE, "--data", "hf:imagenet-1k", "--yes")
+    assert_fails("aws-not-found", *SINGLE, "--data", "snap-0123456789abcdef0", "--yes")
+    assert_fails("aws-option-invalid", *SINGLE, "--data", "hf:imagenet-1k", "--yes")
     volume = ec2.create_volume(AvailabilityZone="us-east-1a", Size=400, VolumeType="gp3")["VolumeId"]
     snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
-    told = run_failing(*SINGLE, "--data", snapshot, "--yes")
+    told = assert_fails("instance-type-unsuitable", *SINGLE, "--data", snapshot, "--yes")
     assert "430 GB of data do not fit the 250 GB of NVMe of g5.xlarge" in told
     account.refuse["HEAD /bucket"] = Refused("403", "Forbidden", 403)
-    assert "may not be looked at from here" in run_cli(*SINGLE, "--yes").out
+    assert "no permission to check" in run_cli(*SINGLE, "--yes").out
     assert len(account.sent("RunInstances")) == 1
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "code"),
     [
-        ["--secret", "WANDB_API_KEY=0123456789abcdef0123456789abcdef"],
-        ["--", "--wandb-api-key=0123456789abcdef"],
-        ["--", "AKIAIOSFODNN7EXAMPLE"],
-        ["--source", "https://me:0123456789abcdef@example.com/rebar.git"],
+        (["--secret", "WANDB_API_KEY=0123456789abcdef0123456789abcdef"], "aws-option-invalid"),
+        (["--", "--wandb-api-key=0123456789abcdef"], "secret-exposed"),
+        (["--", "AKIAIOSFODNN7EXAMPLE"], "secret-exposed"),
+        (["--source", "https://me:0123456789abcdef@example.com/rebar.git"], "secret-exposed"),
     ],
 )
-def test_a_secret_does_not_get_into_user_data(account: StrictAws, words: list[str]) -> None:
-    separator = words.index("--") if "--" in words else len(words)
-    told = run_failing(*SINGLE, "--yes", *words[:separator], *words[separator:])
-    assert "parameter" in told
+def test_launch_with_a_secret_in_user_data_fails(account: StrictAws, words: list[str], code: str) -> None:
+    told = assert_fails(code, *SINGLE, "--yes", *words)
     assert "0123456789abcdef" not in told
     assert "AKIAIOSFODNN7EXAMPLE" not in told
     assert account.sent("RunInstances") == []
@@ -200,7 +197,7 @@ def results(account: StrictAws) -> Any:
 
 
 def report(s3: Any, status: str) -> None:
-    """What the machine uploads at its end."""
+    """Upload what the machine uploads at its end."""
     written = {"run/summary.txt": "all well\n", "run/training/checkpoints/last.pt": "weights"}
     for name, text in {**written, "machine.log": "a line", "exit-status": f"{status}\n"}.items():
         s3.put_object(Bucket="bucket", Key=f"runs/rebar/check-1/{name}", Body=text.encode())
@@ -212,7 +209,7 @@ def validate(out: Path) -> list[str | Path]:
 
 
 @pytest.mark.parametrize("status", ["0", "7"])
-def test_validate_brings_the_report_and_ends_the_machine(
+def test_validate_downloads_the_report_and_terminates_the_instance(
     account: StrictAws, ec2: Any, results: Any, tmp_path: Path, status: str
 ) -> None:
     assert "nothing was changed" in run_cli(*validate(tmp_path / "report")).out
@@ -220,7 +217,7 @@ def test_validate_brings_the_report_and_ends_the_machine(
     if status == "0":
         assert "is done" in run_cli(*validate(tmp_path / "report"), "--yes").out
     else:
-        assert "ended with status 7" in run_failing(*validate(tmp_path / "report"), "--yes")
+        assert "exit status 7" in assert_fails("remote-run-failed", *validate(tmp_path / "report"), "--yes")
     assert (tmp_path / "report" / "run" / "summary.txt").read_text() == "all well\n"
     assert not list((tmp_path / "report").rglob("*.pt"))
     assert living(ec2) == []
@@ -231,10 +228,10 @@ def test_validate_brings_the_report_and_ends_the_machine(
     assert "data=s3://bucket/betons" in script
 
 
-def test_validate_takes_images_from_the_hub(account: StrictAws, results: Any, tmp_path: Path) -> None:
+def test_validate_with_images_from_the_hub(account: StrictAws, results: Any, tmp_path: Path) -> None:
     account.watch = lambda request: report(results, "0") if request.action.startswith("POST /schedules") else None
     plain = [word for word in validate(tmp_path) if word not in ("--data", "s3://bucket/betons")]
-    assert "needs images: --data" in run_failing(*plain, "--yes")
+    assert "--data" in assert_fails("aws-option-invalid", *plain, "--yes")
     assert "all well" in run_cli(*plain, "--data", "hf:imagenet-1k", "--secret", "HF_TOKEN=/rebar/hf", "--yes").out
     (hub,) = account.sent("RunInstances")
     script = base64.b64decode(hub["UserData"]).decode()
@@ -243,7 +240,7 @@ def test_validate_takes_images_from_the_hub(account: StrictAws, results: Any, tm
     assert "secret_names=(HF_TOKEN=/rebar/hf)" in script
 
 
-def test_validate_ends_the_machine_when_it_is_told_to_stop(
+def test_validate_terminates_the_instance_on_sigterm(
     account: StrictAws, ec2: Any, results: Any, tmp_path: Path
 ) -> None:
     process = start_cli(*validate(tmp_path / "report"), "--yes")
@@ -260,19 +257,19 @@ def test_validate_ends_the_machine_when_it_is_told_to_stop(
     assert living(ec2) == []
 
 
-def test_validate_killed_is_finished_by_the_next(account: StrictAws, ec2: Any, results: Any, tmp_path: Path) -> None:
+def test_validate_completes_a_killed_call(account: StrictAws, ec2: Any, results: Any, tmp_path: Path) -> None:
     kill_at(account, "RunInstances", *validate(tmp_path / "report"), "--yes")
     report(results, "0")
     done = run_cli(*validate(tmp_path / "report"), "--yes")
-    assert "nothing is rented" in done.out
+    assert "nothing is launched" in done.out
     assert living(ec2) == []
     assert len(account.sent("RunInstances")) == 1
 
 
-def test_a_machine_that_vanishes_is_noticed(account: StrictAws, ec2: Any, results: Any, tmp_path: Path) -> None:
+def test_validate_fails_if_the_instance_disappears(account: StrictAws, ec2: Any, results: Any, tmp_path: Path) -> None:
     def vanish(request: Any) -> None:
         if request.action.startswith("POST /schedules"):
             ec2.terminate_instances(InstanceIds=[machine["InstanceId"] for machine in living(ec2)])
 
     account.watch = vanish
-    assert "ended with status unknown" in run_failing(*validate(tmp_path / "report"), "--yes")
+    assert "exit status unknown" in assert_fails("remote-run-failed", *validate(tmp_path / "report"), "--yes")

@@ -1,4 +1,4 @@
-"""Training jobs of SageMaker through the command line, against a strict AWS."""
+"""``sagemaker submit`` against a strict AWS."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ import botocore.session
 import pytest
 from botocore.validate import ParamValidator
 
-from tests.aws.conftest import kill_at, run_cli, run_failing
+from tests.aws.conftest import assert_fails, kill_at, run_cli
 from tests.aws.strict_aws import StrictAws
 
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/rebar:1"
@@ -17,7 +17,7 @@ SUBMIT += ["--results", "s3://bucket/runs", "--role-arn", ROLE, "--max-hours", "
 
 
 def sent(aws: StrictAws) -> list[dict[str, Any]]:
-    """The requests for training jobs, which AWS's own description of the interface accepts."""
+    """Return the requests for training jobs, checked against botocore's model of the service."""
     bodies = [each.parameters for each in aws.requests if each.action == "CreateTrainingJob"]
     model = botocore.session.get_session().get_service_model("sagemaker")
     for body in bodies:
@@ -30,22 +30,22 @@ def sent(aws: StrictAws) -> list[dict[str, Any]]:
 
 
 def set_status(name: str, status: str) -> None:
-    """What a job has come to; moto's jobs are completed at once."""
+    """Set the status of a job; moto completes jobs at once."""
     from moto.backends import get_backend
 
     get_backend("sagemaker")["123456789012"]["us-east-1"].training_jobs[name].training_job_status = status
 
 
-def test_the_plan_says_what_it_costs_and_submits_nothing(aws: StrictAws) -> None:
+def test_submit_without_yes_prints_the_cost_and_submits_nothing(aws: StrictAws) -> None:
     told = run_cli(*SUBMIT, "--spot").out
     assert "submit rebar-g5-16-1" in told
     assert "on ml.g5.12xlarge, on managed spot" in told
-    assert "above EC2's $5.67" in told
+    assert "more than EC2's $5.67" in told
     assert "nothing was changed" in told
     assert sent(aws) == []
 
 
-def test_managed_spot(aws: StrictAws) -> None:
+def test_submit_on_managed_spot(aws: StrictAws) -> None:
     run_cli(*SUBMIT, "--spot", "--owner", "vision", "--yes", "--", "--epochs", "16")
     (request,) = sent(aws)
     assert request["EnableManagedSpotTraining"] is True
@@ -72,9 +72,9 @@ def test_managed_spot(aws: StrictAws) -> None:
     assert (tags["rebar:project"], tags["rebar:run"], tags["rebar:owner"]) == ("rebar", "g5-16", "vision")
 
 
-def test_several_nodes_on_demand_reading_from_s3(aws: StrictAws) -> None:
+def test_submit_several_nodes_on_demand_with_fast_file(aws: StrictAws) -> None:
     told = run_cli(*SUBMIT, "--nodes", "2", "--input-mode", "FastFile", "--yes").out
-    assert "through FastFile that is slow" in told
+    assert "slow with FastFile" in told
     (request,) = sent(aws)
     assert request["ResourceConfig"]["InstanceCount"] == 2
     assert request["EnableManagedSpotTraining"] is False
@@ -90,18 +90,18 @@ def test_submitted_once(aws: StrictAws) -> None:
 
 
 @pytest.mark.parametrize("status", ["Failed", "Stopped", "Completed"])
-def test_the_next_job_goes_on_from_the_checkpoint(aws: StrictAws, status: str) -> None:
+def test_submit_after_the_end_resumes_from_the_checkpoint(aws: StrictAws, status: str) -> None:
     run_cli(*SUBMIT, "--yes")
     set_status("rebar-g5-16-1", status)
     told = run_cli(*SUBMIT, "--yes").out
-    assert "going on from the run's checkpoint" in told
+    assert "resuming from the run's checkpoint" in told
     assert ("has completed" in told) == (status == "Completed")
     first, second = sent(aws)
     assert second["TrainingJobName"] == "rebar-g5-16-2"
     assert first["CheckpointConfig"] == second["CheckpointConfig"]
 
 
-def test_somebody_elses_job_of_that_name(aws: StrictAws) -> None:
+def test_jobs_without_our_tags_are_not_used(aws: StrictAws) -> None:
     import boto3
 
     boto3.client("sagemaker").create_training_job(
@@ -113,25 +113,23 @@ def test_somebody_elses_job_of_that_name(aws: StrictAws) -> None:
         StoppingCondition={"MaxRuntimeInSeconds": 60},
     )
     aws.requests.clear()
-    assert "does not carry Rebar's tags" in run_failing(*SUBMIT, "--yes")
+    assert_fails("aws-not-ours", *SUBMIT, "--yes")
     assert sent(aws) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "code"),
     [
-        (["--instance-type", "g4dn.metal"], "SageMaker has no ml.g4dn.metal"),
-        (["--run", "g5_16"], "choose another --run"),
-        (["--run", "r" * 64], "choose another --run"),
-        (["--spot", "--max-wait-hours", "1"], "not below --max-hours"),
-        (["--data", "betons"], "--data must be an s3:// folder"),
-        (["--instance-type", "g4dn.xlarge", "--data-gb", "120"], "do not fit"),
-        (["--", "--note", "x" * 257], "arguments of 256 letters"),
-        (["--", "--wandb-api-key=0123456789abcdef"], "looks like a secret"),
+        (["--instance-type", "g4dn.metal"], "instance-type-not-offered"),
+        (["--run", "g5_16"], "aws-name-invalid"),
+        (["--run", "r" * 64], "aws-name-invalid"),
+        (["--spot", "--max-wait-hours", "1"], "aws-option-invalid"),
+        (["--instance-type", "g4dn.xlarge", "--data-gb", "120"], "instance-type-unsuitable"),
+        (["--", "--note", "x" * 257], "aws-option-invalid"),
+        (["--", "--wandb-api-key=0123456789abcdef"], "secret-exposed"),
     ],
 )
-def test_what_cannot_be_is_told(aws: StrictAws, words: list[str], message: str) -> None:
-    told = run_failing(*SUBMIT, "--yes", *words)
-    assert message in told
+def test_submit_with_invalid_options_fails(aws: StrictAws, words: list[str], code: str) -> None:
+    told = assert_fails(code, *SUBMIT, "--yes", *words)
     assert "0123456789abcdef" not in told
     assert sent(aws) == []

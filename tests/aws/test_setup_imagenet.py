@@ -1,4 +1,4 @@
-"""scripts/setup_imagenet.sh, from images to a verified snapshot and back, on real disks."""
+"""scripts/setup_imagenet.sh, from images to a verified snapshot and back, on real file systems."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def script(*words: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_wrong_use_is_explained() -> None:
+def test_wrong_arguments_print_the_usage() -> None:
     done = subprocess.run([SCRIPT], capture_output=True, text=True)
     assert done.returncode == 2
     assert "setup|snapshot|ebs-only" in done.stderr
@@ -32,13 +32,13 @@ def test_wrong_use_is_explained() -> None:
 
 @pytest.fixture
 def machine(aws: StrictAws, disks: Disks, instance: str, metadata: Any) -> str:
-    """This machine is one of EC2; its id."""
+    """Make this machine an EC2 instance; returns its id."""
     metadata(**{"instance-id": instance, "placement/availability-zone": ZONE})
     return instance
 
 
 @pytest.mark.slow
-def test_from_images_to_a_snapshot_and_back(machine: str, images: Path, tmp_path: Path) -> None:
+def test_images_to_snapshot_and_back(machine: str, images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     here = {"FOLDER": str(folder), "SIZE": "1", "IMAGENET_SOURCE": str(images), "WRITE_FLAGS": "--subset 40"}
     script("setup", **here)
@@ -53,9 +53,7 @@ def test_from_images_to_a_snapshot_and_back(machine: str, images: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_archives_are_downloaded_and_what_was_interrupted_is_finished(
-    disks: Disks, machine: str, tmp_path: Path
-) -> None:
+def test_setup_downloads_archives_and_resumes(disks: Disks, machine: str, tmp_path: Path) -> None:
     folder, archives = tmp_path / "data", make_archives(tmp_path / "archives")
     with serving() as web:
         web.files |= {f"/{name}": (archives / name).read_bytes() for name in (TRAIN, DEVKIT)}
@@ -79,7 +77,7 @@ def test_archives_are_downloaded_and_what_was_interrupted_is_finished(
         assert (tmp_path / "originals/tree/val" / synset / name).read_bytes() == content
     assert len(disks.loops) == 2
     told = script("snapshot", **here)
-    assert told.count("are as they were") == 2
+    assert told.count("files match the manifest") == 2
     for role in ("beton", "originals"):
         run_cli("volume", "detach", f"imagenet/{role}", "--yes")
         run_cli("volume", "delete", f"imagenet/{role}", "--yes")

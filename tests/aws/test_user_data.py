@@ -1,7 +1,7 @@
-"""The script of a rented machine: checked by shellcheck, and run here below a folder of its own.
+"""The user data of a launched instance: checked by shellcheck, and run in a folder instead of /.
 
-S3 is real, over HTTP, through AWS's command line. What would touch the machine (shutdown, systemd-run, the list of
-disks) is replaced by programs that note how they were called.
+S3 is moto, over HTTP, through the AWS CLI. Programs that would change this machine (shutdown, systemd-run) are replaced
+by stubs that record their arguments.
 """
 
 import os
@@ -33,7 +33,7 @@ def render(*words: str) -> str:
 
 
 def validation_script(aws: StrictAws, *words: str) -> str:
-    """What 'launch validate' would give the machine."""
+    """Return the user data of 'launch validate'."""
     import base64
 
     import boto3
@@ -56,14 +56,14 @@ def validation_script(aws: StrictAws, *words: str) -> str:
         ["--", "--note", 'it\'s "quoted" $HOME `date`'],
     ],
 )
-def test_shellcheck_finds_nothing(aws: StrictAws, tmp_path: Path, words: list[str]) -> None:
+def test_shellcheck_of_user_data(aws: StrictAws, tmp_path: Path, words: list[str]) -> None:
     script = tmp_path / "user_data.sh"
     script.write_text(render(*words))
     done = subprocess.run([str(SHELLCHECK), script], capture_output=True, text=True)
     assert done.stdout == ""
 
 
-def test_the_timer_comes_first_and_needs_no_network(aws: StrictAws) -> None:
+def test_render_arms_the_timer_first(aws: StrictAws) -> None:
     script = render()
     body = script[script.index("main() {") :]
     steps = [line.strip() for line in body.splitlines()[1:4]]
@@ -71,12 +71,12 @@ def test_the_timer_comes_first_and_needs_no_network(aws: StrictAws) -> None:
     assert aws.requests == []
 
 
-# ------------------------------------------------------------------------------------------ running it
+# ------------------------------------------------------------------------------------------ running the script
 
 PROGRAMS = {
     "shutdown": 'echo "shutdown $*" >>"$CALLS"',
     "mountpoint": "false",
-    # what stands after the options and after 'timeout … 110m' runs here
+    # runs the command after the options
     "systemd-run": """
 echo "systemd-run $*" >>"$CALLS"
 while [[ $1 == --* ]]; do
@@ -95,7 +95,7 @@ mkdir -p .venv/bin
 cat >.venv/bin/python <<'PYTHON'
 #!/bin/bash
 if [[ $1 == -m && $2 == pip ]]; then exit; fi
-if [[ $* == "-m rebar.aws data disks "* ]]; then echo "$*" >>"$CALLS"; exit; fi  # not of the machine of the tests
+if [[ $* == "-m rebar.aws data disks "* ]]; then echo "$*" >>"$CALLS"; exit; fi
 exec "$REAL_PYTHON" "$@"
 PYTHON
 chmod +x .venv/bin/python
@@ -112,7 +112,7 @@ mv "$RUN_FOLDER/checkpoints/last.pt.new" "$RUN_FOLDER/checkpoints/last.pt"
 exit "${TRAIN_STATUS:-0}"
 """
 
-# Python, and the scripts of the repository that the validation starts
+# Python, and the scripts of the repository that the validation runs
 PYTHON_STUB = """import os, sys
 with open(os.environ["CALLS"], "a") as calls:
     print(os.path.basename(sys.argv[0]), *sys.argv[1:], file=calls)
@@ -130,9 +130,9 @@ exit "${TESTS_STATUS:-0}"
 
 @pytest.fixture
 def bucket(aws: StrictAws, tmp_path: Path) -> Any:
-    """S3 with the data and a small repository; SSM with a secret."""
+    """Return S3 with the data and a small repository; SSM has a secret."""
     if AWS is None:
-        pytest.skip("AWS's command line is not installed")
+        pytest.skip("the AWS CLI is not installed")
     import boto3
 
     s3 = boto3.client("s3")
@@ -155,8 +155,8 @@ def bucket(aws: StrictAws, tmp_path: Path) -> Any:
     return s3
 
 
-@pytest.mark.slow
-def test_data_of_a_snapshot_are_copied_compared_and_the_volume_given_back(
+@pytest.mark.nightly
+def test_data_from_a_snapshot_are_copied_and_the_volume_deleted(
     aws: StrictAws, bucket: Any, disks: Disks, instance: str, metadata: Any, data: Data, tmp_path: Path
 ) -> None:
     metadata(**{"instance-id": instance, "placement/availability-zone": ZONE})
@@ -182,7 +182,7 @@ def test_data_of_a_snapshot_are_copied_compared_and_the_volume_given_back(
 
 
 def boot(tmp_path: Path, text: str = "", **environment: str) -> tuple[int, list[str], Path]:
-    """Run the script as a machine would: exit status, what was called, the machine's root."""
+    """Run the script; returns its exit status, the recorded calls, and the folder used as /."""
     programs = tmp_path / "bin"
     programs.mkdir(exist_ok=True)
     for name, body in PROGRAMS.items():
@@ -212,7 +212,7 @@ def stored(s3: Any, key: str) -> str:
 
 
 @pytest.mark.slow
-def test_it_trains_uploads_and_switches_itself_off(bucket: Any, tmp_path: Path) -> None:
+def test_machine_trains_uploads_and_shuts_down(bucket: Any, tmp_path: Path) -> None:
     status, calls, root = boot(tmp_path)
     assert status == 0, calls
     assert calls[0].startswith("shutdown -P +120")
@@ -227,13 +227,13 @@ def test_it_trains_uploads_and_switches_itself_off(bucket: Any, tmp_path: Path) 
     assert "timeout --signal=TERM --kill-after=180 110m" in started
     assert stored(bucket, "run/checkpoints/last.pt") == "after \n"
     assert stored(bucket, "exit-status") == "0\n"
-    assert "ends with status 0" in stored(bucket, "machine.log") + (root / "var/log/rebar.log").read_text()
+    assert "exit status 0" in stored(bucket, "machine.log") + (root / "var/log/rebar.log").read_text()
     assert f"-m rebar.aws data disks {root}/opt/rebar-data --yes" in calls
     assert (root / "run/rebar/environment").stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.slow
-def test_the_next_machine_goes_on_where_the_first_was_interrupted(bucket: Any, tmp_path: Path) -> None:
+@pytest.mark.nightly
+def test_next_machine_resumes_an_interrupted_run(bucket: Any, tmp_path: Path) -> None:
     status, calls, _ = boot(tmp_path, TRAIN_STATUS="75")
     assert status == 75
     assert stored(bucket, "exit-status") == "75\n"
@@ -243,14 +243,14 @@ def test_the_next_machine_goes_on_where_the_first_was_interrupted(bucket: Any, t
     assert stored(bucket, "exit-status") == "0\n"
 
 
-def test_a_machine_that_fails_ends_too(bucket: Any, tmp_path: Path) -> None:
+def test_machine_shuts_down_after_a_failed_setup(bucket: Any, tmp_path: Path) -> None:
     status, calls, _ = boot(tmp_path, SETUP_FAILS="yes")
     assert status == 1
     assert calls[-1] == "shutdown -P now"
     assert stored(bucket, "exit-status") == "1\n"
 
 
-def test_a_machine_that_cannot_upload_ends_too(bucket: Any, tmp_path: Path) -> None:
+def test_machine_shuts_down_without_its_bucket(bucket: Any, tmp_path: Path) -> None:
     bucket.delete_object(Bucket="bucket", Key="rebar.tar.gz")
     for name in ("betons/train.beton", "betons/val.beton"):
         bucket.delete_object(Bucket="bucket", Key=name)
@@ -262,9 +262,9 @@ def test_a_machine_that_cannot_upload_ends_too(bucket: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_the_validation_leaves_its_report_and_switches_off(aws: StrictAws, bucket: Any, tmp_path: Path) -> None:
+def test_validation_uploads_its_report_and_shuts_down(aws: StrictAws, bucket: Any, tmp_path: Path) -> None:
     script = validation_script(aws, "--secret", "WANDB_API_KEY=/rebar/wandb")
-    status, calls, root = boot(tmp_path, script, TESTS_STATUS="1")  # the rest is done all the same
+    status, calls, root = boot(tmp_path, script, TESTS_STATUS="1")  # the next steps run nevertheless
     assert (status, calls[-1]) == (1, "shutdown -P now")
     data = f"{root}/opt/rebar-data"
     done = [call for call in calls if call.startswith(("tests", "write_dataset", "train ", "evaluate"))]
@@ -282,7 +282,7 @@ def test_the_validation_leaves_its_report_and_switches_off(aws: StrictAws, bucke
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
-def test_shellcheck_finds_nothing_in_the_validation(aws: StrictAws, bucket: Any, tmp_path: Path) -> None:
+def test_shellcheck_of_the_validation(aws: StrictAws, bucket: Any, tmp_path: Path) -> None:
     (tmp_path / "user_data.sh").write_text(validation_script(aws))
     done = subprocess.run([str(SHELLCHECK), tmp_path / "user_data.sh"], capture_output=True, text=True)
     assert done.stdout == ""

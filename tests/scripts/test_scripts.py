@@ -1,7 +1,6 @@
-"""The shell scripts: they parse, explain wrong use, and call what they should.
+"""The shell scripts: syntax, usage messages, and the commands they run.
 
-Where a script would install or train, it runs in a copy of the repository whose Python only prints
-its arguments.
+Scripts that install or train run in a copy of the repository whose Python prints its arguments.
 """
 
 import os
@@ -31,7 +30,7 @@ def executable(path: Path, script: str) -> Path:
 
 
 def words(text: str) -> str:
-    """Text with every run of white space made one space."""
+    """Replace runs of white space by one space."""
     return " ".join(text.split())
 
 
@@ -39,13 +38,13 @@ def words(text: str) -> str:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_parses_and_may_be_executed(script: Path) -> None:
+def test_script_parses_and_is_executable(script: Path) -> None:
     assert run("bash", "-n", script).stderr == ""
     assert os.access(script, os.X_OK)
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
-def test_shellcheck_finds_nothing() -> None:
+def test_shellcheck_of_all_scripts() -> None:
     assert run(str(SHELLCHECK), *SCRIPTS).stdout == ""
 
 
@@ -57,12 +56,12 @@ def test_shellcheck_finds_nothing() -> None:
         ("launch_single_gpu.sh", "usage:"),
         ("validation_run.sh", "usage:"),
         ("launch_single_gpu.sh /data 16", "usage:"),
-        ("launch_single_gpu.sh /data many 512 12", "EPOCHS must be a whole number above zero, not 'many'"),
-        ("launch_multi_gpu.sh 0 /data 16 512 12", "NGPUS must be a whole number above zero, not '0'"),
-        ("launch_multi_gpu.sh 8 /nowhere 16 512 12", "there is no /nowhere/train.beton"),
+        ("launch_single_gpu.sh /data many 512 12", "EPOCHS must be a positive integer, not 'many'"),
+        ("launch_multi_gpu.sh 0 /data 16 512 12", "NGPUS must be a positive integer, not '0'"),
+        ("launch_multi_gpu.sh 8 /nowhere 16 512 12", "/nowhere/train.beton does not exist"),
     ],
 )
-def test_wrong_use_is_explained(command: str, message: str) -> None:
+def test_wrong_arguments_print_a_message(command: str, message: str) -> None:
     name, *arguments = command.split()
     result = run(REPOSITORY / "scripts" / name, *arguments)
     assert result.returncode != 0
@@ -74,7 +73,7 @@ def test_wrong_use_is_explained(command: str, message: str) -> None:
 
 @pytest.fixture
 def pretended(tmp_path: Path) -> Path:
-    """A repository whose Python prints its arguments and whose set-up does nothing."""
+    """Return a repository whose Python prints its arguments and whose setup does nothing."""
     shutil.copytree(REPOSITORY / "scripts", tmp_path / "scripts")
     executable(tmp_path / "scripts" / "setup.sh", "true")
     executable(tmp_path / ".venv" / "bin" / "python", 'echo "called: $*"')
@@ -86,7 +85,7 @@ def pretended(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_single_gpu_trains_in_one_process(pretended: Path) -> None:
+def test_launch_single_gpu_starts_one_process(pretended: Path) -> None:
     result = run(pretended / "scripts/launch_single_gpu.sh", pretended, "16", "512", "12", "--lr.lr", "0.5")
     assert words(result.stdout) == (
         f"called: {pretended}/train_imagenet.py --config-file {pretended}/rn50_configs/rn50_16_epochs.yaml "
@@ -95,14 +94,14 @@ def test_single_gpu_trains_in_one_process(pretended: Path) -> None:
     )
 
 
-def test_multi_gpu_trains_under_torchrun_and_warns_of_missing_gpus(pretended: Path) -> None:
+def test_launch_multi_gpu_starts_torchrun_and_warns_of_missing_gpus(pretended: Path) -> None:
     launcher = pretended / "scripts/launch_multi_gpu.sh"
     result = run(launcher, "8", pretended, "16", "512", "12", CUDA_VISIBLE_DEVICES="0,1")
     assert "called: -m torch.distributed.run --standalone --nproc_per_node=8" in result.stdout
     assert "8 processes, but only 2 visible GPUs" in result.stderr
 
 
-def test_config_chooses_the_recipe(pretended: Path) -> None:
+def test_launch_single_gpu_with_config(pretended: Path) -> None:
     recipe = pretended / "my.yaml"
     recipe.touch()
     result = run(pretended / "scripts/launch_single_gpu.sh", pretended, "1", "2", "3", CONFIG=str(recipe))
@@ -118,7 +117,7 @@ def test_config_chooses_the_recipe(pretended: Path) -> None:
         ({"FREEZE_LR": "0", "RESET_SCHED": ""}, ""),
     ],
 )
-def test_the_schedule_of_a_run_that_goes_on(environment: dict[str, str], flags: str, pretended: Path) -> None:
+def test_launch_single_gpu_with_schedule_flags(environment: dict[str, str], flags: str, pretended: Path) -> None:
     result = run(pretended / "scripts/launch_single_gpu.sh", pretended, "1", "2", "3", "--debug", **environment)
     assert words(result.stdout).endswith(" ".join(f"--data.num_workers 3 {flags} --debug".split()))
 

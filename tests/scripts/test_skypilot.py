@@ -1,4 +1,4 @@
-"""scripts/skypilot.yaml, by SkyPilot's own parser where that is installed: pip install skypilot."""
+"""scripts/skypilot.yaml, parsed by SkyPilot if it is installed (pip install skypilot)."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ FILE = Path(__file__).resolve().parents[2] / "scripts" / "skypilot.yaml"
 sky = pytest.importorskip("sky", reason="SkyPilot is not installed (pip install skypilot)")
 
 
-def test_it_is_a_task_on_spot() -> None:
+def test_task_is_on_spot() -> None:
     task = sky.Task.from_yaml_config(yaml.safe_load(FILE.read_text()), env_overrides=[("BUCKET", "my-bucket")])
     (resources,) = task.resources
     assert resources.use_spot
@@ -18,6 +18,6 @@ def test_it_is_a_task_on_spot() -> None:
     assert task.envs["CONFIG"] == "rn50_configs/g5_4gpu.yaml"
 
 
-def test_the_bucket_must_be_given() -> None:
+def test_task_without_bucket_fails() -> None:
     with pytest.raises(ValueError, match="BUCKET"):
         sky.Task.from_yaml(str(FILE))

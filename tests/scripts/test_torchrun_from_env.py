@@ -1,4 +1,4 @@
-"""scripts/torchrun_from_env.sh: what each scheduler sets becomes torchrun's flags; two nodes find each other."""
+"""scripts/torchrun_from_env.sh: each scheduler's environment variables become torchrun's flags."""
 
 import json
 import os
@@ -24,11 +24,11 @@ def flags(**variables: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else done.stderr.strip()
 
 
-def test_alone() -> None:
+def test_single_node_is_standalone() -> None:
     assert flags().endswith("--standalone")
 
 
-def test_skypilot() -> None:
+def test_skypilot_variables() -> None:
     ips = "10.0.0.1\n10.0.0.2"
     told = flags(SKYPILOT_NODE_IPS=ips, SKYPILOT_NODE_RANK="1", SKYPILOT_NUM_NODES="2", SKYPILOT_NUM_GPUS_PER_NODE="8")
     assert told == f"--nproc_per_node=8 {SECOND}"
@@ -36,7 +36,7 @@ def test_skypilot() -> None:
     assert alone == "--nproc_per_node=4 --standalone"
 
 
-def test_batch_tells_all_but_the_first_node_its_address() -> None:
+def test_aws_batch_variables() -> None:
     common = {"AWS_BATCH_JOB_NUM_NODES": "2", "AWS_BATCH_JOB_MAIN_NODE_INDEX": "0"}
     child = flags(**common, AWS_BATCH_JOB_NODE_INDEX="1", AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS="10.0.0.1")
     assert child.endswith(SECOND)
@@ -45,12 +45,12 @@ def test_batch_tells_all_but_the_first_node_its_address() -> None:
     assert "mainNode must be 0" in flags(**common, AWS_BATCH_JOB_NODE_INDEX="0")
 
 
-def test_sagemaker() -> None:
+def test_sagemaker_variables() -> None:
     told = flags(SM_HOSTS='["algo-2","algo-1"]', SM_CURRENT_HOST="algo-2", SM_NUM_GPUS="8")
     assert told == "--nproc_per_node=8 --nnodes=2 --node_rank=1 --master_addr=algo-1 --master_port=29500"
 
 
-def test_sagemaker_without_its_toolkit_tells_in_a_file(tmp_path: Path) -> None:
+def test_sagemaker_resource_config_file(tmp_path: Path) -> None:
     config = tmp_path / "opt/ml/input/config/resourceconfig.json"
     config.parent.mkdir(parents=True)
     told = {"current_host": "algo-2", "hosts": ["algo-1", "algo-2"], "network_interface_name": "eth0"}
@@ -61,7 +61,7 @@ def test_sagemaker_without_its_toolkit_tells_in_a_file(tmp_path: Path) -> None:
 
 
 NODES = {
-    "nothing": {},
+    "none": {},
     "SkyPilot": {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1"},
     "AWS Batch": {
         "AWS_BATCH_JOB_NUM_NODES": "2",
@@ -74,7 +74,7 @@ NODES = {
 
 
 def started(repo: Path, *words: str, **variables: str) -> list[str]:
-    """The words that python was started with, which stands in for itself, as nvidia-smi and Slurm's own are."""
+    """Return the arguments of python, which is replaced, as are nvidia-smi and scontrol."""
     programs = {
         ".venv/bin/python": 'printf "%s|" "$@"',
         "bin/nvidia-smi": "printf 'GPU 0: A10G\\nGPU 1: A10G\\nGPU 2: A10G\\nGPU 3: A10G\\n'",
@@ -93,10 +93,10 @@ def started(repo: Path, *words: str, **variables: str) -> list[str]:
 
 
 @pytest.mark.parametrize("scheduler", NODES)
-def test_torchrun_is_started_with_them(scheduler: str, tmp_path: Path) -> None:
+def test_torchrun_is_started_with_the_flags(scheduler: str, tmp_path: Path) -> None:
     *start, program, note, words = started(tmp_path, "train_imagenet.py", "--note", "two words", **NODES[scheduler])
     assert start[:2] == ["-m", "torch.distributed.run"]
-    nodes = ["--standalone"] if scheduler == "nothing" else SECOND.split()
+    nodes = ["--standalone"] if scheduler == "none" else SECOND.split()
     assert start[2:] == ["--nproc_per_node=4", *nodes]
     assert (program, note, words) == ("train_imagenet.py", "--note", "two words")
 
@@ -105,13 +105,13 @@ def test_torchrun_is_started_with_them(scheduler: str, tmp_path: Path) -> None:
     ("script", "flags"),
     [("./train_imagenet.py", ["--reset-schedule", "--freeze-lr=0.01"]), ("evaluate.py", [])],
 )
-def test_a_trainings_schedule_comes_from_the_environment(script: str, flags: list[str], tmp_path: Path) -> None:
+def test_schedule_flags_are_added_to_train_imagenet_only(script: str, flags: list[str], tmp_path: Path) -> None:
     asked = {"RESET_SCHED": "1", "FREEZE_LR": "yes", "FREEZE_LR_VALUE": "0.01"}
     words = started(tmp_path, script, "--epochs", "4", **asked)
     assert words[words.index(script) :] == [script, *flags, "--epochs", "4"]
 
 
-def test_slurm_asks_for_the_names_of_its_nodes(tmp_path: Path) -> None:
+def test_slurm_variables(tmp_path: Path) -> None:
     scontrol = tmp_path / "scontrol"
     scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[1-2]" ] && printf "gpu1\\ngpu2\\n"\n')
     scontrol.chmod(0o755)
@@ -126,7 +126,7 @@ def test_slurm_asks_for_the_names_of_its_nodes(tmp_path: Path) -> None:
     assert told == "--nproc_per_node=4 --nnodes=2 --node_rank=1 --master_addr=gpu1 --master_port=29600"
 
 
-def test_what_is_missing_is_told() -> None:
+def test_missing_variables_and_arguments_fail() -> None:
     assert "SkyPilot sets it" in flags(SKYPILOT_NODE_IPS="10.0.0.1\n10.0.0.2")
     done = subprocess.run([SCRIPT], env=environment(), capture_output=True, text=True)
     assert done.returncode == 2
@@ -134,8 +134,8 @@ def test_what_is_missing_is_told() -> None:
 
 
 @pytest.mark.slow
-def test_two_nodes_find_each_other(tmp_path: Path) -> None:
-    """As SkyPilot would start it on two machines, both this one."""
+def test_two_nodes_rendezvous(tmp_path: Path) -> None:
+    """Start both nodes on this machine, as SkyPilot does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -5,75 +5,70 @@ import re
 from typing import Any
 
 from rebar.aws.capacity import spot_price
-from rebar.aws.commands.parsers import add_command, add_group, clients_of, positive
-from rebar.aws.cost import estimate, machines_table, table
+from rebar.aws.commands.parsers import add_command, add_group, argument, clients_of, positive
+from rebar.aws.cost import estimate, estimate_table, machines_table
 from rebar.aws.instances import BY_NAME, PRICES_FROM, TYPES, instance_type
 from rebar.aws.plan import mode_of
 from rebar.aws.sweep import create_budget, end_expired, find_all, report
 
 SETUP_HOURS = 0.25
-
-
-def add(groups: Any) -> None:
-    """Declare the commands."""
-    group = add_group(groups, "cost", "What it will cost, and what it costs now.")
-    guess = add_command(
-        group,
-        "estimate",
-        _estimate,
-        "Hours and money of a training, and where each figure comes from.",
-        "cost estimate --instance-type g5.12xlarge --epochs 16",
-        changes=False,
-    )
-    guess.add_argument("--instance-type", required=True, metavar="TYPE", help=", ".join(BY_NAME))
-    guess.add_argument("--epochs", type=positive, default=16, help="default: %(default)s")
-    guess.add_argument("--images-per-second", type=float, help="what you measured: the log's training throughput")
-    price = guess.add_mutually_exclusive_group()
-    price.add_argument("--spot", action="store_true", help="ask AWS for the lowest spot price in the region now")
-    price.add_argument("--price", type=float, help="US dollars an hour, such as your region's")
-
-    machines = add_command(
-        group,
-        "machines",
-        _machines,
-        "The machines Rebar has configurations for, as a table: what they have, and what a recipe takes and costs.",
-        "cost machines --epochs 88",
-        changes=False,
-    )
-    machines.add_argument("--epochs", type=positive, default=16, help="default: %(default)s")
-
-    sweep = add_command(
-        group,
-        "sweep",
-        _sweep,
-        "What is running, detached or expired in this region, and what it costs a day. Snapshots are never ended.",
-        "cost sweep --end-expired --yes",
-    )
-    sweep.add_argument(
-        "--end-expired",
-        action="store_true",
-        help="terminate expired machines; delete expired volumes that a verified snapshot holds",
-    )
-
-    budgets = add_group(groups, "budget", "An e-mail before the bill.")
-    create = add_command(
-        budgets,
-        "create",
-        _budget,
-        "Create a monthly budget that sends e-mail at 50, 80 and 100 per cent.",
-        "budget create --limit 100 --email me@example.com --yes",
-    )
-    create.add_argument("--limit", required=True, type=positive, help="US dollars a month")
-    create.add_argument("--email", required=True, type=_email, help="who is told")
-    create.add_argument(
-        "--only-project", action="store_true", help="count what carries the project's tag, not the whole account"
-    )
+EPOCHS = argument("--epochs", type=positive, default=16, help="default: %(default)s")
 
 
 def _email(text: str) -> str:
     if not re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no e-mail address")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an e-mail address")
     return text
+
+
+def add(groups: Any) -> None:
+    """Declare the commands."""
+    group = add_group(groups, "cost", "Estimate costs, list and end what costs money.")
+    guess = add_command(
+        group,
+        "estimate",
+        _estimate,
+        "Print the hours and cost of a training run, and the source of each number.",
+        "cost estimate --instance-type g5.12xlarge --epochs 16",
+        argument("--instance-type", required=True, metavar="TYPE", help=", ".join(BY_NAME)),
+        EPOCHS,
+        argument("--images-per-second", type=float, help="measured training throughput, as in the log"),
+        changes=False,
+    )
+    price = guess.add_mutually_exclusive_group()
+    price.add_argument("--spot", action="store_true", help="use the lowest current spot price in the region")
+    price.add_argument("--price", type=float, help="$/h, such as your region's")
+    add_command(
+        group,
+        "machines",
+        _machines,
+        "Print the supported instance types as a table, with the time and cost of one recipe.",
+        "cost machines --epochs 88",
+        EPOCHS,
+        changes=False,
+    )
+    add_command(
+        group,
+        "sweep",
+        _sweep,
+        "List the resources in this region, their expiry and their daily cost. Snapshots are never deleted.",
+        "cost sweep --end-expired --yes",
+        argument(
+            "--end-expired",
+            action="store_true",
+            help="terminate expired machines; delete expired volumes that a verified snapshot holds",
+        ),
+    )
+    add_command(
+        add_group(groups, "budget", "Get e-mail before the bill arrives."),
+        "create",
+        _budget,
+        "Create a monthly budget that sends e-mail at 50, 80 and 100 percent.",
+        "budget create --limit 100 --email me@example.com --yes",
+        argument("--limit", required=True, type=positive, help="US dollars a month"),
+        argument("--email", required=True, type=_email, help="recipient"),
+        argument("--only-project", action="store_true", help="count resources with the project's tag, not the account"),
+    )
 
 
 def _estimate(options: argparse.Namespace) -> None:
@@ -81,11 +76,11 @@ def _estimate(options: argparse.Namespace) -> None:
     price, basis = machine.price, f"list price of {PRICES_FROM}"
     if options.spot:
         offer = spot_price(clients_of(options), machine)
-        price, basis = offer.dollars, f"spot in {offer.zone}, asked now; it changes"
+        price, basis = offer.dollars, f"current spot price in {offer.zone}"
     elif options.price:
-        price, basis = options.price, "as you said"
+        price, basis = options.price, "from --price"
     guess = estimate(machine, options.epochs, options.images_per_second)
-    print(table(machine, options.epochs, guess, price, basis, SETUP_HOURS))
+    print(estimate_table(machine, options.epochs, guess, price, basis, SETUP_HOURS))
 
 
 def _machines(options: argparse.Namespace) -> None:
@@ -101,11 +96,5 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _budget(options: argparse.Namespace) -> None:
-    create_budget(
-        clients_of(options),
-        options.project,
-        options.limit,
-        options.email,
-        mode_of(options),
-        only_project=options.only_project,
-    )
+    clients, only_project = clients_of(options), options.only_project
+    create_budget(clients, options.project, options.limit, options.email, mode_of(options), only_project=only_project)
