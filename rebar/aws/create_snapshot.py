@@ -13,22 +13,8 @@ from rebar.aws.manifest import Manifest, Stamp, manifest_of, read_manifest, stam
 from rebar.aws.mount import mount_device
 from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.snapshots import find_snapshots, is_current
-from rebar.aws.tags import (
-    FROZEN,
-    LAST_MOUNT,
-    MANIFEST,
-    OWNER,
-    PROJECT,
-    ROLE,
-    RUN,
-    Identity,
-    as_text,
-    now,
-    set_tags,
-    specification,
-    tags_of,
-)
-from rebar.aws.volumes import Volume, describe_volume, require_attached
+from rebar.aws.tags import FROZEN, LAST_MOUNT, MANIFEST, Identity, as_text, now, set_tags, specification, tags_of
+from rebar.aws.volumes import Volume, refreshed, require_attached
 
 COMPLETE_MINUTES = 360.0
 
@@ -45,9 +31,8 @@ def create_snapshot(clients: Clients, volume: Volume, mode: Mode, *, keep_mounte
     mounted = only_mount_of(device)
     if keep_mounted and mounted is None:
         raise AwsError(f"{volume_id} is not mounted. Omit --keep-mounted.", code="volume-not-attached")
-    key = {name: tags_of(volume)[name] for name in (PROJECT, RUN, ROLE)}
     if mounted is None or not mounted.writable:
-        for snapshot in find_snapshots(clients, key):
+        for snapshot in find_snapshots(clients, Identity.of(volume).key):
             if snapshot["State"] in ("pending", "completed") and is_current(snapshot, volume):
                 print(f"{snapshot['SnapshotId']} already has the content of {volume_id}")
                 return _complete(clients, snapshot["SnapshotId"]) if mode is Mode.DO else None
@@ -59,18 +44,18 @@ def create_snapshot(clients: Clients, volume: Volume, mode: Mode, *, keep_mounte
         Step(
             f"create a snapshot of {volume_id} (at most ${cost:.2f} a month), and wait until it is completed",
             clients.ec2.create_snapshot,
-            _request(volume_id, tags_of(volume), "not known yet", frozen=keep_mounted),
+            _request(volume, "not known yet", frozen=keep_mounted),
         ),
     ]
     if not confirm_plan(mode, f"snapshot of {volume_id}", steps):
         return None
     if mounted is not None:
-        started = _start(clients, volume_id, device, mounted.target, keep_mounted=keep_mounted)
+        started = _start(clients, volume, device, mounted.target, keep_mounted=keep_mounted)
     else:
         target = Path(tempfile.mkdtemp(prefix="rebar-snapshot-"))
         mount_device(clients, volume_id, device, target, read_only=False)
         try:
-            started = _start(clients, volume_id, device, target, keep_mounted=False)
+            started = _start(clients, volume, device, target, keep_mounted=False)
         finally:
             if only_mount_of(device) is not None:
                 unmount(target)
@@ -78,17 +63,17 @@ def create_snapshot(clients: Clients, volume: Volume, mode: Mode, *, keep_mounte
     return _complete(clients, started)
 
 
-def _start(clients: Clients, volume_id: str, device: Path, target: Path, *, keep_mounted: bool) -> str:
+def _start(clients: Clients, volume: Volume, device: Path, target: Path, *, keep_mounted: bool) -> str:
     """Write the manifest of a mounted file system, and start a snapshot while nothing can write; returns its id."""
     run_program("sync", "--file-system", str(target))
     stamps, manifest = take_manifest(target)
     digest = manifest.digest()
-    tags = tags_of(describe_volume(clients, volume_id) or {})
-    started = _find_frozen(clients, volume_id, tags, digest) if keep_mounted else None
+    volume = refreshed(clients, volume)
+    started = _find_frozen(clients, volume, digest) if keep_mounted else None
     if started is None:
         with quiesced(target, stamps, device, keep_mounted=keep_mounted) as is_frozen:
-            request = _request(volume_id, tags, digest, frozen=is_frozen)
-            answer = call(f"creating a snapshot of {volume_id}", clients.ec2.create_snapshot, **request)
+            request = _request(volume, digest, frozen=is_frozen)
+            answer = call(f"creating a snapshot of {volume['VolumeId']}", clients.ec2.create_snapshot, **request)
             started = str(answer["SnapshotId"])
     print(f"{started} has started: {len(manifest.files)} files, manifest {digest[:12]}")
     return started
@@ -151,22 +136,21 @@ def _require_unchanged(target: Path, stamps: dict[str, Stamp]) -> None:
         raise AwsError(f"{text}. Stop the process that writes them, then try again.", code="snapshot-files-changed")
 
 
-def _find_frozen(clients: Clients, volume_id: str, tags: dict[str, str], digest: str) -> str | None:
+def _find_frozen(clients: Clients, volume: Volume, digest: str) -> str | None:
     """Return the snapshot of the same files that an interrupted call with ``keep_mounted`` started."""
-    same = {name: tags[name] for name in (PROJECT, RUN, ROLE)} | {MANIFEST: digest, FROZEN: "yes"}
-    for snapshot in find_snapshots(clients, same):
-        if snapshot["VolumeId"] == volume_id and snapshot["State"] in ("pending", "completed"):
+    for snapshot in find_snapshots(clients, Identity.of(volume).key | {MANIFEST: digest, FROZEN: "yes"}):
+        if snapshot["VolumeId"] == volume["VolumeId"] and snapshot["State"] in ("pending", "completed"):
             return str(snapshot["SnapshotId"])
     return None
 
 
-def _request(volume_id: str, tags: dict[str, str], digest: str, *, frozen: bool) -> dict[str, Any]:
-    identity = Identity(tags[PROJECT], tags[RUN], tags[ROLE], tags.get(OWNER, ""))
+def _request(volume: Volume, digest: str, *, frozen: bool) -> dict[str, Any]:
+    identity, tags = Identity.of(volume), tags_of(volume)
     more = {"frozen": "yes"} if frozen else {}
     if LAST_MOUNT in tags:
         more["last_mount"] = tags[LAST_MOUNT]
     return {
-        "VolumeId": volume_id,
+        "VolumeId": volume["VolumeId"],
         "Description": f"Rebar {identity}, manifest {digest[:12]}",
         "TagSpecifications": [specification("snapshot", identity.tags(manifest=digest, **more))],
     }

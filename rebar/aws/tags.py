@@ -42,6 +42,12 @@ class Identity:
                 text = f"{what} {value!r} is invalid. Use at most 64 letters, digits, '.', '_' and '-'."
                 raise AwsError(text, code="aws-name-invalid")
 
+    @classmethod
+    def of(cls, resource: Mapping[str, Any]) -> "Identity":
+        """Return the identity in the tags of one of our resources, without its expiry."""
+        tags = tags_of(resource)
+        return cls(tags[PROJECT], tags[RUN], tags[ROLE], tags.get(OWNER, ""))
+
     def tags(self, **more: str) -> dict[str, str]:
         """Return all tags to set at creation; ``more`` without the prefix, ``_`` for ``-``."""
         tags = {**self.key, "Name": f"{self.project} {self}"}

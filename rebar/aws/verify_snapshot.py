@@ -1,6 +1,7 @@
 """Restoring a snapshot, and verifying it: a restored volume must have every file, byte for byte."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -12,27 +13,14 @@ from rebar.aws.manifest import Manifest, manifest_of, read_manifest
 from rebar.aws.mount import mount_device, unmount_volume
 from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.snapshots import Snapshot, delete_volume, require_completed
-from rebar.aws.tags import (
-    MANIFEST,
-    OWNER,
-    PROJECT,
-    ROLE,
-    RUN,
-    VERIFIED,
-    Identity,
-    as_text,
-    expiry,
-    now,
-    set_tags,
-    tags_of,
-)
+from rebar.aws.tags import MANIFEST, VERIFIED, Identity, as_text, expiry, now, set_tags, tags_of
 from rebar.aws.volumes import (
     Volume,
     attach_volume,
     create_volume,
     detach_volume,
     find_volumes,
-    get_volume,
+    refreshed,
     volume_request,
 )
 
@@ -62,7 +50,8 @@ def restore_snapshot(
         raise AwsError(text, code="aws-option-invalid")
     if VERIFIED not in tags:
         print(f"note: {snapshot_id} has not been verified (snapshot verify)")
-    identity = Identity(tags[PROJECT], run or tags[RUN], role or tags[ROLE], tags.get(OWNER, ""), expires)
+    old = Identity.of(snapshot)
+    identity = replace(old, run=run or old.run, role=role or old.role, expires=expires)
     more = {"snapshot": snapshot_id, "manifest": tags.get(MANIFEST, ""), "Throughput": throughput}
     request = volume_request(identity, zone, size or snapshot["VolumeSize"], kind, **more)
     create_volume(clients, identity, request, mode)
@@ -79,7 +68,7 @@ def verify_snapshot(clients: Clients, snapshot: Snapshot, machine: Machine, mode
     if MANIFEST not in tags:
         text = f"{snapshot_id} has no manifest. Only snapshots made by 'snapshot create' can be verified."
         raise AwsError(text, code="snapshot-incomplete")
-    identity = Identity(tags[PROJECT], snapshot_id, COPY_ROLE, tags.get(OWNER, ""), expires=expiry(COPY_DAYS))
+    identity = replace(Identity.of(snapshot), run=snapshot_id, role=COPY_ROLE, expires=expiry(COPY_DAYS))
     request = volume_request(identity, machine.zone, size, snapshot=snapshot_id, manifest=tags[MANIFEST])
     if VERIFIED in tags and not again:
         print(f"{snapshot_id} was verified at {tags[VERIFIED]}; --again verifies it again")
@@ -102,7 +91,7 @@ def verify_snapshot(clients: Clients, snapshot: Snapshot, machine: Machine, mode
     count = _compare(clients, copy, machine, tags)
     set_tags(clients, snapshot_id, verified=as_text(now()))
     print(f"verified {snapshot_id}: {count} files match the manifest")
-    delete_volume(clients, _refreshed(clients, copy), Mode.DO)
+    delete_volume(clients, refreshed(clients, copy), Mode.DO)
 
 
 def _compare(clients: Clients, copy: Volume, machine: Machine, tags: Mapping[str, str]) -> int:
@@ -119,7 +108,7 @@ def _compare(clients: Clients, copy: Volume, machine: Machine, tags: Mapping[str
             unmount(target)
             target.rmdir()
     finally:
-        detach_volume(clients, _refreshed(clients, copy), Mode.DO)
+        detach_volume(clients, refreshed(clients, copy), Mode.DO)
 
 
 def _require_same_files(target: Path, digest: str, volume_id: str) -> int:
@@ -141,8 +130,4 @@ def _remove_copies(clients: Clients, identity: Identity, mode: Mode) -> None:
             unmount_volume(copy, mode)
             detach_volume(clients, copy, mode)
         if mode is Mode.DO:
-            delete_volume(clients, _refreshed(clients, copy), mode)
-
-
-def _refreshed(clients: Clients, volume: Volume) -> Volume:
-    return get_volume(clients, volume["VolumeId"], tags_of(volume)[PROJECT])
+            delete_volume(clients, refreshed(clients, copy), mode)

@@ -8,7 +8,17 @@ from typing import Any
 from rebar.aws.client import AwsError, Clients, call, paginate, wait
 from rebar.aws.cost import EBS_GB_MONTH
 from rebar.aws.plan import Mode, Step, confirm_plan
-from rebar.aws.tags import Identity, create_once, filters, key_of, only_one, require_our_tags, specification
+from rebar.aws.tags import (
+    PROJECT,
+    Identity,
+    create_once,
+    filters,
+    key_of,
+    only_one,
+    require_our_tags,
+    specification,
+    tags_of,
+)
 
 Volume = Mapping[str, Any]
 VOLUME_ID = re.compile(r"vol-[0-9a-f]{8,17}")
@@ -44,6 +54,11 @@ def get_volume(clients: Clients, name: str, project: str) -> Volume:
         raise AwsError(text, code="aws-not-found")
     require_our_tags(volume, volume["VolumeId"], project)
     return volume
+
+
+def refreshed(clients: Clients, volume: Volume) -> Volume:
+    """Return the current description of a volume."""
+    return get_volume(clients, volume["VolumeId"], tags_of(volume)[PROJECT])
 
 
 def attachment(volume: Volume) -> Mapping[str, Any] | None:

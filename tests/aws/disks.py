@@ -1,7 +1,7 @@
-"""Real block devices for moto's volumes: a sparse file each, a loop device while attached.
+"""Real block devices for moto's volumes: a sparse file each, with a loop device while attached.
 
-Attaching makes the link that udev makes on EC2, by the volume's serial number. A snapshot copies what the disk holds
-at that moment: what a mounted file system has not written yet is not in it, as on EBS.
+Attaching creates the link with the volume's serial number that udev creates on EC2. A snapshot copies the disk:
+as on EBS, unwritten data of a mounted file system are missing.
 """
 
 import os
@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 def missing() -> str:
-    """Why there can be no real disks here; empty where there can."""
+    """Return why loop devices cannot be used here; empty if they can."""
     if os.geteuid() != 0:
         return "not root"
     for program in ("losetup", "mkfs.ext4", "e2fsck", "blkid", "fsfreeze", "mount"):
@@ -27,7 +27,7 @@ def missing() -> str:
 
 
 class Disks:
-    """Follows the calls that succeed."""
+    """Mirrors successful calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,7 +72,7 @@ class Disks:
         subprocess.run(["losetup", "--detach", loop], check=True)
 
     def close(self) -> None:
-        """Leave nothing behind: neither frozen file systems, mounts, loop devices nor links."""
+        """Thaw, unmount and remove everything."""
         for volume_id in list(self.loops):
             for target in mounted_at(self.loops[volume_id]):
                 subprocess.run(["fsfreeze", "--unfreeze", target], capture_output=True)
@@ -81,7 +81,7 @@ class Disks:
 
 
 def mounted_at(device: str) -> list[str]:
-    """Where a device is mounted."""
+    """Return the mount points of a device."""
     done = subprocess.run(["findmnt", "--noheadings", "--output=TARGET", device], capture_output=True, text=True)
     return done.stdout.split()
 

@@ -1,7 +1,7 @@
-"""A moto server over HTTP behind a layer that answers as AWS documents, where moto is more lenient.
+"""A moto server over HTTP with a layer that checks requests as AWS documents, where moto accepts too much.
 
-It keeps every request, so that tests can look at what was sent; it can kill the client right after a call took
-effect; and it tells :class:`~tests.aws.disks.Disks` what happens to volumes, so that real bytes move.
+It records every request, can kill the client right after a call took effect, and passes the calls about volumes to
+:class:`~tests.aws.disks.Disks`, which moves real bytes.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl
 from xml.etree import ElementTree
 
-os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # thousands of images and their snapshots, slow to list
+os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # thousands of images and snapshots, slow to list
 
 from moto.backends import get_backend
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -36,7 +36,7 @@ ElementTree.register_namespace("", NAMESPACE)
 
 @dataclass(frozen=True)
 class Request:
-    """One call as it arrived: ``ec2`` ``CreateVolume`` with its parameters, as the API's query names them."""
+    """A request: ``ec2`` ``CreateVolume`` with its query parameters."""
 
     service: str
     action: str
@@ -45,14 +45,14 @@ class Request:
 
 
 class DataPlane(Protocol):
-    """What follows from calls that succeeded."""
+    """Receives calls that succeeded."""
 
     def after(self, action: str, parameters: dict[str, str], answer: bytes) -> None: ...
 
 
 @dataclass(frozen=True)
 class Refused(Exception):
-    """An error as AWS would answer it."""
+    """An error response of AWS."""
 
     code: str
     message: str
@@ -68,7 +68,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Instead(Exception):
-    """A good answer, where moto has none."""
+    """A successful response for a call that moto does not support."""
 
     text: str
 
@@ -78,25 +78,25 @@ class Instead(Exception):
 
 @dataclass
 class StrictAws:
-    """The WSGI application, and the server that runs it."""
+    """The WSGI application and its server."""
 
     requests: list[Request] = field(default_factory=list)
     disks: DataPlane | None = None
     kill_after: tuple[str, int] | None = None
-    """An action and a process: killed when the action has taken effect, before it is answered."""
+    """An action and a process id: the process is killed after the action took effect, before the response."""
     refuse: dict[str, Refused | Instead] = field(default_factory=dict)
-    """Actions that fail, with what they answer."""
+    """Actions that fail, and their responses."""
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
-    """What happens when an action arrives."""
+    """Callbacks before an action is processed."""
     watch: Callable[[Request], None] | None = None
-    """Sees every request that is not for EC2, before it is answered."""
+    """Callback for every request to other services than EC2."""
     fail_ranges: int = 0
-    """How many requests for a range of an object fail."""
+    """Number of range requests to S3 that fail."""
     quotas: dict[str, float] = field(default_factory=dict)
     invisible_describes: int = 0
-    """How often a new volume is unknown to DescribeVolumes: it is eventually consistent."""
+    """Number of DescribeVolumes calls that do not know a new volume (eventual consistency)."""
     pending_describes: int = 1
-    """How often a new snapshot is described as pending."""
+    """Number of DescribeSnapshots calls that return a new snapshot as pending."""
 
     def __post_init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
@@ -108,7 +108,7 @@ class StrictAws:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def reset(self) -> None:
-        """As new, but for the server."""
+        """Reset everything but the server."""
         self.requests.clear()
         self.disks, self.kill_after, self.invisible_describes, self.pending_describes = None, None, 0, 1
         self.watch, self.fail_ranges = None, 0
@@ -124,7 +124,7 @@ class StrictAws:
         self._server.server_close()
 
     def sent(self, action: str) -> list[dict[str, str]]:
-        """The parameters of all calls of an action that were not dry runs."""
+        """Return the parameters of all calls of an action, without dry runs."""
         return [
             request.parameters
             for request in self.requests
@@ -287,7 +287,7 @@ class StrictAws:
         return ElementTree.tostring(root)
 
     def _settle(self, item: ElementTree.Element) -> bool:
-        """Whether a snapshot is the account's own; new ones are pending for a while."""
+        """Return whether a snapshot is the account's; new ones are pending first."""
         snapshot_id = _text(item, "snapshotId")
         if snapshot_id not in self._snapshots:
             return False
@@ -298,7 +298,7 @@ class StrictAws:
         return True
 
     def _other(self, request: Request, environ: dict[str, Any]) -> Answer:
-        """What moto lacks."""
+        """Answer calls that moto does not support."""
         if request.action == "GetServiceQuota":
             code = request.parameters["QuotaCode"]
             if code not in self.quotas:
@@ -310,7 +310,7 @@ class StrictAws:
 
 
 def first(content: bytes, name: str) -> str:
-    """The first element of a name in an answer."""
+    """Return the text of the first element of a name in a response."""
     found = ElementTree.fromstring(content).find(f".//{{*}}{name}")
     assert found is not None, content
     assert found.text is not None

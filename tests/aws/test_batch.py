@@ -34,8 +34,8 @@ def account(aws: StrictAws, monkeypatch: pytest.MonkeyPatch) -> StrictAws:
     describe = moto.batch.models.JobDefinition.describe
 
     def describe_with_nodes(definition: Any) -> dict[str, Any]:
-        told: dict[str, Any] = describe(definition)
-        return told | ({"nodeProperties": definition.node_properties} if definition.node_properties else {})
+        output: dict[str, Any] = describe(definition)
+        return output | ({"nodeProperties": definition.node_properties} if definition.node_properties else {})
 
     monkeypatch.setattr(moto.batch.models.JobDefinition, "describe", describe_with_nodes)
     for name, kind in (("spot", "SPOT"), ("on-demand", "EC2")):
@@ -83,10 +83,10 @@ def sent(aws: StrictAws, call: str) -> list[dict[str, Any]]:
 
 
 def test_register_without_yes_prints_the_cost_and_registers_nothing(account: StrictAws) -> None:
-    told = run_cli(*SINGLE).out
-    assert "register the job definition rebar-g5-16-train" in told
-    assert "at most 5 attempts of 3 h on g5.12xlarge: at most $85.08" in told
-    assert "nothing was changed" in told
+    output = run_cli(*SINGLE).out
+    assert "register the job definition rebar-g5-16-train" in output
+    assert "at most 5 attempts of 3 h on g5.12xlarge: at most $85.08" in output
+    assert "nothing was changed" in output
     assert "not checked: no dry run" in run_cli(*SINGLE, "--check").out
     assert sent(account, "registerJobDefinition") == []
 
@@ -237,6 +237,6 @@ def test_submit_to_unsuitable_queues_fails(account: StrictAws) -> None:
     ],
 )
 def test_register_with_invalid_options_fails(account: StrictAws, words: list[str], code: str) -> None:
-    told = assert_fails(code, *SINGLE, "--yes", *words)
-    assert "0123456789abcdef" not in told
+    output = assert_fails(code, *SINGLE, "--yes", *words)
+    assert "0123456789abcdef" not in output
     assert sent(account, "registerJobDefinition") == []

@@ -37,8 +37,8 @@ def test_all_commands_exist() -> None:
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_help_ends_with_a_valid_example(path: tuple[str, ...]) -> None:
-    told = run_cli(*path, "--help").out
-    assert "example:\n  python -m rebar.aws" in told
+    output = run_cli(*path, "--help").out
+    assert "example:\n  python -m rebar.aws" in output
     words = shlex.split(COMMANDS[path].partition("python -m rebar.aws")[2].replace("\\\n", " "))
     assert tuple(words[:2]) == path
     build_parser().parse_args(words)

@@ -26,13 +26,13 @@ def recorded() -> Any:
 
 @pytest.mark.parametrize("machine", [each for each in TYPES if each.family != "p3"], ids=lambda machine: machine.name)
 def test_instance_types_match_ec2(recorded: Any, machine: InstanceType) -> None:
-    told = recorded[machine.name]
-    (gpu,) = told["GpuInfo"]["Gpus"]
-    storage = told["InstanceStorageInfo"]
+    output = recorded[machine.name]
+    (gpu,) = output["GpuInfo"]["Gpus"]
+    storage = output["InstanceStorageInfo"]
     assert (gpu["Name"], gpu["Count"]) == (machine.gpu, machine.gpus)
     assert 0.9 < gpu["MemoryInfo"]["SizeInMiB"] / 1024 / machine.gpu_memory_gib <= 1
-    assert told["VCpuInfo"]["DefaultVCpus"] == machine.vcpus
-    assert told["MemoryInfo"]["SizeInMiB"] == 1024 * machine.memory_gib
+    assert output["VCpuInfo"]["DefaultVCpus"] == machine.vcpus
+    assert output["MemoryInfo"]["SizeInMiB"] == 1024 * machine.memory_gib
     assert storage["TotalSizeInGB"] == machine.nvme_gb
     assert sum(disk["Count"] for disk in storage["Disks"]) == machine.nvme_disks
 
@@ -44,30 +44,30 @@ def test_every_instance_type_has_a_config(machine: InstanceType) -> None:
 
 
 def test_estimate_of_a_published_time_is_not_scaled(aws: StrictAws) -> None:
-    told = run_cli("cost", "estimate", "--instance-type", "p4d.24xlarge", "--epochs", "88").out
-    assert "1.29 h: measured by ffcv-imagenet" in told  # 77.2 minutes
-    assert "$33.74 for 1.54 h" in told
+    output = run_cli("cost", "estimate", "--instance-type", "p4d.24xlarge", "--epochs", "88").out
+    assert "1.29 h: measured by ffcv-imagenet" in output  # 77.2 minutes
+    assert "$33.74 for 1.54 h" in output
     assert aws.requests == []
 
 
 def test_estimate_of_other_machines_is_scaled(aws: StrictAws) -> None:
-    told = run_cli("cost", "estimate", "--instance-type", "g5.xlarge").out
-    assert "5.15 h: scaled by GPU speed" in told
-    assert "not measured" in told
+    output = run_cli("cost", "estimate", "--instance-type", "g5.xlarge").out
+    assert "5.15 h: scaled by GPU speed" in output
+    assert "not measured" in output
 
 
 def test_estimate_from_a_measured_throughput(aws: StrictAws) -> None:
     words = ["cost", "estimate", "--instance-type", "g5.xlarge", "--epochs", "18", "--price", "2"]
     assert "--images-per-second" in assert_fails("cost-unknown", *words)
-    told = run_cli(*words, "--images-per-second", "6405.835").out
-    assert "1.00 h: from your 6406 images/s" in told
-    assert "$2.50 for 1.25 h" in told
+    output = run_cli(*words, "--images-per-second", "6405.835").out
+    assert "1.00 h: from your 6406 images/s" in output
+    assert "$2.50 for 1.25 h" in output
 
 
 def test_estimate_uses_the_spot_price(aws: StrictAws) -> None:
     aws.refuse["DescribeSpotPriceHistory"] = answer_with_prices()
-    told = run_cli("cost", "estimate", "--instance-type", "g5.xlarge", "--spot").out
-    assert "$0.4012/h: current spot price in us-east-1b" in told
+    output = run_cli("cost", "estimate", "--instance-type", "g5.xlarge", "--spot").out
+    assert "$0.4012/h: current spot price in us-east-1b" in output
 
 
 def answer_with_prices() -> Instead:
@@ -103,13 +103,13 @@ def test_sweep_lists_the_projects_resources(aws: StrictAws, ec2: Any, instance: 
     run_cli(*CREATE, "imagenet")
     ours(ec2, instance)
     ec2.create_volume(AvailabilityZone=ZONE, Size=500, VolumeType="gp3")  # not ours
-    told = run_cli("cost", "sweep").out
-    assert "g5.xlarge" in told
-    assert "$24.14/day" in told
-    assert "imagenet/beton" in told
-    assert "detached" in told
-    assert "2 resources, about $24.41/day" in told
-    assert "nothing was changed" not in told
+    output = run_cli("cost", "sweep").out
+    assert "g5.xlarge" in output
+    assert "$24.14/day" in output
+    assert "imagenet/beton" in output
+    assert "detached" in output
+    assert "2 resources, about $24.41/day" in output
+    assert "nothing was changed" not in output
 
 
 def test_sweep_ends_expired_resources_only(aws: StrictAws, ec2: Any, instance: str) -> None:
@@ -165,8 +165,8 @@ def test_budget_is_created_once(aws: StrictAws) -> None:
         "100",
         "MONTHLY",
     )
-    told = budgets.describe_notifications_for_budget(AccountId=ACCOUNT, BudgetName="rebar-rebar")["Notifications"]
-    assert [each["Threshold"] for each in told] == [50.0, 80.0, 100.0, 100.0]
+    output = budgets.describe_notifications_for_budget(AccountId=ACCOUNT, BudgetName="rebar-rebar")["Notifications"]
+    assert [each["Threshold"] for each in output] == [50.0, 80.0, 100.0, 100.0]
 
 
 def test_budget_with_an_invalid_address_fails(aws: StrictAws) -> None:

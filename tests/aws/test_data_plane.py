@@ -172,8 +172,8 @@ def test_mount_does_not_format_a_volume_with_data(disks: Disks, attached: str, f
 
 def test_mount_does_not_format_another_file_system(disks: Disks, attached: str, folder: Path) -> None:
     subprocess.run(["mkfs.ext4", "-q", device(disks, attached)], check=True)
-    told = assert_fails("volume-not-blank", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
-    assert "contains ext4" in told
+    output = assert_fails("volume-not-blank", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    assert "contains ext4" in output
 
 
 def test_mount_does_not_format_a_device_of_another_size(disks: Disks, attached: str, folder: Path) -> None:
@@ -216,8 +216,8 @@ def test_mount_finds_a_volume_by_its_serial_number_only(
 ) -> None:
     monkeypatch.setattr("rebar.aws.devices.UDEV_SECONDS", 0.0)
     disks.link(attached).unlink()
-    told = assert_fails("volume-not-attached", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
-    assert "nvme-Amazon_Elastic_Block_Store_vol" in told
+    output = assert_fails("volume-not-attached", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    assert "nvme-Amazon_Elastic_Block_Store_vol" in output
     disks.link(attached).symlink_to("/dev/null")
     assert_fails("volume-device-wrong", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
 
@@ -232,12 +232,12 @@ def test_verify_fails_if_the_snapshot_misses_a_block(
     run_cli("snapshot", "create", VOLUME, "--yes")
     (snapshot,) = our_snapshots(aws)
     damage(disks.file(snapshot), lost)
-    told = assert_fails("snapshot-damaged", "snapshot", "verify", snapshot, "--instance", instance, "--yes")
-    assert "NOT verified: 1 files differ (train/05.bin has other contents)" in told
+    output = assert_fails("snapshot-damaged", "snapshot", "verify", snapshot, "--instance", instance, "--yes")
+    assert "NOT verified: 1 files differ (train/05.bin has other contents)" in output
     assert "rebar:verified" not in tags(ec2, snapshot)
     assert list(disks.loops) == [mounted]  # the copy is kept, but detached
     (copy,) = [path.stem for path in disks.folder.glob("vol-*") if path.stem != mounted]
-    assert copy in told
+    assert copy in output
     assert_fails("volume-not-saved", "volume", "delete", copy, "--yes")
 
 
@@ -285,8 +285,8 @@ def test_create_snapshot_refused_by_aws_thaws_the_file_system(
     aws: StrictAws, disks: Disks, mounted: str, folder: Path, words: list[str]
 ) -> None:
     aws.refuse["CreateSnapshot"] = Refused("SnapshotCreationPerVolumeRateExceeded", "too many")
-    told = assert_fails("aws-request-refused", "snapshot", "create", VOLUME, *words, "--yes")
-    assert "SnapshotCreationPerVolumeRateExceeded" in told
+    output = assert_fails("aws-request-refused", "snapshot", "create", VOLUME, *words, "--yes")
+    assert "SnapshotCreationPerVolumeRateExceeded" in output
     aws.refuse.clear()
     if words:
         (folder / "still").write_text("writable")
@@ -309,8 +309,8 @@ def test_create_snapshot_fails_if_a_file_changes_during_checksums(
 
     monkeypatch.setattr(create_snapshot, "take_manifest", disturbed)
     for words in ([], ["--keep-mounted"]):
-        told = assert_fails("snapshot-files-changed", "snapshot", "create", VOLUME, *words, "--yes")
-        assert "1 files changed while their checksums were computed, such as train/03.bin" in told
+        output = assert_fails("snapshot-files-changed", "snapshot", "create", VOLUME, *words, "--yes")
+        assert "1 files changed while their checksums were computed, such as train/03.bin" in output
         (folder / "writable").write_text("as before")
         (folder / "writable").unlink()
     assert aws.sent("CreateSnapshot") == []

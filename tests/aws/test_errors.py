@@ -17,10 +17,10 @@ from rebar.aws.client import AwsError, translate_aws_error, without_secrets
     ],
 )
 def test_without_secrets_removes_keys_and_signatures(secret: str) -> None:
-    told = without_secrets(f"it failed: {secret}")
-    assert told.startswith("it failed: ")
+    output = without_secrets(f"it failed: {secret}")
+    assert output.startswith("it failed: ")
     for part in ("EXAMPLE", "0a1b2c3d", "2F20261121", "wJalrXUtnFEMI", "FwoGZXIvYXdzEBYaD", "c2VjcmV0"):
-        assert part not in told
+        assert part not in output
 
 
 def test_translate_aws_error_adds_advice() -> None:

@@ -184,13 +184,13 @@ def test_train_job_stops_on_sigterm_and_resumes_elsewhere(aws: StrictAws, s3: An
 
     wait_for(has_begun, 100)
     first.send_signal(signal.SIGTERM)
-    told, _ = first.communicate(timeout=100)
-    assert first.returncode == 75, told
+    output, _ = first.communicate(timeout=100)
+    assert first.returncode == 75, output
     step = pointer(s3)["step"]
     assert step == json.loads((tmp_path / "first/g5-16/status.json").read_text())["step"] > 3
     second = start("second")
-    told, _ = second.communicate(timeout=200)
-    assert second.returncode == 0, told
+    output, _ = second.communicate(timeout=200)
+    assert second.returncode == 0, output
     assert json.loads((tmp_path / "second/g5-16/status.json").read_text())["state"] == "finished"
     steps = [each["step"] for each in read_events(tmp_path / "second/g5-16", "step")]
     assert steps == sorted(set(steps))

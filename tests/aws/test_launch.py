@@ -46,9 +46,9 @@ def schedules() -> list[Any]:
 
 
 def test_launch_without_yes_prints_the_cost_and_launches_nothing(account: StrictAws) -> None:
-    told = run_cli(*SINGLE).out
-    assert "launch a g5.xlarge (1 × A10G): $1.006/h" in told
-    assert "at most $8.14" in told
+    output = run_cli(*SINGLE).out
+    assert "launch a g5.xlarge (1 × A10G): $1.006/h" in output
+    assert "at most $8.14" in output
     assert account.sent("RunInstances") == []
     assert "allowed" in run_cli(*SINGLE, "--check").out
     assert account.sent("RunInstances") == []
@@ -143,8 +143,8 @@ def test_launch_checks_quota_type_and_disks_first(account: StrictAws) -> None:
     multi = ["launch", "multi", *JOB, *RENT, "--yes", "--instance-type"]
     assert "quota L-417A185B is 0" in assert_fails("aws-quota-exceeded", *multi, "p4d.24xlarge")
     run_cli(*multi, "g5.12xlarge")
-    told = assert_fails("aws-quota-exceeded", *multi, "g5.12xlarge", "--run", "another")
-    assert "quota L-DB2E81BA is 64, of which 48 are used" in told
+    output = assert_fails("aws-quota-exceeded", *multi, "g5.12xlarge", "--run", "another")
+    assert "quota L-DB2E81BA is 64, of which 48 are used" in output
     assert "launch multi" in assert_fails("instance-type-unsuitable", *SINGLE[:-1], "g5.12xlarge")
     assert "launch single" in assert_fails("instance-type-unsuitable", *multi, "g5.xlarge")
     assert "125 GB of NVMe of g4dn.xlarge" in assert_fails(
@@ -163,8 +163,8 @@ def test_launch_checks_the_data_first(account: StrictAws, ec2: Any) -> None:
     assert_fails("aws-option-invalid", *SINGLE, "--data", "hf:imagenet-1k", "--yes")
     volume = ec2.create_volume(AvailabilityZone="us-east-1a", Size=400, VolumeType="gp3")["VolumeId"]
     snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
-    told = assert_fails("instance-type-unsuitable", *SINGLE, "--data", snapshot, "--yes")
-    assert "430 GB of data do not fit the 250 GB of NVMe of g5.xlarge" in told
+    output = assert_fails("instance-type-unsuitable", *SINGLE, "--data", snapshot, "--yes")
+    assert "430 GB of data do not fit the 250 GB of NVMe of g5.xlarge" in output
     account.refuse["HEAD /bucket"] = Refused("403", "Forbidden", 403)
     assert "no permission to check" in run_cli(*SINGLE, "--yes").out
     assert len(account.sent("RunInstances")) == 1
@@ -180,9 +180,9 @@ def test_launch_checks_the_data_first(account: StrictAws, ec2: Any) -> None:
     ],
 )
 def test_launch_with_a_secret_in_user_data_fails(account: StrictAws, words: list[str], code: str) -> None:
-    told = assert_fails(code, *SINGLE, "--yes", *words)
-    assert "0123456789abcdef" not in told
-    assert "AKIAIOSFODNN7EXAMPLE" not in told
+    output = assert_fails(code, *SINGLE, "--yes", *words)
+    assert "0123456789abcdef" not in output
+    assert "AKIAIOSFODNN7EXAMPLE" not in output
     assert account.sent("RunInstances") == []
 
 

@@ -37,11 +37,11 @@ def set_status(name: str, status: str) -> None:
 
 
 def test_submit_without_yes_prints_the_cost_and_submits_nothing(aws: StrictAws) -> None:
-    told = run_cli(*SUBMIT, "--spot").out
-    assert "submit rebar-g5-16-1" in told
-    assert "on ml.g5.12xlarge, on managed spot" in told
-    assert "more than EC2's $5.67" in told
-    assert "nothing was changed" in told
+    output = run_cli(*SUBMIT, "--spot").out
+    assert "submit rebar-g5-16-1" in output
+    assert "on ml.g5.12xlarge, on managed spot" in output
+    assert "more than EC2's $5.67" in output
+    assert "nothing was changed" in output
     assert sent(aws) == []
 
 
@@ -73,8 +73,8 @@ def test_submit_on_managed_spot(aws: StrictAws) -> None:
 
 
 def test_submit_several_nodes_on_demand_with_fast_file(aws: StrictAws) -> None:
-    told = run_cli(*SUBMIT, "--nodes", "2", "--input-mode", "FastFile", "--yes").out
-    assert "slow with FastFile" in told
+    output = run_cli(*SUBMIT, "--nodes", "2", "--input-mode", "FastFile", "--yes").out
+    assert "slow with FastFile" in output
     (request,) = sent(aws)
     assert request["ResourceConfig"]["InstanceCount"] == 2
     assert request["EnableManagedSpotTraining"] is False
@@ -93,9 +93,9 @@ def test_submitted_once(aws: StrictAws) -> None:
 def test_submit_after_the_end_resumes_from_the_checkpoint(aws: StrictAws, status: str) -> None:
     run_cli(*SUBMIT, "--yes")
     set_status("rebar-g5-16-1", status)
-    told = run_cli(*SUBMIT, "--yes").out
-    assert "resuming from the run's checkpoint" in told
-    assert ("has completed" in told) == (status == "Completed")
+    output = run_cli(*SUBMIT, "--yes").out
+    assert "resuming from the run's checkpoint" in output
+    assert ("has completed" in output) == (status == "Completed")
     first, second = sent(aws)
     assert second["TrainingJobName"] == "rebar-g5-16-2"
     assert first["CheckpointConfig"] == second["CheckpointConfig"]
@@ -130,6 +130,6 @@ def test_jobs_without_our_tags_are_not_used(aws: StrictAws) -> None:
     ],
 )
 def test_submit_with_invalid_options_fails(aws: StrictAws, words: list[str], code: str) -> None:
-    told = assert_fails(code, *SUBMIT, "--yes", *words)
-    assert "0123456789abcdef" not in told
+    output = assert_fails(code, *SUBMIT, "--yes", *words)
+    assert "0123456789abcdef" not in output
     assert sent(aws) == []

@@ -70,14 +70,14 @@ def test_setup_downloads_archives_and_resumes(disks: Disks, machine: str, tmp_pa
         assert stopped.returncode == 1
         assert f"{VAL}: the server answered 404" in stopped.stderr
         web.files[f"/{VAL}"] = (archives / VAL).read_bytes()
-        told = script("setup", "--extract", **here)
-        assert "5ec2e7" not in told + stopped.stdout + stopped.stderr
+        output = script("setup", "--extract", **here)
+        assert "5ec2e7" not in output + stopped.stdout + stopped.stderr
         assert [path.partition("?")[0] for path, _ in web.asked] == [f"/{TRAIN}", f"/{VAL}", f"/{VAL}", f"/{DEVKIT}"]
     for synset, name, content in val_images():
         assert (tmp_path / "originals/tree/val" / synset / name).read_bytes() == content
     assert len(disks.loops) == 2
-    told = script("snapshot", **here)
-    assert told.count("files match the manifest") == 2
+    output = script("snapshot", **here)
+    assert output.count("files match the manifest") == 2
     for role in ("beton", "originals"):
         run_cli("volume", "detach", f"imagenet/{role}", "--yes")
         run_cli("volume", "delete", f"imagenet/{role}", "--yes")

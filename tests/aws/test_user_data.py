@@ -175,8 +175,8 @@ def test_data_from_a_snapshot_are_copied_and_the_volume_deleted(
     for name in ("train", "val"):
         copied = root / "opt/rebar-data" / f"{name}.beton"
         assert copied.read_bytes() == (data.folder / f"{name}.beton").read_bytes()
-    told = (root / "var/log/rebar.log").read_text()
-    assert "train.beton: copied, " in told
+    output = (root / "var/log/rebar.log").read_text()
+    assert "train.beton: copied, " in output
     assert disks.loops == {}
     assert len(aws.sent("DeleteVolume")) == 3  # the original, the copy of 'verify', the machine's
 
@@ -274,9 +274,9 @@ def test_validation_uploads_its_report_and_shuts_down(aws: StrictAws, bucket: An
     assert "train_imagenet.py --config-file rn50_configs/validation_run.yaml" in done[3]
     assert f"--data.train_dataset {data}/validation_run/train.beton" in done[3]
     assert done[4].startswith("evaluate.py --checkpoint")
-    told = stored(bucket, "run/summary.txt")
-    assert "GPU tests   failed" in told
-    assert "evaluation  top-1 12.3 %" in told
+    output = stored(bucket, "run/summary.txt")
+    assert "GPU tests   failed" in output
+    assert "evaluation  top-1 12.3 %" in output
     assert stored(bucket, "run/gpu_tests.txt") == "7 passed\n"
     assert stored(bucket, "exit-status") == "1\n"
 

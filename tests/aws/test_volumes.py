@@ -34,10 +34,10 @@ def test_create_with_check_sends_a_dry_run(aws: StrictAws) -> None:
 def test_create_with_check_reports_a_refusal(aws: StrictAws) -> None:
     message = "You are not authorized. Encoded authorization failure message: c2VjcmV0"
     aws.refuse["CreateVolume"] = Refused("UnauthorizedOperation", message, 403)
-    told = assert_fails("aws-plan-refused", *CREATE, "--check")
-    assert "UnauthorizedOperation" in told
-    assert "docs/aws.md" in told
-    assert "c2VjcmV0" not in told
+    output = assert_fails("aws-plan-refused", *CREATE, "--check")
+    assert "UnauthorizedOperation" in output
+    assert "docs/aws.md" in output
+    assert "c2VjcmV0" not in output
 
 
 def test_create_sends_all_options(aws: StrictAws) -> None:
@@ -86,8 +86,8 @@ def test_create_after_delete_creates_a_new_volume(aws: StrictAws, ec2: Any, monk
 
 def test_create_again_with_another_size_fails(aws: StrictAws) -> None:
     run_cli(*CREATE, "--yes")
-    told = assert_fails("aws-exists-differently", *CREATE[:-1], "2", "--yes")
-    assert "Size is 1, not 2" in told
+    output = assert_fails("aws-exists-differently", *CREATE[:-1], "2", "--yes")
+    assert "Size is 1, not 2" in output
 
 
 def test_two_volumes_of_one_name_fail_every_command(aws: StrictAws, ec2: Any) -> None:
@@ -118,9 +118,11 @@ def test_delete_of_volumes_without_our_tags_fails(aws: StrictAws, ec2: Any) -> N
 def test_attach_to_another_zone_or_a_stopped_instance_fails(aws: StrictAws, ec2: Any) -> None:
     run_cli(*CREATE, "--yes")
     elsewhere = run_instance(ec2, "us-east-1b")
-    told = assert_fails("volume-not-attachable", "volume", "attach", "imagenet/beton", "--instance", elsewhere, "--yes")
-    assert "is in us-east-1a" in told
-    assert "snapshot restore --zone us-east-1b" in told
+    output = assert_fails(
+        "volume-not-attachable", "volume", "attach", "imagenet/beton", "--instance", elsewhere, "--yes"
+    )
+    assert "is in us-east-1a" in output
+    assert "snapshot restore --zone us-east-1b" in output
     stopped = run_instance(ec2)
     ec2.stop_instances(InstanceIds=[stopped])
     assert "is stopped" in assert_fails(
@@ -167,7 +169,7 @@ def test_mount_and_snapshot_of_a_detached_volume_fail_at_once(aws: StrictAws, tm
 def test_delete_without_verified_snapshot_fails(aws: StrictAws, ec2: Any) -> None:
     run_cli(*CREATE, "--yes")
     assert_fails("volume-not-saved", "volume", "delete", "imagenet/beton", "--yes")
-    ec2.create_snapshot(VolumeId=volume_id(ec2))  # somebody's, not verified
+    ec2.create_snapshot(VolumeId=volume_id(ec2))  # without our tags, not verified
     assert_fails("volume-not-saved", "volume", "delete", "imagenet/beton", "--yes")
     assert aws.sent("DeleteVolume") == []
 

@@ -30,8 +30,10 @@ def test_single_node_is_standalone() -> None:
 
 def test_skypilot_variables() -> None:
     ips = "10.0.0.1\n10.0.0.2"
-    told = flags(SKYPILOT_NODE_IPS=ips, SKYPILOT_NODE_RANK="1", SKYPILOT_NUM_NODES="2", SKYPILOT_NUM_GPUS_PER_NODE="8")
-    assert told == f"--nproc_per_node=8 {SECOND}"
+    output = flags(
+        SKYPILOT_NODE_IPS=ips, SKYPILOT_NODE_RANK="1", SKYPILOT_NUM_NODES="2", SKYPILOT_NUM_GPUS_PER_NODE="8"
+    )
+    assert output == f"--nproc_per_node=8 {SECOND}"
     alone = flags(SKYPILOT_NODE_IPS="10.0.0.1", SKYPILOT_NODE_RANK="0", SKYPILOT_NUM_GPUS_PER_NODE="4")
     assert alone == "--nproc_per_node=4 --standalone"
 
@@ -46,15 +48,15 @@ def test_aws_batch_variables() -> None:
 
 
 def test_sagemaker_variables() -> None:
-    told = flags(SM_HOSTS='["algo-2","algo-1"]', SM_CURRENT_HOST="algo-2", SM_NUM_GPUS="8")
-    assert told == "--nproc_per_node=8 --nnodes=2 --node_rank=1 --master_addr=algo-1 --master_port=29500"
+    output = flags(SM_HOSTS='["algo-2","algo-1"]', SM_CURRENT_HOST="algo-2", SM_NUM_GPUS="8")
+    assert output == "--nproc_per_node=8 --nnodes=2 --node_rank=1 --master_addr=algo-1 --master_port=29500"
 
 
 def test_sagemaker_resource_config_file(tmp_path: Path) -> None:
     config = tmp_path / "opt/ml/input/config/resourceconfig.json"
     config.parent.mkdir(parents=True)
-    told = {"current_host": "algo-2", "hosts": ["algo-1", "algo-2"], "network_interface_name": "eth0"}
-    config.write_text(json.dumps(told))
+    output = {"current_host": "algo-2", "hosts": ["algo-1", "algo-2"], "network_interface_name": "eth0"}
+    config.write_text(json.dumps(output))
     assert flags(REBAR_ROOT=str(tmp_path)).endswith(SECOND.replace("10.0.0.1", "algo-1"))
     config.write_text(json.dumps({"current_host": "algo-1", "hosts": ["algo-1"]}))
     assert flags(REBAR_ROOT=str(tmp_path)).endswith("--standalone")
@@ -115,7 +117,7 @@ def test_slurm_variables(tmp_path: Path) -> None:
     scontrol = tmp_path / "scontrol"
     scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[1-2]" ] && printf "gpu1\\ngpu2\\n"\n')
     scontrol.chmod(0o755)
-    told = flags(
+    output = flags(
         PATH=f"{tmp_path}:{os.environ['PATH']}",
         SLURM_JOB_NODELIST="gpu[1-2]",
         SLURM_NNODES="2",
@@ -123,7 +125,7 @@ def test_slurm_variables(tmp_path: Path) -> None:
         SLURM_GPUS_ON_NODE="4",
         MASTER_PORT="29600",
     )
-    assert told == "--nproc_per_node=4 --nnodes=2 --node_rank=1 --master_addr=gpu1 --master_port=29600"
+    assert output == "--nproc_per_node=4 --nnodes=2 --node_rank=1 --master_addr=gpu1 --master_port=29600"
 
 
 def test_missing_variables_and_arguments_fail() -> None:

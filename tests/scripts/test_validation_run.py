@@ -26,8 +26,8 @@ def test_validation_run_of_a_small_model(images: Path, tmp_path: Path) -> None:
     command = [SCRIPT, images, "--no-tests", *SMALL]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = (tmp_path / "run/summary.txt").read_text()
+    output = (tmp_path / "run/summary.txt").read_text()
     for resolution in (224, 256):
-        assert f"evaluation  20 images at {resolution} px: top-1" in told
-    assert "GPU tests   skipped" in told
+        assert f"evaluation  20 images at {resolution} px: top-1" in output
+    assert "GPU tests   skipped" in output
     assert (tmp_path / "run/training/report.html").is_file()
