@@ -77,7 +77,7 @@ def add(groups: Any) -> None:
         argument("--queue", required=True, help="job queue: spot for one node, on-demand for several"),
     )
     sagemaker = add_group(groups, "sagemaker", "Train with SageMaker.")
-    submit_job = add_command(
+    add_command(
         sagemaker,
         "submit",
         _submit_training,
@@ -96,7 +96,6 @@ def add(groups: Any) -> None:
         ),
         argument("--data-gb", type=positive, default=70, help="size of the data (default: %(default)s)"),
     )
-    submit_job.set_defaults(secret=[])
 
 
 def _register(options: argparse.Namespace) -> None:
