@@ -57,7 +57,7 @@ def called() -> set[str]:
     names = set(re.findall(r"\b(?:ec2|s3|budgets|batch|client)\.([a-z]+_[a-z_0-9]+)\b", code))
     names |= set(re.findall(r'"((?:describe|list)_\w+)"', code))
     names |= set(re.findall(r'clients\("[\w-]+"\)\.(\w+)', code))
-    names -= {"get_paginator", "meta"}
+    names -= {"get_paginator", "get_waiter", "meta"}
     calls = {"".join(part.capitalize() for part in name.split("_")) for name in names}
     return {PERMISSIONS.get(call, f"ec2:{call}") for call in calls}
 
