@@ -38,7 +38,7 @@ run_tests() {
 
 write_betons() {
     local split
-    local -An images_of=([train]=${TRAIN_IMAGES:-25000} [val]=${VAL_IMAGES:-5000})
+    local -A images_of=([train]=${TRAIN_IMAGES:-25000} [val]=${VAL_IMAGES:-5000})
     mkdir -p "$work"
     for split in train val; do
         heading "Write ${images_of[$split]} images to $split.beton"
