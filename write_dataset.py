@@ -1,18 +1,17 @@
-"""Turn images from anywhere into a .beton file, which training reads.
+"""Write images of any source to a .beton file for training.
 
     export IMAGENET_DIR=/data/imagenet WRITE_DIR=/data/betons
     python write_dataset.py --split train
     python write_dataset.py --split val
     python write_dataset.py --split train --data-dir hf:imagenet-1k --subset small
 
-The training images are shuffled once here, by the seed, so that reading the file from front to back is
-already mixed; validation keeps the order of the classes. Beside the file goes a sidecar, train.beton.json,
-with the names of the classes, how the images were stored, and checksums; and a report on the images that
-were odd or bad. After a kill the same command goes on where it was.
+Training images are shuffled by the seed, so that sequential reads are already mixed; validation images are ordered by
+class. The sidecar, train.beton.json, contains class names, the image policy and checksums; the report,
+train.beton.report.json, lists irregular and bad images. After an interruption, the same command resumes.
 
-    python write_dataset.py --verify FILE    # every page, offset, image and label
-    python write_dataset.py --info FILE      # what is inside, with a sheet of images
-    python write_dataset.py --stats FILE     # mean and deviation of the channels, for training's --stats-file
+    python write_dataset.py --verify FILE    # check every page, offset, label and image
+    python write_dataset.py --info FILE      # describe the file, and draw a contact sheet
+    python write_dataset.py --stats FILE     # channel mean and std, for training's --stats-file
 """
 
 import os
@@ -24,9 +23,10 @@ from pathlib import Path
 from typing import Literal
 
 from rebar.beton import Estimate, ImagePolicy, Source, WriteReport, read_sidecar, write_beton
-from rebar.beton.inspect import COMMANDS, asks_to_inspect, inspect
+from rebar.beton.inspect import COMMANDS, is_inspect_command
+from rebar.beton.inspect import main as inspect
 from rebar.beton.partial_file import journal_path
-from rebar.beton.selection import Selection, shard_of, shard_path
+from rebar.beton.selection import Selection, select_shard, shard_path
 from rebar.beton.write_report import report_path
 from rebar.cli import run_command
 from rebar.config import option, parse_config, section
@@ -39,60 +39,66 @@ class WriterSection:
     """Which images to write, where to, and how they are stored."""
 
     dataset: Literal["auto", "imagenet", "hf", "s3", "beton", "tar", "webdataset", "parquet", "folder", "flat"] = (
-        option("auto", help="kind of source; auto and imagenet recognise it")
+        option("auto", help="kind of source; auto and imagenet detect it")
     )
-    split: Literal["train", "val"] = option(required=True, help="train is shuffled, val stays in order")
-    data_dir: str = option("", help="folder, tar, shards, .beton, hf:NAME, s3://...; else $IMAGENET_DIR")
-    labels: str = option("", help="list of the classes of images without class folders; else one near them")
-    write_path: str = option("", help="file to write, or a folder for <split>.beton; else $WRITE_DIR")
+    split: Literal["train", "val"] = option(required=True, help="train is shuffled, val keeps the order of the source")
+    data_dir: str = option("", help="folder, tar, shards, .beton, hf:NAME or s3://...; default: $IMAGENET_DIR")
+    labels: str = option("", help="list of labels for images without class folders; default: one near the images")
+    write_path: str = option("", help="file to write, or folder for <split>.beton; default: $WRITE_DIR")
     write_mode: Literal["jpg", "raw", "proportion"] = option(
-        "jpg", help="proportion: JPEG with compress_probability, else raw"
+        "jpg", help="proportion: JPEG with probability compress_probability, otherwise raw"
     )
-    max_resolution: int = option(500, help="pixels of the limited side, larger is shrunk; 0: no limit", minimum=0)
-    limit_side: Literal["long", "short"] = option("long", help="the side that max_resolution limits")
-    jpeg_quality: int = option(90, help="quality of JPEGs encoded anew; finer ones are", minimum=1, maximum=100)
-    keep_quality: bool = option(False, help="pass JPEGs within the resolution through, whatever their quality")
-    compress_probability: float = option(0.5, help="share of JPEGs with write_mode=proportion", minimum=0, maximum=1)
-    restart_markers: bool = option(True, help="let JPEGs be entered in the middle, so that crops decode faster")
+    max_resolution: int = option(
+        500, help="limit of the long (or short) side in pixels; larger images are downscaled; 0: no limit", minimum=0
+    )
+    limit_side: Literal["long", "short"] = option("long", help="side that max_resolution limits")
+    jpeg_quality: int = option(
+        90, help="quality of re-encoded images; JPEGs of higher quality are requantized", minimum=1, maximum=100
+    )
+    keep_quality: bool = option(False, help="do not requantize JPEGs within the resolution")
+    compress_probability: float = option(
+        0.5, help="probability of JPEG with write_mode=proportion", minimum=0, maximum=1
+    )
+    restart_markers: bool = option(True, help="insert restart markers into JPEGs; crops decode faster")
     subset: str = option(
         "full",
-        help="images, balanced over the classes: tiny (1k), small (10k), medium (100k), "
+        help="number of images, balanced across classes: tiny (1k), small (10k), medium (100k), "
         "large (500k), full, or a number",
     )
-    max_classes: int = option(0, help="so many classes, drawn by the seed; 0: all", minimum=0)
-    max_samples_per_class: int = option(0, help="so many images of a class; 0: all", minimum=0)
-    shard: str = option("", help="I/N: only part I of N, I from 0 on, to a file of its own; all parts are the whole")
+    max_classes: int = option(0, help="number of classes, drawn by the seed; 0: all", minimum=0)
+    max_samples_per_class: int = option(0, help="maximum number of images per class; 0: all", minimum=0)
+    shard: str = option("", help="I/N: write shard I of N, with I from 0, to a file of its own")
     on_bad_image: Literal["fail", "skip", "repair"] = option(
-        "fail", help="images that cannot be decoded: stop, leave them out, or take what there is of them"
+        "fail", help="for images that cannot be decoded: stop, leave them out, or store the part that can be decoded"
     )
-    seed: int = option(0, help="of the order and every other draw", minimum=0)
-    num_workers: int = option(0, help="processes that encode; 0: one for every core", minimum=0)
-    chunk_size: int = option(0, help="images a process takes at a time; 0: about a megabyte of them", minimum=0)
+    seed: int = option(0, help="seed of the order, the subset and all other random choices", minimum=0)
+    num_workers: int = option(0, help="worker processes that encode; 0: one per core", minimum=0)
+    chunk_size: int = option(0, help="images per task of a worker; 0: about a megabyte", minimum=0)
     overwrite: bool = option(False, help="replace an existing file")
-    restart: bool = option(False, help="begin anew where an unfinished file could be gone on with")
+    restart: bool = option(False, help="discard an unfinished file instead of resuming it")
 
 
 @dataclass(frozen=True)
 class WriteConfig:
-    """Everything write_dataset.py can be told."""
+    """All options of write_dataset.py."""
 
     cfg: WriterSection = section(WriterSection)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write one split, or look at a file, as the command line says."""
-    if asks_to_inspect(argv):
+    """Write one split, or inspect a file, as given on the command line."""
+    if is_inspect_command(argv):
         inspect(argv)
         return
     config = parse_config(
         WriteConfig,
         argv,
-        description=f"{__doc__.splitlines()[0]} With {', '.join(COMMANDS)} FILE: look at one.",
+        description=f"{__doc__.splitlines()[0]} To inspect one: {', '.join(COMMANDS)} FILE.",
         example="python write_dataset.py --split train",
     ).cfg
-    where = given("--data-dir", config.data_dir, "IMAGENET_DIR")
-    target = find_target(given("--write-path", config.write_path, "WRITE_DIR"), config.split, config.shard)
-    refuse_existing(target, overwrite=config.overwrite)
+    location = require_path("--data-dir", config.data_dir, "IMAGENET_DIR")
+    target = find_target(require_path("--write-path", config.write_path, "WRITE_DIR"), config.split, config.shard)
+    check_target(target, overwrite=config.overwrite)
 
     selection = Selection(
         subset=config.subset,
@@ -101,14 +107,14 @@ def main(argv: Sequence[str]) -> None:
         shuffle=config.split == "train",
         seed=config.seed,
     )
-    print(f"source    {where}", flush=True)
-    kind, source = open_source(Request(where, config.split, config.labels, selection.at_most), config.dataset)
+    print(f"source    {location}", flush=True)
+    kind, source = open_source(Request(location, config.split, config.labels, selection.max_images), config.dataset)
     num_found = len(source)
     source, order = selection.apply(source)
     if config.shard:
-        order = shard_of(order, config.shard)
+        order = select_shard(order, config.shard)
     if config.split == "val":
-        check_classes_agree(where, source, target.with_name("train.beton"))
+        check_classes(location, source, target.with_name("train.beton"))
     policy = ImagePolicy(
         max_resolution=config.max_resolution,
         limit_side=config.limit_side,
@@ -121,11 +127,11 @@ def main(argv: Sequence[str]) -> None:
     )
     num_workers = config.num_workers or len(os.sched_getaffinity(0))
 
-    print(f"images  {len(order):,} of {num_found:,} in {len(source.class_names):,} classes ({kind})")
-    print(f"stored    {in_words(policy)}")
+    print(f"images    {len(order):,} of {num_found:,} in {len(source.class_names):,} classes ({kind})")
+    print(f"stored    {describe_policy(policy)}")
     print(f"order     {'shuffled' if config.split == 'train' else 'as in the source'}, seed {config.seed}")
-    print(f"target    {target}, {num_workers} processes", flush=True)
-    with telling_what_is_kept(target):
+    print(f"target    {target}, {num_workers} worker processes", flush=True)
+    with print_resume_hint(target):
         report = write_beton(
             source,
             target,
@@ -140,107 +146,114 @@ def main(argv: Sequence[str]) -> None:
     print_report(report, config.split)
 
 
-def given(flag: str, value: str, variable: str) -> str:
-    """A path from the command line, else from the environment. Raises RebarError where neither has it."""
+def require_path(flag: str, value: str, variable: str) -> str:
+    """Return a path from the command line or the environment. Raises RebarError if neither specifies it."""
     if chosen := value or os.environ.get(variable, ""):
         return chosen
-    raise RebarError(f"{flag} is missing: give {flag} PATH, or set the environment variable {variable}")
+    raise RebarError(
+        f"{flag}: is missing. Give {flag} PATH, or set the environment variable {variable}.", code="write-path-missing"
+    )
 
 
 def find_target(write_path: str, split: str, shard: str = "") -> Path:
-    """The file to write: ``write_path`` itself, or ``<split>.beton`` in it where it means a folder.
+    """Return the path to write: ``write_path``, or ``<split>.beton`` in it if it is a folder.
 
-    It does where it is one, ends in a slash, or has no suffix. A shard's number becomes part of the name. Raises
-    RebarError where the folder is missing.
+    A path that ends in a slash or has no suffix is a folder. For a shard, its number is appended to the name. Raises
+    RebarError if the folder is missing.
     """
     path = Path(write_path)
     if path.is_dir() or write_path.endswith("/") or not path.suffix:
         path = path / f"{split}.beton"
     if not path.parent.is_dir():
-        raise RebarError(f"{path.parent}: no such folder to write to; make it first: mkdir -p {path.parent}")
+        raise RebarError(
+            f"{path.parent}: no such folder. Create it: mkdir -p {path.parent}", code="write-target-invalid"
+        )
     return shard_path(path, shard) if shard else path
 
 
-def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Raises RebarError where the target exists and may not be replaced."""
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise RebarError if the target exists and may not be replaced."""
     if target.is_dir():
-        raise RebarError(f"{target}: is a folder, so no file of this name can be written")
+        raise RebarError(f"{target}: is a folder. Give the path of a file.", code="write-target-invalid")
     if target.exists() and not overwrite:
-        raise RebarError(f"{target}: exists already; add --overwrite to replace it, or write elsewhere")
+        raise RebarError(
+            f"{target}: already exists. Add --overwrite to replace it, or give another path.",
+            code="write-target-exists",
+        )
 
 
-def check_classes_agree(where: str, source: Source, train_file: Path) -> None:
-    """Raises RebarError where a training file has other classes, so that labels would not mean the same."""
+def check_classes(location: str, source: Source, train_file: Path) -> None:
+    """Raise RebarError if an existing training file has other classes than the source."""
     sidecar = read_sidecar(train_file) if train_file.exists() else None
     if sidecar is None or list(sidecar.class_names) == list(source.class_names):
         return
     differing = sorted(set(sidecar.class_names) ^ set(source.class_names))
     shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
     raise RebarError(
-        f"{where}: its {len(source.class_names)} classes are not the {len(sidecar.class_names)} of "
-        f"{train_file} (differing: {shown}), so labels would not mean the same; write from the folder that "
-        "matches, or elsewhere"
+        f"{location}: its {len(source.class_names)} classes differ from the {len(sidecar.class_names)} of {train_file} "
+        f"(differing: {shown}), so their labels are incompatible. Give the matching source, or write elsewhere.",
+        code="beton-classes-differ",
     )
 
 
-def in_words(policy: ImagePolicy) -> str:
-    """How images are stored, for people."""
+def describe_policy(policy: ImagePolicy) -> str:
+    """Return a one-line description of how images are stored."""
     side = {"long": "longer", "short": "shorter"}[policy.limit_side]
     size = f"{side} side at most {policy.max_resolution} px" if policy.max_resolution else "full size"
-    jpeg = f"JPEG quality {policy.jpeg_quality}, JPEGs no finer than that as they are"
+    jpeg = f"JPEG quality {policy.jpeg_quality}, lossless for JPEGs up to that quality"
     if policy.keep_quality:
-        jpeg = f"JPEGs as they are, others at JPEG quality {policy.jpeg_quality}"
-    kinds = {
+        jpeg = f"JPEGs lossless, others at JPEG quality {policy.jpeg_quality}"
+    modes = {
         "jpg": jpeg,
         "raw": "raw RGB",
         "proportion": f"{policy.compress_probability:.0%} {jpeg}, the rest raw RGB",
     }
-    return f"{kinds[policy.write_mode]}, {size}"
+    return f"{modes[policy.write_mode]}, {size}"
 
 
 def print_estimate(expected: Estimate) -> None:
-    """What is to be expected, before the writing begins."""
+    """Print the expected size and duration."""
     gigabytes = expected.bytes / 1e9
-    last = f"{expected.seconds / 60:,.0f} min" if expected.seconds >= 120 else f"{expected.seconds:,.0f} s"
-    print(f"expected  {gigabytes:,.3f} GB, {last} of encoding, by {expected.num_sampled} images")
-    if expected.kept_quality_factor != 1:
-        factor = expected.kept_quality_factor
+    duration = f"{expected.seconds / 60:,.0f} min" if expected.seconds >= 120 else f"{expected.seconds:,.0f} s"
+    print(f"expected  {gigabytes:,.3f} GB, {duration} of encoding, estimated from {expected.num_sampled} images")
+    if expected.keep_quality_factor != 1:
+        factor = expected.keep_quality_factor
         print(
-            f"          {expected.bytes_a_image:,.0f} bytes an image, {factor:.1f} times as many as without "
-            "--keep-quality: that much more to read and to decode in every epoch"
+            f"          {expected.bytes_per_image:,.0f} bytes per image, {factor:.1f} times as many as without "
+            "--keep-quality; every epoch reads and decodes these"
         )
     sys.stdout.flush()
 
 
 @contextmanager
-def telling_what_is_kept(target: Path) -> Iterator[None]:
-    """After Ctrl-C, say that the same command goes on."""
+def print_resume_hint(target: Path) -> Iterator[None]:
+    """After Ctrl-C, print that the same command resumes."""
     try:
         yield
     except KeyboardInterrupt:
         if journal_path(target).exists():
-            print("what was written is kept: the same command goes on from there", file=sys.stderr)
+            print("the pages written so far are kept: the same command resumes", file=sys.stderr)
         raise
 
 
 def print_report(report: WriteReport, split: str) -> None:
-    """What was written, and what to do next."""
+    """Print what was written, and the next command."""
     per_image, per_second = report.image_bytes / report.num_samples, report.num_encoded / report.seconds
     fewest, most = report.class_counts.min(), report.class_counts.max()
     tally = report.tally
     print(f"written   {report.path}: {report.bytes / 1e9:,.3f} GB in {report.seconds:,.1f} s")
-    print(f"          {report.num_samples:,} images, {fewest:,} to {most:,} a class")
-    print(f"          {tally.passed_through:,} as they were, {tally.encoded:,} encoded anew")
-    print(f"          {per_image:,.0f} bytes an image, {per_second:,.0f} images/s")
-    if report.expected.marker_share:
-        share, sampled = report.expected.marker_share, report.expected.num_sampled
-        print(f"          {share:.1%} more bytes for restart markers, by {sampled} images")
+    print(f"          {report.num_samples:,} images, {fewest:,} to {most:,} per class")
+    print(f"          {tally.passed_through:,} losslessly, {tally.encoded:,} re-encoded")
+    print(f"          {per_image:,.0f} bytes per image, {per_second:,.0f} images/s")
+    if report.expected.marker_overhead:
+        share, sampled = report.expected.marker_overhead, report.expected.num_sampled
+        print(f"          restart markers add {share:.1%}, estimated from {sampled} images")
     if tally.counts:
-        print(f"odd       {', '.join(f'{count:,} {kind}' for kind, count in sorted(tally.counts.items()))}")
+        print(f"irregular {', '.join(f'{count:,} {kind}' for kind, count in sorted(tally.counts.items()))}")
     if tally.repaired or tally.skipped:
-        print(f"bad       {len(tally.repaired):,} repaired, {len(tally.skipped):,} left out")
+        print(f"bad       {len(tally.repaired):,} repaired, {len(tally.skipped):,} skipped")
     if tally.counts or tally.repaired or tally.skipped:
-        print(f"          which: {report_path(report.path)}")
+        print(f"          listed in {report_path(report.path)}")
     train, val = (report.path.with_name(f"{name}.beton") for name in ("train", "val"))
     if report.path not in (train, val):
         return

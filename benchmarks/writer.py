@@ -1,21 +1,20 @@
-"""Images a second of Rebar's writer and of stock FFCV's: the same files, the same number of processes, one run.
+"""Images/s of Rebar's writer and stock FFCV's, on the same files with the same number of processes.
 
     python benchmarks/writer.py --data photographs --json writer.json
 
-``--data`` is any folder of class folders of images (photographs.py makes one). Four cases are made of it:
+``--data`` is any folder of class folders of images (photographs.py creates one). Four cases are made from it:
 
-- ``passthrough``: JPEGs of at most 500 px at quality 90: within the limits that both writers are given.
-- ``optimised``: the same with Huffman codes of their own, for which Rebar puts in the standard ones.
-- ``finer``: the same at quality 96, about as ImageNet's originals are: must be encoded anew.
-- ``larger``: 800 px at quality 96: must be shrunk and encoded anew.
+- ``passthrough``: JPEGs of at most 500 px at quality 90, within the limits of both writers.
+- ``optimised``: the same with optimized Huffman tables, which Rebar replaces by the standard ones.
+- ``finer``: the same at quality 96, like ImageNet's originals: must be requantized or re-encoded.
+- ``larger``: 800 px at quality 96: must be downscaled and re-encoded.
 
-Each writer writes a few images, then many, in a process of its own, and the figure is the many less the few by the
-time between: what a whole data set is written at, without what it costs to begin. The writers take turns, several
-times over; the times are medians of all turns. Beside the images a second stand those a second of processor time, of
-all processes together, which other work on the machine disturbs less.
+Each writer writes a few images, then many, each time in a new process. The rate is the difference in images divided
+by the difference in time, which excludes the startup. Writers alternate for several repetitions; times are medians.
+Rates by CPU time of all processes are reported too, because other load on the machine affects them less.
 
-``ffcv`` is its DatasetWriter with Pillow's images, as ffcv-imagenet uses it; ``rebar`` is write_beton as
-write_dataset.py calls it.
+``ffcv`` is FFCV's DatasetWriter with Pillow images, as in ffcv-imagenet; ``rebar`` is write_beton as in
+write_dataset.py.
 """
 
 import argparse
@@ -46,7 +45,7 @@ FEW = 100
 
 
 def make_case(case: str, data: Path, folder: Path, count: int) -> None:
-    """A folder of class folders of ``count`` JPEGs of a case; the images of ``data`` come again and again."""
+    """Create a folder of class folders with ``count`` JPEGs of a case, repeating the images of ``data``."""
     from rebar.beton.decode import SizeLimit, decode
     from rebar.sources import ImageFolder
 
@@ -73,7 +72,7 @@ def make_case(case: str, data: Path, folder: Path, count: int) -> None:
 
 
 def write_with_rebar(tree: Path, out: Path, count: int, workers: int) -> None:
-    """As write_dataset.py does."""
+    """Write as write_dataset.py does."""
     from rebar.beton import ImagePolicy, write_beton
     from rebar.sources import ImageFolder
 
@@ -83,14 +82,14 @@ def write_with_rebar(tree: Path, out: Path, count: int, workers: int) -> None:
 
 
 def write_with_ffcv(tree: Path, out: Path, count: int, workers: int) -> None:
-    """As ffcv-imagenet's write_imagenet.py does."""
+    """Write as ffcv-imagenet's write_imagenet.py does."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
     from PIL import Image
 
     from rebar.sources import ImageFolder
 
-    source = ImageFolder(tree)  # its images and their order are torchvision's
+    source = ImageFolder(tree)  # same images and order as torchvision's
 
     class Images:
         def __len__(self) -> int:
@@ -108,7 +107,7 @@ def write_with_ffcv(tree: Path, out: Path, count: int, workers: int) -> None:
 
 
 def measure(peer: str, tree: Path, out: Path, count: int, workers: int) -> tuple[float, float]:
-    """Of one peer: the seconds that writing takes, and those of processor time, of all of its processes."""
+    """Return the wall-clock seconds and the CPU seconds of all processes for one run of a peer."""
     words = ["--peer", peer, "--data", tree, "--out", out, "--count", count, "--workers", workers]
     done = subprocess.run(
         [sys.executable, __file__, *map(str, words)],
@@ -123,12 +122,12 @@ def measure(peer: str, tree: Path, out: Path, count: int, workers: int) -> tuple
 
 
 def run_peer(arguments: argparse.Namespace) -> None:
-    """Write once, and print the seconds it took, and those of processor time."""
+    """Write once; print wall-clock and CPU seconds."""
     write = {"rebar": write_with_rebar, "ffcv": write_with_ffcv}[arguments.peer]
     begin = time.perf_counter()
     write(arguments.data, arguments.out, arguments.count, arguments.workers)
     seconds = time.perf_counter() - begin
-    # Processor time is known of processes that were waited for: FFCV's are not, and what makes Rebar's lives on.
+    # CPU time is only counted for processes that were waited for: FFCV's workers and Rebar's fork server are not.
     for child in multiprocessing.active_children():
         child.join()
     forkserver._forkserver._stop()
@@ -136,8 +135,8 @@ def run_peer(arguments: argparse.Namespace) -> None:
     print(json.dumps([seconds, sum(usage.ru_utime + usage.ru_stime for usage in used)]))
 
 
-def summarise(runs: dict[tuple[str, str, int], list[tuple[float, float]]], count: int) -> list[dict[str, Any]]:
-    """One row for each peer and case."""
+def summarize(runs: dict[tuple[str, str, int], list[tuple[float, float]]], count: int) -> list[dict[str, Any]]:
+    """Return one row per peer and case."""
 
     def rate(peer: str, case: str, kind: int) -> float:
         few, many = (statistics.median(run[kind] for run in runs[peer, case, number]) for number in (FEW, count))
@@ -159,22 +158,24 @@ def summarise(runs: dict[tuple[str, str, int], list[tuple[float, float]]], count
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of class folders of images")
-    parser.add_argument("--json", type=Path, help="write the rows, the machine and the versions there")
-    parser.add_argument("--count", type=int, default=4000, help="images written at a time")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; default: cores")
+    parser.add_argument("--json", type=Path, help="file for the rows, the machine and the versions")
+    parser.add_argument("--count", type=int, default=4000, help="images of the large run")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="worker processes; default: cores"
+    )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--work", type=Path, default=Path("benchmark_run/writer"), help="folder for what is written")
+    parser.add_argument("--work", type=Path, default=Path("benchmark_run/writer"), help="temporary folder")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Make the cases, run the writers in turn, print and save."""
+    """Create the cases, run the writers alternately, print and save the results."""
     arguments = parse_arguments()
     if arguments.peer:
         run_peer(arguments)
@@ -185,17 +186,17 @@ def main() -> None:
     shutil.rmtree(arguments.work, ignore_errors=True)
     for case in cases:
         make_case(case, arguments.data, arguments.work / case, arguments.count)
-    for case, peer in itertools.product(cases, PEERS):  # what is compiled once a machine is compiled now
+    for case, peer in itertools.product(cases, PEERS):  # fills compilation caches
         measure(peer, arguments.work / case, arguments.work / f"{peer}.beton", FEW, arguments.workers)
     for repetition in range(arguments.repetitions):
         for case, number, peer in itertools.product(cases, (FEW, arguments.count), PEERS):
             out = arguments.work / f"{peer}.beton"
             seconds = measure(peer, arguments.work / case, out, number, arguments.workers)
             runs.setdefault((peer, case, number), []).append(seconds)
-            said = f"{seconds[0]:.2f} s, {seconds[1]:.2f} s of processor time"
-            print(f"{repetition + 1}/{arguments.repetitions}  {case}, {peer}, {number} images: {said}", flush=True)
-    rows = summarise(runs, arguments.count)
-    print(f"\n{'case':12} {'peer':6} {'images/s':>10} {'ratio':>6} {'of processor time':>17} {'ratio':>6}")
+            times = f"{seconds[0]:.2f} s, {seconds[1]:.2f} s CPU time"
+            print(f"{repetition + 1}/{arguments.repetitions}  {case}, {peer}, {number} images: {times}", flush=True)
+    rows = summarize(runs, arguments.count)
+    print(f"\n{'case':12} {'peer':6} {'images/s':>10} {'ratio':>6} {'by CPU time':>17} {'ratio':>6}")
     for row in rows:
         print(
             f"{row['case']:12} {row['peer']:6} {row['images_per_second']:10,.0f} {row['ratio_to_ffcv']:6.2f} "
@@ -207,11 +208,11 @@ def main() -> None:
             "command": " ".join(["python", "benchmarks/writer.py", *sys.argv[1:]]),
             "date": datetime.date.today().isoformat(),
             "machine": describe_machine(),
-            "load_average": os.getloadavg(),  # beyond the workers and these cores, others were at work
+            "load_average": os.getloadavg(),  # values above the number of workers indicate other load
             "workers": arguments.workers,
             "count": arguments.count,
             "repetitions": arguments.repetitions,
-            "figures": "medians over the repetitions of the seconds, many images less few; see the program",
+            "figures": "medians over the repetitions of the difference between large and small runs",
             "rows": rows,
         }
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,11 +1,10 @@
-"""Build a folder shaped like ImageNet from Fashion-MNIST: small, real images, ten classes.
+"""Build a folder of class folders from Fashion-MNIST: small real images in ten classes.
 
     python scripts/build_fashion_mnist_tree.py --out quickstart_run/tree
     python scripts/build_fashion_mnist_tree.py --out /tmp/small --train-per-class 20 --val-per-class 5
 
-gives ``train/<class>/*.JPEG`` and ``val/<class>/*.JPEG``. Takes the files of Debian's package
-dataset-fashion-mnist, or of --source, or else downloads them. The folder appears when it is complete;
-where it is there already, nothing is done.
+The output is ``train/<class>/*.JPEG`` and ``val/<class>/*.JPEG``. The input is the folder --source, Debian's package
+dataset-fashion-mnist, or a download. The output appears once it is complete; a complete output is not built again.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-CLASSES = (  # the digit keeps the order of the labels when folders are sorted by name
+CLASSES = (  # the digits make the alphabetical order that of the labels
     "0_t-shirt",
     "1_trouser",
     "2_pullover",
@@ -38,9 +37,9 @@ CLASSES = (  # the digit keeps the order of the labels when folders are sorted b
     "8_bag",
     "9_ankle-boot",
 )
-FILES = {"train": "train", "val": "t10k"}  # our split: how Fashion-MNIST's files begin
+FILES = {"train": "train", "val": "t10k"}  # split -> prefix of Fashion-MNIST's files
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-# Fashion-MNIST's own server; the sums are those torchvision checks.
+# The URL of the authors and the checksums in torchvision.
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 MD5 = {
     "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -54,39 +53,39 @@ IMAGES_PER_TASK = 500
 
 
 class UserError(Exception):
-    """What a user can mend: told in one line, without a traceback."""
+    """An error that is reported in one line, without a traceback."""
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read a gzipped IDX file of bytes: magic number, the sizes, the values."""
+    """Read a gzipped IDX file of bytes: magic number, sizes, values."""
     try:
         data = gzip.decompress(path.read_bytes())
         magic, *shape = struct.unpack_from(f">{1 + dimensions}I", data)
     except (OSError, EOFError, struct.error) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+        raise UserError(f"{path}: cannot be read: {error}. Download it again.") from None
     values = np.frombuffer(data, np.uint8, offset=4 * (1 + dimensions))
     if magic != 0x800 + dimensions or values.size != np.prod(shape):
-        raise UserError(f"{path} is not a complete IDX file of {dimensions} dimensions")
+        raise UserError(f"{path}: is not a complete IDX file of {dimensions} dimensions. Download it again.")
     return values.reshape(shape)
 
 
 def read_split(source: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The images ``[n, 28, 28]`` and the labels ``[n]`` of a split."""
+    """Return images ``[n, 28, 28]`` and labels ``[n]`` of a split."""
     images = read_idx(source / f"{FILES[split]}-images-idx3-ubyte.gz", dimensions=3)
     labels = read_idx(source / f"{FILES[split]}-labels-idx1-ubyte.gz", dimensions=1)
     if len(images) != len(labels) or labels.max() >= len(CLASSES):
-        raise UserError(f"images and labels in {source} do not belong together")
+        raise UserError(f"{source}: images and labels do not match. Download the files again.")
     return images, labels
 
 
 def first_of_each_class(labels: NDArray[np.uint8], per_class: int | None) -> NDArray[np.intp]:
-    """The indices to keep: all, or the first ``per_class`` of every class."""
+    """Return the indices of the first ``per_class`` images of every class, or of all."""
     kept = [np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASSES))]
     return np.sort(np.concatenate(kept))
 
 
 def write_images(images: NDArray[np.uint8], paths: list[str]) -> int:
-    """Save each image as a colour JPEG, as nearly all of ImageNet's are; return how many."""
+    """Save each image as an RGB JPEG; return their number."""
     for image, path in zip(images, paths, strict=True):
         Image.fromarray(image).convert("RGB").save(path, "JPEG", quality=JPEG_QUALITY)
     return len(paths)
@@ -95,7 +94,7 @@ def write_images(images: NDArray[np.uint8], paths: list[str]) -> int:
 def split_tasks(
     folder: Path, split: str, source: Path, per_class: int | None
 ) -> Iterator[tuple[NDArray[np.uint8], list[str]]]:
-    """Make the class folders of a split and cut its images into portions for the workers."""
+    """Create the class folders of a split, and yield tasks for the workers: images and their paths."""
     images, labels = read_split(source, split)
     for name in CLASSES:
         (folder / split / name).mkdir(parents=True)
@@ -107,26 +106,26 @@ def split_tasks(
 
 
 def count_images(folder: Path) -> int:
-    """How many images lie below a folder shaped like ours."""
+    """Return the number of images in a folder with this layout."""
     return sum(1 for split in FILES for _ in (folder / split).glob("*/*.JPEG"))
 
 
 def is_complete(out: Path, wanted: dict[str, int | None]) -> bool:
-    """Whether ``out`` holds this very tree. Raises UserError if it holds something else."""
+    """Return whether ``out`` is already complete. Raises UserError if it contains something else."""
     if not out.exists() or not any(out.iterdir()):
         return False
     try:
         found = json.loads((out / MANIFEST).read_text())
     except (OSError, ValueError):
-        raise UserError(f"{out} holds something else; choose another --out") from None
+        raise UserError(f"{out}: contains other files. Choose another --out.") from None
     images = found.pop("images", None)
     if found != wanted:
-        raise UserError(f"{out} holds another selection ({found}); remove it or choose another --out")
+        raise UserError(f"{out}: contains another selection ({found}). Remove it, or choose another --out.")
     return count_images(out) == images
 
 
 def build_tree(source: Path, out: Path, wanted: dict[str, int | None]) -> int:
-    """Write the tree beside its place and rename it when it is complete; return how many images."""
+    """Write the tree to a temporary folder, and rename it once complete; return the number of images."""
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
@@ -148,34 +147,34 @@ def build_tree(source: Path, out: Path, wanted: dict[str, int | None]) -> int:
 
 
 def download(folder: Path) -> Path:
-    """Fetch Fashion-MNIST's four files (30 MB), each checked, unless they are there."""
+    """Download Fashion-MNIST's four files (30 MB), verify their checksums, and skip existing ones."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, md5 in tqdm(MD5.items(), desc="downloading Fashion-MNIST", unit=" files"):
         path = folder / name
         if path.exists():
             continue
         try:
-            with urllib.request.urlopen(URL + name, timeout=30) as answer:
-                data = answer.read()
+            with urllib.request.urlopen(URL + name, timeout=30) as response:
+                data = response.read()
         except OSError as error:
             raise UserError(
-                f"cannot download {URL + name} ({error}): 'apt-get install dataset-fashion-mnist', "
-                "or name a folder that holds the four files with --source"
+                f"{URL + name}: download failed: {error}. Run apt-get install dataset-fashion-mnist, or give a folder "
+                "with the four files as --source."
             ) from None
         if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
-            raise UserError(f"{URL + name} is not the file we know; try again later")
+            raise UserError(f"{URL + name}: does not have the expected checksum. Try again later.")
         partial = path.with_suffix(".partial")
         partial.write_bytes(data)
         partial.rename(path)
     return folder
 
 
-def find_source(named: Path | None) -> Path:
-    """The folder of the four files: the one named, Debian's, or a download."""
-    if named is not None:
-        if missing := [name for name in MD5 if not (named / name).exists()]:
-            raise UserError(f"{named} lacks {', '.join(missing)}")
-        return named
+def find_source(given: Path | None) -> Path:
+    """Return the folder of the four files: the given one, Debian's, or a download."""
+    if given is not None:
+        if missing := [name for name in MD5 if not (given / name).exists()]:
+            raise UserError(f"{given}: {', '.join(missing)} not found. Download the files.")
+        return given
     if DEBIAN_FOLDER.is_dir():
         return DEBIAN_FOLDER
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -183,7 +182,7 @@ def find_source(named: Path | None) -> Path:
 
 
 def positive(text: str) -> int:
-    """A whole number above zero, for argparse."""
+    """Parse a positive integer, for argparse."""
     number = int(text)
     if number < 1:
         raise ValueError
@@ -191,17 +190,17 @@ def positive(text: str) -> int:
 
 
 def main() -> None:
-    """Read the command line and build the tree, or say why not."""
+    """Build the tree given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--train-per-class", type=positive, metavar="N", help="default: all, 6,000")
     parser.add_argument("--val-per-class", type=positive, metavar="N", help="default: all, 1,000")
-    parser.add_argument("--source", type=Path, help="folder with the four .gz files of Fashion-MNIST")
+    parser.add_argument("--source", type=Path, help="folder with Fashion-MNIST's four .gz files")
     options = parser.parse_args()
     wanted = {"train": options.train_per_class, "val": options.val_per_class}
     try:
         if is_complete(options.out, wanted):
-            print(f"{options.out} is there already")
+            print(f"{options.out}: already complete")
             return
         images = build_tree(find_source(options.source), options.out, wanted)
     except (UserError, OSError) as error:

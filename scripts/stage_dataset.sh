@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 #
-# Copy .beton files to a fast disk, in parallel and verified; again: goes on, or finds them whole.
+# Copy .beton files to a fast disk: parallel, verified, resumable.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 usage() {
     cat >&2 <<TEXT
-usage: $0 SRC DST [--num-workers N]
+usage: $0 SOURCE TARGET [--num-workers N]
 
-  SRC  a .beton file, or a folder of them; s3://BUCKET/FILE.beton, or s3://BUCKET/PREFIX with train.beton and val.beton
-  DST  the folder to copy to
+  SOURCE  a .beton file, or a folder of them; s3://BUCKET/FILE.beton, or s3://BUCKET/PREFIX with train.beton and val.beton
+  TARGET  the folder to copy to; created if missing
 
 examples: $0 /mnt/ebs/imagenet /mnt/nvme/imagenet
           $0 s3://my-bucket/betons /mnt/nvme/imagenet

@@ -1,4 +1,4 @@
-"""docs/datasets.md: its commands are understood, and its tables name what there is."""
+"""docs/datasets.md: its commands are valid, and its tables are complete."""
 
 import re
 import shlex
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evaluate import EvaluateConfig
-from rebar.beton.inspect import asks_to_inspect, parse
+from rebar.beton.inspect import is_inspect_command, parse_arguments
 from rebar.beton.selection import SUBSETS
 from rebar.config import parse_config
 from rebar.sources.registry import KINDS
@@ -21,16 +21,16 @@ COMMANDS = re.findall(r"((?:write_dataset|train_imagenet|evaluate)\.py --[^\n]*)
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
-def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_is_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     script, *words = shlex.split(command.replace("$", "").partition("#")[0])
-    if asks_to_inspect(words):
-        parse(words)
+    if is_inspect_command(words):
+        parse_arguments(words)
     else:
         parse_config(SCHEMAS[script], words, description="")
 
 
-def test_every_kind_and_size_is_named() -> None:
+def test_every_kind_and_subset_is_documented() -> None:
     for kind in KINDS:
         assert f"\n| `{kind.name}` | `" in GUIDE
     for name, size in SUBSETS.items():

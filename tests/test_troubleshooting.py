@@ -37,5 +37,5 @@ def test_a_quoted_message_is_one_of_ours(quoted: str) -> None:
 
 
 def test_access_to_all_services_is_explained() -> None:
-    for service in ("Weights & Biases", "hf_repo", "AWS credentials", "S3 answers", "the hub does not let you"):
+    for service in ("Weights & Biases", "hf_repo", "AWS credentials", "S3 answers", "access denied (HTTP"):
         assert any(service in quoted for quoted in QUOTED)

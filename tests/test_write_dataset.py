@@ -1,4 +1,4 @@
-"""write_dataset.py as people run it: a command, its output, its files."""
+"""write_dataset.py: command line, output and files."""
 
 import contextlib
 import json
@@ -17,15 +17,15 @@ import psutil
 import pytest
 
 from rebar.beton import BetonFile
+from rebar.errors import RebarError
 from rebar.sources.registry import KINDS
-from write_dataset import WriterSection, find_target
-
-ROOT = Path(__file__).parents[1]
+from tests.conftest import REPOSITORY
+from write_dataset import WriterSection, find_target, main
 
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ and val/ of three classes; every image is of one grey, its own."""
+    """train/ and val/ with three classes; every image has its own gray level."""
     root = tmp_path_factory.mktemp("imagenet")
     for split, count in (("train", 10), ("val", 3)):
         for number in range(3 * count):
@@ -35,159 +35,180 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("IMAGENET_DIR", "WRITE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def write(*arguments: object) -> None:
+    main(list(map(str, arguments)))
+
+
+def error_of(*arguments: object) -> RebarError:
+    with pytest.raises(RebarError) as raised:
+        write(*arguments)
+    return raised.value
+
+
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "write_dataset.py"), *map(str, arguments)]
+    return [sys.executable, str(REPOSITORY / "write_dataset.py"), *map(str, arguments)]
 
 
-def environment(**extra: object) -> dict[str, str]:
-    ours = {key: value for key, value in os.environ.items() if key not in ("IMAGENET_DIR", "WRITE_DIR")}
-    return {**ours, **{key: str(value) for key, value in extra.items()}}
+def run(*arguments: object, cwd: Path | None = None, **environment: object) -> "subprocess.CompletedProcess[str]":
+    variables = {**os.environ, **{key: str(value) for key, value in environment.items()}}
+    return subprocess.run(command(*arguments), cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
 
 
-def run(*arguments: object, **extra: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), env=environment(**extra), capture_output=True, text=True, timeout=300)
-
-
-def error_of(*arguments: object, **extra: object) -> str:
-    """The one line that a run which must fail prints."""
-    done = run(*arguments, **extra)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    return line
-
-
-def test_both_splits_from_the_environment_alone(imagenet: Path, tmp_path: Path) -> None:
-    greys = {}
-    for split, count in (("train", 30), ("val", 9)):
-        done = run("--split", split, IMAGENET_DIR=imagenet, WRITE_DIR=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert f"{count} of {count} in 3 classes" in done.stdout
-        assert re.search(r"[\d.,]+ images/s", done.stdout)
-        assert "next      python" in done.stdout
+def test_both_splits_from_environment_variables(
+    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IMAGENET_DIR", str(imagenet))
+    monkeypatch.setenv("WRITE_DIR", str(tmp_path))
+    levels = {}
+    for split, count, next_script in (("train", 30, "write_dataset.py"), ("val", 9, "train_imagenet.py")):
+        write("--split", split)
+        printed = capsys.readouterr().out
+        assert f"{count} of {count} in 3 classes" in printed
+        assert re.search(r"[\d.,]+ images/s", printed)
+        assert f"next      python {next_script}" in printed
         file = BetonFile.open(tmp_path / f"{split}.beton")
         assert len(file) == count
         assert file.class_names == ("n0", "n1", "n2")
         pixels = [cv2.imdecode(file.image_bytes(index), cv2.IMREAD_COLOR)[0, 0, 0] for index in range(count)]
-        greys[split] = np.rint(np.array(pixels) / 5).astype(int)
-        assert np.array_equal(greys[split] // (count // 3), file.labels)
-    assert np.array_equal(greys["val"], np.arange(9))
-    assert not np.array_equal(greys["train"], np.arange(30))
-    assert sorted(greys["train"]) == list(range(30))
-    assert "train_imagenet.py" in done.stdout
+        levels[split] = np.rint(np.array(pixels) / 5).astype(int)
+        assert np.array_equal(levels[split] // (count // 3), file.labels)
+    assert np.array_equal(levels["val"], np.arange(9))
+    assert not np.array_equal(levels["train"], np.arange(30))
+    assert sorted(levels["train"]) == list(range(30))
 
 
-def test_options_reach_the_file(imagenet: Path, tmp_path: Path) -> None:
+def test_options_are_applied(imagenet: Path, tmp_path: Path) -> None:
     target = tmp_path / "small.beton"
     options = ("--write-mode", "raw", "--max-resolution", "32", "--subset", "7", "--cfg.seed=4", "--num-workers", 1)
-    done = run("--split=train", "--data-dir", imagenet / "train", "--write-path", target, *options)
-    assert done.returncode == 0, done.stderr
+    write("--split=train", "--data-dir", imagenet / "train", "--write-path", target, *options)
     file = BetonFile.open(target)
     assert len(file) == 7
     assert set(zip(file.heights, file.widths, file.modes, strict=True)) == {(24, 32, 1)}
     assert json.loads((tmp_path / "small.beton.json").read_text())["seed"] == 4
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python looks into the current folder first")
-def test_another_package_of_the_name_is_not_mistaken_for_it(imagenet: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH requires Python 3.11")
+def test_package_of_the_same_name_in_the_current_folder_is_not_imported(imagenet: Path, tmp_path: Path) -> None:
     (tmp_path / "rebar").mkdir()
     (tmp_path / "rebar" / "__init__.py").write_text(f"open({str(tmp_path / 'was_imported')!r}, 'w')\n")
-    words = ("--split", "val", "--data-dir", imagenet, "--write-path", tmp_path / "a.beton", "--num-workers", 1)
-    done = subprocess.run(command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    target = tmp_path / "a.beton"
+    done = run("--split", "val", "--data-dir", imagenet, "--write-path", target, "--num-workers", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "was_imported").exists()
 
 
-def test_jpegs_without_the_compiler_are_refused_in_words(imagenet: Path, tmp_path: Path) -> None:
+def test_without_compiled_kernels_only_raw_can_be_written(imagenet: Path, tmp_path: Path) -> None:
     (tmp_path / "numba.py").write_text("raise ImportError('broken')\n")
     words = ("--split", "val", "--data-dir", imagenet, "--write-path", tmp_path / "a.beton")
     done = run(*words, PYTHONPATH=tmp_path, NUMBA_CACHE_DIR=tmp_path / "empty")
     assert done.returncode == 1
-    assert "error: the JPEG kernels cannot be compiled here" in done.stderr
+    assert "[jpeg-kernels-not-compiled]" in done.stderr
     done = run(*words, "--write-mode", "raw", PYTHONPATH=tmp_path, NUMBA_CACHE_DIR=tmp_path / "empty")
     assert done.returncode == 0, done.stderr
 
 
-def test_shards_are_the_whole_in_its_order(imagenet: Path, tmp_path: Path) -> None:
+def test_concatenated_shards_equal_the_full_file(imagenet: Path, tmp_path: Path) -> None:
     common = ("--split", "train", "--data-dir", imagenet, "--write-path", tmp_path, "--subset", 29, "--seed", 2)
-    assert run(*common).returncode == 0
-    whole = BetonFile.open(tmp_path / "train.beton")
-    parts = []
-    for part in range(3):
-        assert run(*common, "--shard", f"{part}/3").returncode == 0
-        parts.append(BetonFile.open(tmp_path / f"train-0000{part}-of-00003.beton"))
-    assert [len(part) for part in parts] == [9, 10, 10]
-    assert {part.class_names for part in parts} == {whole.class_names}
-    assert np.array_equal(np.concatenate([part.labels for part in parts]), whole.labels)
-    images = [part.image_bytes(index).tobytes() for part in parts for index in range(len(part))]
-    assert images == [whole.image_bytes(index).tobytes() for index in range(29)]
-    assert "--shard 3/3: expected I/N" in error_of(*common, "--shard", "3/3")
+    write(*common)
+    full = BetonFile.open(tmp_path / "train.beton")
+    shards = []
+    for number in range(3):
+        write(*common, "--shard", f"{number}/3")
+        shards.append(BetonFile.open(tmp_path / f"train-0000{number}-of-00003.beton"))
+    assert [len(shard) for shard in shards] == [9, 10, 10]
+    assert {shard.class_names for shard in shards} == {full.class_names}
+    assert np.array_equal(np.concatenate([shard.labels for shard in shards]), full.labels)
+    images = [shard.image_bytes(index).tobytes() for shard in shards for index in range(len(shard))]
+    assert images == [full.image_bytes(index).tobytes() for index in range(29)]
 
 
-def test_parts_of_the_classes_agree_between_the_splits(imagenet: Path, tmp_path: Path) -> None:
+def test_class_subsets_of_both_splits_agree(imagenet: Path, tmp_path: Path) -> None:
     names = []
     for split in ("train", "val"):
         options = ("--max-classes", 2, "--max-samples-per-class", 2, "--seed", 3)
-        done = run("--split", split, *options, IMAGENET_DIR=imagenet, WRITE_DIR=tmp_path)
-        assert done.returncode == 0, done.stderr
+        write("--split", split, "--data-dir", imagenet, "--write-path", tmp_path, *options)
         file = BetonFile.open(tmp_path / f"{split}.beton")
         assert np.bincount(file.labels).tolist() == [2, 2]
         names.append(file.class_names)
     assert names[0] == names[1]
 
 
-def test_every_kind_of_source_can_be_chosen() -> None:
+def test_dataset_option_has_every_kind_of_source() -> None:
     choices = get_args(get_type_hints(WriterSection)["dataset"])
     assert set(choices) == {"auto", "imagenet", *(kind.name for kind in KINDS)}
 
 
-def test_an_existing_file_is_replaced_only_when_asked(imagenet: Path, tmp_path: Path) -> None:
+def test_existing_file_is_replaced_only_with_overwrite(imagenet: Path, tmp_path: Path) -> None:
     (tmp_path / "val.beton").write_bytes(b"precious")
     arguments = ("--split", "val", "--data-dir", imagenet, "--write-path", tmp_path)
-    assert "exists already; add --overwrite" in error_of(*arguments)
+    error = error_of(*arguments)
+    assert error.code == "write-target-exists"
+    assert "--overwrite" in str(error)
     assert (tmp_path / "val.beton").read_bytes() == b"precious"
-    assert run(*arguments, "--overwrite").returncode == 0
+    write(*arguments, "--overwrite")
     assert len(BetonFile.open(tmp_path / "val.beton")) == 9
 
 
-def test_what_is_missing_is_named_with_both_ways_to_give_it(imagenet: Path, tmp_path: Path) -> None:
-    assert "--data-dir PATH, or set the environment variable IMAGENET_DIR" in error_of("--split", "val")
-    assert "WRITE_DIR" in error_of("--split", "val", IMAGENET_DIR=imagenet)
-    assert "--split" in error_of(IMAGENET_DIR=imagenet, WRITE_DIR=tmp_path)
+def test_missing_paths_name_option_and_variable(imagenet: Path) -> None:
+    for arguments, option, variable in (
+        (("--split", "val"), "--data-dir", "IMAGENET_DIR"),
+        (("--split", "val", "--data-dir", imagenet), "--write-path", "WRITE_DIR"),
+    ):
+        error = error_of(*arguments)
+        assert error.code == "write-path-missing"
+        assert option in str(error)
+        assert variable in str(error)
 
 
-def test_mistakes_are_told_in_one_line(imagenet: Path, tmp_path: Path) -> None:
-    given = {"IMAGENET_DIR": imagenet, "WRITE_DIR": tmp_path}
-    assert "did you mean" in error_of("--split", "val", "--jpg-quality", "80", **given)
-    assert "1 to 100" in error_of("--split", "val", "--jpeg-quality", "101", **given)
-    assert "does not fit the 9 images" in error_of("--split", "val", "--subset", "10", **given)
-    assert "no such folder or file" in error_of("--split", "val", "--data-dir", tmp_path / "absent", **given)
-    assert "mkdir -p" in error_of("--split", "val", "--write-path", tmp_path / "absent" / "a.beton", **given)
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--subset", "10"], "selection-too-large"),
+        (["--shard", "3/3"], "shard-invalid"),
+        (["--data-dir", "absent"], "source-not-found"),
+        (["--write-path", "absent/a.beton"], "write-target-invalid"),
+    ],
+)
+def test_invalid_options(
+    options: list[str], code: str, imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IMAGENET_DIR", str(imagenet))
+    monkeypatch.setenv("WRITE_DIR", str(tmp_path))
+    assert error_of("--split", "val", *options).code == code
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_corrupt_image_is_named(imagenet: Path, tmp_path: Path) -> None:
-    (tmp_path / "images" / "a").mkdir(parents=True)
-    (tmp_path / "images" / "a" / "broken.jpg").write_bytes(b"\xff\xd8 and no more")
-    out = tmp_path / "out"
-    out.mkdir()
-    assert "a/broken.jpg: cannot be decoded" in error_of(
-        "--split", "val", "--data-dir", tmp_path / "images", "--write-path", out
-    )
-    assert list(out.iterdir()) == []
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "val", "--jpg-quality", "80"], "jpeg"),
+        (["--split", "val", "--jpeg-quality", "101"], "100"),
+        ([], "--split"),
+    ],
+)
+def test_command_line_errors(arguments: list[str], message: str) -> None:
+    assert message in str(error_of(*arguments))
 
 
-def test_validation_must_have_the_classes_of_training(imagenet: Path, tmp_path: Path) -> None:
-    assert run("--split", "train", IMAGENET_DIR=imagenet, WRITE_DIR=tmp_path).returncode == 0
+def test_val_must_have_the_classes_of_train(imagenet: Path, tmp_path: Path) -> None:
+    write("--split", "train", "--data-dir", imagenet, "--write-path", tmp_path)
     other = tmp_path / "other" / "n9"
     other.mkdir(parents=True)
     cv2.imwrite(str(other / "a.png"), np.zeros((8, 8, 3), np.uint8))
-    message = error_of("--split", "val", "--data-dir", other.parent, "--write-path", tmp_path)
-    assert "(differing: n0, n1, n2, n9), so labels would not mean the same" in message
+    error = error_of("--split", "val", "--data-dir", other.parent, "--write-path", tmp_path)
+    assert error.code == "beton-classes-differ"
+    assert "n0, n1, n2, n9" in str(error)
 
 
 def processes_of_session(session: int) -> list[psutil.Process]:
-    """What still runs of a session; ended processes that nobody has waited for do not count."""
+    """Return the running processes of a session, without zombies."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -196,8 +217,8 @@ def processes_of_session(session: int) -> list[psutil.Process]:
     return found
 
 
-def test_ctrl_c_leaves_no_process_and_what_can_be_gone_on_with(imagenet: Path, tmp_path: Path) -> None:
-    """As a terminal does it: the signal goes to every process of the group at once."""
+def test_ctrl_c_stops_all_processes_and_keeps_the_written_pages(imagenet: Path, tmp_path: Path) -> None:
+    """Signals every process of the group at once, as a terminal does."""
     images = tmp_path / "images"
     (images / "a").mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
@@ -209,26 +230,25 @@ def test_ctrl_c_leaves_no_process_and_what_can_be_gone_on_with(imagenet: Path, t
     arguments = ("--split", "train", "--data-dir", images, "--write-path", out, "--chunk-size", 5)
     process = subprocess.Popen(
         command(*arguments),
-        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     deadline = time.monotonic() + 30
-    while sum(path.stat().st_size for path in out.iterdir()) < 20_000_000:  # a whole page behind the tables, and more
+    while sum(path.stat().st_size for path in out.iterdir()) < 20_000_000:  # the tables and more than a page
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)  # ends only when no process holds the pipe any more
+    _, stderr = process.communicate(timeout=20)  # returns once all processes have exited
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    assert "the same command goes on from there" in stderr
+    assert "the same command resumes" in stderr
     assert {path.name for path in out.iterdir()} == {".train.beton.partial", ".train.beton.journal"}
     deadline = time.monotonic() + 5
-    while left := processes_of_session(process.pid):
-        assert time.monotonic() < deadline, left
+    while remaining := processes_of_session(process.pid):
+        assert time.monotonic() < deadline, remaining
         time.sleep(0.05)
 
 

@@ -1,7 +1,6 @@
-"""FFCV's .beton files: read, written and described. Stock FFCV reads what this writes, and the reverse.
+"""Reading and writing of FFCV's .beton files; stock FFCV reads files written here, and vice versa.
 
-What only writing needs (OpenCV, Pillow, the sources) is imported where it is asked for: a process that trains stays
-small and starts quickly.
+Modules for writing, which need OpenCV and Pillow, are imported on first use, so that training processes stay small.
 """
 
 import importlib
@@ -31,7 +30,7 @@ __all__ = [
     "write_beton",
 ]
 
-_FOR_WRITING = {
+_WRITING_MODULES = {
     "Estimate": "write_report",
     "ImagePolicy": "encode",
     "OnBadImage": "encode",
@@ -43,6 +42,6 @@ _FOR_WRITING = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FOR_WRITING:
-        return getattr(importlib.import_module(f"{__name__}.{_FOR_WRITING[name]}"), name)
+    if name in _WRITING_MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_WRITING_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

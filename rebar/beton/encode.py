@@ -1,11 +1,7 @@
-"""From an image as found to an image as stored: passed through, or decoded, limited in size, and encoded.
+"""Encoding of source images for storage: transcoded if possible, otherwise decoded, downscaled and encoded.
 
-Sizes follow FFCV's ``resizer`` and JPEGs are encoded by OpenCV with the same settings, so what is no JPEG decodes to
-the same pixels as from FFCV's own writer; restart markers are put in besides. JPEGs are not decoded where that can be
-avoided. Unlike there, an image's orientation tag is applied, and 16 bits a channel become 8 rather than being
-clipped.
-
-What the worker processes do: read images from the source and encode them, by the policy for bad ones.
+Sizes and JPEG settings are those of FFCV's writer, so images that are not JPEGs decode to the same pixels as from
+FFCV's files. Unlike FFCV, orientation tags are applied, and 16-bit channels are scaled to 8 bits instead of clipped.
 """
 
 import os
@@ -15,16 +11,20 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from rebar.beton.decode import ImageError, Side, SizeLimit, decode, shrink
+from rebar.beton.decode import ImageError, Side, SizeLimit, decode, downscale
 from rebar.beton.format import MODE_JPG, MODE_RAW
-from rebar.beton.passthrough import Limits, pass_through, restart_interval
 from rebar.beton.source import Source
+from rebar.beton.transcode import TranscodeOptions, restart_interval, transcode_jpeg
 from rebar.errors import RebarError
 
 MAX_SIDE = 65_535
-"""Pixels; what the file format's 16 bits hold."""
+"""Pixels; the limit of the file format's 16-bit fields."""
 MAX_JPEG_SIDE = 65_500
-"""Pixels; what libjpeg writes."""
+"""Pixels; the limit of libjpeg."""
+
+OnBadImage = Literal["fail", "skip", "repair"]
+"""What to do with an image that cannot be decoded completely: stop with an error, leave it out, or store the part that
+can be decoded (and leave it out if there is none)."""
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,25 @@ class ImagePolicy:
     """How images are stored."""
 
     max_resolution: int | None = 500
-    """Pixels of the limited side; larger images are shrunk to it. 0 or None: no limit."""
+    """Limit of the longer (or shorter) side in pixels; larger images are downscaled. 0 or None: no limit."""
     limit_side: Side = "long"
     jpeg_quality: int = 90
     keep_quality: bool = False
-    """Whether every JPEG within the resolution is passed through, however fine its quantisation."""
+    """Whether JPEGs within the resolution keep their quantization tables, however fine."""
     write_mode: Literal["jpg", "raw", "proportion"] = "jpg"
-    """``proportion``: JPEG with probability ``compress_probability``, else raw."""
+    """``proportion``: JPEG with probability ``compress_probability``, otherwise raw."""
     compress_probability: float = 0.5
     restart_markers: bool = True
-    """Whether JPEGs can be entered in the middle, so that a crop is decoded without what lies before it."""
+    """Whether to insert restart markers into JPEGs, so that a crop is decoded without the data before it."""
     seed: int = 0
 
     @property
     def size_limit(self) -> SizeLimit:
-        """The limit of the images' size."""
+        """The limit of image sizes."""
         return SizeLimit(self.max_resolution, self.limit_side)
 
     def stores_jpeg(self, index: int) -> bool:
-        """Whether source image ``index`` becomes a JPEG: a function of the policy and the index alone."""
+        """Return whether source image ``index`` is stored as JPEG; depends on the policy and the index only."""
         if self.write_mode != "proportion":
             return self.write_mode == "jpg"
         generator = np.random.Philox(key=np.array([self.seed % 2**64, index], np.uint64))
@@ -59,40 +59,43 @@ class ImagePolicy:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as it goes into the file."""
+    """An image as stored in the file."""
 
     mode: int
     """MODE_JPG or MODE_RAW."""
     width: int
     height: int
     data: np.ndarray
-    """uint8, one-dimensional."""
-    passed_through: bool = False
-    """Whether it is the source's own JPEG, its pixels the same to the bit."""
-    oddities: tuple[str, ...] = ()
-    """What was odd about the source image, such as ``grayscale`` or ``turned upright``."""
+    """uint8 ``[n]``"""
+    lossless: bool = False
+    """Whether it is the source's JPEG, transcoded with bit-identical pixels."""
+    irregularities: tuple[str, ...] = ()
+    """How the source image differs from a plain JPEG: ``grayscale``, ``turned upright``, ..."""
 
 
 def encode_image(content: bytes, policy: ImagePolicy, index: int, *, repair: bool = False) -> EncodedImage:
-    """Turn the content of an image file into what is stored of it.
+    """Encode the content of an image file for storage.
 
-    ``index`` is the image's number in its source; with ``repair``, what there is of a damaged one is taken. Raises
-    ImageError.
+    ``index`` is the image's index in its source. With ``repair``, truncated images are stored as far as they can be
+    decoded. Raises ImageError.
     """
     as_jpeg = policy.stores_jpeg(index)
     if as_jpeg:
         quality = None if policy.keep_quality else policy.jpeg_quality
-        passed = pass_through(content, Limits(policy.size_limit, quality, policy.restart_markers))
-        if passed is not None and max(passed.width, passed.height) <= MAX_JPEG_SIDE:
-            return EncodedImage(MODE_JPG, passed.width, passed.height, passed.data, passed.unchanged, passed.oddities)
+        jpeg = transcode_jpeg(content, TranscodeOptions(policy.size_limit, quality, policy.restart_markers))
+        if jpeg is not None and max(jpeg.width, jpeg.height) <= MAX_JPEG_SIDE:
+            return EncodedImage(MODE_JPG, jpeg.width, jpeg.height, jpeg.data, jpeg.lossless, jpeg.irregularities)
     decoded = decode(content, policy.size_limit, repair=repair)
-    bgr = shrink(decoded.bgr, policy.size_limit.apply(*decoded.size))
+    bgr = downscale(decoded.bgr, policy.size_limit.apply(*decoded.size))
     height, width = bgr.shape[:2]
     limit = MAX_JPEG_SIDE if as_jpeg else MAX_SIDE
     if max(width, height) > limit:
-        raise ImageError(f"is {width} x {height} pixels, but a side may have {limit}; limit the resolution")
+        raise ImageError(
+            f"is {width} x {height} pixels, but a side may have at most {limit}. Set --max-resolution",
+            code="image-too-large",
+        )
     data = _encode_jpeg(bgr, policy) if as_jpeg else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).reshape(-1)
-    return EncodedImage(MODE_JPG if as_jpeg else MODE_RAW, width, height, data, False, decoded.oddities)
+    return EncodedImage(MODE_JPG if as_jpeg else MODE_RAW, width, height, data, False, decoded.irregularities)
 
 
 def _encode_jpeg(bgr: np.ndarray, policy: ImagePolicy) -> np.ndarray:
@@ -101,60 +104,59 @@ def _encode_jpeg(bgr: np.ndarray, policy: ImagePolicy) -> np.ndarray:
         settings += [cv2.IMWRITE_JPEG_RST_INTERVAL, restart_interval(bgr.shape[1])]
     encoded, data = cv2.imencode(".jpg", bgr, settings)
     if not encoded:
-        raise ImageError(f"OpenCV cannot write it as a JPEG of {bgr.shape[1]} x {bgr.shape[0]} pixels")
+        raise ImageError(
+            f"OpenCV cannot encode it as a JPEG of {bgr.shape[1]} x {bgr.shape[0]} pixels", code="image-too-large"
+        )
     return data.reshape(-1)
-
-
-OnBadImage = Literal["fail", "skip", "repair"]
-"""What becomes of an image that cannot be decoded whole: the writing ends with its name; it is left out; or what there
-is of it is stored, and it is left out where there is nothing."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image."""
+    """The result of encoding one image."""
 
     label: int
     image: EncodedImage | None
-    """None where it was left out."""
+    """None if it was left out."""
     fault: str = ""
-    """Why it was left out, or had to be repaired."""
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """What was odd about the image."""
-        return self.image.oddities if self.image else ()
+    """Why it was left out or repaired."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes a run of ``order``, positions from and to; it is sent to the worker processes."""
+    """Encodes images of a source. It is sent to the worker processes, which call it with ranges of ``order``."""
 
     source: Source
     policy: ImagePolicy
     order: np.ndarray
     on_bad_image: OnBadImage
     page_size: int
-    """Bytes; an image must fit into a page."""
+    """Bytes; the limit of an image's size."""
 
-    def __call__(self, run: tuple[int, int]) -> list[Outcome]:
-        cv2.setNumThreads(1)  # there is a process for every core already
-        return [self.encode(int(index)) for index in self.order[slice(*run)]]
+    def __call__(self, bounds: tuple[int, int]) -> list[Outcome]:
+        """Encode the images at positions ``start`` to ``stop`` of the order."""
+        cv2.setNumThreads(1)  # every core has a worker process
+        return [self.encode(int(index)) for index in self.order[slice(*bounds)]]
 
     def encode(self, index: int) -> Outcome:
-        """The label and the image of source index ``index``. Raises RebarError naming the image."""
+        """Encode source image ``index``. Raises RebarError, with the image's name."""
         name = self.source.name(index)
         try:
             content = self.source.read(index)
         except OSError as error:
-            raise RebarError(f"{name}: cannot be read: {error.strerror or error}") from None
+            raise RebarError(
+                f"{name}: cannot be read: {error.strerror or error}. Check the disk or the network, and run the same "
+                "command again.",
+                code="image-unreadable",
+            ) from None
         label = self.source.label(index)
         try:
             return Outcome(label, self._encode(content, name, index, repair=False))
         except ImageError as error:
-            fault = str(error)
+            fault, code = str(error), error.code
         if self.on_bad_image == "fail":
-            raise RebarError(f"{name}: {fault}. With --on-bad-image skip or repair the others are written")
+            raise RebarError(
+                f"{name}: {fault}. Set --on-bad-image skip or repair to write the other images.", code=code
+            )
         if self.on_bad_image == "repair":
             try:
                 return Outcome(label, self._encode(content, name, index, repair=True), fault)
@@ -167,13 +169,14 @@ class Encoder:
         if image.data.nbytes > self.page_size:
             raise ImageError(
                 f"takes {image.data.nbytes:,} bytes ({image.width} x {image.height} pixels), more than a page of "
-                f"{self.page_size:,}; limit the resolution, or store it as JPEG"
+                f"{self.page_size:,}. Set --max-resolution, or store it as JPEG",
+                code="image-too-large",
             )
-        return replace(image, oddities=tuple(_named(kind, name) for kind in image.oddities))
+        return replace(image, irregularities=tuple(_with_suffix(kind, name) for kind in image.irregularities))
 
 
-def _named(kind: str, name: str) -> str:
-    """A kind of file with what it pretends to be: ``PNG named .JPEG``."""
+def _with_suffix(kind: str, name: str) -> str:
+    """Add the file's suffix to a format that does not match it: ``PNG named .JPEG``."""
     suffix = os.path.splitext(name)[1]
-    pretends = kind.isupper() and kind != "CMYK" and suffix.lower() in (".jpg", ".jpeg")
-    return f"{kind} named {suffix}" if pretends else kind
+    mismatched = kind.isupper() and kind != "CMYK" and suffix.lower() in (".jpg", ".jpeg")
+    return f"{kind} named {suffix}" if mismatched else kind

@@ -4,16 +4,14 @@
 
     header             HEADER, 24 bytes
     field descriptors  FIELD_DESCRIPTOR for every field
-    samples            one aligned record a sample: the fields' entries side by side
-    (zeros up to a multiple of the page size)
-    pages              the images' bytes; no image lies on two pages
+    samples            one aligned record per sample, with an entry for every field
+    (zero padding to a multiple of the page size)
+    pages              the bytes of the images; no image crosses a page boundary
     allocation table   ALLOCATION for every region in the pages, in any order
 
-All numbers are little-endian. An image entry holds only a pointer into the file; the size of what it
-points to is found by that pointer in the allocation table. The header is completed last, so an
-allocation table pointer of zero marks a file whose writing never ended.
-
-The fields of a .beton: their names, and which of them is the image and which the label.
+All numbers are little-endian. An image entry contains only a pointer into the file; the allocation table gives the
+size of the region at that pointer. The header is written last, so an allocation table pointer of zero marks a file
+whose writing was interrupted.
 """
 
 from collections.abc import Sequence
@@ -24,11 +22,11 @@ from rebar.errors import RebarError
 
 VERSION = 2
 MIN_PAGE_SIZE = 1 << 21
-"""Bytes; the smallest page stock FFCV writes."""
+"""Bytes; the smallest page size that stock FFCV writes."""
 MAX_PAGE_SIZE = 1 << 31
-"""Bytes; the largest power of two that the header's 32 bits hold."""
+"""Bytes; the largest power of two that fits the header's 32-bit field."""
 DEFAULT_PAGE_SIZE = 8 << 20
-"""Bytes; FFCV's own default."""
+"""Bytes; FFCV's default."""
 
 HEADER = np.dtype(
     [
@@ -47,9 +45,9 @@ IMAGE_ENTRY = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("
 INT_ENTRY = np.dtype("<i8")
 
 MODE_JPG = 0
-"""The image is stored as a JPEG stream."""
+"""The image is stored as a JPEG."""
 MODE_RAW = 1
-"""The image is stored as height x width x 3 bytes, RGB."""
+"""The image is stored as RGB pixels, height x width x 3 bytes."""
 
 TYPE_INT = 1
 TYPE_IMAGE = 2
@@ -61,27 +59,27 @@ ENTRY_DTYPES = {
     TYPE_INT: INT_ENTRY,
     TYPE_IMAGE: IMAGE_ENTRY,
     3: _BYTES_ENTRY,
-    4: np.dtype("<u8"),  # an array: its pointer
+    4: np.dtype("<u8"),  # pointer to an array
     5: _BYTES_ENTRY,  # JSON
-    6: np.dtype("<u8"),  # a tensor: its pointer
+    6: np.dtype("<u8"),  # pointer to a tensor
 }
-"""What a sample record holds for each field type."""
+"""The entry of each field type in a sample record."""
 
 
 class BetonError(RebarError):
-    """A .beton file, or its sidecar, that is missing, incomplete, damaged or of another kind."""
+    """A .beton file or its sidecar is missing, unreadable, damaged, or not usable."""
 
 
 def sample_dtype(type_ids: Sequence[int]) -> np.dtype:
-    """The record of one sample for these field types; the fields are named f0, f1, ...
+    """Return the record of one sample with fields of these types, named f0, f1, ...
 
-    Raises KeyError for a type that has no fixed layout (255, a custom field).
+    Raises KeyError for types without a fixed layout (255, a custom field).
     """
     return np.dtype([("", ENTRY_DTYPES[type_id]) for type_id in type_ids], align=True)
 
 
 def field_descriptor(name: str, type_id: int) -> np.ndarray:
-    """A descriptor of a field without arguments, as an array of one FIELD_DESCRIPTOR."""
+    """Return the descriptor of a field without arguments, as an array of one FIELD_DESCRIPTOR."""
     descriptor = np.zeros(1, FIELD_DESCRIPTOR)
     encoded = np.frombuffer(name.encode("ascii"), np.uint8)
     descriptor["type_id"] = type_id
@@ -90,16 +88,16 @@ def field_descriptor(name: str, type_id: int) -> np.ndarray:
 
 
 def round_up(position: int, page_size: int) -> int:
-    """The first multiple of ``page_size`` at or after ``position`` (bytes)."""
+    """Return the first multiple of ``page_size`` at or after ``position`` (bytes)."""
     return -(-position // page_size) * page_size
 
 
 def field_names(descriptors: np.ndarray) -> tuple[str, ...]:
-    """The names in field descriptors, as text whatever their bytes are."""
+    """Return the names of field descriptors; bytes outside ASCII are escaped."""
     return tuple(bytes(raw).split(b"\0")[0].decode("ascii", "backslashreplace") for raw in descriptors["name"])
 
 
 def choose_field(names: Sequence[str], type_ids: Sequence[int], type_id: int, name: str) -> int | None:
-    """The number of the field of this type and name, else of the first field of this type, if there is one."""
+    """Return the number of the field with this type and name, or of the first with this type, or None."""
     candidates = [number for number, found in enumerate(type_ids) if found == type_id]
     return next((number for number in candidates if names[number] == name), next(iter(candidates), None))

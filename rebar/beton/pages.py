@@ -1,4 +1,4 @@
-"""Laying encoded images into the pages of a .beton file."""
+"""Writing encoded images into the pages and tables of a .beton file."""
 
 import zlib
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ SAMPLE = sample_dtype([type_id for _, type_id in FIELDS])
 
 @dataclass(frozen=True)
 class Page:
-    """What the tables say of one page, and its checksum."""
+    """The checksum and the table rows of one page."""
 
     checksum: int
     samples: np.ndarray
@@ -35,48 +35,48 @@ class Page:
     """ALLOCATION records"""
 
 
-def tables_before_pages(capacity: int, page_size: int) -> int:
-    """Bytes from the start of a file with room for ``capacity`` samples to its first page."""
+def size_before_pages(capacity: int, page_size: int) -> int:
+    """Return the bytes before the first page of a file with room for ``capacity`` samples."""
     tables = HEADER.itemsize + len(FIELDS) * FIELD_DESCRIPTOR.itemsize + capacity * SAMPLE.itemsize
     return round_up(tables, page_size)
 
 
 class PageWriter:
-    """Lays images into pages, one behind the other, and keeps the tables about them.
+    """Fills pages with images and keeps their table rows.
 
-    ``file`` is a file open for binary writing, ``page_size`` is in bytes; there is room for ``capacity`` samples. A
-    page is written at once, when its owner finds it full.
+    ``file`` is open for binary writing, ``page_size`` is in bytes, and ``capacity`` is the maximum number of samples.
+    A page is written in one piece when the caller calls :meth:`write_page`.
     """
 
     def __init__(self, file: IO[bytes], capacity: int, page_size: int) -> None:
         self.num_samples = 0
         self.image_bytes = 0
         self.page_size = page_size
-        self.first_page = tables_before_pages(capacity, page_size) // page_size
+        self.first_page = size_before_pages(capacity, page_size) // page_size
         self.page_checksums: list[int] = []
         self._samples = np.zeros(capacity, SAMPLE)
         self._allocations = np.zeros(capacity, ALLOCATION)
         self.file = file
         self._page = np.zeros(page_size, np.uint8)
         self._used = 0
-        self._first_sample = 0  # of the page in work
+        self._first_sample = 0  # of the current page
 
     @property
     def samples(self) -> np.ndarray:
-        """The records of the samples so far."""
+        """The SAMPLE records written so far."""
         return self._samples[: self.num_samples]
 
     @property
     def page_start(self) -> int:
-        """Where in the file the page in work lies (bytes)."""
+        """The byte offset of the current page in the file."""
         return (self.first_page + len(self.page_checksums)) * self.page_size
 
     def fits(self, size: int) -> bool:
-        """Whether an image of ``size`` bytes fits into the page in work."""
+        """Return whether an image of ``size`` bytes fits into the current page."""
         return self._used + size <= self.page_size
 
     def append(self, label: int, image: EncodedImage) -> None:
-        """Add the next sample, whose image must fit into the page in work."""
+        """Add a sample, whose image must fit into the current page."""
         size, position = image.data.nbytes, self.page_start + self._used
         self._page[self._used : self._used + size] = image.data
         self._samples[self.num_samples] = ((image.mode, image.width, image.height, position), label)
@@ -86,30 +86,30 @@ class PageWriter:
         self.image_bytes += size
 
     def write_page(self) -> Page:
-        """Write the page in work, and begin the next."""
-        self._page[self._used :] = 0  # FFCV reads whole pages, the last one too
+        """Write the current page to the file and start the next one."""
+        self._page[self._used :] = 0  # FFCV reads complete pages, including the last one
         self.file.seek(self.page_start)
         self.file.write(self._page.data)
         self.file.flush()
         rows = slice(self._first_sample, self.num_samples)
         page = Page(zlib.crc32(self._page.data), self._samples[rows], self._allocations[rows])
-        self._begin_next(page.checksum)
+        self._start_page(page.checksum)
         return page
 
-    def take_over(self, page: Page) -> None:
-        """Go on behind a page that an earlier writing left in the file."""
+    def restore_page(self, page: Page) -> None:
+        """Add the table rows of a page that is already in the file."""
         rows = slice(self.num_samples, self.num_samples + len(page.samples))
         self._samples[rows], self._allocations[rows] = page.samples, page.allocations
         self.num_samples += len(page.samples)
         self.image_bytes += int(page.allocations["size"].sum())
-        self._begin_next(page.checksum)
+        self._start_page(page.checksum)
 
-    def _begin_next(self, checksum: int) -> None:
-        self.page_checksums.append(checksum)
+    def _start_page(self, previous_checksum: int) -> None:
+        self.page_checksums.append(previous_checksum)
         self._used, self._first_sample = 0, self.num_samples
 
     def write_tables(self) -> tuple[int, Checksums]:
-        """Write the tables, the header last; returns the size of the file in bytes, and its checksums."""
+        """Write the tables, with the header last; return the size of the file in bytes, and its checksums."""
         assert self._used == 0
         end, allocations = self.page_start, self._allocations[: self.num_samples]
         header = np.zeros(1, HEADER)

@@ -1,16 +1,13 @@
-"""A file of records that is only ever appended to, and of which every whole record can be read again after a kill.
+"""The unfinished .beton file during writing, with a journal of its complete pages from which writing can resume.
 
-A .beton file while it is being written: beside its target, with a journal of the pages that are whole.
-
-``.train.beton.partial`` is the file to be, ``.train.beton.journal`` says what it is made of (the *job*) and, page by
-page, its tables' rows, its checksum, and what became of the source's images. After a kill at any moment the pages
-that the journal tells of, and whose checksum is right, are kept, and the writing goes on behind them.
+``.train.beton.partial`` becomes the file. ``.train.beton.journal`` identifies the job and records every complete
+page: its table rows, its checksum, and what became of the source images. After a kill at any moment, the recorded
+pages whose checksums match are kept, and writing resumes after them.
 """
 
 import json
 import os
 import struct
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,152 +17,127 @@ from typing import IO, Any
 import numpy as np
 
 from rebar.beton.format import ALLOCATION
+from rebar.beton.journal import Journal, open_or_create
 from rebar.beton.pages import SAMPLE, Page, PageWriter
-from rebar.beton.sidecar import checksum
+from rebar.beton.sidecar import crc32
 from rebar.errors import RebarError
 from rebar.storage.file_lock import file_lock
-
-_HEAD = struct.Struct("<II")  # length and CRC-32 of the record that follows
-_LONGEST = 1 << 30
-
-
-def append_record(file: IO[bytes], record: bytes) -> None:
-    """Add a record at the file's position, in the hands of the operating system on return."""
-    file.write(_HEAD.pack(len(record), zlib.crc32(record)) + record)
-    file.flush()
-
-
-def read_records(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Each whole record from the file's start on, with the place behind it; ends at the first that is torn."""
-    end, size = 0, os.fstat(file.fileno()).st_size
-    file.seek(0)
-    while True:
-        head = file.read(_HEAD.size)
-        if len(head) < _HEAD.size:
-            return
-        length, checksum = _HEAD.unpack(head)
-        end += _HEAD.size + length
-        if length > _LONGEST or end > size:
-            return
-        record = file.read(length)
-        if len(record) < length or zlib.crc32(record) != checksum:
-            return
-        yield record, end
-
 
 _PAGE_HEAD = struct.Struct("<III")  # samples, position, checksum
 
 
-class OtherJobError(RebarError):
-    """What is there to go on with was begun with another source, policy, order or software."""
+class JobMismatchError(RebarError):
+    """The unfinished file belongs to another source, policy, order or software version."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What the journal says of one page."""
+class PageRecord:
+    """The journal's record of one page."""
 
     page: Page
     position: int
-    """Where in the order the writing goes on behind it."""
+    """The position in the order at which writing continues after this page."""
     note: Any
-    """Whatever the writer noted of the images up to there."""
+    """JSON value that the writer attached."""
 
 
-class Partial:
-    """The files of an unfinished writing; ``kept`` is what earlier ones left."""
+class PartialFile:
+    """An unfinished .beton file; ``recovered`` are the pages kept from an interrupted run."""
 
-    def __init__(self, path: Path, pages: PageWriter, journal: IO[bytes], kept: list[Progress]) -> None:
+    def __init__(self, path: Path, pages: PageWriter, journal: Journal, recovered: list[PageRecord]) -> None:
         self.path = path
         self.pages = pages
-        self.kept = kept
+        self.recovered = recovered
         self._journal = journal
 
     def record(self, page: Page, position: int, note: Any) -> None:
-        """Note that a page was written whole; ``note`` is anything that JSON holds."""
+        """Record a complete page in the journal. ``note`` is a JSON value."""
         head = _PAGE_HEAD.pack(len(page.samples), position, page.checksum)
         rows = page.samples.tobytes() + page.allocations.tobytes()
-        append_record(self._journal, head + rows + json.dumps(note).encode())
+        self._journal.append(head + rows + json.dumps(note).encode())
 
     def finish(self) -> None:
-        """Put the file's content on disk, and give it its name."""
+        """Flush the file to disk and rename it to its final name."""
         os.fsync(self.pages.file.fileno())
         os.replace(partial_path(self.path), self.path)
         journal_path(self.path).unlink()
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file lies while it is being written."""
+    """Return the path of a file during writing."""
     return path.with_name(f".{path.name}.partial")
 
 
 def journal_path(path: Path) -> Path:
-    """Where its journal lies meanwhile."""
+    """Return the path of the journal during writing."""
     return path.with_name(f".{path.name}.journal")
 
 
 @contextmanager
 def open_partial(
     path: Path, job: Mapping[str, Any], capacity: int, page_size: int, *, restart: bool
-) -> Iterator[Partial]:
-    """Begin to write ``path``, or go on where an earlier writing of the same job was broken off.
+) -> Iterator[PartialFile]:
+    """Start writing ``path``, or resume an interrupted run of the same job.
 
-    ``job`` is what the bytes depend on, as JSON holds it; ``capacity`` and ``page_size`` are the PageWriter's, which
-    has taken over what is kept. Where the block fails before the first page is whole, nothing is left behind. Raises
-    RebarError where another process is writing this file, or where what is left is of another job and ``restart``
-    does not allow to throw it away.
+    ``job`` is a JSON object of everything the bytes depend on. ``capacity`` and ``page_size`` are those of the
+    PageWriter, which contains the recovered pages. If the block fails before the first page is complete, no files
+    remain.
+
+    Raises RebarError if another process is writing this file, and JobMismatchError if the unfinished file belongs to
+    another job, unless ``restart`` discards it.
     """
-    refusal = f"{path}: another process is writing this file; wait until it has finished, or end it"
+    refusal = f"{path}: another process is writing this file. Wait until it has finished, or stop it."
     with (
-        file_lock(journal_path(path), refusal) as journal,
-        open(os.open(partial_path(path), os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file,
+        file_lock(path.with_name(f".{path.name}.lock"), refusal),
+        Journal(journal_path(path)) as journal,
+        open_or_create(partial_path(path)) as file,
     ):
         pages = PageWriter(file, capacity, page_size)
-        kept, end = ([], 0) if restart else _kept(path, journal, job, pages)
+        recovered, end = ([], 0) if restart else _recover(path, journal, job, file, pages)
         try:
-            journal.truncate(end)
-            journal.seek(end)
-            if not end:
-                append_record(journal, json.dumps(job).encode())
-            for progress in kept:
-                pages.take_over(progress.page)
+            journal.resume(job, end)
+            for record in recovered:
+                pages.restore_page(record.page)
             file.truncate(pages.page_start)
-            yield Partial(path, pages, journal, kept)
+            yield PartialFile(path, pages, journal, recovered)
         finally:
             if not pages.page_checksums:
                 partial_path(path).unlink(missing_ok=True)
                 journal_path(path).unlink(missing_ok=True)
 
 
-def _kept(path: Path, journal: IO[bytes], job: Mapping[str, Any], pages: PageWriter) -> tuple[list[Progress], int]:
-    """What can be gone on from, and where in the journal that ends; 0 where there is no job in it."""
-    records = read_records(journal)
-    first = next(records, None)
-    if first is None or not os.fstat(pages.file.fileno()).st_size:
+def _recover(
+    path: Path, journal: Journal, job: Mapping[str, Any], file: IO[bytes], pages: PageWriter
+) -> tuple[list[PageRecord], int]:
+    """Return the pages that can be kept, and the end of their records in the journal; 0 if there is no job in it."""
+    header, end, records = journal.read()
+    if header is None or not os.fstat(file.fileno()).st_size:
         return [], 0
-    _compare(path, json.loads(first[0]), json.loads(json.dumps(job)))
-    kept, end = [], first[1]
-    pages.file.seek(pages.page_start)
-    for record, behind in records:
-        progress = _parse(record)
-        if checksum(np.frombuffer(pages.file.read(pages.page_size), np.uint8)) != progress.page.checksum:
+    _compare_jobs(path, header, json.loads(json.dumps(job)))
+    recovered = []
+    file.seek(pages.page_start)
+    for content, record_end in records:
+        record = _parse_record(content)
+        if crc32(np.frombuffer(file.read(pages.page_size), np.uint8)) != record.page.checksum:
             break
-        kept.append(progress)
-        end = behind
-    return kept, end
+        recovered.append(record)
+        end = record_end
+    return recovered, end
 
 
-def _parse(record: bytes) -> Progress:
-    count, position, page_checksum = _PAGE_HEAD.unpack_from(record)
-    samples = np.frombuffer(record, SAMPLE, count, _PAGE_HEAD.size)
-    allocations = np.frombuffer(record, ALLOCATION, count, _PAGE_HEAD.size + samples.nbytes)
-    note = json.loads(record[_PAGE_HEAD.size + samples.nbytes + allocations.nbytes :])
-    return Progress(Page(page_checksum, samples, allocations), position, note)
+def _parse_record(content: bytes) -> PageRecord:
+    count, position, page_checksum = _PAGE_HEAD.unpack_from(content)
+    samples = np.frombuffer(content, SAMPLE, count, _PAGE_HEAD.size)
+    allocations = np.frombuffer(content, ALLOCATION, count, _PAGE_HEAD.size + samples.nbytes)
+    note = json.loads(content[_PAGE_HEAD.size + samples.nbytes + allocations.nbytes :])
+    return PageRecord(Page(page_checksum, samples, allocations), position, note)
 
 
-def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+def _compare_jobs(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    differing = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
     if differing:
-        raise OtherJobError(
-            f"{partial_path(path)}: was begun with another {', '.join(differing)}, so it cannot be gone on with; give "
-            "the command it was begun with, or --restart to throw it away"
+        raise JobMismatchError(
+            f"{partial_path(path)}: was started with another {', '.join(differing)}. Run the original command to "
+            "resume it, or add --restart to discard it.",
+            code="write-job-mismatch",
         )

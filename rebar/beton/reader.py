@@ -1,9 +1,8 @@
-"""A .beton file opened for reading: what is wrong with it is found here, not while training.
+"""Opening .beton files: validated when opened, so that training fails early; several files can form one dataset."""
 
-Several .beton files as one: the parts of a dataset that was written in shards.
-"""
-
+import ctypes
 import glob
+import math
 import os
 import stat
 from collections.abc import Sequence
@@ -15,19 +14,18 @@ from typing import Any
 import numpy as np
 
 from rebar.beton.format import BetonError
-from rebar.beton.sidecar import Checksums, changed, read_sidecar, sidecar_path
+from rebar.beton.sidecar import Checksums, beton_changed, read_sidecar, sidecar_path
 from rebar.beton.tables import read_tables
-from rebar.storage.array_from_pointer import array_from_pointer
 
-MOST_CLASSES = 10_000_000
-"""More than any data set has: a larger label is damage."""
+MAX_CLASSES = 10_000_000
+"""Larger labels are treated as damage."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BetonFile:
-    """A validated .beton file with one image and one label a sample. Make one with :meth:`open`.
+    """A validated .beton file with one image and one label per sample. Create one with :meth:`open`.
 
-    The arrays have one element a sample and are read-only; ``data`` is the mapped file.
+    The arrays have one element per sample and are read-only. ``data`` is the memory-mapped file.
     """
 
     path: Path
@@ -44,22 +42,22 @@ class BetonFile:
     modes: np.ndarray
     """uint8, MODE_JPG or MODE_RAW"""
     offsets: np.ndarray
-    """uint64, where in the file the image's bytes begin"""
+    """uint64, byte offset of each image in the file"""
     sizes: np.ndarray
-    """uint64, how many bytes the image has"""
+    """uint64, bytes of each image"""
     data: np.ndarray
-    """uint8, the whole file, mapped"""
+    """uint8, the complete file"""
     class_names: tuple[str, ...] | None
-    """The name of every label, where a sidecar tells them."""
+    """The name of every label; None without a sidecar."""
     checksums: Checksums | None
-    """Of tables and pages, where a sidecar tells them."""
+    """Of tables and pages; None if there is no sidecar, or one without checksums."""
 
     @staticmethod
     def open(path: Path | str) -> "BetonFile":
-        """Read and check a file's tables, and compare them with the sidecar's checksum; images are not touched.
+        """Open a file, validate its tables, and compare them with the sidecar's checksum. Images are not read.
 
-        Raises BetonError for a file that is missing, cut short, unfinished, damaged, that lacks images or
-        labels, or that is not the one its sidecar was written with.
+        Raises BetonError if the file is missing, truncated, unfinished or damaged, has no images or labels, or does
+        not match its sidecar.
         """
         path = Path(path)
         file_size = _size_of_regular_file(path)
@@ -68,10 +66,10 @@ class BetonFile:
                 tables = read_tables(file, path, file_size)
             data = np.memmap(path, np.uint8, mode="r")
         except OSError as error:
-            raise BetonError(f"{path}: cannot be read: {error.strerror or error}") from None
+            raise _unreadable(path, error.strerror or error) from None
         sidecar = read_sidecar(path)
         if sidecar and sidecar.checksums and not sidecar.checksums.tables_match(data):
-            raise changed(path, f"its tables do not match the checksum in {sidecar_path(path).name}")
+            raise beton_changed(path, f"its tables do not have the checksum in {sidecar_path(path).name}")
         return BetonFile(
             path=path,
             data=data,
@@ -82,42 +80,53 @@ class BetonFile:
 
     @cached_property
     def num_classes(self) -> int:
-        """The number of classes: the sidecar's, else the largest label plus one.
+        """The number of classes: that of the sidecar, or the largest label plus one.
 
-        Raises BetonError where labels are negative, absurdly large, or beyond the sidecar's classes.
+        Raises BetonError if labels are negative, implausibly large, or out of range of the sidecar's class names.
         """
         lowest, highest = int(self.labels.min()), int(self.labels.max())
+        names = self.class_names
         if lowest < 0:
-            raise BetonError(f"{self.path}: label {lowest} is negative, so these labels are no class numbers")
-        if highest >= MOST_CLASSES:
-            raise BetonError(f"{self.path}: label {highest:,} is no class number; copy or write the file again")
-        if self.class_names is None:
+            raise BetonError(
+                f"{self.path}: label {lowest} is negative. Write the file with class labels.",
+                code="beton-label-invalid",
+            )
+        if highest >= MAX_CLASSES:
+            raise BetonError(
+                f"{self.path}: label {highest:,} is implausible. Copy or write the file again.",
+                code="beton-label-invalid",
+            )
+        if names is None:
             return highest + 1
-        if highest >= len(self.class_names):
-            raise BetonError(f"{self.path}: has label {highest}, but its sidecar names {len(self.class_names)} classes")
-        return len(self.class_names)
+        if highest >= len(names):
+            raise BetonError(
+                f"{self.path}: label {highest} is out of range: the sidecar names {len(names)} classes. Copy both "
+                "files again.",
+                code="beton-label-invalid",
+            )
+        return len(names)
 
     def image_bytes(self, index: int) -> np.ndarray:
-        """The stored bytes of a sample's image: a uint8 view of the mapped file."""
+        """Return the stored bytes of an image, as a uint8 view of the mapped file."""
         start = int(self.offsets[index])
         return self.data[start : start + int(self.sizes[index])]
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The paths of the files that samples lie in."""
+        """The paths of the files that make up this dataset."""
         return (self.path,)
 
     def pages(self, indices: np.ndarray) -> np.ndarray:
-        """On which page of the file each sample's image lies, int64."""
+        """Return the page number of each sample's image, int64."""
         pages: np.ndarray = (self.offsets[indices] // np.uint64(self.page_size)).astype(np.int64)
         return pages
 
     def regions(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where samples' images lie: the number in :attr:`files`, offset and size (bytes)."""
+        """Return the region of each sample's image: index into :attr:`files`, offset and size (bytes)."""
         return np.zeros(len(indices), np.int64), self.offsets[indices], self.sizes[indices]
 
     def page_matches(self, index: int) -> bool | None:
-        """Whether the page that a sample's image lies on is as it was written; None where no sidecar tells."""
+        """Return whether the page of a sample's image has its checksum; None without checksums."""
         if self.checksums is None:
             return None
         return self.checksums.page_matches(self.data, int(self.offsets[index]))
@@ -129,84 +138,89 @@ class BetonFile:
         return f"<BetonFile {self.path}: {self.num_samples} samples>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BetonFile.open, (self.path,)  # a memmap would be pickled with all of its content
+        return BetonFile.open, (self.path,)  # pickling a memmap copies its content
+
+
+def _unreadable(path: Path, reason: object) -> BetonError:
+    return BetonError(f"{path}: cannot be read: {reason}. Check the path and its permissions.", code="beton-unreadable")
 
 
 def _size_of_regular_file(path: Path) -> int:
-    """The size in bytes; checked before opening, because opening a pipe may wait for ever."""
+    """Return the size in bytes. Checked before opening, because opening a pipe may block."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise BetonError(f"{path}: no such file; write_dataset.py writes one") from None
+        raise BetonError(f"{path}: no such file. Write one with write_dataset.py.", code="beton-not-found") from None
     except (OSError, ValueError) as error:
-        raise BetonError(f"{path}: cannot be read: {error}") from None
+        raise _unreadable(path, error) from None
     if stat.S_ISDIR(status.st_mode):
-        raise BetonError(f"{path}: is a folder; give the .beton file itself")
+        raise BetonError(f"{path}: is a folder. Give the .beton file in it.", code="beton-unreadable")
     if not stat.S_ISREG(status.st_mode):
-        raise BetonError(f"{path}: is no regular file (a pipe or device cannot be mapped); give a .beton file")
+        raise BetonError(
+            f"{path}: is not a regular file, so it cannot be memory-mapped. Give a .beton file.",
+            code="beton-unreadable",
+        )
     if status.st_size == 0:
-        raise BetonError(f"{path}: is empty; copy it again, or write it with write_dataset.py")
+        raise BetonError(f"{path}: is empty. Copy it again, or write it with write_dataset.py.", code="beton-truncated")
     return status.st_size
 
 
-Files = str | Path | Sequence[str | Path]
-"""A file; a pattern of shell wildcards, whose files are sorted by name; or files in the order given."""
+BetonPaths = str | Path | Sequence[str | Path]
+"""A path; a glob pattern, whose matches are sorted by name; or a list of paths in the given order."""
 
 _PER_SAMPLE = ("labels", "heights", "widths", "modes", "sizes")
 
 
-def open_betons(files: Files) -> BetonFile:
-    """Open one or several files as one dataset, its samples in the order of the files.
+def open_betons(paths: BetonPaths) -> BetonFile:
+    """Open one or several .beton files as one dataset, with the samples in file order.
 
-    Raises BetonError as :meth:`BetonFile.open` does, for a pattern that matches nothing, and for files that do not
-    name the same classes.
+    Raises BetonError as :meth:`BetonFile.open` does, and if a pattern has no match or class names differ.
     """
-    paths = find_betons(files)
-    return (
-        BetonFile.open(paths[0])
-        if len(paths) == 1
-        else ConcatenatedBetons.join([BetonFile.open(path) for path in paths])
-    )
+    files = [BetonFile.open(path) for path in find_betons(paths)]
+    return files[0] if len(files) == 1 else ConcatenatedBetons.concatenate(files)
 
 
-def find_betons(files: Files) -> list[Path]:
-    """The files that are meant, at least one; whether they exist is seen when they are opened."""
-    if isinstance(files, (str, Path)):
-        pattern = str(files)
+def find_betons(paths: BetonPaths) -> list[Path]:
+    """Return the paths of at least one file. Whether the files exist is only checked for patterns."""
+    if isinstance(paths, (str, Path)):
+        pattern = str(paths)
         if not glob.has_magic(pattern) or Path(pattern).exists():
             return [Path(pattern)]
         found = sorted(glob.glob(pattern))
         if not found:
-            raise BetonError(f"{pattern}: no file matches this pattern; write_dataset.py writes .beton files")
+            raise BetonError(
+                f"{pattern}: no file matches this pattern. Correct it, or write .beton files with write_dataset.py.",
+                code="beton-not-found",
+            )
         return [Path(path) for path in found]
-    if not files:
-        raise BetonError("no .beton file was given")
-    return [Path(path) for path in files]
+    if not paths:
+        raise BetonError("no .beton file was given. Give at least one path.", code="beton-not-found")
+    return [Path(path) for path in paths]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ConcatenatedBetons(BetonFile):
-    """Files one behind the other. ``data`` spans the memory they are mapped to: only images' bytes are in it."""
+    """Several files as one dataset. ``data`` spans the mappings of all files; only the images' bytes may be read."""
 
     parts: tuple[BetonFile, ...]
     starts: np.ndarray
-    """int64 [parts + 1], the first sample of every part, and the number of samples."""
+    """int64 [parts + 1], the first sample of every part, then the number of samples."""
     first_pages: np.ndarray
     """int64 [parts], the number of every part's first page."""
 
     @staticmethod
-    def join(parts: Sequence[BetonFile]) -> "ConcatenatedBetons":
-        """Raises BetonError for files that do not name the same classes."""
+    def concatenate(parts: Sequence[BetonFile]) -> "ConcatenatedBetons":
+        """Concatenate files. Raises BetonError if their class names differ."""
         first = parts[0]
         for part in parts:
             if part.class_names != first.class_names:
                 raise BetonError(
-                    f"{part.path} and {first.path} do not name the same classes in the same order, so they are not "
-                    "parts of one dataset"
+                    f"{part.path}: its class names differ from those of {first.path}. Give parts of one dataset.",
+                    code="beton-classes-differ",
                 )
         addresses = [part.data.__array_interface__["data"][0] for part in parts]
-        lowest = min(addresses)
-        behind = max(address + part.data.size for address, part in zip(addresses, parts, strict=True))
+        start = min(addresses)
+        end = max(address + part.data.size for address, part in zip(addresses, parts, strict=True))
         page_size = max(part.page_size for part in parts)
         pages = [-(-part.data.size // part.page_size) for part in parts]
         return ConcatenatedBetons(
@@ -215,9 +229,9 @@ class ConcatenatedBetons(BetonFile):
             page_size=page_size,
             field_names=first.field_names,
             offsets=np.concatenate(
-                [part.offsets + np.uint64(address - lowest) for address, part in zip(addresses, parts, strict=True)]
+                [part.offsets + np.uint64(address - start) for address, part in zip(addresses, parts, strict=True)]
             ),
-            data=array_from_pointer(lowest, (behind - lowest,), "|u1", read_only=True),
+            data=array_from_pointer(start, (end - start,), "|u1", read_only=True),
             class_names=first.class_names,
             checksums=None,
             parts=tuple(parts),
@@ -228,30 +242,30 @@ class ConcatenatedBetons(BetonFile):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The parts' paths."""
+        """The paths of the parts."""
         return tuple(part.path for part in self.parts)
 
     def pages(self, indices: np.ndarray) -> np.ndarray:
-        """On which page each sample lies, counted through all parts."""
+        """Return the page number of each sample's image, int64, counted across all parts."""
         files, offsets, _ = self.regions(indices)
         page_sizes = np.array([part.page_size for part in self.parts], np.uint64)
         pages: np.ndarray = self.first_pages[files] + (offsets // page_sizes[files]).astype(np.int64)
         return pages
 
     def regions(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where samples lie: the number of the file, offset and size (bytes)."""
+        """Return the region of each sample's image: index into :attr:`files`, offset and size (bytes)."""
         files = np.searchsorted(self.starts, indices, side="right") - 1
-        lowest = np.uint64(self.data.__array_interface__["data"][0])
-        bases = np.array([part.data.__array_interface__["data"][0] for part in self.parts], np.uint64) - lowest
+        start = np.uint64(self.data.__array_interface__["data"][0])
+        bases = np.array([part.data.__array_interface__["data"][0] for part in self.parts], np.uint64) - start
         return files, self.offsets[indices] - bases[files], self.sizes[indices]
 
     def image_bytes(self, index: int) -> np.ndarray:
-        """The stored bytes of a sample's image: a uint8 view of the mapped file."""
+        """Return the stored bytes of an image, as a uint8 view of the mapped file."""
         part, number = self._part(index)
         return part.image_bytes(number)
 
     def page_matches(self, index: int) -> bool | None:
-        """Whether the page that a sample's image lies on is as it was written; None where no sidecar tells."""
+        """Return whether the page of a sample's image has its checksum; None without checksums."""
         part, number = self._part(index)
         return part.page_matches(number)
 
@@ -261,3 +275,12 @@ class ConcatenatedBetons(BetonFile):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_betons, (self.files,)
+
+
+def array_from_pointer(address: int, shape: tuple[int, ...], dtype: str, *, read_only: bool) -> np.ndarray[Any, Any]:
+    """Return a view of the memory at ``address`` as an array of this shape and dtype. The caller keeps it allocated."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    buffer: Any = (ctypes.c_char * size).from_address(address)
+    array = np.frombuffer(buffer, dtype).reshape(shape)
+    array.flags.writeable = not read_only
+    return array

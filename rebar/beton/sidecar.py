@@ -1,12 +1,8 @@
-"""Checksums of a .beton file, kept in its sidecar: of its tables, and of every page (CRC-32, as zlib computes it).
+"""The sidecar of a .beton file, ``train.beton.json``: class names, image policy, and CRC-32 checksums.
 
-The tables are all that lies before the first page and behind the last one. They are compared whenever the file is
-opened, which costs little; pages are compared by ``--verify``, by copies, and where an image turns out corrupt.
-
-What a .beton file cannot hold itself, in a small JSON file beside it: ``train.beton.json``.
-
-It names the classes, says how the images were stored, and holds checksums. It is the same for the same input and
-settings: it holds no times and no paths of the machine that wrote it. A .beton without one still trains.
+Equal inputs and settings give equal sidecars: it contains no times and no paths. It is optional for training. The
+checksum of the tables is compared whenever the file is opened, because that is cheap. The checksums of the pages are
+compared by ``--verify``, by copies, and when an image turns out to be corrupt.
 """
 
 import json
@@ -21,36 +17,46 @@ import numpy as np
 import rebar
 from rebar.beton.format import HEADER, BetonError
 
+FORMAT = "rebar-sidecar"
+VERSION = 1
 ALGORITHM = "crc32"
-_BLOCK = 1 << 24  # bytes taken at a time: other threads run meanwhile
+_BLOCK = 1 << 24  # bytes per call of zlib, so that other threads can run in between
+
+
+def crc32(content: np.ndarray, value: int = 0) -> int:
+    """Return the CRC-32 of uint8 ``[n]``, continuing from the CRC ``value`` of the preceding bytes."""
+    for start in range(0, content.size, _BLOCK):
+        value = zlib.crc32(content[start : start + _BLOCK].data, value)
+    return value
 
 
 @dataclass(frozen=True)
 class Checksums:
-    """What a sidecar says of its file's bytes."""
+    """CRC-32 checksums of a .beton file."""
 
     page_size: int
     """Bytes."""
     first_page: int
-    """The page that the images begin with, counted from the start of the file."""
+    """The page at which the images start, counted from the start of the file."""
     tables: int
+    """Of everything before the first page and after the last one."""
     pages: tuple[int, ...]
-    """One a page, from the first page on."""
+    """Of each page, starting with ``first_page``."""
 
     def tables_match(self, data: np.ndarray) -> bool:
-        """Whether the tables of a whole file (uint8) are the ones written."""
+        """Return whether the tables of a complete file (uint8) have this checksum."""
         start = self.first_page * self.page_size
-        return checksum(data[start + len(self.pages) * self.page_size :], checksum(data[:start])) == self.tables
+        return crc32(data[start + len(self.pages) * self.page_size :], crc32(data[:start])) == self.tables
 
     def page_matches(self, data: np.ndarray, offset: int) -> bool:
-        """Whether the page around byte ``offset`` of a whole file (uint8) is the one written."""
+        """Return whether the page that contains byte ``offset`` of a complete file (uint8) has its checksum."""
         page = offset // self.page_size
         if not 0 <= page - self.first_page < len(self.pages):
             return False
-        return checksum(data[page * self.page_size : (page + 1) * self.page_size]) == self.pages[page - self.first_page]
+        return crc32(data[page * self.page_size : (page + 1) * self.page_size]) == self.pages[page - self.first_page]
 
     def to_json(self) -> dict[str, Any]:
-        """As the sidecar holds it."""
+        """Return the checksums as JSON values."""
         return {
             "algorithm": ALGORITHM,
             "page_size": self.page_size,
@@ -61,10 +67,10 @@ class Checksums:
 
     @staticmethod
     def from_json(content: Any) -> "Checksums":
-        """The reverse of :meth:`to_json`. Raises ValueError for anything else."""
+        """Parse the result of :meth:`to_json`. Raises ValueError."""
         try:
             if content["algorithm"] != ALGORITHM:
-                raise ValueError(f"checksums of the kind {content['algorithm']!r}, not {ALGORITHM}")
+                raise ValueError(f"checksums of algorithm {content['algorithm']!r} instead of {ALGORITHM}")
             found = Checksums(
                 page_size=int(content["page_size"]),
                 first_page=int(content["first_page"]),
@@ -72,21 +78,10 @@ class Checksums:
                 pages=tuple(int(page, 16) for page in content["pages"]),
             )
         except (KeyError, TypeError):
-            raise ValueError("checksums that cannot be read") from None
+            raise ValueError("malformed checksums") from None
         if found.page_size <= 0 or found.first_page < 0:
-            raise ValueError("checksums that cannot be right")
+            raise ValueError("checksums with an invalid page size or first page")
         return found
-
-
-def checksum(content: np.ndarray, before: int = 0) -> int:
-    """The CRC-32 of uint8 ``[n]``, following on what has the checksum ``before``."""
-    for start in range(0, content.size, _BLOCK):
-        before = zlib.crc32(content[start : start + _BLOCK].data, before)
-    return before
-
-
-FORMAT = "rebar-sidecar"
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -97,17 +92,17 @@ class Sidecar:
     bytes: int
     """Size of the .beton file."""
     class_names: tuple[str, ...]
-    """The name of every label, in the labels' order."""
+    """The name of every label, in label order."""
     images: Mapping[str, Any] = field(default_factory=dict)
-    """How the images were stored: the fields of an :class:`~rebar.beton.encode.ImagePolicy`."""
+    """How images were stored: the fields of :class:`~rebar.beton.encode.ImagePolicy`, without the seed."""
     seed: int = 0
-    """What the order of the samples and every other draw of the writer came from."""
+    """The seed of the sample order and of every other random choice of the writer."""
     checksums: Checksums | None = None
-    """Of the .beton file; None where the sidecar was written without."""
+    """None if the sidecar contains none."""
     rebar_version: str = rebar.__version__
 
     def to_json(self) -> str:
-        """The sidecar as text, the same for equal contents."""
+        """Return the sidecar as JSON text. Equal sidecars give equal text."""
         content: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -124,15 +119,15 @@ class Sidecar:
 
 
 def sidecar_path(beton_path: Path | str) -> Path:
-    """Where the sidecar of a .beton file lies."""
+    """Return the path of the sidecar of a .beton file."""
     path = Path(beton_path)
     return path.with_name(path.name + ".json")
 
 
 def read_sidecar(beton_path: Path | str) -> Sidecar | None:
-    """The sidecar of a .beton file, or None where there is none.
+    """Read the sidecar of a .beton file; return None if there is none.
 
-    Raises BetonError where it cannot be read, or where it does not belong to the file beside it.
+    Raises BetonError if it cannot be read, or if it does not match the .beton file.
     """
     path = sidecar_path(beton_path)
     try:
@@ -140,26 +135,35 @@ def read_sidecar(beton_path: Path | str) -> Sidecar | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise BetonError(f"{path}: cannot be read: {error}") from None
+        raise _invalid(path, f"cannot be read: {error}") from None
     except (ValueError, RecursionError) as error:
-        raise _broken(path, f"not valid JSON ({error})") from None
+        raise _invalid(path, f"is not valid JSON ({error})") from None
     sidecar = _parse(path, content)
     _compare(path, sidecar, Path(beton_path))
     return sidecar
 
 
-def _broken(path: Path, reason: str) -> BetonError:
+def beton_changed(beton_path: Path, problem: str) -> BetonError:
+    """Return the error for a .beton file that does not match its sidecar."""
     return BetonError(
-        f"{path}: {reason}; copy it again from where it was written, or delete it to do without class names and "
-        "checksums"
+        f"{beton_path}: does not match its sidecar: {problem}. The file was modified, truncated or replaced after it "
+        "was written. Copy both files again.",
+        code="beton-changed",
+    )
+
+
+def _invalid(path: Path, problem: str) -> BetonError:
+    return BetonError(
+        f"{path}: {problem}. Copy it again, or delete it to continue without class names and checksums.",
+        code="sidecar-invalid",
     )
 
 
 def _parse(path: Path, content: Any) -> Sidecar:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise _broken(path, f"not a sidecar of a .beton file (no format '{FORMAT}')")
+        raise _invalid(path, f"is not a sidecar of a .beton file: 'format' is not '{FORMAT}'")
     if content.get("version") != VERSION:
-        raise _broken(path, f"sidecar version {content.get('version')!r}, but this Rebar reads {VERSION}")
+        raise _invalid(path, f"has version {content.get('version')!r}, but this version of Rebar reads {VERSION}")
     expected = {
         "num_samples": int,
         "bytes": int,
@@ -170,14 +174,14 @@ def _parse(path: Path, content: Any) -> Sidecar:
     }
     for key, kind in expected.items():
         if not isinstance(content.get(key), kind) or isinstance(content[key], bool):
-            raise _broken(path, f"'{key}' is missing or not of type {kind.__name__}")
+            raise _invalid(path, f"'{key}' is missing or not of type {kind.__name__}")
     if not all(isinstance(name, str) for name in content["class_names"]):
-        raise _broken(path, "'class_names' must hold text only")
+        raise _invalid(path, "'class_names' contains values other than text")
     values = {key: content[key] for key in expected}
     try:
         checksums = Checksums.from_json(content["checksums"]) if "checksums" in content else None
     except ValueError as error:
-        raise _broken(path, f"has {error}") from None
+        raise _invalid(path, f"has {error}") from None
     return Sidecar(**{**values, "class_names": tuple(content["class_names"]), "checksums": checksums})
 
 
@@ -187,18 +191,10 @@ def _compare(path: Path, sidecar: Sidecar, beton_path: Path) -> None:
         with beton_path.open("rb") as file:
             header = np.frombuffer(file.read(HEADER.itemsize), HEADER, count=1)[0]
     except (OSError, ValueError):
-        return  # no .beton beside it, or not one: for its reader to say
-    for what, said, found in (
+        return  # the reader of the .beton file reports this
+    for what, expected, found in (
         ("samples", sidecar.num_samples, int(header["num_samples"])),
         ("bytes", sidecar.bytes, size),
     ):
-        if said != found:
-            raise changed(beton_path, f"the sidecar {path.name} speaks of {said:,} {what}, the file has {found:,}")
-
-
-def changed(beton_path: Path, what: str) -> BetonError:
-    """The error of a file that is not the one its sidecar was written with."""
-    return BetonError(
-        f"{beton_path}: was changed, cut short or mixed up with another file since it was written: {what}; copy both "
-        "again from where they were written"
-    )
+        if expected != found:
+            raise beton_changed(beton_path, f"{path.name} records {expected:,} {what}, the file has {found:,}")

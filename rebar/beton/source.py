@@ -1,4 +1,4 @@
-"""What every source of images is."""
+"""The interface of image sources."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -7,49 +7,49 @@ import numpy as np
 
 
 class Source(Protocol):
-    """Images with labels, found by number.
+    """Labeled images, accessed by index.
 
-    A source is pickled once for every worker process: it should be compact, and open what it reads from
-    only when it is asked for an image.
+    A source is pickled once for each worker process. It should therefore be compact, and open files or connections
+    only when an image is read.
     """
 
     @property
     def class_names(self) -> Sequence[str]:
-        """The name of every label, in the labels' order."""
+        """The name of every label, in label order."""
         ...
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Return the number of images."""
         ...
 
     def label(self, index: int) -> int:
-        """The label of an image, an index into ``class_names``."""
+        """Return the label of an image: an index into ``class_names``."""
         ...
 
     def read(self, index: int) -> bytes:
-        """The image as it is stored (a JPEG, PNG, ... file). Raises OSError where that fails."""
+        """Return the content of the image file (JPEG, PNG, ...). Raises OSError if it cannot be read."""
         ...
 
     def name(self, index: int) -> str:
-        """What to call the image in messages."""
+        """Return a name of the image for messages and reports."""
         ...
 
 
 @runtime_checkable
 class BlockSource(Protocol):
-    """A source that can only read many images at once, such as the row groups of a Parquet file."""
+    """A source that reads images in blocks, such as the row groups of a Parquet file."""
 
     @property
     def blocks(self) -> np.ndarray:
-        """int64, the number of the block that each image lies in."""
+        """The block of each image, int64 ``[n]``."""
         ...
 
 
 def labels_of(source: Source) -> np.ndarray:
-    """The label of every image, int64."""
+    """Return the label of every image, int64 ``[n]``."""
     return np.fromiter((source.label(index) for index in range(len(source))), np.int64, len(source))
 
 
 def blocks_of(source: Source) -> np.ndarray | None:
-    """The block of every image, int64; None where each can be read alone."""
+    """Return the block of every image, int64 ``[n]``; None if images can be read one by one."""
     return source.blocks if isinstance(source, BlockSource) else None

@@ -1,14 +1,8 @@
-"""Memory that processes share: the arrays of a result are read where another process wrote them.
+"""Parallel map over worker processes: results in task order, arrays passed through shared memory.
 
-Through a pipe they would be copied four times. The memory has no name, so that nothing of it is left when the last
-process that holds it has ended, however it did.
-
-The same work on many tasks, in processes of its own, results in the order of the tasks.
-
-``concurrent.futures.ProcessPoolExecutor`` waits for ever where a process dies half-way through sending a
-result, because all of its processes share one pipe whose writing end stays open. Here each has its own,
-so the end of a process is the end of its pipe, whenever it comes. It works the other way round, too:
-processes whose parent is gone end themselves. Arrays do not go through the pipes, but through memory that is shared.
+``concurrent.futures.ProcessPoolExecutor`` blocks indefinitely if a worker dies while it sends a result, because all
+workers share one pipe. Here every worker has a pipe of its own, so its death is always noticed; and workers exit when
+their parent dies.
 """
 
 import mmap
@@ -28,73 +22,79 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from rebar.errors import RebarError
 
-SLOT_BYTES = 8 << 20
-"""Addresses; a slot takes as much memory as the largest result that was ever put into it."""
+BUFFER_BYTES = 8 << 20
+"""Address space of one buffer; its memory grows with the largest result stored in it."""
 
 
-class Packed(NamedTuple):
-    """A result on its way: pickled, but for what lies in its slot, of so many bytes each, one behind the other."""
+class PackedResult(NamedTuple):
+    """A pickled result, without the arrays that are in a shared buffer, and the sizes of these in bytes."""
 
     content: bytes
     sizes: tuple[int, ...]
 
 
-class SharedSlots:
-    """Slots in a file without a name."""
+class SharedBuffers:
+    """A pool of buffers in memory shared between processes.
+
+    Sending arrays through a pipe copies them four times. The memory is an unnamed file, so it is released when the
+    last process that maps it exits.
+    """
 
     def __init__(self, file: IO[bytes], count: int) -> None:
         self._file, self._count = file, count
-        self._memory = memoryview(mmap.mmap(file.fileno(), count * SLOT_BYTES))
+        self._memory = memoryview(mmap.mmap(file.fileno(), count * BUFFER_BYTES))
 
     def __reduce__(self) -> Any:
         return _attach, (reduction.DupFd(self._file.fileno()), self._count)
 
-    def pack(self, result: Any, slot: int) -> Packed:
-        """Put the arrays of a result into a slot; where they do not fit, all of it is pickled."""
+    def pack(self, result: Any, number: int) -> PackedResult:
+        """Copy the arrays of a result into a buffer; if they do not fit, pickle the complete result instead."""
         buffers: list[pickle.PickleBuffer] = []
         content = pickle.dumps(result, 5, buffer_callback=buffers.append)
         parts = [buffer.raw() for buffer in buffers]
-        if sum(part.nbytes for part in parts) > SLOT_BYTES:
-            return Packed(pickle.dumps(result, 5), ())
-        at = slot * SLOT_BYTES
+        if sum(part.nbytes for part in parts) > BUFFER_BYTES:
+            return PackedResult(pickle.dumps(result, 5), ())
+        position = number * BUFFER_BYTES
         for part in parts:
-            self._memory[at : at + part.nbytes] = part
-            at += part.nbytes
-        return Packed(content, tuple(part.nbytes for part in parts))
+            self._memory[position : position + part.nbytes] = part
+            position += part.nbytes
+        return PackedResult(content, tuple(part.nbytes for part in parts))
 
-    def unpack(self, packed: Packed, slot: int) -> Any:
-        """The result. Its arrays lie in the slot, and are its own until another result is put there."""
-        parts, at = [], slot * SLOT_BYTES
+    def unpack(self, packed: PackedResult, number: int) -> Any:
+        """Return the result. Its arrays are views of the buffer, valid until the buffer is used again."""
+        parts, position = [], number * BUFFER_BYTES
         for size in packed.sizes:
-            parts.append(self._memory[at : at + size])
-            at += size
+            parts.append(self._memory[position : position + size])
+            position += size
         return pickle.loads(packed.content, buffers=parts)
 
 
 @contextmanager
-def new_slots(count: int) -> Iterator[SharedSlots]:
-    """``count`` slots. Within the block they can be sent to processes that are being started."""
-    with _nameless_file() as file:
-        file.truncate(count * SLOT_BYTES)
-        yield SharedSlots(file, count)
+def shared_buffers(count: int) -> Iterator[SharedBuffers]:
+    """Allocate ``count`` buffers. Within the block, they can be passed to processes that are being started."""
+    with _unnamed_file() as file:
+        file.truncate(count * BUFFER_BYTES)
+        yield SharedBuffers(file, count)
 
 
-def _nameless_file() -> IO[bytes]:
-    return os.fdopen(os.memfd_create("slots"), "r+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
+def _unnamed_file() -> IO[bytes]:
+    return os.fdopen(os.memfd_create("buffers"), "r+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
 
 
-def _attach(handle: Any, count: int) -> SharedSlots:
+def _attach(handle: Any, count: int) -> SharedBuffers:
     with open(handle.detach(), "r+b") as file:
-        return SharedSlots(file, count)
+        return SharedBuffers(file, count)
 
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-TASKS_A_PROCESS = 2
-"""One in work and one waiting, so that no process waits for the parent."""
-RESULTS_A_PROCESS = 4
-"""Tasks handed out and not yet yielded, for each process: what bounds the memory."""
+TASKS_PER_WORKER = 2
+"""One running and one queued, so that workers do not wait for the parent."""
+RESULTS_PER_WORKER = 4
+"""Tasks per worker that are sent out and not yet yielded; bounds the memory."""
+PRELOADED_MODULES = ["rebar.beton.encode"]
+"""Imported once by the fork server instead of by every worker."""
 _READY = -1
 
 
@@ -102,101 +102,103 @@ _READY = -1
 class _Finished:
     result: Any
     error: Exception | None
-    slot: int
+    buffer: int
 
 
 @dataclass(eq=False)
-class _Process:
+class _Worker:
     process: multiprocessing.process.BaseProcess
     connection: "Connection[Any, Any]"
     ready: bool = False
-    slots: dict[int, int] = field(default_factory=dict)
-    """Of each task in its hands, where the result goes."""
+    buffers: dict[int, int] = field(default_factory=dict)
+    """Task number -> buffer for its result."""
 
 
 def map_in_processes(
     job: Callable[[Task], Result], tasks: Iterable[Task], *, num_workers: int
 ) -> Generator[Result, None, None]:
-    """Yield ``job(task)`` for every task, in order, worked out by ``num_workers`` processes.
+    """Yield ``job(task)`` for every task, in task order, computed by ``num_workers`` processes.
 
-    ``job`` is pickled once and sent to each process once; tasks should be small. The arrays of a result are overwritten
-    once the next one is asked for: copy what is to stay. Close the generator (``contextlib.closing``) to end the
-    processes early. An exception of the job is raised in its task's turn: a RebarError as it is, any other as a
-    RuntimeError with the traceback. Raises RebarError where a process dies.
+    ``job`` is pickled once and sent to every process once; tasks should be small. The arrays of a result are
+    overwritten when the next result is requested, so copy what must be kept. Close the generator
+    (``contextlib.closing``) to stop the processes early. An exception of the job is raised when its result is due: a
+    RebarError as is, any other as RuntimeError with the traceback. Raises RebarError if a process dies.
     """
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, not {num_workers}")
     content = pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
-    todo = enumerate(tasks)
-    workers: list[_Process] = []
+    pending = enumerate(tasks)
+    workers: list[_Worker] = []
     finished: dict[int, _Finished] = {}
-    free = list(range(num_workers * RESULTS_A_PROCESS))
+    free_buffers = list(range(num_workers * RESULTS_PER_WORKER))
     num_yielded, exhausted = 0, False
     try:
-        with new_slots(len(free)) as slots:
-            _start(workers, num_workers, slots)
+        with shared_buffers(len(free_buffers)) as buffers:
+            _start(workers, num_workers, buffers)
         while True:
-            while free and not exhausted:
+            while free_buffers and not exhausted:
                 worker = _least_busy(workers)
                 if worker is None:
                     break
-                item = next(todo, None)
+                item = next(pending, None)
                 if item is None:
                     exhausted = True
                 else:
                     number, task = item
-                    worker.slots[number] = free.pop()
-                    _send(worker, pickle.dumps((number, task, worker.slots[number])))
-            if exhausted and not finished and not any(worker.slots for worker in workers):
+                    worker.buffers[number] = free_buffers.pop()
+                    _send(worker, pickle.dumps((number, task, worker.buffers[number])))
+            if exhausted and not finished and not any(worker.buffers for worker in workers):
                 return
-            by_connection: dict[Any, _Process] = {worker.connection: worker for worker in workers}
+            by_connection: dict[Any, _Worker] = {worker.connection: worker for worker in workers}
             for connection in wait(list(by_connection), timeout=0 if num_yielded in finished else None):
-                _receive(by_connection[connection], content, slots, finished)
+                _receive(by_connection[connection], content, buffers, finished)
             if num_yielded in finished:
                 done = finished.pop(num_yielded)
                 num_yielded += 1
                 if done.error is not None:
                     raise done.error
                 yield done.result
-                free.append(done.slot)
+                free_buffers.append(done.buffer)
     finally:
         _stop(workers)
 
 
-def _start(workers: list[_Process], num_workers: int, slots: SharedSlots) -> None:
+def _start(workers: list[_Worker], num_workers: int, buffers: SharedBuffers) -> None:
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__.rpartition(".")[0]])
-    # Ctrl-C reaches the whole process group, but is the parent's to answer: the processes are born with
-    # it blocked. The tracker goes first because starting it unblocks the signal.
+        context.set_forkserver_preload(PRELOADED_MODULES)
+    # Ctrl-C signals the complete process group, but only the parent must handle it, so workers inherit a blocked
+    # SIGINT. The resource tracker is started first because starting it unblocks the signal.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         if context.get_start_method() == "forkserver":
-            with _same_package_first():
+            with _import_path_of_this_package():
                 forkserver.ensure_running()
         for _ in range(num_workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, slots), daemon=True)
+            parent_end, worker_end = context.Pipe()
+            process = context.Process(target=_run_worker, args=(worker_end, buffers), daemon=True)
             process.start()
-            theirs.close()  # else the pipe would not end with the process
-            workers.append(_Process(process, ours))
+            worker_end.close()  # so that the pipe closes when the worker dies
+            workers.append(_Worker(process, parent_end))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
-def _same_package_first() -> Iterator[None]:
-    """Let processes started in the block find this package, not another of its name that is installed or lies in the
-    current folder: until Python 3.13 what makes the processes is not told where to look."""
+def _import_path_of_this_package() -> Iterator[None]:
+    """Make the fork server import this package, not one of the same name that is installed or in the current folder.
+
+    Before Python 3.13, multiprocessing does not pass ``sys.path`` to the fork server.
+    """
     root = str(Path(__file__).resolve().parents[2])
-    wanted = {
+    variables = {
         "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONSAFEPATH": "1",
     }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -207,7 +209,7 @@ def _same_package_first() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _stop(workers: list[_Process]) -> None:
+def _stop(workers: list[_Worker]) -> None:
     for worker in workers:
         worker.process.terminate()
         worker.connection.close()
@@ -218,51 +220,53 @@ def _stop(workers: list[_Process]) -> None:
             worker.process.join()
 
 
-def _least_busy(workers: list[_Process]) -> _Process | None:
-    """The process with the fewest tasks, if any has room for another."""
-    free = [worker for worker in workers if worker.ready and len(worker.slots) < TASKS_A_PROCESS]
-    return min(free, key=lambda worker: len(worker.slots), default=None)
+def _least_busy(workers: list[_Worker]) -> _Worker | None:
+    """Return the worker with the fewest tasks, or None if all queues are full."""
+    available = [worker for worker in workers if worker.ready and len(worker.buffers) < TASKS_PER_WORKER]
+    return min(available, key=lambda worker: len(worker.buffers), default=None)
 
 
-def _send(worker: _Process, message: bytes) -> None:
+def _send(worker: _Worker, message: bytes) -> None:
     try:
         worker.connection.send_bytes(message)
     except OSError:
-        raise _died(worker) from None
+        raise _worker_died(worker) from None
 
 
-def _receive(worker: _Process, job: bytes, slots: SharedSlots, finished: dict[int, _Finished]) -> None:
+def _receive(worker: _Worker, job: bytes, buffers: SharedBuffers, finished: dict[int, _Finished]) -> None:
     try:
         number, packed = worker.connection.recv()
     except (EOFError, OSError):
-        raise _died(worker) from None
+        raise _worker_died(worker) from None
     if number == _READY:
-        _send(worker, job)  # not before: a process that still starts would keep the parent waiting
+        _send(worker, job)  # only now: sending to a worker that is still starting would block the parent
         worker.ready = True
     else:
-        slot = worker.slots.pop(number)
-        result, error = slots.unpack(packed, slot)
-        finished[number] = _Finished(result, error, slot)
+        buffer = worker.buffers.pop(number)
+        result, error = buffers.unpack(packed, buffer)
+        finished[number] = _Finished(result, error, buffer)
 
 
-def _died(worker: _Process) -> RebarError:
+def _worker_died(worker: _Worker) -> RebarError:
     worker.process.join(timeout=5)
     code = worker.process.exitcode
     if code is not None and code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
     else:
-        how = f"ended with exit status {code}"
-    hint = "; the machine may be out of memory: try fewer workers" if code == -signal.SIGKILL else ""
-    return RebarError(f"a worker process (pid {worker.process.pid}) {how}{hint}")
+        how = f"exited with status {code}"
+    hint = " The machine may be out of memory: use fewer workers." if code == -signal.SIGKILL else ""
+    return RebarError(
+        f"worker process {worker.process.pid}: {how}.{hint} Run the same command again.", code="worker-died"
+    )
 
 
-def _work(connection: "Connection[Any, Any]", slots: SharedSlots) -> None:
-    """What a process does: take the job, then tasks, until it is ended or its parent is gone."""
+def _run_worker(connection: "Connection[Any, Any]", buffers: SharedBuffers) -> None:
+    """Receive the job, then run it for every task, until the process is stopped or its parent dies."""
     try:
         connection.send((_READY, None))
         job = pickle.loads(connection.recv_bytes())
         while True:
-            number, task, slot = connection.recv()
+            number, task, buffer = connection.recv()
             result: Any = None
             error: Exception | None = None
             try:
@@ -271,6 +275,6 @@ def _work(connection: "Connection[Any, Any]", slots: SharedSlots) -> None:
                 error = expected
             except Exception:
                 error = RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
-            connection.send((number, slots.pack((result, error), slot)))
+            connection.send((number, buffers.pack((result, error), buffer)))
     except (EOFError, OSError):
         pass

@@ -1,11 +1,7 @@
-"""How large a file will be and how long its writing takes, from a few of its images.
-
-What became of the images of a writing: counted, and the bad ones named.
-"""
+"""The expected size and time of a .beton file before writing, and the report on its images afterwards."""
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,82 +11,67 @@ import numpy as np
 
 from rebar.beton.encode import Encoder, Outcome
 from rebar.beton.format import ALLOCATION
-from rebar.beton.pages import tables_before_pages
-from rebar.errors import RebarError
+from rebar.beton.pages import size_before_pages
 
 NUM_SAMPLED = 32
-"""Images encoded beforehand."""
+"""Images encoded for an estimate."""
+MAX_NAMES = 100
+"""Names listed per kind of irregular image. Bad images are all listed."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is to be expected of a writing."""
+    """The expected size and duration of writing a file."""
 
     num_samples: int
     num_sampled: int
-    """Images that were encoded for it."""
+    """Images that were encoded for the estimate."""
     bytes: int
     """Of the file."""
     seconds: float
     """On an otherwise idle machine."""
-    bytes_a_image: float
-    marker_share: float
-    """What restart markers add to the images' bytes, as a share of 1; 0 without."""
-    kept_quality_factor: float
-    """How many times the bytes images take because their quality is kept; 1 where it is not."""
+    bytes_per_image: float
+    marker_overhead: float
+    """Bytes added by restart markers, relative to the bytes without; 0 if there are none."""
+    keep_quality_factor: float
+    """Bytes with ``keep_quality``, relative to the bytes without; 1 if it is off."""
 
 
 def estimate(encoder: Encoder, page_size: int, num_workers: int) -> Estimate:
-    """Encode a few images, in this process; bad ones among them count as the others on average.
+    """Encode a few images in this process and extrapolate. Bad images are ignored.
 
-    Raises RebarError where one is bad and the policy is to fail.
+    Raises RebarError for a bad image if the policy is to fail.
     """
     num_samples = len(encoder.order)
-    chosen = encoder.order[np.unique(np.linspace(0, num_samples - 1, NUM_SAMPLED).astype(np.int64))]
-    encoder.encode(int(chosen[0]))  # kernels are compiled, or loaded from the disk, with the first one
+    sampled = encoder.order[np.unique(np.linspace(0, num_samples - 1, NUM_SAMPLED).astype(np.int64))]
+    encoder.encode(int(sampled[0]))  # loads or compiles the kernels
     begin = time.perf_counter()
-    sizes = _sizes(encoder, chosen)
-    seconds = (time.perf_counter() - begin) / len(chosen)
+    sizes = _encoded_sizes(encoder, sampled)
+    seconds = (time.perf_counter() - begin) / len(sampled)
     mean = float(np.mean(sizes)) if sizes else 1.0
     policy = encoder.policy
-    plain, anew = 0.0, 0.0
+    without_markers, requantized = 0.0, 0.0
     if policy.restart_markers and policy.write_mode != "raw":
-        plain = sum(_sizes(replace(encoder, policy=replace(policy, restart_markers=False)), chosen))
+        plain_encoder = replace(encoder, policy=replace(policy, restart_markers=False))
+        without_markers = sum(_encoded_sizes(plain_encoder, sampled))
     if policy.keep_quality and policy.write_mode != "raw":
-        anew = sum(_sizes(replace(encoder, policy=replace(policy, keep_quality=False)), chosen))
+        requantized = sum(_encoded_sizes(replace(encoder, policy=replace(policy, keep_quality=False)), sampled))
     return Estimate(
         num_samples=num_samples,
-        num_sampled=len(chosen),
-        bytes=tables_before_pages(num_samples, page_size)
+        num_sampled=len(sampled),
+        bytes=size_before_pages(num_samples, page_size)
         + math.ceil(num_samples / max(1.0, page_size // mean)) * page_size
         + num_samples * ALLOCATION.itemsize,
         seconds=seconds * num_samples / num_workers,
-        bytes_a_image=mean,
-        marker_share=sum(sizes) / plain - 1 if plain else 0.0,
-        kept_quality_factor=sum(sizes) / anew if anew else 1.0,
+        bytes_per_image=mean,
+        marker_overhead=sum(sizes) / without_markers - 1 if without_markers else 0.0,
+        keep_quality_factor=sum(sizes) / requantized if requantized else 1.0,
     )
 
 
-def _sizes(encoder: Encoder, indices: np.ndarray) -> list[int]:
+def _encoded_sizes(encoder: Encoder, indices: np.ndarray) -> list[int]:
     outcomes = [encoder.encode(int(index)) for index in indices]
     return [outcome.image.data.nbytes for outcome in outcomes if outcome.image is not None]
-
-
-def check_space(path: Path, needed: int) -> None:
-    """Raises RebarError where fewer than ``needed`` bytes are free for ``path``."""
-    try:
-        free = shutil.disk_usage(path.parent).free
-    except OSError as error:
-        raise RebarError(f"{path.parent}: cannot be written to: {error.strerror}") from None
-    if needed > free:
-        raise RebarError(
-            f"{path}: about {needed / 1e6:,.0f} MB are needed but only {free / 1e6:,.0f} MB are free; free "
-            "some space, write elsewhere, or store smaller images"
-        )
-
-
-LISTED = 100
-"""Names kept of each kind of odd image; of bad images all are."""
 
 
 @dataclass(frozen=True)
@@ -102,29 +83,32 @@ class WriteReport:
     bytes: int
     """Size of the file."""
     image_bytes: int
-    """What of it is images."""
+    """Bytes of all images."""
     seconds: float
     num_encoded: int
-    """Images worked on in these seconds: fewer than written where an earlier writing was gone on with."""
+    """Images processed in these seconds; fewer than in the file if the run was resumed."""
     class_counts: np.ndarray
-    """int64, the number of samples of every class."""
+    """Samples per class, int64."""
     expected: Estimate
-    """What was to be expected before it began."""
+    """The estimate before writing."""
     tally: "Tally"
 
 
 @dataclass
 class Tally:
-    """Images by what became of them; the names are in the order of writing."""
+    """Counts of images by what became of them; names are in the order of writing."""
 
     passed_through: int = 0
+    """JPEGs stored with bit-identical pixels."""
     encoded: int = 0
     repaired: list[Sequence[str]] = field(default_factory=list)
-    """Name and reason."""
+    """(name, reason)"""
     skipped: list[Sequence[str]] = field(default_factory=list)
+    """(name, reason)"""
     counts: dict[str, int] = field(default_factory=dict)
-    """Of each kind of odd image."""
+    """Kind of irregularity -> number of images."""
     names: dict[str, list[str]] = field(default_factory=dict)
+    """Kind of irregularity -> names of images."""
 
     def add(self, name: str, outcome: Outcome) -> None:
         """Count an image."""
@@ -133,27 +117,27 @@ class Tally:
             return
         if outcome.fault:
             self.repaired.append((name, outcome.fault))
-        if outcome.image.passed_through:
+        if outcome.image.lossless:
             self.passed_through += 1
         else:
             self.encoded += 1
-        for kind in outcome.image.oddities:
+        for kind in outcome.image.irregularities:
             self.counts[kind] = self.counts.get(kind, 0) + 1
             self.names.setdefault(kind, []).append(name)
-            del self.names[kind][LISTED:]
+            del self.names[kind][MAX_NAMES:]
 
-    def join(self, later: "Tally") -> None:
-        """Count what another tally counted of later images."""
+    def extend(self, later: "Tally") -> None:
+        """Add the counts of later images."""
         self.passed_through += later.passed_through
         self.encoded += later.encoded
         self.repaired += later.repaired
         self.skipped += later.skipped
         for kind, count in later.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
-            self.names[kind] = [*self.names.get(kind, []), *later.names[kind]][:LISTED]
+            self.names[kind] = [*self.names.get(kind, []), *later.names[kind]][:MAX_NAMES]
 
     def to_json(self) -> str:
-        """The whole report as text, the same for the same source and settings."""
+        """Return the report as JSON text. Equal sources and settings give equal text."""
         bad = {
             key: [{"name": name, "reason": reason} for name, reason in images]
             for key, images in (("repaired", self.repaired), ("skipped", self.skipped))
@@ -170,6 +154,6 @@ class Tally:
 
 
 def report_path(beton_path: Path | str) -> Path:
-    """Where the report on a .beton file's writing lies."""
+    """Return the path of the report on a .beton file's images."""
     path = Path(beton_path)
     return path.with_name(path.name + ".report.json")

@@ -1,8 +1,7 @@
-"""Writing a .beton file: worker processes encode the images, this process lays them into pages.
+"""Writing of .beton files: worker processes encode the images, this process lays them out in pages.
 
-The bytes of the file depend on the source, the order and the policy, not on how many processes there are, nor on how
-often the writing was broken off. The file appears under its name only when it is whole and on disk; what was written
-before that is kept beside it, and the same call goes on from there.
+The bytes of the file depend on the source, the order and the policy, but not on the number of processes or on
+interruptions. The file appears under its name once it is complete and on disk.
 """
 
 import hashlib
@@ -22,16 +21,16 @@ from tqdm import tqdm
 import rebar
 from rebar.beton.encode import Encoder, ImagePolicy, OnBadImage, Outcome
 from rebar.beton.format import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE
-from rebar.beton.partial_file import Partial, open_partial
+from rebar.beton.partial_file import PartialFile, open_partial
 from rebar.beton.sidecar import Checksums, Sidecar, sidecar_path
 from rebar.beton.source import Source
 from rebar.beton.worker_pool import map_in_processes
-from rebar.beton.write_report import Estimate, Tally, WriteReport, check_space, estimate, report_path
+from rebar.beton.write_report import Estimate, Tally, WriteReport, estimate, report_path
 from rebar.errors import RebarError
-from rebar.storage.atomic_write import atomic_write, sync_folder, write_error
+from rebar.storage.files import atomic_write, require_space, sync_folder, write_error
 
-_CHUNK_BYTES = 1 << 20  # of images that a worker hands over at once
-_MOST_IN_CHUNK = 100
+_CHUNK_BYTES = 1 << 20  # images per task of a worker, if chunk_size is 0
+_MAX_CHUNK_SIZE = 100
 
 
 def write_beton(
@@ -48,16 +47,20 @@ def write_beton(
     progress: bool = True,
     on_estimate: Callable[[Estimate], None] | None = None,
 ) -> WriteReport:
-    """Write images ``order`` of ``source``, in that order, to ``path``, with a sidecar and a report beside it.
+    """Write the images ``order`` of ``source`` to ``path``, in this order, with a sidecar and a report next to it.
 
-    ``order`` holds indices into the source; ``chunk_size`` is the number of images that a worker process takes at a
-    time, 0 for as many as make up about a megabyte; ``page_size`` is in bytes, a power of two. An existing file is
-    replaced. What an earlier call with the same arguments wrote before it was broken off is gone on with, or with
-    ``restart`` thrown away. ``on_estimate`` is called with what is to be expected, before the writing begins.
+    Args:
+        order: indices into the source, ``[n]``.
+        num_workers: processes that encode.
+        chunk_size: images per task of a worker process; 0 chooses about a megabyte.
+        page_size: bytes, a power of two.
+        restart: discard the unfinished file of an interrupted call. By default, a call with the same arguments
+            resumes it.
+        on_estimate: called with the expected size and duration before writing starts.
 
-    Raises RebarError, leaving an existing file as it was and keeping the pages written: for an image that cannot be
-    read, for one that cannot be decoded or fitted into a page where ``on_bad_image`` is ``fail``, a full disk, a worker
-    process that dies, and where what is there to go on with is of another source, policy or order.
+    An existing file is replaced. Raises RebarError if an image cannot be read, cannot be decoded or does not fit into
+    a page (unless ``on_bad_image`` is ``skip`` or ``repair``), the disk is full, a worker process dies, or the
+    unfinished file belongs to another source, policy or order. The existing file and the pages written are then kept.
     """
     path = Path(path)
     _check_arguments(source, path, order, page_size)
@@ -66,20 +69,20 @@ def write_beton(
     expected = estimate(encoder, page_size, num_workers)
     if on_estimate:
         on_estimate(expected)
-    chunk_size = chunk_size or int(np.clip(_CHUNK_BYTES // expected.bytes_a_image, 1, _MOST_IN_CHUNK))
+    chunk_size = chunk_size or int(np.clip(_CHUNK_BYTES // expected.bytes_per_image, 1, _MAX_CHUNK_SIZE))
     try:
-        with open_partial(path, _job(encoder), len(order), page_size, restart=restart) as partial:
-            tally = _tally_kept(partial, on_bad_image)
-            start = partial.kept[-1].position if partial.kept else 0
+        with open_partial(path, _describe_job(encoder), len(order), page_size, restart=restart) as partial:
+            tally = _recovered_tally(partial, on_bad_image)
+            start = partial.recovered[-1].position if partial.recovered else 0
             try:
-                check_space(path, expected.bytes - len(partial.kept) * page_size)
+                require_space(path, expected.bytes - len(partial.recovered) * page_size)
                 _write_pages(encoder, partial, tally, start, num_workers, chunk_size, progress=progress)
                 num_bytes, checksums = partial.pages.write_tables()
                 _finish(partial, encoder, num_bytes, checksums, tally)
             except OSError as error:
-                raise _with_hint(write_error(path, error), partial) from None
+                raise _add_resume_hint(write_error(path, error), partial) from None
             except RebarError as error:
-                raise _with_hint(error, partial) from None
+                raise _add_resume_hint(error, partial) from None
     except OSError as error:
         raise write_error(path, error) from None
     return WriteReport(
@@ -100,12 +103,14 @@ def _check_arguments(source: Source, path: Path, order: np.ndarray, page_size: i
         raise ValueError(f"page_size must be a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}")
     if len(order) and not 0 <= int(np.min(order)) <= int(np.max(order)) < len(source):
         raise ValueError(f"order must hold indices from 0 to {len(source) - 1}")
+    if not path.parent.is_dir():
+        raise RebarError(f"{path.parent}: no such folder. Create it first.", code="write-target-invalid")
     if len(order) == 0:
-        raise RebarError(f"{path}: there is nothing to write: no images were chosen")
+        raise RebarError(f"{path}: no images were selected. Select at least one.", code="write-no-images")
 
 
-def _job(encoder: Encoder) -> dict[str, Any]:
-    """What the file's bytes depend on, in words that a message can use."""
+def _describe_job(encoder: Encoder) -> dict[str, Any]:
+    """Return everything that the file's bytes depend on; the keys are used in error messages."""
     images = hashlib.sha256()
     for index in map(int, encoder.order):
         name, label = encoder.source.name(index), encoder.source.label(index)
@@ -121,22 +126,24 @@ def _job(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _tally_kept(partial: Partial, on_bad_image: OnBadImage) -> Tally:
-    """What earlier writings counted. Raises RebarError where bad images had been treated in another way."""
+def _recovered_tally(partial: PartialFile, on_bad_image: OnBadImage) -> Tally:
+    """Return the tally of the recovered pages. Raises RebarError if their bad images were handled differently."""
     tally = Tally()
-    for kept in partial.kept:
-        tally.join(Tally(**kept.note["tally"]))
-        if kept.note["on_bad_image"] not in (on_bad_image, "fail") and (tally.skipped or tally.repaired):
+    for record in partial.recovered:
+        tally.extend(Tally(**record.note["tally"]))
+        previous = record.note["on_bad_image"]
+        if previous not in (on_bad_image, "fail") and (tally.skipped or tally.repaired):
             raise RebarError(
-                f"{partial.path}: bad images were met before with --on-bad-image {kept.note['on_bad_image']}, so it "
-                "cannot be gone on with in another way; give that, or --restart to throw away what was written"
+                f"{partial.path}: the unfinished file contains bad images handled with --on-bad-image {previous}. Give "
+                "the same option to resume it, or add --restart to discard it.",
+                code="write-job-mismatch",
             )
     return tally
 
 
 def _write_pages(
     encoder: Encoder,
-    partial: Partial,
+    partial: PartialFile,
     tally: Tally,
     start: int,
     num_workers: int,
@@ -144,31 +151,33 @@ def _write_pages(
     *,
     progress: bool,
 ) -> None:
-    """Encode the images from position ``start`` of the order on and lay them into pages."""
+    """Encode the images from position ``start`` of the order, and write them page by page."""
     pages, source, order = partial.pages, encoder.source, encoder.order
     chunks = [(first, min(first + chunk_size, len(order))) for first in range(start, len(order), chunk_size)]
-    of_page = Tally()
+    page_tally = Tally()
     begin, bytes_before, position = time.monotonic(), pages.image_bytes, start
     with closing(_encode(encoder, chunks, num_workers)) as encoded, _bar(start, len(order), enabled=progress) as bar:
         for chunk in encoded:
             for outcome in chunk:
                 if outcome.image is not None:
                     if not pages.fits(outcome.image.data.nbytes):
-                        _end_page(partial, position, of_page, encoder.on_bad_image)
-                        tally.join(of_page)
-                        of_page = Tally()
+                        _end_page(partial, position, page_tally, encoder.on_bad_image)
+                        tally.extend(page_tally)
+                        page_tally = Tally()
                     pages.append(outcome.label, outcome.image)
-                of_page.add(source.name(int(order[position])), outcome)
+                page_tally.add(source.name(int(order[position])), outcome)
                 position += 1
             megabytes_per_second = (pages.image_bytes - bytes_before) / 1e6 / (time.monotonic() - begin)
             bar.set_postfix_str(f"{megabytes_per_second:.0f} MB/s", refresh=False)
             bar.update(len(chunk))
     if pages.num_samples == 0:
-        name, reason = of_page.skipped[0]
-        raise RebarError(f"{partial.path}: there is nothing to write, all images are bad; {name}: {reason}")
+        name, reason = page_tally.skipped[0]
+        raise RebarError(
+            f"{partial.path}: no image can be decoded; {name}: {reason}. Check the source.", code="write-no-images"
+        )
     if start < len(order):
-        _end_page(partial, position, of_page, encoder.on_bad_image)
-        tally.join(of_page)
+        _end_page(partial, position, page_tally, encoder.on_bad_image)
+        tally.extend(page_tally)
 
 
 def _encode(encoder: Encoder, chunks: list[tuple[int, int]], num_workers: int) -> Generator[list[Outcome], None, None]:
@@ -176,12 +185,12 @@ def _encode(encoder: Encoder, chunks: list[tuple[int, int]], num_workers: int) -
         yield from map_in_processes(encoder, chunks, num_workers=min(num_workers, len(chunks)))
 
 
-def _end_page(partial: Partial, position: int, of_page: Tally, on_bad_image: OnBadImage) -> None:
-    partial.record(partial.pages.write_page(), position, {"tally": asdict(of_page), "on_bad_image": on_bad_image})
+def _end_page(partial: PartialFile, position: int, page_tally: Tally, on_bad_image: OnBadImage) -> None:
+    partial.record(partial.pages.write_page(), position, {"tally": asdict(page_tally), "on_bad_image": on_bad_image})
 
 
-def _finish(partial: Partial, encoder: Encoder, num_bytes: int, checksums: Checksums, tally: Tally) -> None:
-    """Write what goes beside the file, then give all of them their names: a .beton never lacks its sidecar."""
+def _finish(partial: PartialFile, encoder: Encoder, num_bytes: int, checksums: Checksums, tally: Tally) -> None:
+    """Write report and sidecar, then rename the .beton file, so that it never exists without its sidecar."""
     policy = encoder.policy
     sidecar = Sidecar(
         num_samples=partial.pages.num_samples,
@@ -198,16 +207,18 @@ def _finish(partial: Partial, encoder: Encoder, num_bytes: int, checksums: Check
     sync_folder(partial.path.parent)
 
 
-def _with_hint(error: RebarError, partial: Partial) -> RebarError:
-    kept = partial.pages.page_checksums
-    if not kept:
+def _add_resume_hint(error: RebarError, partial: PartialFile) -> RebarError:
+    num_pages = len(partial.pages.page_checksums)
+    if not num_pages:
         return error
-    megabytes = len(kept) * partial.pages.page_size / 1e6
-    return RebarError(f"{error}. {megabytes:,.0f} MB are kept: the same command goes on from there")
+    megabytes = num_pages * partial.pages.page_size / 1e6
+    return RebarError(
+        f"{error} The {megabytes:,.0f} MB written so far are kept: the same command resumes.", code=error.code
+    )
 
 
 def _bar(start: int, total: int, *, enabled: bool) -> "tqdm[None]":
-    between = 0.5 if sys.stderr.isatty() else 30.0  # seconds; every refresh is a line of a log
+    interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds; in a log, every refresh is a line
     return tqdm(
-        total=total, initial=start, disable=not enabled, unit=" images", mininterval=between, dynamic_ncols=True
+        total=total, initial=start, disable=not enabled, unit=" images", mininterval=interval, dynamic_ncols=True
     )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rebar.beton.reader import BetonFile, Files, find_betons, open_betons
+from rebar.beton.reader import BetonFile, BetonPaths, find_betons, open_betons
 from rebar.errors import RebarError
 from rebar.loading.batches import Batch, BatchSpec, CropSpec
 from rebar.loading.crops import Cropper, Crops
@@ -175,7 +175,7 @@ class NativeBackend:
 
 
 def open_backend(
-    files: Files,
+    files: BetonPaths,
     cropper: Cropper | None,
     pipelines: Mapping[str, Any],
     custom_fields: Mapping[str, Any],
@@ -209,7 +209,7 @@ def open_backend(
     return FfcvBackend(file, pipelines, _check_subset(indices, file.num_samples), options)
 
 
-def _open_native(files: Files, spec: BatchSpec, indices: Subset, options: BackendOptions) -> NativeBackend:
+def _open_native(files: BetonPaths, spec: BatchSpec, indices: Subset, options: BackendOptions) -> NativeBackend:
     beton = open_betons(files)
     return NativeBackend(beton, spec, _check_subset(indices, beton.num_samples), options)
 

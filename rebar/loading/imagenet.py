@@ -13,7 +13,7 @@ from rebar.loading.crops import CenterCrop, RandomResizedCrop
 from rebar.loading.decode import OnError
 from rebar.loading.loader import Loader
 from rebar.loading.order import OrderOption
-from rebar.sources.dataset_cache import beton_of
+from rebar.sources.dataset_cache import resolve_beton
 from rebar.sources.folder import Split
 
 
@@ -102,7 +102,7 @@ def build_val_loader(
 
 def _resolve(dataset: str, split: Split, subset: str) -> tuple[Path, NDArray[np.int64] | None]:
     """Return the beton, written to the cache first if ``dataset`` is a source, and the samples to use (None: all)."""
-    path = beton_of(dataset, split, subset=subset)
+    path = resolve_beton(dataset, split, subset=subset)
     if subset == "full":
         return path, None
     labels = open_betons(path).labels

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.beton.reader import BetonFile, Files
+from rebar.beton.reader import BetonFile, BetonPaths
 from rebar.errors import RebarError
 from rebar.loading.backend import BackendOptions, Subset, open_backend
 from rebar.loading.crops import Cropper
@@ -62,7 +62,7 @@ class Loader:
 
     def __init__(
         self,
-        fname: Files,
+        fname: BetonPaths,
         batch_size: int,
         num_workers: int = -1,
         os_cache: bool = True,

@@ -1,4 +1,4 @@
-"""Another .beton file as the source: stored anew at another size, with restart markers, or a part of it."""
+"""A .beton file as an image source, to rewrite it at another resolution, with restart markers, or in part."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,30 +8,33 @@ from rebar.beton.reader import BetonFile
 
 
 class BetonSource:
-    """The samples of a .beton file, ours or stock FFCV's, in its order. Raises BetonError."""
+    """The samples of a .beton file in file order. Accepts files written by Rebar and by stock FFCV.
+
+    Raises BetonError if the file is missing or damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = BetonFile.open(path)
 
     @property
     def class_names(self) -> Sequence[str]:
-        """The sidecar's, else the labels' numbers."""
+        """Class names from the sidecar; without a sidecar, the label numbers as text."""
         return self._file.class_names or [str(label) for label in range(self._file.num_classes)]
 
     def __len__(self) -> int:
         return len(self._file)
 
     def label(self, index: int) -> int:
-        """The sample's label."""
+        """Return the label of a sample."""
         return int(self._file.labels[index])
 
     def read(self, index: int) -> bytes:
-        """The JPEG as stored; raw pixels as a PPM file, which has the same pixels."""
+        """Return the stored JPEG, or raw pixels as a PPM file with the same pixel values."""
         content = self._file.image_bytes(index).tobytes()
         if self._file.modes[index] == MODE_RAW:
             return b"P6 %d %d 255\n" % (self._file.widths[index], self._file.heights[index]) + content
         return content
 
     def name(self, index: int) -> str:
-        """The file, and the number of the sample."""
+        """Return the path of the file and the number of the sample."""
         return f"{self._file.path}: sample {index}"

@@ -1,14 +1,4 @@
-"""ImageNet-1k's classes under one name, whichever source they come from.
-
-Hugging Face calls them in words ("tench, Tinca tinca"), folders and archives by their synsets (n01440764). Their
-numbers are the same, so files of either can be used together once the names are.
-
-Training or validation: how folders and files are named after the two.
-
-A folder of class folders of images, the layout of ImageNet and of torchvision's ``ImageFolder``.
-
-ILSVRC's validation images as they come: in one folder, their classes in a list beside it.
-"""
+"""Folders of images: one folder per class, or ILSVRC's validation images in one folder with a list of labels."""
 
 import os
 import re
@@ -19,155 +9,155 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from rebar.errors import RebarError
-from rebar.sources.files import EXTENSIONS, LabelledFiles, is_image
+from rebar.sources.files import EXTENSIONS, LabeledFiles, index_classes, is_image
 from rebar.sources.labels import find_labels
-
-SYNSETS_FILE = Path(__file__).with_name("imagenet_1k_synsets.txt")
-_FIRST, _LAST = "tench", "toilet tissue"
-
-
-def as_synsets(names: Sequence[str]) -> list[str]:
-    """The synsets, where these are ImageNet-1k's names in words, in the order of the synsets; else the names."""
-    if len(names) == 1000 and names[0].startswith(_FIRST) and names[-1].startswith(_LAST):
-        return SYNSETS_FILE.read_text(encoding="ascii").split()
-    return list(names)
-
 
 Split = Literal["train", "val"]
 SPLIT_WORDS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid"),
 }
-IMAGENET_SUBFOLDERS = ("{split}", "ILSVRC/Data/CLS-LOC/{split}", "Data/CLS-LOC/{split}")
-"""Where below a folder a split may lie; else the folder is the split's own."""
+"""The words by which names of files and folders refer to a split."""
+SPLIT_FOLDERS = ("{split}", "ILSVRC/Data/CLS-LOC/{split}", "Data/CLS-LOC/{split}")
+"""Where a split may be below a dataset's folder. If none of these exists, the folder itself is the split."""
 
 Name = TypeVar("Name", str, Path)
 
 
-def other(split: str) -> str:
-    """The other split."""
+def other_split(split: str) -> str:
+    """Return ``train`` for ``val``, and ``val`` for ``train``."""
     return "val" if split == "train" else "train"
 
 
 def find_split(folder: Path, split: str) -> Path:
-    """The folder of a split's images: ``folder`` itself or one below it.
+    """Return the folder of a split's images: a subfolder of ``folder``, or ``folder`` itself.
 
-    Raises RebarError where ``folder`` evidently holds splits, but not this one.
+    Raises RebarError if ``folder`` contains the other split only.
     """
-    for pattern in IMAGENET_SUBFOLDERS:
+    for pattern in SPLIT_FOLDERS:
         if (found := folder / pattern.format(split=split)).is_dir():
             return found
-        there = pattern.format(split=other(split))
-        if (folder / there).is_dir():
-            raise RebarError(f"{folder}: there is {there}/ in it, but no {split}/ beside that")
+        other = pattern.format(split=other_split(split))
+        if (folder / other).is_dir():
+            raise RebarError(
+                f"{folder}: contains {other}/, but no {split}/. Complete the dataset, or give the folder of the "
+                f"{split} images.",
+                code="source-split-not-found",
+            )
     return folder
 
 
-def of_split(names: Sequence[Name], split: str, where: str) -> list[Name]:
-    """Those names that speak of the split, or all where none speaks of any.
+def filter_split(names: Sequence[Name], split: str, location: str) -> list[Name]:
+    """Return the names that mention the split, or all of them if no name mentions any split.
 
-    Raises RebarError, naming ``where`` they are, where they speak of another split only.
+    Raises RebarError, naming ``location``, if the names mention other splits only.
     """
-    ours = [name for name in names if _speaks_of(name, SPLIT_WORDS[split])]
-    if ours or not any(_speaks_of(name, (*SPLIT_WORDS[other(split)], "test")) for name in names):
-        return ours or list(names)
-    raise RebarError(f"{where}: has files of another split, such as {names[0]}, but none of {split}")
+    matching = [name for name in names if _mentions(name, SPLIT_WORDS[split])]
+    if matching or not any(_mentions(name, (*SPLIT_WORDS[other_split(split)], "test")) for name in names):
+        return matching or list(names)
+    raise RebarError(
+        f"{location}: contains files of another split, such as {names[0]}, but none of {split}. Give the files of the "
+        f"{split} split.",
+        code="source-split-not-found",
+    )
 
 
-def _speaks_of(name: str | Path, words: Sequence[str]) -> bool:
+def _mentions(name: str | Path, words: Sequence[str]) -> bool:
     text = name.name if isinstance(name, Path) else name
     return bool(set(re.split(r"[^a-z]+", text.lower())) & set(words))
 
 
-class ImageFolder(LabelledFiles):
-    """The images under ``root/<class>/``, in torchvision's order.
+class ImageFolder(LabeledFiles):
+    """The images at ``root/<class>/``, in the order of torchvision's ``ImageFolder``.
 
-    Labels number the class folders in the order of their names, which for ImageNet is the order of
-    the synsets. Images in folders below a class folder belong to the class.
+    Labels number the class folders in alphabetical order, which for ImageNet is the order of the synsets. Images in
+    subfolders of a class folder belong to the class.
 
-    Raises RebarError for a missing folder, one without class folders, and a class without images.
+    Raises RebarError if the folder is missing or has no class folders, or if a class folder contains no image.
     """
 
     def __init__(self, root: Path | str) -> None:
         root = Path(root)
         try:
-            folders, images = _split(root)
+            folders, images = _list_folder(root)
             if not folders:
-                raise RebarError(_no_classes(root, images))
+                raise _no_class_folders(root, images)
             names: list[str] = []
             counts: list[int] = []
             for folder in folders:
                 found = sorted(_walk(folder.path, ""))
-                names += [below + name for below, name in found]
+                names += [subfolder + name for subfolder, name in found]
                 counts.append(len(found))
         except OSError as error:
-            raise RebarError(f"{error.filename or root}: {_reason(error)}") from None
+            raise _unreadable(error, root) from None
         class_names = [folder.name for folder in folders]
         if 0 in counts:
-            raise RebarError(_empty_classes(root, class_names, counts))
+            raise _empty_class_folders(root, class_names, counts)
         super().__init__(root, class_names, names, np.repeat(np.arange(len(counts)), counts))
 
     def name(self, index: int) -> str:
-        """The path of the image's file."""
+        """Return the path of the image file."""
         return os.path.join(self.root, self.class_names[self.label(index)], self._names[index])
 
 
-def _split(folder: Path | str) -> tuple[list["os.DirEntry[str]"], list["os.DirEntry[str]"]]:
-    """The folders in a folder, and its images, each in the order of the names."""
-    with os.scandir(folder) as scan:
-        entries = sorted(scan, key=lambda entry: entry.name)
-    folders = [entry for entry in entries if entry.is_dir()]
-    images = [e for e in entries if is_image(e.name) and not e.is_dir()]
-    return folders, images
+def open_flat_folder(folder: Path, labels: str = "") -> LabeledFiles:
+    """Open a folder of images without class folders, ordered by class, then name.
 
-
-def _walk(folder: str, below: str) -> Iterator[tuple[str, str]]:
-    """(way from the class folder, file name) of every image; sorted, that is torchvision's order."""
-    folders, images = _split(folder)
-    for entry in images:
-        yield below, entry.name
-    for entry in folders:
-        yield from _walk(entry.path, f"{below}{entry.name}{os.sep}")
-
-
-def _reason(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such folder"
-    if isinstance(error, NotADirectoryError):
-        return "is not a folder"
-    return f"cannot be read: {error.strerror}"
-
-
-def _no_classes(root: Path, images: list["os.DirEntry[str]"]) -> str:
-    if not images:
-        return f"{root}: holds no class folders; expected {root}/<class>/<image>"
-    return (
-        f"{root}: {len(images)} images (such as {images[0].name}) lie directly in it, so their classes "
-        f"are unknown; move each into a folder of its class: {root}/<class>/<image>"
-    )
-
-
-def _empty_classes(root: Path, class_names: list[str], counts: list[int]) -> str:
-    empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
-    shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-    return (
-        f"{root}: no images in class folder {shown}; remove {'it' if len(empty) == 1 else 'them'} or "
-        f"complete the copy (images end in {' '.join(EXTENSIONS)})"
-    )
-
-
-def open_flat_folder(folder: Path, labels: str = "") -> LabelledFiles:
-    """The images in ``folder``, ordered by class and name as they would be in class folders.
-
-    ``labels`` is the list of their classes, else one near the folder is taken. Raises RebarError.
+    ``labels`` is the path of a list of labels; by default, a list near the folder is used. Raises RebarError.
     """
     names = sorted(name for name in os.listdir(folder) if is_image(name))
     if not names:
-        raise RebarError(f"{folder}: holds no images")
+        raise RebarError(f"{folder}: contains no images. Give a folder of images.", code="source-empty")
     found = find_labels(folder, labels)
-    synsets, class_names = found.of(names, str(folder)), found.class_names
-    pairs = sorted(zip(synsets, names, strict=True))
-    numbers = {synset: number for number, synset in enumerate(class_names)}
-    return LabelledFiles(
-        folder, class_names, (name for _, name in pairs), np.array([numbers[synset] for synset, _ in pairs])
+    pairs = sorted(zip(found.look_up(names, str(folder)), names, strict=True))
+    class_names = found.class_names
+    label_numbers = index_classes([synset for synset, _ in pairs], class_names)
+    return LabeledFiles(folder, class_names, (name for _, name in pairs), label_numbers)
+
+
+def _list_folder(folder: Path | str) -> tuple[list["os.DirEntry[str]"], list["os.DirEntry[str]"]]:
+    """Return the subfolders and the images of a folder, each sorted by name."""
+    with os.scandir(folder) as scan:
+        entries = sorted(scan, key=lambda entry: entry.name)
+    folders = [entry for entry in entries if entry.is_dir()]
+    images = [entry for entry in entries if is_image(entry.name) and not entry.is_dir()]
+    return folders, images
+
+
+def _walk(folder: str, subfolder: str) -> Iterator[tuple[str, str]]:
+    """Yield (subfolder of the class folder, file name) of every image. Sorting these gives torchvision's order."""
+    folders, images = _list_folder(folder)
+    for entry in images:
+        yield subfolder, entry.name
+    for entry in folders:
+        yield from _walk(entry.path, f"{subfolder}{entry.name}{os.sep}")
+
+
+def _unreadable(error: OSError, root: Path) -> RebarError:
+    path = error.filename or root
+    if isinstance(error, FileNotFoundError):
+        return RebarError(f"{path}: no such folder. Check the path.", code="source-not-found")
+    if isinstance(error, NotADirectoryError):
+        return RebarError(f"{path}: is not a folder. Give a folder of class folders.", code="source-not-found")
+    return RebarError(f"{path}: cannot be read: {error.strerror}.", code="source-unreadable")
+
+
+def _no_class_folders(root: Path, images: list["os.DirEntry[str]"]) -> RebarError:
+    if not images:
+        message = f"{root}: contains no class folders. Arrange the images as {root}/<class>/<image>."
+        return RebarError(message, code="source-empty")
+    return RebarError(
+        f"{root}: {len(images)} images (such as {images[0].name}) are not in class folders, so their classes are "
+        f"unknown. Move each into the folder of its class: {root}/<class>/<image>.",
+        code="source-without-classes",
+    )
+
+
+def _empty_class_folders(root: Path, class_names: list[str], counts: list[int]) -> RebarError:
+    empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
+    shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+    return RebarError(
+        f"{root}: no images in class folder {shown}. Remove {'it' if len(empty) == 1 else 'them'}, or complete the "
+        f"copy (extensions of images: {' '.join(EXTENSIONS)}).",
+        code="source-empty-class",
     )

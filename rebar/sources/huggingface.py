@@ -1,39 +1,39 @@
-"""Data sets of the Hugging Face hub: their Parquet files, downloaded into the hub's own cache.
+"""Datasets of the Hugging Face Hub: their Parquet files, downloaded into the Hub's own cache.
 
-``hf:imagenet-1k``, or ``hf:OWNER/NAME``, then ``:CONFIG`` and ``@REVISION`` where wanted.
+Addresses are ``hf:imagenet-1k`` or ``hf:OWNER/NAME``, optionally followed by ``:CONFIG`` and ``@REVISION``.
 """
 
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from rebar.errors import RebarError
-from rebar.sources.folder import of_split
-from rebar.sources.parquet import Parquet, count_rows
+from rebar.sources.folder import filter_split
+from rebar.sources.parquet import ParquetFiles, count_rows
 from rebar.storage.huggingface import http_status, hub_url
 
 PREFIX = "hf:"
 SHORT_NAMES = {"imagenet-1k": "ILSVRC/imagenet-1k"}
 CONVERTED = "refs/convert/parquet"
-"""The branch where the hub keeps Parquet files of data sets that are stored in another form."""
-DOWNLOADS = 4
-SPARE = 2
-"""How many times a subset's images are downloaded, so that there are enough of every class to choose from."""
+"""The branch with the Hub's Parquet conversion of datasets that are stored in another format."""
+NUM_DOWNLOADS = 4
+SUBSET_FACTOR = 2
+"""A subset of n images downloads files of at least ``SUBSET_FACTOR * n``, to have enough images of every class."""
 
 _ADDRESS = re.compile(r"(?:hf:)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class HubAddress:
-    """What ``hf:...`` means."""
+    """A parsed ``hf:`` address."""
 
     name: str
     config: str | None
@@ -41,89 +41,108 @@ class HubAddress:
 
     @staticmethod
     def parse(text: str) -> "HubAddress":
-        """Raises RebarError where the text is no such address."""
+        """Parse an address, with or without the prefix. Raises RebarError."""
         found = _ADDRESS.fullmatch(text)
         if found is None:
-            raise RebarError(f"{text}: expected hf:imagenet-1k, or hf:OWNER/NAME[:CONFIG][@REVISION]")
+            raise RebarError(
+                f"{text}: is not an address of the Hub. Give hf:imagenet-1k, or hf:OWNER/NAME[:CONFIG][@REVISION].",
+                code="hub-address-invalid",
+            )
         name = found["name"]
         return HubAddress(SHORT_NAMES.get(name, name), found["config"], found["revision"])
 
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.name}"
 
-def open_hub_dataset(text: str, split: str, at_most: int | None = None) -> Parquet:
-    """Download a split's Parquet files, or for ``at_most`` images only some of them, and open them.
 
-    What is there already is not downloaded again. Raises RebarError.
+class _File(NamedTuple):
+    path: str
+    size: int
+
+
+def open_hub_dataset(text: str, split: str, max_images: int | None = None) -> ParquetFiles:
+    """Download the Parquet files of a split and open them. Files in the Hub's cache are not downloaded again.
+
+    With ``max_images``, only as many files are downloaded as a subset of that size requires. Raises RebarError.
     """
     try:
-        import huggingface_hub  # noqa: F401  its absence is said before anything else
+        import huggingface_hub  # noqa: F401
     except ImportError:
-        raise RebarError(f"{text}: takes two packages more: pip install huggingface_hub pyarrow") from None
+        raise RebarError(
+            f"{text}: downloading from the Hub requires two packages. Run: pip install huggingface_hub pyarrow",
+            code="source-package-missing",
+        ) from None
     address = HubAddress.parse(text)
     files, revision = _list_files(address, split)
-    if at_most is not None:
-        return Parquet(_download_enough(address, revision, files, SPARE * at_most))
+    if max_images is not None:
+        return ParquetFiles(_download_rows(address, revision, files, SUBSET_FACTOR * max_images))
     _check_space(address, revision, files)
-    with ThreadPoolExecutor(DOWNLOADS) as pool:
-        return Parquet(list(pool.map(lambda file: _download(address, revision, file[0]), files)))
+    with ThreadPoolExecutor(NUM_DOWNLOADS) as pool:
+        return ParquetFiles(list(pool.map(lambda file: _download(address, revision, file.path), files)))
 
 
-def _list_files(address: HubAddress, split: str) -> tuple[list[tuple[str, int]], str | None]:
-    """(path, bytes) of the split's Parquet files, and the revision they are of."""
+def _list_files(address: HubAddress, split: str) -> tuple[list[_File], str | None]:
+    """Return the Parquet files of the split, and their revision."""
     revisions = [address.revision] if address.revision else [None, CONVERTED]
     for revision in revisions:
-        sizes = _sizes(address, revision)
-        if sizes:
-            paths = _of_config(address, sorted(sizes))
-            return [(path, sizes[path]) for path in of_split(paths, split, f"hf:{address.name}")], revision
-    raise RebarError(f"hf:{address.name}: the hub has no Parquet files of it; download it and give its folder")
+        if sizes := _list_sizes(address, revision):
+            paths = filter_split(_filter_config(address, sorted(sizes)), split, str(address))
+            return [_File(path, sizes[path]) for path in paths], revision
+    raise RebarError(
+        f"{address}: the Hub has no Parquet files of this dataset. Download it and give its folder.",
+        code="hub-no-parquet",
+    )
 
 
-def _sizes(address: HubAddress, revision: str | None) -> dict[str, int]:
+def _list_sizes(address: HubAddress, revision: str | None) -> dict[str, int]:
+    """Return path -> bytes of all Parquet files at a revision; empty if there is no converted branch."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionNotFoundError
 
-    def ask() -> dict[str, int]:
-        tree = HfApi().list_repo_tree(address.name, recursive=True, revision=revision, repo_type="dataset")
-        return {e.path: getattr(e, "size", 0) for e in tree if e.path.endswith(".parquet")}
-
     try:
-        return _explained(address, ask)
+        with _translate_errors(address):
+            tree = HfApi().list_repo_tree(address.name, recursive=True, revision=revision, repo_type="dataset")
+            return {e.path: getattr(e, "size", 0) for e in tree if e.path.endswith(".parquet")}
     except RevisionNotFoundError:
         if revision == CONVERTED:
             return {}
-        raise RebarError(f"hf:{address.name}: has no revision {revision}") from None
+        raise RebarError(
+            f"{address}: has no revision {revision}. Choose one listed on {hub_url()}/datasets/{address.name}.",
+            code="hub-not-found",
+        ) from None
 
 
-def _of_config(address: HubAddress, paths: Sequence[str]) -> list[str]:
-    """The files of the configuration: data sets with several keep each in a folder of its own."""
+def _filter_config(address: HubAddress, paths: Sequence[str]) -> list[str]:
+    """Return the files of the configuration. Datasets with several keep each in a folder of its own."""
     configs = sorted({path.split("/")[0] for path in paths if "/" in path})
     if address.config:
         if address.config not in configs:
-            raise RebarError(f"hf:{address.name}: has no configuration {address.config}, only {', '.join(configs)}")
+            raise RebarError(
+                f"{address}: has no configuration {address.config}. Choose one of {', '.join(configs)}.",
+                code="hub-config-invalid",
+            )
         return [path for path in paths if path.startswith(f"{address.config}/")]
     if len(configs) > 1:
-        for usual in ("default", "data"):
-            if usual in configs:
-                return [path for path in paths if path.startswith(f"{usual}/")]
+        for default in ("default", "data"):
+            if default in configs:
+                return [path for path in paths if path.startswith(f"{default}/")]
         raise RebarError(
-            f"hf:{address.name}: has the configurations {', '.join(configs)}; choose one: "
-            f"hf:{address.name}:{configs[0]}"
+            f"{address}: has the configurations {', '.join(configs)}. Choose one: {address}:{configs[0]}",
+            code="hub-config-invalid",
         )
     return list(paths)
 
 
-def _download_enough(
-    address: HubAddress, revision: str | None, files: Sequence[tuple[str, int]], rows: int
-) -> list[Path]:
-    """As many of the files, drawn from all by a fixed seed, as have so many rows."""
+def _download_rows(address: HubAddress, revision: str | None, files: Sequence[_File], rows: int) -> list[Path]:
+    """Download files in a fixed random order until they contain ``rows`` rows; return them in dataset order."""
     paths: list[tuple[int, Path]] = []
-    have = 0
+    num_rows = 0
     for number in np.argsort(np.random.Philox(key=0).random_raw(len(files)), kind="stable"):
         _check_space(address, revision, [files[number]])
-        path = _download(address, revision, files[number][0])
+        path = _download(address, revision, files[number].path)
         paths.append((int(number), path))
-        have += count_rows(path)
-        if have >= rows:
+        num_rows += count_rows(path)
+        if num_rows >= rows:
             break
     return [path for _, path in sorted(paths)]
 
@@ -131,27 +150,27 @@ def _download_enough(
 def _download(address: HubAddress, revision: str | None, path: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    return Path(
-        _explained(address, lambda: hf_hub_download(address.name, path, repo_type="dataset", revision=revision))
-    )
+    with _translate_errors(address):
+        return Path(hf_hub_download(address.name, path, repo_type="dataset", revision=revision))
 
 
-def _check_space(address: HubAddress, revision: str | None, files: Sequence[tuple[str, int]]) -> None:
-    """Raises RebarError where what is still to be downloaded does not fit into the hub's cache."""
+def _check_space(address: HubAddress, revision: str | None, files: Sequence[_File]) -> None:
+    """Print the size of the files to download. Raises RebarError if they do not fit into the Hub's cache."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     missing = [
-        size
-        for path, size in files
-        if not isinstance(try_to_load_from_cache(address.name, path, revision=revision, repo_type="dataset"), str)
+        file.size
+        for file in files
+        if not isinstance(try_to_load_from_cache(address.name, file.path, revision=revision, repo_type="dataset"), str)
     ]
     folder = Path(constants.HF_HUB_CACHE)
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if sum(missing) > free:
         raise RebarError(
-            f"hf:{address.name}: {sum(missing) / 1e9:,.1f} GB are to be downloaded to {folder}, but only "
-            f"{free / 1e9:,.1f} GB are free; set HF_HOME to a folder on a larger disk, or take a --subset"
+            f"{address}: the download takes {sum(missing) / 1e9:,.1f} GB, but {folder} has only {free / 1e9:,.1f} GB "
+            "free. Set HF_HOME to a folder on a larger disk, or write a --subset.",
+            code="disk-full",
         )
     if missing:
         print(
@@ -159,31 +178,37 @@ def _check_space(address: HubAddress, revision: str | None, files: Sequence[tupl
         )
 
 
-def _explained(address: HubAddress, ask: Callable[[], Result]) -> Result:
-    """The answer to a question to the hub; where it refuses or is not there, a RebarError that says what to do."""
+@contextmanager
+def _translate_errors(address: HubAddress) -> Iterator[None]:
+    """Raise the client's errors as RebarError, with the cause and the fix; RevisionNotFoundError passes through."""
     from huggingface_hub import errors
 
     try:
-        return ask()
+        yield
     except errors.RevisionNotFoundError:
         raise
     except (errors.HTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         status = http_status(error)
         if status in (401, 403) or isinstance(error, errors.GatedRepoError):
-            raise RebarError(_access(address, status)) from None
+            raise _access_denied(address, status) from None
         if status == 404:
             raise RebarError(
-                f"hf:{address.name}: the hub has no such data set; look it up on {hub_url()}/datasets"
+                f"{address}: no such dataset on the Hub. Look it up at {hub_url()}/datasets.", code="hub-not-found"
             ) from None
-        raise RebarError(f"hf:{address.name}: {hub_url()} cannot be asked for it: {error}") from None
+        raise RebarError(
+            f"{address}: request to {hub_url()} failed: {error}. Check the connection and try again.",
+            code="hub-unreachable",
+        ) from None
 
 
-def _access(address: HubAddress, status: int | None) -> str:
+def _access_denied(address: HubAddress, status: int | None) -> RebarError:
     page = f"{hub_url()}/datasets/{address.name}"
-    token = "the token in use was refused" if os.environ.get("HF_TOKEN") else "no token is set in HF_TOKEN"
-    return (
-        f"hf:{address.name}: the hub does not let you download it (HTTP {status or 403}; {token}). Four steps give "
-        f"access:\n  1. make an account: {hub_url()}/join\n  2. log in, open {page} and accept its terms\n"
-        f"  3. make a token that may read: {hub_url()}/settings/tokens\n"
-        "  4. export HF_TOKEN=hf_... and run the same command again"
+    token = "the token in HF_TOKEN was rejected" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
+    return RebarError(
+        f"{address}: access denied (HTTP {status or 403}; {token}). To get access:\n"
+        f"  1. Create an account: {hub_url()}/join\n"
+        f"  2. Log in, open {page} and accept the terms.\n"
+        f"  3. Create a token with read permission: {hub_url()}/settings/tokens\n"
+        "  4. export HF_TOKEN=hf_... and run the same command again.",
+        code="hub-access-denied",
     )

@@ -1,13 +1,14 @@
-"""Which class each of ILSVRC's validation images is of; they come in one folder, without classes.
+"""Labels of ILSVRC's unsorted validation images, and ImageNet-1k's class names.
 
-Any of these lists says so, and is known by its content:
+The validation images come in one folder. Any of these lists gives their classes; the format is detected from the
+content:
 
-- ``ILSVRC2012_validation_ground_truth.txt`` of the development kit: one ILSVRC2012_ID a line, in the order of
-  the images, with ``meta.mat`` (or a text file of synsets in the order of the IDs) to say which synset that is;
-- ``LOC_val_solution.csv`` of Kaggle: ``ILSVRC2012_val_00000001,n01751748 111 108 431 202``;
-- one synset a line, in the order of the images;
-- ``ILSVRC2012_val_00000001.JPEG n01751748``, an image and its synset a line;
-- the script ``valprep.sh``: ``mv ILSVRC2012_val_00000001.JPEG n01751748/``.
+- ``ILSVRC2012_validation_ground_truth.txt`` of the development kit: one ILSVRC2012_ID per line, in the order of the
+  images. ``meta.mat``, or a text file of synsets in the order of the IDs, maps IDs to synsets.
+- ``LOC_val_solution.csv`` of Kaggle: ``ILSVRC2012_val_00000001,n01751748 111 108 431 202``
+- one synset per line, in the order of the images
+- one image and its synset per line: ``ILSVRC2012_val_00000001.JPEG n01751748``
+- the script ``valprep.sh``: ``mv ILSVRC2012_val_00000001.JPEG n01751748/``
 """
 
 import io
@@ -30,64 +31,82 @@ LISTS = (
     "valprep.sh",
 )
 SYNSETS_BY_ID = ("meta.mat", "map_clsloc.txt", "synsets.txt")
-LEVELS_ABOVE = 4
-"""Folders above the images that are searched: in Kaggle's archive the list lies so many above."""
+PARENTS_SEARCHED = 4
+"""Parent folders searched for a list. In Kaggle's archive, the list is four levels above the images."""
+SYNSETS_FILE = Path(__file__).with_name("imagenet_1k_synsets.txt")
 
 _SYNSET = re.compile(r"n\d{8}")
 _NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
+def to_synsets(class_names: Sequence[str]) -> list[str]:
+    """Return synsets for ImageNet-1k's class names in words, in the same order; other names are returned unchanged.
+
+    Hugging Face names the classes in words ("tench, Tinca tinca"), folders and archives by synset (n01440764). Their
+    labels are the same, so files of both can be used together if the names are.
+    """
+    if len(class_names) == 1000 and class_names[0].startswith("tench") and class_names[-1].startswith("toilet tissue"):
+        return SYNSETS_FILE.read_text(encoding="ascii").split()
+    return list(class_names)
+
+
 @dataclass(frozen=True)
 class ValidationLabels:
-    """The synset of each image: by the image's name, or by its number."""
+    """The synset of each validation image, by file name or by position."""
 
     origin: str
+    """The path of the list."""
     by_stem: dict[str, str]
-    """Name of the image without its ending -> synset; empty where the list only has an order."""
+    """File name without extension -> synset. Empty if the list gives positions."""
     in_order: tuple[str, ...]
-    """The synsets in the order of the images; empty where the list has names."""
+    """The synsets in the order of the images. Empty if the list gives names."""
 
     @property
     def class_names(self) -> list[str]:
         """All synsets, sorted."""
         return sorted(set(self.by_stem.values()) | set(self.in_order))
 
-    def of(self, names: Sequence[str], where: str) -> list[str]:
-        """The synsets of images that lie at ``where``, in the order of ``names``.
+    def look_up(self, names: Sequence[str], location: str) -> list[str]:
+        """Return the synsets of the images ``names`` at ``location``, in the order of ``names``.
 
-        Warns where the list has more images than there are. Raises RebarError where an image is not in it.
+        Warns if the list has more images than ``names``. Raises RebarError if it does not contain an image.
         """
         stems = [PurePosixPath(name).name.partition(".")[0] for name in names]
-        known = self.by_stem or self._by_number(stems, where)
+        known = self.by_stem or self._by_number(stems, location)
         if missing := [name for name, stem in zip(names, stems, strict=True) if stem not in known]:
-            raise RebarError(f"{where}: {missing[0]} and {len(missing) - 1} more images are not in {self.origin}")
+            raise RebarError(
+                f"{self.origin}: does not contain {missing[0]} and {len(missing) - 1} more images of {location}. Give "
+                "a complete list with --labels FILE.",
+                code="labels-incomplete",
+            )
         if len(names) < len(known):
-            warn(f"{self.origin} has {len(known):,} images, {where} only {len(names):,}: perhaps a copy is incomplete")
+            warn(f"{self.origin} has {len(known):,} images, {location} only {len(names):,}; is the copy complete?")
         return [known[stem] for stem in stems]
 
-    def _by_number(self, stems: Sequence[str], where: str) -> dict[str, str]:
+    def _by_number(self, stems: Sequence[str], location: str) -> dict[str, str]:
         if all(_NUMBERED.fullmatch(stem) for stem in stems):
             return {f"ILSVRC2012_val_{number:08}": synset for number, synset in enumerate(self.in_order, start=1)}
         if len(stems) == len(self.in_order):
             return dict(zip(sorted(stems), self.in_order, strict=True))
         raise RebarError(
-            f"{self.origin}: has {len(self.in_order):,} lines, but {where} has {len(stems):,} images whose names "
-            "(such as ILSVRC2012_val_00000001.JPEG) do not tell their line; give a list of names with --labels FILE"
+            f"{self.origin}: has {len(self.in_order):,} lines, but {location} has {len(stems):,} images whose names do "
+            "not contain their number (as ILSVRC2012_val_00000001.JPEG does). Give a list of names with --labels FILE.",
+            code="labels-incomplete",
         )
 
 
 def find_labels(near: Path, given: str = "") -> ValidationLabels:
-    """The labels that the user gave, or those that lie near the images: beside them or in a folder above.
+    """Read the list ``given``, or else search for one in the folder of the images and its parents.
 
-    Raises RebarError where there are none, or where they cannot be read.
+    Raises RebarError if no list is found, or if it cannot be read.
     """
     if given:
         path = Path(given)
         if not path.exists():
-            raise RebarError(f"--labels {path}: no such file")
+            raise RebarError(f"--labels {path}: no such file. Check the path.", code="labels-not-found")
         return _read_devkit(path) if path.is_dir() or ".tar" in path.name else _read_list(path)
     near = near.absolute()
-    folders = [near, *near.parents[:LEVELS_ABOVE]] if near.is_dir() else list(near.parents[:LEVELS_ABOVE])
+    folders = [near, *near.parents[:PARENTS_SEARCHED]] if near.is_dir() else list(near.parents[:PARENTS_SEARCHED])
     for folder in folders:
         for name in (GROUND_TRUTH, f"data/{GROUND_TRUTH}", *LISTS):
             if (folder / name).is_file():
@@ -96,27 +115,29 @@ def find_labels(near: Path, given: str = "") -> ValidationLabels:
             if (folder / name).exists():
                 return _read_devkit(folder / name)
     raise RebarError(
-        f"{near}: its images lie without class folders, and no list of their classes is near: looked for "
-        f"{', '.join((GROUND_TRUTH, *LISTS, *DEVKITS[:1]))} there and in the folders above; download one of them, or "
-        "give --labels FILE (docs/datasets.md says what it may look like)"
+        f"{near}: the images are not in class folders, and no list of their labels was found in this folder or the "
+        f"{PARENTS_SEARCHED} above it ({', '.join((GROUND_TRUTH, *LISTS, *DEVKITS[:1]))}). Download one of these, or "
+        "give --labels FILE (formats: docs/datasets.md).",
+        code="labels-not-found",
     )
 
 
-def _read_list(path: Path) -> ValidationLabels:
-    return _parse(str(path), _read_text(path), path.parent)
+def _invalid(path: str, problem: str, fix: str = "Download it again.") -> RebarError:
+    return RebarError(f"{path}: {problem}. {fix}", code="labels-invalid")
 
 
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RebarError(f"{path}: cannot be read as a list of labels: {error}") from None
+        raise _invalid(str(path), f"cannot be read as a list of labels: {error}") from None
 
 
-def _parse(origin: str, text: str, folder: Path) -> ValidationLabels:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def _read_list(path: Path) -> ValidationLabels:
+    origin = str(path)
+    lines = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
     if lines and all(line.isdigit() for line in lines):
-        return _from_ids(origin, lines, _synsets_by_id(origin, folder))
+        return _from_ids(origin, lines, _read_synsets_by_id(origin, path.parent))
     if lines and all(_SYNSET.fullmatch(line) for line in lines):
         return ValidationLabels(origin, {}, tuple(lines))
     by_stem = {}
@@ -126,31 +147,33 @@ def _parse(origin: str, text: str, folder: Path) -> ValidationLabels:
         if synset and name.lower() != "mkdir":
             by_stem[PurePosixPath(name).name.partition(".")[0]] = synset.group()
     if not by_stem:
-        raise RebarError(
-            f"{origin}: is no list of the validation images' classes; it should have a number or a synset a line, "
-            "or an image and its synset (docs/datasets.md shows the forms)"
+        raise _invalid(
+            origin,
+            "is not a list of labels of the validation images",
+            "Each line must be an ID, a synset, or an image and its synset (formats: docs/datasets.md).",
         )
     return ValidationLabels(origin, by_stem, ())
 
 
 def _from_ids(origin: str, lines: Sequence[str], synsets: dict[int, str]) -> ValidationLabels:
     if unknown := sorted({int(line) for line in lines} - synsets.keys()):
-        raise RebarError(f"{origin}: has the ID {unknown[0]}, which the list of synsets does not have")
+        raise _invalid(origin, f"contains ID {unknown[0]}, which the list of synsets does not")
     return ValidationLabels(origin, {}, tuple(synsets[int(line)] for line in lines))
 
 
-def _synsets_by_id(origin: str, folder: Path) -> dict[int, str]:
+def _read_synsets_by_id(origin: str, folder: Path) -> dict[int, str]:
     for name in SYNSETS_BY_ID:
         if (path := folder / name).is_file():
-            return _from_meta(str(path), path.read_bytes()) if name.endswith(".mat") else _from_text(path)
+            return _parse_meta(str(path), path.read_bytes()) if name.endswith(".mat") else _parse_synsets(path)
     raise RebarError(
-        f"{origin}: numbers the classes by ILSVRC2012_ID, and nothing says which synsets these are: put meta.mat of "
-        f"the development kit beside it, or a text file {SYNSETS_BY_ID[2]} of synsets in the order of the IDs"
+        f"{origin}: contains ILSVRC2012_IDs, and no file next to it maps them to synsets. Add meta.mat of the "
+        f"development kit, or {SYNSETS_BY_ID[2]} with the synsets in the order of the IDs.",
+        code="labels-not-found",
     )
 
 
-def _from_text(path: Path) -> dict[int, str]:
-    """Lines of a synset and perhaps its ID; without IDs, they count from 1."""
+def _parse_synsets(path: Path) -> dict[int, str]:
+    """Parse lines of a synset and, optionally, its ID. Without IDs, lines are numbered from 1."""
     found = {}
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         words = line.split()
@@ -159,21 +182,23 @@ def _from_text(path: Path) -> dict[int, str]:
     return found
 
 
-def _from_meta(origin: str, content: bytes) -> dict[int, str]:
-    """The ``synsets`` of the development kit's ``meta.mat``."""
+def _parse_meta(origin: str, content: bytes) -> dict[int, str]:
+    """Return the synset of each ID in the development kit's ``meta.mat``."""
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise RebarError(f"{origin}: reading it takes SciPy: pip install scipy") from None
+        raise RebarError(
+            f"{origin}: reading it requires SciPy. Run: pip install scipy", code="source-package-missing"
+        ) from None
     try:
         synsets = loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
         return {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in synsets}
-    except Exception as error:  # whatever SciPy raises for a damaged file
-        raise RebarError(f"{origin}: is not the development kit's meta.mat ({error}); download it again") from None
+    except Exception as error:  # SciPy raises many exception classes for damaged files
+        raise _invalid(origin, f"is not the development kit's meta.mat ({error})") from None
 
 
 def _read_devkit(path: Path) -> ValidationLabels:
-    """The labels in a development kit: its folder, or the archive as downloaded."""
+    """Read the labels of a development kit, given as a folder or as the downloaded archive."""
     if path.is_dir():
         data = path / "data" if (path / "data").is_dir() else path
         return _read_list(data / GROUND_TRUTH)
@@ -186,8 +211,8 @@ def _read_devkit(path: Path) -> ValidationLabels:
                 assert extracted is not None
                 contents[name] = extracted.read()
     except KeyError as error:
-        raise RebarError(f"{path}: is not ILSVRC2012's development kit: it has no {error.args[0]}") from None
+        raise _invalid(str(path), f"is not ILSVRC2012's development kit: it contains no {error.args[0]}") from None
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise RebarError(f"{path}: cannot be read ({error}); download it again") from None
+        raise _invalid(str(path), f"cannot be read ({error})") from None
     lines = contents[GROUND_TRUTH].decode("ascii", "replace").split()
-    return _from_ids(str(path), lines, _from_meta(f"{path}:meta.mat", contents["meta.mat"]))
+    return _from_ids(str(path), lines, _parse_meta(f"{path}:meta.mat", contents["meta.mat"]))

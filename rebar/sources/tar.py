@@ -1,7 +1,4 @@
-"""Where the members of a tar lie in it, so that they are read without unpacking.
-
-Images in a tar that is not unpacked: ILSVRC's own archives, or a packed folder of class folders.
-"""
+"""Images in a tar, read without unpacking: ILSVRC's original archives, or a packed folder of class folders."""
 
 import os
 import tarfile
@@ -12,24 +9,26 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from rebar.errors import RebarError
-from rebar.sources.files import ByteRanges, Range, is_image
+from rebar.sources.files import ByteRange, ByteRanges, index_classes, is_image
 from rebar.sources.folder import SPLIT_WORDS
 from rebar.sources.labels import find_labels
 
-BLOCK = 512
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+NUM_THREADS = 16
+"""Threads that list inner tars concurrently; the work is limited by disk latency, not by the CPU."""
+_BLOCK_SIZE = 512  # bytes; two zero blocks end a tar
 
 
 class Member(NamedTuple):
-    """A regular file of a tar: ``size`` bytes from ``offset`` of the whole file on."""
+    """A regular file in a tar: ``size`` bytes from byte ``offset`` of the tar file."""
 
     name: str
     offset: int
     size: int
 
 
-class _Slice:
-    """A part of a file, as the file object that ``tarfile`` wants. Threads may have one each."""
+class _FileRange:
+    """A byte range of an open file as a read-only file object for ``tarfile``. Several threads may share the file."""
 
     def __init__(self, descriptor: int, start: int, size: int) -> None:
         self._descriptor, self._start, self._size = descriptor, start, size
@@ -44,125 +43,134 @@ class _Slice:
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self._position)
-        wanted = left if size < 0 else min(size, left)
-        content = os.pread(self._descriptor, wanted, self._start + self._position)
+        remaining = max(0, self._size - self._position)
+        count = remaining if size < 0 else min(size, remaining)
+        content = os.pread(self._descriptor, count, self._start + self._position)
         self._position += len(content)
         return content
 
 
 def list_members(path: Path, within: Member | None = None) -> Iterator[Member]:
-    """The regular files of a tar, in its order; ``within``: of a tar that is itself a member of it.
+    """Yield the regular files of a tar, in tar order; with ``within``, those of a tar that is a member of it.
 
-    Folders, links, and the files that macOS adds (``._name``) are left out. Raises RebarError for a file that
-    cannot be read, is no tar, or is cut short.
+    Folders, links, and macOS metadata files (``._name``) are skipped. Raises RebarError if the file cannot be read,
+    is not a tar, or is truncated.
     """
     name = f"{path}:{within.name}" if within else str(path)
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise RebarError(f"{path}: cannot be read: {error.strerror}") from None
+        raise RebarError(f"{path}: cannot be read: {error.strerror}.", code="source-unreadable") from None
     try:
         start, size = (within.offset, within.size) if within else (0, os.fstat(descriptor).st_size)
-        view = _Slice(descriptor, start, size)
+        view = _FileRange(descriptor, start, size)
         with tarfile.open(fileobj=view, mode="r:") as tar:  # type: ignore[call-overload]
             while (entry := tar.next()) is not None:
                 if entry.isreg() and not os.path.basename(entry.name).startswith("._"):
                     yield Member(entry.name.removeprefix("./"), start + entry.offset_data, entry.size)
-                tar.members.clear()  # else it keeps all of them
+                tar.members.clear()  # tarfile keeps all members in memory otherwise
             view.seek(tar.offset)
-            if view.read(BLOCK) != bytes(BLOCK):
-                raise tarfile.ReadError("it has no end")
+            if view.read(_BLOCK_SIZE) != bytes(_BLOCK_SIZE):
+                raise tarfile.ReadError("the end-of-archive marker is missing")
     except (tarfile.TarError, ValueError, OSError) as error:
-        raise RebarError(f"{name}: is no tar, or is cut short ({error}); download or copy it again") from None
+        raise RebarError(
+            f"{name}: is not a tar, or is truncated ({error}). Download or copy it again.", code="tar-invalid"
+        ) from None
     finally:
         os.close(descriptor)
 
 
-def refuse_compressed(path: Path) -> None:
-    """Raises RebarError for a compressed tar, of which no part can be read without all before it."""
+def check_uncompressed(path: Path) -> None:
+    """Raise RebarError for a compressed tar: its members cannot be read at random."""
     if path.name.lower().endswith((*COMPRESSED, ".zip")):
         raise RebarError(
-            f"{path}: is compressed, so that no image can be read alone; unpack it and give the folder, or "
-            "uncompress it to a .tar (gunzip, unxz, zstd -d)"
+            f"{path}: is compressed, so its images cannot be read at random. Unpack it and give the folder, or "
+            "decompress it to a .tar (gunzip, unxz, zstd -d).",
+            code="tar-compressed",
         )
 
 
-THREADS = 16
-"""That look into inner tars at a time: it is the disk that they wait for."""
-
-
 def ilsvrc_archive(folder: Path, split: str) -> Path:
-    """Where the original archive of a split lies in a folder of downloads."""
+    """Return the path of a split's original archive in a folder of downloads."""
     return folder / f"ILSVRC2012_img_{split}.tar"
 
 
 def open_tar(path: Path, split: str, labels: str = "") -> ByteRanges:
-    """The images of a tar of tars, one a class; of a tar of class folders; or of flat validation images.
+    """Open a tar that contains one tar per class, class folders, or ILSVRC's validation images in one folder.
 
-    They are in the order of classes and names, as in a folder of class folders. ``labels`` is the list of the
-    classes of flat images. Raises RebarError.
+    Images are ordered by class, then name, as in :class:`~rebar.sources.folder.ImageFolder`. ``labels`` is the path
+    of a list of labels for images without class folders. Raises RebarError.
     """
-    refuse_compressed(path)
+    check_uncompressed(path)
     members = list(list_members(path))
-    if any(is_image(member.name) for member in members):
-        images = [member for member in members if is_image(member.name)]
+    if images := [member for member in members if is_image(member.name)]:
         if _is_flat(images):
-            return _flat(path, images, labels)
-        return _by_class(path, _class_folders(path, images, split))
-    inner = [member for member in members if member.name.endswith(".tar")]
-    if not inner:
-        raise RebarError(f"{path}: holds no images, and no tars of images, among its {len(members):,} files")
-    with ThreadPoolExecutor(THREADS) as pool:
-        contents = list(pool.map(lambda member: list(list_members(path, member)), inner))
-    found = []
-    for outer, within in zip(inner, contents, strict=True):
-        name = PurePosixPath(outer.name).stem
-        images = [member for member in within if is_image(member.name)]
+            found = find_labels(path, labels)
+            synsets = found.look_up([member.name for member in images], str(path))
+            return _sort_by_class(path, list(zip(synsets, images, strict=True)), found.class_names)
+        return _sort_by_class(path, _split_by_class(path, images, split))
+    inner_tars = [member for member in members if member.name.endswith(".tar")]
+    if not inner_tars:
+        raise RebarError(
+            f"{path}: none of its {len(members):,} files is an image or a tar. Give a tar of images.",
+            code="source-empty",
+        )
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        contents = list(pool.map(lambda member: list(list_members(path, member)), inner_tars))
+    classes = []
+    for inner, files in zip(inner_tars, contents, strict=True):
+        class_name = PurePosixPath(inner.name).stem
+        images = [member for member in files if is_image(member.name)]
         if not images:
-            raise RebarError(f"{path}:{outer.name}: holds no images; download the archive again")
-        found += [(name, member._replace(name=f"{outer.name}/{member.name}")) for member in images]
-    return _by_class(path, found)
+            raise RebarError(
+                f"{path}:{inner.name}: contains no images. Download the archive again.", code="source-empty-class"
+            )
+        classes += [(class_name, member._replace(name=f"{inner.name}/{member.name}")) for member in images]
+    return _sort_by_class(path, classes)
 
 
 def _is_flat(images: Sequence[Member]) -> bool:
-    """Whether all lie in one folder, which is that of ILSVRC's validation images."""
+    """Return whether all images are in one folder that is not a class folder."""
     folders = {os.path.dirname(member.name) for member in images}
     return len(folders) == 1 and (folders == {""} or PurePosixPath(images[0].name).name.startswith("ILSVRC2012_val_"))
 
 
-def _flat(path: Path, images: Sequence[Member], labels: str) -> ByteRanges:
-    found = find_labels(path, labels)
-    synsets = found.of([member.name for member in images], str(path))
-    return _by_class(path, list(zip(synsets, images, strict=True)), found.class_names)
+def _split_by_class(path: Path, images: Sequence[Member], split: str) -> list[tuple[str, Member]]:
+    """Return (class name, image) for the images of the split.
 
-
-def _class_folders(path: Path, images: Sequence[Member], split: str) -> list[tuple[str, Member]]:
-    """(class, image): the folder below the split's, else the folder the image lies in."""
-    found: dict[str, list[tuple[str, Member]]] = {"train": [], "val": [], "": []}
+    The class is the folder below the split's folder, or the folder of the image if the tar has no folder per split.
+    """
+    by_split: dict[str, list[tuple[str, Member]]] = {"train": [], "val": [], "": []}
     for member in images:
         folders = PurePosixPath(member.name).parts[:-1]
         for name, spellings in SPLIT_WORDS.items():
-            place = next((i for i, folder in enumerate(folders[:-1]) if folder in spellings), None)
-            if place is not None:
-                found[name].append((folders[place + 1], member))
+            depth = next((i for i, folder in enumerate(folders[:-1]) if folder in spellings), None)
+            if depth is not None:
+                by_split[name].append((folders[depth + 1], member))
                 break
         else:
-            found[""].append((folders[-1] if folders else "", member))
-    if found["train"] or found["val"]:
-        if not found[split]:
-            raise RebarError(f"{path}: has no folder {split}/ among its folders, only the other split's")
-        return found[split]
-    return found[""]
+            by_split[""].append((folders[-1] if folders else "", member))
+    if by_split["train"] or by_split["val"]:
+        if not by_split[split]:
+            raise RebarError(
+                f"{path}: contains the folder of the other split, but no {split}/. Give the tar of the {split} split.",
+                code="source-split-not-found",
+            )
+        return by_split[split]
+    return by_split[""]
 
 
-def _by_class(path: Path, images: Iterable[tuple[str, Member]], class_names: Sequence[str] | None = None) -> ByteRanges:
-    """The images sorted by class and name, the classes by name."""
+def _sort_by_class(
+    path: Path, images: Iterable[tuple[str, Member]], class_names: Sequence[str] | None = None
+) -> ByteRanges:
+    """Return a source of the images, sorted by class, then name; classes are sorted by name unless given."""
     images = sorted(images)
     names = class_names or sorted({name for name, _ in images})
-    numbers = {name: number for number, name in enumerate(names)}
-    twice = [name for name, count in Counter(member.name for _, member in images).items() if count > 1]
-    if twice:
-        raise RebarError(f"{path}: holds {twice[0]} twice, and {len(twice) - 1} more; pack it again")
-    ranges = (Range(0, *member) for _, member in images)
-    return ByteRanges.of([path], names, ranges, [numbers[name] for name, _ in images])
+    duplicates = [name for name, count in Counter(member.name for _, member in images).items() if count > 1]
+    if duplicates:
+        raise RebarError(
+            f"{path}: contains {duplicates[0]} twice, and {len(duplicates) - 1} more duplicates. Pack it again.",
+            code="tar-invalid",
+        )
+    ranges = (ByteRange(0, *member) for _, member in images)
+    return ByteRanges.from_ranges([path], names, ranges, index_classes([name for name, _ in images], names))

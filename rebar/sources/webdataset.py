@@ -1,6 +1,6 @@
-"""WebDataset shards: tars of samples, whose files have the same name up to the first dot.
+"""WebDataset shards: tars in which the files of a sample share their name up to the first dot.
 
-A sample's image is ``key.jpg`` (or another image's ending), its class ``key.cls`` or within ``key.json``.
+The image is ``key.jpg`` (or another image extension). The class is in ``key.cls``, or a field of ``key.json``.
 """
 
 import json
@@ -11,17 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rebar.errors import RebarError
-from rebar.sources.files import ByteRanges, Range, is_image
-from rebar.sources.tar import Member, list_members, refuse_compressed
+from rebar.sources.files import ByteRange, ByteRanges, index_classes, is_image
+from rebar.sources.tar import NUM_THREADS, Member, check_uncompressed, list_members
 
-THREADS = 16
 JSON_KEYS = ("cls", "label", "class", "class_id", "class_name", "synset")
 CLASS_NAME_FILES = ("classes.txt", "class_names.txt", "synsets.txt", "LOC_synset_mapping.txt")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_FILES_INSPECTED = 21  # at the start of a tar, to find out whether it is a shard
 
 
 def expand_shards(pattern: str) -> list[Path]:
-    """The files that ``shard-{000..146}.tar``, ``shard-*.tar`` or a plain path means, in order."""
+    """Return the paths of a pattern such as ``shard-{000..146}.tar`` or ``shard-*.tar``, in order."""
     if found := _BRACES.search(pattern):
         first, last = found.groups()
         numbers = range(int(first), int(last) + 1)
@@ -31,63 +31,71 @@ def expand_shards(pattern: str) -> list[Path]:
     return sorted(path.parent.glob(path.name)) if "*" in path.name or "?" in path.name else [path]
 
 
-def has_samples(path: Path) -> bool:
-    """Whether a tar begins with a WebDataset sample: an image or its label, under one name."""
-    endings: dict[str, set[str]] = {}
-    for number, member in enumerate(list_members(path)):
-        key, ending = _split_name(member.name)
-        found = endings.setdefault(key, set())
-        found.add(ending)
+def is_shard(path: Path) -> bool:
+    """Return whether a tar starts with a WebDataset sample: an image and its label under the same key."""
+    extensions: dict[str, set[str]] = {}
+    for member, _ in zip(list_members(path), range(_FILES_INSPECTED), strict=False):
+        key, extension = _split_key(member.name)
+        found = extensions.setdefault(key, set())
+        found.add(extension)
         if found & {"cls", "json"} and any(is_image(f".{e}") for e in found):
             return True
-        if number == 20:
-            break
     return False
 
 
 def open_webdataset(shards: Sequence[Path]) -> ByteRanges:
-    """The images of the shards, in their order. Raises RebarError."""
+    """Open the samples of the shards, in order. Raises RebarError."""
     for path in shards:
-        refuse_compressed(path)
-    with ThreadPoolExecutor(THREADS) as pool:
-        contents = list(pool.map(_samples, shards))
-    ranges = [Range(n, *image) for n, samples in enumerate(contents) for image, _ in samples]
-    found = [label for samples in contents for _, label in samples]
-    if not found:
-        raise RebarError(f"{shards[0]}: holds no samples with an image and a .cls or .json")
-    if all(isinstance(label, str) for label in found):
-        names = sorted({str(label) for label in found})
-        numbers = {name: number for number, name in enumerate(names)}
-        return ByteRanges.of(shards, names, ranges, [numbers[str(label)] for label in found])
-    if any(isinstance(label, str) for label in found):
-        raise RebarError(f"{shards[0].parent}: some samples have a number as their class, some a name")
-    labels = [int(label) for label in found]
-    return ByteRanges.of(shards, _class_names(shards[0].parent, max(labels) + 1), ranges, labels)
+        check_uncompressed(path)
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        contents = list(pool.map(_read_samples, shards))
+    ranges = [ByteRange(number, *image) for number, samples in enumerate(contents) for image, _ in samples]
+    labels = [label for samples in contents for _, label in samples]
+    if not labels:
+        raise RebarError(
+            f"{shards[0]}: contains no sample with an image and a .cls or .json file. Give shards of labeled images.",
+            code="source-empty",
+        )
+    names = [label for label in labels if isinstance(label, str)]
+    if len(names) == len(labels):
+        class_names = sorted(set(names))
+        return ByteRanges.from_ranges(shards, class_names, ranges, index_classes(names, class_names))
+    if names:
+        raise RebarError(
+            f"{shards[0].parent}: some samples have a number as their class, others a name. Use one form in all "
+            "shards.",
+            code="webdataset-label-invalid",
+        )
+    numbers = [int(label) for label in labels]
+    return ByteRanges.from_ranges(shards, _read_class_names(shards[0].parent, max(numbers) + 1), ranges, numbers)
 
 
-def _split_name(name: str) -> tuple[str, str]:
+def _split_key(name: str) -> tuple[str, str]:
     folder, base = os.path.split(name)
-    key, _, ending = base.partition(".")
-    return os.path.join(folder, key), ending.lower()
+    key, _, extension = base.partition(".")
+    return os.path.join(folder, key), extension.lower()
 
 
-def _samples(path: Path) -> list[tuple[Member, int | str]]:
-    """(image, class) of every sample in a shard."""
-    files: dict[str, dict[str, Member]] = {}
+def _read_samples(path: Path) -> list[tuple[Member, int | str]]:
+    """Return (image, class) of every sample in a shard; files without an image are skipped."""
+    samples: dict[str, dict[str, Member]] = {}
     for member in list_members(path):
-        key, ending = _split_name(member.name)
-        files.setdefault(key, {})[ending] = member
+        key, extension = _split_key(member.name)
+        samples.setdefault(key, {})[extension] = member
     found = []
     with path.open("rb") as file:
-        for key, parts in files.items():
-            image = next((member for ending, member in parts.items() if is_image(f".{ending}")), None)
+        for key, files in samples.items():
+            image = next((member for extension, member in files.items() if is_image(f".{extension}")), None)
             if image is None:
                 continue
-            told = parts.get("cls") or parts.get("json")
-            if told is None:
-                raise RebarError(f"{path}:{image.name}: has neither {key}.cls nor {key}.json to tell its class")
-            content = os.pread(file.fileno(), told.size, told.offset)
-            found.append((image, _parse_label(f"{path}:{told.name}", content, is_json="cls" not in parts)))
+            label = files.get("cls") or files.get("json")
+            if label is None:
+                raise RebarError(
+                    f"{path}:{image.name}: its class is missing. Add {key}.cls or {key}.json to the shard.",
+                    code="webdataset-label-invalid",
+                )
+            content = os.pread(file.fileno(), label.size, label.offset)
+            found.append((image, _parse_label(f"{path}:{label.name}", content, is_json="cls" not in files)))
     return found
 
 
@@ -100,18 +108,27 @@ def _parse_label(name: str, content: bytes, *, is_json: bool) -> int | str:
         text = str(value)
         label = int(text) if text.removeprefix("-").isdigit() else text
     except (ValueError, StopIteration, TypeError):
-        raise RebarError(f"{name}: does not tell a class (JSON may have it as {', '.join(JSON_KEYS)})") from None
+        raise RebarError(
+            f"{name}: does not contain a class. Store a number or a name; in JSON, as {', '.join(JSON_KEYS)}.",
+            code="webdataset-label-invalid",
+        ) from None
     if label == "" or (isinstance(label, int) and label < 0):
-        raise RebarError(f"{name}: {text!r} is no class")
+        raise RebarError(
+            f"{name}: {text!r} is not a class. Store a number from 0, or a name.", code="webdataset-label-invalid"
+        )
     return label
 
 
-def _class_names(folder: Path, at_least: int) -> list[str]:
-    """The first word of every line of a file of class names beside the shards, else the numbers themselves."""
+def _read_class_names(folder: Path, num_classes: int) -> list[str]:
+    """Return the first word of each line of a file of class names next to the shards, or else the numbers as text."""
     for name in CLASS_NAME_FILES:
         if (path := folder / name).is_file():
             names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-            if len(names) < at_least:
-                raise RebarError(f"{path}: names {len(names)} classes, but the shards have label {at_least - 1}")
+            if len(names) < num_classes:
+                raise RebarError(
+                    f"{path}: contains {len(names)} class names, but the shards use label {num_classes - 1}. Complete "
+                    "or remove it.",
+                    code="webdataset-label-invalid",
+                )
             return names
-    return [str(number) for number in range(at_least)]
+    return [str(number) for number in range(num_classes)]

@@ -1,38 +1,46 @@
-"""Files that one process at a time works on."""
+"""Exclusive locks between processes, built on the ``filelock`` library."""
 
-import fcntl
-import os
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from rebar.errors import RebarError
+from rebar.storage.files import write_error
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def file_lock(path: Path, refusal: str) -> Iterator[IO[bytes]]:
-    """Open a file to read and write, made where it is missing, and hold it against other processes.
+def file_lock(path: Path, refusal: str, *, timeout: float = 0, required: bool = False) -> Iterator[None]:
+    """Lock the file ``path`` for the duration of the block, and remove it afterwards.
 
-    Raises RebarError with the message ``refusal`` where another process holds it. Where the file system knows no locks,
-    nothing is held.
+    ``path`` is a file of its own, such as ``.train.beton.lock``, never the file that is protected. The operating
+    system releases the lock when the process ends, however it ends. ``timeout``: seconds to wait for another process;
+    negative: wait indefinitely. On file systems without locks, the block runs unlocked unless the lock is ``required``.
+
+    Raises RebarError: ``file-locked`` with the message ``refusal`` if another process holds the lock,
+    ``file-not-writable`` if the lock file cannot be created, ``file-locks-unsupported`` if a required lock is not
+    supported by the file system.
     """
-    while True:
-        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RebarError(refusal) from None
-            except OSError:
-                pass
-            if _is_still(path, file):
-                yield file
-                return
-        # the one who held it has just finished, and removed it
-
-
-def _is_still(path: Path, file: IO[bytes]) -> bool:
+    lock = FileLock(path, timeout=timeout)
     try:
-        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
+        lock.acquire()
+    except Timeout:
+        raise RebarError(refusal, code="file-locked") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise write_error(path, error) from None
+        if required:
+            raise RebarError(
+                f"{path}: this file system does not support file locks ({error.strerror}). Use another file system.",
+                code="file-locks-unsupported",
+            ) from None
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            path.unlink(missing_ok=True)  # before the release: filelock discards a lock on a removed file
+            lock.release()

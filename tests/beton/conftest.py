@@ -1,4 +1,4 @@
-"""A small folder of class folders, of images with the textures that photographs have."""
+"""A small folder of class folders with photograph-like images, and .beton files written from it."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from rebar.sources import ImageFolder
 
 
 def synthetic_photograph(number: int, height: int, width: int) -> np.ndarray:
-    """A uint8 RGB image of shape (height, width, 3): gradients, edges, noise; its own for each number."""
+    """Return an RGB image, uint8 ``[height, width, 3]``, with gradients, edges and noise, different for each number."""
     rng = np.random.default_rng(number)
     y, x = np.mgrid[:height, :width]
     planes = [127 + 90 * np.sin(x / (9 + 3 * c + number % 7)) * np.cos(y / (11 + number % 5)) for c in range(3)]
@@ -24,7 +24,7 @@ def synthetic_photograph(number: int, height: int, width: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def image_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of eight JPEGs of many sizes, some larger than 200 pixels."""
+    """Three classes with eight JPEGs each, of many sizes, some larger than 200 pixels."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for number in range(24):
@@ -38,7 +38,7 @@ def image_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def beton(image_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> BetonFile:
-    """``image_tree`` as a .beton file, JPEG, longer side at most 200 pixels, in a shuffled order."""
+    """``image_tree`` as a .beton file of JPEGs, longer side at most 200 pixels, shuffled."""
     source = ImageFolder(image_tree)
     path = tmp_path_factory.mktemp("beton") / "train.beton"
     order = np.random.default_rng(1).permutation(len(source))
@@ -49,17 +49,17 @@ def beton(image_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> BetonFi
 
 @pytest.fixture
 def copied(beton: BetonFile, tmp_path: Path) -> Path:
-    """A copy of ``beton`` and its sidecar, to be damaged."""
+    """A copy of ``beton`` and its sidecar, for tests that damage it."""
     path = tmp_path / "copy.beton"
     shutil.copy(beton.path, path)
     shutil.copy(sidecar_path(beton.path), sidecar_path(path))
     return path
 
 
-def flip_byte(path: Path, place: int) -> None:
-    """Change one bit of a file."""
+def flip_bit(path: Path, offset: int) -> None:
+    """Flip one bit of a file."""
     with path.open("r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         byte = file.read(1)[0]
-        file.seek(place)
+        file.seek(offset)
         file.write(bytes([byte ^ 1]))

@@ -1,9 +1,8 @@
-"""Images of every odd and bad kind, made for real, through the command line."""
+"""Irregular and bad image files of every kind, written by write_dataset.py."""
 
 import contextlib
 import io
 import json
-import re
 import subprocess
 import sys
 import zlib
@@ -19,11 +18,13 @@ from PIL import Image
 
 from rebar.beton import BetonFile
 from rebar.beton.write_report import report_path
+from rebar.errors import RebarError
 from tests.conftest import REPOSITORY
 from tests.jpeg.images import encode, photograph
+from write_dataset import main
 
 IMAGE = photograph(60, 80)
-SEVEN = encode(photograph(90, 120), quality=85)
+PLAIN = encode(photograph(90, 120), quality=85)
 
 
 def saved(kind: str, mode: str = "RGB", **options: Any) -> bytes:
@@ -32,7 +33,7 @@ def saved(kind: str, mode: str = "RGB", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def turned() -> bytes:
+def rotated() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     return saved("JPEG", exif=exif.tobytes(), quality=80)
@@ -45,22 +46,22 @@ def sixteen_bits() -> bytes:
 
 
 def arithmetic() -> bytes:
-    """A frame whose marker says arithmetic coding: what neither decoder takes."""
-    return bytes(SEVEN).replace(b"\xff\xc0", b"\xff\xcb", 1)
+    """Return a JPEG whose frame marker indicates arithmetic coding, which neither decoder supports."""
+    return bytes(PLAIN).replace(b"\xff\xc0", b"\xff\xcb", 1)
 
 
 def twelve_bits() -> bytes:
-    content = bytearray(bytes(SEVEN).replace(b"\xff\xc0", b"\xff\xc1", 1))
+    content = bytearray(bytes(PLAIN).replace(b"\xff\xc0", b"\xff\xc1", 1))
     content[content.index(b"\xff\xc1") + 4] = 12
     return bytes(content)
 
 
-GOOD: dict[str, tuple[bytes, tuple[int, int], str | None]] = {  # file -> content, stored width and height, kind
+GOOD: dict[str, tuple[bytes, tuple[int, int], str | None]] = {  # name -> content, stored width and height, kind
     "plain.JPEG": (saved("JPEG", quality=80), (80, 60), None),
     "gray.JPEG": (saved("JPEG", "L", quality=80), (80, 60), "grayscale"),
     "cmyk.JPEG": (saved("JPEG", "CMYK"), (80, 60), "CMYK"),
     "progressive.JPEG": (saved("JPEG", progressive=True, quality=80), (80, 60), "progressive"),
-    "turned.JPEG": (turned(), (60, 80), "turned upright"),
+    "rotated.JPEG": (rotated(), (60, 80), "turned upright"),
     "png.JPEG": (saved("PNG"), (80, 60), "PNG named .JPEG"),
     "bmp.JPEG": (saved("BMP"), (80, 60), "BMP named .JPEG"),
     "webp.JPEG": (saved("WEBP", lossless=True), (80, 60), "WEBP named .JPEG"),
@@ -68,16 +69,16 @@ GOOD: dict[str, tuple[bytes, tuple[int, int], str | None]] = {  # file -> conten
     "deep.png": (sixteen_bits(), (80, 60), "16 bits"),
     "alpha.png": (saved("PNG", "RGBA"), (80, 60), "transparency"),
     "dot.JPEG": (bytes(encode(photograph(1, 1))), (1, 1), None),
-    "rest.JPEG": (saved("JPEG", quality=80) + b"more bytes behind the end", (80, 60), None),
+    "trailing.JPEG": (saved("JPEG", quality=80) + b"more bytes after the end", (80, 60), None),
 }
 BAD: dict[str, tuple[bytes, str]] = {
     "empty.JPEG": (b"", "is empty"),
-    "text.JPEG": (b"<html>404</html>", "no kind of image"),
-    "header.JPEG": (bytes(SEVEN[:100]), "cannot be decoded"),
+    "text.JPEG": (b"<html>404</html>", "does not recognize its format"),
+    "header.JPEG": (bytes(PLAIN[:100]), "cannot be decoded"),
     "arithmetic.JPEG": (arithmetic(), "cannot be decoded"),
     "twelve.JPEG": (twelve_bits(), "cannot be decoded"),
 }
-CUT = bytes(SEVEN[: SEVEN.size * 2 // 3])
+TRUNCATED = bytes(PLAIN[: PLAIN.size * 2 // 3])
 
 
 def write_tree(root: Path, files: dict[str, bytes]) -> Path:
@@ -87,80 +88,88 @@ def write_tree(root: Path, files: dict[str, bytes]) -> Path:
     return root / "tree"
 
 
-def run(tree: Path, target: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    given = ["--split", "val", "--data-dir", str(tree), "--write-path", str(target), "--num-workers", "1", *words]
-    command = [sys.executable, str(REPOSITORY / "write_dataset.py"), *given]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def arguments(tree: Path, target: Path, *options: str) -> list[str]:
+    return ["--split", "val", "--data-dir", str(tree), "--write-path", str(target), "--num-workers", "1", *options]
 
 
-def as_pillow(content: bytes) -> np.ndarray:
+def error_of(tree: Path, target: Path, *options: str) -> RebarError:
+    with pytest.raises(RebarError) as raised:
+        main(arguments(tree, target, *options))
+    assert not target.exists()
+    return raised.value
+
+
+def decode_with_pillow(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as image:
         return np.array(image.convert("RGB"))
 
 
-def test_every_odd_kind_comes_out_right(tmp_path: Path) -> None:
+def test_irregular_images_are_stored_correctly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree, target = write_tree(tmp_path, {name: made[0] for name, made in GOOD.items()}), tmp_path / "val.beton"
-    done = run(tree, target, "--jpeg-quality", "95")
-    assert done.returncode == 0, done.stderr
+    main(arguments(tree, target, "--jpeg-quality", "95"))
+    printed = capsys.readouterr().out
     file, report = BetonFile.open(target), json.loads(report_path(target).read_text())
     for index, name in enumerate(sorted(GOOD)):
         content, size, kind = GOOD[name]
         assert (file.widths[index], file.heights[index]) == size, name
         rgb = cv2.imdecode(file.image_bytes(index), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
         if kind in ("turned upright", "16 bits"):
-            expected = np.rot90(as_pillow(content), -1) if kind == "turned upright" else IMAGE[..., :1]
+            expected = np.rot90(decode_with_pillow(content), -1) if kind == "turned upright" else IMAGE[..., :1]
         else:
-            expected = as_pillow(content)
+            expected = decode_with_pillow(content)
         assert np.abs(rgb - expected).mean() < (8 if name == "gif.JPEG" else 5), name
         if kind is not None:
             assert report["kinds"][kind] == {"count": 1, "names": [str(tree / "n0" / name)]}
-            assert f"1 {kind}" in done.stdout
+            assert f"1 {kind}" in printed
     assert report["passed_through"] == 5
     assert report["encoded"] == len(GOOD) - 5
 
 
-@pytest.mark.parametrize("name", [*BAD, "cut.JPEG"])
-def test_a_bad_one_stops_the_writing_by_name(tmp_path: Path, name: str) -> None:
-    content, reason = BAD.get(name, (CUT, "truncated"))
-    tree, target = write_tree(tmp_path, {"a.JPEG": bytes(SEVEN), name: content}), tmp_path / "val.beton"
-    done = run(tree, target)
-    assert done.returncode == 1
-    assert re.search(f"error: .*n0/{name}: .*{reason}.*--on-bad-image skip or repair", done.stderr)
+@pytest.mark.parametrize("name", [*BAD, "truncated.JPEG"])
+def test_on_bad_image_fail_names_the_image(tmp_path: Path, name: str) -> None:
+    content, reason = BAD.get(name, (TRUNCATED, "truncated"))
+    tree = write_tree(tmp_path, {"a.JPEG": bytes(PLAIN), name: content})
+    error = error_of(tree, tmp_path / "val.beton")
+    assert error.code == "image-undecodable"
+    assert f"n0/{name}: " in str(error)
+    assert reason in str(error)
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]
 
 
 @pytest.mark.parametrize("policy", ["skip", "repair"])
-def test_bad_ones_are_left_out_or_repaired_and_listed(tmp_path: Path, policy: str) -> None:
-    files = {"good.JPEG": bytes(SEVEN), "cut.JPEG": CUT, **{name: made[0] for name, made in BAD.items()}}
+def test_on_bad_image_skip_or_repair_lists_the_images(
+    tmp_path: Path, policy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"good.JPEG": bytes(PLAIN), "truncated.JPEG": TRUNCATED, **{name: made[0] for name, made in BAD.items()}}
     tree, target = write_tree(tmp_path, files), tmp_path / "val.beton"
-    done = run(tree, target, "--on-bad-image", policy)
-    assert done.returncode == 0, done.stderr
+    main(arguments(tree, target, "--on-bad-image", policy))
     repaired = int(policy == "repair")
-    assert f"bad       {repaired} repaired, {len(BAD) + 1 - repaired} left out" in done.stdout
+    assert f"{repaired} repaired, {len(BAD) + 1 - repaired} skipped" in capsys.readouterr().out
     report, file = json.loads(report_path(target).read_text()), BetonFile.open(target)
     assert len(file) == 1 + repaired
     listed = {Path(bad["name"]).name: bad["reason"] for bad in report["skipped"]}
-    assert listed.keys() == BAD.keys() | (set() if repaired else {"cut.JPEG"})
+    assert listed.keys() == BAD.keys() | (set() if repaired else {"truncated.JPEG"})
     assert all(reason in listed[name] for name, (_, reason) in BAD.items())
     if repaired:
-        assert [Path(bad["name"]).name for bad in report["repaired"]] == ["cut.JPEG"]
-        assert (file.heights[0], file.widths[0]) == (90, 120)
-        whole, found = (
-            cv2.imdecode(np.asarray(jpeg), cv2.IMREAD_COLOR)[:40].astype(int) for jpeg in (SEVEN, file.image_bytes(0))
+        assert [Path(bad["name"]).name for bad in report["repaired"]] == ["truncated.JPEG"]
+        assert (file.heights[1], file.widths[1]) == (90, 120)
+        complete, found = (
+            cv2.imdecode(np.asarray(jpeg), cv2.IMREAD_COLOR)[:40].astype(int) for jpeg in (PLAIN, file.image_bytes(1))
         )
-        assert np.abs(whole - found).mean() < 5
+        assert np.abs(complete - found).mean() < 5
 
 
-def test_where_all_are_bad_there_is_no_file(tmp_path: Path) -> None:
+def test_no_file_is_written_if_all_images_are_bad(tmp_path: Path) -> None:
     tree = write_tree(tmp_path, {name: made[0] for name, made in BAD.items()})
-    done = run(tree, tmp_path / "val.beton", "--on-bad-image", "skip")
-    assert done.returncode == 1
-    assert "all images are bad" in done.stderr
+    assert error_of(tree, tmp_path / "val.beton", "--on-bad-image", "skip").code == "write-no-images"
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]
 
 
 def gray_jpeg(width: int, height: int) -> bytes:
-    """Middle gray above, darker below, written by hand: every row of blocks a restart segment, each block DC alone."""
+    """Return a JPEG that is mid-gray in the upper half and darker below.
+
+    It is assembled from restart segments of one row of blocks with DC coefficients only.
+    """
     small = bytes(cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1])
     head, _, scan = small.partition(b"\xff\xda")
     place = head.index(b"\xff\xc0")
@@ -171,16 +180,16 @@ def gray_jpeg(width: int, height: int) -> bytes:
         + width.to_bytes(2, "big")
         + head[place + 9 :]
     )
-    across, down = -(-width // 8), -(-height // 8)
-    # The standard luma tables: DC category 0 is 00, end of block 1010; category 6 is 1110.
+    columns, rows = -(-width // 8), -(-height // 8)
+    # Standard luma tables: DC category 0 is 00, category 6 is 1110; end of block is 1010.
     flat = "001010"
     dark = "1110" + "000000" + "1010"
-    row = {False: flat * across, True: dark + flat * (across - 1)}
-    packed = {key: _pack(bits) for key, bits in row.items()}
-    rows = b"".join(packed[number >= down // 2] + bytes([0xFF, 0xD0 + number % 8]) for number in range(down))
-    interval = b"\xff\xdd\x00\x04" + across.to_bytes(2, "big")
+    row_bits = {False: flat * columns, True: dark + flat * (columns - 1)}
+    packed = {key: _pack(bits) for key, bits in row_bits.items()}
+    segments = b"".join(packed[number >= rows // 2] + bytes([0xFF, 0xD0 + number % 8]) for number in range(rows))
+    interval = b"\xff\xdd\x00\x04" + columns.to_bytes(2, "big")
     length = int.from_bytes(scan[:2], "big")
-    return frame + interval + b"\xff\xda" + scan[:length] + rows[:-2] + b"\xff\xd9"
+    return frame + interval + b"\xff\xda" + scan[:length] + segments[:-2] + b"\xff\xd9"
 
 
 def _pack(bits: str) -> bytes:
@@ -188,21 +197,21 @@ def _pack(bits: str) -> bytes:
     return int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\x00")
 
 
-def test_a_gigapixel_jpeg_takes_little_memory(tmp_path: Path) -> None:
-    tree, target = write_tree(tmp_path, {"huge.JPEG": gray_jpeg(40_000, 30_000)}), tmp_path / "val.beton"
-    given = ["--split", "val", "--data-dir", str(tree), "--write-path", str(target), "--num-workers", "1"]
-    process = psutil.Popen([sys.executable, str(REPOSITORY / "write_dataset.py"), *given], stdout=subprocess.PIPE)
-    peak = watch(process, lambda member: member.memory_info().rss)
+def test_jpeg_of_300_megapixels_is_decoded_in_little_memory(tmp_path: Path) -> None:
+    tree, target = write_tree(tmp_path, {"huge.JPEG": gray_jpeg(20_000, 15_000)}), tmp_path / "val.beton"
+    command = [sys.executable, str(REPOSITORY / "write_dataset.py"), *arguments(tree, target)]
+    process = psutil.Popen(command, stdout=subprocess.PIPE)
+    peak = peak_memory(process, lambda member: member.memory_info().rss)
     assert process.returncode == 0
     file = BetonFile.open(target)
     assert (file.widths[0], file.heights[0]) == (500, 375)
     rgb = cv2.imdecode(file.image_bytes(0), cv2.IMREAD_COLOR)
     assert rgb[:180].mean() > rgb[195:].mean() + 10
-    assert peak < 700e6
+    assert peak < 700e6  # at full size, the pixels alone have 900 MB
 
 
-def watch(process: psutil.Popen, memory: Callable[[psutil.Process], int]) -> int:
-    """The largest memory of a process or one of its descendants until it ends."""
+def peak_memory(process: psutil.Popen, memory: Callable[[psutil.Process], int]) -> int:
+    """Return the largest memory of the process or any descendant until the process exits."""
     peak = 0
     while process.poll() is None:
         with contextlib.suppress(psutil.Error):
@@ -212,11 +221,11 @@ def watch(process: psutil.Popen, memory: Callable[[psutil.Process], int]) -> int
     return peak
 
 
-def test_a_gigapixel_png_is_bad(tmp_path: Path) -> None:
-    """Its header says so; a PNG cannot be decoded at a reduced size."""
+def test_gigapixel_png_is_bad(tmp_path: Path) -> None:
+    """A PNG cannot be decoded at a reduced size. Only its header claims the size here."""
     content = bytearray(saved("PNG"))
     content[16:24] = (40_000).to_bytes(4, "big") + (30_000).to_bytes(4, "big")
     content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4, "big")
-    done = run(write_tree(tmp_path, {"huge.png": bytes(content)}), tmp_path / "val.beton")
-    assert done.returncode == 1
-    assert "40,000 x 30,000 pixels, more than 178,956,970, which would take too much memory" in done.stderr
+    error = error_of(write_tree(tmp_path, {"huge.png": bytes(content)}), tmp_path / "val.beton")
+    assert error.code == "image-too-large"
+    assert "40,000 x 30,000 pixels" in str(error)

@@ -1,8 +1,6 @@
-"""--verify, --info and --stats, as people run them: on good files, and on files wrong in every way."""
+"""write_dataset.py --verify, --info and --stats, on intact and damaged files."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -19,61 +17,52 @@ from rebar.beton.verify import verify
 from rebar.errors import RebarError
 from rebar.loading import CenterCrop, CorruptSampleError, Loader
 from rebar.sources import ImageFolder
-from tests.conftest import REPOSITORY
 from write_dataset import main
 
 TABLES_START = HEADER.itemsize + 2 * FIELD_DESCRIPTOR.itemsize  # of the samples' records
 
 
-def change(path: Path, place: int, content: bytes) -> None:
+def overwrite(path: Path, offset: int, content: bytes) -> None:
     with path.open("r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         file.write(content)
 
 
-def run(*words: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(REPOSITORY / "write_dataset.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def test_verify_intact_file(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--verify", str(copied)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "24 in 3 classes, 8 to 8 per class" in lines[0]
+    assert [line.split() for line in lines[1:4]] == [["8", "n00"], ["8", "n01"], ["8", "n02"]]
+    assert lines[4].startswith("good ")
 
 
-def test_a_good_file(copied: Path) -> None:
-    done = run("--verify", copied)
-    assert done.returncode == 0, done.stderr
-    assert "24 in 3 classes, 8 to 8 a class" in done.stdout
-    assert [line.split() for line in done.stdout.splitlines()[1:4]] == [["8", "n00"], ["8", "n01"], ["8", "n02"]]
-    assert "every page, offset, image, label and checksum checked" in done.stdout
+def test_verify_prints_every_problem(copied: Path, beton: BetonFile, capsys: pytest.CaptureFixture[str]) -> None:
+    offset = int(beton.offsets[5])
+    overwrite(copied, offset + 700, b"\xff\xd9\xff\xd9")
+    with pytest.raises(RebarError, match="2 problems") as raised:
+        main(["--verify", str(copied)])
+    assert raised.value.code == "beton-verification-failed"
+    printed = capsys.readouterr().out
+    assert f"page 1 at byte {beton.page_size:,} (samples 0 to 23)" in printed
+    assert f"sample 5: image at byte {offset:,} cannot be decoded" in printed
 
 
-def test_what_is_wrong_is_named(copied: Path, beton: BetonFile) -> None:
-    place = int(beton.offsets[5])
-    change(copied, place + 700, b"\xff\xd9\xff\xd9")
-    done = run("--verify", copied)
-    assert done.returncode == 1
-    assert (
-        f"page 1, from byte {beton.page_size:,} on (samples 0 to 23): its checksum is not the sidecar's" in done.stdout
-    )
-    assert f"sample 5: its image, at byte {place:,}, cannot be decoded" in done.stdout
-    assert "2 things are wrong with it" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_wrong_tables_without_a_sidecar(copied: Path, beton: BetonFile) -> None:
+def test_verify_damaged_tables_without_a_sidecar(copied: Path, beton: BetonFile) -> None:
     sidecar_path(copied).unlink()
     samples = np.fromfile(copied, SAMPLE, len(beton), offset=TABLES_START)
     allocations = np.fromfile(copied, ALLOCATION, len(beton), offset=copied.stat().st_size - 24 * len(beton))
     samples["f1"][3] = -2
     samples["f0"]["width"][7] = 17
     allocations["size"][9] += 10
-    change(copied, TABLES_START, samples.tobytes())
-    change(copied, copied.stat().st_size - allocations.nbytes, allocations.tobytes())
+    overwrite(copied, TABLES_START, samples.tobytes())
+    overwrite(copied, copied.stat().st_size - allocations.nbytes, allocations.tobytes())
     problems = verify(copied).problems
-    assert any("sample 3: its label is -2" in problem for problem in problems)
-    assert any("sample 7: its image" in problem and "but the table says" in problem for problem in problems)
+    assert any("sample 3: label -2" in problem for problem in problems)
+    assert any("sample 7: image" in problem and "but the table says" in problem for problem in problems)
     assert any("images overlap" in problem for problem in problems)
 
 
-def test_a_file_of_stock_ffcv(tmp_path: Path) -> None:
-    """Verified, and written again by us: the same pixels and labels."""
+def test_verify_file_of_stock_ffcv(tmp_path: Path) -> None:
     writer = pytest.importorskip("ffcv.writer")
     from ffcv.fields import IntField, RGBImageField
 
@@ -92,11 +81,11 @@ def test_a_file_of_stock_ffcv(tmp_path: Path) -> None:
     assert found.class_counts.tolist() == [3, 2, 2, 2]
 
 
-def test_info_draws_a_sheet(copied: Path) -> None:
-    done = run("--info", copied)
-    assert done.returncode == 0, done.stderr
+def test_info_describes_the_file_and_draws_a_contact_sheet(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--info", str(copied)])
+    printed = capsys.readouterr().out
     for part in ("24 in 3 classes", "24 JPEG, 0 raw", "n00, n01, n02", "max_resolution 200"):
-        assert part in done.stdout
+        assert part in printed
     sheet = cv2.imread(str(copied) + ".png")
     assert np.array_equal(sheet[..., ::-1], contact_sheet(copied))
     assert sheet.shape[1] > 8 * 160
@@ -104,12 +93,12 @@ def test_info_draws_a_sheet(copied: Path) -> None:
     assert np.abs(sheet[60:110, 60:110].mean((0, 1))[::-1] - image.mean((0, 1))).mean() < 60
 
 
-def test_info_of_a_file_with_corrupt_images(copied: Path, beton: BetonFile) -> None:
-    change(copied, int(beton.offsets[0]), bytes(100))
+def test_contact_sheet_draws_corrupt_images_red(copied: Path, beton: BetonFile) -> None:
+    overwrite(copied, int(beton.offsets[0]), bytes(100))
     assert contact_sheet(copied)[10, 10].tolist() == [200, 0, 0]
 
 
-def test_stats_are_those_of_the_pixels(image_tree: Path, tmp_path: Path) -> None:
+def test_stats_equal_those_of_the_pixels(image_tree: Path, tmp_path: Path) -> None:
     path, source = tmp_path / "raw.beton", ImageFolder(image_tree)
     policy = ImagePolicy(max_resolution=100, write_mode="raw")
     write_beton(source, path, policy=policy, order=np.arange(len(source)), progress=False)
@@ -118,25 +107,31 @@ def test_stats_are_those_of_the_pixels(image_tree: Path, tmp_path: Path) -> None
     mean = np.mean([image.mean(0) for image in images], axis=0)
     squares = np.mean([(image**2).mean(0) for image in images], axis=0)
     main(["--stats", str(path), "--out", str(tmp_path / "stats.json")])
-    said = json.loads((tmp_path / "stats.json").read_text())
-    np.testing.assert_allclose(said["mean"], mean, atol=1e-6)
-    np.testing.assert_allclose(said["std"], np.sqrt(squares - mean**2), atol=1e-6)
+    stats = json.loads((tmp_path / "stats.json").read_text())
+    np.testing.assert_allclose(stats["mean"], mean, atol=1e-6)
+    np.testing.assert_allclose(stats["std"], np.sqrt(squares - mean**2), atol=1e-6)
 
 
-def test_mistakes(copied: Path, tmp_path: Path) -> None:
-    with pytest.raises(RebarError, match="no such file"):
-        main(["--verify", str(tmp_path / "absent.beton")])
-    with pytest.raises(RebarError, match="unrecognized arguments"):
-        main(["--info", str(copied), "--split", "train"])
-    with pytest.raises(RebarError, match="not allowed with"):
-        main(["--info", str(copied), "--verify", str(copied)])
-    with pytest.raises(RebarError, match="cannot be written"):
-        main(["--info", str(copied), "--out", str(tmp_path / "absent" / "a.png")])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--verify", "absent.beton"], "beton-not-found"),
+        (["--info", "copy.beton", "--split", "train"], "inspect-usage"),
+        (["--info", "copy.beton", "--verify", "copy.beton"], "inspect-usage"),
+        (["--info", "copy.beton", "--out", "absent/a.png"], "file-not-writable"),
+    ],
+)
+def test_errors(arguments: list[str], code: str, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copied.parent)
+    with pytest.raises(RebarError) as raised:
+        main(arguments)
+    assert raised.value.code == code
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("with_sidecar", [True, False])
-def test_fuzzed_files(copied: Path, beton: BetonFile, with_sidecar: bool) -> None:
-    """Random damage anywhere: verify names it, or refuses the file; the loader gives one clear error, or images."""
+def test_random_damage_is_named_by_verify_and_loader(copied: Path, beton: BetonFile, with_sidecar: bool) -> None:
+    """verify names the damage or refuses the file; the loader raises an error with the path, or returns images."""
     if not with_sidecar:
         sidecar_path(copied).unlink()
     content = copied.read_bytes()

@@ -1,4 +1,4 @@
-"""Files that FFCV wrote are read; files that are wrong in any way give one clear error."""
+"""BetonFile.open: files of FFCV are read, damaged files are refused."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def damaged(beton: BetonFile, tmp_path: Path) -> "Damaged":
 
 
 class Damaged:
-    """A copy of a good file, without sidecar, to be damaged and then opened."""
+    """A copy of an intact file, without sidecar, to be damaged and then opened."""
 
     def __init__(self, path: Path, content: bytearray) -> None:
         self.path, self.content = path, content
@@ -35,7 +35,7 @@ class Damaged:
         return BetonFile.open(self.path)
 
 
-def test_what_was_written_is_read(beton: BetonFile) -> None:
+def test_open_reads_what_was_written(beton: BetonFile) -> None:
     assert len(beton) == beton.num_samples == 24
     assert beton.field_names == ("image", "label")
     assert beton.class_names == ("n00", "n01", "n02")
@@ -52,29 +52,29 @@ def test_what_was_written_is_read(beton: BetonFile) -> None:
         beton.labels[0] = 1
 
 
-def test_pickling_sends_the_path_and_not_the_images(beton: BetonFile) -> None:
+def test_pickle_contains_the_path_only(beton: BetonFile) -> None:
     content = pickle.dumps(beton)
     assert len(content) < 1000
     assert np.array_equal(pickle.loads(content).labels, beton.labels)
 
 
-def test_without_a_sidecar_classes_are_counted(damaged: Damaged) -> None:
+def test_num_classes_without_a_sidecar(damaged: Damaged) -> None:
     file = damaged.open()
     assert file.class_names is None
     assert file.num_classes == 3
 
 
-def test_an_unordered_allocation_table(damaged: Damaged, beton: BetonFile) -> None:
+def test_open_with_unordered_allocation_table(damaged: Damaged, beton: BetonFile) -> None:
     damaged.allocations[:] = np.random.default_rng(0).permutation(damaged.allocations)
     assert np.array_equal(damaged.open().sizes, beton.sizes)
 
 
-def test_fields_are_found_by_type_and_name(damaged: Damaged) -> None:
-    damaged.descriptors["name"][0, :7] = np.frombuffer(b"image", np.uint8)
-    assert damaged.open().field_names == ("image", "label")
+def test_open_finds_fields_by_type_and_name(damaged: Damaged) -> None:
+    damaged.descriptors["name"][0, :7] = np.frombuffer(b"picture", np.uint8)
+    assert damaged.open().field_names == ("picture", "label")
 
 
-def test_a_file_that_ffcv_wrote(tmp_path: Path) -> None:
+def test_open_file_of_stock_ffcv(tmp_path: Path) -> None:
     writer = pytest.importorskip("ffcv.writer")
     from ffcv.fields import BytesField, FloatField, IntField, RGBImageField
 
@@ -90,7 +90,7 @@ def test_a_file_that_ffcv_wrote(tmp_path: Path) -> None:
 
     fields = {
         "weight": FloatField(),
-        "text": BytesField(),  # every third one empty: its pointer is also the image's
+        "text": BytesField(),  # every third is empty and has the same pointer as the image
         "number": IntField(),
         "image": RGBImageField(write_mode="raw"),
         "label": IntField(),
@@ -106,116 +106,115 @@ def test_a_file_that_ffcv_wrote(tmp_path: Path) -> None:
         assert np.array_equal(file.image_bytes(index), image.reshape(-1))
 
 
-class TestWhatIsNoBeton:
-    def test_missing(self, tmp_path: Path) -> None:
-        with pytest.raises(BetonError, match=r"absent\.beton: no such file"):
-            BetonFile.open(tmp_path / "absent.beton")
+def open_error(path: Path) -> BetonError:
+    with pytest.raises(BetonError) as raised:
+        BetonFile.open(path)
+    assert path.name in str(raised.value)
+    return raised.value
+
+
+class TestOpenRefuses:
+    def test_missing_file(self, tmp_path: Path) -> None:
+        assert open_error(tmp_path / "absent.beton").code == "beton-not-found"
 
     def test_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(BetonError, match="is a folder"):
-            BetonFile.open(tmp_path)
+        assert open_error(tmp_path).code == "beton-unreadable"
 
     def test_pipe(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(BetonError, match="no regular file"):
-            BetonFile.open(tmp_path / "pipe")
+        assert open_error(tmp_path / "pipe").code == "beton-unreadable"
 
-    def test_empty(self, damaged: Damaged) -> None:
-        with pytest.raises(BetonError, match="is empty"):
-            damaged.open(0)
+    def test_empty_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a.beton").touch()
+        assert open_error(tmp_path / "a.beton").code == "beton-truncated"
 
-    def test_another_kind_of_file(self, tmp_path: Path) -> None:
+    def test_other_file_format(self, tmp_path: Path) -> None:
         path = tmp_path / "image.png"
         path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
-        with pytest.raises(BetonError, match=r"no \.beton file of version 2"):
-            BetonFile.open(path)
+        assert open_error(path).code == "beton-version-unsupported"
+
+    @pytest.mark.parametrize("share", [0.0000005, 0.0001, 0.3, 0.9, 0.99999, 0.9999999])
+    def test_truncated_file(self, damaged: Damaged, share: float) -> None:
+        size = int(share * len(damaged.content))
+        with pytest.raises(BetonError, match=f"has {size:,}" if size else "is empty") as raised:
+            damaged.open(size)
+        assert raised.value.code == "beton-truncated"
+
+    @pytest.mark.parametrize(
+        ("field", "value", "code"),
+        [
+            ("version", 1, "beton-version-unsupported"),
+            ("num_fields", 0, "beton-damaged"),
+            ("num_fields", 65535, "beton-truncated"),
+            ("num_samples", 0, "beton-empty"),
+            ("num_samples", 2**64 - 1, "beton-truncated"),
+            ("page_size", 0, "beton-damaged"),
+            ("page_size", 12345, "beton-damaged"),
+            ("alloc_table_ptr", 0, "beton-unfinished"),
+            ("alloc_table_ptr", 100, "beton-damaged"),
+            ("alloc_table_ptr", 2**64 - 1, "beton-truncated"),
+        ],
+    )
+    def test_header(self, damaged: Damaged, field: str, value: int, code: str) -> None:
+        damaged.header[field] = value
+        with pytest.raises(BetonError) as raised:
+            damaged.open()
+        assert raised.value.code == code
+
+    @pytest.mark.parametrize(
+        ("number", "type_id", "message"),
+        [
+            (0, 3, "no image field"),
+            (1, 0, "no label field"),
+            (0, 255, "'image' has a custom type"),
+            (1, 99, "custom type"),
+        ],
+    )
+    def test_fields(self, damaged: Damaged, number: int, type_id: int, message: str) -> None:
+        damaged.descriptors["type_id"][number] = type_id
+        with pytest.raises(BetonError, match=message) as raised:
+            damaged.open()
+        assert raised.value.code == "beton-field-unsupported"
+
+    @pytest.mark.parametrize(
+        ("entry", "value"), [("data_ptr", 2**64 - 1), ("data_ptr", 8388609), ("mode", 2), ("mode", 1), ("width", 0)]
+    )
+    def test_image_entries(self, damaged: Damaged, entry: str, value: int) -> None:
+        damaged.samples["f0"][entry][5] = value
+        with pytest.raises(BetonError, match="sample 5") as raised:
+            damaged.open()
+        assert raised.value.code == "beton-damaged"
+
+    @pytest.mark.parametrize("size", [2**64 - 1, 2**63, 10**9, 0])
+    def test_image_sizes(self, damaged: Damaged, size: int) -> None:
+        damaged.allocations["size"][7] = size
+        with pytest.raises(BetonError, match="sample 7") as raised:
+            damaged.open()
+        assert raised.value.code == "beton-damaged"
 
 
-@pytest.mark.parametrize("share", [0.0000005, 0.0001, 0.3, 0.9, 0.99999, 0.9999999])
-def test_a_file_cut_short_says_how_much_is_missing(damaged: Damaged, share: float) -> None:
-    size = int(share * len(damaged.content))
-    with pytest.raises(BetonError, match=rf"cut short.*has {size:,}; copy it again"):
-        damaged.open(size)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("version", 1, "version 2"),
-        ("num_fields", 0, "no fields"),
-        ("num_fields", 65535, "cut short"),
-        ("num_samples", 0, "no samples"),
-        ("num_samples", 2**64 - 1, "cut short"),
-        ("page_size", 0, "page size"),
-        ("page_size", 12345, "page size"),
-        ("alloc_table_ptr", 0, "unfinished"),
-        ("alloc_table_ptr", 100, "among its samples"),
-        ("alloc_table_ptr", 2**64 - 1, "cut short"),
-    ],
-)
-def test_headers_that_cannot_be(damaged: Damaged, field: str, value: int, message: str) -> None:
-    damaged.header[field] = value
-    with pytest.raises(BetonError, match=message):
-        damaged.open()
-
-
-@pytest.mark.parametrize(
-    ("number", "type_id", "message"),
-    [
-        (0, 3, "no image field"),
-        (1, 0, "no label field"),
-        (0, 255, "'image' is of a custom type"),
-        (1, 99, "custom type"),
-    ],
-)
-def test_fields_that_do_not_serve(damaged: Damaged, number: int, type_id: int, message: str) -> None:
-    damaged.descriptors["type_id"][number] = type_id
-    with pytest.raises(BetonError, match=message):
-        damaged.open()
-
-
-@pytest.mark.parametrize(
-    ("entry", "value", "message"),
-    [
-        ("data_ptr", 2**64 - 1, "not in its allocation table"),
-        ("data_ptr", 8388609, "not in its allocation table"),
-        ("mode", 2, "neither stored as JPEG nor raw"),
-        ("mode", 1, "not as many as its pixels"),
-        ("width", 0, "no pixels"),
-    ],
-)
-def test_images_that_cannot_be(damaged: Damaged, entry: str, value: int, message: str) -> None:
-    damaged.samples["f0"][entry][5] = value
-    with pytest.raises(BetonError, match=rf"sample 5 .*{message}"):
-        damaged.open()
-
-
-@pytest.mark.parametrize("size", [2**64 - 1, 2**63, 10**9, 0])
-def test_sizes_that_cannot_be(damaged: Damaged, size: int) -> None:
-    damaged.allocations["size"][7] = size
-    with pytest.raises(BetonError, match="sample 7 cannot be right"):
-        damaged.open()
-
-
-def test_labels_that_are_no_classes(damaged: Damaged) -> None:
-    damaged.samples["f1"][3] = -1
+@pytest.mark.parametrize("label", [-1, 10**9])
+def test_num_classes_refuses_implausible_labels(damaged: Damaged, label: int) -> None:
+    damaged.samples["f1"][3] = label
     file = damaged.open()
-    with pytest.raises(BetonError, match="label -1 is negative"):
+    with pytest.raises(BetonError, match=f"label {label:,}") as raised:
         _ = file.num_classes
+    assert raised.value.code == "beton-label-invalid"
 
 
-def test_labels_beyond_the_sidecars_classes(damaged: Damaged, beton: BetonFile) -> None:
+def test_num_classes_refuses_labels_beyond_the_sidecars_classes(damaged: Damaged, beton: BetonFile) -> None:
     damaged.samples["f1"][3] = 3
     sidecar = json.loads(sidecar_path(beton.path).read_text())
-    del sidecar["checksums"]  # else they would tell
+    del sidecar["checksums"]  # they would be compared first
     sidecar_path(damaged.path).write_text(json.dumps(sidecar))
     file = damaged.open()
-    with pytest.raises(BetonError, match="label 3, but its sidecar names 3 classes"):
+    with pytest.raises(BetonError, match="label 3") as raised:
         _ = file.num_classes
+    assert raised.value.code == "beton-label-invalid"
 
 
-def test_any_damage_is_an_error_or_harmless(damaged: Damaged) -> None:
-    """A thousand files with random bytes in random places of their tables."""
+def test_random_damage_is_refused_or_harmless(damaged: Damaged) -> None:
+    """Opens 300 files with random bytes at random places of their tables."""
     rng = np.random.default_rng(0)
     content = np.frombuffer(damaged.content, np.uint8)
     table = int(damaged.header["alloc_table_ptr"][0])
@@ -224,7 +223,7 @@ def test_any_damage_is_an_error_or_harmless(damaged: Damaged) -> None:
     damaged.path.write_bytes(content)
     num_opened, messages = 0, []
     with damaged.path.open("r+b", buffering=0) as file:
-        for _ in range(1000):
+        for _ in range(300):
             chosen = rng.choice(places, rng.integers(1, 4))
             for place in chosen:
                 file.seek(place)
@@ -238,5 +237,5 @@ def test_any_damage_is_an_error_or_harmless(damaged: Damaged) -> None:
             for place in chosen:
                 file.seek(place)
                 file.write(content[place].tobytes())
-    assert min(num_opened, len(messages)) > 50
+    assert min(num_opened, len(messages)) > 20
     assert all(str(damaged.path) in message for message in messages)

@@ -1,4 +1,4 @@
-"""Broken off at any moment and begun again: the same bytes as if nothing had happened, through the command line."""
+"""Interrupted runs of write_dataset.py: after resuming, the bytes equal those of an uninterrupted run."""
 
 import contextlib
 import os
@@ -20,13 +20,13 @@ from rebar.beton.sidecar import sidecar_path
 from rebar.beton.write_report import report_path
 from tests.conftest import REPOSITORY
 
-COUNT = 160  # of 562,500 bytes: eleven pages and a half
+COUNT = 160  # images of 562,500 bytes: 11.5 pages
 PAGE = 8 << 20
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One class of noise, every image its own, and two bad ones."""
+    """One class of distinct noise images, two of them bad."""
     folder = tmp_path_factory.mktemp("tree") / "noise"
     folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (375 + COUNT, 500, 3), np.uint8)
@@ -68,7 +68,7 @@ def size_of(path: Path) -> int:
 
 
 def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The processes that encode: the children of the server that makes them."""
+    """Return the worker processes: the children of the fork server."""
     return [
         worker
         for child in psutil.Process(process.pid).children()
@@ -81,64 +81,64 @@ def contents(target: Path) -> list[bytes]:
     return [path.read_bytes() for path in (target, sidecar_path(target), report_path(target))]
 
 
-def check_nothing_else(target: Path) -> None:
+def check_no_other_files(target: Path) -> None:
     expected = {target.name, sidecar_path(target).name, report_path(target).name}
     assert {path.name for path in target.parent.iterdir()} == expected
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    target = tmp_path_factory.mktemp("undisturbed") / "a.beton"
+def uninterrupted(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    target = tmp_path_factory.mktemp("uninterrupted") / "a.beton"
     done = run(tree, target)
     assert done.returncode == 0, done.stderr
-    assert "bad       1 repaired, 1 left out" in done.stdout
+    assert "1 repaired, 1 skipped" in done.stdout
     assert len(BetonFile.open(target)) == COUNT - 1
     return contents(target)
 
 
-def test_the_writer_is_killed(tree: Path, tmp_path: Path, undisturbed: list[bytes]) -> None:
+def test_resume_after_the_writer_is_killed(tree: Path, tmp_path: Path, uninterrupted: list[bytes]) -> None:
     target = tmp_path / "a.beton"
     for pages in (2, 6):
         process = start(tree, target)
         wait_for_pages(process, target, pages)
         process.kill()
-        process.communicate(timeout=30)  # ends when no worker holds the pipes any more
+        process.communicate(timeout=30)  # returns once all workers have exited
         assert not target.exists()
     done = run(tree, target)
     assert done.returncode == 0, done.stderr
-    assert contents(target) == undisturbed
-    check_nothing_else(target)
+    assert contents(target) == uninterrupted
+    check_no_other_files(target)
 
 
-def test_a_worker_is_killed(tree: Path, tmp_path: Path, undisturbed: list[bytes]) -> None:
+def test_resume_after_a_worker_is_killed(tree: Path, tmp_path: Path, uninterrupted: list[bytes]) -> None:
     target = tmp_path / "a.beton"
     process = start(tree, target)
     wait_for_pages(process, target, 3)
     workers_of(process)[0].kill()
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "was killed by SIGKILL" in stderr
-    assert "MB are kept: the same command goes on from there" in stderr
+    assert "SIGKILL" in stderr
+    assert "[worker-died]" in stderr
     done = run(tree, target)
     assert done.returncode == 0, done.stderr
-    assert contents(target) == undisturbed
+    assert contents(target) == uninterrupted
 
 
-def test_ctrl_c(tree: Path, tmp_path: Path, undisturbed: list[bytes]) -> None:
+def test_resume_after_ctrl_c(tree: Path, tmp_path: Path, uninterrupted: list[bytes]) -> None:
     target = tmp_path / "a.beton"
     process = start(tree, target)
     wait_for_pages(process, target, 3)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "the same command goes on from there" in stderr
+    assert "the same command resumes" in stderr
     assert run(tree, target).returncode == 0
-    assert contents(target) == undisturbed
+    assert contents(target) == uninterrupted
 
 
-@pytest.mark.slow
-def test_killed_at_random_many_times(tree: Path, tmp_path: Path, undisturbed: list[bytes]) -> None:
-    """The writer, or one of its workers, at a random moment each time; then a run gets through."""
+@pytest.mark.nightly
+def test_resume_after_kills_at_random_moments(tree: Path, tmp_path: Path, uninterrupted: list[bytes]) -> None:
+    """Kills the writer or a worker at random moments, then lets a run complete."""
     target, rng, kills = tmp_path / "a.beton", np.random.default_rng(0), 0
     while kills < 8:
         process = start(tree, target)
@@ -149,18 +149,18 @@ def test_killed_at_random_many_times(tree: Path, tmp_path: Path, undisturbed: li
             (workers or [psutil.Process(process.pid)])[0].kill()
             kills += 1
         process.communicate(timeout=30)
-        if target.exists():  # it was faster: once more from the start
-            assert contents(target) == undisturbed
+        if target.exists():  # it completed before the kill
+            assert contents(target) == uninterrupted
             for file in target.parent.glob(f"{target.name}*"):
                 file.unlink()
     assert run(tree, target).returncode == 0
-    assert contents(target) == undisturbed
-    check_nothing_else(target)
+    assert contents(target) == uninterrupted
+    check_no_other_files(target)
 
 
 @pytest.fixture
-def broken_off(tree: Path, tmp_path: Path) -> Path:
-    """Where a writing was killed behind its fourth page."""
+def interrupted(tree: Path, tmp_path: Path) -> Path:
+    """The target of a run that was killed after its fourth page."""
     target = tmp_path / "a.beton"
     process = start(tree, target)
     wait_for_pages(process, target, 4)
@@ -169,49 +169,50 @@ def broken_off(tree: Path, tmp_path: Path) -> Path:
     return target
 
 
-def test_what_was_torn_is_written_again(tree: Path, broken_off: Path, undisturbed: list[bytes]) -> None:
-    """As a power cut leaves it: a page that never reached the disk, half a record."""
-    journal = journal_path(broken_off)
+def test_resume_discards_incomplete_records(tree: Path, interrupted: Path, uninterrupted: list[bytes]) -> None:
+    """As after a power failure: a page was not written to disk, and a record only partly."""
+    journal = journal_path(interrupted)
     journal.write_bytes(journal.read_bytes()[:-5])
-    with partial_path(broken_off).open("r+b") as file:
+    with partial_path(interrupted).open("r+b") as file:
         file.seek(3 * PAGE)
         file.write(bytes(4096))
-    assert run(tree, broken_off).returncode == 0
-    assert contents(broken_off) == undisturbed
+    assert run(tree, interrupted).returncode == 0
+    assert contents(interrupted) == uninterrupted
 
 
-def test_another_job_does_not_go_on_with_it(tree: Path, broken_off: Path) -> None:
+def test_another_job_does_not_resume_and_restart_discards(tree: Path, interrupted: Path) -> None:
     for words, what in (
         (["--max-resolution", "400"], "image policy"),
         (["--seed", "5"], "image policy, source or order of images"),
         (["--subset", "100"], "source or order of images"),
     ):
-        done = run(tree, broken_off, *words)
+        done = run(tree, interrupted, *words)
         assert done.returncode == 1
-        assert f"was begun with another {what}, so it cannot be gone on with" in done.stderr
-        assert size_of(partial_path(broken_off)) > 4 * PAGE
-    done = run(tree, broken_off, "--subset", "100", "--restart")
+        assert f"another {what}." in done.stderr
+        assert "[write-job-mismatch]" in done.stderr
+        assert size_of(partial_path(interrupted)) > 4 * PAGE
+    done = run(tree, interrupted, "--subset", "100", "--restart")
     assert done.returncode == 0, done.stderr
-    assert len(BetonFile.open(broken_off)) in (98, 99, 100)
+    assert len(BetonFile.open(interrupted)) in (98, 99, 100)
 
 
-def test_another_way_with_bad_images(tree: Path, broken_off: Path, tmp_path: Path) -> None:
-    """Goes on as long as none was met before."""
-    done = run(tree, broken_off, "--on-bad-image", "fail")
+def test_resume_with_another_on_bad_image(tree: Path, interrupted: Path, tmp_path: Path) -> None:
+    """Resumes unless a bad image is in the recovered pages."""
+    done = run(tree, interrupted, "--on-bad-image", "fail")
     assert done.returncode == 1
-    assert "noise/" in done.stderr or "bad images were met before" in done.stderr
-    assert partial_path(broken_off).exists()
+    assert "[image-undecodable]" in done.stderr or "[write-job-mismatch]" in done.stderr
+    assert partial_path(interrupted).exists()
 
 
-def test_two_writers_of_one_file(tree: Path, tmp_path: Path) -> None:
+def test_second_writer_of_a_file_is_refused(tree: Path, tmp_path: Path) -> None:
     target = tmp_path / "a.beton"
     process = start(tree, target)
     try:
         wait_for_pages(process, target, 1)
-        process.send_signal(signal.SIGSTOP)  # else it may be done before the other one looks
+        process.send_signal(signal.SIGSTOP)  # so that it does not complete first
         done = run(tree, target)
         assert done.returncode == 1
-        assert "another process is writing this file" in done.stderr
+        assert "[file-locked]" in done.stderr
     finally:
         process.kill()
         process.communicate(timeout=30)
@@ -219,7 +220,7 @@ def test_two_writers_of_one_file(tree: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 200 MB."""
+    """A file system of 200 MB, if mounting is permitted."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -231,7 +232,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_disk_that_fills_up_meanwhile(tree: Path, small_disk: Path, undisturbed: list[bytes]) -> None:
+def test_resume_after_the_disk_was_full(tree: Path, small_disk: Path, uninterrupted: list[bytes]) -> None:
     target, filler = small_disk / "a.beton", small_disk / "filler"
     process = start(tree, target)
     wait_for_pages(process, target, 2)
@@ -240,13 +241,12 @@ def test_a_disk_that_fills_up_meanwhile(tree: Path, small_disk: Path, undisturbe
             file.write(bytes(1 << 20))
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "the disk is full; free some space" in stderr
-    assert "MB are kept: the same command goes on from there" in stderr
+    assert "the same command resumes. [disk-full]" in stderr
     done = run(tree, target)
     assert done.returncode == 1
-    assert "MB are needed but only" in done.stderr
+    assert "[disk-full]" in done.stderr
     filler.unlink()
     done = run(tree, target)
     assert done.returncode == 0, done.stderr
-    assert contents(target) == undisturbed
-    check_nothing_else(target)
+    assert contents(target) == uninterrupted
+    check_no_other_files(target)

@@ -1,15 +1,24 @@
-"""The JSON beside the file."""
+"""The sidecar: its content, and that a .beton file that does not match it is refused."""
 
 import json
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rebar.beton import BetonError, BetonFile, read_sidecar
+from rebar.beton.format import FIELD_DESCRIPTOR, HEADER
 from rebar.beton.sidecar import sidecar_path
+from tests.beton.conftest import flip_bit
 
 
-def test_it_says_how_the_file_was_made(beton: BetonFile) -> None:
+def edit(beton: Path, **values: object) -> None:
+    content = json.loads(sidecar_path(beton).read_text())
+    sidecar_path(beton).write_text(json.dumps({**content, **values}))
+
+
+def test_sidecar_records_classes_and_policy(beton: BetonFile) -> None:
     sidecar = read_sidecar(beton.path)
     assert sidecar is not None
     assert sidecar.class_names == ("n00", "n01", "n02")
@@ -26,37 +35,97 @@ def test_it_says_how_the_file_was_made(beton: BetonFile) -> None:
     }
 
 
-def test_it_does_not_say_where(beton: BetonFile) -> None:
+def test_sidecar_contains_no_paths(beton: BetonFile) -> None:
     assert str(beton.path.parent) not in sidecar_path(beton.path).read_text()
 
 
-def test_there_may_be_none(copied: Path) -> None:
+def test_sidecar_is_optional(copied: Path) -> None:
     sidecar_path(copied).unlink()
     assert read_sidecar(copied) is None
-    assert BetonFile.open(copied).class_names is None
+    file = BetonFile.open(copied)
+    assert file.class_names is None
+    assert file.page_matches(0) is None
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "value", "code", "message"),
     [
-        ("num_samples", 25, "25 samples, the file has 24"),
-        ("bytes", 1, "mixed up with another file .*speaks of 1 bytes"),
-        ("format", "something", "not a sidecar"),
-        ("version", 2, "sidecar version 2"),
-        ("class_names", "n00", "'class_names' is missing or not of type list"),
-        ("class_names", [1, 2, 3], "text only"),
-        ("seed", True, "'seed'"),
+        ("num_samples", 25, "beton-changed", "25 samples, the file has 24"),
+        ("bytes", 1, "beton-changed", "1 bytes"),
+        ("format", "something", "sidecar-invalid", "'format'"),
+        ("version", 2, "sidecar-invalid", "version 2"),
+        ("class_names", "n00", "sidecar-invalid", "'class_names'"),
+        ("class_names", [1, 2, 3], "sidecar-invalid", "'class_names'"),
+        ("seed", True, "sidecar-invalid", "'seed'"),
     ],
 )
-def test_one_that_does_not_belong_is_refused(copied: Path, key: str, value: object, message: str) -> None:
-    content = json.loads(sidecar_path(copied).read_text())
-    sidecar_path(copied).write_text(json.dumps({**content, key: value}))
-    with pytest.raises(BetonError, match=message):
+def test_sidecar_that_does_not_match_is_refused(copied: Path, key: str, value: object, code: str, message: str) -> None:
+    edit(copied, **{key: value})
+    with pytest.raises(BetonError) as raised:
         BetonFile.open(copied)
+    assert raised.value.code == code
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"format": "rebar-sidecar"}', "\0"])
-def test_broken_ones_are_refused(copied: Path, text: str) -> None:
+def test_malformed_sidecar_is_refused(copied: Path, text: str) -> None:
     sidecar_path(copied).write_text(text)
-    with pytest.raises(BetonError, match=r"copy\.beton\.json: .*delete it"):
+    with pytest.raises(BetonError, match=r"copy\.beton\.json") as raised:
         read_sidecar(copied)
+    assert raised.value.code == "sidecar-invalid"
+
+
+class TestChecksums:
+    def test_are_crc32_of_tables_and_pages(self, beton: BetonFile) -> None:
+        checksums = json.loads(sidecar_path(beton.path).read_text())["checksums"]
+        content = beton.path.read_bytes()
+        size, first = checksums["page_size"], checksums["first_page"]
+        end = (first + len(checksums["pages"])) * size
+        assert checksums["algorithm"] == "crc32"
+        assert checksums["tables"] == f"{zlib.crc32(content[: first * size] + content[end:]):08x}"
+        assert checksums["pages"] == [
+            f"{zlib.crc32(content[at : at + size]):08x}" for at in range(first * size, end, size)
+        ]
+
+    @pytest.mark.parametrize("place", ["label", "descriptor", "padding", "size"])
+    def test_single_bit_error_in_the_tables_is_refused(self, copied: Path, beton: BetonFile, place: str) -> None:
+        """Most of these bits are not detected without the checksum."""
+        samples = HEADER.itemsize + 2 * FIELD_DESCRIPTOR.itemsize
+        offsets = {"label": samples + 16, "descriptor": 100, "padding": 1 << 20, "size": copied.stat().st_size - 8}
+        flip_bit(copied, offsets[place])
+        with pytest.raises(BetonError, match=r"checksum in copy\.beton\.json") as raised:
+            BetonFile.open(copied)
+        assert raised.value.code == "beton-changed"
+        sidecar_path(copied).unlink()
+        if place != "size":
+            assert len(BetonFile.open(copied)) == len(beton)
+
+    def test_are_optional(self, copied: Path) -> None:
+        content = json.loads(sidecar_path(copied).read_text())
+        del content["checksums"]
+        sidecar_path(copied).write_text(json.dumps(content))
+        file = BetonFile.open(copied)
+        assert file.class_names is not None
+        assert file.checksums is None
+        assert file.page_matches(0) is None
+
+    def test_pages_are_compared_on_request_only(self, copied: Path, beton: BetonFile) -> None:
+        flip_bit(copied, int(beton.offsets[3]) + 100)
+        file = BetonFile.open(copied)
+        assert file.page_matches(3) is False
+        assert beton.page_matches(3) is True
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [("algorithm", "md5"), ("tables", 5), ("pages", None), ("pages", ["xyz"]), ("page_size", 0)],
+    )
+    def test_malformed_checksums_are_refused(self, copied: Path, key: str, value: object) -> None:
+        checksums = json.loads(sidecar_path(copied).read_text())["checksums"]
+        edit(copied, checksums={**checksums, key: value})
+        with pytest.raises(BetonError) as raised:
+            BetonFile.open(copied)
+        assert raised.value.code == "sidecar-invalid"
+
+    def test_offset_outside_all_pages_does_not_match(self, beton: BetonFile) -> None:
+        assert beton.checksums is not None
+        assert not beton.checksums.page_matches(np.zeros(10, np.uint8), 10**12)

@@ -1,4 +1,4 @@
-"""The small ImageNet-shaped folder: right images, right classes, safe to repeat."""
+"""scripts/build_fashion_mnist_tree.py: images, classes, and repeated calls."""
 
 import gzip
 import struct
@@ -26,7 +26,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Images whose brightness is 20 × label, so that image and folder can be checked."""
+    """Fashion-MNIST files with images of gray level 20 × label."""
     folder = tmp_path / "source"
     folder.mkdir()
     labels = np.tile(np.arange(10, dtype=np.uint8), PER_CLASS)
@@ -37,7 +37,7 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def test_images_lie_in_the_folder_of_their_class(source: Path, tmp_path: Path) -> None:
+def test_images_are_in_the_folder_of_their_class(source: Path, tmp_path: Path) -> None:
     result = build("--out", tmp_path / "tree", "--source", source, "--val-per-class", "2")
     assert result.returncode == 0, result.stderr
     for split, count in (("train", PER_CLASS), ("val", 2)):
@@ -50,26 +50,26 @@ def test_images_lie_in_the_folder_of_their_class(source: Path, tmp_path: Path) -
             assert np.abs(np.asarray(image, dtype=int) - 20 * label).max() <= 2
 
 
-def test_again_changes_nothing_and_a_lost_image_is_made_good(source: Path, tmp_path: Path) -> None:
+def test_repeated_call_rebuilds_only_incomplete_trees(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "tree"
     build("--out", out, "--source", source)
-    assert "there already" in build("--out", out, "--source", source).stdout
+    assert "already complete" in build("--out", out, "--source", source).stdout
     next(out.glob("train/*/*.JPEG")).unlink()
     assert "80 images" in build("--out", out, "--source", source).stdout
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 
-def test_other_contents_are_never_overwritten(source: Path, tmp_path: Path) -> None:
+def test_other_contents_are_not_overwritten(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "tree"
     build("--out", out, "--source", source)
     assert "another selection" in build("--out", out, "--source", source, "--val-per-class", "1").stderr
-    assert "holds something else" in build("--out", source, "--source", source).stderr
+    assert "contains other files" in build("--out", source, "--source", source).stderr
 
 
 @pytest.mark.parametrize(
     "contents", [b"not gzip", gzip.compress(struct.pack(">4I", 0x803, 9, 28, 28))], ids=["not gzip", "too short"]
 )
-def test_a_damaged_source_is_one_line(contents: bytes, source: Path, tmp_path: Path) -> None:
+def test_damaged_source_is_a_one_line_error(contents: bytes, source: Path, tmp_path: Path) -> None:
     (source / "train-images-idx3-ubyte.gz").write_bytes(contents)
     result = build("--out", tmp_path / "tree", "--source", source)
     assert result.returncode == 1
@@ -78,5 +78,5 @@ def test_a_damaged_source_is_one_line(contents: bytes, source: Path, tmp_path: P
     assert not (tmp_path / "tree").exists()
 
 
-def test_a_missing_source_names_the_files(tmp_path: Path) -> None:
-    assert "lacks train-images-idx3-ubyte.gz" in build("--out", tmp_path / "tree", "--source", tmp_path).stderr
+def test_missing_source_names_the_files(tmp_path: Path) -> None:
+    assert "train-images-idx3-ubyte.gz" in build("--out", tmp_path / "tree", "--source", tmp_path).stderr

@@ -1,4 +1,4 @@
-"""As much of the Hugging Face hub as its client asks for when it downloads a data set, over HTTP."""
+"""A local HTTP server with the endpoints of the Hugging Face Hub that downloads of datasets use."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves ``data_sets``, name -> revision -> folder; those in ``gated`` only with the token."""
+    """Serves ``datasets``, name -> revision -> folder; those in ``gated`` require the token."""
 
-    def __init__(self, data_sets: dict[str, dict[str, Path]], gated: set[str], token: str = "hf_right") -> None:
+    def __init__(self, datasets: dict[str, dict[str, Path]], gated: set[str], token: str = "hf_right") -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.data_sets, self.gated, self.token = data_sets, gated, token
+        self.datasets, self.gated, self.token = datasets, gated, token
         self.downloads: list[str] = []
 
     @property
@@ -31,7 +31,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        for name, revisions in self.server.data_sets.items():
+        for name, revisions in self.server.datasets.items():
             for revision, folder in revisions.items():
                 if path == f"/api/datasets/{name}/tree/{revision}":
                     return self._tree(folder)
@@ -54,9 +54,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, name: str, folder: Path, path: str) -> None:
         if name in self.server.gated:
-            given = self.headers.get("Authorization", "")
-            if given != f"Bearer {self.server.token}":
-                return self._reply(403 if given else 401, b"{}", {"X-Error-Code": "GatedRepo"})
+            header = self.headers.get("Authorization", "")
+            if header != f"Bearer {self.server.token}":
+                return self._reply(403 if header else 401, b"{}", {"X-Error-Code": "GatedRepo"})
         content = (folder / path).read_bytes()
         if self.command == "GET":
             self.server.downloads.append(path)
@@ -77,9 +77,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(data_sets: dict[str, dict[str, Path]], gated: set[str]) -> Iterator[Hub]:
-    """Serve until the end of the block."""
-    hub = Hub(data_sets, gated)
+def serving(datasets: dict[str, dict[str, Path]], gated: set[str]) -> Iterator[Hub]:
+    """Serve for the duration of the block."""
+    hub = Hub(datasets, gated)
     thread = threading.Thread(target=hub.serve_forever, daemon=True)
     thread.start()
     try:

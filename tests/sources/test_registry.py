@@ -1,4 +1,4 @@
-"""Which kind of source something is taken for."""
+"""Detection of the kind of source."""
 
 import sys
 import tarfile
@@ -8,12 +8,12 @@ import pytest
 
 from rebar.errors import RebarError
 from rebar.sources import Request, open_source
-from rebar.sources.registry import KINDS, recognize
-from tests.sources.conftest import write_parquet
+from rebar.sources.registry import KINDS, detect_kind
+from tests.sources.conftest import error_of, open_location, write_parquet
 
 
-def kind_of(where: object, split: str = "val") -> str:
-    return recognize(Request(str(where), split)).name  # type: ignore[arg-type]
+def kind_of(location: object, split: str = "val") -> str:
+    return detect_kind(Request(str(location), split)).name  # type: ignore[arg-type]
 
 
 def pack(path: Path, *names: str) -> Path:
@@ -29,7 +29,7 @@ def test_addresses() -> None:
     assert kind_of("s3://bucket/prefix") == "s3"
 
 
-def test_unpacked_folders_go_before_archives_beside_them(imagenet: Path, tmp_path: Path) -> None:
+def test_folders_take_precedence_over_archives_next_to_them(imagenet: Path, tmp_path: Path) -> None:
     folder = tmp_path / "imagenet"
     folder.mkdir()
     for split in ("train", "val"):
@@ -41,38 +41,49 @@ def test_unpacked_folders_go_before_archives_beside_them(imagenet: Path, tmp_pat
     assert kind_of(folder, "val") == "tar"
 
 
-def test_class_tars_left_beside_their_folders_are_no_shards(tmp_path: Path) -> None:
+def test_class_tars_next_to_class_folders_are_not_shards(tmp_path: Path) -> None:
     (tmp_path / "train" / "n01440764").mkdir(parents=True)
     pack(tmp_path / "train" / "n01440764.tar", "n01440764_1.JPEG", "n01440764_2.JPEG")
     assert kind_of(tmp_path, "train") == "folder"
 
 
-def test_shards_and_parquet_in_folders(imagenet: Path, tmp_path: Path) -> None:
+def test_shards_and_parquet_files_in_folders(imagenet: Path, tmp_path: Path) -> None:
     pack(tmp_path / "shards" / "val" / "0.tar", "a/1.jpg", "a/1.cls")
     assert kind_of(tmp_path / "shards") == kind_of(tmp_path / "shards" / "val" / "0.tar") == "webdataset"
     assert kind_of(write_parquet(imagenet, tmp_path / "hub")) == "parquet"
 
 
+def test_unrecognized_file_lists_all_kinds(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    error = error_of(tmp_path / "notes.txt", "train")
+    assert error.code == "source-unrecognized"
+    for kind in KINDS:
+        assert f"\n  {kind.name:11}" in str(error)
+
+
+def test_chosen_kind_is_not_detected(imagenet: Path) -> None:
+    assert len(open_location(imagenet, "val", kind="folder")) == 9
+    assert error_of(imagenet, "val", kind="flat").code == "source-empty"
+
+
 @pytest.mark.parametrize("kind", [kind.name for kind in KINDS if kind.name not in ("hf", "s3")])
-def test_a_kind_that_it_is_not(kind: str, tmp_path: Path) -> None:
-    for where in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(RebarError, match=str(tmp_path)):
-            open_source(Request(str(where), "val"), kind)
+def test_chosen_kind_that_does_not_match_is_refused(kind: str, tmp_path: Path) -> None:
+    for location in (tmp_path, tmp_path / "absent"):
+        assert str(tmp_path) in str(error_of(location, "val", kind=kind))
 
 
-def test_labels_that_nobody_reads_are_remarked(imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_without_effect_warn(imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     open_source(Request(str(imagenet), "val", labels="list.txt"))
     assert "--labels has no effect" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("package", "where"), [("pyarrow", "a.parquet"), ("huggingface_hub", "hf:a/b"), ("boto3", "s3://a/b")]
+    ("package", "location"), [("pyarrow", "a.parquet"), ("huggingface_hub", "hf:a/b"), ("boto3", "s3://a/b")]
 )
-def test_a_package_that_is_missing_is_named(
-    package: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_package_is_named(package: str, location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(RebarError, match=f"pip install {package}"):
-        open_source(Request(where, "val"))
+    with pytest.raises(RebarError, match=f"pip install {package}") as raised:
+        open_source(Request(location, "val"))
+    assert raised.value.code == "source-package-missing"

@@ -1,4 +1,4 @@
-"""Class folders in a bucket, through the command line, from a real server over HTTP."""
+"""Class folders in a bucket of a local S3 server."""
 
 import threading
 from collections.abc import Iterator
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rebar.errors import RebarError
 from rebar.sources.s3 import S3Folder
-from tests.sources.conftest import SYNSETS, Write, images_of_file, images_of_folder, refusal
+from tests.sources.conftest import SYNSETS, Write, images_of_beton, images_of_folder, write_error
 
 boto3 = pytest.importorskip("boto3")
 moto_server = pytest.importorskip("moto.server")
@@ -16,7 +17,7 @@ moto_server = pytest.importorskip("moto.server")
 
 @pytest.fixture(scope="module")
 def s3(imagenet: Path) -> Iterator[dict[str, object]]:
-    """The variables that lead to a server with s3://images/sets/imagenet/{train,val}/."""
+    """Environment variables for a server with s3://images/sets/imagenet/{train,val}/."""
     server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -42,20 +43,29 @@ def s3(imagenet: Path) -> Iterator[dict[str, object]]:
 def test_class_folders(below: str, s3: dict[str, object], imagenet: Path, write: Write) -> None:
     file = write(f"s3://images/sets/imagenet{below}", "val", "--num-workers", 2, "--chunk-size", 4, **s3)
     assert file.class_names == SYNSETS
-    assert images_of_file(file) == images_of_folder(imagenet / "val")
+    assert images_of_beton(file) == images_of_folder(imagenet / "val")
 
 
-def test_mistakes_are_told(s3: dict[str, object], tmp_path: Path) -> None:
-    target = tmp_path / "val.beton"
-    assert "s3://images/notes/: holds no images" in refusal("s3://images/notes", "val", target, **s3)
-    assert "s3://absent/a/val/: cannot be listed" in refusal("s3://absent/a", "val", target, **s3)
+def test_open_errors(s3: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in s3.items():
+        monkeypatch.setenv(key, str(value))
+    for url, code in (
+        ("s3://images/notes", "source-empty"),
+        ("s3://absent/a", "s3-source-unreadable"),
+        ("s3://", "s3-address-invalid"),
+    ):
+        with pytest.raises(RebarError) as raised:
+            S3Folder(url, "val")
+        assert raised.value.code == code
     nobody = {**s3, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}
     nobody["HOME"] = tmp_path
-    assert "there are no AWS credentials" in refusal("s3://images/sets", "val", target, **nobody)
+    message = write_error("s3://images/sets", "val", tmp_path / "val.beton", **nobody)
+    assert "no AWS credentials" in message
+    assert "[s3-source-unreadable]" in message
 
 
-class _BreaksOff(BaseHTTPRequestHandler):
-    """One image in a bucket; ``failures`` times it ends in the middle."""
+class _TruncatedResponses(BaseHTTPRequestHandler):
+    """A bucket with one image, of which the first ``failures`` responses are truncated."""
 
     failures = 0
 
@@ -78,19 +88,19 @@ class _BreaksOff(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize(("failures", "whole"), [(2, True), (99, False)])
-def test_a_connection_that_breaks_off(failures: int, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rebar.sources.s3.FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(_BreaksOff, "failures", failures)
-    with ThreadingHTTPServer(("127.0.0.1", 0), _BreaksOff) as server:
+@pytest.mark.parametrize(("failures", "recovers"), [(2, True), (99, False)])
+def test_interrupted_read_is_retried(failures: int, recovers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rebar.sources.s3.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(_TruncatedResponses, "failures", failures)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _TruncatedResponses) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         named = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_DEFAULT_REGION": "us-east-1"}
         for key, value in {**named, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
             monkeypatch.setenv(key, value)
         source = S3Folder("s3://bucket", "val")
-        if whole:
+        if recovers:
             assert source.read(0) == b"contents"
         else:
-            with pytest.raises(OSError, match="6 times"):
+            with pytest.raises(OSError, match="6 attempts"):
                 source.read(0)
         server.shutdown()

@@ -1,0 +1,56 @@
+"""Journal: complete records survive, damaged ones end the journal."""
+
+from pathlib import Path
+
+import pytest
+
+from rebar.beton.journal import Journal
+
+HEADER = {"job": 1}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "journal"
+    with Journal(path) as journal:
+        journal.resume(HEADER, 0)
+        for record in (b"one", b"two", b"three"):
+            journal.append(record)
+    return path
+
+
+def records_of(path: Path) -> list[bytes]:
+    with Journal(path) as journal:
+        header, _, records = journal.read()
+        assert header == HEADER
+        return [record for record, _ in records]
+
+
+def test_records_are_read_again(path: Path) -> None:
+    assert records_of(path) == [b"one", b"two", b"three"]
+
+
+def test_new_journal_has_no_header(tmp_path: Path) -> None:
+    with Journal(tmp_path / "new") as journal:
+        header, end, records = journal.read()
+        assert (header, end, list(records)) == (None, 0, [])
+
+
+@pytest.mark.parametrize("removed", [1, 5, 12])
+def test_truncated_record_is_discarded(path: Path, removed: int) -> None:
+    path.write_bytes(path.read_bytes()[:-removed])
+    assert records_of(path) == [b"one", b"two"]
+
+
+def test_damaged_record_discards_the_rest(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"two", b"tw0"))
+    assert records_of(path) == [b"one"]
+
+
+def test_resume_appends_after_a_record(path: Path) -> None:
+    with Journal(path) as journal:
+        _, _, records = journal.read()
+        _, end = next(records)
+        journal.resume(HEADER, end)
+        journal.append(b"four")
+    assert records_of(path) == [b"one", b"four"]

@@ -1,0 +1,86 @@
+"""Parquet files of images and labels."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rebar.beton import BetonFile, ImagePolicy, write_beton
+from rebar.beton.selection import Selection
+from tests.sources.conftest import (
+    SYNSETS,
+    error_of,
+    images_of_beton,
+    images_of_folder,
+    images_of_source,
+    open_location,
+    write_parquet,
+)
+
+
+@pytest.fixture
+def folder(imagenet: Path, tmp_path: Path) -> Path:
+    return write_parquet(imagenet, tmp_path / "hub")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_folder_of_files(split: str, imagenet: Path, folder: Path) -> None:
+    source = open_location(folder, split)
+    assert tuple(source.class_names) == SYNSETS
+    assert images_of_source(source) == images_of_folder(imagenet / split)
+    assert images_of_source(pickle.loads(pickle.dumps(source))) == images_of_folder(imagenet / split)
+
+
+def test_worker_processes_write_shuffled_row_groups(imagenet: Path, folder: Path, tmp_path: Path) -> None:
+    source, order = Selection(shuffle=True).apply(open_location(folder, "train"))
+    policy, target = ImagePolicy(max_resolution=0, write_mode="raw"), tmp_path / "train.beton"
+    write_beton(source, target, policy=policy, order=order, num_workers=2, chunk_size=3, progress=False)
+    expected, found = images_of_folder(imagenet / "train"), images_of_beton(BetonFile.open(target))
+    assert found != expected
+    assert sorted(found) == sorted(expected)
+
+
+def test_names_contain_file_and_row(folder: Path) -> None:
+    source = open_location(folder, "train")
+    names = [source.name(index).rpartition("/")[2] for index in range(len(source))]
+    assert names == [
+        f"train-{file:05}-of-00002.parquet: row {row}" for file, rows in ((0, 8), (1, 7)) for row in range(rows)
+    ]
+
+
+def test_single_file(folder: Path) -> None:
+    assert len(open_location(folder / "data" / "train-00001-of-00002.parquet", "train")) == 7
+
+
+def test_truncated_file_is_refused(folder: Path) -> None:
+    path = folder / "data" / "validation-00000-of-00002.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    error = error_of(folder, "val")
+    assert error.code == "parquet-invalid"
+    assert path.name in str(error)
+
+
+def write_table(path: Path, **columns: Any) -> Path:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_image_column_may_be_named_picture(tmp_path: Path) -> None:
+    source = open_location(write_table(tmp_path / "a.parquet", picture=[b"1", b"2"], cls=["dog", "cat"]), "train")
+    assert [source.read(index) for index in range(2)] == [b"1", b"2"]
+    assert np.array_equal([source.label(index) for index in range(2)], [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("columns", "code"),
+    [
+        ({"text": ["a"]}, "parquet-columns-missing"),
+        ({"image": [b"1"], "label": [-1]}, "parquet-label-invalid"),
+        ({"image": [b"1", b"2"], "label": [0, None]}, "parquet-label-invalid"),
+    ],
+)
+def test_unusable_columns_are_refused(columns: dict[str, list[Any]], code: str, tmp_path: Path) -> None:
+    assert error_of(write_table(tmp_path / "a.parquet", **columns), "train").code == code
