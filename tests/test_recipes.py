@@ -1,4 +1,4 @@
-"""Every YAML in rn50_configs: it loads, says how to run it, and holds the numbers it claims."""
+"""The files in rn50_configs load, have headers with command and expectation, and have the published values."""
 
 import re
 from pathlib import Path
@@ -16,9 +16,9 @@ NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 RUNNABLE = [name for name in NAMES if not name.endswith("_base.yaml")]
 INSTANCES = [name for name in NAMES if re.fullmatch(r"[a-z0-9]+_\d+gpu\.yaml", name)]
 
-# ffcv-imagenet's rn50_configs and rn18_configs, as facts.
+# The values in ffcv-imagenet's rn50_configs and rn18_configs.
 RAMPS = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
-SHARED = {
+COMMON = {
     "lr.lr_schedule_type": "cyclic",
     "resolution.min_res": 160,
     "resolution.max_res": 192,
@@ -29,14 +29,14 @@ SHARED = {
     "validation.lr_tta": True,
     "validation.resolution": 256,
 }
-RN50 = SHARED | {
+RN50 = COMMON | {
     "model.arch": "resnet50",
     "lr.lr": 1.7,
     "training.batch_size": 512,
     "training.weight_decay": 1e-4,
     "dist.world_size": 8,
 }
-RN18 = SHARED | {
+RN18 = COMMON | {
     "model.arch": "resnet18",
     "lr.lr": 0.5,
     "lr.lr_peak_epoch": 2,
@@ -44,7 +44,7 @@ RN18 = SHARED | {
     "training.weight_decay": 5e-5,
     "dist.world_size": 1,
 }
-# Keys that carry no meaning here: paths, machine, and those that ffcv-imagenet itself never reads.
+# Options that do not affect the result: paths, hardware, and those that ffcv-imagenet never reads.
 RN50_REST = {
     "data.in_memory": 1,
     "data.num_workers": 12,
@@ -53,7 +53,7 @@ RN50_REST = {
 }
 RN18_REST = RN50_REST | {"training.distributed": 0, "logging.log_level": 0, "data.gpu": 0}
 
-# vCPUs per GPU where the file is written for one machine; 0 where it serves a family of one-GPU machines.
+# vCPUs per GPU of the machine; 0 if the file is for several machines with one GPU.
 WORKERS = {"g4dn_4gpu": 12, "g4dn_8gpu": 12, "g5_4gpu": 12, "g5_8gpu": 24, "g6_4gpu": 12, "p3_1gpu": 8}
 WORKERS |= {
     "p3_4gpu": 8,
@@ -90,19 +90,19 @@ def reference_values(arch, epochs):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_config_resolves_without_warnings(name, capsys):
+def test_config_file_loads_without_warnings(name, capsys):
     resolve(CONFIGS / name)
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_numbers_are_numbers_to_every_yaml_reader(name):
+def test_config_file_has_numbers_that_yaml_1_1_readers_understand(name):
     strings = {key: value for key, value in load_config_files([CONFIGS / name]).items() if isinstance(value, str)}
     assert not [key for key, value in strings.items() if re.fullmatch(r"[-+.\deE]+", value)]
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_header_gives_the_command_and_the_expectation(name):
+def test_config_file_header_states_command_and_expected_top1(name):
     header = header_of(name)
     command = re.search(r"torchrun --nproc_per_node=(\d+) train_imagenet\.py --config-file (\S+)", header)
     assert command
@@ -114,19 +114,19 @@ def test_header_gives_the_command_and_the_expectation(name):
 
 
 @pytest.mark.parametrize("epochs", RAMPS)
-def test_recipe_equals_the_reference(epochs):
+def test_recipe_equals_ffcv_imagenet(epochs):
     config = resolve(CONFIGS / f"rn50_{epochs}_epochs.yaml")
     expected = reference_values("resnet50", epochs) | {"lr.lr_peak_epoch": 2}
     assert {path: value_of(config, path) for path in expected} == expected
 
 
 @pytest.mark.parametrize("epochs", RAMPS)
-def test_ramps_follow_the_documented_rule(epochs):
+def test_ramps_follow_documented_rule(epochs):
     assert RAMPS[epochs] == (epochs * 3 / 4 - 1, epochs * 7 / 8 - 1)
 
 
 @pytest.mark.parametrize("epochs", RAMPS)
-def test_a_fifth_or_so_of_the_epochs_is_large(epochs):
+def test_recipe_trains_about_a_fifth_of_epochs_at_192_px(epochs):
     resolution = resolve(CONFIGS / f"rn50_{epochs}_epochs.yaml").resolution
     sizes = [resolution.at(epoch) for epoch in range(epochs)]
     assert sizes == sorted(sizes)
@@ -134,7 +134,7 @@ def test_a_fifth_or_so_of_the_epochs_is_large(epochs):
     assert 0.19 < sizes.count(192) / epochs <= 0.25
 
 
-# What others published: epochs, images a step, learning rate, weight decay, sizes trained and evaluated at.
+# Published values: epochs, global batch, learning rate, weight decay, training and validation resolutions.
 PUBLISHED = {
     "mosaicml_mild": (36, 2048, 2.048, 5e-4, 88, 176, 224),
     "mosaicml_medium": (135, 2048, 2.048, 5e-4, 88, 176, 224),
@@ -154,33 +154,31 @@ TECHNIQUES = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_other_recipes_are_as_published(name):
+def test_other_recipes_have_published_values(name):
     config = resolve(CONFIGS / f"{name}.yaml")
     global_batch = config.training.batch_size * config.dist.world_size
-    sizes = (config.resolution.min_res, config.resolution.max_res, config.validation.resolution)
-    found = (config.training.epochs, global_batch, config.lr.lr, config.training.weight_decay, *sizes)
+    resolutions = (config.resolution.min_res, config.resolution.max_res, config.validation.resolution)
+    found = (config.training.epochs, global_batch, config.lr.lr, config.training.weight_decay, *resolutions)
     assert found == PUBLISHED[name]
-    switched_on = {
-        key.split(".")[1] for key, value in flatten_config(config).items() if value is True and "use_" in key
-    }
+    enabled = {key.split(".")[1] for key, value in flatten_config(config).items() if value is True and "use_" in key}
     loss = {"bce"} if config.loss.loss_type == "bce" else set()
-    assert switched_on | loss | {config.training.optimizer} == TECHNIQUES[name]
+    assert enabled | loss | {config.training.optimizer} == TECHNIQUES[name]
 
 
 @pytest.mark.parametrize(("name", "threshold"), [("rsb_a1", None), ("rsb_a2", 0.2), ("rsb_a3", 0.2)])
-def test_resnet_strikes_backs_targets_and_warm_up(name, threshold):
+def test_rsb_recipes_have_published_threshold_and_warmup(name, threshold):
     config = resolve(CONFIGS / f"{name}.yaml")
     assert (config.loss.bce_threshold, config.training.label_smoothing > 0) == (threshold, threshold is None)
     assert config.lr.warmup_factor * config.lr.lr == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in RUNNABLE if re.match("rn50_|rsb_|mosaicml_|torchvision_", name)])
-def test_imagenets_recipes_end_with_both_published_resolutions(name):
+def test_imagenet_recipes_evaluate_at_224_and_256_px(name):
     assert resolve(CONFIGS / name).validation.final == (224, 256)
 
 
 @pytest.mark.parametrize("name", ["mosaicml_mild", "mosaicml_medium"])
-def test_mosaicmls_sizes_grow_over_their_shares_of_the_epochs(name):
+def test_mosaicml_recipes_resize_in_small_steps(name):
     config = resolve(CONFIGS / f"{name}.yaml")
     epochs, ramp = config.training.epochs, config.resolution
     assert (ramp.start_ramp, ramp.end_ramp) == (round(0.4 * epochs), round(0.8 * epochs))
@@ -190,23 +188,23 @@ def test_mosaicmls_sizes_grow_over_their_shares_of_the_epochs(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_setting_of_a_recipe_is_without_effect(name):
+def test_config_file_has_no_unused_options(name):
     assert list(unused_options(resolve(CONFIGS / name))) == []
 
 
-def test_demo_grows_to_its_largest_size():
+def test_demo_reaches_its_largest_resolution():
     config = resolve(CONFIGS / "demo.yaml")
     sizes = [config.resolution.at(epoch) for epoch in range(config.training.epochs)]
     assert (sizes[0], sizes[-1]) == (config.resolution.min_res, config.resolution.max_res)
 
 
-def test_there_is_a_file_for_each_recipe_and_instance():
+def test_each_recipe_and_instance_has_a_config_file():
     assert {f"rn50_{epochs}_epochs.yaml" for epochs in RAMPS} <= set(NAMES)
     assert {f"{name}.yaml" for name in WORKERS} == set(INSTANCES)
 
 
 @pytest.mark.parametrize("name", INSTANCES)
-def test_instance_changes_only_facts_of_its_machine(name):
+def test_instance_sets_only_options_of_its_machine(name):
     own = {path for path, _ in flat(yaml.safe_load((CONFIGS / name).read_text()))}
     allowed = {"data.num_workers", "data.in_memory", "lr.lr", "dist.world_size"}
     assert own == allowed | {"training.batch_size", "training.precision", "extends"}
@@ -221,7 +219,7 @@ def flat(content):
 
 
 @pytest.mark.parametrize("name", INSTANCES)
-def test_instance_fits_its_machine(name):
+def test_instance_matches_its_machine(name):
     config, stem = resolve(CONFIGS / name), name.removesuffix(".yaml")
     family, gpus = re.fullmatch(r"(\w+)_(\d+)gpu", stem).groups()
     assert config.dist.world_size == int(gpus)
@@ -231,14 +229,14 @@ def test_instance_fits_its_machine(name):
 
 
 @pytest.mark.parametrize("name", [*INSTANCES, *(f"rn50_{epochs}_epochs.yaml" for epochs in RAMPS)])
-def test_learning_rate_is_linear_in_the_global_batch(name):
+def test_learning_rate_is_proportional_to_global_batch(name):
     config = resolve(CONFIGS / name)
     global_batch = config.training.batch_size * config.dist.world_size
     assert config.lr.lr == pytest.approx(1.7 * global_batch / 4096)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("demo.yaml", "tiny.yaml")])
-def test_the_page_names_every_config_and_its_settings(name):
+def test_docs_list_every_config_file_with_its_values(name):
     page = (ROOT / "docs" / "recipes.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
     if name in INSTANCES:
@@ -252,14 +250,14 @@ def test_the_page_names_every_config_and_its_settings(name):
         assert f"`{name}`" in page
 
 
-def test_another_length_is_three_flags():
+def test_documented_flags_change_the_length_of_an_instance():
     config = resolve(CONFIGS / "g5_4gpu.yaml", "--epochs", "88", "--start-ramp", "65", "--end-ramp", "76")
-    whole = resolve(CONFIGS / "rn50_88_epochs.yaml")
-    assert (config.training.epochs, config.resolution) == (whole.training.epochs, whole.resolution)
+    recipe = resolve(CONFIGS / "rn50_88_epochs.yaml")
+    assert (config.training.epochs, config.resolution) == (recipe.training.epochs, recipe.resolution)
     assert (config.training.batch_size, config.lr.lr) == (256, 0.425)
 
 
-def test_the_pages_own_config_works(tmp_path):
+def test_documented_config_file_works(tmp_path):
     page = (ROOT / "docs" / "recipes.md").read_text()
     own = re.search(r"```yaml\n# rn50_configs/(\S+)\n(.*?)```", page, re.DOTALL)
     path = tmp_path / own[1]
@@ -270,11 +268,11 @@ def test_the_pages_own_config_works(tmp_path):
 
 @pytest.mark.parametrize("arch", ["resnet50", "resnet18"])
 @pytest.mark.parametrize("epochs", RAMPS)
-def test_ffcv_imagenets_own_configs_run(arch, epochs, tmp_path, capsys):
+def test_ffcv_imagenet_config_files_load(arch, epochs, tmp_path, capsys):
     expected = reference_values(arch, epochs)
     values = expected | (RN50_REST if arch == "resnet50" else RN18_REST) | {"training.bn_wd": 0}
     if arch == "resnet18":
-        values["training.weight_decay"] = "5e-5"  # as its files have it: a string in YAML 1.1
+        values["training.weight_decay"] = "5e-5"  # text in YAML 1.1, as in its files
     sections = {}
     for path, value in values.items():
         section, name = path.split(".")
