@@ -46,7 +46,7 @@ def test_a_card_is_read_by_the_hubs_own_reader() -> None:
     text = model_card(FACTS, ["model.safetensors", "report.html"])
     results = {result.metric_name: result for result in hub.ModelCard(text).data.eval_results}
     assert results["top-1"].metric_value == 76.12
-    assert results["top-1, averaged with the mirror image"].metric_value == 76.34
+    assert results["top-1 with flip TTA"].metric_value == 76.34
     assert results["top-1"].dataset_type == "imagenet-1k"
     assert results["top-1"].task_type == "image-classification"
     for part in ("76.12, 92.88", "4 x NVIDIA A10G", "3 h 26 min", "use_blurpool=True", "- `report.html`", "`train_ima"):
@@ -65,7 +65,7 @@ def test_a_card_is_read_by_the_hubs_own_reader() -> None:
 def test_how_the_network_is_made(use_blurpool: bool, in_torchvision: bool, words: str) -> None:
     text = model_card(replace(FACTS, use_blurpool=use_blurpool, in_torchvision=in_torchvision), [])
     assert f"model = {words}\n" in text
-    assert "a plain torchvision model" not in text
+    assert "The model uses BlurPool" not in text
 
 
 def test_accuracies_at_other_resolutions_are_told() -> None:
@@ -73,7 +73,7 @@ def test_accuracies_at_other_resolutions_are_told() -> None:
     text = model_card(replace(FACTS, metrics={**FACTS.metrics, **finally_}), [])
     assert "| at 224 px | 75.00, 92.00 |" in text
     assert "at 256 px" not in text  # where it is evaluated anyway
-    assert "mirrored too" not in text
+    assert "px with flip TTA" not in text
 
 
 def test_other_data_are_not_called_imagenet() -> None:

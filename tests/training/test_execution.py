@@ -7,8 +7,19 @@ import torch
 from torch import nn
 
 from rebar.errors import RebarError
-from rebar.training.execution import ExecutionConfig, allow_tf32, compile_model
+from rebar.training.execution import (
+    ExecutionConfig,
+    Precision,
+    allow_tf32,
+    autocast,
+    compile_model,
+    gradient_scaler,
+    input_dtype,
+    resolve_precision,
+)
 from rebar.training.resolution import ResolutionConfig
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
@@ -91,3 +102,59 @@ def test_compile_model_and_gradient_checkpointing_exclude_each_other() -> None:
 def test_allow_tf32_sets_matmul_and_cudnn(allowed: bool) -> None:
     allow_tf32(allowed)
     assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "resolved"),
+    [
+        ("auto", CPU, "32"),
+        ("32", CPU, "32"),
+        ("bf16", CPU, "bf16"),
+        ("auto", GPU, "fp16"),
+        ("32", GPU, "32"),
+        ("fp16", GPU, "fp16"),
+    ],
+)
+def test_resolve_precision(
+    precision: Precision, device: torch.device, resolved: Precision, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert resolve_precision(precision, device) == resolved
+    assert capsys.readouterr().err == ""
+
+
+def test_resolve_precision_replaces_fp16_on_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert resolve_precision("fp16", CPU) == "32"
+    assert "fp16 needs a GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("capability", "is_warned"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])
+def test_resolve_precision_warns_of_bf16_on_old_gpu(
+    capability: tuple[int, int], is_warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    assert resolve_precision("bf16", GPU) == "bf16"
+    assert ("bf16 is slow on Tesla T4" in capsys.readouterr().err) == is_warned
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("32", torch.float32), ("bf16", torch.bfloat16)])
+def test_autocast_dtype(precision: Precision, dtype: torch.dtype) -> None:
+    with autocast(precision, CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_gradient_scaler_is_enabled_for_fp16_only() -> None:
+    scalers = {precision: gradient_scaler(precision, CPU) for precision in ("32", "bf16", "fp16")}
+    assert {precision: scaler.is_enabled() for precision, scaler in scalers.items()} == {
+        "32": False,
+        "bf16": False,
+        "fp16": True,
+    }
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_images_in_input_dtype_give_identical_results(precision: Precision) -> None:
+    torch.manual_seed(0)
+    convolution, images = torch.nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+    with autocast(precision, CPU):
+        assert torch.equal(convolution(images.to(input_dtype(precision))), convolution(images))
