@@ -5,18 +5,16 @@ mean of the weights at the ends of the last epochs (Izmailov et al., "Averaging 
 generalization", UAI 2018); its BatchNorm statistics are computed afterwards.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from rebar.config import option
 from rebar.errors import RebarError
-
-_Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,45 +39,39 @@ class AveragingConfig:
 
 
 class WeightAverage:
-    """A running average of a model's weights and buffers, by torch's ``AveragedModel``.
+    """A running average of a model's weights and buffers. ``updates`` is the number of updates so far.
 
     - every: steps between updates; first_step: no update before this step.
     - decay: of an exponential moving average; None for the mean of all updates.
+
+    torch's ``AveragedModel`` computes the same, but synchronizes with the device in every update.
     """
 
     def __init__(self, model: nn.Module, *, every: int, decay: float | None, first_step: int = 0) -> None:
-        self._averaged = AveragedModel(model, multi_avg_fn=self._update, use_buffers=True)
-        self._averaged.requires_grad_(False).eval()
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.every, self.decay, self.first_step = every, decay, first_step
-
-    @property
-    def model(self) -> nn.Module:
-        """The averaged model, in eval mode."""
-        return self._averaged.module
-
-    @property
-    def updates(self) -> int:
-        """The number of updates so far."""
-        return int(self._averaged.n_averaged)
+        self.updates = 0
 
     @property
     def needs_bn_update(self) -> bool:
         """Whether the BatchNorm statistics have to be computed for the averaged weights, as after SWA."""
         return self.decay is None
 
+    @torch.no_grad()
     def after_step(self, model: nn.Module, step: int) -> None:
         """Update the average after ``step``, counted from 0, if one is due. The first update copies the model."""
-        if step + 1 > self.first_step and (step + 1) % self.every == 0:
-            self._averaged.update_parameters(model)
-
-    @torch.no_grad()
-    def _update(self, averages: _Tensors, values: _Tensors, updates: torch.Tensor | int) -> None:
-        """Update the averages of tensors of one dtype. torch's functions average, or refuse, BatchNorm's counters."""
-        if averages[0].is_floating_point():
-            weight = 1 / (int(updates) + 1) if self.decay is None else 1 - self.decay
-            torch._foreach_lerp_(averages, values, weight)
+        if step + 1 <= self.first_step or (step + 1) % self.every != 0:
+            return
+        self.updates += 1
+        if self.updates == 1:
+            weight = 1.0
         else:
-            torch._foreach_copy_(averages, values)
+            weight = 1 / self.updates if self.decay is None else 1 - self.decay
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        averages, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        torch._foreach_lerp_(averages, values, weight)
+        for counter, value in (pair for pair in pairs if not pair[0].is_floating_point()):
+            counter.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
@@ -88,7 +80,7 @@ class WeightAverage:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state from a checkpoint."""
         self.model.load_state_dict(state["model"])
-        self._averaged.n_averaged.fill_(state["updates"])
+        self.updates = state["updates"]
 
 
 def ema_decay(half_life: float, every: int) -> float:
