@@ -1,7 +1,7 @@
 """Decode crops of stored images, with the crop decoder or by full-image decoding, and handle corrupt samples.
 
-An image that the crop decoder refuses is decoded in full by libjpeg-turbo and resized by OpenCV. An image that
-libjpeg-turbo cannot decode either is corrupt.
+An image that the crop decoder refuses is decoded in full by :mod:`rebar.jpeg.turbojpeg` and resized by OpenCV. An image
+that cannot be decoded in full either is corrupt.
 """
 
 import functools
