@@ -209,12 +209,12 @@ GROUP_NORM = """if True:
     import functools, sys, train_imagenet
     from torch import nn
     from rebar.cli import run_command
-    from rebar.models import network
+    from rebar.models import build
     from rebar.models.torchvision_compat import import_torchvision
     def build_model(arch, *, num_classes, **_):
         norm = functools.partial(nn.GroupNorm, 8)
         return import_torchvision().models.resnet18(num_classes=num_classes, norm_layer=norm)
-    network.build_model = build_model
+    build.build_model = build_model
     run_command(train_imagenet.main)
 """
 

@@ -1,6 +1,7 @@
 """Build the network of a run: a torchvision classifier or a ResNet for small images."""
 
 import difflib
+import math
 from dataclasses import dataclass
 from http.client import HTTPException
 from types import ModuleType
@@ -14,7 +15,9 @@ from rebar.config import option
 from rebar.errors import RebarError
 from rebar.models import resnets
 from rebar.models.blurpool import apply_blurpool
+from rebar.models.gradient_checkpointing import apply_gradient_checkpointing
 from rebar.models.resnets import SMALL_RESNETS, SmallResNet
+from rebar.models.stochastic_depth import apply_stochastic_depth
 from rebar.models.torchvision_compat import import_torchvision
 
 Initialization = Literal["torchvision", "composer"]
@@ -36,6 +39,46 @@ class ModelConfig:
         "torchvision", help="weight initialization; composer: MosaicML's, with BatchNorm weights uniform in [0, 1)"
     )
     num_classes: int = option(0, help="outputs of the classifier; 0: classes of the dataset", minimum=0)
+
+
+def build_network(
+    arch: str,
+    *,
+    num_classes: int,
+    device: torch.device,
+    channels_last: bool = True,
+    use_blurpool: bool = False,
+    pretrained: bool = False,
+    zero_init_residual: bool = False,
+    initialization: Initialization = "torchvision",
+    bce_bias: bool = False,
+    sync_batchnorm: bool = False,
+    gradient_checkpointing: bool = False,
+    stochastic_depth: float = 0.0,
+) -> nn.Module:
+    """Build a network on ``device``, not wrapped by DDP; equal seeds give equal weights on every rank.
+
+    ``bce_bias`` initializes the last layer's bias for binary cross-entropy, unless the weights are pretrained. The
+    state_dict has torchvision's names whatever is enabled. Warns of an option without effect on this architecture.
+    Raises RebarError for an unknown architecture.
+    """
+    model = build_model(
+        arch,
+        num_classes=num_classes,
+        use_blurpool=use_blurpool,
+        pretrained=pretrained,
+        zero_init_residual=zero_init_residual,
+        initialization=initialization,
+    )
+    if bce_bias and not pretrained:
+        init_bce_bias(model, num_classes)
+    if sync_batchnorm:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if gradient_checkpointing and apply_gradient_checkpointing(model) == 0:
+        warn(f"execution.gradient_checkpointing has no effect: {arch} has no stages of residual blocks")
+    if stochastic_depth > 0 and apply_stochastic_depth(model, stochastic_depth) == 0:
+        warn(f"regularization.stochastic_depth has no effect: {arch} has no residual blocks to skip")
+    return to_device(model, device, channels_last=channels_last)
 
 
 def build_model(
@@ -102,6 +145,18 @@ def _load_pretrained(models: ModuleType, arch: str, num_classes: int) -> nn.Modu
     if classifier.out_features != num_classes:
         model.fc = nn.Linear(classifier.in_features, num_classes)
     return model
+
+
+def init_bce_bias(model: nn.Module, num_classes: int) -> int:
+    """Set the last layer's bias to -log(classes), in place, so that every class starts at a probability near 1/classes.
+
+    Returns the number of layers found, 0 or 1. Without it, the first steps of BCE only learn to predict "absent".
+    """
+    heads = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.out_features == num_classes]
+    if not heads or heads[-1].bias is None:
+        return 0
+    nn.init.constant_(heads[-1].bias, -math.log(num_classes))
+    return 1
 
 
 def to_device(model: nn.Module, device: torch.device, *, channels_last: bool = True) -> nn.Module:
