@@ -1,7 +1,8 @@
 """Short training runs on random images, for tests that compare devices."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -10,8 +11,10 @@ from torch import nn
 import train_imagenet
 from rebar.config import parse_config
 from rebar.loading.batches import Batch
+from rebar.reporting.run_folder import RunFolder
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
+from rebar.training.run import Run
 from rebar.training.setup import build_state
 from rebar.training.state import TrainState
 
@@ -54,18 +57,24 @@ class Training:
         self.config = parse_config(TrainConfig, [*words, *options], description="test")
         self.world = World(rank=0, size=1, device=torch.device(device))
         torch.manual_seed(0)
-        self.state: TrainState = build_state(self.config, LoaderStub(), self.world)  # type: ignore[arg-type]
-        self.use(self.state.model)
+        loader = LoaderStub()
+        self.state: TrainState = build_state(self.config, loader, self.world)  # type: ignore[arg-type]
+        folder = RunFolder(Path("unused"))
+        self.run = Run(self.config, self.world, folder, self.state, self.state.model, loader, loader)  # type: ignore[arg-type]
+        self.normalizer = self.run.normalizer()
 
     def use(self, model: nn.Module) -> None:
         """Train through ``model``, for example a compiled one, from now on."""
-        self.normalizer, self.train_on = train_imagenet.build_step(self.config, self.state, model, self.world)
-        self.state.model.train()
+        self.run.model = model
+
+    def steps(self, batches: Iterable[Batch], first_step: int = 0) -> Iterator[torch.Tensor]:
+        """Train on batches; yields the losses, on the device."""
+        return train_imagenet.train_steps(self.run, batches, lambda step: LEARNING_RATE, first_step)
 
     def step(self, number: int, resolution: int = 32, size: int = BATCH_SIZE) -> torch.Tensor:
         """Train on batch ``number``; returns the loss, on the device."""
-        images, labels = self.normalizer(random_batch(number, resolution, size), number)
-        return self.train_on(images, labels, number, LEARNING_RATE)
+        (loss,) = self.steps([random_batch(number, resolution, size)], number)
+        return loss
 
     def losses(self, count: int) -> list[float]:
         """Train on ``count`` batches."""
