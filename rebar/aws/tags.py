@@ -106,11 +106,13 @@ def key_of(name: str, project: str, kind: str) -> dict[str, str]:
 
 
 def require_our_tags(resource: Mapping[str, Any], name: str, project: str) -> dict[str, str]:
-    """Return the tags of a resource of the project; raises AwsError if it is of another, or has no such tags."""
+    """Return the tags of a resource of the project; raises AwsError for resources of others, and without our tags."""
     tags = tags_of(resource)
-    if tags.get(PROJECT) != project or RUN not in tags or ROLE not in tags:
-        found = f"it belongs to project {tags[PROJECT]!r}" if PROJECT in tags else "it does not have Rebar's tags"
-        raise AwsError(f"{name}: {found}, not those of project {project!r}. Set --project.", code="aws-not-ours")
+    if PROJECT in tags and tags[PROJECT] != project:
+        text = f"{name} belongs to project {tags[PROJECT]!r}, not {project!r}. Set --project."
+        raise AwsError(text, code="aws-not-ours")
+    if not {PROJECT, RUN, ROLE} <= tags.keys():
+        raise AwsError(f"{name} does not have Rebar's tags. Use a resource of this project.", code="aws-not-ours")
     return tags
 
 
