@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_proof.job import Job, percentile
-from benchmarks.gpu_proof.training_step import LEARNING_RATE, Stepper, build_stepper, synchronize, time_steps
+from benchmarks.gpu_proof.training_step import Stepper, build_stepper, synchronize, time_steps
 from rebar.loading.imagenet import DataConfig, build_train_loader
 from rebar.training.metrics import TrainMeter
 
@@ -80,15 +80,13 @@ def measure(
     meter = TrainMeter(job.device)
     batches = chain.from_iterable(loader.epoch(epoch, resolution) for epoch in count())
     events = []
-    fed = iter(stepper.normalizer.each(meter.timed(batches)))  # type: ignore[attr-defined]
-    for number in range(loader.batches_ahead + 3):  # what is ready at the start does not count
-        images, labels = next(fed)
-        stepper.train_on(images, labels, number, LEARNING_RATE)
+    fed = stepper.train_on(meter.timed(batches))
+    for _ in range(loader.batches_ahead + 3):  # what is ready at the start does not count
+        next(fed)
     synchronize(job)
     waited, cpu, began, steps = meter.wait_seconds, time.process_time(), time.perf_counter(), 0
     while time.perf_counter() - began < budget or steps < 3:
-        images, labels = next(fed)
-        stepper.train_on(images, labels, steps, LEARNING_RATE)
+        next(fed)
         if on_gpu:
             event = torch.cuda.Event(enable_timing=True)
             event.record()

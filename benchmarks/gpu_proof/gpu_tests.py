@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.gpu_proof.job import REPOSITORY, Job
 
-REHEARSED = "tests/training/test_background_save.py"
+REHEARSED = "tests/training/test_step.py"
 
 
 def run(job: Job) -> None:
@@ -25,7 +25,7 @@ def run(job: Job) -> None:
     outcomes.unlink(missing_ok=True)
     words = ["-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_proof.outcomes", "--durations=15"]
     if job.rehearse:
-        words += [REHEARSED, "-k", "copy"]
+        words += [REHEARSED, "-k", "counted"]
     else:
         words += ["-m", "gpu", *map(str, files)]
         if importlib.util.find_spec("xdist"):

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from benchmarks.gpu_proof.job import Job
 from benchmarks.gpu_proof.training_step import build_stepper, synchronize, time_steps
-from rebar.loading import Batch
 from rebar.models.blurpool import BlurPoolConv2d
 
 CASES: list[tuple[str, dict[str, Any], list[str]]] = [
@@ -21,7 +20,7 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("EMA every step", {}, ["--averaging.use_ema=1", "--averaging.ema_update_every=1"]),
     ("foreach instead of fused SGD", {"optimizer": "foreach"}, []),
     ("for-loop instead of fused SGD", {"optimizer": "single"}, []),
-    ("strong augmentation", {"augment": True}, ["--regularization.augmentation=strong"]),
+    ("strong augmentation", {}, ["--regularization.augmentation=strong"]),
     ("MixUp", {}, ["--regularization.use_mixup=1"]),
     ("gradient checkpointing", {}, ["--execution.gradient_checkpointing=1"]),
     ("every blur at stride 1", {"blur_everywhere": True}, []),
@@ -51,36 +50,29 @@ def run(job: Job) -> None:
 
 def measure(job: Job, name: str, settings: dict[str, Any], options: list[str]) -> None:
     """Add one row."""
-    optimizer, augment = settings.pop("optimizer", ""), settings.pop("augment", False)
+    optimizer = settings.pop("optimizer", "")
     blur_everywhere = settings.pop("blur_everywhere", False)
     sizes = {"resolution": 224, "batch_size": 256, **settings}
     if job.rehearse:
         sizes |= {"resolution": 32, "batch_size": 4}
     stepper = build_stepper(job, *options, **sizes)
     if optimizer:
-        for group in stepper.state.optimizer.param_groups:  # type: ignore[attr-defined]
+        for group in stepper.run.state.optimizer.param_groups:  # type: ignore[attr-defined]
             group["fused"], group["foreach"] = False, optimizer == "foreach"
-        stepper.state.optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     if blur_everywhere:
-        for module in stepper.state.model.modules():  # type: ignore[attr-defined]
+        for module in stepper.run.state.model.modules():  # type: ignore[attr-defined]
             if isinstance(module, BlurPoolConv2d):
                 module.forward = functools.partial(blur_then_convolve, module)  # type: ignore[method-assign]
-    step = stepper.__call__
-    if augment:
-        raw = (torch.rand_like(stepper.images[:, :3].float()) * 255).to(torch.uint8)
-        normalizer, train, labels = stepper.normalizer, stepper.train_on, stepper.labels
-        on_device = Batch(raw.permute(0, 2, 3, 1).contiguous(), labels)
-
-        def step(number: int) -> None:
-            images, same = normalizer(on_device, number)  # type: ignore[operator]
-            train(images, same, number, 1e-3)
-
     result = time_steps(
-        job, step, batch_size=sizes["batch_size"], resolution=sizes["resolution"], seconds=0.2 if job.rehearse else 1.2
+        job,
+        stepper,
+        batch_size=sizes["batch_size"],
+        resolution=sizes["resolution"],
+        seconds=0.2 if job.rehearse else 1.2,
     )
     row = {"precision": "bf16", "blurpool": True, **sizes, "options": " ".join(options) or optimizer}
     job.add(case=name, **row, **result)
-    del stepper, step
+    del stepper
     gc.collect()
     if not job.rehearse:
         torch.cuda.empty_cache()

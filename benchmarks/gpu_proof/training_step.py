@@ -1,13 +1,10 @@
-"""train_imagenet.py's step on one batch that stays on the device, and how it is timed."""
+"""train_imagenet.py's step on one batch of bytes that stays on the device, and how it is timed."""
 
-import dataclasses
 import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,7 +19,6 @@ from training_loops import NUM_CLASSES
 from training_loops import Job as LoopJob
 from training_loops.rebar import SyntheticLoader
 
-from rebar.augment.policy import build_regularizer
 from rebar.config import parse_config
 from rebar.loading import Batch
 from rebar.models.build import build_model
@@ -35,19 +31,19 @@ from rebar.training.setup import build_state
 LEARNING_RATE = 1e-3
 
 
-@dataclasses.dataclass
 class Stepper:
-    """A model in training and its step."""
+    """A run whose step is called with its number."""
 
-    config: TrainConfig
-    state: object
-    normalizer: object
-    train_on: Callable[..., torch.Tensor]
-    images: torch.Tensor
-    labels: torch.Tensor
+    def __init__(self, run: Run, batch: Batch) -> None:
+        self.run = run
+        self._losses = self.train_on(itertools.repeat(batch))
+
+    def train_on(self, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
+        """Train on batches, a step for each loss that is taken."""
+        return train_imagenet.train_steps(self.run, batches, lambda step: LEARNING_RATE)
 
     def __call__(self, number: int) -> None:
-        self.train_on(self.images, self.labels, number, LEARNING_RATE)
+        next(self._losses)
 
 
 def build_stepper(
@@ -72,43 +68,14 @@ def build_stepper(
     world = World(rank=0, size=1, device=job.device)
     loop = LoopJob("resnet50", resolution, batch_size, 100, precision, job.device)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    loader = SyntheticLoader(loop)
-    state = build_state(config, loader, world)  # type: ignore[arg-type]
-    run = NormalizedRun(config, world, RunFolder(Path("unused")), state, wrap(state.model), loader, loader)  # type: ignore[arg-type]
-    regularizer = build_regularizer(config.regularization, num_classes=NUM_CLASSES, seed=0, rank=0)
-    normalizer, train_on = Run.normalizer(run, augment=regularizer.augment), SingleSteps(run)
+    loader: Any = SyntheticLoader(loop)
+    state = build_state(config, loader, world)
+    run = Run(config, world, RunFolder(job.work / "unused"), state, wrap(state.model), loader, loader)
     draw = torch.Generator().manual_seed(0)
     shape = (batch_size, resolution, resolution, 3)
-    batch = Batch(
-        torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8),
-        torch.randint(0, NUM_CLASSES, (batch_size,), generator=draw),
-    )
-    images, labels = normalizer(batch)
-    return Stepper(config, state, normalizer, train_on, images, labels)
-
-
-class NormalizedRun(Run):
-    """A run whose batches are on the device and normalized already."""
-
-    def normalizer(self, augment: object = None) -> SimpleNamespace:  # type: ignore[override]
-        return SimpleNamespace(each=lambda batches, first_step: batches)
-
-
-class SingleSteps:
-    """train_imagenet.py's loop, one step per call."""
-
-    def __init__(self, run: Run) -> None:
-        self._batch: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._lr = 0.0
-        self._steps = train_imagenet.train_steps(run, self._batches(), lambda step: self._lr)
-
-    def _batches(self) -> Iterator[Any]:
-        while True:
-            yield self._batch
-
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, number: int, lr: float) -> torch.Tensor:
-        self._batch, self._lr = (images, labels), lr
-        return next(self._steps)
+    images = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
+    labels = torch.randint(0, NUM_CLASSES, (batch_size,), generator=draw)
+    return Stepper(run, Batch(images.to(job.device), labels.to(job.device)))
 
 
 @functools.cache

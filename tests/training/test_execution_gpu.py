@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rebar.training.execution import compile_model
-from tests.training.gpu_steps import Training
+from tests.training.steps import Training
 
 pytestmark = [
     pytest.mark.gpu,
@@ -17,7 +17,7 @@ def compiled_training(sizes: set[int], *options: str) -> Training:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     training = Training("cuda", *options, arch="resnet10_small")
-    training.use(compile_model(training.state.model, sizes, backend="inductor"))
+    training.run.model = compile_model(training.state.model, sizes, backend="inductor")
     return training
 
 

@@ -8,36 +8,17 @@ from torch import nn
 
 from rebar.errors import RebarError
 from rebar.models.blurpool import BlurPoolConv2d
-from rebar.training.checkpoint import HostMemory
 from rebar.training.error_hints import error_hints
 from rebar.training.evaluate import evaluate
 from rebar.training.metrics import memory_metrics
 from rebar.training.update_bn import update_bn
-from tests.training.gpu_steps import Training, random_batch, weights_of
+from tests.training.steps import ALL_RECIPES, RECIPES, Training, random_batch, weights_of
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 STEPS = 4
-RECIPES = {
-    "sgd": [],
-    "blurpool": ["--training.use_blurpool=1"],
-    "mixup": ["--regularization.use_mixup=1"],
-    "cutmix": ["--regularization.use_cutmix=1"],
-    "erasing": ["--regularization.random_erasing=0.5"],
-    "nesterov_clipped": ["--optimizer.nesterov=1", "--optimizer.clip_norm=0.5"],
-    "sgdw": ["--training.optimizer=sgdw"],
-    "lamb": ["--training.optimizer=lamb"],
-    "lars": ["--training.optimizer=lars"],
-    "sam": ["--optimizer.sam_rho=0.05", "--optimizer.sam_every=2"],
-    "ema": ["--averaging.use_ema=1", "--averaging.ema_update_every=1", "--averaging.ema_half_life=2"],
-    "swa": ["--averaging.use_swa=1", "--averaging.swa_start=0"],
-    "accumulate": ["--execution.accumulate=2"],
-    "gradient_checkpointing": ["--execution.gradient_checkpointing=1"],
-    "bce": ["--loss.loss_type=bce"],
-    "contiguous": ["--execution.channels_last=0"],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +74,7 @@ def test_the_loss_scale_and_the_state_survive_a_checkpoint() -> None:
     first = Training("cuda", "--training.precision=fp16", "--averaging.use_ema=1", "--averaging.ema_update_every=1")
     first.state.scaler.load_state_dict({**first.state.scaler.state_dict(), "scale": 2.0**20})
     first.losses(3)
-    content = HostMemory().copy(first.state.checkpoint_content({}, first.world))
+    content = first.state.checkpoint_content({}, first.world)
     second = Training("cuda", "--training.precision=fp16", "--averaging.use_ema=1", "--averaging.ema_update_every=1")
     second.state.model.load_state_dict(content["model"])
     second.state.optimizer.load_state_dict(content["optimizer"])
@@ -105,25 +86,14 @@ def test_the_loss_scale_and_the_state_survive_a_checkpoint() -> None:
     assert torch.equal(weights_of(first.state.evaluated_model), weights_of(second.state.evaluated_model))
 
 
-NEVER_WAITING = {name: words for name, words in RECIPES.items() if name not in ("gradient_checkpointing",)} | {
-    "strong": ["--regularization.augmentation=strong"],
-    "randaugment": ["--regularization.use_randaugment=1", "--regularization.color_jitter=0.4"],
-    "stochastic_depth": ["--regularization.stochastic_depth=0.2"],
-    "fp16": ["--training.precision=fp16"],
-    "fp16_clipped": ["--training.precision=fp16", "--optimizer.clip_norm=1"],
-    "bf16": ["--training.precision=bf16"],
-}
-
-
-@pytest.mark.parametrize("recipe", NEVER_WAITING)
+@pytest.mark.parametrize("recipe", ALL_RECIPES)
 def test_a_step_never_waits_for_the_gpu(recipe: str) -> None:
-    training = Training("cuda", *NEVER_WAITING[recipe])
-    steps = training.steps([random_batch(number) for number in range(2 + STEPS)])
-    for _ in range(2):  # allocates, and creates the optimizer's state
-        next(steps)
+    training = Training("cuda", *ALL_RECIPES[recipe])
+    batches = [random_batch(number) for number in range(STEPS)]
+    training.losses(2)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-    for _ in steps:
+    for _ in training.steps(batches, first_step=2):
         training.state.meter.end_step()
     torch.cuda.set_sync_debug_mode("default")
     loss, _ = training.state.meter.averages(training.world)
@@ -209,7 +179,7 @@ def test_evaluation_counts_every_image_once_as_on_the_cpu() -> None:
         batches = [random_batch(number, size=size) for number, size in enumerate((16, 0, 7, 1))]
         results[device] = evaluate(
             training.state.model,
-            training.normalizer.each(batches),
+            training.run.normalizer().each(batches),
             world=training.world,
             precision="32",
             flip_tta=True,
@@ -227,7 +197,7 @@ def test_update_bn_gives_the_cpus_statistics() -> None:
     results = []
     for device in ("cpu", "cuda"):
         training = Training(device)
-        batches = training.normalizer.each([random_batch(number) for number in range(3)])
+        batches = training.run.normalizer().each([random_batch(number) for number in range(3)])
         update_bn(training.state.model, batches, count=3, world=training.world, precision="32")
         results.append(weights_of(training.state.model))
     assert torch.allclose(results[0], results[1], atol=1e-3, rtol=1e-3)
@@ -260,8 +230,7 @@ def test_ddp_with_nccl_and_synchronized_batchnorm_in_one_rank_equals_a_plain_mod
         training = Training("cuda")
         training.state.model = nn.SyncBatchNorm.convert_sync_batchnorm(training.state.model)
         model = nn.parallel.DistributedDataParallel(training.state.model, device_ids=[0], gradient_as_bucket_view=True)
-        training.use(model)
-        model.train()
+        training.run.model = model
         assert training.losses(3) == pytest.approx(expected, rel=1e-4)
     finally:
         torch.distributed.destroy_process_group()

@@ -1,16 +1,17 @@
-"""Short training runs on random images, for tests that compare devices."""
+"""Short training runs on random images, for tests of the training step."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
 
 import train_imagenet
 from rebar.config import parse_config
-from rebar.loading.batches import Batch
+from rebar.loading import Batch
 from rebar.reporting.run_folder import RunFolder
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
@@ -19,6 +20,37 @@ from rebar.training.setup import build_state
 from rebar.training.state import TrainState
 
 NUM_CLASSES, BATCH_SIZE, LEARNING_RATE = 10, 16, 0.02
+
+
+RECIPES = {
+    "sgd": [],
+    "blurpool": ["--training.use_blurpool=1"],
+    "mixup": ["--regularization.use_mixup=1"],
+    "cutmix": ["--regularization.use_cutmix=1"],
+    "erasing": ["--regularization.random_erasing=0.5"],
+    "nesterov_clipped": ["--optimizer.nesterov=1", "--optimizer.clip_norm=0.5"],
+    "sgdw": ["--training.optimizer=sgdw"],
+    "lamb": ["--training.optimizer=lamb"],
+    "lars": ["--training.optimizer=lars"],
+    "sam": ["--optimizer.sam_rho=0.05", "--optimizer.sam_every=2"],
+    "ema": ["--averaging.use_ema=1", "--averaging.ema_update_every=1", "--averaging.ema_half_life=2"],
+    "swa": ["--averaging.use_swa=1", "--averaging.swa_start=0"],
+    "accumulate": ["--execution.accumulate=2"],
+    "gradient_checkpointing": ["--execution.gradient_checkpointing=1"],
+    "bce": ["--loss.loss_type=bce"],
+    "contiguous": ["--execution.channels_last=0"],
+}
+"""Options by the name of the technique; results do not depend on the device."""
+ALL_RECIPES = RECIPES | {
+    "strong": ["--regularization.augmentation=strong"],
+    "randaugment": ["--regularization.use_randaugment=1"],
+    "color_jitter": ["--regularization.color_jitter=0.4", "--regularization.color_jitter_hue=0.1"],
+    "stochastic_depth": ["--regularization.stochastic_depth=0.2"],
+    "fp16": ["--training.precision=fp16"],
+    "fp16_clipped": ["--training.precision=fp16", "--optimizer.clip_norm=1"],
+    "bf16": ["--training.precision=bf16"],
+}
+"""Also those whose results depend on the device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,23 +89,17 @@ class Training:
         self.config = parse_config(TrainConfig, [*words, *options], description="test")
         self.world = World(rank=0, size=1, device=torch.device(device))
         torch.manual_seed(0)
-        loader = LoaderStub()
-        self.state: TrainState = build_state(self.config, loader, self.world)  # type: ignore[arg-type]
-        folder = RunFolder(Path("unused"))
-        self.run = Run(self.config, self.world, folder, self.state, self.state.model, loader, loader)  # type: ignore[arg-type]
-        self.normalizer = self.run.normalizer()
-
-    def use(self, model: nn.Module) -> None:
-        """Train through ``model``, for example a compiled one, from now on."""
-        self.run.model = model
+        loader: Any = LoaderStub()
+        self.state: TrainState = build_state(self.config, loader, self.world)
+        self.run = Run(self.config, self.world, RunFolder(Path("unused")), self.state, self.state.model, loader, loader)
 
     def steps(self, batches: Iterable[Batch], first_step: int = 0) -> Iterator[torch.Tensor]:
-        """Train on batches; yields the losses, on the device."""
+        """Train on batches; yields their losses, on the device."""
         return train_imagenet.train_steps(self.run, batches, lambda step: LEARNING_RATE, first_step)
 
     def step(self, number: int, resolution: int = 32, size: int = BATCH_SIZE) -> torch.Tensor:
         """Train on batch ``number``; returns the loss, on the device."""
-        (loss,) = self.steps([random_batch(number, resolution, size)], number)
+        (loss,) = self.steps([random_batch(number, resolution, size)], first_step=number)
         return loss
 
     def losses(self, count: int) -> list[float]:
