@@ -11,7 +11,7 @@ from tests.training.steps import ALL_RECIPES, Training, random_batch
 SYNCHRONIZING = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique", "is_nonzero")
 """Beginnings of operators whose result the host must wait for: item(), tolist(), nonzero() and the like."""
 READ_CPU_TENSORS = ("mixup", "cutmix", "bce", "ema")
-"""one_hot() checks labels on a CPU only, and the average's counter is always there. test_step_gpu.py tests these too."""
+"""one_hot() checks labels on a CPU only; the average counts its updates there. test_step_gpu.py has them all."""
 
 
 class SynchronizingCalls(TorchDispatchMode):
