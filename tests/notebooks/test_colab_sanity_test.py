@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, and shows what it says it shows."""
+"""The notebook runs from the first cell to the last and shows the expected outputs."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,14 @@ from tests.conftest import REPOSITORY, read_events
 NOTEBOOK = REPOSITORY / "notebooks/colab_sanity_test.ipynb"
 
 
-def test_it_is_kept_without_outputs() -> None:
+def test_the_notebook_is_stored_without_outputs() -> None:
     for cell in json.loads(NOTEBOOK.read_text())["cells"]:
         assert cell.get("outputs", []) == []
         assert cell.get("execution_count") is None
 
 
 def shown(notebook: Any, kind: str) -> list[str]:
-    """All outputs of a kind: "text/plain", "image/png" ..., or "text" for what was printed."""
+    """Return all outputs of a MIME type such as "image/png", or "text" for printed output."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     if kind == "text":
         return [output["text"] for output in outputs if output.output_type == "stream"]
@@ -26,7 +26,7 @@ def shown(notebook: Any, kind: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_it_runs(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("REBAR_NOTEBOOK_TREE", str(images))
@@ -39,8 +39,8 @@ def test_it_runs(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     printed = "".join(shown(notebook, "text"))
     assert "train: 320 files in 10 classes" in printed
     assert "a batch: torch.uint8 (24, 64, 64, 3) and labels (24,)" in printed
-    assert "main memory at most" in printed
-    assert "9_ankle-boot" in printed  # class by class
+    assert "peak host memory" in printed
+    assert "9_ankle-boot" in printed  # accuracy per class
     assert len(shown(notebook, "image/png")) == 3  # the batch, one image in five epochs, the confusion matrix
     (report,) = (page for page in shown(notebook, "text/html") if "<iframe" in page)
     assert "&lt;!doctype html&gt;" in report
