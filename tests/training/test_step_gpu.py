@@ -1,4 +1,4 @@
-"""The training step on a GPU: the CPU's results, no waiting, the right layouts, and advice when memory runs out."""
+"""The training step on a GPU: results equal to the CPU's, no synchronization, memory layouts, out-of-memory advice."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from rebar.errors import RebarError
 from rebar.models.blurpool import BlurPoolConv2d
+from rebar.training.checkpoint import HostMemory
 from rebar.training.error_hints import error_hints
 from rebar.training.evaluate import evaluate
 from rebar.training.metrics import memory_metrics
@@ -23,7 +24,7 @@ STEPS = 4
 
 @pytest.fixture(autouse=True)
 def exact_products() -> Iterator[None]:
-    """Compute 32-bit products in 32 bits, by deterministic algorithms, and forget nothing of a failed test."""
+    """Compute 32-bit products without TF32 and with deterministic algorithms; restore the settings afterwards."""
     allowed = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
@@ -74,7 +75,7 @@ def test_the_loss_scale_and_the_state_survive_a_checkpoint() -> None:
     first = Training("cuda", "--training.precision=fp16", "--averaging.use_ema=1", "--averaging.ema_update_every=1")
     first.state.scaler.load_state_dict({**first.state.scaler.state_dict(), "scale": 2.0**20})
     first.losses(3)
-    content = first.state.checkpoint_content({}, first.world)
+    content = HostMemory().copy(first.state.checkpoint_content({}, first.world))
     second = Training("cuda", "--training.precision=fp16", "--averaging.use_ema=1", "--averaging.ema_update_every=1")
     second.state.model.load_state_dict(content["model"])
     second.state.optimizer.load_state_dict(content["optimizer"])
@@ -89,11 +90,12 @@ def test_the_loss_scale_and_the_state_survive_a_checkpoint() -> None:
 @pytest.mark.parametrize("recipe", ALL_RECIPES)
 def test_a_step_never_waits_for_the_gpu(recipe: str) -> None:
     training = Training("cuda", *ALL_RECIPES[recipe])
-    batches = [random_batch(number) for number in range(STEPS)]
-    training.losses(2)
+    steps = training.steps([random_batch(number) for number in range(2 + STEPS)])
+    for _ in range(2):  # allocates, and creates the optimizer's state
+        next(steps)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-    for _ in training.steps(batches, first_step=2):
+    for _ in steps:
         training.state.meter.end_step()
     torch.cuda.set_sync_debug_mode("default")
     loss, _ = training.state.meter.averages(training.world)
