@@ -15,7 +15,7 @@ BASE = {"errors", "cli", "storage", "config"}
 LAYERS: dict[str, set[str]] = {  # layer -> the layers it may import besides itself
     "errors": set(),
     "cli": {"errors"},
-    "storage": {"errors"},
+    "storage": {"errors", "cli"},
     "config": {"cli", "errors"},
     "jpeg": {"errors", "storage"},
     "reporting": BASE,

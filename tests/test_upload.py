@@ -1,4 +1,4 @@
-"""Runs whose results go to S3, through the command line, to a real server over HTTP; the next machine goes on."""
+"""Training with ``--upload``, through the command line: uploads to a moto server, and resuming on other machines."""
 
 import json
 import shutil
@@ -21,8 +21,8 @@ def s3() -> Iterator[S3]:
         yield server
 
 
-def assert_whole(s3: S3, run_name: str, folder: Path, *names: str) -> None:
-    """What the manifest names is there, and nothing else; the newest checkpoint and the log are the folder's."""
+def assert_uploaded(s3: S3, run_name: str, folder: Path, *names: str) -> None:
+    """Check that S3 has the checkpoints that the manifest names and no others, and that they equal the folder's."""
     manifest = s3.manifest(run_name)
     objects = {stored["object"] for stored in manifest["checkpoints"].values()}
     assert {name for name in s3.names(f"{run_name}/") if name.startswith("checkpoints/")} == objects
@@ -40,22 +40,22 @@ def assert_no_secret(folder: Path, *shown: str) -> None:
 
 
 def train_here(s3: S3, monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
-    """The command in this process, which is quicker."""
+    """Run the command in this process."""
     for name, value in s3.variables.items():
         monkeypatch.setenv(name, value)
     train_imagenet.main([str(word) for word in words[1:]])
 
 
-def refusal(s3: S3, monkeypatch: pytest.MonkeyPatch, *words: str | Path, **variables: str) -> str:
-    """What it says when it ends with an error."""
+def refusal(s3: S3, monkeypatch: pytest.MonkeyPatch, *words: str | Path, **variables: str) -> tuple[str, str]:
+    """Run a command that fails; return the code and the message of its error."""
     for name, value in {**s3.variables, **variables}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RebarError) as refused:
         train_imagenet.main([str(word) for word in words[1:]])
-    return str(refused.value)
+    return refused.value.code, str(refused.value)
 
 
-def test_the_next_machine_goes_on_and_ends_as_an_undisturbed_run(
+def test_resume_on_the_next_machine_gives_identical_results(
     s3: S3, data: Data, finished_run: Path, tmp_path: Path
 ) -> None:
     upload = ["--upload", f"s3://{BUCKET}/some/prefix"]
@@ -64,7 +64,7 @@ def test_the_next_machine_goes_on_and_ends_as_an_undisturbed_run(
     stopped = s3.manifest("some/prefix/mine")
     assert stopped["epoch"] == 1
     assert stopped["step"] > 27
-    assert_whole(s3, "some/prefix/mine", first)
+    assert_uploaded(s3, "some/prefix/mine", first)
     assert json.loads(s3.read("some/prefix/mine/status.json"))["exit_code"] == 75
 
     shutil.rmtree(first)
@@ -72,14 +72,14 @@ def test_the_next_machine_goes_on_and_ends_as_an_undisturbed_run(
     assert f"fetched   s3://{BUCKET}/some/prefix/mine/checkpoints/" in done.stdout
     assert f"after epoch 1 and {stopped['step'] - 20} steps of the next" in done.stdout
     assert_same_run(second, finished_run)
-    assert_whole(s3, "some/prefix/mine", second)
+    assert_uploaded(s3, "some/prefix/mine", second)
     assert s3.manifest("some/prefix/mine")["step"] == 40
     assert s3.read("some/prefix/mine/report.html") == (second / "report.html").read_bytes()
     assert_no_secret(second, done.stdout, done.stderr)
 
 
 @pytest.mark.slow
-def test_a_folder_that_was_overtaken_is_refused(
+def test_upload_refuses_a_run_that_another_machine_continued(
     s3: S3, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def command(machine: str, *words: str) -> list[str | Path]:
@@ -90,19 +90,19 @@ def test_a_folder_that_was_overtaken_is_refused(
     assert read_events(tmp_path / "b/run", "start")[-1]["epoch"] == 0
     assert [record["step"] for record in read_events(tmp_path / "b/run", "step")] == list(range(6))
     before = s3.manifest("run")
-    refused = refusal(s3, monkeypatch, *command("a"))
-    assert "is further than" in refused
-    assert "to step 6" in refused
-    assert "--overwrite" in refusal(s3, monkeypatch, *command("c", "--resume", "none"))
+    code, message = refusal(s3, monkeypatch, *command("a"))
+    assert code == "run-continued-elsewhere"
+    assert "step 6" in message
+    assert refusal(s3, monkeypatch, *command("c", "--resume", "none"))[0] == "run-exists"
     assert s3.manifest("run") == before
-    # Asked for, it is replaced, and nothing of the old one is left.
+    # With --overwrite, it is replaced completely.
     train_here(s3, monkeypatch, *command("d", "--resume", "none", "--overwrite", "--max-steps", "2"))
     assert s3.manifest("run")["step"] == 2
-    assert_whole(s3, "run", tmp_path / "d/run", "last.pt")
+    assert_uploaded(s3, "run", tmp_path / "d/run", "last.pt")
 
 
 @pytest.mark.slow
-def test_begun_from_a_file_another_machine_goes_on_with_the_uploaded_run(
+def test_resume_from_a_file_continues_the_uploaded_run_on_another_machine(
     s3: S3, data: Data, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def command(machine: str, steps: int, *words: str) -> list[str | Path]:
@@ -115,11 +115,11 @@ def test_begun_from_a_file_another_machine_goes_on_with_the_uploaded_run(
     assert s3.manifest("begun")["step"] == 43
     train_here(s3, monkeypatch, *command("c", 44, *begins))
     assert [record["step"] for record in read_events(tmp_path / "c/begun", "step")] == list(range(40, 44))
-    assert_whole(s3, "begun", tmp_path / "c/begun", "last.pt")
+    assert_uploaded(s3, "begun", tmp_path / "c/begun", "last.pt")
 
 
 @pytest.mark.slow
-def test_a_damaged_upload_is_noticed_and_the_one_before_it_taken(
+def test_resume_uses_the_previous_checkpoint_if_the_uploaded_one_is_damaged(
     s3: S3, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def command(machine: str, steps: int) -> list[str | Path]:
@@ -134,33 +134,33 @@ def test_a_damaged_upload_is_noticed_and_the_one_before_it_taken(
     content[len(content) // 2] ^= 1
     s3.client.put_object(Bucket=BUCKET, Key=key, Body=bytes(content))
     train_here(s3, monkeypatch, *command("b", 7))
-    assert "its SHA-256 is not the one it was uploaded with: going on without it" in capsys.readouterr().err
+    assert "The checkpoint before it is used" in capsys.readouterr().err
     assert s3.manifest("damaged")["step"] == 7
-    assert_whole(s3, "damaged", tmp_path / "b/damaged", "last.pt")
+    assert_uploaded(s3, "damaged", tmp_path / "b/damaged", "last.pt")
 
 
 @pytest.mark.parametrize(
-    ("address", "variables", "message"),
+    ("address", "variables", "code"),
     [
-        ("gs://bucket/prefix", {}, "must be s3://bucket"),
-        (f"s3://{KEY_ID}:{SECRET}@bucket/prefix", {}, "must be s3://bucket"),
-        ("s3://absent/prefix", {}, "S3 answers NoSuchBucket; make the bucket"),
-        (f"s3://{BUCKET}", {"AWS_ENDPOINT_URL": f"http://{KEY_ID}:x@127.0.0.1:9"}, "Could not connect"),
-        (f"s3://{BUCKET}", {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "there are no AWS credentials"),
+        ("gs://bucket/prefix", {}, "s3-invalid-url"),
+        (f"s3://{KEY_ID}:{SECRET}@bucket/prefix", {}, "s3-invalid-url"),
+        ("s3://absent/prefix", {}, "aws-request-refused"),
+        (f"s3://{BUCKET}", {"AWS_ENDPOINT_URL": f"http://{KEY_ID}:x@127.0.0.1:9"}, "aws-unreachable"),
+        (f"s3://{BUCKET}", {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "aws-credentials-missing"),
     ],
 )
-def test_a_place_that_cannot_be_used_is_told_before_the_first_step(
+def test_upload_to_an_unusable_address_fails_before_the_first_step(
     address: str,
     variables: dict[str, str],
-    message: str,
+    code: str,
     s3: S3,
     data: Data,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = data.training_command(tmp_path / "run", "--upload", address)
-    refused = refusal(s3, monkeypatch, *words, HOME=str(tmp_path), **variables)
-    assert message in refused
-    assert KEY_ID not in refused
-    assert SECRET not in refused
+    error = refusal(s3, monkeypatch, *words, HOME=str(tmp_path), **variables)
+    assert error[0] == code
+    assert KEY_ID not in error[1]
+    assert SECRET not in error[1]
     assert not (tmp_path / "run").exists()

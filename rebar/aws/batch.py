@@ -8,12 +8,13 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rebar.aws.client import AwsError, Clients, call, paginate
+from rebar.aws.client import Clients, call, paginate
 from rebar.aws.instances import BY_NAME, PRICES_FROM, instance_type
 from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.s3_transfer import s3_folder
 from rebar.aws.tags import PREFIX, Identity, as_list, require_our_tags
 from rebar.aws.user_data import require_no_secrets
+from rebar.storage.boto import AwsError
 
 TRAIN_JOB, WRITE_JOB = "/opt/rebar/scripts/train_job.sh", "/opt/rebar/scripts/write_job.sh"
 """Where scripts/Dockerfile installs Rebar."""

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from rebar.aws.client import AwsError, Clients, call, code_of, paginate, translate_aws_error
+from rebar.aws.client import Clients, call, paginate
 from rebar.aws.instances import BY_NAME, TYPES, InstanceType, find_instances
 from rebar.aws.snapshots import SNAPSHOT_ID, describe_snapshot
 from rebar.aws.tags import now
+from rebar.storage.boto import AwsError, code_of, translate_aws_error
 
 QUOTAS = {
     ("g", False): "L-DB2E81BA",  # Running On-Demand G and VT instances

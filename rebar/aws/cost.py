@@ -6,8 +6,8 @@ US dollars, us-east-1; other regions differ. docs/aws.md names the sources. They
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rebar.aws.client import AwsError
 from rebar.aws.instances import InstanceType
+from rebar.storage.boto import AwsError
 
 HOURS_PER_MONTH = 730
 EBS_GB_MONTH = {"gp3": 0.08, "gp2": 0.10, "st1": 0.045, "sc1": 0.015}

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rebar.aws.client import AwsError, Clients, call, run_program, wait
+from rebar.aws.client import Clients, call, run_program, wait
 from rebar.aws.cost import SNAPSHOT_GB_MONTH
 from rebar.aws.devices import device_of, frozen, only_mount_of, unmount
 from rebar.aws.manifest import Manifest, Stamp, manifest_of, read_manifest, stamps_of, write_manifest
@@ -15,6 +15,7 @@ from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.snapshots import find_snapshots, is_current
 from rebar.aws.tags import FROZEN, LAST_MOUNT, MANIFEST, Identity, as_text, now, set_tags, specification, tags_of
 from rebar.aws.volumes import Volume, refreshed, require_attached
+from rebar.storage.boto import AwsError
 
 COMPLETE_MINUTES = 360.0
 

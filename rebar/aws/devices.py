@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rebar.aws.client import AwsError, run_program
+from rebar.aws.client import run_program
 from rebar.cli import warn
+from rebar.storage.boto import AwsError
 
 BY_ID = Path("/dev/disk/by-id")
 SYSFS = Path("/sys/class/block")

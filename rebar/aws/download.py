@@ -1,134 +1,163 @@
-"""One file from a web server: gone on with after a kill, checked, and named only when it is whole."""
+"""Downloads with aria2 (HTTP and BitTorrent) and with Kaggle's command line."""
 
-import http.client
-import json
 import os
+import re
 import shutil
-import time
-import urllib.error
+import subprocess
+import sys
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import zipfile
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from rebar.aws.archives import md5_of
-from rebar.aws.client import AwsError, without_secrets
-from rebar.aws.progress import Progress
-from rebar.storage.atomic_write import sync_folder
+from tqdm import tqdm
 
-CHUNK = 2**20
-TRIES = 6
-"""So often in a row without a single byte."""
-RETRY_SECONDS = 1.0
-SILENCE_SECONDS = 60.0
-GIB = 2**30
-PAGES = ("text/html", "application/xhtml+xml")
+from rebar.storage.boto import AwsError
+from rebar.storage.files import require_space
 
-
-@dataclass(frozen=True)
-class Address:
-    """A URL and what to send along; neither is ever printed."""
-
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def shown(self) -> str:
-        """The URL without what may be secret in it: user, password, query."""
-        parts = urllib.parse.urlsplit(self.url)
-        return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+INSTALL = {"aria2c": "apt-get install aria2", "kaggle": "pip install kaggle"}
+ACADEMIC_TORRENTS = "https://academictorrents.com/download/"
+INFO_HASH = re.compile(r"[0-9a-fA-F]{40}")
+STALLED_SECONDS = 900
+"""aria2 gives up a torrent if it receives nothing for this long."""
+RETRY_SECONDS = 2
+UNZIP_THREADS = 8
+_ARIA2_STATUS = {
+    3: "the server answered 404 Not Found",
+    7: "the download is unfinished: it was interrupted, or no peer sends the missing pieces",
+    9: "the disk is full",
+    24: "the server requires a login",
+    28: "the torrent, or an option, is not valid",
+}
+"""https://aria2.github.io/manual/en/html/aria2c.html#exit-status"""
 
 
-def download(find: Callable[[], Address], target: Path, *, md5: str | None = None) -> bool:
-    """Fetch a file; False where it is there already. ``find`` is asked anew before every try: signed URLs expire.
+def shown(url: str) -> str:
+    """Return a URL without its user, password and query, which may be secret."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
 
-    What arrived before a kill is kept beside the target, and taken only if the server's file is the same. Raises
-    AwsError where it cannot be fetched, has another MD5, or does not fit the disk.
+
+def download(url: str, target: Path) -> None:
+    """Download a file with aria2. An interrupted download resumes; ``target`` exists only when it is complete.
+
+    Raises AwsError ``program-missing`` or ``download-failed``.
     """
     if target.is_file():
-        return False
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial, note = (target.with_name(f".{target.name}.{what}") for what in ("partial", "partial.json"))
-    with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as file:
-        _fetch(find, target, file, note)
-        os.fsync(file.fileno())
-    if md5 is not None and (found := md5_of(partial)) != md5:
-        partial.unlink()
-        note.unlink(missing_ok=True)
-        raise AwsError(f"{target.name}: what arrived has the MD5 {found}, not {md5}: it is fetched anew next time")
-    os.replace(partial, target)
-    note.unlink(missing_ok=True)
-    sync_folder(target.parent)
-    return True
-
-
-def _fetch(find: Callable[[], Address], target: Path, file: Any, note: Path) -> None:
-    silent, problem = 0, ""
-    while silent < TRIES:
-        if silent:
-            time.sleep(RETRY_SECONDS * 2 ** (silent - 1))
-        before = file.seek(0, os.SEEK_END)
-        address = find()
-        try:
-            if _fetch_rest(address, target, file, note):
-                return
-            problem = "the connection ended early"
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code < 500 and error.code not in (408, 429):
-                raise AwsError(f"{address.shown}: the server answered {error.code} {error.reason}") from None
-            problem = f"{error.code} {error.reason}"
-        except (OSError, http.client.HTTPException) as error:
-            problem = without_secrets(str(getattr(error, "reason", error))) or type(error).__name__
-        silent = 1 if file.seek(0, os.SEEK_END) > before else silent + 1
-    raise AwsError(f"{address.shown}: cannot be fetched ({problem}): run the command again, it goes on")
-
-
-def _fetch_rest(address: Address, target: Path, file: Any, note: Path) -> bool:
-    """What is missing of the file; whether all of it is there now."""
-    position, known = file.seek(0, os.SEEK_END), _read(note)
-    headers = {"User-Agent": "rebar", "Accept-Encoding": "identity", **address.headers}
-    if position and known.get("version"):
-        if position == known.get("size"):
-            return True
-        headers |= {"Range": f"bytes={position}-", "If-Range": known["version"]}
-    request = urllib.request.Request(address.url, headers=headers)
-    with urllib.request.urlopen(request, timeout=SILENCE_SECONDS) as answer:
-        if answer.headers.get_content_type() in PAGES:
+    partial = target.with_name(f".{target.name}.partial")
+    options = [f"--dir={target.parent}", "--continue=true", "--auto-file-renaming=false"]
+    options += [f"--retry-wait={RETRY_SECONDS}", "--always-resume=false"]
+    _aria2(shown(url), f"{url}\n  out={partial.name}\n", *options)
+    with partial.open("rb") as file:
+        if file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            partial.unlink()
             raise AwsError(
-                f"{address.shown}: the server answered with a page, not a file: sign in there and take a new link"
+                f"{shown(url)}: the server sent an HTML page, not a file. Log in there and copy a new link.",
+                code="download-failed",
             )
-        if answer.status != 206:
-            position = 0
-            file.truncate(0)
-        file.seek(position)
-        length = answer.headers.get("Content-Length")
-        size = position + int(length) if length else None
-        etag = answer.headers.get("ETag", "")
-        version = etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified")
-        note.write_text(json.dumps({"version": version, "size": size}))
-        if size is not None:
-            require_space(target.parent, size - position, target.name)
-        progress = Progress(target.name, size or 0, position)
-        while chunk := answer.read(CHUNK):
-            file.write(chunk)
-            progress.add(len(chunk))
-        progress.end()
-    return size is None or file.tell() == size
+    os.replace(partial, target)
 
 
-def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raises AwsError where a folder's disk has not so many bytes left."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise AwsError(f"{folder} has {free / GIB:.1f} GiB free, {what} needs {needed / GIB:.1f} more")
+def is_torrent(source: str) -> bool:
+    """Return whether a source is a .torrent file or URL, a magnet link, or an info hash at Academic Torrents."""
+    return source.startswith("magnet:?") or source.endswith(".torrent") or bool(INFO_HASH.fullmatch(source))
 
 
-def _read(note: Path) -> dict[str, Any]:
+def download_torrent(source: str, folder: Path) -> None:
+    """Download the files of a torrent into a folder with aria2, which compares every piece with its hash.
+
+    Existing files are checked, and only missing pieces are downloaded. Raises AwsError ``program-missing`` or
+    ``download-failed``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if INFO_HASH.fullmatch(source):
+        source = f"{ACADEMIC_TORRENTS}{source.lower()}.torrent"
+    options = [
+        "--check-integrity=true",
+        "--seed-time=0",
+        "--follow-torrent=mem",
+        f"--bt-stop-timeout={STALLED_SECONDS}",
+    ]
+    options += ["--bt-save-metadata=true", "--bt-load-saved-metadata=true"]  # a magnet link's, for the next call
+    if source.startswith("magnet:?") and "xt=urn:btih:" not in source:
+        raise AwsError("The magnet link has no xt=urn:btih:... Copy the complete link.", code="download-not-found")
+    if "://" in source or source.startswith("magnet:?"):
+        name = shown(source) if "://" in source else "the magnet link"
+        _aria2(name, f"{source}\n", f"--dir={folder}", *options)
+    elif Path(source).is_file():
+        _aria2(source, "", f"--dir={folder}", *options, f"--torrent-file={Path(source).absolute()}")
+    else:
+        raise AwsError(f"{source}: the file does not exist.", code="download-not-found")
+
+
+def _aria2(name: str, downloads: str, *options: str) -> None:
+    """Run aria2. URLs are written to its standard input (``downloads``), since other users can read command lines."""
+    always = [f"--stop-with-process={os.getpid()}", "--file-allocation=none", "--summary-interval=60"]
+    always += ["--download-result=hide", "--console-log-level=error", "--allow-overwrite=true"]
+    always += ["--input-file=-"] if downloads else []
+    command = [_require("aria2c"), *always, *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(downloads)
+        process.stdin.close()
+        for line in process.stdout:
+            sys.stderr.write(re.sub(r"(?<=[?@])\S+|(?<=://)[^/\s]+@", "***", line))  # secrets in URLs
+    if process.returncode:
+        reason = _ARIA2_STATUS.get(process.returncode, f"aria2c ended with status {process.returncode}")
+        raise AwsError(f"{name}: {reason}. The same command resumes the download.", code="download-failed")
+
+
+def _require(program: str) -> str:
+    if shutil.which(program) is None:
+        raise AwsError(f"{program} is not installed. Run {INSTALL[program]}.", code="program-missing")
+    return program
+
+
+def download_competition(competition: str, folder: Path) -> Path:
+    """Download the zip of a Kaggle competition with ``kaggle competitions download``, which resumes; return its path.
+
+    Raises AwsError ``program-missing`` or ``download-failed``.
+    """
+    archive = folder / f"{competition}.zip"
+    done = subprocess.run(
+        [_require("kaggle"), "competitions", "download", "--competition", competition, "--path", str(folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.__stderr__,
+    )
+    if done.returncode or not archive.is_file():
+        raise AwsError(
+            f"kaggle: exit status {done.returncode}. Set KAGGLE_USERNAME and KAGGLE_KEY "
+            "(https://www.kaggle.com/settings), and accept the rules on "
+            f"https://www.kaggle.com/competitions/{competition}/rules. The same command resumes the download.",
+            code="download-failed",
+        )
+    return archive
+
+
+def unzip(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
+    """Extract the members with wanted names, in parallel; files that already have their full size are skipped.
+
+    Raises AwsError ``archive-damaged`` if a CRC is wrong, and RebarError ``disk-full``.
+    """
     try:
-        content = json.loads(note.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        with zipfile.ZipFile(archive) as opened:
+            members = [member for member in opened.infolist() if not member.is_dir() and wanted(member.filename)]
+            missing = [member for member in members if not _is_extracted(folder / member.filename, member.file_size)]
+            require_space(folder / archive.name, sum(member.file_size for member in missing))
+            for parent in {(folder / member.filename).parent for member in missing}:
+                parent.mkdir(parents=True, exist_ok=True)  # extract() does it too, but not in several threads
+            with ThreadPoolExecutor(UNZIP_THREADS) as pool:
+                list(tqdm(pool.map(lambda member: opened.extract(member, folder), missing), total=len(missing)))
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise AwsError(
+            f"{archive} is damaged ({error}). Delete it and run the command again.", code="archive-damaged"
+        ) from None
+
+
+def _is_extracted(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size

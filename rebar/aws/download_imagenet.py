@@ -1,27 +1,44 @@
-"""ImageNet from wherever it may be had, to a place that ``write_dataset.py`` reads."""
+"""Download ImageNet from any of its sources, for ``write_dataset.py`` to read."""
 
+import contextlib
+import hashlib
+import re
 import sys
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from rebar.aws.archives import DEVKIT, DEVKIT_URL, PUBLISHED_MD5, TRAIN, VAL, require_whole
-from rebar.aws.client import AwsError, Clients, code_of, translate_aws_error
-from rebar.aws.download import Address, download
-from rebar.aws.file_lock import held
-from rebar.aws.kaggle import ARCHIVE, find_archive, unzip
-from rebar.aws.staging import stage
-from rebar.aws.torrents import fetch_torrent, is_torrent
+from tqdm import tqdm
 
+from rebar.aws.client import Clients
+from rebar.aws.download import download, download_competition, download_torrent, is_torrent, shown, unzip
+from rebar.storage.boto import AwsError, S3NotFoundError, translate_aws_error
+from rebar.storage.file_lock import file_lock
+from rebar.storage.files import write_error
+from rebar.storage.s3 import S3Prefix
+from rebar.storage.s3 import download as download_object
+
+TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+PUBLISHED_MD5 = {
+    TRAIN: "1d675b47d978889d74fa0da5fadfb00e",
+    VAL: "29b22e2961454d5413ddabcf34fc5622",
+    DEVKIT: "fa75699e90414af021442c21a62c3abf",
+}
+"""From ImageNet's download page; torchvision has the same."""
+DEVKIT_URL = f"https://image-net.org/data/ILSVRC/2012/{DEVKIT}"
+COMPETITION = "imagenet-object-localization-challenge"
 IMAGES = "ILSVRC/Data/CLS-LOC/"
+"""The images within Kaggle's zip."""
 LABELS = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt", "ILSVRC2012_val_labels.txt")
-KNOWN = (
-    "a folder, an https:// address of an archive, a .torrent (file or address), a magnet link, the hash of a torrent "
-    "at academictorrents.com, s3://BUCKET/PREFIX, hf:imagenet-1k, or kaggle"
+SOURCES = (
+    "a folder, the URL of an archive, a .torrent (file or URL), a magnet link, an info hash at academictorrents.com, "
+    "s3://BUCKET/PREFIX, hf:imagenet-1k, or kaggle"
 )
+_MD5SUM_LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](?:.*/)?([^/]+)")
 
 
-def obtain(
+def download_imagenet(
     clients: Clients,
     sources: Sequence[str],
     folder: Path,
@@ -29,101 +46,151 @@ def obtain(
     md5: Mapping[str, str] | None = None,
     devkit: str = DEVKIT_URL,
 ) -> str:
-    """Fetch ImageNet into a folder, where it has to be fetched; returns what ``--data-dir`` is to be.
+    """Download ImageNet into a folder, if its source requires that; return the value for ``--data-dir``.
 
-    Hugging Face, a tree in S3 and a folder are read where they are. ``md5``: known checksums besides the published
-    ones. Goes on after a kill. Raises AwsError.
+    Hugging Face, a tree of images in S3 and a local folder are read in place. ``md5``: MD5s by file name, besides
+    the published ones. An interrupted download resumes. Raises AwsError (``md5-mismatch``, ``download-*``,
+    ``program-missing``, ``imagenet-source-unknown``).
     """
     checksums = {**PUBLISHED_MD5, **(md5 or {})}
     if len(sources) == 1 and (place := _in_place(clients, sources[0])) is not None:
         if Path(place).is_dir():
-            _check(Path(place), checksums, devkit)
+            _complete(Path(place), checksums, devkit)
         return place
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise AwsError(f"{folder}: cannot be made: {error.strerror}") from None
-    with held(folder / ".obtaining", f"{folder}: another process is fetching ImageNet to it: wait for it"):
+        raise write_error(folder, error) from None
+    with file_lock(folder / ".download.lock", f"{folder}: another process is downloading ImageNet to it. Wait for it."):
         for source in sources:
-            _fetch(clients, source, folder, checksums)
-        _check(folder, checksums, devkit)
+            _download(clients, source, folder, checksums)
+        _complete(folder, checksums, devkit)
     return str(folder)
 
 
+def read_checksums(path: Path) -> dict[str, str]:
+    """Return MD5s by file name from the output of ``md5sum``. Raises AwsError ``md5-list-invalid`` otherwise."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise AwsError(f"{path}: cannot be read: {error}.", code="md5-list-invalid") from None
+    found = {}
+    for number, line in enumerate(lines, 1):
+        match = _MD5SUM_LINE.fullmatch(line)
+        if match is None:
+            raise AwsError(
+                f"{path}: line {number} is not from md5sum. Write the file with md5sum FILES > {path.name}.",
+                code="md5-list-invalid",
+            )
+        found[match[2]] = match[1].lower()
+    return found
+
+
+def check_md5(path: Path, checksums: Mapping[str, str]) -> None:
+    """Raise AwsError ``md5-mismatch`` if the MD5 of a file is not the one listed for its name.
+
+    A hidden file next to it remembers a successful check, so the file is read once.
+    """
+    expected = checksums.get(path.name)
+    if expected is None:
+        return
+    note, status = path.with_name(f".{path.name}.checked"), path.stat()
+    stamp = f"{expected} {status.st_size} {status.st_mtime_ns}"
+    if note.is_file() and note.read_text() == stamp:
+        return
+    content = hashlib.md5(usedforsecurity=False)
+    with (
+        path.open("rb", buffering=0) as file,
+        tqdm(desc=f"MD5 of {path.name}", total=status.st_size, unit="B", unit_scale=True, delay=1) as bar,
+    ):
+        while chunk := file.read(4 * 2**20):
+            content.update(chunk)
+            bar.update(len(chunk))
+    if content.hexdigest() != expected:
+        raise AwsError(
+            f"{path}: its MD5 is {content.hexdigest()}, not {expected}. Delete the file and run the command again, or "
+            "list its MD5 in the file of --md5 if it is the right one.",
+            code="md5-mismatch",
+        )
+    with contextlib.suppress(OSError):  # of a read-only folder
+        note.write_text(stamp)
+
+
 def _in_place(clients: Clients, source: str) -> str | None:
+    """Return the value for ``--data-dir`` if the source is read in place, without a download; else None."""
     if source.startswith("hf:"):
         return source
     if source.startswith("s3://"):
-        return None if _archives_in(clients, source) else source
+        return None if _archives_in(clients("s3"), source) else source
     if "://" not in source and not is_torrent(source) and source != "kaggle":
         if not Path(source).is_dir():
-            raise AwsError(f"{source}: no such folder; ImageNet is taken from {KNOWN}")
+            raise AwsError(f"{source}: no such folder. The source is {SOURCES}.", code="imagenet-source-unknown")
         return str(Path(source).absolute())
     return None
 
 
-def _fetch(clients: Clients, source: str, folder: Path, checksums: Mapping[str, str]) -> None:
+def _download(clients: Clients, source: str, folder: Path, checksums: Mapping[str, str]) -> None:
     if is_torrent(source):
-        for path in fetch_torrent(source, folder):
-            _tell(f"{path}: there")
+        download_torrent(source, folder)
     elif source == "kaggle":
-        archive = folder / ARCHIVE
-        download(find_archive, archive)
+        archive = download_competition(COMPETITION, folder)
         unzip(archive, folder, lambda name: name.startswith(IMAGES) or name in LABELS)
-        _tell(f"{folder / IMAGES}: unpacked; {archive} is not needed any more")
+        _print(f"{folder / IMAGES}: extracted; {archive} can be deleted")
     elif source.startswith("s3://"):
-        bucket, prefix = _split(source)
-        found = _archives_in(clients, source)
+        client, prefix = clients("s3"), S3Prefix.parse(source, "SOURCE")
+        found = _archives_in(client, source)
         if not found:
-            raise AwsError(f"{source} holds none of ILSVRC's archives; a tree is a source of its own")
+            raise AwsError(
+                f"{source} contains none of ImageNet's archives. A tree of images must be the only source.",
+                code="imagenet-source-unknown",
+            )
         for name in found:
-            stage(clients, bucket, prefix + name, folder / name)
-            _tell(f"{folder / name}: there")
+            download_object(client, prefix.bucket, prefix.key(name), folder / name)
+            _print(f"{folder / name}: downloaded")
     elif source.startswith(("https://", "http://")):
         name = urllib.parse.urlsplit(source).path.rpartition("/")[2]
         if not name:
-            raise AwsError(f"{Address(source).shown}: the address ends in no file's name")
-        download(lambda: Address(source), folder / name, md5=checksums.get(name))
-        _tell(f"{folder / name}: there")
+            raise AwsError(f"{shown(source)}: the URL has no file name.", code="imagenet-source-unknown")
+        _download_checked(source, folder / name, checksums)
     else:
-        raise AwsError(f"{source}: among several sources only what is downloaded can stand; known are {KNOWN}")
+        raise AwsError(
+            f"{source} is read in place, so it must be the only source. Sources are {SOURCES}.",
+            code="imagenet-source-unknown",
+        )
 
 
-def _check(folder: Path, checksums: Mapping[str, str], devkit: str) -> None:
-    """The archives there are as published; the classes of unsorted validation images are known."""
+def _download_checked(url: str, target: Path, checksums: Mapping[str, str]) -> None:
+    is_new = not target.is_file()
+    download(url, target)
+    try:
+        check_md5(target, checksums)
+    except AwsError:
+        if is_new:  # only what was just downloaded is deleted
+            target.unlink()
+        raise
+    _print(f"{target}: downloaded")
+
+
+def _complete(folder: Path, checksums: Mapping[str, str], devkit: str) -> None:
+    """Check the archives in the folder; download the development kit if the classes of the archive VAL are unknown."""
     for name in (TRAIN, VAL):
         if (folder / name).is_file():
-            require_whole(folder / name, checksums)
-    if not (folder / VAL).is_file():
-        return
+            check_md5(folder / name, checksums)
     kits = [folder / DEVKIT.removesuffix(suffix) for suffix in ("", ".gz", ".tar.gz")]
-    if not any(path.exists() for path in [*kits, *(folder / name for name in LABELS)]):
-        _tell(f"the development kit, which tells the classes of {VAL}, from {Address(devkit).shown}")
-        download(lambda: Address(devkit), folder / DEVKIT, md5=checksums[DEVKIT])
+    if (folder / VAL).is_file() and not any(path.exists() for path in [*kits, *(folder / name for name in LABELS)]):
+        _print(f"{shown(devkit)} has the classes of {VAL}")
+        _download_checked(devkit, folder / DEVKIT, checksums)
 
 
-def _archives_in(clients: Clients, source: str) -> list[str]:
-    from botocore.exceptions import ClientError
-
-    bucket, prefix = _split(source)
-    found = []
+def _archives_in(client: Any, source: str) -> list[str]:
+    """Return the names of ImageNet's archives below an S3 URL."""
+    prefix, found = S3Prefix.parse(source, "SOURCE"), []
     for name in (TRAIN, VAL, DEVKIT):
-        with translate_aws_error(f"looking at s3://{bucket}/{prefix}{name}"):
-            try:
-                clients("s3").head_object(Bucket=bucket, Key=prefix + name)
-                found.append(name)
-            except ClientError as error:
-                if code_of(error) not in ("404", "NoSuchKey"):
-                    raise
+        with contextlib.suppress(S3NotFoundError), translate_aws_error(f"reading {prefix}/{name}"):
+            client.head_object(Bucket=prefix.bucket, Key=prefix.key(name))
+            found.append(name)
     return found
 
 
-def _split(source: str) -> tuple[str, str]:
-    bucket, _, prefix = source.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise AwsError(f"{source!r} is no place in S3: give s3://BUCKET/PREFIX")
-    return bucket, f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
-
-
-def _tell(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

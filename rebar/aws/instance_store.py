@@ -7,9 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rebar.aws.client import AwsError, run_program
+from rebar.aws.client import run_program
 from rebar.aws.devices import mount, mounts_of, probe, require_blank, require_free_target, size_of
 from rebar.aws.plan import Mode, Step, confirm_plan
+from rebar.storage.boto import AwsError
 
 MODEL = "Amazon EC2 NVMe Instance Storage"
 BLOCKS, DEVICES, HOLDERS = Path("/sys/block"), Path("/dev"), Path("/sys/class/block")

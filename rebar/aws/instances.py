@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rebar.aws.client import AwsError, Clients, paginate
+from rebar.aws.client import Clients, paginate
 from rebar.aws.tags import filters
+from rebar.storage.boto import AwsError
 from rebar.storage.ec2_metadata import InstanceMetadata
 
 PRICES_FROM = "July 2026, us-east-1, on demand, Linux"

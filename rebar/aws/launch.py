@@ -9,11 +9,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from rebar.aws.capacity import require_offered, require_quota
-from rebar.aws.client import AwsError, Clients, call
+from rebar.aws.client import Clients, call
 from rebar.aws.cost import EBS_GB_MONTH, HOURS_PER_MONTH
 from rebar.aws.instances import PRICES_FROM, InstanceType, find_instances
 from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.tags import Identity, create_once, expiry, now, only_one, specification
+from rebar.storage.boto import AwsError
 
 GPU_AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 """AWS's Deep Learning Base AMI: Ubuntu 22.04 with NVIDIA's open driver."""

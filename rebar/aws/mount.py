@@ -3,7 +3,7 @@
 import uuid
 from pathlib import Path
 
-from rebar.aws.client import AwsError, Clients, run_program
+from rebar.aws.client import Clients, run_program
 from rebar.aws.devices import (
     device_of,
     link_of,
@@ -18,6 +18,7 @@ from rebar.aws.devices import (
 from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.tags import FILESYSTEM, set_tags, tags_of
 from rebar.aws.volumes import Volume, attachment, detach_volume, require_attached
+from rebar.storage.boto import AwsError
 
 KINDS = ("ext4", "xfs")
 OPTIONS = {"ext4": "noatime", "xfs": "noatime,nouuid"}  # a restored copy has its original's UUID

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from rebar.aws.client import AwsError, call
+from rebar.aws.client import call
+from rebar.storage.boto import AwsError
 
 
 class Mode(Enum):

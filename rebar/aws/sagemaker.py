@@ -7,11 +7,12 @@ from typing import Any
 
 from rebar.aws.batch import TRAIN_JOB, training_arguments
 from rebar.aws.capacity import require_nvme
-from rebar.aws.client import AwsError, Clients, call, code_of, paginate, translate_aws_error
+from rebar.aws.client import Clients, call, paginate
 from rebar.aws.instances import instance_type
 from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.s3_transfer import Folder, s3_folder
 from rebar.aws.tags import Identity, as_list, require_our_tags
+from rebar.storage.boto import AwsError, code_of, translate_aws_error
 
 RUN_FOLDER = "/opt/ml/checkpoints"
 """SageMaker synchronizes it with S3, also between spot instances."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rebar.aws.client import AwsError, Clients, call, paginate
+from rebar.aws.client import Clients, call, paginate
 from rebar.aws.cost import SNAPSHOT_GB_MONTH
 from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.tags import (
@@ -21,6 +21,7 @@ from rebar.aws.tags import (
     tags_of,
 )
 from rebar.aws.volumes import Volume, wait_for_volume
+from rebar.storage.boto import AwsError
 
 Snapshot = Mapping[str, Any]
 SNAPSHOT_ID = re.compile(r"snap-[0-9a-f]{8,17}")

@@ -1,9 +1,7 @@
-"""What EC2 tells a spot machine of its end: a recommendation to leave, and the notice two minutes before.
+"""Stop training on a spot instance before EC2 interrupts it, and upload its checkpoints.
 
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/rebalance-recommendations.html
-
-Watch over a training on a spot machine: on EC2's notice it is asked to stop, and what it saved goes to S3.
 """
 
 import json
@@ -12,145 +10,140 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from rebar.aws.client import AwsError, Clients
-from rebar.aws.run_archive import Status, status_of, upload_run
-from rebar.aws.s3_transfer import Folder
+from rebar.aws.run_archive import upload_run
 from rebar.aws.training_process import Training
 from rebar.cli import warn
+from rebar.storage.boto import AwsError
 from rebar.storage.ec2_metadata import SPOT_NOTICE, InstanceMetadata
+from rebar.storage.run_status import RunStatus, read_status
+from rebar.storage.s3 import MIB, S3Prefix
 
-RECOMMENDATION = "events/recommendations/rebalance"
-SHORTEST_SECONDS = 120.0
-"""How long before the end a notice comes, for one that does not say when the end is."""
+REBALANCE = "events/recommendations/rebalance"
+NOTICE_SECONDS = 120.0
+"""The time between a notice and the interruption, if the notice does not contain it."""
+EXIT_PREEMPTED = 75
+"""The exit status of interrupted training: everything is saved, start it again."""
+CHECK_SECONDS = 0.2
+CLOCK_TOLERANCE_SECONDS = 0.5
+"""The start of a process is computed from the boot time, and may be this much too late."""
 
 
 @dataclass(frozen=True)
 class Notice:
-    """``action``: ``terminate``, ``stop`` or ``hibernate``; ``time`` when it is done, None where it is not told."""
+    """EC2's interruption notice; ``action``: ``terminate``, ``stop`` or ``hibernate``."""
 
     action: str
     time: datetime | None
 
+    @classmethod
+    def parse(cls, text: str) -> "Notice":
+        """Parse a notice. One that is not valid is still a notice."""
+        try:
+            content = json.loads(text)
+            time = datetime.strptime(content["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+            return cls(str(content["action"]), time)
+        except (ValueError, KeyError, TypeError):
+            return cls("terminate", None)
 
-def notice(service: InstanceMetadata) -> Notice | None:
-    """The notice, once there is one. Raises OSError and ValueError where the service does not answer."""
-    told = service.get(SPOT_NOTICE)
-    return None if told is None else _notice(told)
-
-
-def leaving_is_recommended(service: InstanceMetadata) -> bool:
-    """Whether EC2 finds this machine likelier than others to be taken soon. Raises OSError and ValueError."""
-    return service.get(RECOMMENDATION) is not None
-
-
-def _notice(told: str) -> Notice:
-    """What cannot be read is a notice all the same."""
-    try:
-        content = json.loads(told)
-        time = datetime.strptime(content["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
-        return Notice(str(content["action"]), time)
-    except (ValueError, KeyError, TypeError):
-        return Notice("terminate", None)
-
-
-EXIT_PREEMPTED = 75
-"""As training's own: interrupted, saved, and to be started again."""
-LOOK_SECONDS = 0.2
-CLOCKS_DIFFER_SECONDS = 0.5
-"""By how much a process may seem to begin later than it did: its beginning is counted from the machine's."""
+    @property
+    def seconds_left(self) -> float:
+        """The seconds until the interruption."""
+        if self.time is None:
+            return NOTICE_SECONDS
+        return min(max((self.time - datetime.now(timezone.utc)).total_seconds(), 0.0), NOTICE_SECONDS)
 
 
 @dataclass(frozen=True)
 class Watch:
-    """``upload_seconds``: kept free before the end for uploading; then an older checkpoint goes, if need be."""
+    """What is watched; ``upload_seconds`` before the interruption, the newest checkpoint is uploaded in any case."""
 
     folder: Path
-    place: Folder
+    prefix: S3Prefix
     poll_seconds: float = 5.0
     upload_seconds: float = 45.0
 
 
-def watch(clients: Clients, training: Training, what: Watch) -> int:
-    """Wait for the notice or the training's end, upload, and say how it ended: an exit status.
+def watch(client: Any, training: Training, options: Watch) -> int:
+    """Wait for the notice or for the end of training, then upload the run; return the exit status.
 
-    0: training has finished; 75: it was interrupted, all is saved and uploaded. Raises AwsError where training
-    failed, where it did not save in time, or where uploading failed.
+    0: training has finished; 75: it was interrupted, and everything is saved and uploaded. Raises AwsError if
+    training failed (``training-failed``, ``training-killed``), if it did not save in time (``training-not-saved``),
+    or if the upload failed.
     """
-    noticed = _wait_for_notice(training, what.poll_seconds)
-    if noticed is not None:
-        seconds = _seconds_left(noticed)
-        print(f"EC2's notice: {noticed.action} in {seconds:.0f} s; {training} is asked to stop", flush=True)
-        saved = _stop(training, what, time.monotonic() + seconds - what.upload_seconds)
+    notice = _wait_for_notice(training, options.poll_seconds)
+    is_saved = True
+    if notice is None:
+        print(f"{training.name} has ended", flush=True)
     else:
-        print(f"{training} has ended", flush=True)
-        saved = True
-    began = time.monotonic()
-    done = upload_run(clients, what.folder, what.place)
-    took = time.monotonic() - began
-    print(f"uploaded to {what.place}: step {done.step}, {done.bytes / 2**20:.1f} MiB in {took:.1f} s", flush=True)
-    if not saved:
+        seconds = notice.seconds_left
+        print(f"EC2 notice: {notice.action} in {seconds:.0f} s; stopping {training.name}", flush=True)
+        is_saved = _stop(training, options.folder, time.monotonic() + seconds - options.upload_seconds)
+    started = time.monotonic()
+    done = upload_run(client, options.folder, options.prefix)
+    seconds = time.monotonic() - started
+    print(f"uploaded to {options.prefix}: step {done.step}, {done.bytes / MIB:.1f} MiB in {seconds:.1f} s", flush=True)
+    if not is_saved:
         raise AwsError(
-            f"training did not save in time: {what.place} holds the checkpoint before it, and the next machine goes on "
-            "from there; --every-steps or --every-minutes makes them more frequent"
+            f"training did not save in time. {options.prefix} has the checkpoint before it, from which the next "
+            "machine resumes. Save more often with --every-steps or --every-minutes.",
+            code="training-not-saved",
         )
-    return _verdict(_its_status(training, what.folder))
+    return _exit_status(_status(training, options.folder))
 
 
-def _wait_for_notice(training: Training, every: float) -> Notice | None:
-    """Until there is a notice; None where training ends before."""
-    service, told, recommended = InstanceMetadata(), False, False
+def _wait_for_notice(training: Training, poll_seconds: float) -> Notice | None:
+    """Return the notice; None if training ends first."""
+    service, is_unreachable, is_recommended = InstanceMetadata(), False, False
     while training.is_running():
         try:
-            noticed = notice(service)
-            if noticed is not None:
-                return noticed
-            if not recommended and leaving_is_recommended(service):
-                recommended = True
-                warn("EC2 recommends to leave this machine: a notice of two minutes may follow soon")
-            told = False
+            if (text := service.get(SPOT_NOTICE)) is not None:
+                return Notice.parse(text)
+            if not is_recommended and service.get(REBALANCE) is not None:
+                is_recommended = True
+                warn("EC2 recommends to leave this machine: it may be interrupted soon")
+            is_unreachable = False
         except (OSError, ValueError) as error:
-            if not told:  # once, not every few seconds
-                warn(f"{service.endpoint} does not answer: a spot interruption would not be noticed ({error})")
-            told = True
-        _wait(lambda: not training.is_running(), time.monotonic() + every)
+            if not is_unreachable:  # warn once
+                warn(f"{service.endpoint} does not answer, so spot interruptions are not detected ({error})")
+            is_unreachable = True
+        _wait(lambda: not training.is_running(), time.monotonic() + poll_seconds)
     return None
 
 
-def _its_status(training: Training, folder: Path) -> Status:
-    """What the training says of itself; what an earlier attempt left says nothing."""
-    status = status_of(folder)
-    return status if status.time > training.began - CLOCKS_DIFFER_SECONDS else Status()
+def _status(training: Training, folder: Path) -> RunStatus | None:
+    """Return the status that this training has written; None for that of an earlier attempt."""
+    status = read_status(folder / "status.json")
+    is_own = status is not None and status.time > training.started - CLOCK_TOLERANCE_SECONDS
+    return status if is_own else None
 
 
-def _stop(training: Training, what: Watch, deadline: float) -> bool:
-    """Ask training to stop; whether it has saved all by the deadline."""
+def _stop(training: Training, folder: Path, deadline: float) -> bool:
+    """Ask training to stop; return whether it has saved everything by the deadline."""
 
-    def saved() -> bool:
-        return _its_status(training, what.folder).is_over
+    def is_saved() -> bool:
+        status = _status(training, folder)
+        return status is not None and status.has_ended
 
-    if not saved():  # it may have seen the notice itself
-        training.ask_to_stop()
-    _wait(lambda: saved() or not training.is_running(), deadline)
-    return saved()
+    if not is_saved():  # training may have received the notice itself
+        training.stop()
+    _wait(lambda: is_saved() or not training.is_running(), deadline)
+    return is_saved()
 
 
 def _wait(condition: Callable[[], bool], deadline: float) -> None:
     while not condition() and time.monotonic() < deadline:
-        time.sleep(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+        time.sleep(min(CHECK_SECONDS, max(0.0, deadline - time.monotonic())))
 
 
-def _seconds_left(noticed: Notice) -> float:
-    if noticed.time is None:
-        return SHORTEST_SECONDS
-    left = (noticed.time - datetime.now(timezone.utc)).total_seconds()
-    return min(max(left, 0.0), SHORTEST_SECONDS)
-
-
-def _verdict(status: Status) -> int:
-    if not status.is_over:
-        raise AwsError("training ended without a word in its status.json: it was killed; the same command goes on")
+def _exit_status(status: RunStatus | None) -> int:
+    if status is None or not status.has_ended:
+        raise AwsError(
+            "training was killed: status.json does not contain the end of the run. The same command resumes it.",
+            code="training-killed",
+        )
     if status.state == "failed":
-        raise AwsError(f"training failed: {status.reason}")
+        raise AwsError(f"training failed: {status.reason}", code="training-failed")
     print(f"{status.state} at epoch {status.epoch}, step {status.step}{': ' + status.reason if status.reason else ''}")
     return EXIT_PREEMPTED if status.state == "interrupted" else 0

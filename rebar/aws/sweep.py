@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from rebar.aws.client import AwsError, Clients, call
+from rebar.aws.client import Clients, call
 from rebar.aws.cost import EBS_GB_MONTH, HOURS_PER_MONTH, SNAPSHOT_GB_MONTH
 from rebar.aws.instances import BY_NAME, find_instances
 from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.snapshots import delete_volume, find_snapshots, require_deletable
 from rebar.aws.tags import PROJECT, ROLE, RUN, expiry_of, now, tags_of
 from rebar.aws.volumes import find_volumes
+from rebar.storage.boto import AwsError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from rebar.aws.client import AwsError, Clients, call
+from rebar.aws.client import Clients, call
+from rebar.storage.boto import AwsError
 
 PREFIX = "rebar:"
 PROJECT, RUN, ROLE, OWNER, EXPIRES = (PREFIX + key for key in ("project", "run", "role", "owner", "expires"))

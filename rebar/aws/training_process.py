@@ -1,144 +1,122 @@
-"""A training that runs beside us: whether it still does, and how it is asked to stop."""
+"""Training that runs on this machine: its processes, and the signal that asks them to stop."""
 
 import os
 import signal
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from rebar.aws.client import AwsError, run_program
+import psutil
+
+from rebar.aws.client import run_program
+from rebar.storage.boto import AwsError
 
 
-class Training(ABC):
-    """Started by somebody else."""
+@dataclass(frozen=True)
+class Training:
+    """Running training, started by another command."""
 
-    began: float
-    """When, in seconds since 1970."""
-
-    @abstractmethod
-    def is_running(self) -> bool:
-        """Whether any of it is left."""
-
-    @abstractmethod
-    def ask_to_stop(self) -> None:
-        """Send SIGTERM; nothing where it has ended."""
+    name: str
+    started: float
+    """In seconds since 1970."""
+    is_running: Callable[[], bool]
+    stop: Callable[[], None]
+    """Send SIGTERM, if training still runs."""
 
 
-class OneProcess(Training):
-    """A process by its id, such as torchrun, which passes the signal on to its workers.
+def process(pid: int) -> Training:
+    """Return the training of a process, such as torchrun, which forwards SIGTERM to its workers.
 
-    Its starting time tells it from a later process of the same id. Raises AwsError where there is none.
+    Its start time distinguishes it from a later process with the same id. Raises AwsError ``training-not-running``.
     """
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        started = _started(pid)
-        if started is None:
-            raise AwsError(f"there is no process {pid} on this machine: is training running?")
-        self._started, self.began = started, _time_of(started)
-
-    def is_running(self) -> bool:
-        return _started(self.pid) == self._started
-
-    def ask_to_stop(self) -> None:
-        if self.is_running():
-            _signal(os.kill, self.pid)
-
-    def __str__(self) -> str:
-        return f"process {self.pid}"
-
-
-class ProcessGroup(Training):
-    """All processes of a group, by its leader's id. Raises AwsError where there is none, or where it is our own."""
-
-    def __init__(self, group: int) -> None:
-        self.group = group
-        if group == os.getpgrp():
-            raise AwsError(f"process group {group} is this command's own: start training with setsid, or give --pid")
-        started = self._members()
-        if not started:
-            raise AwsError(f"there is no process group {group} on this machine: is training running?")
-        self.began = _time_of(min(started))
-
-    def is_running(self) -> bool:
-        return bool(self._members())
-
-    def _members(self) -> list[int]:
-        """When those that are left began."""
-        return [started for group, started in _living() if group == self.group]
-
-    def ask_to_stop(self) -> None:
-        if self.is_running():
-            _signal(os.killpg, self.group)
-
-    def __str__(self) -> str:
-        return f"process group {self.group}"
-
-
-class Unit(Training):
-    """A unit of systemd. Raises AwsError where it is not active."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        if not self.is_running():
-            raise AwsError(f"systemd's unit {name} is not active: is training running?")
-        started = _started(int(self._shown("MainPID") or 0))
-        self.began = time.time() if started is None else _time_of(started)
-
-    def is_running(self) -> bool:
-        return self._shown("ActiveState") in ("active", "activating", "deactivating", "reloading")
-
-    def _shown(self, name: str) -> str:
-        return run_program("systemctl", "show", f"--property={name}", "--value", self.name).stdout.strip()
-
-    def ask_to_stop(self) -> None:
-        run_program("systemctl", "kill", "--signal=SIGTERM", self.name)
-
-    def __str__(self) -> str:
-        return f"unit {self.name}"
-
-
-def from_pidfile(path: Path) -> OneProcess:
-    """The process whose id a file holds; raises AwsError where it holds none."""
     try:
-        return OneProcess(int(path.read_text()))
-    except OSError as error:
-        raise AwsError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise AwsError(f"{path} does not hold a process id") from None
+        found = psutil.Process(pid)
+        return Training(f"process {pid}", _started(found), lambda: _is_alive(found), lambda: _terminate([found]))
+    except psutil.NoSuchProcess:
+        raise _not_running(f"process {pid}") from None
 
 
-def _signal(send: Callable[[int, int], None], number: int) -> None:
+def process_of_file(path: Path) -> Training:
+    """Return the training of the process whose id is in a file. Raises AwsError ``pidfile-invalid`` otherwise."""
     try:
-        send(number, signal.SIGTERM)
+        return process(int(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise AwsError(f"{path}: no process id can be read: {error}.", code="pidfile-invalid") from None
+
+
+def process_group(group: int) -> Training:
+    """Return the training of a process group. Raises AwsError ``training-not-running``, also for our own group."""
+    if group == os.getpgrp():
+        raise AwsError(
+            f"process group {group} is the one of this command. Start training with setsid, or use --pid.",
+            code="training-not-running",
+        )
+
+    def members() -> list[psutil.Process]:
+        return [each for each in psutil.process_iter() if _group_of(each) == group and _is_alive(each)]
+
+    found = members()
+    if not found:
+        raise _not_running(f"process group {group}")
+    started = min(map(_started, found))
+    return Training(f"process group {group}", started, lambda: bool(members()), lambda: _terminate(members()))
+
+
+def systemd_unit(name: str) -> Training:
+    """Return the training of a systemd unit. Raises AwsError ``training-not-running`` if it is not active."""
+
+    def show(what: str) -> str:
+        return run_program("systemctl", "show", f"--property={what}", "--value", name).stdout.strip()
+
+    def is_running() -> bool:
+        return show("ActiveState") in ("active", "activating", "deactivating", "reloading")
+
+    if not is_running():
+        raise _not_running(f"the systemd unit {name}")
+    started = time.time()
+    with suppress(psutil.Error, ValueError):
+        started = _started(psutil.Process(int(show("MainPID"))))
+    return Training(
+        f"unit {name}", started, is_running, lambda: _ignore(run_program("systemctl", "kill", "--signal=SIGTERM", name))
+    )
+
+
+def _not_running(name: str) -> AwsError:
+    return AwsError(f"{name} is not running on this machine. Start training first.", code="training-not-running")
+
+
+def _started(found: psutil.Process) -> float:
+    """Return when a process started. psutil adds the boot time in full seconds; replace it by the exact one."""
+    exact_boot_time = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return float(found.create_time()) - psutil.boot_time() + exact_boot_time
+
+
+def _is_alive(found: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(found.is_running() and found.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _group_of(found: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(found.pid)
     except ProcessLookupError:
-        return
-    except PermissionError:
-        raise AwsError(f"{number} is another user's: run this command as that user, or as root") from None
-
-
-def _started(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot; None where it has ended."""
-    fields = _fields(pid)
-    return None if fields is None else int(fields[19])
-
-
-def _time_of(ticks: int) -> float:
-    """A time in clock ticks since boot, in seconds since 1970."""
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _living() -> list[tuple[int, int]]:
-    """Of every process its group, and when it began."""
-    every = (_fields(int(folder.name)) for folder in Path("/proc").glob("[0-9]*"))
-    return [(int(fields[2]), int(fields[19])) for fields in every if fields is not None]
-
-
-def _fields(pid: int) -> list[str] | None:
-    """What /proc says after the name: state, parent, group … (proc(5)); None for what has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
         return None
-    return None if fields[0] in ("Z", "X") else fields
+
+
+def _terminate(processes: list[psutil.Process]) -> None:
+    for each in processes:
+        with suppress(psutil.NoSuchProcess):
+            try:
+                each.send_signal(signal.SIGTERM)
+            except psutil.AccessDenied:
+                raise AwsError(
+                    f"process {each.pid} belongs to another user. Run this command as that user, or as root.",
+                    code="training-not-permitted",
+                ) from None
+
+
+def _ignore(_: object) -> None:
+    return None

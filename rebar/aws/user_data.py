@@ -6,8 +6,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from rebar.aws.client import SECRETS, AwsError
 from rebar.aws.snapshots import SNAPSHOT_ID
+from rebar.storage.boto import SECRETS, AwsError
 
 TEMPLATE = Path(__file__).with_name("user_data.sh")
 MAX_BYTES = 16_384  # EC2's limit

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rebar.aws import client
-from rebar.aws.client import AwsError, Clients, call, paginate, translate_aws_error
+from rebar.aws.client import Clients, call, paginate
 from rebar.aws.instances import find_instances
 from rebar.aws.launch import Launch, launch, terminate
 from rebar.aws.plan import Mode
+from rebar.storage.boto import AwsError, translate_aws_error
 
 STATUS = "exit-status"
 GRACE_SECONDS = 900.0

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from rebar.aws.client import AwsError, Clients
+from rebar.aws.client import Clients
 from rebar.aws.cost import EBS_GB_MONTH, HOURS_PER_MONTH
 from rebar.aws.devices import device_of, link_of, mounts_of, unmount
 from rebar.aws.instances import Machine
@@ -23,6 +23,7 @@ from rebar.aws.volumes import (
     refreshed,
     volume_request,
 )
+from rebar.storage.boto import AwsError
 
 COPY_ROLE = "verify"
 COPY_DAYS = 1

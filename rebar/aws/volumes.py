@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rebar.aws.client import AwsError, Clients, call, paginate, wait
+from rebar.aws.client import Clients, call, paginate, wait
 from rebar.aws.cost import EBS_GB_MONTH
 from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.tags import (
@@ -19,6 +19,7 @@ from rebar.aws.tags import (
     specification,
     tags_of,
 )
+from rebar.storage.boto import AwsError
 
 Volume = Mapping[str, Any]
 VOLUME_ID = re.compile(r"vol-[0-9a-f]{8,17}")

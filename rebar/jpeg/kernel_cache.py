@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rebar.errors import RebarError
-from rebar.storage.cache_paths import user_cache
+from rebar.storage.files import user_cache
 
 SYMBOL_PREFIX = "rebar_"
 _PACKAGE = Path(__file__).parent

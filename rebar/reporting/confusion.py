@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.reporting import escape
-from rebar.storage.atomic_write import atomic_write
+from rebar.storage.files import atomic_write
 
 _MAX_TICK_LABELS = 40
 

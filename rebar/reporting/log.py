@@ -19,7 +19,7 @@ from rebar.cli import warn
 from rebar.config import option
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.atomic_write import atomic_write
+from rebar.storage.files import atomic_write
 
 Record = dict[str, Any]
 

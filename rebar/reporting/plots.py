@@ -17,7 +17,7 @@ from rebar.errors import RebarError
 from rebar.reporting import escape
 from rebar.reporting.run_data import RunData, Series, read_run
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.atomic_write import atomic_write
+from rebar.storage.files import atomic_write
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rebar.errors import RebarError
 from rebar.reporting.log import Record, latest_records, read_log
-from rebar.reporting.run_folder import RunFolder, read_status
+from rebar.reporting.run_folder import RunFolder
+from rebar.storage.run_status import read_status
 
 
 @dataclass(frozen=True)

@@ -1,58 +1,18 @@
-"""The folder of a run: its files, its lock, and ``status.json``.
-
-torchrun exits with status 1 whatever the exit status of its workers was. ``status.json`` holds the actual status, for
-scripts that decide whether to restart a run.
-"""
+"""The folder of a run: its files and its lock."""
 
 import fcntl
-import json
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from rebar.errors import RebarError
-from rebar.storage.atomic_write import atomic_write
 from rebar.storage.run_manifest import ORIGIN
 
-State = Literal["running", "finished", "interrupted", "failed"]
 LOCK_TIMEOUT_SECONDS = 20.0
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """The content of ``status.json``. An interrupted run has saved everything and can be resumed.
-
-    - reason: why the run was interrupted or failed.
-    - epoch, step: complete epochs and steps of the run.
-    - exit_code: of the process; None while it runs.
-    """
-
-    state: State
-    reason: str
-    epoch: int
-    step: int
-    exit_code: int | None
-
-
-def write_status(path: Path, status: RunStatus) -> None:
-    """Replace ``status.json``. Raises RebarError if writing fails."""
-    record = {**asdict(status), "time": round(time.time(), 3), "host": socket.gethostname(), "pid": os.getpid()}
-    with atomic_write(path) as (file,):
-        file.write(json.dumps(record, indent=2).encode() + b"\n")
-
-
-def read_status(path: Path) -> RunStatus | None:
-    """Read ``status.json``; return None if it is missing or invalid."""
-    try:
-        record = json.loads(path.read_text())
-        return RunStatus(**{name: record[name] for name in RunStatus.__annotations__})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 @dataclass(frozen=True)

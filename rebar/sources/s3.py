@@ -10,12 +10,12 @@ from typing import Any
 from rebar.errors import RebarError
 from rebar.sources.files import PackedNames, index_classes, is_image
 from rebar.sources.folder import SPLIT_FOLDERS, other_split
+from rebar.storage.boto import make_client
 
 PREFIX = "s3://"
 MAX_ATTEMPTS = 6
 BACKOFF_SECONDS = 0.05
 """Base of the exponential backoff between attempts."""
-TIMEOUT_SECONDS = 30
 
 
 class S3Folder:
@@ -76,16 +76,7 @@ class S3Folder:
 
     def _connect(self) -> Any:
         if self._client is None:
-            try:
-                import boto3
-                from botocore.config import Config
-            except ImportError:
-                raise RebarError(
-                    "s3://: reading from S3 requires boto3. Run: pip install boto3", code="source-package-missing"
-                ) from None
-            retries = {"total_max_attempts": MAX_ATTEMPTS, "mode": "adaptive"}
-            config = Config(retries=retries, connect_timeout=TIMEOUT_SECONDS, read_timeout=TIMEOUT_SECONDS)
-            self._client = boto3.client("s3", config=config)
+            self._client = make_client("s3")
         return self._client
 
     def _find_split(self, prefix: str, split: str) -> str:

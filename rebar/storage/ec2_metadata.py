@@ -1,8 +1,7 @@
-"""What a machine on EC2 can ask of itself: the instance metadata service, version 2.
+"""The EC2 instance metadata service, version 2: a PUT request gets a token, which every GET request sends.
 
-A token is PUT for, and goes with every question after it.
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
-``AWS_EC2_METADATA_SERVICE_ENDPOINT`` means what it means to AWS's own tools.
+``AWS_EC2_METADATA_SERVICE_ENDPOINT`` overrides the address, as for AWS's own tools.
 """
 
 import os
@@ -12,29 +11,29 @@ import urllib.request
 ENDPOINT = "http://169.254.169.254"
 ANSWER_SECONDS = 2.0
 SPOT_NOTICE = "spot/instance-action"
-"""Missing until a spot machine is to be taken away."""
+"""Exists from two minutes before EC2 interrupts a spot instance."""
 _ENDPOINT_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
-_TOKEN_SECONDS = "21600"  # the longest that is allowed
+_TOKEN_SECONDS = "21600"  # the maximum
 _LONGEST_ANSWER = 1 << 16
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would ask its own machine
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without a proxy
 
 
 def endpoint_is_given() -> bool:
-    """Whether the environment names a metadata service to ask."""
+    """Return whether the environment sets the address of the service."""
     return bool(os.environ.get(_ENDPOINT_VARIABLE))
 
 
 class InstanceMetadata:
-    """Asks one endpoint, with a token that is renewed where the service no longer takes it."""
+    """A client of one endpoint, which renews its token when it expires."""
 
     def __init__(self, endpoint: str | None = None) -> None:
         self.endpoint = (endpoint or os.environ.get(_ENDPOINT_VARIABLE) or ENDPOINT).rstrip("/")
         self._token: str | None = None
 
     def get(self, name: str) -> str | None:
-        """The value at ``latest/meta-data/NAME``, None where there is none.
+        """Return the value at ``latest/meta-data/NAME``; None if it does not exist.
 
-        Raises OSError where the service does not answer, or refuses to, and ValueError where it is none.
+        Raises OSError if the service cannot be reached or refuses, ValueError if the address is not valid.
         """
         try:
             return self._value(name)

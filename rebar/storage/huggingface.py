@@ -1,8 +1,6 @@
-"""The Hugging Face hub, as its users set it, and what its client's errors mean.
+"""The Hugging Face Hub: its URL, and uploads to a model repository with errors in one message.
 
-Files to a model repository of the Hugging Face hub, in one commit; what goes wrong in one message.
-
-The token is the one of HF_TOKEN, or of ``hf auth login``; no message repeats it.
+The token is the one of ``HF_TOKEN`` or of ``hf auth login``. No message contains it.
 """
 
 import os
@@ -16,12 +14,12 @@ from rebar.errors import RebarError
 
 
 def hub_url() -> str:
-    """``$HF_ENDPOINT``, else the hub itself; without a slash at its end."""
+    """Return ``$HF_ENDPOINT``, or the URL of the Hub, without a trailing slash."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def http_status(error: Any) -> int | None:
-    """The HTTP status of an error or of what caused it; None where it has none."""
+    """Return the HTTP status of an exception or of its cause; None if it has none."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is not None:
@@ -34,41 +32,40 @@ _TOKEN = re.compile(r"\bhf_\w+")
 
 
 class HubError(RebarError):
-    """The hub does not take what it is to get."""
+    """An upload to the Hub, or its preparation, failed."""
 
 
 def prepare_repository(name: str) -> None:
-    """Make the model repository ``owner/name`` unless it exists; so it is known early whether it may be written to.
+    """Create the model repository ``owner/name`` unless it exists; a missing permission shows before training.
 
-    Raises HubError where there is no token, where it may not, or where the hub does not answer.
+    Raises HubError ``hf-token-missing``, ``hf-request-refused`` or ``hf-unreachable``.
     """
     api = _api()
-    with _explained(name):
+    with _translate_errors(name):
         api.create_repo(name, repo_type="model", exist_ok=True)
 
 
 def check_token(name: str) -> None:
-    """Whether there is a token that the hub knows and that may write; nothing is made.
-
-    Raises HubError where not, or where the hub does not answer.
-    """
+    """Check that the token is valid and may write; creates nothing. Raises HubError."""
     api = _api()
-    with _explained(name):
+    with _translate_errors(name):
         token = api.whoami().get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise HubError(
-            f"logging.hf_repo {name}: the token may only read: make one that may write on {hub_url()}/settings/tokens"
+            f"logging.hf_repo {name}: the token is read-only. Create a token with write permission on "
+            f"{hub_url()}/settings/tokens.",
+            code="hf-request-refused",
         )
 
 
 def upload_files(name: str, files: Mapping[str, Path | bytes], message: str) -> str:
-    """Put files into the repository's main branch, all of them or none; returns its page. Raises HubError."""
+    """Commit files to the repository's main branch, in one commit; return the URL of its page. Raises HubError."""
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.utils import disable_progress_bars
 
     api = _api()
     disable_progress_bars()
-    with _explained(name):
+    with _translate_errors(name):
         operations = [
             CommitOperationAdd(
                 path_in_repo=path, path_or_fileobj=content if isinstance(content, bytes) else str(content)
@@ -84,32 +81,36 @@ def _api() -> Any:
         import huggingface_hub
     except ImportError:
         raise HubError(
-            "logging.hf_repo takes huggingface_hub: pip install huggingface_hub (or: pip install 'ffcv-rebar[hf]')"
+            "logging.hf_repo: huggingface_hub is not installed. Run pip install 'ffcv-rebar[hf]'.",
+            code="hf-not-installed",
         ) from None
     token = huggingface_hub.get_token()
     if token is None:
         raise HubError(
-            f"logging.hf_repo: there is no token: make one that may write on {hub_url()}/settings/tokens, and set "
-            "HF_TOKEN=hf_... or run 'hf auth login'"
+            "logging.hf_repo: no Hugging Face token. Create a token with write permission on "
+            f"{hub_url()}/settings/tokens, then set HF_TOKEN or run 'hf auth login'.",
+            code="hf-token-missing",
         )
     return huggingface_hub.HfApi(endpoint=hub_url(), token=token)
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn whatever the client raises into a HubError."""
+def _translate_errors(name: str) -> Iterator[None]:
+    """Turn every exception of the client into a HubError."""
     try:
         yield
     except (RebarError, KeyboardInterrupt):
         raise
-    except Exception as error:  # its HTTP library's errors are not part of its interface
-        reason = _TOKEN.sub("***", str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-        tokens = f"{hub_url()}/settings/tokens"
+    except Exception as error:  # the exceptions of its HTTP library are not documented
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason, tokens, status = _TOKEN.sub("***", lines[0]), f"{hub_url()}/settings/tokens", http_status(error)
         advice = {
-            401: f"the token is not known to {hub_url()}, or has expired: make a new one on {tokens}",
-            403: f"the token may not write there: give it the right to write to {name} on {tokens}",
-            404: f"there is no such repository, or the token may not see it: {hub_url()}/{name}",
-        }.get(http_status(error) or 0)
-        if advice is None:
-            raise HubError(f"logging.hf_repo {name}: {reason}") from None
-        raise HubError(f"logging.hf_repo {name}: HTTP {http_status(error)}: {advice}") from None
+            401: f"The token is not valid for {hub_url()}, or has expired. Create a new one on {tokens}.",
+            403: f"The token has no write permission for {name}. Add it on {tokens}.",
+            404: f"The repository does not exist, or the token has no access to it: {hub_url()}/{name}.",
+        }.get(status or 0)
+        if advice is not None:
+            raise HubError(f"logging.hf_repo {name}: HTTP {status}. {advice}", code="hf-request-refused") from None
+        raise HubError(
+            f"logging.hf_repo {name}: {reason}", code="hf-unreachable" if status is None else "hf-request-refused"
+        ) from None

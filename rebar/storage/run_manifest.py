@@ -1,8 +1,4 @@
-"""``run.json``: which checkpoints of a run a bucket holds whole, and how far they are.
-
-It lies in the run's place, ``s3://bucket/prefix/RUN``, and is replaced after all that it names is there. Training
-writes and reads it, and so does ``python -m rebar.aws``, which knows no torch.
-"""
+"""``run.json``, which lists the uploaded checkpoints of a run, and ``origin.json``, which says how a run began."""
 
 import json
 import time
@@ -11,75 +7,91 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rebar.storage.files import atomic_write
+
 MANIFEST = "run.json"
 ORIGIN = "origin.json"
 LAST, PREVIOUS = "last.pt", "previous.pt"
 RECORDS = ("config.yaml", "log.jsonl", "status.json", "wandb_id.txt", "plot.png", "report.html", "weights.*", ORIGIN)
-"""What is kept of a run besides its checkpoints; patterns of names in its folder."""
-RECORDS_TO_GO_ON_WITH = ("log.jsonl", "wandb_id.txt")
-"""Those that another machine needs, besides how the run began."""
+"""The files of a run's folder that are uploaded besides its checkpoints, as glob patterns."""
+RECORDS_TO_RESUME = ("log.jsonl", "wandb_id.txt")
+"""The records that another machine needs to resume, besides the origin."""
 FORMAT, VERSION = "rebar-run", 1
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a checkpoint is."""
+    """The training progress of a checkpoint."""
 
     epoch: int
     """Complete epochs."""
     step: int
-    """Steps of the whole run."""
+    """Optimizer steps since the beginning of the run."""
     position: float
-    """Epochs, the one under way by its share."""
+    """Epochs, including the completed fraction of the current one."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint's object, by its name within the run's place."""
+    """An uploaded checkpoint: the name of its object below the run's prefix, its SHA-256 and its size in bytes."""
 
     object: str
     sha256: str
     bytes: int
 
+    @classmethod
+    def of(cls, sha256: str, size: int) -> "Stored":
+        """Return the entry of a checkpoint; its contents determine the name of its object."""
+        return cls(f"checkpoints/{sha256[:16]}.pt", sha256, size)
+
 
 @dataclass(frozen=True)
 class Origin:
-    """How a run began that was told to begin anew: kept in its folder, for the same command to go on with it."""
+    """How a run began with ``--resume none`` or ``--resume FILE``, so that the same command resumes it later."""
 
     resume: str
-    """The setting: a checkpoint's path, absolute, or 'none'."""
+    """The option: the absolute path of a checkpoint, or 'none'."""
     sha256: str = ""
-    """The checkpoint's."""
+    """SHA-256 of that checkpoint."""
     agent: str = ""
-    """The torchrun process that started it."""
+    """The torchrun process that started the run."""
     launch: str = ""
-    """What several machines' torchruns call their common run."""
+    """The run id that the torchruns of several nodes share."""
     replaced: str = ""
-    """SHA-256 of the last checkpoint of the uploaded run that it was to replace."""
+    """SHA-256 of the last checkpoint of the uploaded run that this run replaces."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any] | None) -> "Origin | None":
-        """Raises KeyError or TypeError where it is no such record."""
+        """Return the origin of a JSON object. Raises KeyError or TypeError if it is not valid."""
         return None if record is None else cls(**{name: str(record[name]) for name in cls.__annotations__})
 
 
 def read_origin(path: Path) -> Origin | None:
-    """What the file says; None where there is none, or none that can be read."""
+    """Return the contents of ``origin.json``; None if it does not exist or is not valid."""
     try:
         return Origin.from_record(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
+def write_origin(path: Path, origin: Origin | None) -> None:
+    """Write ``origin.json``, or remove it for None. Raises RebarError if it cannot be written."""
+    if origin is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as (file,):
+        file.write(json.dumps(asdict(origin), indent=2).encode() + b"\n")
+
+
 @dataclass(frozen=True)
 class RunManifest:
-    """How far the run is, its checkpoints by their names in the run's folder, and the machine that stored them."""
+    """The progress of an uploaded run, its checkpoints by file name, and the host that uploaded them."""
 
     progress: Progress
     checkpoints: Mapping[str, Stored] = field(default_factory=dict)
     host: str = ""
     origin: Origin | None = None
-    """None for a run that began by itself."""
+    """None for a run that began with ``--resume auto``."""
 
     @property
     def last(self) -> Stored:
@@ -87,7 +99,7 @@ class RunManifest:
         return self.checkpoints[LAST]
 
     def to_json(self) -> bytes:
-        """The file, written now."""
+        """Return the contents of ``run.json``, with the current time."""
         about = {"format": FORMAT, "version": VERSION, "time": round(time.time(), 3), "host": self.host}
         checkpoints = {name: asdict(stored) for name, stored in self.checkpoints.items()}
         origin = {} if self.origin is None else {"origin": asdict(self.origin)}
@@ -96,11 +108,11 @@ class RunManifest:
 
     @classmethod
     def from_json(cls, content: bytes) -> "RunManifest":
-        """Raises ValueError where the file is damaged, or of another version."""
+        """Parse ``run.json``. Raises ValueError if it is damaged, or has another version."""
         try:
             return cls._from_record(json.loads(content))
         except (KeyError, TypeError, AttributeError):
-            raise ValueError(f"no {MANIFEST}") from None
+            raise ValueError(f"not a {MANIFEST}") from None
 
     @classmethod
     def _from_record(cls, record: Mapping[str, Any]) -> "RunManifest":

@@ -1,163 +1,266 @@
-"""A folder of an S3 bucket: contents up, contents down and compared, and what went wrong in one message.
-
-Credentials, region and endpoint come from where boto3 looks for them: AWS_PROFILE, AWS_ENDPOINT_URL, an instance's
-role, and so on. No message repeats a credential.
-"""
+"""Files to and from S3: uploads with checksums, and parallel, resumable, verified downloads."""
 
 import hashlib
+import json
+import os
 import re
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rebar.errors import RebarError
-from rebar.storage.atomic_write import atomic_write
+from tqdm import tqdm
 
-CONNECT_SECONDS, READ_SECONDS = 10, 60
-CHUNK = 1 << 20
-TRIES = 4
-PAUSE_SECONDS = 0.5
-_ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>[^@\s]*))?")
-_ABSENT = {"404", "NoSuchKey", "NotFound"}
-_RIGHTS = "the credentials must allow s3:ListBucket, and s3:GetObject, s3:PutObject and s3:DeleteObject there"
-_ADVICE = {
-    "NoSuchBucket": "make the bucket, or correct its name",
-    "AccessDenied": _RIGHTS,
-    "403": _RIGHTS,
-    "ExpiredToken": "the session has expired: log in again (aws sso login)",
-    "InvalidAccessKeyId": "check the credentials: aws sts get-caller-identity",
-    "SignatureDoesNotMatch": "check the credentials: aws sts get-caller-identity",
-    "RequestTimeTooSkewed": "this machine's clock is wrong: set it (timedatectl)",
-    "PermanentRedirect": "the bucket is in another region: set AWS_DEFAULT_REGION",
-}
+from rebar.storage.boto import AwsError, code_of, translate_aws_error
+from rebar.storage.file_lock import file_lock
+from rebar.storage.files import sync_folder, write_error
+
+MIB = 2**20
+UPLOAD_PART_BYTES, UPLOAD_THREADS = 16 * MIB, 8
+DOWNLOAD_PART_BYTES, DOWNLOAD_THREADS = 32 * MIB, 32
+ATTEMPTS = 5
+"""Downloads of one part, if its connection breaks: botocore itself retries only until the first byte."""
+RETRY_SECONDS = 0.5
+_URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^@\s]*))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ETAG = re.compile(r'"([0-9a-f]{32})(?:-(\d+))?"')
 
 
-class BucketError(RebarError):
-    """S3 does not do, or does not have, what was asked for."""
+class S3ChecksumError(AwsError):
+    """An object does not have its checksum; ``key`` is the object's."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message, code="s3-checksum-mismatch")
+        self.key = key
 
 
-class AbsentError(BucketError):
-    """There is no such object."""
+@dataclass(frozen=True)
+class S3Prefix:
+    """A bucket and a key prefix without its last slash; an empty prefix is the complete bucket."""
 
+    bucket: str
+    prefix: str = ""
 
-class DamagedError(BucketError):
-    """An object is not what it should be; ``name`` is its name below the folder."""
-
-    def __init__(self, message: str, name: str) -> None:
-        super().__init__(message)
-        self.name = name
-
-
-class BucketFolder:
-    """What is below ``s3://bucket/prefix/name/``. Raises BucketError for another address, and without boto3."""
-
-    def __init__(self, address: str, name: str) -> None:
-        match = _ADDRESS.fullmatch(address)
-        if match is None:  # not repeated: it may hold somebody's keys
-            raise BucketError(
-                "logging.upload must be s3://bucket or s3://bucket/prefix; boto3 finds credentials by itself "
-                "(AWS_PROFILE, a role of the machine)"
+    @classmethod
+    def parse(cls, url: str, option: str) -> "S3Prefix":
+        """Return the prefix of an ``s3://`` URL given in ``option``. Raises AwsError if it is not one."""
+        found = _URL.fullmatch(url)
+        if found is None:  # the URL is not repeated: it may contain credentials
+            raise AwsError(
+                f"{option}: not an S3 URL. Use s3://BUCKET or s3://BUCKET/PREFIX; boto3 finds the credentials "
+                "(AWS_PROFILE, the role of the machine).",
+                code="s3-invalid-url",
             )
-        self._bucket = match["bucket"]
-        self._prefix = "/".join(part for part in (*(match["prefix"] or "").split("/"), name) if part)
-        self._client = _client()
+        return cls(found[1], "/".join(part for part in (found[2] or "").split("/") if part))
 
-    @property
-    def url(self) -> str:
-        """As people write it."""
-        return f"s3://{self._bucket}/{self._prefix}"
+    def key(self, name: str) -> str:
+        """Return the key of the object ``name`` below the prefix."""
+        return f"{self.prefix}/{name}" if self.prefix else name
 
-    def put(self, name: str, content: IO[bytes], *, sha256: str = "") -> None:
-        """Store a content whole; it is there when this returns, and until then what was there before."""
-        from boto3.s3.transfer import TransferConfig
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}" if self.prefix else f"s3://{self.bucket}"
 
-        # The caller's thread does it. The other client, CRT, does not know AWS_ENDPOINT_URL.
-        config = TransferConfig(multipart_threshold=1 << 30, use_threads=False, preferred_transfer_client="classic")
-        metadata = {"Metadata": {"sha256": sha256}} if sha256 else {}
-        with self._told(name, "stored"):
-            self._client.upload_fileobj(content, self._bucket, self._key(name), ExtraArgs=metadata, Config=config)
 
-    def get(self, name: str) -> bytes:
-        """A small content. Raises AbsentError where there is none."""
-        with self._told(name, "read"):
-            content: bytes = self._client.get_object(Bucket=self._bucket, Key=self._key(name))["Body"].read()
-            return content
+def upload(
+    client: Any, content: IO[bytes], bucket: str, key: str, *, sha256: str = "", threads: int = UPLOAD_THREADS
+) -> None:
+    """Upload an open file, which boto3 closes; the object is complete when this returns.
 
-    def download(self, name: str, target: Path, *, sha256: str) -> None:
-        """Bring a content to a file, which appears whole, as it should be, or not at all.
+    S3 compares a checksum of every part. ``sha256`` is stored as metadata, for :func:`download`. ``threads``: 0
+    uploads in the caller's thread and in one request. Raises AwsError.
+    """
+    from boto3.s3.transfer import TransferConfig
 
-        A connection that breaks off is tried again. Raises AbsentError, and DamagedError for another checksum.
-        """
-        for attempt in range(1, TRIES + 1):
+    config = TransferConfig(
+        multipart_threshold=UPLOAD_PART_BYTES if threads else 2**30,
+        multipart_chunksize=UPLOAD_PART_BYTES,
+        max_concurrency=threads or 1,
+        use_threads=bool(threads),
+        preferred_transfer_client="classic",  # the CRT client ignores AWS_ENDPOINT_URL
+    )
+    extra = {"ChecksumAlgorithm": "SHA256", **({"Metadata": {"sha256": sha256}} if sha256 else {})}
+    with translate_aws_error(f"uploading s3://{bucket}/{key}"):
+        client.upload_fileobj(content, bucket, key, ExtraArgs=extra, Config=config)
+
+
+def download(
+    client: Any,
+    bucket: str,
+    key: str,
+    target: Path,
+    *,
+    sha256: str | None = None,
+    unverified: bool = False,
+    threads: int = DOWNLOAD_THREADS,
+    part_bytes: int = DOWNLOAD_PART_BYTES,
+) -> bool:
+    """Download an object with parallel ranged requests; return False if ``target`` has its contents already.
+
+    The parts that an interrupted call completed are kept, unless the object has changed. The file gets its name after
+    its checksum matches: ``sha256``, else the object's ``sha256`` metadata, else its ETag. Raises AwsError
+    (``s3-no-checksum`` unless ``unverified``, ``s3-checksum-mismatch``, ``s3-object-changed``) and RebarError
+    (``disk-full``, ``file-locked``).
+    """
+    url = f"s3://{bucket}/{key}"
+    with translate_aws_error(f"reading {url}"):
+        head = client.head_object(Bucket=bucket, Key=key)
+        expected = _expected_checksum(client, bucket, key, head, sha256)
+    if expected is None and not unverified:
+        raise AwsError(
+            f"{url} has no checksum that can be compared. Give --sha256, upload it with the metadata sha256=..., or "
+            "accept it with --unverified.",
+            code="s3-no-checksum",
+        )
+    size = head["ContentLength"]
+    if expected and target.is_file() and target.stat().st_size == size and expected.matches(target):
+        return False
+    partial, journal, lock = (target.with_name(f".{target.name}.{name}") for name in ("part", "parts", "lock"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(lock, f"{target}: another process is downloading it. Wait until it has finished."):
+            with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
+                _Download(client, bucket, key, head["ETag"], size, part_bytes).run(file, journal, threads)
+                os.fsync(file.fileno())
+            if expected and not expected.matches(partial):
+                partial.unlink()
+                journal.unlink()
+                raise S3ChecksumError(f"{url} is damaged: its {expected.algorithm} is not the expected one.", key)
+            os.replace(partial, target)
+            journal.unlink()
+            sync_folder(target.parent)
+    except OSError as error:
+        raise write_error(target, error) from None
+    return True
+
+
+@dataclass(frozen=True)
+class _Download:
+    """The ranged requests for one version of an object."""
+
+    client: Any
+    bucket: str
+    key: str
+    etag: str
+    size: int
+    part_bytes: int
+
+    def run(self, file: IO[bytes], journal: Path, threads: int) -> None:
+        """Download the parts that the journal does not list; the journal is text, one line per completed part."""
+        parts = range(-(-self.size // self.part_bytes))
+        version = json.dumps([self.etag, self.size, self.part_bytes])
+        known, *lines = journal.read_text().split("\n") if journal.is_file() else [""]
+        is_same = known == version and os.fstat(file.fileno()).st_size == self.size
+        done = {int(line) for line in lines[:-1]} if is_same else set()  # the last line may be incomplete
+        if not done:
+            os.ftruncate(file.fileno(), 0)
+        if self.size:
+            os.posix_fallocate(file.fileno(), 0, self.size)
+        os.ftruncate(file.fileno(), self.size)
+        stop = threading.Event()
+        with (
+            journal.open("w") as log,
+            tqdm(desc=self.key.rpartition("/")[2], total=self.size, unit="B", unit_scale=True, delay=1) as bar,
+            ThreadPoolExecutor(threads) as pool,
+        ):
+            log.write(version + "\n" + "".join(f"{part}\n" for part in sorted(done)))
+            log.flush()
+            bar.update(min(len(done) * self.part_bytes, self.size))
+            waiting = [pool.submit(self._fetch, part, file, bar, stop) for part in parts if part not in done]
             try:
-                self._download_once(name, target, sha256)
-                return
-            except (AbsentError, DamagedError):
+                for future in as_completed(waiting):
+                    log.write(f"{future.result()}\n")
+                    log.flush()
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise
-            except BucketError:
-                if attempt == TRIES:
-                    raise
-                time.sleep(PAUSE_SECONDS * 2**attempt)
 
-    def _download_once(self, name: str, target: Path, sha256: str) -> None:
-        digest = hashlib.sha256()
-        with self._told(name, "read"), atomic_write(target) as (file,):
-            body = self._client.get_object(Bucket=self._bucket, Key=self._key(name))["Body"]
-            for chunk in body.iter_chunks(CHUNK):
-                digest.update(chunk)
-                file.write(chunk)
-            if digest.hexdigest() != sha256:
-                damaged = f"{self.url}/{name} is damaged: its SHA-256 is not the one it was uploaded with"
-                raise DamagedError(damaged, name)
+    def _fetch(self, part: int, file: IO[bytes], bar: Any, stop: threading.Event) -> int:
+        from botocore.exceptions import BotoCoreError, ClientError
 
-    def delete(self, name: str) -> None:
-        """Remove a content; it may be gone already."""
-        with self._told(name, "deleted"):
-            self._client.delete_object(Bucket=self._bucket, Key=self._key(name))
-
-    def _key(self, name: str) -> str:
-        return f"{self._prefix}/{name}"
-
-    @contextmanager
-    def _told(self, name: str, done: str) -> Iterator[None]:
-        """Turn what boto3 raises into a BucketError."""
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-
-        where = f"{self.url}/{name} cannot be {done}"
-        try:
-            yield
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in _ABSENT:
-                raise AbsentError(f"{self.url}/{name} does not exist") from None
-            raise BucketError(f"{where}: S3 answers {code}; {_ADVICE.get(code, 'see its documentation')}") from None
-        except (NoCredentialsError, PartialCredentialsError):
-            raise BucketError(
-                f"{where}: there are no AWS credentials: run aws configure, set AWS_PROFILE, or give the machine a "
-                "role that may use the bucket"
-            ) from None
-        except (BotoCoreError, Boto3Error) as error:
-            raise BucketError(f"{where}: {_without_password(error)}") from None
+        start, end = part * self.part_bytes, min((part + 1) * self.part_bytes, self.size)
+        with translate_aws_error(f"reading s3://{self.bucket}/{self.key}"):
+            for attempt in range(1, ATTEMPTS + 1):
+                position = start
+                try:
+                    body = self.client.get_object(
+                        Bucket=self.bucket, Key=self.key, Range=f"bytes={start}-{end - 1}", IfMatch=self.etag
+                    )["Body"]
+                    for chunk in body.iter_chunks(MIB):
+                        os.pwrite(file.fileno(), chunk, position)
+                        position += len(chunk)
+                        bar.update(len(chunk))
+                        if stop.is_set():
+                            break
+                    return part
+                except ClientError as error:
+                    if code_of(error) not in ("PreconditionFailed", "412"):
+                        raise
+                    raise AwsError(
+                        f"s3://{self.bucket}/{self.key} was replaced during the download. Run the command again.",
+                        code="s3-object-changed",
+                    ) from None
+                except BotoCoreError:
+                    bar.update(start - position)
+                    if attempt == ATTEMPTS or stop.is_set():
+                        raise
+                    time.sleep(RETRY_SECONDS * 2**attempt)
+        raise AssertionError
 
 
-def _client() -> Any:
-    try:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-    except ImportError:
-        raise BucketError("logging.upload takes boto3: pip install boto3 (or: pip install 'ffcv-rebar[aws]')") from None
-    retries = {"mode": "standard"}  # how often is left to AWS_MAX_ATTEMPTS
-    config = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries=retries)
-    try:
-        return boto3.session.Session().client("s3", config=config)
-    except (BotoCoreError, ValueError) as error:
-        raise BucketError(f"logging.upload: {_without_password(error)}") from None
+@dataclass(frozen=True)
+class _Checksum:
+    """A checksum of a file: its SHA-256, its MD5, or the MD5 of the MD5s of its parts (the ETag of multiparts)."""
+
+    algorithm: str
+    digest: str
+    part_bytes: int = 0
+
+    def matches(self, path: Path) -> bool:
+        """Return whether the file has this checksum."""
+        if self.algorithm == "SHA-256" or not self.part_bytes:
+            name = "sha256" if self.algorithm == "SHA-256" else "md5"
+            return _digest(path, name, 0, path.stat().st_size).hex() == self.digest
+        size = path.stat().st_size
+        with ThreadPoolExecutor(8) as pool:
+            digests = pool.map(
+                lambda start: _digest(path, "md5", start, min(self.part_bytes, size - start)),
+                range(0, size, self.part_bytes),
+            )
+            return hashlib.md5(b"".join(digests), usedforsecurity=False).hexdigest() == self.digest
 
 
-def _without_password(error: Exception) -> str:
-    """The message, where an endpoint was written as https://user:password@host without these."""
-    return re.sub(r"(?<=://)[^/\s@]*@", "", str(error))
+def _expected_checksum(
+    client: Any, bucket: str, key: str, head: Mapping[str, Any], sha256: str | None
+) -> _Checksum | None:
+    """Return the given SHA-256, the one in the metadata, or the ETag; None if there is none.
+
+    An ETag consists of MD5s unless the object is encrypted with a key of KMS or of the customer.
+    """
+    given = (sha256 or head.get("Metadata", {}).get("sha256") or "").lower()
+    if given:
+        if not _SHA256.fullmatch(given):
+            raise AwsError(f"{given!r} is not a SHA-256. Give its 64 hexadecimal digits.", code="s3-invalid-checksum")
+        return _Checksum("SHA-256", given)
+    tag = _ETAG.fullmatch(head["ETag"])
+    if tag is None or "aws:kms" in head.get("ServerSideEncryption", "") or head.get("SSECustomerAlgorithm"):
+        return None
+    if tag[2] is None:
+        return _Checksum("MD5", tag[1])
+    part_bytes = client.head_object(Bucket=bucket, Key=key, PartNumber=1)["ContentLength"] or 1
+    if -(-head["ContentLength"] // part_bytes) != int(tag[2]):
+        return None  # parts of different sizes, or a server that does not report them
+    return _Checksum("MD5 of parts", tag[1], part_bytes)
+
+
+def _digest(path: Path, name: str, start: int, size: int) -> bytes:
+    content = hashlib.new(name, usedforsecurity=False)
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while size > 0 and (chunk := file.read(min(4 * MIB, size))):
+            content.update(chunk)
+            size -= len(chunk)
+    return content.digest()

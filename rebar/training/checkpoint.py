@@ -1,21 +1,18 @@
 """Checkpoints: copied to host memory in the training loop, written on another thread, and replaced atomically."""
 
-import hashlib
-import os
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from rebar.cli import warn
 from rebar.config import option
 from rebar.errors import RebarError
-from rebar.storage.atomic_write import atomic_write
+from rebar.storage.files import atomic_write, link_or_copy
 from rebar.storage.run_manifest import PREVIOUS, Progress
 
 FORMAT = "rebar-checkpoint"
@@ -164,18 +161,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         torch.save({"format": FORMAT, "version": VERSION, **content}, file)
         file.flush()
         if path.exists():
-            link(path, path.with_name(PREVIOUS))
-
-
-def link(source: Path, target: Path) -> None:
-    """Hard-link a file to a second name, replacing it; copy it if the file system has no links."""
-    temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+            link_or_copy(path, path.with_name(PREVIOUS))
 
 
 def keep_copies(last: Path, *, epoch: int, is_best: bool, keep_every: int) -> None:
@@ -187,7 +173,7 @@ def keep_copies(last: Path, *, epoch: int, is_best: bool, keep_every: int) -> No
     names = [name for name, wanted in (("best.pt", is_best), (f"epoch_{epoch:03d}.pt", is_due)) if wanted]
     try:
         for name in names:
-            link(last, last.with_name(name))
+            link_or_copy(last, last.with_name(name))
     except OSError as error:
         raise CheckpointError(
             f"{last.with_name(names[-1])} cannot be written: {error.strerror}. Free some space and run the same "
@@ -206,14 +192,6 @@ def plain_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         parts = name.split(".")
         plain[".".join(part for part in parts if part not in ("module", "_orig_mod"))] = value
     return plain
-
-
-def sha256_of(file: IO[bytes]) -> str:
-    """Return the SHA-256 of the rest of an open file, in hexadecimal."""
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def read_newest(path: Path) -> tuple[dict[str, Any], Path]:

@@ -17,7 +17,7 @@ from rebar.training.lr_finder import find_lr, plot_findings
 from rebar.training.resolution import all_resolutions
 from rebar.training.run import Run
 from rebar.training.trial import TrainSteps, restored, trial_losses
-from rebar.training.uploaded_run import place_of, read_manifest
+from rebar.training.uploaded_run import run_store
 from rebar.training.validation import validate
 
 _WARM_UP_STEPS, _TIMED_STEPS = 2, 5
@@ -52,7 +52,7 @@ def check_destinations_writable(config: LoggingConfig) -> None:
     if config.hf_repo:
         check_token(config.hf_repo)
     if config.upload:
-        read_manifest(place_of(config.upload, folder))
+        run_store(config.upload, folder).read_manifest()
 
 
 def dry_run(run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, price_per_hour: float) -> dict[str, str]:

@@ -20,7 +20,7 @@ import torch
 from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.models.build import build_model
-from rebar.storage.atomic_write import atomic_write
+from rebar.storage.files import atomic_write
 from rebar.training.checkpoint import plain_names
 
 OPSET = 18

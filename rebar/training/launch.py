@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rebar.config import config_name, parse_config
 from rebar.errors import RebarError
-from rebar.reporting.run_folder import RunFolder, read_status, write_status
+from rebar.reporting.run_folder import RunFolder
+from rebar.storage.run_status import read_status, write_status
 from rebar.training import aliases
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import join_world

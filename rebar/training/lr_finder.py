@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from rebar.storage.atomic_write import atomic_write
+from rebar.storage.files import atomic_write
 from rebar.training.run import Run
 from rebar.training.trial import TrainSteps, restored, trial_losses
 

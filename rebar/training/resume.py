@@ -16,12 +16,12 @@ from rebar.errors import RebarError
 from rebar.loading import Loader
 from rebar.optim.schedules import build_schedule
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.run_manifest import PREVIOUS, Origin, read_origin
-from rebar.training.checkpoint import link, sha256_of
+from rebar.storage.files import link_or_copy, sha256_of
+from rebar.storage.run_manifest import PREVIOUS, Origin, read_origin, write_origin
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, gather_from_all
 from rebar.training.state import TrainState
-from rebar.training.uploaded_run import fetch_run, place_of, read_manifest, write_origin
+from rebar.training.uploaded_run import fetch_run, run_store
 
 
 def resolve_resume(config: TrainConfig, folder: RunFolder, world: World) -> TrainConfig:
@@ -129,22 +129,22 @@ def record_origin(resume: str, folder: RunFolder) -> None:
             with source.open("rb") as file:
                 origin = dataclasses.replace(origin, resume=str(source), sha256=sha256_of(file))
             if last.is_file() and source not in (last.resolve(), previous.resolve()):
-                link(last, previous)
+                link_or_copy(last, previous)
             if source != last.resolve():
-                link(source, last)
+                link_or_copy(source, last)
         except OSError as error:
             raise RebarError(
                 f"{last} cannot be written: {error.strerror}. Free some space, or choose another --logging.folder.",
                 code="checkpoint-not-writable",
             ) from None
-    write_origin(folder, origin)
+    write_origin(folder.origin, origin)
 
 
 def _read_origin(address: str, folder: RunFolder, *, is_local: bool) -> Origin | None:
     """Return the origin of the run in the folder if all nodes have its checkpoint, else that of the uploaded run."""
     if is_local:
         return read_origin(folder.origin)
-    manifest = read_manifest(place_of(address, folder)) if address else None
+    manifest = run_store(address, folder).read_manifest() if address else None
     return manifest.origin if manifest else None
 
 

@@ -11,8 +11,9 @@ from rebar.loading import Batch, Loader, Normalizer
 from rebar.loading.device import Augment
 from rebar.reporting import console
 from rebar.reporting.log import RunLog
-from rebar.reporting.run_folder import RunFolder, RunStatus, State, write_status
+from rebar.reporting.run_folder import RunFolder
 from rebar.storage.run_manifest import Progress
+from rebar.storage.run_status import RunStatus, State, write_status
 from rebar.training.checkpoint import CheckpointWriter
 from rebar.training.config import TrainConfig
 from rebar.training.control import RunControl
@@ -95,7 +96,9 @@ class Run:
     def write_status(self, state: State, reason: str = "", exit_code: int | None = None) -> None:
         """Write ``status.json``; on the first rank only."""
         if self.world.is_main:
-            write_status(self.folder.status, RunStatus(state, reason, self.state.epoch, self.step, exit_code))
+            now = self.progress
+            status = RunStatus(state, reason, now.epoch, now.step, exit_code, position=now.position)
+            write_status(self.folder.status, status)
 
     # ------------------------------------------------------------------ data
 

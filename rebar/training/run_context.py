@@ -11,7 +11,7 @@ from rebar.reporting.log import open_log, read_log, truncate_log
 from rebar.reporting.plots import plot_run
 from rebar.reporting.report import write_report
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.atomic_write import atomic_write
+from rebar.storage.files import atomic_write
 from rebar.training.control import listen_for_stop
 from rebar.training.distributed import wait_for_all
 from rebar.training.error_hints import error_hints

@@ -1,4 +1,4 @@
-"""Small archives in ILSVRC's form, and servers on loopback that hand them out as the real ones do."""
+"""Small archives in the form of ILSVRC's, and an HTTP server with a BitTorrent tracker on loopback."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import scipy.io
 
-from rebar.aws.archives import DEVKIT, TRAIN, VAL
+from rebar.aws.download_imagenet import DEVKIT, TRAIN, VAL
 
 SYNSETS = ("n01440764", "n02119789", "n03000684")
 TRAIN_A_CLASS, VAL_A_CLASS = 4, 2
@@ -52,7 +52,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def meta_mat() -> bytes:
-    """The kit's list of synsets: 1,000 of them, of which these have images."""
+    """Make the development kit's list of 1,000 synsets."""
     ids = range(1, 1001)
     names = [SYNSETS[number - 1] if number <= len(SYNSETS) else f"n{90000000 + number:08}" for number in ids]
     synsets = np.zeros((len(names), 1), [("ILSVRC2012_ID", object), ("WNID", object), ("num_children", object)])
@@ -64,7 +64,7 @@ def meta_mat() -> bytes:
 
 
 def make_archives(folder: Path) -> Path:
-    """The three files as ImageNet's page offers them, and their MD5s in ``md5sums``."""
+    """Make the three archives of ImageNet's download page, and their MD5s in ``md5sums``."""
     folder.mkdir(parents=True)
     with tarfile.open(folder / TRAIN, "w") as outer:
         for synset in SYNSETS:
@@ -88,7 +88,7 @@ def make_archives(folder: Path) -> Path:
 
 
 def make_kaggle_zip(path: Path) -> Path:
-    """Kaggle's archive: images, lists, and much that nobody needs."""
+    """Make a zip like Kaggle's: images, labels, and files that are not needed."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for synset, name, content in train_images():
             file.writestr(f"ILSVRC/Data/CLS-LOC/train/{synset}/{name}", content)
@@ -105,64 +105,55 @@ def make_kaggle_zip(path: Path) -> Path:
 
 @dataclass
 class Web:
-    """Files by their path, with ranges; what was asked for; how often an answer breaks off early."""
+    """A server of files with ranges, which records the requests and can break connections."""
 
     files: dict[str, bytes] = field(default_factory=dict)
-    asked: list[tuple[str, str]] = field(default_factory=list)
-    """(path with query, range)"""
-    headers: list[dict[str, str]] = field(default_factory=list)
-    break_off: int = 0
-    break_after: int = 0
-    """Bytes that are sent before an answer breaks off."""
+    """Contents by path."""
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    """(path with query, Range header)"""
+    failures: int = 0
+    """The number of answers whose connection breaks early."""
+    bytes_before_failure: int = 0
     hold_open: bool = False
-    """Whether the connection stays open then, in silence."""
-    statuses_after: dict[int, int] = field(default_factory=dict)
-    """What is answered after so many requests."""
-    redirects: dict[str, str] = field(default_factory=dict)
-    statuses: dict[str, int] = field(default_factory=dict)
+    """Stall instead of closing the connection."""
     content_type: str = "application/octet-stream"
     peers: list[tuple[str, int]] = field(default_factory=list)
-    """Whom the tracker at /announce names."""
+    """The peers of the tracker at /announce."""
     url: str = ""
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        parts, asked, number = urlsplit(request.path), request.headers.get("Range", ""), len(self.asked)
-        self.asked.append((request.path, asked))
-        self.headers.append(dict(request.headers))
+        parts, asked = urlsplit(request.path), request.headers.get("Range", "")
+        self.requests.append((request.path, asked))
         content = self.files.get(parts.path, b"")
-        told = {"ETag": f'"{hashlib.md5(content).hexdigest()}"', "Content-Type": self.content_type}
+        headers = {"ETag": f'"{hashlib.md5(content).hexdigest()}"', "Content-Type": self.content_type}
         if parts.path == "/announce":
             self._announce(request, parts.query)
-        elif status := self.statuses_after.get(number) or self.statuses.get(parts.path):
-            self._send(request, status, b"", {})
-        elif parts.path in self.redirects:
-            self._send(request, 302, b"", {"Location": self.redirects[parts.path]})
         elif parts.path not in self.files:
             self._send(request, 404, b"", {})
-        elif asked and request.headers.get("If-Range", told["ETag"]) == told["ETag"]:
-            start = int(asked.removeprefix("bytes=").partition("-")[0])
-            told["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self._send(request, 206, content[start:], told)
+        elif asked:
+            start, end = asked.removeprefix("bytes=").split("-")
+            last = min(int(end or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {start}-{last}/{len(content)}"
+            self._send(request, 206, content[int(start) : last + 1], headers)
         else:
-            self._send(request, 200, content, told)
+            self._send(request, 200, content, {"Accept-Ranges": "bytes", **headers})
 
     def _send(self, request: BaseHTTPRequestHandler, status: int, content: bytes, headers: dict[str, str]) -> None:
         request.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             request.send_header(name, value)
         request.end_headers()
-        if content and self.break_off:
-            self.break_off -= 1
-            content = content[: self.break_after]
+        if content and self.failures:
+            self.failures -= 1
             request.close_connection = True
-            request.wfile.write(content)
-            while self.hold_open and not request.rfile.closed and request.connection.recv(1):
-                pass  # until the client is gone
+            request.wfile.write(content[: self.bytes_before_failure])
+            while self.hold_open and request.connection.recv(1):
+                pass  # until the client closes the connection
             return
         request.wfile.write(content)
 
     def _announce(self, request: BaseHTTPRequestHandler, query: str) -> None:
-        """A BitTorrent tracker: it tells everybody of everybody."""
+        """Answer as a BitTorrent tracker, with all peers."""
         peer = ("127.0.0.1", int(parse_qs(query, encoding="latin-1")["port"][0]))
         if peer not in self.peers:
             self.peers.append(peer)
@@ -172,7 +163,7 @@ class Web:
 
 @contextmanager
 def serving() -> Iterator[Web]:
-    """A web server on loopback."""
+    """Run a web server on loopback."""
     web = Web()
 
     class Handler(BaseHTTPRequestHandler):
@@ -206,7 +197,7 @@ def bencode(value: Any) -> bytes:
 
 
 def make_torrent(path: Path, tracker: str, piece: int = 16384) -> tuple[bytes, str]:
-    """The .torrent of a file, or of a folder of files; and its info hash."""
+    """Return the .torrent of a file, or of a folder of files, and its info hash."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     content = b"".join(file.read_bytes() for file in files)
     pieces = b"".join(hashlib.sha1(content[at : at + piece]).digest() for at in range(0, len(content), piece))

@@ -233,7 +233,7 @@ def test_verify_fails_if_the_snapshot_misses_a_block(
     (snapshot,) = our_snapshots(aws)
     damage(disks.file(snapshot), lost)
     output = assert_fails("snapshot-damaged", "snapshot", "verify", snapshot, "--instance", instance, "--yes")
-    assert "NOT verified: 1 files differ (train/05.bin has other contents)" in output
+    assert "NOT verified: 1 files differ (train/05.bin has different contents)" in output
     assert "rebar:verified" not in tags(ec2, snapshot)
     assert list(disks.loops) == [mounted]  # the copy is kept, but detached
     (copy,) = [path.stem for path in disks.folder.glob("vol-*") if path.stem != mounted]

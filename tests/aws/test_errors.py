@@ -3,7 +3,7 @@
 import pytest
 from botocore.exceptions import ClientError
 
-from rebar.aws.client import AwsError, translate_aws_error, without_secrets
+from rebar.storage.boto import AwsError, translate_aws_error, without_secrets
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rebar.aws.archives import DEVKIT, TRAIN, VAL
+from rebar.aws.download_imagenet import DEVKIT, TRAIN, VAL
 from tests.aws.archives import NUM_TRAIN, make_archives, serving, val_images
 from tests.aws.conftest import ZONE, run_cli
 from tests.aws.disks import Disks
@@ -43,7 +43,7 @@ def test_images_to_snapshot_and_back(machine: str, images: Path, tmp_path: Path)
     here = {"FOLDER": str(folder), "SIZE": "1", "IMAGENET_SOURCE": str(images), "WRITE_FLAGS": "--subset 40"}
     script("setup", **here)
     written = (folder / "val.beton").read_bytes()
-    assert "are there already" in script("setup", **here)
+    assert "val.beton exist" in script("setup", **here)
     assert "verified snap-" in script("snapshot", **here)
     for verb in ("detach", "delete"):
         run_cli("volume", verb, "imagenet/beton", "--yes")
@@ -68,11 +68,11 @@ def test_setup_downloads_archives_and_resumes(disks: Disks, machine: str, tmp_pa
         }
         stopped = subprocess.run([SCRIPT, "setup"], env={**os.environ, **here}, capture_output=True, text=True)
         assert stopped.returncode == 1
-        assert f"{VAL}: the server answered 404" in stopped.stderr
+        assert "[download-failed]" in stopped.stderr
         web.files[f"/{VAL}"] = (archives / VAL).read_bytes()
         output = script("setup", "--extract", **here)
         assert "5ec2e7" not in output + stopped.stdout + stopped.stderr
-        assert [path.partition("?")[0] for path, _ in web.asked] == [f"/{TRAIN}", f"/{VAL}", f"/{VAL}", f"/{DEVKIT}"]
+        assert [path.partition("?")[0] for path, _ in web.requests] == [f"/{TRAIN}", f"/{VAL}", f"/{VAL}", f"/{DEVKIT}"]
     for synset, name, content in val_images():
         assert (tmp_path / "originals/tree/val" / synset / name).read_bytes() == content
     assert len(disks.loops) == 2

@@ -1,4 +1,4 @@
-"""As much of the Hugging Face hub as its client asks for when it makes a repository and commits to it, over HTTP."""
+"""The endpoints of the Hugging Face Hub that its client uses to create a repository and commit to it."""
 
 import base64
 import hashlib
@@ -17,17 +17,17 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Takes repositories of ``owner`` from who has the token; what was committed is in ``repositories``."""
+    """Accepts repositories of ``owner`` with the token; ``repositories`` has the committed files."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.messages: list[str] = []
         self.large: dict[str, bytes] = {}
-        """Contents by SHA-256, as Git LFS keeps them."""
+        """Contents by SHA-256, as in Git LFS."""
         self.asked: list[str] = []
         self.role = "write"
-        """What the token may do."""
+        """The permission of the token."""
 
     @property
     def url(self) -> str:
@@ -63,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._batch(json.loads(self.body))
         if path == f"/api/models/{name}/commit/main":
             return self._commit(name)
-        return self._answer(404, {"error": f"not known to the tests: {path}"})
+        return self._answer(404, {"error": f"not implemented: {path}"})
 
     do_GET = do_POST = do_PUT = _handle
 
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub_server() -> Iterator[Hub]:
-    """Answers on loopback meanwhile."""
+    """Run the server on loopback."""
     with Hub() as hub:
         thread = threading.Thread(target=hub.serve_forever, daemon=True)
         thread.start()

@@ -1,4 +1,4 @@
-"""Questions to the instance metadata service, over HTTP as on a machine of EC2."""
+"""InstanceMetadata against a metadata service over HTTP."""
 
 import json
 
@@ -8,7 +8,7 @@ from tests.training.metadata_service import NOTICE, MetadataServer
 NAME = "spot/instance-action"
 
 
-def test_a_value_is_found_when_it_is_there(ec2_metadata: MetadataServer) -> None:
+def test_get_returns_a_value_once_it_exists(ec2_metadata: MetadataServer) -> None:
     ec2_metadata.notice_after = 2
     service = InstanceMetadata()
     assert [service.get(NAME) for _ in range(2)] == [None, None]
@@ -18,9 +18,9 @@ def test_a_value_is_found_when_it_is_there(ec2_metadata: MetadataServer) -> None
     assert ec2_metadata.tokens == 1
 
 
-def test_a_token_that_ran_out_is_renewed(ec2_metadata: MetadataServer) -> None:
+def test_get_renews_an_expired_token(ec2_metadata: MetadataServer) -> None:
     service = InstanceMetadata()
     assert service.get(NAME)
-    ec2_metadata.tokens = 7  # the old one is no longer taken
+    ec2_metadata.tokens = 7  # the old token is invalid now
     assert service.get(NAME)
     assert ec2_metadata.tokens == 8

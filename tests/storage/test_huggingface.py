@@ -1,4 +1,4 @@
-"""Model cards, and files that go to the hub over HTTP."""
+"""Model cards, and uploads to a Hub over HTTP."""
 
 import sys
 from collections.abc import Iterator
@@ -82,11 +82,11 @@ def test_other_data_are_not_called_imagenet() -> None:
     assert card["model-index"][0]["results"][0]["dataset"]["name"] == "10 classes, 1,281,167 training images"
 
 
-def test_files_arrive_in_one_commit(hub: Hub, tmp_path: Path) -> None:
+def test_upload_files_makes_one_commit(hub: Hub, tmp_path: Path) -> None:
     weights = tmp_path / "w"
     weights.write_bytes(bytes(range(256)) * 4000)
     prepare_repository("owner/model")
-    prepare_repository("owner/model")  # there already
+    prepare_repository("owner/model")  # it exists
     card = model_card(FACTS, []).encode()
     url = upload_files("owner/model", {"model.safetensors": weights, "README.md": card}, "first")
     assert url == f"{hub.url}/owner/model"
@@ -95,37 +95,40 @@ def test_files_arrive_in_one_commit(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("repository", "token", "message"),
+    ("repository", "token", "code", "status"),
     [
-        ("owner/model", "hf_wrong", "HTTP 401: the token is not known"),
-        ("somebody/model", TOKEN, "HTTP 403: the token may not write there"),
-        ("owner/model", "", "there is no token"),
-        ("a/b/c", TOKEN, "a/b/c"),
+        ("owner/model", "hf_wrong", "hf-request-refused", "HTTP 401"),
+        ("somebody/model", TOKEN, "hf-request-refused", "HTTP 403"),
+        ("owner/model", "", "hf-token-missing", ""),
+        ("a/b/c", TOKEN, "hf-unreachable", "a/b/c"),
     ],
 )
-def test_a_refusal_is_explained(
-    repository: str, token: str, message: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
+def test_prepare_repository_reports_refusals_without_the_token(
+    repository: str, token: str, code: str, status: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(HubError) as refused:
         prepare_repository(repository)
-    assert message in str(refused.value)
+    assert refused.value.code == code
+    assert status in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not token or token not in str(refused.value)
 
 
-def test_a_missing_repository_is_told(hub: Hub) -> None:
-    with pytest.raises(HubError, match="HTTP 404: there is no such repository"):
+def test_upload_files_to_a_missing_repository(hub: Hub) -> None:
+    with pytest.raises(HubError, match="HTTP 404"):
         upload_files("owner/absent", {"a.txt": b"a"}, "first")
 
 
-def test_a_hub_that_does_not_answer(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_repository_without_a_connection(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(HubError, match="owner/model"):
+    with pytest.raises(HubError, match="owner/model") as refused:
         prepare_repository("owner/model")
+    assert refused.value.code == "hf-unreachable"
 
 
-def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_repository_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(HubError, match="pip install huggingface_hub"):
+    with pytest.raises(HubError, match="pip install") as refused:
         prepare_repository("owner/model")
+    assert refused.value.code == "hf-not-installed"

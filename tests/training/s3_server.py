@@ -1,4 +1,4 @@
-"""S3 on loopback: a moto server, a bucket in it, and the variables that lead there."""
+"""A moto S3 server on loopback with one bucket, and the environment variables of its clients."""
 
 import json
 import urllib.request
@@ -15,13 +15,13 @@ KEY_ID, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEK
 
 @dataclass(frozen=True)
 class S3:
-    """A server with an empty bucket, ``s3://results``."""
+    """A server with the empty bucket ``s3://results``."""
 
     variables: dict[str, str]
     client: Any
 
     def names(self, prefix: str = "") -> list[str]:
-        """The keys below a prefix, without it."""
+        """Return the keys below a prefix, without it."""
         listed = self.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", ())
         return sorted(entry["Key"][len(prefix) :] for entry in listed)
 
@@ -30,14 +30,14 @@ class S3:
         return content
 
     def manifest(self, run: str) -> dict[str, Any]:
-        """What ``run.json`` of a run says."""
+        """Return the parsed ``run.json`` of a run."""
         record: dict[str, Any] = json.loads(self.read(f"{run}/run.json"))
         return record
 
 
 @contextmanager
 def s3_server() -> Iterator[S3]:
-    """Serves on loopback meanwhile; one at a time, for moto keeps what it stores for the whole process."""
+    """Run the server; only one at a time, since moto's state is global to the process."""
     boto3, moto_server = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
     server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()

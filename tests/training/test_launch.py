@@ -6,7 +6,8 @@ import pytest
 
 import train_imagenet
 from rebar.errors import RebarError
-from rebar.reporting.run_folder import RunFolder, RunStatus, State, read_status, write_status
+from rebar.reporting.run_folder import RunFolder
+from rebar.storage.run_status import RunStatus, State, read_status, write_status
 from rebar.training.launch import parse_command_line
 from tests.conftest import Data
 

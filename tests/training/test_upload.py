@@ -1,12 +1,10 @@
-"""The thread that uploads, against a real server; and connections that fail."""
+"""The upload thread and fetch_run, against a moto server."""
 
-import hashlib
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,15 @@ import torch
 
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage import s3 as s3_module
+from rebar.storage.boto import AwsError
+from rebar.storage.files import sha256_of
 from rebar.storage.run_manifest import Progress
-from rebar.storage.s3 import AbsentError, BucketError, BucketFolder
-from rebar.training.checkpoint import save_checkpoint, sha256_of
+from rebar.storage.run_store import RunStore
+from rebar.training.checkpoint import save_checkpoint
 from rebar.training.distributed import World
 from rebar.training.resume import begin
 from rebar.training.upload import Uploader, start_uploads
-from rebar.training.uploaded_run import fetch_run, place_of, read_manifest
+from rebar.training.uploaded_run import fetch_run, run_store
 from tests.training.s3_server import BUCKET, S3, SECRET, s3_server
 
 ADDRESS = f"s3://{BUCKET}"
@@ -42,7 +41,7 @@ def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    """A run's folder with a first checkpoint; the run is named after the test."""
+    """A run's folder with a checkpoint; the run is named after the test."""
     name = os.environ["PYTEST_CURRENT_TEST"].rpartition("::")[2].partition(" ")[0]
     made = RunFolder(tmp_path / name)
     made.last_checkpoint.parent.mkdir(parents=True)
@@ -52,7 +51,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def save(folder: RunFolder, step: int) -> Progress:
-    """What training does: a checkpoint, and lines in the log."""
+    """Write a checkpoint and a line of the log, as training does."""
     with folder.log.open("a") as log:
         log.write(f'{{"event": "step", "step": {step}}}\n')
     save_checkpoint(folder.last_checkpoint, {"step": torch.tensor(step), "weights": torch.full((1000,), float(step))})
@@ -62,7 +61,7 @@ def save(folder: RunFolder, step: int) -> Progress:
 def eventually(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.01)
 
 
@@ -70,14 +69,14 @@ def uploader_of(folder: RunFolder, *, step: int = 1) -> Uploader:
     return start_uploads(ADDRESS, folder, Progress(0, step, step / 10), 10, replaces=False)
 
 
-def test_every_checkpoint_follows_and_older_ones_go(s3: S3, folder: RunFolder) -> None:
-    place, uploader = place_of(ADDRESS, folder), uploader_of(folder)
+def test_uploader_uploads_every_checkpoint_and_deletes_older_ones(s3: S3, folder: RunFolder) -> None:
+    store, uploader = run_store(ADDRESS, folder), uploader_of(folder)
     name = folder.path.name
     for step in range(2, 6):
         uploader.checkpoint_saved(save(folder, step))
-        eventually(lambda: (s3.names(name) and (read := read_manifest(place))) and read.progress.step == step)  # noqa: B023
+        eventually(lambda: (s3.names(name) and (read := store.read_manifest())) and read.progress.step == step)  # noqa: B023
     uploader.finish()
-    manifest = read_manifest(place)
+    manifest = store.read_manifest()
     assert manifest is not None
     assert manifest.progress == Progress(0, 5, 0.5)
     assert set(manifest.checkpoints) == {"last.pt", "previous.pt"}
@@ -88,56 +87,56 @@ def test_every_checkpoint_follows_and_older_ones_go(s3: S3, folder: RunFolder) -
     assert s3.read(f"{name}/log.jsonl") == folder.log.read_bytes()
 
 
-def test_saving_does_not_wait_and_the_newest_wins(s3: S3, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow, put = threading.Event(), BucketFolder.put
+def test_checkpoint_saved_does_not_block(s3: S3, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    continues, upload = threading.Event(), RunStore._upload
 
-    def put_slowly(self: BucketFolder, name: str, *rest: object, **named: object) -> None:
-        slow.wait(20)
-        put(self, name, *rest, **named)  # type: ignore[arg-type]
+    def upload_slowly(self: RunStore, name: str, *rest: object) -> None:
+        continues.wait(20)
+        upload(self, name, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(BucketFolder, "put", put_slowly)
+    monkeypatch.setattr(RunStore, "_upload", upload_slowly)
     uploader = uploader_of(folder)
-    for step in range(2, 30):  # all of these while the first upload is under way
+    for step in range(2, 30):  # during the first upload
         uploader.checkpoint_saved(save(folder, step))
     assert s3.names(folder.path.name) == []
-    slow.set()
+    continues.set()
     uploader.finish()
-    manifest = read_manifest(place_of(ADDRESS, folder))
+    manifest = run_store(ADDRESS, folder).read_manifest()
     assert manifest is not None
     assert manifest.progress.step == 29
     assert len([name for name in s3.names(folder.path.name) if name.endswith(".pt")]) <= 2
 
 
-def test_what_fails_is_told_and_tried_again_at_the_end(
+def test_uploader_warns_of_a_failure_and_tries_again_at_the_end(
     s3: S3, folder: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uploader = uploader_of(folder)
     eventually(lambda: "/run.json" in s3.names(folder.path.name))
-    for key in s3.names():  # the bucket is taken away for a while
+    for key in s3.names():  # the bucket is deleted for a while
         s3.client.delete_object(Bucket=BUCKET, Key=key)
     s3.client.delete_bucket(Bucket=BUCKET)
     uploader.checkpoint_saved(save(folder, 2))
-    eventually(lambda: "S3 answers NoSuchBucket" in capsys.readouterr().err)
+    eventually(lambda: "NoSuchBucket" in capsys.readouterr().err)
     s3.client.create_bucket(Bucket=BUCKET)
     uploader.finish()
-    manifest = read_manifest(place_of(ADDRESS, folder))
+    manifest = run_store(ADDRESS, folder).read_manifest()
     assert manifest is not None
     assert manifest.progress.step == 2
 
 
-def test_an_upload_that_does_not_end_is_left(
+def test_finish_abandons_an_upload_after_its_timeout(
     s3: S3, folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = threading.Event()
-    monkeypatch.setattr(BucketFolder, "put", lambda *_, **__: over.wait(30))
+    monkeypatch.setattr(RunStore, "_upload", lambda *_: over.wait(30))
     uploader = uploader_of(folder)
     uploader.finish(at_most=0.05)
-    uploader.finish()  # at once
-    assert "takes more than 0.05 s and is left unfinished" in capsys.readouterr().err
+    uploader.finish()  # returns at once
+    assert "takes more than 0.05 s and is abandoned" in capsys.readouterr().err
     over.set()
 
 
-def test_another_folder_gets_all_that_it_takes_to_go_on(
+def test_fetch_run_downloads_everything_needed_to_resume(
     s3: S3, folder: RunFolder, tmp_path: Path, world: World
 ) -> None:
     folder.wandb_id.write_text("abc")
@@ -155,10 +154,10 @@ def test_another_folder_gets_all_that_it_takes_to_go_on(
     assert not list(other.path.rglob("*.partial*"))
 
 
-def test_killed_before_its_first_upload_a_run_still_replaces_the_earlier_one(
+def test_run_killed_before_its_first_upload_still_replaces_the_earlier_run(
     s3: S3, folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uploader_of(folder, step=30).finish()  # the earlier run, further than the next
+    uploader_of(folder, step=30).finish()  # the earlier run, with more progress than the next
     other = RunFolder(tmp_path / "elsewhere" / folder.path.name)
     other.prepare(from_scratch=True)
     begin("none", other)
@@ -167,77 +166,36 @@ def test_killed_before_its_first_upload_a_run_still_replaces_the_earlier_one(
         start_uploads(ADDRESS, other, Progress(0, 0, 0.0), 10, replaces=True).finish()
     save(other, 2)
     start_uploads(ADDRESS, other, Progress(0, 2, 0.2), 10, replaces=False).finish()
-    manifest = read_manifest(place_of(ADDRESS, other))
+    manifest = run_store(ADDRESS, other).read_manifest()
     assert manifest is not None
     assert manifest.progress.step == 2
     assert list(manifest.checkpoints) == ["last.pt"]
-    with pytest.raises(RebarError, match="is further than"):
+    with pytest.raises(RebarError) as refused:
         start_uploads(ADDRESS, folder, Progress(0, 0, 0.0), 10, replaces=False)
+    assert refused.value.code == "run-continued-elsewhere"
 
 
-def test_a_new_run_finds_nothing(s3: S3, tmp_path: Path, world: World) -> None:
+def test_fetch_run_without_an_uploaded_run_changes_nothing(s3: S3, tmp_path: Path, world: World) -> None:
     fetch_run(ADDRESS, RunFolder(tmp_path / "new"), world, resume="auto", overwrite=False)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_manifest_of_something_else_is_refused(s3: S3, tmp_path: Path, world: World) -> None:
+def test_fetch_run_refuses_an_invalid_manifest(s3: S3, tmp_path: Path, world: World) -> None:
     s3.client.put_object(Bucket=BUCKET, Key="foreign/run.json", Body=b'{"format": "other"}')
-    with pytest.raises(RebarError, match="damaged, or of another version"):
+    with pytest.raises(RebarError) as refused:
         fetch_run(ADDRESS, RunFolder(tmp_path / "foreign"), world, resume="auto", overwrite=False)
+    assert refused.value.code == "s3-run-invalid"
 
 
-class _BreaksOff(BaseHTTPRequestHandler):
-    """An object of twelve bytes; ``failures`` times it ends in the middle."""
-
-    failures = 0
-
-    def do_GET(self) -> None:
-        content = sent = b"the contents"
-        if type(self).failures > 0:
-            type(self).failures -= 1
-            sent = content[:5]
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(sent)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.mark.parametrize(("failures", "whole"), [(2, True), (99, False)])
-def test_a_connection_that_breaks_off(
-    failures: int, whole: bool, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(s3_module, "PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(_BreaksOff, "failures", failures)
-    sha256 = hashlib.sha256(b"the contents").hexdigest()
-    with ThreadingHTTPServer(("127.0.0.1", 0), _BreaksOff) as breaking:
-        threading.Thread(target=breaking.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{breaking.server_port}")
-        place, target = BucketFolder("s3://any/", "run"), tmp_path / "file"
-        if whole:
-            place.download("a", target, sha256=sha256)
-            assert target.read_bytes() == b"the contents"
-        else:
-            with pytest.raises(BucketError, match="cannot be read"):
-                place.download("a", target, sha256=sha256)
-            assert list(tmp_path.iterdir()) == []
-        breaking.shutdown()
-
-
-def test_a_missing_object(s3: S3) -> None:
-    with pytest.raises(AbsentError, match=r"s3://results/a/b\.json does not exist"):
-        BucketFolder(ADDRESS, "a").get("b.json")
-
-
-def test_an_address_with_keys_in_it_is_not_repeated() -> None:
-    with pytest.raises(BucketError) as refused:
-        BucketFolder(f"s3://AKIA:{SECRET}@bucket/", "run")
+def test_run_store_refuses_an_invalid_address_without_repeating_it(s3: S3, folder: RunFolder) -> None:
+    with pytest.raises(AwsError) as refused:
+        run_store(f"s3://AKIA:{SECRET}@bucket/", folder)
+    assert refused.value.code == "s3-invalid-url"
     assert SECRET not in str(refused.value)
 
 
-def test_without_boto3_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_store_without_boto3_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(BucketError, match="pip install boto3"):
-        BucketFolder(ADDRESS, "run")
+    with pytest.raises(AwsError, match="pip install") as refused:
+        run_store(ADDRESS, folder)
+    assert refused.value.code == "aws-boto3-missing"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rebar.aws.capacity import DATA_GB, require_fit, spot_price
-from rebar.aws.client import AwsError
 from rebar.aws.commands.parsers import (
     EXPIRES,
     add_command,
@@ -24,6 +23,7 @@ from rebar.aws.launch import Launch, launch
 from rebar.aws.plan import mode_of
 from rebar.aws.user_data import render, run_address, training_command
 from rebar.aws.validation_run import validate
+from rebar.storage.boto import AwsError
 
 SOURCE = "s3://my-bucket/rebar.tar.gz"
 EXAMPLE = (

@@ -1,4 +1,4 @@
-"""``run upload|fetch``."""
+"""The commands ``run upload|fetch``."""
 
 import argparse
 from pathlib import Path
@@ -6,48 +6,48 @@ from typing import Any
 
 from rebar.aws.commands.parsers import add_command, add_group, clients_of
 from rebar.aws.run_archive import fetch_run, upload_run
-from rebar.aws.s3_transfer import s3_folder
+from rebar.storage.s3 import MIB, S3Prefix
 
-PLACE = "s3://BUCKET/PREFIX/RUN_ID"
+PREFIX = "s3://BUCKET/PREFIX/RUN_ID"
 
 
 def add(groups: Any) -> None:
     """Declare the commands."""
-    group = add_group(groups, "run", "A run's folder, kept in S3 for the next machine.")
+    group = add_group(groups, "run", "The folder of a run in S3, to resume it on another machine.")
     upload = add_command(
         group,
         "upload",
         _upload,
-        "Upload a run's checkpoints and records; what was there before counts until all has arrived.",
+        "Upload a run's checkpoints and records. The uploaded run stays valid while this is interrupted.",
         "run upload runs/g5-16 s3://my-bucket/runs/g5-16",
         changes=False,
     )
     upload.add_argument("folder", type=Path, help="the run's folder (--logging.folder)")
-    upload.add_argument("place", metavar="to", help=PLACE)
+    upload.add_argument("place", metavar="to", help=PREFIX)
 
     fetch = add_command(
         group,
         "fetch",
         _fetch,
-        "Bring a run's folder from S3, checked, for training to go on from; nothing where there is none yet.",
+        "Download a run, verified, for training to resume; does nothing if nothing is uploaded yet.",
         "run fetch s3://my-bucket/runs/g5-16 runs/g5-16",
         changes=False,
     )
-    fetch.add_argument("place", metavar="from", help=PLACE)
+    fetch.add_argument("place", metavar="from", help=PREFIX)
     fetch.add_argument("folder", type=Path, help="the run's folder (--logging.folder)")
-    fetch.add_argument("--replace", action="store_true", help="even where the folder has another checkpoint")
+    fetch.add_argument("--replace", action="store_true", help="replace another checkpoint in the folder")
 
 
 def _upload(options: argparse.Namespace) -> None:
-    place = s3_folder(options.place, "to")
-    done = upload_run(clients_of(options), options.folder, place)
-    print(f"{place}: step {done.step}, {done.checkpoints} new checkpoints of {done.bytes / 2**20:.1f} MiB together")
+    prefix = S3Prefix.parse(options.place, "to")
+    done = upload_run(clients_of(options)("s3"), options.folder, prefix)
+    print(f"{prefix}: step {done.step}, {done.checkpoints} new checkpoints, {done.bytes / MIB:.1f} MiB")
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    place = s3_folder(options.place, "from")
-    found = fetch_run(clients_of(options), place, options.folder, replace=options.replace)
-    if found is None:
-        print(f"{place} holds no run yet")
+    prefix = S3Prefix.parse(options.place, "from")
+    manifest = fetch_run(clients_of(options)("s3"), prefix, options.folder, replace=options.replace)
+    if manifest is None:
+        print(f"{prefix}: no run is uploaded yet")
     else:
-        print(f"{options.folder}: the run at step {found.progress.step}, from {found.host}")
+        print(f"{options.folder}: the run at step {manifest.progress.step}, uploaded by {manifest.host}")

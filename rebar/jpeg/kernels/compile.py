@@ -23,7 +23,7 @@ from rebar.jpeg.kernels.simd import pointer
 from rebar.jpeg.kernels.transcode import read_header, transcode
 from rebar.jpeg.transcode_workspace import new_transcode_call
 from rebar.jpeg.workspace import prototype_arguments
-from rebar.storage.atomic_write import atomic_write
+from rebar.storage.files import atomic_write
 
 _PRIVATE = 0o600  # kernel_cache loads no file that others may write to
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rebar.beton.reader import array_from_pointer
 from rebar.loading import crops
 from rebar.loading.decode import CorruptSampleError, CorruptSampleWarning, DecoderPool
 from rebar.loading.ffcv.graph import ffcv_compiler
 from rebar.loading.prefetch import split_slices
 from rebar.loading.rng import RngKeys
-from rebar.storage.array_from_pointer import array_from_pointer
 
 Compiler = ffcv_compiler()  # before other imports from FFCV: it preserves torch's number of threads
 

@@ -1,8 +1,8 @@
-"""``data stage``: from an S3 over HTTP to a file, through the command line."""
+"""``data send`` and ``data stage``, against S3 over HTTP."""
 
+import errno
 import hashlib
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -43,12 +43,12 @@ def leftovers(folder: Path) -> list[str]:
 STAGE = ["data", "stage", f"s3://{BUCKET}/train.beton"]
 
 
-def test_a_file_and_its_sidecar_arrive_whole(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+def test_data_stage_downloads_a_beton_and_its_sidecar(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
     content = os.urandom(5 * MIB + 123)
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=content)
     s3.put_object(Bucket=BUCKET, Key="train.beton.json", Body=b"{}")
     target = tmp_path / "new" / "train.beton"
-    assert "fetched" in run_cli(*STAGE, target, "--part-mib", "1").out
+    assert "downloaded" in run_cli(*STAGE, target, "--part-mib", "1").out
     assert target.read_bytes() == content
     assert target.with_name("train.beton.json").read_bytes() == b"{}"
     assert leftovers(target.parent) == []
@@ -59,24 +59,24 @@ def test_a_file_and_its_sidecar_arrive_whole(aws: StrictAws, s3: Any, tmp_path: 
     assert set(sent) == {etag, s3.head_object(Bucket=BUCKET, Key="train.beton.json")["ETag"]}
 
 
-def test_what_is_there_is_only_checked(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+def test_data_stage_skips_an_identical_file(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=b"content")
     run_cli(*STAGE, tmp_path / "train.beton")
     before = len(ranges(aws))
-    assert "there already" in run_cli(*STAGE, tmp_path / "train.beton").out
+    assert "unchanged" in run_cli(*STAGE, tmp_path / "train.beton").out
     assert len(ranges(aws)) == before
     (tmp_path / "train.beton").write_bytes(b"CONTENT")
-    assert "fetched" in run_cli(*STAGE, tmp_path / "train.beton").out
+    assert "downloaded" in run_cli(*STAGE, tmp_path / "train.beton").out
     assert (tmp_path / "train.beton").read_bytes() == b"content"
 
 
-def test_an_empty_object(s3: Any, tmp_path: Path) -> None:
+def test_data_stage_of_an_empty_object(s3: Any, tmp_path: Path) -> None:
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=b"")
     run_cli(*STAGE, tmp_path / "train.beton")
     assert (tmp_path / "train.beton").read_bytes() == b""
 
 
-def test_the_checksum_of_parts_is_compared(s3: Any, tmp_path: Path) -> None:
+def test_data_stage_compares_the_etag_of_a_multipart_upload(s3: Any, tmp_path: Path) -> None:
     content = [os.urandom(5 * MIB), os.urandom(5 * MIB), os.urandom(MIB)]
     upload = s3.create_multipart_upload(Bucket=BUCKET, Key="train.beton")["UploadId"]
     parts = [
@@ -94,21 +94,21 @@ def test_the_checksum_of_parts_is_compared(s3: Any, tmp_path: Path) -> None:
     assert (tmp_path / "train.beton").read_bytes() == b"".join(content)
 
 
-def test_wrong_contents_are_not_given_the_name(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+def test_data_stage_refuses_a_wrong_checksum(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=b"content", Metadata={"sha256": "0" * 64})
-    assert "does not have its SHA-256" in run_failing(*STAGE, tmp_path / "train.beton")
+    assert "[s3-checksum-mismatch]" in run_failing(*STAGE, tmp_path / "train.beton")
     assert list(tmp_path.iterdir()) == []
     right = hashlib.sha256(b"content").hexdigest()
     run_cli(*STAGE, tmp_path / "train.beton", "--sha256", right)
 
 
-def test_without_a_checksum_it_is_said_so(s3: Any, tmp_path: Path) -> None:
+def test_data_stage_without_a_checksum_requires_unverified(s3: Any, tmp_path: Path) -> None:
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=b"content", ServerSideEncryption="aws:kms")
-    assert "no checksum that can be compared" in run_failing(*STAGE, tmp_path / "train.beton")
+    assert "[s3-no-checksum]" in run_failing(*STAGE, tmp_path / "train.beton")
     run_cli(*STAGE, tmp_path / "train.beton", "--unverified")
 
 
-def test_an_object_that_changes_meanwhile_stops(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+def test_data_stage_refuses_an_object_that_is_replaced_meanwhile(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=os.urandom(3 * MIB))
     changed = []
 
@@ -119,14 +119,14 @@ def test_an_object_that_changes_meanwhile_stops(aws: StrictAws, s3: Any, tmp_pat
 
     aws.watch = change
     told = run_failing(*STAGE, tmp_path / "train.beton", "--part-mib", "1", "--workers", "1")
-    assert "was changed while it was being fetched" in told
+    assert "[s3-object-changed]" in told
     assert not (tmp_path / "train.beton").exists()
     aws.watch = None
     run_cli(*STAGE, tmp_path / "train.beton", "--part-mib", "1")
     assert (tmp_path / "train.beton").read_bytes() == s3.get_object(Bucket=BUCKET, Key="train.beton")["Body"].read()
 
 
-def test_killed_it_goes_on_where_it_was(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+def test_data_stage_resumes_after_a_kill(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
     content = os.urandom(8 * MIB)
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=content)
     target = tmp_path / "train.beton"
@@ -148,42 +148,47 @@ def test_killed_it_goes_on_where_it_was(aws: StrictAws, s3: Any, tmp_path: Path)
     assert leftovers(tmp_path) == []
 
 
-def test_a_broken_answer_is_fetched_again(
+def test_data_stage_retries_failed_requests(
     aws: StrictAws, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rebar.aws.staging.RETRY_SECONDS", 0.0)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
     content = os.urandom(2 * MIB)
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=content)
     aws.fail_ranges = 3
     run_cli(*STAGE, tmp_path / "train.beton", "--part-mib", "1")
     assert (tmp_path / "train.beton").read_bytes() == content
     aws.fail_ranges = 1000
-    assert "could not be fetched" in run_failing(*STAGE, tmp_path / "again.beton", "--part-mib", "1")
+    assert "[aws-request-refused]" in run_failing(*STAGE, tmp_path / "again.beton", "--part-mib", "1")
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("source", "code"),
     [
-        (f"s3://{BUCKET}/nothing.beton", "AWS answered 404"),
-        ("https://example.com/train.beton", "is no object of S3"),
-        (f"s3://{BUCKET}/", "is no object of S3"),
+        (f"s3://{BUCKET}/nothing.beton", "s3-not-found"),
+        ("https://example.com/train.beton", "s3-invalid-url"),
+        (f"s3://{BUCKET}/", "s3-invalid-url"),
     ],
 )
-def test_what_cannot_be_fetched_is_told(s3: Any, tmp_path: Path, source: str, message: str) -> None:
-    assert message in run_failing("data", "stage", source, tmp_path / "train.beton")
+def test_data_stage_of_an_invalid_source(s3: Any, tmp_path: Path, source: str, code: str) -> None:
+    assert f"[{code}]" in run_failing("data", "stage", source, tmp_path / "train.beton")
 
 
-def test_a_disk_that_is_too_small_is_told_before(
+def test_data_stage_on_a_small_disk_fails_before_the_download(
     aws: StrictAws, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=b"content")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
-    assert "0.0 GiB free" in run_failing(*STAGE, tmp_path / "train.beton")
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    assert "[disk-full]" in run_failing(*STAGE, tmp_path / "train.beton")
     assert ranges(aws) == []
 
 
 @pytest.mark.parametrize("source", [f"s3://{BUCKET}/imagenet", f"s3://{BUCKET}/imagenet/val.beton"])
-def test_the_script_that_stages_from_disks_takes_s3(s3: Any, tmp_path: Path, source: str) -> None:
+def test_stage_dataset_script_downloads_from_s3(s3: Any, tmp_path: Path, source: str) -> None:
     names = ["val.beton", *([] if source.endswith(".beton") else ["train.beton"])]
     for name in names:
         s3.put_object(Bucket=BUCKET, Key=f"imagenet/{name}", Body=name.encode() * MIB)
@@ -198,3 +203,37 @@ def test_the_script_that_stages_from_disks_takes_s3(s3: Any, tmp_path: Path, sou
     assert done.returncode != 0
     assert "elsewhere/train.beton" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_data_send_uploads_in_parts_with_a_sha256_that_stage_compares(s3: Any, tmp_path: Path) -> None:
+    (tmp_path / "train.beton").write_bytes(content := os.urandom(17 * MIB))
+    run_cli("data", "send", tmp_path / "train.beton", f"s3://{BUCKET}")
+    head = s3.head_object(Bucket=BUCKET, Key="train.beton")
+    assert head["Metadata"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert head["ETag"].endswith('-2"')
+    run_cli(*STAGE, tmp_path / "copy.beton")
+    assert (tmp_path / "copy.beton").read_bytes() == content
+    assert "[file-not-found]" in run_failing("data", "send", tmp_path / "missing", f"s3://{BUCKET}")
+
+
+def test_data_stage_resumes_a_download_whose_connection_breaks(
+    aws: StrictAws, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """botocore does not retry while it reads a body: download() does."""
+    from botocore.exceptions import IncompleteReadError
+    from botocore.response import StreamingBody
+
+    monkeypatch.setattr("rebar.storage.s3.RETRY_SECONDS", 0.0)
+    read, failures = StreamingBody.read, iter([True, True])
+
+    def fail_twice(body: StreamingBody, amt: int | None = None) -> bytes:
+        if next(failures, False):
+            raise IncompleteReadError(actual_bytes=1, expected_bytes=2)
+        content: bytes = read(body, amt)
+        return content
+
+    content = os.urandom(2 * MIB)
+    s3.put_object(Bucket=BUCKET, Key="train.beton", Body=content)
+    monkeypatch.setattr(StreamingBody, "read", fail_twice)
+    run_cli(*STAGE, tmp_path / "train.beton", "--part-mib", "1")
+    assert (tmp_path / "train.beton").read_bytes() == content

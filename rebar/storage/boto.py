@@ -1,0 +1,124 @@
+"""boto3 clients, and AWS's errors as one-line messages without secrets."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rebar.errors import RebarError
+
+CONNECT_SECONDS, READ_SECONDS = 10, 60
+ATTEMPTS = 6
+CONNECTIONS = 64
+
+
+class AwsError(RebarError):
+    """An AWS command cannot be completed."""
+
+
+class S3NotFoundError(AwsError):
+    """The object does not exist."""
+
+
+_BUCKET_PERMISSIONS = (
+    "The credentials need s3:ListBucket on the bucket, and s3:GetObject, s3:PutObject and s3:DeleteObject on its "
+    "objects: see the IAM policies in docs/aws.md."
+)
+ADVICE = {
+    "403": _BUCKET_PERMISSIONS,
+    "AccessDenied": _BUCKET_PERMISSIONS,
+    "AccessDeniedException": "Add the permission: see the IAM policies in docs/aws.md.",
+    "AuthFailure": "Check the credentials: aws sts get-caller-identity.",
+    "ExpiredToken": "The session has expired. Log in again (aws sso login).",
+    "ExpiredTokenException": "The session has expired. Log in again (aws sso login).",
+    "InsufficientInstanceCapacity": "This zone has no capacity for the instance type. Try another zone, or try later.",
+    "InvalidAccessKeyId": "Check the credentials: aws sts get-caller-identity.",
+    "InvalidClientTokenId": "Check the credentials: aws sts get-caller-identity.",
+    "MaxSpotInstanceCountExceeded": "Request a higher spot quota in Service Quotas.",
+    "NoSuchBucket": "Create the bucket, or correct its name.",
+    "OptInRequired": "Enable this service or region for the account.",
+    "PermanentRedirect": "The bucket is in another region. Set AWS_DEFAULT_REGION.",
+    "RequestExpired": "The clock of this machine is wrong. Set it (timedatectl).",
+    "RequestLimitExceeded": "AWS throttles this account. Wait a minute and run the command again.",
+    "RequestTimeTooSkewed": "The clock of this machine is wrong. Set it (timedatectl).",
+    "SignatureDoesNotMatch": "Check the credentials: aws sts get-caller-identity.",
+    "UnauthorizedOperation": "Add the permission: see the IAM policies in docs/aws.md.",
+    "VcpuLimitExceeded": "Request a higher vCPU quota in Service Quotas.",
+}
+SECRETS = re.compile(
+    r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"  # access key ids
+    r"|(?<=X-Amz-Signature=)[0-9a-fA-F]+|(?<=X-Amz-Security-Token=)[^&\s]+|(?<=X-Amz-Credential=)[^&\s]+"
+    r"|(?i:(?<=aws_secret_access_key=)|(?<=aws_session_token=)|(?<=_token=)|(?<=_key=)|(?<=password=))\S+"
+    r"|(?<=://)[^/\s@]+(?=@)"  # user and password of an endpoint
+)
+ENCODED = re.compile(r"\s*Encoded authorization failure message:\s*\S+")
+
+
+def make_client(service: str, region: str | None = None) -> Any:
+    """Return a boto3 client of a service. Raises AwsError without boto3 or without a region.
+
+    Credentials, endpoint and region come from the environment and the AWS configuration, as for every boto3 program
+    (``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, the role of an instance). Requests are retried in botocore's standard
+    mode; ``AWS_MAX_ATTEMPTS`` overrides the number of attempts.
+    """
+    with translate_aws_error(f"connecting to {service}"):
+        import boto3
+        from botocore.config import Config
+
+        config = Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            max_pool_connections=CONNECTIONS,
+            retries={"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))},
+            user_agent_extra="rebar",
+        )
+        return boto3.session.Session(region_name=region).client(service, config=config)
+
+
+def without_secrets(text: str) -> str:
+    """Replace access keys, signatures, tokens and passwords in a text by ``***``."""
+    return SECRETS.sub("***", ENCODED.sub("", text))
+
+
+def code_of(error: Exception) -> str:
+    """Return AWS's error code, such as ``InvalidVolume.NotFound``; empty for exceptions of other kinds."""
+    response = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+@contextmanager
+def translate_aws_error(doing: str) -> Iterator[None]:
+    """Turn boto3's exceptions into an AwsError whose message starts with ``doing``."""
+    try:
+        import boto3  # noqa: F401
+        from botocore import exceptions, parsers
+    except ImportError:
+        raise AwsError("boto3 is not installed. Run pip install 'ffcv-rebar[aws]'.", code="aws-boto3-missing") from None
+    try:
+        yield
+    except exceptions.ClientError as error:
+        code, message = code_of(error), error.response.get("Error", {}).get("Message", "")
+        if code in ("404", "NoSuchKey"):
+            raise S3NotFoundError(f"{doing}: the object does not exist.", code="s3-not-found") from None
+        advice = ADVICE.get(code.split(".")[0], "")
+        text = f"{doing}: AWS answered {code}: {without_secrets(message)}".rstrip(".: ")
+        raise AwsError(f"{text}. {advice}".rstrip(), code="aws-request-refused") from None
+    except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
+        advice = "Run 'aws configure' or 'aws sso login', set AWS_PROFILE, or attach an IAM role to the machine."
+        raise AwsError(f"{doing}: no AWS credentials. {advice}", code="aws-credentials-missing") from None
+    except exceptions.NoRegionError:
+        raise AwsError(f"{doing}: no region. Set --region or AWS_DEFAULT_REGION.", code="aws-region-missing") from None
+    except exceptions.WaiterError as error:
+        reason = without_secrets(str(error))
+        advice = "Check the AWS console, then run the command again."
+        raise AwsError(f"{doing}: {reason}. {advice}", code="aws-wait-failed") from None
+    except parsers.ResponseParserError:
+        advice = "Check AWS_ENDPOINT_URL and the proxy."
+        raise AwsError(f"{doing}: the response is not from AWS. {advice}", code="aws-unreachable") from None
+    except (exceptions.BotoCoreError, exceptions.HTTPClientError) as error:
+        raise AwsError(f"{doing}: {without_secrets(str(error))}", code="aws-unreachable") from None
+    except ValueError as error:  # botocore's for an endpoint that is not a URL
+        if "endpoint" not in str(error):
+            raise
+        raise AwsError(f"{doing}: {without_secrets(str(error))}", code="aws-unreachable") from None
