@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# ImageNet as .beton files on an EBS volume, and back from its snapshot; on a machine of EC2, as root.
+# Write ImageNet as .beton files to an EBS volume, snapshot it, and restore it; on an EC2 instance, as root.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -17,30 +17,30 @@ usage() {
     cat >&2 <<TEXT
 usage: $0 setup|snapshot|ebs-only [--extract]
 
-  setup      make a volume, format and mount it, fetch ImageNet, write train.beton and val.beton
-  snapshot   snapshot it with checksums, verify the snapshot on a copy; the volume is left unmounted
-  ebs-only   a volume from the newest snapshot, mounted for reading only
+  setup      create, format and mount a volume, download ImageNet, write train.beton and val.beton
+  snapshot   snapshot the volume with checksums, verify the snapshot on a copy; the volume stays unmounted
+  ebs-only   create a volume from the newest snapshot and mount it read-only
 
-  --extract             setup: also unpack the archives, to IMAGENET_DIR/tree; writing the .beton files needs no tree
+  --extract             setup: also unpack the archives to IMAGENET_DIR/tree; the .beton files do not need it
 
-  IMAGENET_SOURCE=...   where ImageNet comes from; several, with blanks between them, are fetched one by one:
+  IMAGENET_SOURCE=...   the source of ImageNet; several, separated by blanks, are downloaded in turn:
       PATH              a folder of train/<class>/*.JPEG and val/<class>/*.JPEG, or of ILSVRC's archives
       s3://BUCKET/PREFIX                       the same in S3
       hf:imagenet-1k                           Hugging Face, with HF_TOKEN
-      kaggle                                   with KAGGLE_USERNAME and KAGGLE_KEY
-      FILE.torrent, https://….torrent, magnet:?…, or a torrent's hash at academictorrents.com
-      https://…/ILSVRC2012_img_train.tar       addresses of the archives
-  IMAGENET_DIR=PATH     where downloads go (default /imagenet): 155 GB, with kaggle 330
-  IMAGENET_MD5=FILE     MD5s besides the published ones, in the form of md5sum
-  IMAGENET_DEVKIT=URL   the development kit, which tells the classes of the validation images
-  ORIGINALS_SIZE=GIB    put IMAGENET_DIR on a volume of its own, RUN/originals, which 'snapshot' keeps as well
-  RUN=NAME              what the volumes are called (default imagenet)
-  FOLDER=PATH           where the .beton files' volume is mounted (default /data)
+      kaggle                                   with KAGGLE_USERNAME and KAGGLE_KEY (pip install kaggle)
+      FILE.torrent, https://….torrent, magnet:?…, or an info hash at academictorrents.com (apt-get install aria2)
+      https://…/ILSVRC2012_img_train.tar       URLs of the archives (apt-get install aria2)
+  IMAGENET_DIR=PATH     folder for downloads (default /imagenet): 155 GB, with kaggle 330
+  IMAGENET_MD5=FILE     MD5s besides the published ones, as md5sum prints them
+  IMAGENET_DEVKIT=URL   the development kit, which has the classes of the validation images
+  ORIGINALS_SIZE=GIB    put IMAGENET_DIR on a volume of its own, RUN/originals, which 'snapshot' saves too
+  RUN=NAME              name of the volumes (default imagenet)
+  FOLDER=PATH           mount point of the volume with the .beton files (default /data)
   SIZE=GIB              its size (default 100)
   WRITE_FLAGS=...       flags of write_dataset.py, such as --max-resolution 400
 
 example: KAGGLE_USERNAME=me KAGGLE_KEY=… IMAGENET_SOURCE=kaggle $0 setup
-It costs what docs/aws.md says; each step can be repeated, and finishes what was interrupted.
+Costs are in docs/aws.md. Each step can be repeated, and resumes after an interruption.
 TEXT
     exit 2
 }
@@ -49,14 +49,14 @@ cloud() { (cd "$repo" && "$python" -m rebar.aws "$@" --yes); }
 
 this_zone() { (cd "$repo" && "$python" -c 'from rebar.aws.instances import this_machine; print(this_machine().zone)'); }
 
-# blank_volume ROLE GIB FOLDER: a volume of ours, mounted for writing.
+# blank_volume ROLE GIB FOLDER: create a volume and mount it read-write.
 blank_volume() {
     cloud volume create --run "$run" --role "$1" --zone "$(this_zone)" --size "$2"
     cloud volume attach "$run/$1"
     cloud volume mount "$run/$1" "$3" --format ext4
 }
 
-# Prints what --data-dir is to be; everything else goes to standard error.
+# Print the value for --data-dir; all other output goes to standard error.
 obtain() {
     local -a given sources=() options=()
     local source
@@ -73,17 +73,17 @@ obtain() {
 setup() {
     local split images
     local -a flags=()
-    : "${IMAGENET_SOURCE:?where ImageNet comes from: $0 without arguments shows what it can be}"
+    : "${IMAGENET_SOURCE:?set the source of ImageNet: $0 without arguments lists the sources}"
     read -ra flags <<<"${WRITE_FLAGS:-}"
     blank_volume beton "$size" "$folder"
     if [[ -n $originals_size ]]; then blank_volume originals "$originals_size" "$downloads"; fi
     if [[ -f $folder/train.beton && -f $folder/val.beton && -z $extract ]]; then
-        echo "$folder/train.beton and $folder/val.beton are there already"
+        echo "$folder/train.beton and $folder/val.beton exist"
     else
         images=$(obtain)
         for split in train val; do
             if [[ -f $folder/$split.beton ]]; then
-                echo "$folder/$split.beton is there already"
+                echo "$folder/$split.beton exists"
             else
                 (cd "$repo" && "$python" write_dataset.py --split "$split" --data-dir "$images" \
                     --write-path "$folder/" "${flags[@]}")
@@ -101,11 +101,11 @@ snapshot() {
     for role in "${roles[@]}"; do
         cloud snapshot create "$run/$role"
         cloud snapshot verify "$run/$role"
-        echo "the volume is not needed any more: volume detach $run/$role, then volume delete $run/$role"
+        echo "the volume can be deleted: volume detach $run/$role, then volume delete $run/$role"
     done
 }
 
-# Sizes and tables against the sidecars; 'snapshot verify' has compared every byte.
+# Check sizes and tables against the sidecars; 'snapshot verify' has compared every byte.
 check_betons() {
     local split sheets
     sheets=$(mktemp -d)
@@ -113,7 +113,7 @@ check_betons() {
         (cd "$repo" && "$python" write_dataset.py --info "$folder/$split.beton" --out "$sheets/$split.png")
     done
     rm -r "$sheets"
-    echo "to read and compare all of it: python write_dataset.py --verify $folder/train.beton"
+    echo "to verify all images: python write_dataset.py --verify $folder/train.beton"
 }
 
 ebs_only() {

@@ -11,7 +11,7 @@ import pytest
 import train_imagenet
 from rebar.errors import RebarError
 from tests.conftest import Data, read_events, run
-from tests.test_resume import assert_same_run, disturb, send
+from tests.test_resume import assert_same_run, interrupt, send
 from tests.training.s3_server import BUCKET, KEY_ID, S3, SECRET, s3_server
 
 
@@ -60,7 +60,7 @@ def test_resume_on_the_next_machine_gives_identical_results(
 ) -> None:
     upload = ["--upload", f"s3://{BUCKET}/some/prefix"]
     first, second = tmp_path / "machine1/mine", tmp_path / "machine2/mine"
-    assert disturb(data.training_command(first, *upload), first, 27, send(signal.SIGTERM), **s3.variables) == 75
+    assert interrupt(data.training_command(first, *upload), first, 27, send(signal.SIGTERM), **s3.variables) == 75
     stopped = s3.manifest("some/prefix/mine")
     assert stopped["epoch"] == 1
     assert stopped["step"] > 27

@@ -22,7 +22,7 @@ def fetch_run(address: str, folder: RunFolder, world: World, *, resume: str, ove
     Every rank must call this; the first rank of each node does the work. If nodes with separate folders do not all
     have the same checkpoint, all of them use the uploaded one. Raises RebarError if S3 cannot be read
     (``aws-*``, ``s3-*``), if ``--resume none`` would replace an uploaded run (``run-exists``), or if the nodes have
-    different checkpoints and nothing is uploaded (``checkpoints-differ``).
+    different checkpoints and nothing is uploaded (``checkpoint-differs-between-nodes``).
     """
     if not address or (resume != "auto" and (resume != "none" or overwrite)):
         return
@@ -48,7 +48,7 @@ def fetch_run(address: str, folder: RunFolder, world: World, *, resume: str, ove
                 raise RebarError(
                     f"{folder.path}: the nodes have different checkpoints, and {store.url} has none. Put the folder "
                     "on a shared file system, or copy it to all nodes.",
-                    code="checkpoints-differ",
+                    code="checkpoint-differs-between-nodes",
                 )
         wait_for_all(world)
 

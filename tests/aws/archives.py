@@ -6,7 +6,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -170,7 +170,8 @@ def serving() -> Iterator[Web]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            web.answer(self)
+            with suppress(ConnectionError):  # aria2 closes a connection once it knows the size
+                web.answer(self)
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -18,7 +18,7 @@ from rebar.storage.run_manifest import Progress
 from rebar.storage.run_store import RunStore
 from rebar.training.checkpoint import save_checkpoint
 from rebar.training.distributed import World
-from rebar.training.resume import begin
+from rebar.training.resume import record_origin
 from rebar.training.upload import Uploader, start_uploads
 from rebar.training.uploaded_run import fetch_run, run_store
 from tests.training.s3_server import BUCKET, S3, SECRET, s3_server
@@ -160,7 +160,7 @@ def test_run_killed_before_its_first_upload_still_replaces_the_earlier_run(
     uploader_of(folder, step=30).finish()  # the earlier run, with more progress than the next
     other = RunFolder(tmp_path / "elsewhere" / folder.path.name)
     other.prepare(from_scratch=True)
-    begin("none", other)
+    record_origin("none", other)
     with monkeypatch.context() as patch:
         patch.setattr(Uploader, "_upload", lambda *_: None)
         start_uploads(ADDRESS, other, Progress(0, 0, 0.0), 10, replaces=True).finish()
