@@ -11,10 +11,10 @@ from typing import Any
 from rebar.aws.client import Clients, call, paginate
 from rebar.aws.instances import BY_NAME, PRICES_FROM, instance_type
 from rebar.aws.plan import Mode, Step, confirm_plan
-from rebar.aws.s3_transfer import s3_folder
 from rebar.aws.tags import PREFIX, Identity, as_list, require_our_tags
 from rebar.aws.user_data import require_no_secrets
 from rebar.storage.boto import AwsError
+from rebar.storage.s3 import S3Prefix
 
 TRAIN_JOB, WRITE_JOB = "/opt/rebar/scripts/train_job.sh", "/opt/rebar/scripts/write_job.sh"
 """Where scripts/Dockerfile installs Rebar."""
@@ -85,8 +85,8 @@ def _training(options: Namespace, identity: Identity, region: str) -> dict[str, 
     machine = instance_type(options.instance_type)
     environment = {
         "AWS_DEFAULT_REGION": region,
-        "DATA": str(s3_folder(options.data, "--data")),
-        "RUN_PLACE": f"{s3_folder(options.results, '--results')}/{identity.project}/{identity.run}",
+        "DATA": str(S3Prefix.parse(options.data, "--data")),
+        "RUN_PLACE": f"{S3Prefix.parse(options.results, '--results')}/{identity.project}/{identity.run}",
         "DATA_FOLDER": "/scratch/rebar-data" if options.scratch else "",
     }
     needs = {"VCPU": machine.vcpus, "MEMORY": machine.memory_gib * 1024 * 9 // 10, "GPU": machine.gpus}
@@ -101,7 +101,7 @@ def _writing(options: Namespace, region: str) -> dict[str, Any]:
     environment = {
         "AWS_DEFAULT_REGION": region,
         "SHARDS": str(options.shards),
-        "RESULTS": str(s3_folder(options.results, "--results")),
+        "RESULTS": str(S3Prefix.parse(options.results, "--results")),
         "WORK_FOLDER": "/scratch/rebar-work" if options.scratch else "",
     }
     command = [WRITE_JOB, "--data-dir", options.data, *options.flags]

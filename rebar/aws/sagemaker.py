@@ -10,9 +10,9 @@ from rebar.aws.capacity import require_nvme
 from rebar.aws.client import Clients, call, paginate
 from rebar.aws.instances import instance_type
 from rebar.aws.plan import Mode, Step, confirm_plan
-from rebar.aws.s3_transfer import Folder, s3_folder
 from rebar.aws.tags import Identity, as_list, require_our_tags
 from rebar.storage.boto import AwsError, code_of, translate_aws_error
+from rebar.storage.s3 import S3Prefix
 
 RUN_FOLDER = "/opt/ml/checkpoints"
 """SageMaker synchronizes it with S3, also between spot instances."""
@@ -23,16 +23,16 @@ MAX_JOBS = 50
 IN_PROGRESS = ("InProgress", "Stopping")
 
 
-def _run_folder(options: Namespace, identity: Identity) -> Folder:
+def _run_folder(options: Namespace, identity: Identity) -> S3Prefix:
     """Return the run's own folder in S3."""
-    results = s3_folder(options.results, "--results")
-    return Folder(results.bucket, results.key(f"{identity.project}/{identity.run}"))
+    results = S3Prefix.parse(options.results, "--results")
+    return S3Prefix(results.bucket, results.key(f"{identity.project}/{identity.run}"))
 
 
 def training_job(options: Namespace, identity: Identity, name: str) -> dict[str, Any]:
     """Return the parameters of CreateTrainingJob for the options of ``sagemaker submit``."""
     machine, run = instance_type(options.instance_type), _run_folder(options, identity)
-    data, mode, arguments = s3_folder(options.data, "--data"), options.input_mode, training_arguments(options)
+    data, mode, arguments = S3Prefix.parse(options.data, "--data"), options.input_mode, training_arguments(options)
     if machine.nvme_gb:
         require_nvme(machine, options.data_gb)
     wait_hours = 2 * options.max_hours if options.max_wait_hours is None else options.max_wait_hours
