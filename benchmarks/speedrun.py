@@ -7,7 +7,7 @@
 Makes the data set where it is not there, trains rn50_configs/speedrun.yaml with the seeds 0, 1, ..., one run after the
 other, and writes into docs/results/ what came out: ``speedrun.md`` and ``speedrun.json``, ``speedrun.yaml`` (the
 complete configuration) and the log of each run. Stopped in the middle, the same command goes on. A run's seconds are
-those of its training steps; its accuracy is that after the last epoch, averaged with the mirror image where the recipe
+those of its training steps; its accuracy is that after the last epoch, averaged with flip TTA where the recipe
 says so. Paths are relative to the repository.
 """
 
@@ -76,7 +76,7 @@ def summarise(folder: Path, seed: int, target: float) -> dict[str, Any]:
 
 
 def accuracy(record: dict[str, Any]) -> float:
-    """Top-1 of a record, with the mirror image where that was done; 0 where nothing was evaluated."""
+    """Return the top-1 of a record, with flip TTA if the recipe has it; 0 without an evaluation."""
     return max(record.get("val/top1") or 0.0, record.get("val/top1_tta") or 0.0)
 
 
@@ -99,7 +99,7 @@ def as_page(report: dict[str, Any]) -> str:
         f"Top-1 {report['top1_mean']:.2%} ± {report['top1_deviation']:.2%} in {seconds} of training, over {len(rows)} "
         f"seeds (mean and standard deviation); {reached} of them reached {target:.0%}.",
         "",
-        "| seed | top-1 | without the mirror image | seconds | first epoch at the target |",
+        "| seed | top-1 | without flip TTA | seconds | first epoch at the target |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:

@@ -1,7 +1,9 @@
 """Build the network of a run: a torchvision classifier or a ResNet for small images."""
 
 import difflib
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from types import ModuleType
@@ -21,6 +23,11 @@ from rebar.models.stochastic_depth import apply_stochastic_depth
 from rebar.models.torchvision_compat import import_torchvision
 
 Initialization = Literal["torchvision", "composer"]
+
+ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {  # called with the number of classes
+    **{name: functools.partial(SmallResNet, shape) for name, shape in SMALL_RESNETS.items()},
+}
+"""Architectures besides torchvision's. Register a new one here."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ def build_model(
     Raises RebarError for an unknown or unsupported architecture, or if pretrained weights are not available.
     """
     models = import_torchvision().models
-    known = [*models.list_models(module=models), *SMALL_RESNETS]
+    known = [*models.list_models(module=models), *ARCHITECTURES]
     if arch not in known:
         similar = difflib.get_close_matches(arch, known, n=3)
         fix = f"Did you mean {' or '.join(similar)}?" if similar else "Give the name of a torchvision classifier."
@@ -103,8 +110,8 @@ def build_model(
     model: nn.Module
     if pretrained:
         model = _load_pretrained(models, arch, num_classes)
-    elif arch in SMALL_RESNETS:
-        model = SmallResNet(SMALL_RESNETS[arch], num_classes)
+    elif arch in ARCHITECTURES:
+        model = ARCHITECTURES[arch](num_classes)
     else:
         model = models.get_model(arch, weights=None, num_classes=num_classes)
     if initialization == "composer" and not pretrained:
@@ -122,7 +129,7 @@ def build_model(
 
 
 def _load_pretrained(models: ModuleType, arch: str, num_classes: int) -> nn.Module:
-    if arch in SMALL_RESNETS:
+    if arch in ARCHITECTURES:
         raise RebarError(
             f"model.pretrained: torchvision has no weights for {arch}. Choose an ImageNet architecture.",
             code="model-no-pretrained-weights",

@@ -57,7 +57,7 @@ class LearningRateConfig:
             "step_length": ("lr_schedule_type step", kind == "step"),
             "warmup_epochs": ("lr_schedule_type step, cosine, linear or constant", has_warmup),
             "warmup_factor": ("warmup_epochs", has_warmup and self.warmup_epochs > 0),
-            "min_lr": ("lr_schedule_type cosine or linear", kind in ("cosine", "linear")),
+            "min_lr": (f"lr_schedule_type {' or '.join(DECAYS)}", kind in DECAYS),
             "onecycle_rise": onecycle,
             "onecycle_start": onecycle,
             "onecycle_end": onecycle,
@@ -129,6 +129,12 @@ def onecycle_lr(
     return cosine_lr(progress, start=peak, end=first / end_divisor)
 
 
+Decay = Callable[..., float]
+
+DECAYS: dict[str, Decay] = {"cosine": cosine_lr, "linear": linear_lr}
+"""Decays from the peak to ``min_lr`` after the warmup, by ``lr_schedule_type``. Register a new one here."""
+
+
 # ------------------------------------------------------------------ all schedules
 
 
@@ -155,9 +161,8 @@ def lr_at(
         return peak
     if config.lr_schedule_type == "step":
         return _interpolated_lr(step, config, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)
-    decay = cosine_lr if config.lr_schedule_type == "cosine" else linear_lr
     progress = (step - warmup_steps) / max(epochs * steps_per_epoch - warmup_steps, 1)
-    return decay(min(progress, 1.0), start=peak, end=min(config.min_lr, peak))
+    return DECAYS[config.lr_schedule_type](min(progress, 1.0), start=peak, end=min(config.min_lr, peak))
 
 
 def _interpolated_lr(step: int, config: LearningRateConfig, *, epochs: int, steps_per_epoch: int, peak: float) -> float:

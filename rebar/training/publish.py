@@ -15,7 +15,7 @@ from typing import Any
 from rebar.cli import run_command, warn
 from rebar.config import build_config
 from rebar.errors import RebarError
-from rebar.models.resnets import SMALL_RESNETS
+from rebar.models.build import ARCHITECTURES
 from rebar.optim.averaging import weights_to_evaluate
 from rebar.reporting.model_card import ModelFacts, model_card
 from rebar.reporting.report import write_report
@@ -83,7 +83,7 @@ def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:
         train_seconds=checkpoint["train_seconds"] + checkpoint["meter"]["seconds"],
         environment=run.start.get("environment", {}),
         use_blurpool=config.training.use_blurpool,
-        in_torchvision=checkpoint["arch"] not in SMALL_RESNETS,
+        in_torchvision=checkpoint["arch"] not in ARCHITECTURES,
     )
 
 

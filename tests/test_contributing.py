@@ -1,0 +1,50 @@
+"""The example in CONTRIBUTING.md works when it is followed step by step in a copy of the repository."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text()
+SCHEDULES = Path("rebar/optim/schedules.py")
+
+
+def replace_once(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1, old
+    return text.replace(old, new)
+
+
+def test_a_decay_can_be_added_in_one_file(tmp_path: Path) -> None:
+    (function,) = re.findall(r"```python\n(def sqrt_lr.*?)```", CONTRIBUTING, re.DOTALL)
+    shutil.copytree(REPOSITORY / "rebar", tmp_path / "rebar", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "train_imagenet.py", tmp_path)
+    file = tmp_path / SCHEDULES
+    text = replace_once(file.read_text(), "\ndef linear_lr(", f"\n{function}\n\ndef linear_lr(")
+    text = replace_once(text, '"linear": linear_lr}', '"linear": linear_lr, "sqrt": sqrt_lr}')
+    text = replace_once(text, '"linear", "constant"] = option(', '"linear", "constant", "sqrt"] = option(')
+    file.write_text(text)
+
+    command = [sys.executable, "train_imagenet.py", "--lr-schedule-type", "sqrt", "--print-config"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "lr_schedule_type: sqrt" in done.stdout
+    code = (
+        "from rebar.optim.schedules import LearningRateConfig, lr_at; "
+        "config = LearningRateConfig(lr=2.0, lr_schedule_type='sqrt'); "
+        "print(*(lr_at(step, config, epochs=4, steps_per_epoch=25) for step in (0, 75, 100)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [float(word) for word in done.stdout.split()] == pytest.approx([2.0, 1.0, 0.0])
+
+
+def test_every_file_that_contributing_names_exists() -> None:
+    names = re.findall(r"`((?:rebar|tests|scripts|docs|benchmarks|rn50_configs)/[\w/.]*)`", CONTRIBUTING)
+    assert [name for name in names if not (REPOSITORY / name).exists()] == []
+    registries = re.findall(r"`([A-Z]+)`(?: and `\w+`)? in (?:`([\w/.]+)`|the same file)", CONTRIBUTING)
+    assert {name for name, _ in registries} == {"OPERATIONS", "DECAYS", "ARCHITECTURES", "KINDS", "CHECKS"}
+    assert [name for name, path in registries if path and name not in (REPOSITORY / path).read_text()] == []
