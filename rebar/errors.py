@@ -9,7 +9,7 @@ class RebarError(Exception):
     code with its cause and its fix. Any other exception that reaches the user is a bug.
     """
 
-    def __init__(self, message: str, *, code: str = "error") -> None:
+    def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
 

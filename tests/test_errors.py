@@ -21,7 +21,7 @@ def codes_in_source() -> set[str]:
             if isinstance(node, ast.Call):
                 values = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
                 found |= {leaf.value for value in values for leaf in ast.walk(value) if _is_code(leaf)}  # type: ignore[attr-defined]
-    return found - {"error"}
+    return found
 
 
 def _is_code(node: ast.AST) -> bool:

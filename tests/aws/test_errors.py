@@ -34,4 +34,4 @@ def test_translate_aws_error_adds_advice() -> None:
 
 def test_translate_aws_error_passes_our_errors() -> None:
     with pytest.raises(AwsError, match=r"^as it is$"), translate_aws_error("doing"):
-        raise AwsError("as it is")
+        raise AwsError("as it is", code="aws-error")

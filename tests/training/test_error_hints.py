@@ -72,7 +72,7 @@ def test_error_hints_passes_other_errors_through() -> None:
     with pytest.raises(ZeroDivisionError), error_hints(batch_size=1, precision="32"):
         raise ZeroDivisionError
     with pytest.raises(RebarError, match=r"^mine$"), error_hints(batch_size=1, precision="32"):
-        raise RebarError("mine")
+        raise RebarError("mine", code="mine")
     with pytest.raises(RebarError) as error, error_hints(batch_size=1, precision="32"):
         raise MemoryError
     assert error.value.code == "host-out-of-memory"
