@@ -33,7 +33,6 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         if debug:
             raise
         prefix = f"[rank {_rank()}] " if "RANK" in os.environ else ""
-        code = "" if error.code == "error" else f" [{error.code}]"
         print(f"{prefix}error: {error} [{error.code}]", file=sys.stderr, flush=True)
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
