@@ -244,7 +244,7 @@ def test_ctrl_c_stops_all_processes_and_keeps_the_written_pages(imagenet: Path, 
     _, stderr = process.communicate(timeout=20)  # returns once all processes have exited
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    assert "the same command goes on from there" in stderr
+    assert "the same command resumes" in stderr
     assert {path.name for path in out.iterdir()} == {".train.beton.partial", ".train.beton.journal"}
     deadline = time.monotonic() + 5
     while remaining := processes_of_session(process.pid):

@@ -131,7 +131,7 @@ def test_resume_after_ctrl_c(tree: Path, tmp_path: Path, uninterrupted: list[byt
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "the same command goes on from there" in stderr
+    assert "the same command resumes" in stderr
     assert run(tree, target).returncode == 0
     assert contents(target) == uninterrupted
 

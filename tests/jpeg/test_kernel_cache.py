@@ -70,7 +70,7 @@ def test_another_process_transcodes_without_numba(jpeg_file: Path) -> None:
     expected_sum(jpeg_file)
     code = (
         "import sys; from pathlib import Path; from rebar.beton.encode import ImagePolicy, encode_image;"
-        f"print(encode_image(Path({str(jpeg_file)!r}).read_bytes(), ImagePolicy(), 0).passed_through,"
+        f"print(encode_image(Path({str(jpeg_file)!r}).read_bytes(), ImagePolicy(), 0).lossless,"
         "{'numba', 'llvmlite'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)

@@ -236,7 +236,7 @@ def test_decoding_works_and_make_sequential_raises_when_the_library_is_missing(n
 def test_encode_image_reencodes_progressive_jpegs_when_the_library_is_missing(no_library: str) -> None:
     jpeg = encode(synthetic_image(40, 60), progressive=True)
     encoded = encode_image(jpeg.tobytes(), ImagePolicy(), 0)
-    assert not encoded.passed_through
+    assert not encoded.lossless
     np.testing.assert_array_equal(encoded.data[:2], [0xFF, 0xD8])
 
 
