@@ -20,10 +20,9 @@ from rebar.cli import run_command
 from rebar.loading import Batch
 from rebar.optim.optimizers import clip_gradients, perturbed_weights, set_learning_rate
 from rebar.optim.schedules import build_schedule
-from rebar.training.accumulation import split_microbatches
 from rebar.training.banner import print_banner, print_epoch
 from rebar.training.dry_run import run_trial
-from rebar.training.execution import autocast, seed_step
+from rebar.training.execution import autocast, seed_step, split_microbatches
 from rebar.training.finish import finish, print_evaluation
 from rebar.training.launch import launch
 from rebar.training.losses import build_criterion

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.reporting import escape
+from rebar.reporting.console import escape_control_characters
+from rebar.reporting.plots import escape_mathtext
 from rebar.storage.files import atomic_write
 
 _MAX_TICK_LABELS = 40
@@ -21,7 +22,7 @@ def per_class_accuracy(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def class_lines(confusion: NDArray[np.int64], names: Sequence[str]) -> list[str]:
     """Return a line per class with images, the least accurate first: accuracy, images, most frequent confusion."""
-    names = [escape.for_terminal(name) for name in names]
+    names = [escape_control_characters(name) for name in names]
     accuracy, errors = per_class_accuracy(confusion), confusion.copy()
     np.fill_diagonal(errors, 0)
     width = max(map(len, names))
@@ -48,9 +49,9 @@ def plot_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Pat
     axes = figure.subplots()
     # a square-root scale makes rare confusions visible next to a diagonal near 1
     image = axes.imshow(np.sqrt(fractions), cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
-    axes.set(xlabel="predicted", ylabel="true", title=escape.for_plot(path.stem))
+    axes.set(xlabel="predicted", ylabel="true", title=escape_mathtext(path.stem))
     if len(names) <= _MAX_TICK_LABELS:
-        labels = [escape.for_plot(name) for name in names]
+        labels = [escape_mathtext(name) for name in names]
         axes.set_xticks(range(len(names)), labels, rotation=90)
         axes.set_yticks(range(len(names)), labels)
     color_bar = figure.colorbar(image, ax=axes, shrink=0.7)

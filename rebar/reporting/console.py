@@ -11,10 +11,14 @@ from typing import Any
 from tqdm import tqdm
 
 from rebar.cli import warn
-from rebar.reporting import escape
 from rebar.reporting.run_folder import RunFolder
 
 Metrics = Mapping[str, Any]
+
+
+def escape_control_characters(text: str) -> str:
+    """Replace control characters, such as those of terminal escape sequences, with Python escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def format_duration(seconds: float) -> str:
@@ -118,5 +122,5 @@ def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: R
 def table(rows: Mapping[str, str], *, title: str | None = None) -> str:
     """Return names and values, one pair per line, with aligned names."""
     width = max(map(len, rows)) + 2
-    lines = [f"{name:>{width}}: {escape.for_terminal(value)}" for name, value in rows.items()]
+    lines = [f"{name:>{width}}: {escape_control_characters(value)}" for name, value in rows.items()]
     return "\n".join([title, *lines] if title else lines)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from rebar.reporting import escape
-from rebar.reporting.console import final_resolutions, format_duration
+from rebar.reporting.console import escape_control_characters, final_resolutions, format_duration
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 _RESULTS = (
@@ -66,13 +65,18 @@ def model_card(facts: ModelFacts, files: Sequence[str]) -> str:
         ("hardware", facts.hardware),
         *((name, f"`{value}`") for name, value in facts.environment.items() if value),
     ]
-    table = "\n".join(f"| {name} | {escape.for_markdown_cell(value)} |" for name, value in rows if value)
+    table = "\n".join(f"| {name} | {_escape_cell(value)} |" for name, value in rows if value)
     file_list = "\n".join(f"- `{name}`" for name in files)
     return (
         f"---\n{metadata}---\n\n# {facts.name}\n\n"
         f"A {facts.arch} with {facts.parameters:,} parameters for {facts.num_classes:,} classes, trained with Rebar "
         f"from FFCV's .beton files.\n\n| | |\n| --- | --- |\n{table}\n\n{_usage(facts)}\n## Files\n\n{file_list}\n"
     )
+
+
+def _escape_cell(text: str) -> str:
+    """Escape text for a cell of a Markdown table."""
+    return escape_control_characters(text).replace("|", r"\|")
 
 
 def _other_resolutions(facts: ModelFacts) -> list[tuple[str, str]]:

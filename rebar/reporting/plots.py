@@ -14,7 +14,7 @@ from typing import Any
 
 from rebar.cli import run_command
 from rebar.errors import RebarError
-from rebar.reporting import escape
+from rebar.reporting.console import escape_control_characters
 from rebar.reporting.run_data import RunData, Series, read_run
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import atomic_write
@@ -99,6 +99,14 @@ def _staircase(series: Series) -> Series:
     return Series(series.label, [0, *series.x], [*series.y[:1], *series.y]) if series.x else series
 
 
+def escape_mathtext(text: str) -> str:
+    """Return text that matplotlib draws literally.
+
+    matplotlib parses text between two ``$`` as TeX, and omits labels that start with an underscore from legends.
+    """
+    return ("\u200b" if text.startswith("_") else "") + escape_control_characters(text).replace("$", r"\$")
+
+
 def draw(axes: Any, panel: Panel) -> None:
     """Draw a panel on matplotlib axes."""
     from matplotlib.ticker import MaxNLocator
@@ -107,7 +115,7 @@ def draw(axes: Any, panel: Panel) -> None:
         color: dict[str, Any] = {"color": "0.78", "linewidth": 1.0, "zorder": 1} if line.faint else {}
         marker = "." if len(line.x) < 40 and not line.faint else None
         style = "steps-pre" if panel.steps else "default"
-        axes.plot(line.x, line.y, label=escape.for_plot(line.label), marker=marker, drawstyle=style, **color)
+        axes.plot(line.x, line.y, label=escape_mathtext(line.label), marker=marker, drawstyle=style, **color)
     axes.set(title=panel.title, xlabel="epoch")
     values = [value for line in panel.shown for value in line.y]
     if panel.log_if_wide and values and min(values) > 0 and max(values) > 10 * min(values):
@@ -157,7 +165,7 @@ def plot_run(folder: Path) -> Path:
         FigureCanvasAgg(figure)
         for axes, panel in zip(figure.subplots(2, 2).flat, run_panels(run), strict=False):
             draw(axes, panel)
-        figure.suptitle(escape.for_plot(run.name))
+        figure.suptitle(escape_mathtext(run.name))
         image = RunFolder(folder).plot
         with atomic_write(image) as (file,):
             figure.savefig(file, format="png", dpi=100)

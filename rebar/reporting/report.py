@@ -1,5 +1,6 @@
 """HTML report of a run, or a comparison of several, as one page without external resources."""
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from rebar.reporting import escape
 from rebar.reporting.console import final_resolutions
 from rebar.reporting.log import Record
 from rebar.reporting.plots import Panel, comparison_panels, run_panels, to_svg
@@ -50,12 +50,12 @@ def write_report(folder: Path) -> Path:
     """Write ``report.html`` into a run folder and return its path."""
     run = read_run(folder)
     sections = [
-        f'<p class="state">{escape.for_html(run.state)}</p>',
+        f'<p class="state">{html.escape(run.state)}</p>',
         _facts(run),
         _charts(run_panels(run)),
         "<h2>Epochs</h2>" + _epochs_table(run),
         "<h2>Environment</h2>" + _text_table(_environment(run)),
-        f"<h2>Configuration</h2><pre>{escape.for_html(run.config)}</pre>",
+        f"<h2>Configuration</h2><pre>{html.escape(run.config)}</pre>",
     ]
     return _write_page(folder / "report.html", run.name, sections)
 
@@ -158,18 +158,18 @@ def _flatten(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape.for_html(text)}</th>" for text in heads)
-    body = "".join("<tr>" + "".join(f"<td>{escape.for_html(text)}</td>" for text in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _text_table(facts: Mapping[str, str]) -> str:
-    body = "".join(f"<tr><td>{escape.for_html(k)}</td><td>{escape.for_html(v)}</td></tr>" for k, v in facts.items())
+    body = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
     return f'<table class="text">{body}</table>'
 
 
 def _write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
-    name = escape.for_html(title)
+    name = html.escape(title)
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
         f"<style>{_CSS}</style></head><body><h1>{name}</h1>{''.join(sections)}</body></html>\n"

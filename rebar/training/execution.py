@@ -1,9 +1,10 @@
-"""Execution of a step: precision, memory format, compilation and seeding."""
+"""Execution of a training step: precision, compilation, gradient accumulation and random number generators."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -102,6 +103,38 @@ def compile_model(model: nn.Module, resolutions: set[int], *, backend: str) -> n
     return torch.compile(model, dynamic=dynamic, backend=backend, options=options)  # type: ignore[return-value]
 
 
+# ------------------------------------------------------------------ gradient accumulation
+
+
+class MicroBatch(NamedTuple):
+    """A slice of a batch. ``weight`` is its fraction of the batch's samples."""
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    labels: torch.Tensor
+    weight: float
+
+
+def split_microbatches(
+    model: nn.Module, images: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor, *, count: int
+) -> Iterator[MicroBatch]:
+    """Split a batch into ``count`` micro-batches for gradient accumulation, or fewer if it has fewer samples.
+
+    Run forward and backward on each before requesting the next: DDP all-reduces gradients on the last one only. The
+    accumulated gradient equals that of the full batch, except that BatchNorm normalizes each micro-batch separately.
+    """
+    parts = list(
+        zip(*(tensor.tensor_split(min(count, len(labels))) for tensor in (images, targets, labels)), strict=True)
+    )
+    for number, (micro_images, micro_targets, micro_labels) in enumerate(parts, start=1):
+        skips_reduction = number < len(parts) and hasattr(model, "no_sync")
+        with model.no_sync() if skips_reduction else nullcontext():  # type: ignore[operator]
+            yield MicroBatch(micro_images, micro_targets, micro_labels, len(micro_labels) / len(labels))
+
+
+# ------------------------------------------------------------------ random number generators
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch's generators for a step (dropout, stochastic depth), so that a resumed run draws the same numbers.
 
@@ -109,3 +142,31 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     """
     bits = random_bits(RngKeys(seed, step, np.array([rank])), Stream.TORCH)
     torch.manual_seed(int(bits[0, 0] >> np.uint64(1)))
+
+
+def rng_states(device: torch.device) -> dict[str, Any]:
+    """Return the generator states of torch (CPU and ``device``), NumPy and Python, in a form that a checkpoint stores.
+
+    Layers such as dropout use these generators. The loader's augmentations do not: they are stateless.
+    """
+    name, keys, *rest = np.random.get_state(legacy=True)
+    version, internal, gauss = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "python": [version, list(internal), gauss],
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_rng_states(states: dict[str, Any], device: torch.device) -> None:
+    """Restore the result of :func:`rng_states`. A GPU's generator is left unchanged if it was saved without a GPU."""
+    torch.set_rng_state(states["torch"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

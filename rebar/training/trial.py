@@ -10,8 +10,8 @@ import torch
 
 from rebar.loading import Batch
 from rebar.training.distributed import sum_over_world
+from rebar.training.execution import rng_states, set_rng_states
 from rebar.training.metrics import TrainMeter
-from rebar.training.rng import rng_states, set_rng_states
 from rebar.training.run import Run
 
 TrainSteps = Callable[[Run, Iterable[Batch], Callable[[int], float]], Iterator[torch.Tensor]]

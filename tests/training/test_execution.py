@@ -1,9 +1,12 @@
-"""Compilation, precision and seeding of a step."""
+"""Tests of rebar.training.execution."""
 
+import random
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from rebar.errors import RebarError
@@ -16,7 +19,11 @@ from rebar.training.execution import (
     gradient_scaler,
     input_dtype,
     resolve_precision,
+    rng_states,
+    set_rng_states,
+    split_microbatches,
 )
+from rebar.training.losses import LossConfig, build_criterion
 from rebar.training.resolution import ResolutionConfig
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -158,3 +165,62 @@ def test_images_in_input_dtype_give_identical_results(precision: Precision) -> N
     convolution, images = torch.nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
     with autocast(precision, CPU):
         assert torch.equal(convolution(images.to(input_dtype(precision))), convolution(images))
+
+
+IMAGES = torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(10) % 4
+
+
+def gradients(count: int, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Return loss and gradient of the batch in ``count`` micro-batches, for a model without BatchNorm."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.GELU(), nn.Flatten(), nn.Linear(180, 4))
+    criterion, loss = build_criterion(LossConfig(), label_smoothing=0.1), 0.0
+    for micro in split_microbatches(model, IMAGES, targets, LABELS, count=count):
+        assert len(micro.images) == len(micro.targets) == len(micro.labels)
+        part = criterion(model(micro.images), micro.targets) * micro.weight
+        part.backward()
+        loss += part.item()
+    return loss, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("targets", [LABELS, F.one_hot(LABELS, 4).float().lerp(torch.full((4,), 0.25), 0.3)])
+@pytest.mark.parametrize("count", [2, 3, 10, 25])  # 3 micro-batches have 4, 3 and 3 samples
+def test_split_microbatches_gives_the_gradient_of_the_full_batch(count: int, targets: torch.Tensor) -> None:
+    loss, gradient = gradients(1, targets)
+    accumulated_loss, accumulated = gradients(count, targets)
+    assert accumulated_loss == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(accumulated, gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_split_microbatches_disables_ddp_sync_except_for_the_last() -> None:
+    class Wrapped(nn.Module):
+        """A stand-in for DistributedDataParallel that records whether no_sync is active."""
+
+        syncs = True
+
+        def no_sync(self) -> "Wrapped":
+            return self
+
+        def __enter__(self) -> None:
+            self.syncs = False
+
+        def __exit__(self, *_: object) -> None:
+            self.syncs = True
+
+    model = Wrapped()
+    assert [model.syncs for _ in split_microbatches(model, IMAGES, LABELS, LABELS, count=3)] == [False, False, True]
+    assert model.syncs
+
+
+def draw() -> list[float]:
+    return [torch.rand(1).item(), float(np.random.standard_normal()), random.gauss(0, 1)]
+
+
+def test_set_rng_states_restores_all_generators(tmp_path: object) -> None:
+    cpu = torch.device("cpu")
+    draw()  # so that NumPy and Python have a cached second Gaussian
+    torch.save(rng_states(cpu), f"{tmp_path}/states.pt")
+    expected = [draw() for _ in range(3)]
+    set_rng_states(torch.load(f"{tmp_path}/states.pt", weights_only=True), cpu)
+    assert [draw() for _ in range(3)] == expected
