@@ -1,4 +1,4 @@
-"""Reading and writing of FFCV's .beton files; stock FFCV reads files written here, and vice versa.
+"""Read and write FFCV's .beton files, compatible with stock FFCV in both directions.
 
 Modules for writing, which need OpenCV and Pillow, are imported on first use, so that training processes stay small.
 """

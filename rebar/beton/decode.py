@@ -1,7 +1,7 @@
-"""Decoding of any image file to upright 8-bit pixels, downscaled to a size limit.
+"""Decode image files of any format to upright 8-bit BGR, downscaled to a size limit.
 
-libjpeg-turbo decodes plain JPEGs. Pillow decodes everything else, and decides whether a file can be decoded. JPEGs
-that are downscaled are resized as YCbCr planes by the kernels that training uses.
+libjpeg-turbo decodes grayscale and YCbCr JPEGs, Pillow everything else. Pillow also parses the header of every file.
+The kernels that training uses downscale JPEGs in YCbCr, before the color conversion.
 """
 
 import functools
@@ -25,28 +25,26 @@ if TYPE_CHECKING:
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded at full size; Pillow's own limit. A worker needs about 7 bytes per pixel."""
 
-_MAX_KERNEL_PIXELS = 1 << 24  # the kernels' buffers are kept, so larger images are decoded by libjpeg-turbo
-_BUFFER_STEP = 1024  # pixels to which the height and width of these buffers are rounded up
+_MAX_KERNEL_PIXELS = 1 << 24  # limits the cached buffers; libjpeg-turbo decodes larger images
+_BUFFER_STEP = 1024  # pixels; the height and width of these buffers are rounded up to a multiple
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 _ORIENTATION_TAG = 0x0112
 _ORIENTATION_HINTS = (b"Exif\0\0", b"tiff:Orientation")
 _ROTATED = range(2, 9)  # orientations other than upright (Exif 2.3, 4.6.4 A)
 _KINDS = {"L": "grayscale", "1": "grayscale", "LA": "grayscale", "P": "palette", "PA": "palette", "CMYK": "CMYK"}
-# An image is decoded at a reduced scale if it is downscaled by this factor or more,
-_REDUCED_DECODE_FACTOR = 4
-# and then at this multiple of the final size or more.
-_REDUCED_SIZE_MARGIN = 2
+_REDUCED_DECODE_FACTOR = 4  # JPEGs that are downscaled by this factor or more are decoded at a reduced scale
+_REDUCED_SIZE_MARGIN = 2  # the reduced size is at least this multiple of the final size
 
 Side = Literal["long", "short"]
 
 
 class ImageError(RebarError):
-    """An image that cannot be stored. The message is the reason only; callers add the image's name."""
+    """An image that cannot be stored. The message contains only the reason; callers prepend the image's name."""
 
 
 @dataclass(frozen=True)
 class SizeLimit:
-    """A limit of ``pixels`` for the longer or the shorter side; 0 or None: no limit."""
+    """A limit of ``pixels`` for the longer or the shorter side; 0 or None means no limit."""
 
     pixels: int | None
     side: Side = "long"
@@ -86,8 +84,8 @@ def decode(content: bytes, limit: SizeLimit, *, repair: bool = False) -> Decoded
     """Decode an image file to upright BGR. Transparency is dropped, as torchvision does.
 
     A JPEG that exceeds ``limit`` is decoded to its final size, or, if it is many times larger, at a reduced scale of
-    at least twice the final size. With ``repair``, truncated files are decoded as far as possible and the rest is
-    gray or black. Raises ImageError for files that cannot be decoded completely, or need too much memory.
+    at least twice the final size. With ``repair``, truncated files are decoded as far as possible, and the missing part
+    is gray or black. Raises ImageError for files that cannot be decoded completely, or need too much memory.
     """
     try:
         with warnings.catch_warnings(), _pillow_settings(repair):
@@ -113,7 +111,7 @@ def decode_downscaled(content: bytes, size: tuple[int, int], final_size: tuple[i
     conversion; the result differs from FFCV's by 0.25 gray levels on average.
     """
     if content.rfind(_END_OF_IMAGE) < content.rfind(_START_OF_SCAN):
-        return None  # truncated: the kernels do not read the end of the image, the other decoders report it
+        return None  # truncated: the kernels do not read up to EOI, so the other decoders must report it
     if size[0] * size[1] > _MAX_KERNEL_PIXELS or final_size[0] > size[0] or final_size[1] > size[1]:
         return None
     decoder = _crop_decoder(-(-size[1] // _BUFFER_STEP) * _BUFFER_STEP, -(-size[0] // _BUFFER_STEP) * _BUFFER_STEP)
@@ -138,7 +136,7 @@ def is_upright(content: bytes, metadata_size: int) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _crop_decoder(max_height: int, max_width: int) -> "CropDecoder":
-    """Return this process's decoder for images of up to this size."""
+    """Return a cached decoder for images of up to this size."""
     from rebar.jpeg.crop_decoder import CropDecoder
 
     return CropDecoder(max_height, max_width)
@@ -199,7 +197,7 @@ def _reduced_scale(size: tuple[int, int], final_size: tuple[int, int]) -> int:
 def _check_memory(size: tuple[int, int], eighths: int, progressive: bool) -> None:
     """Raise ImageError if decoding takes too much memory.
 
-    The coefficients of a progressive JPEG are held in memory at full size, whatever the scale of decoding.
+    libjpeg keeps all coefficients of a progressive JPEG in memory, even when it decodes at a reduced scale.
     """
     width, height = size
     pixels = width * height * (1 if progressive else eighths * eighths / 64)
@@ -217,7 +215,7 @@ def _find_irregularities(image: Image.Image, is_jpeg: bool, progressive: bool) -
     found.append("16 bits" if image.mode.startswith("I") else _KINDS.get(image.mode))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         found.append("transparency")
-    return tuple(word for word in found if word)
+    return tuple(kind for kind in found if kind)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,7 +1,7 @@
-"""Encoding of source images for storage: transcoded if possible, otherwise decoded, downscaled and encoded.
+"""Encode source images for storage: transcode JPEGs if possible, otherwise decode, downscale and re-encode.
 
-Sizes and JPEG settings are those of FFCV's writer, so images that are not JPEGs decode to the same pixels as from
-FFCV's files. Unlike FFCV, orientation tags are applied, and 16-bit channels are scaled to 8 bits instead of clipped.
+Sizes and JPEG settings are those of FFCV's writer, which stores other formats than JPEG with the same pixels. Unlike
+FFCV, this module applies orientation tags, and scales 16-bit channels to 8 bits instead of clipping them.
 """
 
 import os
@@ -23,25 +23,25 @@ MAX_JPEG_SIDE = 65_500
 """Pixels; the limit of libjpeg."""
 
 OnBadImage = Literal["fail", "skip", "repair"]
-"""What to do with an image that cannot be decoded completely: stop with an error, leave it out, or store the part that
-can be decoded (and leave it out if there is none)."""
+"""How to handle an image that cannot be decoded completely: raise an error, skip it, or store the part that can be
+decoded. ``repair`` skips images of which no part can be decoded."""
 
 
 @dataclass(frozen=True)
 class ImagePolicy:
-    """How images are stored."""
+    """The settings that determine how images are stored."""
 
     max_resolution: int | None = 500
     """Limit of the longer (or shorter) side in pixels; larger images are downscaled. 0 or None: no limit."""
     limit_side: Side = "long"
     jpeg_quality: int = 90
     keep_quality: bool = False
-    """Whether JPEGs within the resolution keep their quantization tables, however fine."""
+    """Whether JPEGs within ``max_resolution`` are stored without requantization, even above ``jpeg_quality``."""
     write_mode: Literal["jpg", "raw", "proportion"] = "jpg"
     """``proportion``: JPEG with probability ``compress_probability``, otherwise raw."""
     compress_probability: float = 0.5
     restart_markers: bool = True
-    """Whether to insert restart markers into JPEGs, so that a crop is decoded without the data before it."""
+    """Whether to insert restart markers into JPEGs, so that decoding a crop can skip the data before it."""
     seed: int = 0
 
     @property
@@ -116,21 +116,21 @@ class Outcome:
 
     label: int
     image: EncodedImage | None
-    """None if it was left out."""
+    """None if it was skipped."""
     fault: str = ""
-    """Why it was left out or repaired."""
+    """Why it was skipped or repaired."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes images of a source. It is sent to the worker processes, which call it with ranges of ``order``."""
+    """Encodes images of a source. Worker processes receive a pickled copy and call it with ranges of ``order``."""
 
     source: Source
     policy: ImagePolicy
     order: np.ndarray
     on_bad_image: OnBadImage
     page_size: int
-    """Bytes; the limit of an image's size."""
+    """The maximum size of an encoded image in bytes."""
 
     def __call__(self, bounds: tuple[int, int]) -> list[Outcome]:
         """Encode the images at positions ``start`` to ``stop`` of the order."""
@@ -138,7 +138,7 @@ class Encoder:
         return [self.encode(int(index)) for index in self.order[slice(*bounds)]]
 
     def encode(self, index: int) -> Outcome:
-        """Encode source image ``index``. Raises RebarError, with the image's name."""
+        """Encode source image ``index``. Raises RebarError; the message contains the image's name."""
         name = self.source.name(index)
         try:
             content = self.source.read(index)

@@ -6,7 +6,7 @@
     field descriptors  FIELD_DESCRIPTOR for every field
     samples            one aligned record per sample, with an entry for every field
     (zero padding to a multiple of the page size)
-    pages              the bytes of the images; no image crosses a page boundary
+    pages              the encoded images; no image crosses a page boundary
     allocation table   ALLOCATION for every region in the pages, in any order
 
 All numbers are little-endian. An image entry contains only a pointer into the file; the allocation table gives the

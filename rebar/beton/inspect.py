@@ -103,8 +103,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def is_inspect_command(argv: Sequence[str]) -> bool:
-    """Return whether a command line contains one of these commands."""
-    return any(word.partition("=")[0] in COMMANDS for word in argv)
+    """Return whether a command line contains one of COMMANDS."""
+    return any(argument.partition("=")[0] in COMMANDS for argument in argv)
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -120,7 +120,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command. Raises RebarError if the file is damaged."""
+    """Run an inspection command. Raises RebarError if the file is damaged."""
     options = parse_arguments(argv)
     if options.verify:
         _verify(options.verify, options.num_workers)
@@ -137,7 +137,7 @@ def _append_suffix(path: Path, suffix: str) -> Path:
 def _verify(path: Path, num_threads: int) -> None:
     found = verify(path, num_threads=num_threads, progress=True)
     for problem in found.problems[:_MAX_PROBLEMS]:
-        print(f"wrong     {problem}")
+        print(f"problem   {problem}")
     if len(found.problems) > _MAX_PROBLEMS:
         print(f"          and {len(found.problems) - _MAX_PROBLEMS:,} more")
     counts, names = found.class_counts, found.file.class_names
@@ -152,7 +152,7 @@ def _verify(path: Path, num_threads: int) -> None:
     checked = "offsets, labels, images and checksums are correct"
     if not found.file.checksums:
         checked = "offsets, labels and images are correct; there is no sidecar with checksums"
-    print(f"good      {path}: {checked}")
+    print(f"ok        {path}: {checked}")
 
 
 def _info(path: Path, out: Path) -> None:

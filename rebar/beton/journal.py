@@ -1,4 +1,4 @@
-"""Append-only journals: files of checksummed records, of which every complete record survives a kill."""
+"""Append-only journals of checksummed records. Records that were written completely survive a kill of the process."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-_RECORD_HEAD = struct.Struct("<II")  # length and CRC-32 of the record that follows
+_RECORD_HEADER = struct.Struct("<II")  # length and CRC-32 of the record that follows
 _MAX_RECORD = 1 << 30
 
 
@@ -18,7 +18,7 @@ def open_or_create(path: Path) -> IO[bytes]:
 
 
 class Journal:
-    """A journal of work on a file. Its first record is a JSON header that identifies the work."""
+    """A journal of a job. Its first record is a JSON header that identifies the job."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,22 +27,22 @@ class Journal:
     def read(self) -> tuple[Any, int, Iterator[tuple[bytes, int]]]:
         """Return the header, the offset of its end, and an iterator over the other records and their ends.
 
-        The header is None and its end 0 if there is none. The records end before the first damaged one.
+        Without a header, returns None and 0 for it. Iteration stops at the first damaged record.
         """
         records = self._read_records()
         header, end = next(records, (b"null", 0))
         return json.loads(header), end, records
 
     def resume(self, header: Any, end: int) -> None:
-        """Discard everything after the offset ``end``, and append there; 0 starts again with ``header``."""
+        """Truncate the journal at the offset ``end`` and append there. With 0, write ``header`` first."""
         self._file.truncate(end)
         self._file.seek(end)
         if not end:
             self.append(json.dumps(header).encode())
 
     def append(self, record: bytes) -> None:
-        """Append a record. It is in the operating system's cache on return."""
-        self._file.write(_RECORD_HEAD.pack(len(record), zlib.crc32(record)) + record)
+        """Append a record. On return, the record is in the page cache, not necessarily on disk."""
+        self._file.write(_RECORD_HEADER.pack(len(record), zlib.crc32(record)) + record)
 
     def __enter__(self) -> "Journal":
         return self
@@ -54,11 +54,11 @@ class Journal:
         end, size = 0, os.fstat(self._file.fileno()).st_size
         self._file.seek(0)
         while True:
-            head = self._file.read(_RECORD_HEAD.size)
-            if len(head) < _RECORD_HEAD.size:
+            head = self._file.read(_RECORD_HEADER.size)
+            if len(head) < _RECORD_HEADER.size:
                 return
-            length, checksum = _RECORD_HEAD.unpack(head)
-            end += _RECORD_HEAD.size + length
+            length, checksum = _RECORD_HEADER.unpack(head)
+            end += _RECORD_HEADER.size + length
             if length > _MAX_RECORD or end > size:
                 return
             record = self._file.read(length)

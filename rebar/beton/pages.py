@@ -1,4 +1,4 @@
-"""Writing encoded images into the pages and tables of a .beton file."""
+"""Write encoded images into the pages and tables of a .beton file."""
 
 import zlib
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Page:
 
 
 def size_before_pages(capacity: int, page_size: int) -> int:
-    """Return the bytes before the first page of a file with room for ``capacity`` samples."""
+    """Return the number of bytes before the first page of a file with room for ``capacity`` samples."""
     tables = HEADER.itemsize + len(FIELDS) * FIELD_DESCRIPTOR.itemsize + capacity * SAMPLE.itemsize
     return round_up(tables, page_size)
 
@@ -45,7 +45,7 @@ class PageWriter:
     """Fills pages with images and keeps their table rows.
 
     ``file`` is open for binary writing, ``page_size`` is in bytes, and ``capacity`` is the maximum number of samples.
-    A page is written in one piece when the caller calls :meth:`write_page`.
+    A page is buffered in memory until the caller calls :meth:`write_page`.
     """
 
     def __init__(self, file: IO[bytes], capacity: int, page_size: int) -> None:

@@ -1,8 +1,8 @@
 """The unfinished .beton file during writing, with a journal of its complete pages from which writing can resume.
 
 ``.train.beton.partial`` becomes the file. ``.train.beton.journal`` identifies the job and records every complete
-page: its table rows, its checksum, and what became of the source images. After a kill at any moment, the recorded
-pages whose checksums match are kept, and writing resumes after them.
+page: its table rows, its checksum, and the outcome of each source image. After a kill, the recorded pages whose
+checksums match are kept, and writing resumes after them.
 """
 
 import json
@@ -23,7 +23,7 @@ from rebar.beton.sidecar import crc32
 from rebar.errors import RebarError
 from rebar.storage.file_lock import file_lock
 
-_PAGE_HEAD = struct.Struct("<III")  # samples, position, checksum
+_PAGE_HEADER = struct.Struct("<III")  # samples, position, checksum
 
 
 class JobMismatchError(RebarError):
@@ -36,9 +36,9 @@ class PageRecord:
 
     page: Page
     position: int
-    """The position in the order at which writing continues after this page."""
+    """The position in the order at which writing resumes after this page."""
     note: Any
-    """JSON value that the writer attached."""
+    """A JSON value of the writer."""
 
 
 class PartialFile:
@@ -52,7 +52,7 @@ class PartialFile:
 
     def record(self, page: Page, position: int, note: Any) -> None:
         """Record a complete page in the journal. ``note`` is a JSON value."""
-        head = _PAGE_HEAD.pack(len(page.samples), position, page.checksum)
+        head = _PAGE_HEADER.pack(len(page.samples), position, page.checksum)
         rows = page.samples.tobytes() + page.allocations.tobytes()
         self._journal.append(head + rows + json.dumps(note).encode())
 
@@ -79,16 +79,16 @@ def open_partial(
 ) -> Iterator[PartialFile]:
     """Start writing ``path``, or resume an interrupted run of the same job.
 
-    ``job`` is a JSON object of everything the bytes depend on. ``capacity`` and ``page_size`` are those of the
-    PageWriter, which contains the recovered pages. If the block fails before the first page is complete, no files
-    remain.
+    ``job`` is a JSON object with all inputs that determine the bytes of the file. ``capacity`` and ``page_size`` are
+    passed to the PageWriter, which contains the recovered pages. If the block fails before the first page is complete,
+    the files are removed.
 
     Raises RebarError if another process is writing this file, and JobMismatchError if the unfinished file belongs to
     another job, unless ``restart`` discards it.
     """
-    refusal = f"{path}: another process is writing this file. Wait until it has finished, or stop it."
+    message = f"{path}: another process is writing this file. Wait until it has finished, or stop it."
     with (
-        file_lock(path.with_name(f".{path.name}.lock"), refusal),
+        file_lock(path.with_name(f".{path.name}.lock"), message),
         Journal(journal_path(path)) as journal,
         open_or_create(partial_path(path)) as file,
     ):
@@ -109,7 +109,7 @@ def open_partial(
 def _recover(
     path: Path, journal: Journal, job: Mapping[str, Any], file: IO[bytes], pages: PageWriter
 ) -> tuple[list[PageRecord], int]:
-    """Return the pages that can be kept, and the end of their records in the journal; 0 if there is no job in it."""
+    """Return the pages that can be kept, and the end of their records in the journal; 0 without a job."""
     header, end, records = journal.read()
     if header is None or not os.fstat(file.fileno()).st_size:
         return [], 0
@@ -126,10 +126,10 @@ def _recover(
 
 
 def _parse_record(content: bytes) -> PageRecord:
-    count, position, page_checksum = _PAGE_HEAD.unpack_from(content)
-    samples = np.frombuffer(content, SAMPLE, count, _PAGE_HEAD.size)
-    allocations = np.frombuffer(content, ALLOCATION, count, _PAGE_HEAD.size + samples.nbytes)
-    note = json.loads(content[_PAGE_HEAD.size + samples.nbytes + allocations.nbytes :])
+    count, position, page_checksum = _PAGE_HEADER.unpack_from(content)
+    samples = np.frombuffer(content, SAMPLE, count, _PAGE_HEADER.size)
+    allocations = np.frombuffer(content, ALLOCATION, count, _PAGE_HEADER.size + samples.nbytes)
+    note = json.loads(content[_PAGE_HEADER.size + samples.nbytes + allocations.nbytes :])
     return PageRecord(Page(page_checksum, samples, allocations), position, note)
 
 
@@ -137,7 +137,7 @@ def _compare_jobs(path: Path, found: dict[str, Any], expected: dict[str, Any]) -
     differing = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
     if differing:
         raise JobMismatchError(
-            f"{partial_path(path)}: was started with another {', '.join(differing)}. Run the original command to "
+            f"{partial_path(path)}: was started with a different {', '.join(differing)}. Run the original command to "
             "resume it, or add --restart to discard it.",
             code="write-job-mismatch",
         )

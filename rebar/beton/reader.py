@@ -1,4 +1,4 @@
-"""Opening .beton files: validated when opened, so that training fails early; several files can form one dataset."""
+"""Open one or several .beton files as a dataset, and validate their tables before training starts."""
 
 import ctypes
 import glob
@@ -80,7 +80,7 @@ class BetonFile:
 
     @cached_property
     def num_classes(self) -> int:
-        """The number of classes: that of the sidecar, or the largest label plus one.
+        """The number of class names in the sidecar; without a sidecar, the largest label plus one.
 
         Raises BetonError if labels are negative, implausibly large, or out of range of the sidecar's class names.
         """
@@ -93,7 +93,7 @@ class BetonFile:
             )
         if highest >= MAX_CLASSES:
             raise BetonError(
-                f"{self.path}: label {highest:,} is implausible. Copy or write the file again.",
+                f"{self.path}: label {highest:,} is implausibly large. Copy or write the file again.",
                 code="beton-label-invalid",
             )
         if names is None:
@@ -146,7 +146,7 @@ def _unreadable(path: Path, reason: object) -> BetonError:
 
 
 def _size_of_regular_file(path: Path) -> int:
-    """Return the size in bytes. Checked before opening, because opening a pipe may block."""
+    """Return the size in bytes of a regular file. Other files are not opened, because opening a pipe may block."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -181,7 +181,7 @@ def open_betons(paths: BetonPaths) -> BetonFile:
 
 
 def find_betons(paths: BetonPaths) -> list[Path]:
-    """Return the paths of at least one file. Whether the files exist is only checked for patterns."""
+    """Return at least one path. Only patterns are checked for existing files. Raises BetonError."""
     if isinstance(paths, (str, Path)):
         pattern = str(paths)
         if not glob.has_magic(pattern) or Path(pattern).exists():

@@ -1,4 +1,4 @@
-"""Which images of a source are written, and in which order: subsets, classes, shards."""
+"""Select the images of a source to write, and their order: subsets, classes, shards, shuffling."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rebar.beton.source import Source, blocks_of, labels_of
 from rebar.errors import RebarError
 
 SUBSETS = {"tiny": 1_000, "small": 10_000, "medium": 100_000, "large": 500_000}
-"""Number of images of the named subsets; all images if the source has fewer."""
+"""The number of images in each named subset; a smaller source is used completely."""
 FULL = ("full", "-1")
 WINDOW = 400
 """Images of a source with blocks are shuffled within windows of at least this many."""
@@ -19,7 +19,7 @@ WINDOW = 400
 
 @dataclass(frozen=True)
 class Selection:
-    """The images to take from a source; None means all."""
+    """A selection of images of a source; None means no limit."""
 
     subset: str = "full"
     """A name of SUBSETS, "full", or a number of images, balanced across classes."""
@@ -34,7 +34,7 @@ class Selection:
 
     @property
     def max_images(self) -> int | None:
-        """The number of images, as far as it is known without the source. Raises RebarError."""
+        """The number of images; None if it is unlimited or depends on the labels. Raises RebarError."""
         if self.max_classes or self.max_samples_per_class:
             return None  # depends on all labels
         return subset_size(self.subset)
@@ -71,7 +71,7 @@ class ClassSubset:
 
     @staticmethod
     def draw(source: Source, count: int, seed: int) -> "ClassSubset":
-        """Draw ``count`` classes by the seed. Sources with the same classes get the same subset."""
+        """Draw ``count`` random classes. The result depends only on the seed and the number of classes."""
         total = len(source.class_names)
         if count > total:
             raise RebarError(
@@ -108,7 +108,7 @@ def subset_size(subset: str) -> int | None:
     if subset.isdigit() and int(subset) > 0:
         return int(subset)
     raise RebarError(
-        f"--subset {subset}: is not a subset. Give {', '.join(SUBSETS)}, full, or a number of images.",
+        f"--subset {subset}: is invalid. Give {', '.join(SUBSETS)}, full, or a number of images.",
         code="subset-invalid",
     )
 
@@ -187,7 +187,7 @@ def _balanced_mask(labels: np.ndarray, shuffled: np.ndarray, subset: str) -> np.
 
 
 def _sort_by_windows(order: np.ndarray, blocks: np.ndarray, seed: int) -> np.ndarray:
-    """Return the shuffled order, sorted by windows of a few random blocks, so that each block is read only once."""
+    """Sort a shuffled order by windows of a few random blocks, so that each block is read only once."""
     used, sizes = np.unique(blocks[order], return_counts=True)
     drawn = _shuffle(len(used), seed)
     preceding = np.concatenate([[0], np.cumsum(sizes[drawn])[:-1]])

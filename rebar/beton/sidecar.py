@@ -1,8 +1,8 @@
 """The sidecar of a .beton file, ``train.beton.json``: class names, image policy, and CRC-32 checksums.
 
-Equal inputs and settings give equal sidecars: it contains no times and no paths. It is optional for training. The
-checksum of the tables is compared whenever the file is opened, because that is cheap. The checksums of the pages are
-compared by ``--verify``, by copies, and when an image turns out to be corrupt.
+A sidecar contains no times or paths, so equal inputs and settings give equal sidecars. Training does not require it.
+The checksum of the tables is verified whenever the file is opened. The checksums of the pages are verified by
+``--verify``, by staging, and when an image is corrupt.
 """
 
 import json
@@ -20,11 +20,11 @@ from rebar.beton.format import HEADER, BetonError
 FORMAT = "rebar-sidecar"
 VERSION = 1
 ALGORITHM = "crc32"
-_BLOCK = 1 << 24  # bytes per call of zlib, so that other threads can run in between
+_BLOCK = 1 << 24  # bytes per call of zlib, so that other threads can run between calls
 
 
 def crc32(content: np.ndarray, value: int = 0) -> int:
-    """Return the CRC-32 of uint8 ``[n]``, continuing from the CRC ``value`` of the preceding bytes."""
+    """Return the CRC-32 of an array, uint8 ``[n]``; ``value`` is the CRC-32 of the preceding bytes."""
     for start in range(0, content.size, _BLOCK):
         value = zlib.crc32(content[start : start + _BLOCK].data, value)
     return value
@@ -192,9 +192,9 @@ def _compare(path: Path, sidecar: Sidecar, beton_path: Path) -> None:
             header = np.frombuffer(file.read(HEADER.itemsize), HEADER, count=1)[0]
     except (OSError, ValueError):
         return  # the reader of the .beton file reports this
-    for what, expected, found in (
+    for unit, expected, found in (
         ("samples", sidecar.num_samples, int(header["num_samples"])),
         ("bytes", sidecar.bytes, size),
     ):
         if expected != found:
-            raise beton_changed(beton_path, f"{path.name} records {expected:,} {what}, the file has {found:,}")
+            raise beton_changed(beton_path, f"{path.name} records {expected:,} {unit}, the file has {found:,}")

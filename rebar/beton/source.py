@@ -9,8 +9,8 @@ import numpy as np
 class Source(Protocol):
     """Labeled images, accessed by index.
 
-    A source is pickled once for each worker process. It should therefore be compact, and open files or connections
-    only when an image is read.
+    A source is pickled once for each worker process. It should therefore be small when pickled, and open files or
+    connections only when an image is read.
     """
 
     @property

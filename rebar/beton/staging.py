@@ -4,7 +4,7 @@
     python -m rebar.beton.staging /mnt/ebs/imagenet/train.beton /mnt/nvme/imagenet
 
 Volumes restored from snapshots and network disks are much faster with many concurrent reads. Blocks are compared with
-the sidecar's checksums when they are read; the copy is then read back from disk and compared again.
+the sidecar's checksums when they are read; the copy is then read back from disk and verified.
 """
 
 import argparse
@@ -136,9 +136,9 @@ def _copy(
 ) -> None:
     header = {"bytes": status.st_size, "modified": status.st_mtime_ns, "checksums": checksums and checksums.to_json()}
     partial, journal_path = (target.with_name(f".{target.name}.{suffix}") for suffix in ("staging", "staged"))
-    refusal = f"{target}: another process is copying it. Wait until it has finished."
+    message = f"{target}: another process is copying it. Wait until it has finished."
     with (
-        file_lock(target.with_name(f".{target.name}.lock"), refusal),
+        file_lock(target.with_name(f".{target.name}.lock"), message),
         Journal(journal_path) as journal,
         open_or_create(partial) as file,
         source.open("rb", buffering=0) as original,
@@ -169,7 +169,7 @@ def _copy(
 
         def compare(block: Block) -> None:
             if zlib.crc32(block.read(file, target)) != copied[block.number]:
-                journal_path.unlink(missing_ok=True)  # its records cannot be trusted
+                journal_path.unlink(missing_ok=True)  # its records may be wrong
                 raise RebarError(
                     f"{target}: the disk does not return what was written at byte {block.start:,}. Run the same "
                     "command again; if that fails too, replace the disk.",
@@ -206,7 +206,7 @@ def _status(source: Path) -> os.stat_result:
 
 
 def _is_complete(path: Path, size: int, checksums: Checksums, blocks: list[Block], num_workers: int) -> bool:
-    """Return whether a file has these checksums."""
+    """Return whether a file has this size and these checksums."""
     if path.stat().st_size != size or not checksums.tables_match(np.memmap(path, np.uint8, mode="r")):
         return False
     wrong: list[int] = []

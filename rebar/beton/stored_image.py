@@ -44,7 +44,7 @@ def decode_image(stored: StoredImages, index: int) -> NDArray[np.uint8]:
         raise BetonError(f"cannot be decoded: {error}", code="beton-image-corrupt") from None
     if image.shape != shape:
         raise BetonError(
-            f"is {image.shape[1]}x{image.shape[0]} px, but the table says {shape[1]}x{shape[0]} px",
+            f"is {image.shape[1]}x{image.shape[0]} px, but the table records {shape[1]}x{shape[0]} px",
             code="beton-image-corrupt",
         )
     return image

@@ -1,6 +1,6 @@
-"""Reading and validation of the tables of a .beton file: header, fields, samples and allocations.
+"""Read and validate the tables of a .beton file: header, field descriptors, samples and allocations.
 
-Files may be damaged in any way, so every value is checked against the file size before it is used.
+Files may be damaged, so every value is checked against the file size before it is used.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ def _damaged(path: Path, problem: str) -> BetonError:
 
 
 def read_tables(file: IO[bytes], path: Path, file_size: int) -> dict[str, Any]:
-    """Read all fields of a BetonFile except its data and the sidecar's. Reads at most the size of the file.
+    """Read the tables; return the arguments of BetonFile that come from them.
 
     Raises BetonError if a table is missing, truncated or inconsistent.
     """

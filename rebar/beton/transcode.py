@@ -1,7 +1,7 @@
 """Lossless transcoding and requantization of JPEGs, without decoding them to pixels.
 
 Restart markers and the standard Huffman tables are inserted. A JPEG within the quality limit keeps its pixels bit for
-bit; a finer one is requantized, which at equal size is at least as close to the original as decoding and re-encoding.
+bit. A JPEG of higher quality is requantized, which loses no more than decoding and re-encoding at the same size.
 """
 
 import functools
@@ -23,7 +23,7 @@ _MARKER_DISTANCE = 64  # pixels between restart markers, approximately
 
 @dataclass(frozen=True)
 class TranscodeOptions:
-    """What a JPEG must satisfy to be transcoded, and how it is written."""
+    """The settings of :func:`transcode_jpeg`."""
 
     size: SizeLimit
     quality: int | None
@@ -47,8 +47,8 @@ class Transcoded:
 def transcode_jpeg(content: bytes, options: TranscodeOptions) -> Transcoded | None:
     """Transcode a JPEG; return None if it must be decoded and re-encoded instead.
 
-    That is the case if it is not a JPEG, is damaged, exceeds the size limit, must be rotated, or is of an unsupported
-    kind.
+    Returns None for other formats, and for JPEGs that are damaged, exceed the size limit, must be rotated, or use an
+    unsupported coding.
     """
     if not content.startswith(_JPEG_START):
         return None
@@ -94,7 +94,7 @@ def restart_interval(width: int, mcu_width: int = 16) -> int:
 
 @functools.cache
 def _transcoder() -> Transcoder:
-    """Return this process's transcoder. Kernels are loaded for the first JPEG, so other formats do not need them."""
+    """Return the cached transcoder. The kernels are loaded with the first JPEG, so other formats do not need them."""
     return Transcoder()
 
 

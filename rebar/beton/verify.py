@@ -1,4 +1,4 @@
-"""Verification of .beton files, and channel statistics of their images, by decoding every image in threads."""
+"""Verify .beton files, and compute channel statistics, by decoding every image in threads."""
 
 import json
 import os
@@ -23,7 +23,10 @@ _IMAGES_PER_TASK = 256
 def map_images(
     file: BetonFile, job: Callable[[BetonFile, range], Result], num_threads: int = 0, *, progress: bool = False
 ) -> Iterator[Result]:
-    """Yield ``job(file, samples)`` for consecutive ranges of samples, in order; by one thread per core by default."""
+    """Yield ``job(file, samples)`` for consecutive ranges of samples, in order.
+
+    The job runs in ``num_threads`` threads; 0 uses one per core.
+    """
     num_threads = num_threads or len(os.sched_getaffinity(0))
     ranges = [range(first, min(first + _IMAGES_PER_TASK, len(file))) for first in range(0, len(file), _IMAGES_PER_TASK)]
     with (

@@ -1,7 +1,7 @@
-"""Parallel map over worker processes: results in task order, arrays passed through shared memory.
+"""Map a function over worker processes, with results in task order and arrays in shared memory.
 
 ``concurrent.futures.ProcessPoolExecutor`` blocks indefinitely if a worker dies while it sends a result, because all
-workers share one pipe. Here every worker has a pipe of its own, so its death is always noticed; and workers exit when
+workers share one pipe. Here every worker has its own pipe, so the parent detects its death. Workers exit when
 their parent dies.
 """
 
@@ -27,7 +27,7 @@ BUFFER_BYTES = 8 << 20
 
 
 class PackedResult(NamedTuple):
-    """A pickled result, without the arrays that are in a shared buffer, and the sizes of these in bytes."""
+    """A pickled result without its arrays, which are in a shared buffer, and their sizes in bytes."""
 
     content: bytes
     sizes: tuple[int, ...]
@@ -48,7 +48,7 @@ class SharedBuffers:
         return _attach, (reduction.DupFd(self._file.fileno()), self._count)
 
     def pack(self, result: Any, number: int) -> PackedResult:
-        """Copy the arrays of a result into a buffer; if they do not fit, pickle the complete result instead."""
+        """Copy the arrays of a result into a buffer; if they do not fit, pickle them with the result."""
         buffers: list[pickle.PickleBuffer] = []
         content = pickle.dumps(result, 5, buffer_callback=buffers.append)
         parts = [buffer.raw() for buffer in buffers]
@@ -92,7 +92,7 @@ Result = TypeVar("Result")
 TASKS_PER_WORKER = 2
 """One running and one queued, so that workers do not wait for the parent."""
 RESULTS_PER_WORKER = 4
-"""Tasks per worker that are sent out and not yet yielded; bounds the memory."""
+"""Tasks per worker that have been sent and whose results have not been yielded; bounds the memory."""
 PRELOADED_MODULES = ["rebar.beton.encode"]
 """Imported once by the fork server instead of by every worker."""
 _READY = -1
@@ -120,7 +120,7 @@ def map_in_processes(
     """Yield ``job(task)`` for every task, in task order, computed by ``num_workers`` processes.
 
     ``job`` is pickled once and sent to every process once; tasks should be small. The arrays of a result are
-    overwritten when the next result is requested, so copy what must be kept. Close the generator
+    overwritten when the next result is requested, so copy arrays that must be kept. Close the generator
     (``contextlib.closing``) to stop the processes early. An exception of the job is raised when its result is due: a
     RebarError as is, any other as RuntimeError with the traceback. Raises RebarError if a process dies.
     """
@@ -168,7 +168,7 @@ def _start(workers: list[_Worker], num_workers: int, buffers: SharedBuffers) -> 
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(PRELOADED_MODULES)
-    # Ctrl-C signals the complete process group, but only the parent must handle it, so workers inherit a blocked
+    # Ctrl-C signals the entire process group, but only the parent must handle it, so workers inherit a blocked
     # SIGINT. The resource tracker is started first because starting it unblocks the signal.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -188,7 +188,7 @@ def _start(workers: list[_Worker], num_workers: int, buffers: SharedBuffers) -> 
 
 @contextmanager
 def _import_path_of_this_package() -> Iterator[None]:
-    """Make the fork server import this package, not one of the same name that is installed or in the current folder.
+    """Make the fork server import this package instead of another ``rebar`` that is installed or in the current folder.
 
     Before Python 3.13, multiprocessing does not pass ``sys.path`` to the fork server.
     """
@@ -239,7 +239,7 @@ def _receive(worker: _Worker, job: bytes, buffers: SharedBuffers, finished: dict
     except (EOFError, OSError):
         raise _worker_died(worker) from None
     if number == _READY:
-        _send(worker, job)  # only now: sending to a worker that is still starting would block the parent
+        _send(worker, job)  # sending to a worker that is still starting would block the parent
         worker.ready = True
     else:
         buffer = worker.buffers.pop(number)
@@ -251,12 +251,12 @@ def _worker_died(worker: _Worker) -> RebarError:
     worker.process.join(timeout=5)
     code = worker.process.exitcode
     if code is not None and code < 0:
-        how = f"was killed by {signal.Signals(-code).name}"
+        reason = f"was killed by {signal.Signals(-code).name}"
     else:
-        how = f"exited with status {code}"
+        reason = f"exited with status {code}"
     hint = " The machine may be out of memory: use fewer workers." if code == -signal.SIGKILL else ""
     return RebarError(
-        f"worker process {worker.process.pid}: {how}.{hint} Run the same command again.", code="worker-died"
+        f"worker process {worker.process.pid}: {reason}.{hint} Run the same command again.", code="worker-died"
     )
 
 

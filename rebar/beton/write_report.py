@@ -1,4 +1,4 @@
-"""The expected size and time of a .beton file before writing, and the report on its images afterwards."""
+"""Estimate the size and duration of writing a .beton file, and report on its images."""
 
 import json
 import math
@@ -27,14 +27,14 @@ class Estimate:
     num_sampled: int
     """Images that were encoded for the estimate."""
     bytes: int
-    """Of the file."""
+    """Size of the file."""
     seconds: float
-    """On an otherwise idle machine."""
+    """Duration on an otherwise idle machine."""
     bytes_per_image: float
     marker_overhead: float
-    """Bytes added by restart markers, relative to the bytes without; 0 if there are none."""
+    """Bytes added by restart markers, as a fraction of the bytes without them; 0 without restart markers."""
     keep_quality_factor: float
-    """Bytes with ``keep_quality``, relative to the bytes without; 1 if it is off."""
+    """Ratio of the bytes with ``keep_quality`` to the bytes without; 1 if it is off."""
 
 
 def estimate(encoder: Encoder, page_size: int, num_workers: int) -> Estimate:
@@ -76,7 +76,7 @@ def _encoded_sizes(encoder: Encoder, indices: np.ndarray) -> list[int]:
 
 @dataclass(frozen=True)
 class WriteReport:
-    """What was written."""
+    """The result of :func:`rebar.beton.writer.write_beton`."""
 
     path: Path
     num_samples: int
@@ -96,7 +96,7 @@ class WriteReport:
 
 @dataclass
 class Tally:
-    """Counts of images by what became of them; names are in the order of writing."""
+    """Counts of images by outcome; names are in the order of writing."""
 
     passed_through: int = 0
     """JPEGs stored with bit-identical pixels."""
@@ -137,7 +137,7 @@ class Tally:
             self.names[kind] = [*self.names.get(kind, []), *later.names[kind]][:MAX_NAMES]
 
     def to_json(self) -> str:
-        """Return the report as JSON text. Equal sources and settings give equal text."""
+        """Return the report as JSON text. Equal sources and settings give equal reports."""
         bad = {
             key: [{"name": name, "reason": reason} for name, reason in images]
             for key, images in (("repaired", self.repaired), ("skipped", self.skipped))

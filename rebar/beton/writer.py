@@ -1,7 +1,7 @@
-"""Writing of .beton files: worker processes encode the images, this process lays them out in pages.
+"""Write .beton files: worker processes encode the images, and this process arranges them in pages.
 
 The bytes of the file depend on the source, the order and the policy, but not on the number of processes or on
-interruptions. The file appears under its name once it is complete and on disk.
+interruptions. The file is renamed to its final name once it is complete and on disk.
 """
 
 import hashlib
@@ -47,11 +47,11 @@ def write_beton(
     progress: bool = True,
     on_estimate: Callable[[Estimate], None] | None = None,
 ) -> WriteReport:
-    """Write the images ``order`` of ``source`` to ``path``, in this order, with a sidecar and a report next to it.
+    """Write images of ``source`` to ``path``, with a sidecar and a report next to it.
 
     Args:
-        order: indices into the source, ``[n]``.
-        num_workers: processes that encode.
+        order: indices of the images to write, in this order, ``[n]``.
+        num_workers: number of worker processes.
         chunk_size: images per task of a worker process; 0 chooses about a megabyte.
         page_size: bytes, a power of two.
         restart: discard the unfinished file of an interrupted call. By default, a call with the same arguments
@@ -60,7 +60,8 @@ def write_beton(
 
     An existing file is replaced. Raises RebarError if an image cannot be read, cannot be decoded or does not fit into
     a page (unless ``on_bad_image`` is ``skip`` or ``repair``), the disk is full, a worker process dies, or the
-    unfinished file belongs to another source, policy or order. The existing file and the pages written are then kept.
+    unfinished file belongs to another source, policy or order. After an error, the existing file and the pages written
+    so far are kept.
     """
     path = Path(path)
     _check_arguments(source, path, order, page_size)
@@ -102,7 +103,7 @@ def _check_arguments(source: Source, path: Path, order: np.ndarray, page_size: i
     if page_size & (page_size - 1) or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE:
         raise ValueError(f"page_size must be a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}")
     if len(order) and not 0 <= int(np.min(order)) <= int(np.max(order)) < len(source):
-        raise ValueError(f"order must hold indices from 0 to {len(source) - 1}")
+        raise ValueError(f"order must contain indices from 0 to {len(source) - 1}")
     if not path.parent.is_dir():
         raise RebarError(f"{path.parent}: no such folder. Create it first.", code="write-target-invalid")
     if len(order) == 0:
@@ -110,7 +111,7 @@ def _check_arguments(source: Source, path: Path, order: np.ndarray, page_size: i
 
 
 def _describe_job(encoder: Encoder) -> dict[str, Any]:
-    """Return everything that the file's bytes depend on; the keys are used in error messages."""
+    """Return all inputs that determine the file's bytes; the keys are used in error messages."""
     images = hashlib.sha256()
     for index in map(int, encoder.order):
         name, label = encoder.source.name(index), encoder.source.label(index)

@@ -33,7 +33,7 @@ def test_verify_intact_file(copied: Path, capsys: pytest.CaptureFixture[str]) ->
     lines = capsys.readouterr().out.splitlines()
     assert "24 in 3 classes, 8 to 8 per class" in lines[0]
     assert [line.split() for line in lines[1:4]] == [["8", "n00"], ["8", "n01"], ["8", "n02"]]
-    assert lines[4].startswith("good ")
+    assert lines[4].startswith("ok ")
 
 
 def test_verify_prints_every_problem(copied: Path, beton: BetonFile, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_verify_damaged_tables_without_a_sidecar(copied: Path, beton: BetonFile)
     overwrite(copied, copied.stat().st_size - allocations.nbytes, allocations.tobytes())
     problems = verify(copied).problems
     assert any("sample 3: label -2" in problem for problem in problems)
-    assert any("sample 7: image" in problem and "but the table says" in problem for problem in problems)
+    assert any("sample 7: image" in problem and "but the table records" in problem for problem in problems)
     assert any("images overlap" in problem for problem in problems)
 
 

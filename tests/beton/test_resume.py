@@ -188,7 +188,7 @@ def test_another_job_does_not_resume_and_restart_discards(tree: Path, interrupte
     ):
         done = run(tree, interrupted, *words)
         assert done.returncode == 1
-        assert f"another {what}." in done.stderr
+        assert f"a different {what}." in done.stderr
         assert "[write-job-mismatch]" in done.stderr
         assert size_of(partial_path(interrupted)) > 4 * PAGE
     done = run(tree, interrupted, "--subset", "100", "--restart")
