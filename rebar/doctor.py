@@ -11,7 +11,6 @@ incomplete installation.
 import argparse
 import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -28,9 +27,9 @@ from typing import Literal
 REPOSITORY = Path(__file__).resolve().parent.parent
 SETUP = "run ./scripts/setup.sh"
 GIB = 2**30
-MODULES = {"pillow": "PIL", "PyYAML": "yaml", "opencv-python-headless": "cv2"}  # where the name differs
+MODULES = {"pillow": "PIL", "PyYAML": "yaml", "opencv-python-headless": "cv2"}  # packages whose module has another name
 PACKAGES = ("numpy", "numba", "tqdm", "fastargs", "matplotlib", "psutil", *MODULES)
-NVIDIA_DEVICE = Path("/dev/nvidia0")  # exists even where nvidia-smi is not installed
+NVIDIA_DEVICE = Path("/dev/nvidia0")  # exists even if nvidia-smi is not installed
 CGROUP = Path("/sys/fs/cgroup")
 
 Status = Literal["ok", "warning", "problem"]
@@ -38,7 +37,7 @@ Status = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check. ``advice`` is the remedy, empty if the status is ok."""
+    """The result of one check. ``advice`` is empty if the status is ok."""
 
     name: str
     status: Status
@@ -46,8 +45,8 @@ class Check:
     advice: str = ""
 
 
-def judge(name: str, found: str, *, problem: str = "", warning: str = "") -> Check:
-    """Return a check with status problem or warning if that advice is given, else ok."""
+def make_check(name: str, found: str, *, problem: str = "", warning: str = "") -> Check:
+    """Return a check with status problem or warning if such advice is given, else ok."""
     status: Status = "problem" if problem else "warning" if warning else "ok"
     return Check(name, status, found, problem or warning)
 
@@ -59,7 +58,7 @@ def one_line(error: BaseException) -> str:
 
 
 def command_output(*command: str) -> str:
-    """Return a command's stdout; empty if the command is missing, fails, or takes more than 20 seconds."""
+    """Return a command's stdout. Empty if it is not installed, fails, or takes more than 20 seconds."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -68,11 +67,11 @@ def command_output(*command: str) -> str:
 
 def check_python() -> Check:
     """Check the version of Python."""
-    fits = (3, 10) <= sys.version_info[:2] <= (3, 13)
-    return judge(
+    is_supported = (3, 10) <= sys.version_info[:2] <= (3, 13)
+    return make_check(
         "Python",
         f"{platform.python_version()} ({sys.executable})",
-        problem="" if fits else "Rebar needs 3.10 to 3.13: remove .venv and " + SETUP,
+        problem="" if is_supported else "Rebar needs 3.10 to 3.13: remove .venv and " + SETUP,
     )
 
 
@@ -102,11 +101,11 @@ def check_torch() -> Check:
         advice = f"this machine has a GPU: remove .venv and {SETUP} to get the CUDA build"
     elif has_nvidia_gpu() and not torch.cuda.is_available():
         advice = f"torch cannot use the GPU: is the driver too old for {build}? update it, or {SETUP}"
-    return judge("torch", f"{torch.__version__} ({build})", warning=advice)
+    return make_check("torch", f"{torch.__version__} ({build})", warning=advice)
 
 
 def check_torchvision() -> Check:
-    """Check that torchvision imports, and whether its build fits torch's."""
+    """Check that torchvision imports, and that it was built for this torch."""
     try:
         import torchvision
     except RuntimeError as error:
@@ -130,15 +129,6 @@ def check_ffcv() -> Check:
         return Check("FFCV", "warning", found, "if you need them: ./scripts/build_ffcv.sh")
 
 
-def loaded_library_path(name: str) -> str:
-    """Return the path of a shared library that this process has loaded, or an empty string."""
-    try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.split(maxsplit=5)[-1] for line in lines if name in line), "")
-
-
 def check_turbojpeg() -> Check:
     """Check libturbojpeg. Without it, OpenCV or Pillow decode full images."""
     try:
@@ -151,7 +141,7 @@ def check_turbojpeg() -> Check:
     version = command_output("pkg-config", "--modversion", "libturbojpeg")
     if not version:  # the library has no version function
         version = "3 or newer" if hasattr(library, "tj3Init") else "2 or older"
-    return Check("turbojpeg", "ok", f"{version} ({loaded_library_path('libturbojpeg') or library._name})")
+    return Check("turbojpeg", "ok", f"{version} ({library._name})")
 
 
 def check_decoder() -> Check:
@@ -191,17 +181,15 @@ def check_gpus() -> Check:
     gpus = command_output("nvidia-smi", query, "--format=csv,noheader").splitlines()
     if gpus:
         cells = [[cell.strip() for cell in gpu.split(",")] for gpu in gpus]
-        seen = {f"{name}, {memory}, sm {sm}, driver {driver}" for name, memory, sm, driver in cells}
-        return Check("GPUs", "ok", f"{len(gpus)} × " + " / ".join(sorted(seen)))
+        descriptions = {f"{name}, {memory}, sm {sm}, driver {driver}" for name, memory, sm, driver in cells}
+        return Check("GPUs", "ok", f"{len(gpus)} × " + " / ".join(sorted(descriptions)))
     if NVIDIA_DEVICE.exists():
-        return Check(
-            "GPUs", "warning", "/dev/nvidia0 exists, nvidia-smi does not", "install the NVIDIA driver's utilities"
-        )
+        return Check("GPUs", "warning", "nvidia-smi is not installed", "install the NVIDIA driver's utilities")
     return Check("GPUs", "warning", "none", "training runs on the CPU, which is too slow for ImageNet")
 
 
 def read_numbers(*names: str) -> list[int]:
-    """Return the numbers in cgroup files; an empty list if a file is missing or holds 'max'."""
+    """Return the numbers in cgroup files; an empty list if a file is missing or contains 'max'."""
     try:
         return [int(word) for name in names for word in (CGROUP / name).read_text().split()]
     except (OSError, ValueError):
@@ -219,7 +207,7 @@ def check_cores() -> Check:
     present, allowed = os.cpu_count() or 1, len(os.sched_getaffinity(0))
     usable = min(allowed, cgroup_cores() or allowed)
     advice = "give the container more CPU (docker run --cpus)" if usable < 2 <= present else ""
-    return judge("CPU cores", f"{usable:g} of {present} usable", warning=advice)
+    return make_check("CPU cores", f"{usable:g} of {present} usable", warning=advice)
 
 
 def cached_in_cgroup() -> int:
@@ -231,14 +219,14 @@ def cached_in_cgroup() -> int:
 
 
 def check_memory() -> Check:
-    """Check available memory: the machine's, or what the cgroup has left."""
+    """Check available memory: the machine's, or the rest of the cgroup's limit."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     if numbers := read_numbers("memory.max", "memory.current"):
         limit, used = numbers
         available = min(available, limit - used + cached_in_cgroup())
     advice = "less than 2 GiB: use fewer workers and a smaller batch" if available < 2 * GIB else ""
-    return judge("free memory", f"{available / GIB:.1f} GiB", warning=advice)
+    return make_check("free memory", f"{available / GIB:.1f} GiB", warning=advice)
 
 
 def check_disk() -> Check:
@@ -246,7 +234,7 @@ def check_disk() -> Check:
     free = {str(path): shutil.disk_usage(path).free for path in (REPOSITORY, Path("/tmp")) if path.exists()}
     found = ", ".join(f"{size / GIB:.0f} GiB in {path}" for path, size in free.items())
     advice = "less than 2 GiB: free some space, or keep data and logs on another disk"
-    return judge("free disk", found, warning=advice if min(free.values()) < 2 * GIB else "")
+    return make_check("free disk", found, warning=advice if min(free.values()) < 2 * GIB else "")
 
 
 def check_shared_memory() -> Check:
@@ -256,7 +244,7 @@ def check_shared_memory() -> Check:
     except OSError:
         return Check("/dev/shm", "warning", "none", "several GPUs need it: mount a tmpfs on /dev/shm")
     advice = "small: with several GPUs start the container with --shm-size=8g (or --ipc=host)"
-    return judge("/dev/shm", f"{size / GIB:.2f} GiB", warning=advice if size < GIB else "")
+    return make_check("/dev/shm", f"{size / GIB:.2f} GiB", warning=advice if size < GIB else "")
 
 
 def check_open_files() -> Check:
@@ -264,12 +252,12 @@ def check_open_files() -> Check:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     unlimited = limit == resource.RLIM_INFINITY
     advice = "too low for many workers: ulimit -n 65536" if not unlimited and limit < 1024 else ""
-    return judge("open files", "unlimited" if unlimited else str(limit), warning=advice)
+    return make_check("open files", "unlimited" if unlimited else str(limit), warning=advice)
 
 
-SOFTWARE = (check_python, check_packages, check_torch, check_torchvision, check_ffcv, check_turbojpeg, check_decoder)
-HARDWARE = (check_gpus, check_cores, check_memory, check_disk, check_shared_memory, check_open_files)
-CHECKS: tuple[Callable[[], Check], ...] = (*SOFTWARE, check_threading_layers, *HARDWARE)
+_SOFTWARE = (check_python, check_packages, check_torch, check_torchvision, check_ffcv, check_turbojpeg, check_decoder)
+_HARDWARE = (check_gpus, check_cores, check_memory, check_disk, check_shared_memory, check_open_files)
+CHECKS: tuple[Callable[[], Check], ...] = (*_SOFTWARE, check_threading_layers, *_HARDWARE)
 
 
 def as_table(checks: list[Check]) -> str:
@@ -298,8 +286,7 @@ def main() -> None:
     if options.json:
         print(json.dumps({"can_run": not problems, "checks": [asdict(check) for check in checks]}, indent=2))
     elif options.quiet:
-        if problems:
-            print(as_table(problems))
+        print(as_table(problems), end="\n" if problems else "")
     else:
         print(as_table(checks))
         print(f"\n{len(problems)} problems: Rebar cannot run yet." if problems else "\nRebar can run here.")

@@ -1,4 +1,4 @@
-"""AWS volumes, snapshots, machines and jobs, with commands that are safe to repeat: ``python -m rebar.aws --help``.
+"""Manage AWS volumes, snapshots, instances and jobs: ``python -m rebar.aws --help``.
 
-Needs boto3 (the extra ``aws``), but neither torch nor numpy.
+Every command can be repeated safely. Needs boto3 (the extra ``aws``), but neither torch nor numpy.
 """

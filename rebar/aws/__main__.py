@@ -1,4 +1,4 @@
-"""AWS resources for training: volumes, snapshots, machines, jobs, and their costs.
+"""Manage AWS resources for training: volumes, snapshots, instances, jobs, and their costs.
 
     python -m rebar.aws --help
     python -m rebar.aws volume create --help
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run one command; raises RebarError."""
+    """Run one command. Raises RebarError."""
     options = build_parser().parse_args(list(argv))
     options.run(options)
 

@@ -1,4 +1,4 @@
-"""AWS Batch: job definitions for one node, several nodes, or an array of writing tasks; each job is submitted once.
+"""AWS Batch: register job definitions for one node, several nodes, or an array of writing tasks, and submit jobs.
 
 https://docs.aws.amazon.com/batch/latest/userguide/job_definitions.html
 """
@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rebar.aws.client import Clients, call, paginate
-from rebar.aws.instances import BY_NAME, PRICES_FROM, instance_type
+from rebar.aws.instances import BY_NAME, PRICE_SOURCE, instance_type
 from rebar.aws.plan import Mode, Step, confirm_plan
-from rebar.aws.tags import PREFIX, Identity, as_list, require_our_tags
+from rebar.aws.tags import PREFIX, Identity, as_tag_list, require_project_tags
 from rebar.aws.user_data import require_no_secrets
 from rebar.storage.boto import AwsError
 from rebar.storage.s3 import S3Prefix
 
 TRAIN_JOB, WRITE_JOB = "/opt/rebar/scripts/train_job.sh", "/opt/rebar/scripts/write_job.sh"
-"""Where scripts/Dockerfile installs Rebar."""
+"""Paths in the image that scripts/Dockerfile builds."""
 SECRET_ARN = re.compile(
     r"([A-Za-z_]\w*)=(arn:aws[\w-]*:(?:secretsmanager:[^:\s]+:\d{12}:secret:|ssm:[^:\s]+:\d{12}:parameter/)\S+)"
 )
@@ -61,7 +61,7 @@ def definition(options: Namespace, identity: Identity, region: str) -> dict[str,
     if options.secret and not options.execution_role:
         text = "--secret needs --execution-role, with which Batch reads the secret (docs/aws.md)."
         raise AwsError(text, code="aws-option-invalid")
-    container = _writing(options, region) if options.shards else _training(options, identity, region)
+    container = _write_container(options, region) if options.shards else _train_container(options, identity, region)
     more = {"instance_type": options.instance_type} if options.instance_type else {}
     if options.shards:
         more["shards"] = str(options.shards)
@@ -79,8 +79,8 @@ def definition(options: Namespace, identity: Identity, region: str) -> dict[str,
     return {**common, "type": "multinode", "nodeProperties": nodes}
 
 
-def _training(options: Namespace, identity: Identity, region: str) -> dict[str, Any]:
-    """Return the container that trains: all of the machine, except a tenth of its memory for the system."""
+def _train_container(options: Namespace, identity: Identity, region: str) -> dict[str, Any]:
+    """Return the container that trains. It gets the complete instance, except 10 % of its memory for the system."""
     command = [TRAIN_JOB, *training_arguments(options)]
     machine = instance_type(options.instance_type)
     environment = {
@@ -93,7 +93,7 @@ def _training(options: Namespace, identity: Identity, region: str) -> dict[str, 
     return _container(options, command, environment, needs)
 
 
-def _writing(options: Namespace, region: str) -> dict[str, Any]:
+def _write_container(options: Namespace, region: str) -> dict[str, Any]:
     """Return the container that writes one shard of a .beton."""
     if options.instance_type or options.config or options.nodes > 1:
         text = "--shards does not use GPUs. Omit --instance-type, --config and --nodes; use --vcpus and --memory-gib."
@@ -137,7 +137,7 @@ def _container(
 
 
 def register(clients: Clients, identity: Identity, request: Mapping[str, Any], mode: Mode) -> None:
-    """Register a definition, unless the newest revision is the same."""
+    """Register a definition, unless the newest revision is identical."""
     newest = newest_definition(clients, identity)
     if newest is not None and _contains(newest, request):
         print(f"{newest['jobDefinitionArn']} is unchanged")
@@ -145,9 +145,9 @@ def register(clients: Clients, identity: Identity, request: Mapping[str, Any], m
     nodes = request.get("nodeProperties")
     container = nodes["nodeRangeProperties"][0]["container"] if nodes else request["containerProperties"]
     needs = ", ".join(f"{each['type']} {each['value']}" for each in container["resourceRequirements"])
-    what = "register a new revision of" if newest else "register"
+    verb = "register a new revision of" if newest else "register"
     steps = [
-        Step(f"{what} the job definition {request['jobDefinitionName']}: {container['image']}, {needs}"),
+        Step(f"{verb} the job definition {request['jobDefinitionName']}: {container['image']}, {needs}"),
         Step(f"it runs {' '.join(container['command'])}"),
         Step(f"registering is free; {max_cost(request)}"),
     ]
@@ -159,29 +159,29 @@ def register(clients: Clients, identity: Identity, request: Mapping[str, Any], m
 def newest_definition(clients: Clients, identity: Identity) -> Mapping[str, Any] | None:
     """Return the newest active revision of a run's definition; raises AwsError if it is not the project's."""
     name = job_name(identity)
-    doing, operation = f"describing the job definition {name}", "describe_job_definitions"
+    action, operation = f"describing the job definition {name}", "describe_job_definitions"
     batch = clients("batch")
-    found = paginate(doing, batch, operation, "jobDefinitions", jobDefinitionName=name, status="ACTIVE")
+    found = paginate(action, batch, operation, "jobDefinitions", jobDefinitionName=name, status="ACTIVE")
     if not found:
         return None
     newest: Mapping[str, Any] = max(found, key=lambda each: int(each["revision"]))
-    require_our_tags({"Tags": as_list(newest.get("tags") or {})}, name, identity.project)
+    require_project_tags({"Tags": as_tag_list(newest.get("tags") or {})}, name, identity.project)
     return newest
 
 
-def _contains(found: Any, wanted: Any, key: str = "") -> bool:
-    """Return whether a definition that AWS describes has all that is wanted; AWS adds defaults, and reorders lists."""
-    if isinstance(wanted, Mapping):
-        return all(name in found and _contains(found[name], value, name) for name, value in wanted.items())
-    if isinstance(wanted, list) and wanted and isinstance(wanted[0], Mapping):
-        return len(found) == len(wanted) and all(any(_contains(each, one) for each in found) for one in wanted)
+def _contains(found: Any, requested: Any, key: str = "") -> bool:
+    """Return whether AWS's description contains all requested values. AWS adds defaults and reorders lists."""
+    if isinstance(requested, Mapping):
+        return all(name in found and _contains(found[name], value, name) for name, value in requested.items())
+    if isinstance(requested, list) and requested and isinstance(requested[0], Mapping):
+        return len(found) == len(requested) and all(any(_contains(each, one) for each in found) for one in requested)
     if key == "action":  # AWS returns it in lower case
         found = str(found).upper()
-    return bool(found == wanted)
+    return bool(found == requested)
 
 
 def submit(clients: Clients, identity: Identity, queue: str, mode: Mode) -> None:
-    """Submit a job of a run's definition, unless one is waiting or running.
+    """Submit a job with a run's definition, unless one is waiting or running.
 
     Raises AwsError if the queue is unsuitable: multi-node jobs on spot, Fargate, a disabled queue.
     """
@@ -210,8 +210,8 @@ def submit(clients: Clients, identity: Identity, queue: str, mode: Mode) -> None
     shards = int(newest["tags"].get(PREFIX + "shards", 0))
     if shards > 1:
         request["arrayProperties"] = {"size": shards}
-    what = f"{shards} tasks of " if shards > 1 else ""
-    text = f"submit {what}{name} (revision {newest['revision']}) to the queue {queue} ({', '.join(kinds)})"
+    tasks = f"{shards} tasks of " if shards > 1 else ""
+    text = f"submit {tasks}{name} (revision {newest['revision']}) to the queue {queue} ({', '.join(kinds)})"
     if confirm_plan(mode, f"job {identity}", [Step(text), Step(max_cost(newest))]):
         answer = call(f"submitting {name}", batch.submit_job, **request)
         print(f"submitted {answer['jobId']}; its log: aws batch describe-jobs --jobs {answer['jobId']}")
@@ -231,11 +231,11 @@ def max_cost(definition: Mapping[str, Any]) -> str:
         return f"a job takes at most {each}, on instances that the queue chooses"
     dollars = attempts * hours * nodes * machine.price
     on = f"{nodes} × {machine.name}" if nodes > 1 else machine.name
-    return f"a job takes at most {each} on {on}: at most ${dollars:.2f} (list price of {PRICES_FROM}; spot is cheaper)"
+    return f"a job takes at most {each} on {on}: at most ${dollars:.2f} (list price of {PRICE_SOURCE}; spot is cheaper)"
 
 
 def _require_queue(clients: Clients, queue: str, *, multi_node: bool) -> list[str]:
-    """Return the kinds of instances of a queue (``SPOT``, ``EC2``); warns of instances that run without jobs."""
+    """Return a queue's types of instances (``SPOT``, ``EC2``). Warns if it keeps instances running without jobs."""
     batch = clients("batch")
     found = call(f"describing the job queue {queue}", batch.describe_job_queues, jobQueues=[queue])["jobQueues"]
     if not found:

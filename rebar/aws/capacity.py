@@ -1,4 +1,4 @@
-"""Checks before an instance is launched: size of the data, availability, quota and spot price."""
+"""Check the size of the data, the availability, the quota and the spot price before an instance is launched."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ QUOTAS = {
     ("p", True): "L-7212CCBC",  # All P4, P3 and P2 Spot Instance Requests
     ("p5", True): "L-C4BD4855",  # All P5 Spot Instance Requests
 }
-"""Codes of Service Quotas, in vCPUs, by family and whether on spot."""
+"""Quota codes of Service Quotas, by (instance family, spot). The quotas are in vCPUs."""
 BETONS = ("train.beton", "val.beton")
 GB, GIB = 10**9, 2**30
 DATA_GB = 70
@@ -24,9 +24,9 @@ SYSTEM_GB = 40
 
 
 def data_gb(clients: Clients, data: str) -> int | None:
-    """Return the GB of train.beton and val.beton in ``s3://…``, or of a snapshot at most; None if AWS denies access.
+    """Return the size in GB of train.beton and val.beton in ``s3://…``, or the size of a snapshot's volume.
 
-    Raises AwsError if there are no such data.
+    Returns None if AWS denies access. Raises AwsError if the data do not exist.
     """
     if SNAPSHOT_ID.fullmatch(data):
         snapshot = describe_snapshot(clients, data)
@@ -58,8 +58,8 @@ def _object_size(clients: Clients, bucket: str, key: str) -> int | None:
     return None
 
 
-def require_fit(clients: Clients, machine: InstanceType, data: str, gigabytes: int | None, root_gb: int) -> None:
-    """Raise AwsError if the data do not fit the machine's disks; ``gigabytes`` None: ask AWS for their size."""
+def require_disk_space(clients: Clients, machine: InstanceType, data: str, gigabytes: int | None, root_gb: int) -> None:
+    """Raise AwsError if the data do not fit on the instance's disks. ``gigabytes`` None: ask AWS for their size."""
     gigabytes = gigabytes or data_gb(clients, data) or DATA_GB
     if machine.nvme_gb:
         require_nvme(machine, gigabytes)
@@ -67,23 +67,23 @@ def require_fit(clients: Clients, machine: InstanceType, data: str, gigabytes: i
         text = f"{machine.name} has no instance store. Use --root-gb {gigabytes + 60} for system and data."
         raise AwsError(text, code="instance-type-unsuitable")
     if not machine.has_volume_serials and data.startswith("snap-"):
-        text = f"{machine.name} does not show the serial numbers of volumes. Use --data s3://… instead of a snapshot."
+        text = f"{machine.name} does not expose the serial numbers of volumes. Use --data s3://… instead of a snapshot."
         raise AwsError(text, code="instance-type-unsuitable")
 
 
 def require_nvme(machine: InstanceType, gigabytes: int) -> None:
-    """Raise AwsError if the data do not fit the machine's instance store."""
+    """Raise AwsError if the data do not fit in the instance store."""
     if gigabytes > 0.95 * machine.nvme_gb:
         fitting = [each.name for each in TYPES if each.gpus == machine.gpus and gigabytes <= 0.95 * each.nvme_gb]
-        text = f"{gigabytes} GB of data do not fit the {machine.nvme_gb} GB of NVMe of {machine.name}"
+        text = f"{gigabytes} GB of data do not fit on the {machine.nvme_gb} GB of NVMe of {machine.name}"
         advice = f"Use {' or '.join(fitting) or 'more GPUs'}."
         raise AwsError(f"{text}. {advice}", code="instance-type-unsuitable")
 
 
 def require_offered(clients: Clients, machine: InstanceType, zone: str | None) -> None:
-    """Raise AwsError if the type is not offered in the zone, or nowhere in the region."""
+    """Raise AwsError if the type is not offered in the zone, or in any zone of the region."""
     offers = paginate(
-        f"asking for the zones of {machine.name}",
+        f"getting the zones of {machine.name}",
         clients.ec2,
         "describe_instance_type_offerings",
         "InstanceTypeOfferings",
@@ -130,7 +130,7 @@ class SpotPrice:
 def spot_price(clients: Clients, machine: InstanceType) -> SpotPrice:
     """Return the lowest current spot price in the region; raises AwsError if there is none."""
     answer = call(
-        f"asking for the spot price of {machine.name}",
+        f"getting the spot price of {machine.name}",
         clients.ec2.describe_spot_price_history,
         InstanceTypes=[machine.name],
         ProductDescriptions=["Linux/UNIX"],

@@ -1,4 +1,4 @@
-"""Calls of AWS whose errors become AwsError, and programs of the operating system that are run with the same care."""
+"""Call AWS, and run programs of the operating system. Failures of both raise AwsError."""
 
 import math
 import shutil
@@ -13,23 +13,26 @@ from rebar.storage.boto import AwsError, code_of, make_client, translate_aws_err
 
 @dataclass(frozen=True)
 class Clients:
-    """Create boto3 clients in one region; None: the region of the environment or of the AWS configuration."""
+    """Create boto3 clients in one region. None: the region of the environment or of the AWS configuration."""
 
     region: str | None = None
 
     def __call__(self, service: str) -> Any:
-        """Return a client of a service; raises AwsError without boto3 or region."""
+        """Return a client of a service. Raises AwsError if boto3 is not installed or no region is configured."""
         return make_client(service, self.region)
 
     @cached_property
     def ec2(self) -> Any:
-        """The client of EC2."""
+        """Return the client of EC2."""
         return self("ec2")
 
 
-def call(doing: str, method: Callable[..., Any], /, *, none_if: Sequence[str] = (), **parameters: Any) -> Any:
-    """Call a method of a client; return None if AWS answers with one of the error codes ``none_if``."""
-    with translate_aws_error(doing):
+def call(action: str, method: Callable[..., Any], /, *, none_if: Sequence[str] = (), **parameters: Any) -> Any:
+    """Call a method of a client. Returns None if AWS answers with an error code in ``none_if``.
+
+    ``action`` describes the call in error messages, such as "describing vol-1".
+    """
+    with translate_aws_error(action):
         try:
             return method(**parameters)
         except Exception as error:
@@ -41,9 +44,9 @@ def call(doing: str, method: Callable[..., Any], /, *, none_if: Sequence[str] = 
 PAGE = 100
 
 
-def paginate(doing: str, client: Any, operation: str, key: str, **parameters: Any) -> list[Any]:
+def paginate(action: str, client: Any, operation: str, key: str, **parameters: Any) -> list[Any]:
     """Return the items under ``key`` from all pages of an operation."""
-    with translate_aws_error(doing):
+    with translate_aws_error(action):
         pages = client.get_paginator(operation).paginate(**parameters, PaginationConfig={"PageSize": PAGE})
         found: list[Any] = pages.build_full_result().get(key, [])
         return found
@@ -52,10 +55,10 @@ def paginate(doing: str, client: Any, operation: str, key: str, **parameters: An
 POLL_SECONDS = 5.0
 
 
-def wait(doing: str, client: Any, waiter: str, *, minutes: float, **parameters: Any) -> None:
-    """Wait with one of boto3's waiters; raises AwsError after ``minutes``, and if the resource fails."""
+def wait(action: str, client: Any, waiter: str, *, minutes: float, **parameters: Any) -> None:
+    """Wait with one of boto3's waiters. Raises AwsError after ``minutes``, or if the resource fails."""
     config = {"Delay": POLL_SECONDS, "MaxAttempts": math.ceil(60 * minutes / POLL_SECONDS)}
-    with translate_aws_error(doing):
+    with translate_aws_error(action):
         client.get_waiter(waiter).wait(**parameters, WaiterConfig=config)
 
 
@@ -69,7 +72,7 @@ PACKAGES = {
 
 
 def run_program(*words: str, accept: tuple[int, ...] = (0,)) -> "subprocess.CompletedProcess[str]":
-    """Run a program; raises AwsError if it is not installed, or if its exit status is not in ``accept``."""
+    """Run a program. Raises AwsError if it is not installed, or if its exit status is not in ``accept``."""
     if shutil.which(words[0]) is None:
         package = PACKAGES.get(words[0], "util-linux")
         text = f"{words[0]} is not installed. Run apt-get install {package}."

@@ -1,6 +1,6 @@
-"""Prices, and what a training run will cost.
+"""List prices, and estimates of the time and cost of a training run.
 
-US dollars, us-east-1; other regions differ. docs/aws.md names the sources. They are not queried when a command runs.
+Prices are in US dollars, for us-east-1. They are constants, not queried from AWS; docs/aws.md lists their sources.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rebar.storage.boto import AwsError
 
 HOURS_PER_MONTH = 730
 EBS_GB_MONTH = {"gp3": 0.08, "gp2": 0.10, "st1": 0.045, "sc1": 0.015}
-"""Without provisioned IOPS and throughput; gp3 includes 3,000 and 125 MiB/s.
+"""$ per GB and month, without provisioned IOPS and throughput; gp3 includes 3,000 IOPS and 125 MiB/s.
 
 gp3 and gp2: AWS's agent toolkit (aws/agent-toolkit-for-aws, ebs-optimization.md: "approximate as of early 2026").
 st1 and sc1: from several public cost tools that agree, none of them AWS's; looked up 2026-11-21.
@@ -56,18 +56,18 @@ def estimate(machine: InstanceType, epochs: int, images_per_second: float | None
     hours = MINUTES_ON_8_A100[epochs] / 60 * 8 / (machine.gpus * SPEED_IN_A100[machine.gpu])
     if machine.gpu == "A100" and machine.gpus == 8:
         return Estimate(hours, "measured by ffcv-imagenet with its own script on this machine, not with Rebar")
-    return Estimate(hours, "scaled by GPU speed from ffcv-imagenet's time on 8 A100; not measured, may be 20 % short")
+    return Estimate(hours, "scaled by GPU speed from ffcv-imagenet's time on 8 A100; not measured, may be 20 % longer")
 
 
-def estimate_table(
-    machine: InstanceType, epochs: int, guess: Estimate, price: float, price_basis: str, setup: float
+def format_estimate(
+    machine: InstanceType, epochs: int, time_estimate: Estimate, price: float, price_basis: str, setup: float
 ) -> str:
     """Return the estimate as text; ``setup`` in hours."""
-    total = guess.hours + setup
+    total = time_estimate.hours + setup
     rows = [
         ("machine", f"{machine.name}: {machine.gpus} × {machine.gpu}, {machine.vcpus} vCPUs, {machine.memory_gib} GiB"),
         ("recipe", f"ResNet-50, {epochs} epochs, rn50_configs/{machine.config}"),
-        ("training", f"{guess.hours:.2f} h: {guess.basis}"),
+        ("training", f"{time_estimate.hours:.2f} h: {time_estimate.basis}"),
         ("setup", f"{setup:.2f} h: assumed (boot, installation, copying the data)"),
         ("price", f"${price:.4f}/h: {price_basis}"),
         ("cost", f"${total * price:.2f} for {total:.2f} h, plus disks and S3"),
@@ -82,11 +82,11 @@ def machines_table(machines: Sequence[InstanceType], epochs: int, setup: float) 
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for each in machines:
-        guess = estimate(each, epochs)
+        time_estimate = estimate(each, epochs)
         nvme = f"{each.nvme_disks} × {each.nvme_gb // each.nvme_disks} GB" if each.nvme_disks else "none"
         lines.append(
             f"| {each.name} | {each.gpus} × {each.gpu} | {each.gpu_memory_gib} GB | {each.vcpus} "
-            f"| {each.memory_gib} GiB | {nvme} | {each.price:.2f} | {guess.hours:.2f} h "
-            f"| ${(guess.hours + setup) * each.price:.2f} |"
+            f"| {each.memory_gib} GiB | {nvme} | {each.price:.2f} | {time_estimate.hours:.2f} h "
+            f"| ${(time_estimate.hours + setup) * each.price:.2f} |"
         )
     return "\n".join(lines)

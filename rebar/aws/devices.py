@@ -1,4 +1,4 @@
-"""Block devices of this machine: finding a volume's device, checking that it is blank, mounting, freezing."""
+"""Find, check, mount and freeze the block devices of volumes on this machine."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def link_of(volume_id: str) -> Path:
 
 
 def device_of(volume_id: str, *, seconds: float | None = None) -> Path:
-    """Return the block device of an attached volume, waiting for udev's link; default: UDEV_SECONDS.
+    """Return the block device of an attached volume. Waits up to ``seconds`` (UDEV_SECONDS) for udev's link.
 
     Raises AwsError if there is no such device, or if the serial number of the device differs.
     """
@@ -57,7 +57,7 @@ def size_of(device: Path) -> int:
 
 
 def probe(device: Path) -> dict[str, str]:
-    """Return what blkid finds on a device, such as ``TYPE`` and ``UUID``; empty if it finds nothing.
+    """Return blkid's values for a device, such as ``TYPE`` and ``UUID``. Empty if it recognizes nothing.
 
     Raises AwsError if blkid finds several file systems at once.
     """
@@ -101,7 +101,7 @@ class Mount:
 
 
 def mounts_of(device: Path) -> list[Mount]:
-    """Return the places where a block device is mounted."""
+    """Return the mounts of a block device."""
     number = os.stat(device).st_rdev
     wanted = f"{os.major(number)}:{os.minor(number)}"
     found = []
@@ -114,8 +114,8 @@ def mounts_of(device: Path) -> list[Mount]:
     return found
 
 
-def only_mount_of(device: Path) -> Mount | None:
-    """Return the only mount of a device; raises AwsError if there are several."""
+def mount_of(device: Path) -> Mount | None:
+    """Return the mount of a device, or None. Raises AwsError if it is mounted more than once."""
     found = mounts_of(device)
     if len(found) > 1:
         places = ", ".join(str(mount.target) for mount in found)
@@ -140,20 +140,20 @@ def mount(device: Path, target: Path, kind: str, *, options: str) -> None:
 
 
 def unmount(target: Path) -> None:
-    """Sync and unmount a file system; raises AwsError if files are open."""
+    """Sync and unmount a file system. Raises AwsError if files are open."""
     run_program("sync", "--file-system", str(target))
     run_program("umount", str(target))
 
 
 FREEZE_SECONDS = 300
 
-# Waits for the end of its standard input, which closes however this process ends, then thaws.
+# Thaws when its standard input closes, which happens in any case when this process ends.
 THAW = 'timeout "$2" cat >/dev/null; exec fsfreeze --unfreeze "$1"'
 
 
 @contextmanager
 def frozen(target: Path) -> Iterator[None]:
-    """Freeze a mounted file system; a second process thaws it afterwards, even if this one is killed.
+    """Freeze a mounted file system in the block. A second process thaws it, even if this one is killed.
 
     Raises AwsError if freezing fails, or if the block took longer than FREEZE_SECONDS.
     """
@@ -164,7 +164,7 @@ def frozen(target: Path) -> Iterator[None]:
         stderr=subprocess.PIPE,
         text=True,
         cwd="/",
-        start_new_session=True,  # Ctrl-C must not reach it
+        start_new_session=True,  # so that Ctrl-C does not reach it
     )
     try:
         run_program("fsfreeze", "--freeze", str(target))

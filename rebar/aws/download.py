@@ -1,4 +1,4 @@
-"""Downloads with aria2 (HTTP and BitTorrent) and with Kaggle's command line."""
+"""Download files with aria2 (HTTP and BitTorrent) and with Kaggle's command line."""
 
 import os
 import re
@@ -21,10 +21,10 @@ INSTALL = {"aria2c": "apt-get install aria2", "kaggle": "pip install kaggle"}
 ACADEMIC_TORRENTS = "https://academictorrents.com/download/"
 INFO_HASH = re.compile(r"[0-9a-fA-F]{40}")
 STALLED_SECONDS = 900
-"""aria2 gives up a torrent if it receives nothing for this long."""
+"""aria2 stops a torrent after this time without data."""
 RETRY_SECONDS = 2
 UNZIP_THREADS = 8
-_ARIA2_STATUS = {
+_ARIA2_EXIT_STATUS = {
     3: "the server answered 404 Not Found",
     7: "the download is unfinished: it was interrupted, or no peer sends the missing pieces",
     9: "the disk is full",
@@ -34,14 +34,14 @@ _ARIA2_STATUS = {
 """https://aria2.github.io/manual/en/html/aria2c.html#exit-status"""
 
 
-def shown(url: str) -> str:
-    """Return a URL without its user, password and query, which may be secret."""
+def redacted_url(url: str) -> str:
+    """Return a URL without user, password and query, which may be secret."""
     parts = urllib.parse.urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
 
 
 def download(url: str, target: Path) -> None:
-    """Download a file with aria2. An interrupted download resumes; ``target`` exists only when it is complete.
+    """Download a file with aria2. An interrupted download resumes. ``target`` appears once it is complete.
 
     Raises AwsError ``program-missing`` or ``download-failed``.
     """
@@ -51,12 +51,12 @@ def download(url: str, target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
     options = [f"--dir={target.parent}", "--continue=true", "--auto-file-renaming=false"]
     options += [f"--retry-wait={RETRY_SECONDS}", "--always-resume=false"]
-    _aria2(shown(url), f"{url}\n  out={partial.name}\n", *options)
+    _run_aria2(redacted_url(url), f"{url}\n  out={partial.name}\n", *options)
     with partial.open("rb") as file:
         if file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html")):
             partial.unlink()
             raise AwsError(
-                f"{shown(url)}: the server sent an HTML page, not a file. Log in there and copy a new link.",
+                f"{redacted_url(url)}: the server sent an HTML page, not a file. Log in there and copy a new link.",
                 code="download-failed",
             )
     os.replace(partial, target)
@@ -82,19 +82,19 @@ def download_torrent(source: str, folder: Path) -> None:
         "--follow-torrent=mem",
         f"--bt-stop-timeout={STALLED_SECONDS}",
     ]
-    options += ["--bt-save-metadata=true", "--bt-load-saved-metadata=true"]  # a magnet link's, for the next call
+    options += ["--bt-save-metadata=true", "--bt-load-saved-metadata=true"]  # of a magnet link
     if source.startswith("magnet:?") and "xt=urn:btih:" not in source:
         raise AwsError("The magnet link has no xt=urn:btih:... Copy the complete link.", code="download-not-found")
     if "://" in source or source.startswith("magnet:?"):
-        name = shown(source) if "://" in source else "the magnet link"
-        _aria2(name, f"{source}\n", f"--dir={folder}", *options)
+        name = redacted_url(source) if "://" in source else "the magnet link"
+        _run_aria2(name, f"{source}\n", f"--dir={folder}", *options)
     elif Path(source).is_file():
-        _aria2(source, "", f"--dir={folder}", *options, f"--torrent-file={Path(source).absolute()}")
+        _run_aria2(source, "", f"--dir={folder}", *options, f"--torrent-file={Path(source).absolute()}")
     else:
         raise AwsError(f"{source}: the file does not exist.", code="download-not-found")
 
 
-def _aria2(name: str, downloads: str, *options: str) -> None:
+def _run_aria2(name: str, downloads: str, *options: str) -> None:
     """Run aria2. URLs are written to its standard input (``downloads``), since other users can read command lines."""
     always = [f"--stop-with-process={os.getpid()}", "--file-allocation=none", "--summary-interval=60"]
     always += ["--download-result=hide", "--console-log-level=error", "--allow-overwrite=true"]
@@ -108,7 +108,7 @@ def _aria2(name: str, downloads: str, *options: str) -> None:
         for line in process.stdout:
             sys.stderr.write(re.sub(r"(?<=[?@])\S+|(?<=://)[^/\s]+@", "***", line))  # secrets in URLs
     if process.returncode:
-        reason = _ARIA2_STATUS.get(process.returncode, f"aria2c ended with status {process.returncode}")
+        reason = _ARIA2_EXIT_STATUS.get(process.returncode, f"aria2c ended with status {process.returncode}")
         raise AwsError(f"{name}: {reason}. The same command resumes the download.", code="download-failed")
 
 
@@ -119,7 +119,7 @@ def _require(program: str) -> str:
 
 
 def download_competition(competition: str, folder: Path) -> Path:
-    """Download the zip of a Kaggle competition with ``kaggle competitions download``, which resumes; return its path.
+    """Download the zip of a Kaggle competition with ``kaggle competitions download``, which resumes. Returns its path.
 
     Raises AwsError ``program-missing`` or ``download-failed``.
     """
@@ -140,7 +140,7 @@ def download_competition(competition: str, folder: Path) -> Path:
 
 
 def unzip(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
-    """Extract the members with wanted names, in parallel; files that already have their full size are skipped.
+    """Extract the members for which ``wanted(name)`` is true, in parallel. Skips files that have their final size.
 
     Raises AwsError ``archive-damaged`` if a CRC is wrong, and RebarError ``disk-full``.
     """

@@ -1,4 +1,4 @@
-"""Download ImageNet from any of its sources, for ``write_dataset.py`` to read."""
+"""Download ImageNet from any of its sources, as input of ``write_dataset.py``."""
 
 import contextlib
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rebar.aws.client import Clients
-from rebar.aws.download import download, download_competition, download_torrent, is_torrent, shown, unzip
+from rebar.aws.download import download, download_competition, download_torrent, is_torrent, redacted_url, unzip
 from rebar.storage.boto import AwsError, S3NotFoundError, translate_aws_error
 from rebar.storage.file_lock import file_lock
 from rebar.storage.files import write_error
@@ -25,11 +25,11 @@ PUBLISHED_MD5 = {
     VAL: "29b22e2961454d5413ddabcf34fc5622",
     DEVKIT: "fa75699e90414af021442c21a62c3abf",
 }
-"""From ImageNet's download page; torchvision has the same."""
+"""From ImageNet's download page; the same as in torchvision."""
 DEVKIT_URL = f"https://image-net.org/data/ILSVRC/2012/{DEVKIT}"
 COMPETITION = "imagenet-object-localization-challenge"
 IMAGES = "ILSVRC/Data/CLS-LOC/"
-"""The images within Kaggle's zip."""
+"""Folder of the images in Kaggle's zip."""
 LABELS = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt", "ILSVRC2012_val_labels.txt")
 SOURCES = (
     "a folder, the URL of an archive, a .torrent (file or URL), a magnet link, an info hash at academictorrents.com, "
@@ -46,16 +46,16 @@ def download_imagenet(
     md5: Mapping[str, str] | None = None,
     devkit: str = DEVKIT_URL,
 ) -> str:
-    """Download ImageNet into a folder, if its source requires that; return the value for ``--data-dir``.
+    """Download ImageNet to a folder if its source requires it. Returns the value for ``--data-dir``.
 
-    Hugging Face, a tree of images in S3 and a local folder are read in place. ``md5``: MD5s by file name, besides
-    the published ones. An interrupted download resumes. Raises AwsError (``md5-mismatch``, ``download-*``,
-    ``program-missing``, ``imagenet-source-unknown``).
+    Hugging Face, a tree of images in S3 and a local folder are read in place. ``md5``: additional MD5s, by file name.
+    An interrupted download resumes. Raises AwsError (``md5-mismatch``, ``download-*``, ``program-missing``,
+    ``imagenet-source-unknown``).
     """
     checksums = {**PUBLISHED_MD5, **(md5 or {})}
-    if len(sources) == 1 and (place := _in_place(clients, sources[0])) is not None:
+    if len(sources) == 1 and (place := _data_dir_read_in_place(clients, sources[0])) is not None:
         if Path(place).is_dir():
-            _complete(Path(place), checksums, devkit)
+            _verify_archives_and_get_devkit(Path(place), checksums, devkit)
         return place
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def download_imagenet(
     with file_lock(folder / ".download.lock", f"{folder}: another process is downloading ImageNet to it. Wait for it."):
         for source in sources:
             _download(clients, source, folder, checksums)
-        _complete(folder, checksums, devkit)
+        _verify_archives_and_get_devkit(folder, checksums, devkit)
     return str(folder)
 
 
@@ -89,7 +89,7 @@ def read_checksums(path: Path) -> dict[str, str]:
 def check_md5(path: Path, checksums: Mapping[str, str]) -> None:
     """Raise AwsError ``md5-mismatch`` if the MD5 of a file is not the one listed for its name.
 
-    A hidden file next to it remembers a successful check, so the file is read once.
+    A hidden file next to it records a successful check, so that the file is read only once.
     """
     expected = checksums.get(path.name)
     if expected is None:
@@ -108,15 +108,15 @@ def check_md5(path: Path, checksums: Mapping[str, str]) -> None:
             bar.update(len(chunk))
     if content.hexdigest() != expected:
         raise AwsError(
-            f"{path}: its MD5 is {content.hexdigest()}, not {expected}. Delete the file and run the command again, or "
-            "list its MD5 in the file of --md5 if it is the right one.",
+            f"{path}: its MD5 is {content.hexdigest()}, not {expected}. Delete the file and run the command again. If "
+            "this is another version of the file, list its MD5 with --md5.",
             code="md5-mismatch",
         )
-    with contextlib.suppress(OSError):  # of a read-only folder
+    with contextlib.suppress(OSError):  # the folder may be read-only
         note.write_text(stamp)
 
 
-def _in_place(clients: Clients, source: str) -> str | None:
+def _data_dir_read_in_place(clients: Clients, source: str) -> str | None:
     """Return the value for ``--data-dir`` if the source is read in place, without a download; else None."""
     if source.startswith("hf:"):
         return source
@@ -150,7 +150,7 @@ def _download(clients: Clients, source: str, folder: Path, checksums: Mapping[st
     elif source.startswith(("https://", "http://")):
         name = urllib.parse.urlsplit(source).path.rpartition("/")[2]
         if not name:
-            raise AwsError(f"{shown(source)}: the URL has no file name.", code="imagenet-source-unknown")
+            raise AwsError(f"{redacted_url(source)}: the URL has no file name.", code="imagenet-source-unknown")
         _download_checked(source, folder / name, checksums)
     else:
         raise AwsError(
@@ -165,20 +165,20 @@ def _download_checked(url: str, target: Path, checksums: Mapping[str, str]) -> N
     try:
         check_md5(target, checksums)
     except AwsError:
-        if is_new:  # only what was just downloaded is deleted
+        if is_new:  # never delete an existing file
             target.unlink()
         raise
     _print(f"{target}: downloaded")
 
 
-def _complete(folder: Path, checksums: Mapping[str, str], devkit: str) -> None:
-    """Check the archives in the folder; download the development kit if the classes of the archive VAL are unknown."""
+def _verify_archives_and_get_devkit(folder: Path, checksums: Mapping[str, str], devkit: str) -> None:
+    """Verify the archives, and download the development kit if the classes of the validation images are unknown."""
     for name in (TRAIN, VAL):
         if (folder / name).is_file():
             check_md5(folder / name, checksums)
     kits = [folder / DEVKIT.removesuffix(suffix) for suffix in ("", ".gz", ".tar.gz")]
     if (folder / VAL).is_file() and not any(path.exists() for path in [*kits, *(folder / name for name in LABELS)]):
-        _print(f"{shown(devkit)} has the classes of {VAL}")
+        _print(f"{redacted_url(devkit)} has the classes of {VAL}")
         _download_checked(devkit, folder / DEVKIT, checksums)
 
 

@@ -1,6 +1,7 @@
-"""The NVMe disks of an EC2 instance as one folder; several become a RAID 0. Disks that are not blank are not touched.
+"""Mount the NVMe disks of an EC2 instance (the instance store) as one folder; several disks become a RAID 0.
 
-They are empty when an instance starts, and lost when it stops.
+The disks are empty when an instance starts, and their content is lost when it stops. Disks that are not blank are
+never formatted.
 """
 
 import os
@@ -15,13 +16,13 @@ from rebar.storage.boto import AwsError
 MODEL = "Amazon EC2 NVMe Instance Storage"
 BLOCKS, DEVICES, HOLDERS = Path("/sys/block"), Path("/dev"), Path("/sys/class/block")
 NAME = "rebar"
-"""The name of the array and the label of the file system, by which both are recognized after a reboot."""
+"""The name of the array and the label of the file system, which identify both after a reboot."""
 ARRAY = Path("/dev/md") / NAME
 MEMBER = "linux_raid_member"
 
 
 def find_disks() -> list[Path]:
-    """Return the instance store's disks by their model name, which differs from that of EBS volumes."""
+    """Return the disks of the instance store, identified by their model name."""
     found = []
     for entry in sorted(BLOCKS.glob("nvme*")):
         model = entry / "device" / "model"
@@ -31,18 +32,19 @@ def find_disks() -> list[Path]:
 
 
 def prepare(folder: Path, mode: Mode) -> None:
-    """Mount the instance store at a folder; blank disks are joined and formatted first.
+    """Mount the instance store at a folder. Blank disks are combined and formatted first.
 
-    A repeated call recognizes and mounts its own file system. Raises AwsError if a disk is in use or has other data.
+    A repeated call recognizes and mounts the existing file system. Raises AwsError if a
+    disk is in use or has other data.
     """
     folder, disks = folder.absolute(), find_disks()
     if not disks:
         print(f"this machine has no instance store: {folder} is an ordinary folder")
-        if mode is Mode.DO:
+        if mode is Mode.EXECUTE:
             folder.mkdir(parents=True, exist_ok=True)
         return
-    is_array = _is_our_array(disks)
-    device = _running_array(disks) if is_array else _our_disk(disks)
+    is_array = _is_rebar_array(disks)
+    device = _assembled_array(disks) if is_array else _rebar_disk(disks)
     if device is not None and (places := mounts_of(device)):
         if [place.target for place in places] != [folder]:
             text = f"the instance store is mounted on {places[0].target}. Use that folder, or unmount it first."
@@ -72,17 +74,17 @@ def prepare(folder: Path, mode: Mode) -> None:
     print(f"{folder} is on {device}: {size:,.0f} GB")
 
 
-def _our_disk(disks: Sequence[Path]) -> Path | None:
-    """Return the only disk if it has our file system."""
+def _rebar_disk(disks: Sequence[Path]) -> Path | None:
+    """Return the disk if there is only one and it has Rebar's file system."""
     found = probe(disks[0]) if len(disks) == 1 else {}
     return disks[0] if (found.get("TYPE"), found.get("LABEL")) == ("ext4", NAME) else None
 
 
-def _is_our_array(disks: Sequence[Path]) -> bool:
-    """Return whether all disks are members of the array that we created; raises AwsError if only some are."""
+def _is_rebar_array(disks: Sequence[Path]) -> bool:
+    """Return whether all disks are members of Rebar's array. Raises AwsError if only some are."""
     members = [found for disk in disks if (found := probe(disk)).get("TYPE") == MEMBER]
-    ours = {found.get("UUID") for found in members if found.get("LABEL", "").rpartition(":")[2] == NAME}
-    if members and (len(members) < len(disks) or len(ours) != 1 or None in ours):
+    uuids = {found.get("UUID") for found in members if found.get("LABEL", "").rpartition(":")[2] == NAME}
+    if members and (len(members) < len(disks) or len(uuids) != 1 or None in uuids):
         text = "the instance store belongs to another array, or disks of it are missing. If its content is not needed"
         raise AwsError(
             f"{text}, run mdadm --stop, then mdadm --zero-superblock on each disk.", code="instance-store-in-use"
@@ -90,8 +92,8 @@ def _is_our_array(disks: Sequence[Path]) -> bool:
     return bool(members)
 
 
-def _running_array(disks: Sequence[Path]) -> Path | None:
-    """Return the device of our array, None if it is not assembled."""
+def _assembled_array(disks: Sequence[Path]) -> Path | None:
+    """Return the device of Rebar's array; None if it is not assembled."""
     users = [{holder.name for holder in (HOLDERS / disk.name / "holders").glob("*")} for disk in disks]
     holders = set().union(*users)
     if len(holders) > 1 or (holders and not all(users)):
@@ -101,7 +103,7 @@ def _running_array(disks: Sequence[Path]) -> Path | None:
 
 
 def _start_array(disks: Sequence[Path], *, create: bool) -> Path:
-    """Create or assemble the array; returns its device once udev has made the link."""
+    """Create or assemble the array. Returns its device once udev has created the link."""
     options = ["--run", "--level=0", f"--name={NAME}", "--homehost=any", f"--raid-devices={len(disks)}"]
     start = ["--create", str(ARRAY), *options] if create else ["--assemble", str(ARRAY)]
     run_program("mdadm", *start, *map(str, disks))

@@ -1,7 +1,7 @@
-"""The instance types that Rebar has configurations for, running instances, and the identity of this machine.
+"""The instance types that Rebar has configurations for, existing instances, and the id of this instance.
 
-GPUs, memory, vCPUs and NVMe are as in EC2's DescribeInstanceTypes (GPU memory in the data sheets' GB; p3 from its
-product page). docs/aws.md names the sources of the prices.
+GPUs, memory, vCPUs and NVMe are those of EC2's DescribeInstanceTypes (GPU memory from the data sheets, p3 from its
+product page). docs/aws.md lists the sources of the prices.
 """
 
 import os
@@ -14,7 +14,7 @@ from rebar.aws.tags import filters
 from rebar.storage.boto import AwsError
 from rebar.storage.ec2_metadata import InstanceMetadata
 
-PRICES_FROM = "July 2026, us-east-1, on demand, Linux"
+PRICE_SOURCE = "July 2026, us-east-1, on demand, Linux"
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class InstanceType:
     nvme_gb: int
     price: float
     config: str
-    """The file in rn50_configs/ for it."""
+    """Its config file in rn50_configs/."""
 
     @property
     def has_volume_serials(self) -> bool:
-        """Whether a volume's device has its serial number: since Nitro."""
+        """Whether the device of a volume exposes its serial number (Nitro instances)."""
         return self.family != "p3"
 
     @property
     def family(self) -> str:
-        """``g5`` of ``g5.xlarge``."""
+        """Instance family: ``g5`` for ``g5.xlarge``."""
         return self.name.partition(".")[0]
 
 
@@ -65,17 +65,19 @@ BY_NAME = {each.name: each for each in TYPES}
 
 
 def instance_type(name: str) -> InstanceType:
-    """Return an instance type by its name; raises AwsError if it is not in the table."""
+    """Return an instance type by its name. Raises AwsError if it is not in the table."""
     if name not in BY_NAME:
         text = f"instance type {name!r} is not supported. Use one of {', '.join(BY_NAME)}."
         raise AwsError(text, code="instance-type-unknown")
     return BY_NAME[name]
 
 
-LIVING = ("pending", "running", "stopping", "stopped")
+ACTIVE_STATES = ("pending", "running", "stopping", "stopped")
 
 
-def find_instances(clients: Clients, tags: Mapping[str, str], states: tuple[str, ...] = LIVING) -> list[dict[str, Any]]:
+def find_instances(
+    clients: Clients, tags: Mapping[str, str], states: tuple[str, ...] = ACTIVE_STATES
+) -> list[dict[str, Any]]:
     """Return all instances with these tags in one of the states."""
     chosen = [*filters(tags), {"Name": "instance-state-name", "Values": list(states)}]
     found = paginate("listing instances", clients.ec2, "describe_instances", "Reservations", Filters=chosen)
@@ -91,7 +93,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Return the id and zone of this machine; raises AwsError if it is not an EC2 instance."""
+    """Return the id and zone of this machine. Raises AwsError if it is not an EC2 instance."""
     advice = "Set --instance."
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         raise AwsError(f"instance metadata is disabled (AWS_EC2_METADATA_DISABLED). {advice}", code="aws-no-instance")

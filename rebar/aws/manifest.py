@@ -1,6 +1,6 @@
-"""SHA-256 of every file of a file system, stored on it in a file that ``sha256sum --check`` can read.
+"""SHA-256 of every file of a file system, stored on it in the format of ``sha256sum``.
 
-Comparing the number of files proves nothing: a snapshot of a mounted ext4 lists files without their contents.
+Comparing names and sizes is not enough: a snapshot of a mounted ext4 can list files without their contents.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ Stamp = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Manifest:
-    """SHA-256 by path relative to the root: of the contents of files, and of the targets of symbolic links."""
+    """SHA-256 of the contents of files and of the targets of symbolic links, by path relative to the root."""
 
     files: Mapping[str, str]
     links: Mapping[str, str]
@@ -39,19 +39,19 @@ class Manifest:
         return "".join(lines)
 
     def digest(self) -> str:
-        """Return the SHA-256 of the text, which identifies all contents."""
+        """Return the SHA-256 of :meth:`to_text`, which identifies all contents."""
         return hashlib.sha256(self.to_text().encode()).hexdigest()
 
     def differences(self, other: "Manifest") -> list[str]:
         """Return one line per difference between this manifest and a later one."""
         found = []
-        for mine, theirs in ((self.files, other.files), (self.links, other.links)):
-            found += [f"{path} is missing" for path in sorted(mine.keys() - theirs.keys())]
-            found += [f"{path} is new" for path in sorted(theirs.keys() - mine.keys())]
+        for before, after in ((self.files, other.files), (self.links, other.links)):
+            found += [f"{path} is missing" for path in sorted(before.keys() - after.keys())]
+            found += [f"{path} is new" for path in sorted(after.keys() - before.keys())]
             found += [
                 f"{path} has different contents"
-                for path in sorted(mine.keys() & theirs.keys())
-                if mine[path] != theirs[path]
+                for path in sorted(before.keys() & after.keys())
+                if before[path] != after[path]
             ]
         return found
 
@@ -116,7 +116,7 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(root: Path) -> Manifest | None:
-    """Return the manifest of a file system; None if it has none. Raises AwsError ``manifest-damaged``."""
+    """Return the manifest of a file system, or None. Raises AwsError ``manifest-damaged``."""
     path = root / NAME
     try:
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -136,7 +136,7 @@ def read_manifest(root: Path) -> Manifest | None:
 
 
 def _walk(root: Path) -> "Iterator[os.DirEntry[str]]":
-    """Yield everything except folders, and except the manifest and lost+found in the root."""
+    """Yield all files and links, except the manifest and lost+found in the root."""
 
     def below(folder: str, ignored: set[str]) -> "Iterator[os.DirEntry[str]]":
         try:

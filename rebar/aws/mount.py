@@ -1,4 +1,4 @@
-"""Mounting EBS volumes on this machine; only a blank volume that ``volume create`` made is ever formatted."""
+"""Mount EBS volumes on this machine. Only blank volumes that ``volume create`` made are formatted."""
 
 import uuid
 from pathlib import Path
@@ -8,8 +8,8 @@ from rebar.aws.devices import (
     device_of,
     link_of,
     mount,
+    mount_of,
     mounts_of,
-    only_mount_of,
     probe,
     require_blank,
     require_free_target,
@@ -21,14 +21,14 @@ from rebar.aws.volumes import Volume, attachment, detach_volume, require_attache
 from rebar.storage.boto import AwsError
 
 KINDS = ("ext4", "xfs")
-OPTIONS = {"ext4": "noatime", "xfs": "noatime,nouuid"}  # a restored copy has its original's UUID
+OPTIONS = {"ext4": "noatime", "xfs": "noatime,nouuid"}  # a restored copy has the UUID of its original
 READ_ONLY = {"ext4": "ro,noload", "xfs": "ro,norecovery,nouuid"}  # the journal is not replayed
 GIB = 2**30
 BLANK = "blank"
 
 
 def require_formattable(volume: Volume) -> str:
-    """Return a volume's file system tag; raises AwsError unless ``volume create`` made it without a snapshot."""
+    """Return a volume's file system tag. Raises AwsError unless ``volume create`` made it, without a snapshot."""
     tag = tags_of(volume).get(FILESYSTEM)
     if volume.get("SnapshotId") or tag is None:
         origin = f"was restored from {volume['SnapshotId']}" if volume.get("SnapshotId") else "has no creation tag"
@@ -40,8 +40,7 @@ def require_formattable(volume: Volume) -> str:
 def format_volume(clients: Clients, volume: Volume, device: Path, kind: str) -> None:
     """Make a file system on a blank volume, or complete an interrupted call.
 
-    The UUID is chosen and stored in a tag before anything is written, so that a repeated command recognizes its own
-    file system.
+    The UUID is stored in a tag before anything is written, so that a repeated command recognizes its own file system.
     """
     tag, size = require_formattable(volume), volume["Size"] * GIB
     if tag == BLANK:
@@ -67,11 +66,11 @@ def format_volume(clients: Clients, volume: Volume, device: Path, kind: str) -> 
 def mount_volume(
     clients: Clients, volume: Volume, target: Path, mode: Mode, *, kind: str | None = None, read_only: bool = False
 ) -> None:
-    """Mount a volume that is attached to this machine; ``kind``: make this file system first, if it is blank."""
+    """Mount a volume that is attached to this machine. ``kind``: format it first with this file system, if blank."""
     volume_id = volume["VolumeId"]
     require_attached(volume)
     device, target = device_of(volume_id), target.absolute()
-    mounted = only_mount_of(device)
+    mounted = mount_of(device)
     access = "read-only" if read_only else "read-write"
     if mounted is not None:
         if mounted.target != target or mounted.writable == read_only:
@@ -99,7 +98,7 @@ def mount_volume(
 
 
 def mount_device(clients: Clients, volume_id: str, device: Path, target: Path, *, read_only: bool) -> None:
-    """Mount a volume's device; before it becomes writable, a new tag makes earlier snapshots count as outdated."""
+    """Mount a volume's device. A new tag marks earlier snapshots as outdated before the volume becomes writable."""
     kind = probe(device).get("TYPE", "")
     if kind not in KINDS:
         text = f"{device} contains {kind or 'no file system'}, not {' or '.join(KINDS)}."
@@ -110,7 +109,7 @@ def mount_device(clients: Clients, volume_id: str, device: Path, target: Path, *
 
 
 def unmount_volume(volume: Volume, mode: Mode) -> None:
-    """Unmount a volume from all places on this machine."""
+    """Unmount a volume from all its mount points on this machine."""
     volume_id = volume["VolumeId"]
     places = mounts_of(device_of(volume_id, seconds=0)) if link_of(volume_id).exists() else []
     if not places:
@@ -124,12 +123,12 @@ def unmount_volume(volume: Volume, mode: Mode) -> None:
 def detach_unmounted(clients: Clients, volume: Volume, mode: Mode, *, instance_is_down: bool) -> None:
     """Detach a volume that is not mounted on this machine, or whose instance is stopped.
 
-    Raises AwsError if another running machine has it: its mounts cannot be seen from here.
+    Raises AwsError if it is attached to another running instance, whose mounts are not visible here.
     """
     volume_id = volume["VolumeId"]
     if attachment(volume) is not None and not instance_is_down:
         if not link_of(volume_id).exists():
-            text = f"{volume_id} is attached to another running machine. Unmount and detach it there, or stop that one."
+            text = f"{volume_id} is attached to another running machine. Detach it there, or stop that machine."
             raise AwsError(text, code="volume-in-use")
         if places := mounts_of(device_of(volume_id, seconds=0)):
             text = f"{volume_id} is mounted on {places[0].target}. Run volume umount {volume_id} first."

@@ -1,4 +1,4 @@
-"""Plans: a command prints its steps; ``--check`` asks AWS for permission (DryRun), ``--yes`` executes them."""
+"""Plans: a command prints its steps. ``--check`` asks AWS for permission (DryRun), ``--yes`` executes them."""
 
 import argparse
 import sys
@@ -12,11 +12,11 @@ from rebar.storage.boto import AwsError
 
 
 class Mode(Enum):
-    """What to do with a plan."""
+    """How to handle a plan: print it, ask AWS for permission (DryRun), or execute it."""
 
-    SHOW = "show"
+    PRINT = "print"
     CHECK = "check"
-    DO = "do"
+    EXECUTE = "execute"
 
 
 @dataclass(frozen=True)
@@ -28,30 +28,30 @@ class Step:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def is_allowed(self) -> bool | None:
-        """Ask EC2 whether the call would succeed; None if there is no dry run. Raises AwsError if it would not."""
+        """Return True if EC2 permits the call, None if it has no dry run. Raises AwsError if EC2 refuses."""
         if self.method is None:
             return None
         return call(self.text, self.method, none_if=["DryRunOperation"], **self.parameters, DryRun=True) is None
 
 
 def confirm_plan(mode: Mode, title: str, steps: Sequence[Step]) -> bool:
-    """Print the plan; return True if it is to be executed now. Raises AwsError if ``--check`` finds a refusal."""
+    """Print the plan, and return whether to execute it. Raises AwsError if ``--check`` finds a refused step."""
     print(f"plan: {title}")
     for number, step in enumerate(steps, 1):
         print(f"  {number}. {step.text}")
     if mode is Mode.CHECK:
         _check(title, steps)
-    elif mode is Mode.SHOW:
+    elif mode is Mode.PRINT:
         print("nothing was changed; --check asks AWS for permission, --yes executes the plan")
     sys.stdout.flush()
-    return mode is Mode.DO
+    return mode is Mode.EXECUTE
 
 
 def _check(title: str, steps: Sequence[Step]) -> None:
     refusals = []
     for number, step in enumerate(steps, 1):
         try:
-            print(f"  {number}: {'not checked: no dry run' if step.is_allowed() is None else 'allowed'}")
+            print(f"  {number}: {'not checked: AWS has no dry run for it' if step.is_allowed() is None else 'allowed'}")
         except AwsError as error:
             print(f"  {number}: REFUSED")
             refusals.append(str(error))
@@ -69,4 +69,4 @@ def add_mode(parser: argparse.ArgumentParser) -> None:
 
 def mode_of(options: argparse.Namespace) -> Mode:
     """Return the mode chosen on the command line."""
-    return Mode.DO if options.yes else Mode.CHECK if options.check else Mode.SHOW
+    return Mode.EXECUTE if options.yes else Mode.CHECK if options.check else Mode.PRINT

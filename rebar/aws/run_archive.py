@@ -1,4 +1,4 @@
-"""Upload a run's folder to S3 and fetch it again, without training's packages."""
+"""Upload a run folder to S3 and download it, without importing torch."""
 
 import contextlib
 import os
@@ -25,19 +25,19 @@ STALE_SECONDS = 3600
 
 
 @dataclass(frozen=True)
-class Uploaded:
-    """The result of an upload: the step of the run, and the number and size of the new checkpoints."""
+class UploadResult:
+    """Step of the uploaded run, and number and size of the checkpoints that were uploaded."""
 
     step: int
     checkpoints: int
     bytes: int
 
 
-def upload_run(client: Any, folder: Path, prefix: S3Prefix) -> Uploaded:
+def upload_run(client: Any, folder: Path, prefix: S3Prefix) -> UploadResult:
     """Upload a run's checkpoints and records, then the manifest.
 
-    Checkpoints that S3 has are not uploaded again; those that the new manifest no longer names are deleted. The
-    manifest is replaced only if it has not changed meanwhile, so two concurrent uploads lose nothing. Raises AwsError
+    Checkpoints that are in S3 are not uploaded again. Those that the new manifest does not list are deleted. The
+    manifest is replaced only if it has not changed meanwhile, so concurrent uploads lose nothing. Raises AwsError
     ``run-without-checkpoint`` and, if S3 has more progress, ``run-continued-elsewhere``.
     """
     if not (folder / "checkpoints" / LAST).is_file():
@@ -71,12 +71,12 @@ def upload_run(client: Any, folder: Path, prefix: S3Prefix) -> Uploaded:
             manifest = RunManifest(progress, named, socket.gethostname(), read_origin(folder / ORIGIN))
             if store.write_manifest(manifest, if_version=version):
                 _delete(store, present - {stored.object for stored in named.values()})
-                return Uploaded(progress.step, len(new), sum(stored.bytes for stored in new))
+                return UploadResult(progress.step, len(new), sum(stored.bytes for stored in new))
     raise AwsError(f"{prefix}: another process keeps uploading to it. Use another prefix.", code="run-upload-conflict")
 
 
 def fetch_run(client: Any, prefix: S3Prefix, folder: Path, *, replace: bool = False) -> RunManifest | None:
-    """Download a run into a folder, to resume it there; None if nothing is uploaded.
+    """Download a run to a folder, to resume it there. Returns None if the run was not uploaded.
 
     Raises AwsError ``run-exists`` if the folder has another last checkpoint, unless ``replace``.
     """
@@ -92,7 +92,7 @@ def fetch_run(client: Any, prefix: S3Prefix, folder: Path, *, replace: bool = Fa
 
 
 def _progress(folder: Path) -> Progress:
-    """Return the progress in ``status.json``; while the run trains, that of its beginning."""
+    """Return the progress in ``status.json``. While training runs, this is the progress at its start."""
     status = read_status(folder / "status.json")
     if status is None:
         return Progress(0, 0, 0.0)
@@ -101,8 +101,8 @@ def _progress(folder: Path) -> Progress:
 
 @contextlib.contextmanager
 def _frozen_copy(folder: Path) -> Iterator[tuple[list[Path], list[Path]]]:
-    """Yield the current checkpoints, as hard links, and copies of the records; training may replace the originals."""
-    for left in folder.glob(".upload-*"):  # by a killed command
+    """Yield hard links to the checkpoints and copies of the records, since training may replace the originals."""
+    for left in folder.glob(".upload-*"):  # left by a killed command
         if time.time() - left.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".upload-", dir=folder) as temporary:
@@ -111,7 +111,7 @@ def _frozen_copy(folder: Path) -> Iterator[tuple[list[Path], list[Path]]]:
         records.mkdir()
         for path in (folder / "checkpoints").glob("[!.]*.pt"):
             if path.name != PREVIOUS:
-                with suppress(FileNotFoundError):  # removed meanwhile
+                with suppress(FileNotFoundError):  # deleted by training
                     os.link(path, checkpoints / path.name)
         for path in (path for pattern in RECORDS for path in folder.glob(pattern)):
             with suppress(FileNotFoundError):
@@ -125,7 +125,7 @@ def _stored(path: Path) -> Stored:
 
 
 def _delete(store: RunStore, names: set[str]) -> None:
-    """Delete checkpoints that are no longer named. Without permission they cost storage, nothing else."""
+    """Delete checkpoints that the manifest no longer lists. Without permission, they are kept, with a warning."""
     try:
         store.delete(names)
     except AwsError as error:

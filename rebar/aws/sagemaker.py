@@ -1,4 +1,4 @@
-"""SageMaker training jobs: submitted unless one of the run is in progress; the next job resumes from its checkpoint."""
+"""Submit SageMaker training jobs. A run has one job at a time, and the next job resumes from its checkpoint."""
 
 import re
 from argparse import Namespace
@@ -10,12 +10,12 @@ from rebar.aws.capacity import require_nvme
 from rebar.aws.client import Clients, call, paginate
 from rebar.aws.instances import instance_type
 from rebar.aws.plan import Mode, Step, confirm_plan
-from rebar.aws.tags import Identity, as_list, require_our_tags
+from rebar.aws.tags import Identity, as_tag_list, require_project_tags
 from rebar.storage.boto import AwsError, code_of, translate_aws_error
 from rebar.storage.s3 import S3Prefix
 
 RUN_FOLDER = "/opt/ml/checkpoints"
-"""SageMaker synchronizes it with S3, also between spot instances."""
+"""SageMaker synchronizes this folder with S3, also across spot interruptions."""
 DATA_FOLDER = "/opt/ml/input/data/training"
 NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
 MAX_NAME, MAX_ARGUMENTS, MAX_ARGUMENT = 63, 99, 256
@@ -68,18 +68,18 @@ def training_job(options: Namespace, identity: Identity, name: str) -> dict[str,
         "EnableManagedSpotTraining": options.spot,
         "CheckpointConfig": {"S3Uri": f"{run}/run", "LocalPath": RUN_FOLDER},
         "Environment": {"RUN_FOLDER": RUN_FOLDER, "DATA_FOLDER": DATA_FOLDER},
-        "Tags": as_list(identity.tags()),
+        "Tags": as_tag_list(identity.tags()),
     }
 
 
 def submit_training(clients: Clients, options: Namespace, identity: Identity, mode: Mode) -> None:
-    """Submit a training job, unless one of the run is in progress.
+    """Submit a training job, unless the run has one in progress.
 
     SageMaker never reuses the name of an ended job, so names are numbered. Raises AwsError if SageMaker would refuse
-    the job, and if a job of that name is not the project's.
+    the job, or if a job of that name belongs to another project.
     """
     client = clients("sagemaker")
-    training_job(options, identity, "")  # refuses invalid options before AWS is asked
+    training_job(options, identity, "")  # reject invalid options before calling AWS
     if f"ml.{options.instance_type}" not in client.meta.service_model.shape_for("TrainingInstanceType").enum:
         text = f"SageMaker has no ml.{options.instance_type}. Use another --instance-type."
         raise AwsError(text, code="instance-type-not-offered")
@@ -89,7 +89,7 @@ def submit_training(clients: Clients, options: Namespace, identity: Identity, mo
         found = _describe(client, name)
         if found is None:
             break
-        _require_ours(client, found, identity.project)
+        _require_project_tags(client, found, identity.project)
         last = found
         if found["TrainingJobStatus"] in IN_PROGRESS:
             print(f"{name} exists already: {found['TrainingJobStatus']}")
@@ -127,10 +127,10 @@ def _describe(client: Any, name: str) -> Mapping[str, Any] | None:
             raise
 
 
-def _require_ours(client: Any, found: Mapping[str, Any], project: str) -> None:
+def _require_project_tags(client: Any, found: Mapping[str, Any], project: str) -> None:
     name = found["TrainingJobName"]
     tags = paginate(f"reading the tags of {name}", client, "list_tags", "Tags", ResourceArn=found["TrainingJobArn"])
-    require_our_tags({"Tags": tags}, name, project)
+    require_project_tags({"Tags": tags}, name, project)
 
 
 def _steps(options: Namespace, request: Mapping[str, Any], *, resumes: bool) -> list[Step]:
@@ -148,5 +148,7 @@ def _steps(options: Namespace, request: Mapping[str, Any], *, resumes: bool) -> 
         ),
     ]
     if options.input_mode == "FastFile":
-        steps.append(Step("note: training reads at random, which is slow with FastFile; File mode copies first"))
+        steps.append(
+            Step("note: training reads in random order, which is slow with FastFile; File mode copies the data first")
+        )
     return steps

@@ -1,4 +1,4 @@
-"""EBS snapshots of the project; a volume is deleted only if a verified snapshot has its content."""
+"""Find EBS snapshots of the project, and delete volumes whose content is in a verified snapshot."""
 
 import re
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from rebar.aws.tags import (
     RUN,
     VERIFIED,
     filters,
-    key_of,
-    require_our_tags,
+    require_project_tags,
     tags_of,
+    tags_of_name,
 )
 from rebar.aws.volumes import Volume, wait_for_volume
 from rebar.storage.boto import AwsError
@@ -44,15 +44,15 @@ def describe_snapshot(clients: Clients, snapshot_id: str) -> Snapshot | None:
 
 
 def get_snapshot(clients: Clients, name: str, project: str) -> Snapshot:
-    """Return the snapshot called ``snap-…``, or the newest of ``RUN/ROLE``; raises AwsError if there is none."""
+    """Return the snapshot called ``snap-…``, or the newest of ``RUN/ROLE``. Raises AwsError if there is none."""
     if SNAPSHOT_ID.fullmatch(name):
         snapshot = describe_snapshot(clients, name)
     else:
-        snapshot = next(iter(find_snapshots(clients, key_of(name, project, "snapshot"))), None)
+        snapshot = next(iter(find_snapshots(clients, tags_of_name(name, project, "snapshot"))), None)
     if snapshot is None:
         text = f"snapshot {name} does not exist in this region. List all with 'python -m rebar.aws snapshot list'."
         raise AwsError(text, code="aws-not-found")
-    require_our_tags(snapshot, snapshot["SnapshotId"], project)
+    require_project_tags(snapshot, snapshot["SnapshotId"], project)
     return snapshot
 
 
@@ -64,7 +64,10 @@ def require_completed(snapshot: Snapshot) -> None:
 
 
 def is_current(snapshot: Snapshot, volume: Volume) -> bool:
-    """Return whether a volume was not mounted for writing since the snapshot, taken of it or its origin."""
+    """Return whether a snapshot has a volume's current content.
+
+    That is the case if the volume was not mounted read-write since the snapshot was created or restored.
+    """
     if snapshot["SnapshotId"] == volume.get("SnapshotId"):
         return LAST_MOUNT not in tags_of(volume)
     if snapshot["VolumeId"] != volume["VolumeId"] or FROZEN in tags_of(snapshot):
@@ -73,7 +76,7 @@ def is_current(snapshot: Snapshot, volume: Volume) -> bool:
 
 
 def require_deletable(clients: Clients, volume: Volume) -> str:
-    """Return the id of a verified snapshot with a volume's content; raises AwsError if there is none."""
+    """Return the id of a verified snapshot with a volume's content. Raises AwsError if there is none."""
     volume_id, tags = volume["VolumeId"], tags_of(volume)
     if volume["State"] != "available":
         raise AwsError(f"{volume_id} is {volume['State']}. Run volume detach first.", code="volume-in-use")
@@ -86,7 +89,7 @@ def require_deletable(clients: Clients, volume: Volume) -> str:
 
 
 def delete_volume(clients: Clients, volume: Volume, mode: Mode) -> None:
-    """Delete a volume whose content is in a verified snapshot; raises AwsError for any other."""
+    """Delete a volume. Raises AwsError unless its content is in a verified snapshot."""
     volume_id, snapshot_id = volume["VolumeId"], require_deletable(clients, volume)
     text = f"delete {volume_id} ({volume['Size']} GiB); its content is in {snapshot_id}, which is kept"
     step = Step(text, clients.ec2.delete_volume, {"VolumeId": volume_id})
@@ -97,7 +100,7 @@ def delete_volume(clients: Clients, volume: Volume, mode: Mode) -> None:
 
 
 def as_table(snapshots: list[Snapshot]) -> str:
-    """Return one line per snapshot, and the largest possible cost."""
+    """Return a table with one line per snapshot, and the maximum cost."""
     rows = [("snapshot", "run/role", "GiB", "started (UTC)", "state", "manifest", "verified")]
     for snapshot in snapshots:
         tags = tags_of(snapshot)

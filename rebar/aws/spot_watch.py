@@ -22,12 +22,12 @@ from rebar.storage.s3 import MIB, S3Prefix
 
 REBALANCE = "events/recommendations/rebalance"
 NOTICE_SECONDS = 120.0
-"""The time between a notice and the interruption, if the notice does not contain it."""
+"""Seconds from a notice to the interruption, if the notice has no valid time."""
 EXIT_PREEMPTED = 75
-"""The exit status of interrupted training: everything is saved, start it again."""
+"""Exit status of training that was interrupted and has saved a checkpoint. Start it again."""
 CHECK_SECONDS = 0.2
 CLOCK_TOLERANCE_SECONDS = 0.5
-"""The start of a process is computed from the boot time, and may be this much too late."""
+"""Maximum error of a process's start time, which is computed from the boot time."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Notice:
 
     @classmethod
     def parse(cls, text: str) -> "Notice":
-        """Parse a notice. One that is not valid is still a notice."""
+        """Parse a notice. A notice that cannot be parsed means termination in two minutes."""
         try:
             content = json.loads(text)
             time = datetime.strptime(content["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
@@ -49,7 +49,7 @@ class Notice:
 
     @property
     def seconds_left(self) -> float:
-        """The seconds until the interruption."""
+        """Seconds until the interruption."""
         if self.time is None:
             return NOTICE_SECONDS
         return min(max((self.time - datetime.now(timezone.utc)).total_seconds(), 0.0), NOTICE_SECONDS)
@@ -57,7 +57,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Watch:
-    """What is watched; ``upload_seconds`` before the interruption, the newest checkpoint is uploaded in any case."""
+    """Options of :func:`watch`. The upload starts at the latest ``upload_seconds`` before the interruption."""
 
     folder: Path
     prefix: S3Prefix
@@ -86,8 +86,8 @@ def watch(client: Any, training: Training, options: Watch) -> int:
     print(f"uploaded to {options.prefix}: step {done.step}, {done.bytes / MIB:.1f} MiB in {seconds:.1f} s", flush=True)
     if not is_saved:
         raise AwsError(
-            f"training did not save in time. {options.prefix} has the checkpoint before it, from which the next "
-            "machine resumes. Save more often with --every-steps or --every-minutes.",
+            f"training did not save in time. {options.prefix} has an earlier checkpoint, from which the next "
+            "instance resumes. Save more often with --every-steps or --every-minutes.",
             code="training-not-saved",
         )
     return _exit_status(_status(training, options.folder))
@@ -102,7 +102,7 @@ def _wait_for_notice(training: Training, poll_seconds: float) -> Notice | None:
                 return Notice.parse(text)
             if not is_recommended and service.get(REBALANCE) is not None:
                 is_recommended = True
-                warn("EC2 recommends to leave this machine: it may be interrupted soon")
+                warn("EC2 sent a rebalance recommendation: this instance may be interrupted soon")
             is_unreachable = False
         except (OSError, ValueError) as error:
             if not is_unreachable:  # warn once
@@ -113,14 +113,14 @@ def _wait_for_notice(training: Training, poll_seconds: float) -> Notice | None:
 
 
 def _status(training: Training, folder: Path) -> RunStatus | None:
-    """Return the status that this training has written; None for that of an earlier attempt."""
+    """Return the status that this attempt of training wrote; None if it is from an earlier attempt."""
     status = read_status(folder / "status.json")
     is_own = status is not None and status.time > training.started - CLOCK_TOLERANCE_SECONDS
     return status if is_own else None
 
 
 def _stop(training: Training, folder: Path, deadline: float) -> bool:
-    """Ask training to stop; return whether it has saved everything by the deadline."""
+    """Stop training. Returns whether it has saved everything by the deadline."""
 
     def is_saved() -> bool:
         status = _status(training, folder)

@@ -1,4 +1,4 @@
-"""The resources of a project and their daily cost, terminating expired ones, and a monthly budget."""
+"""List the resources of a project and their daily cost, end expired ones, and create a monthly budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ class Resource:
 
     @property
     def expires(self) -> datetime | None:
-        """When it expires, None if never."""
+        """Expiry time; None if it does not expire."""
         return expiry_of(tags_of(self.raw))
 
     @property
     def expired(self) -> bool:
-        """Whether its expiry has passed."""
+        """Whether the expiry time has passed."""
         return self.expires is not None and self.expires < now()
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ def report(found: list[Resource]) -> str:
 
 
 def end_expired(clients: Clients, found: list[Resource], mode: Mode) -> None:
-    """Terminate expired instances and delete expired volumes that a verified snapshot holds; snapshots are kept."""
+    """Terminate expired instances, and delete expired volumes whose content is in a verified snapshot."""
     ec2, machines, volumes = clients.ec2, [], []
     for each in found:
         if each.kind == "machine" and each.expired:
@@ -110,14 +110,14 @@ THRESHOLDS = (("ACTUAL", 50.0), ("ACTUAL", 80.0), ("ACTUAL", 100.0), ("FORECASTE
 def create_budget(
     clients: Clients, project: str, limit: int, email: str, mode: Mode, *, only_project: bool = False
 ) -> None:
-    """Create the project's monthly budget in US dollars, or find it; raises AwsError if its limit differs.
+    """Create the project's monthly budget in US dollars, or find it. Raises AwsError if its limit differs.
 
     ``only_project`` counts resources with the project's tag, which must be activated as a cost allocation tag.
     """
-    account = call("asking for the account id", clients("sts").get_caller_identity)["Account"]
+    account = call("getting the account id", clients("sts").get_caller_identity)["Account"]
     budgets, name = clients("budgets"), f"rebar-{project}"
-    doing, missing = f"describing the budget {name}", ["NotFoundException"]
-    existing = call(doing, budgets.describe_budget, none_if=missing, AccountId=account, BudgetName=name)
+    action, missing = f"describing the budget {name}", ["NotFoundException"]
+    existing = call(action, budgets.describe_budget, none_if=missing, AccountId=account, BudgetName=name)
     if existing is not None:
         amount = float(existing["Budget"]["BudgetLimit"]["Amount"])
         if amount != limit:

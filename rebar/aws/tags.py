@@ -1,4 +1,4 @@
-"""Tags identify the resources of a project; client tokens make sure that each is created once."""
+"""Identify the resources of a project by tags, and create each only once with client tokens."""
 
 import hashlib
 import json
@@ -14,22 +14,22 @@ from rebar.storage.boto import AwsError
 PREFIX = "rebar:"
 PROJECT, RUN, ROLE, OWNER, EXPIRES = (PREFIX + key for key in ("project", "run", "role", "owner", "expires"))
 MANIFEST = PREFIX + "manifest"
-"""SHA-256 of the manifest of the file system's files."""
+"""SHA-256 of the manifest of all files."""
 FILESYSTEM = PREFIX + "filesystem"
 """On a volume created without a snapshot: ``blank``, then ``<type> <uuid>`` once formatting has started."""
 LAST_MOUNT = PREFIX + "last-mount"
-"""On a volume: an id, new each time it is mounted for writing. On a snapshot: the volume's id at that time."""
+"""On a volume: an id that changes when it is mounted read-write. On a snapshot: the volume's id at that time."""
 FROZEN = PREFIX + "frozen"
-"""On a snapshot whose volume stayed mounted for writing: only frozen while the snapshot started."""
+"""On a snapshot whose volume stayed mounted read-write, and was only frozen while the snapshot started."""
 COMPLETED = PREFIX + "completed"
 VERIFIED = PREFIX + "verified"
-"""On a snapshot: when all files of a restored copy matched its manifest."""
+"""On a snapshot: the time when all files of a restored copy matched its manifest."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Project, run and role, by which a resource is found again; owner and expiry are for people and sweeps."""
+    """Project, run and role identify a resource. Owner and expiry are informative; 'cost sweep' uses the expiry."""
 
     project: str
     run: str
@@ -45,7 +45,7 @@ class Identity:
 
     @classmethod
     def of(cls, resource: Mapping[str, Any]) -> "Identity":
-        """Return the identity in the tags of one of our resources, without its expiry."""
+        """Return the identity in a resource's tags, without the expiry."""
         tags = tags_of(resource)
         return cls(tags[PROJECT], tags[RUN], tags[ROLE], tags.get(OWNER, ""))
 
@@ -55,12 +55,12 @@ class Identity:
         if self.owner:
             tags[OWNER] = self.owner
         if self.expires:
-            tags[EXPIRES] = as_text(self.expires)
+            tags[EXPIRES] = format_time(self.expires)
         return tags | {PREFIX + key.replace("_", "-"): value for key, value in more.items()}
 
     @property
     def key(self) -> dict[str, str]:
-        """The tags by which the resource is found again."""
+        """The tags that identify the resource."""
         return {PROJECT: self.project, RUN: self.run, ROLE: self.role}
 
     def __str__(self) -> str:
@@ -72,32 +72,32 @@ def filters(tags: Mapping[str, str]) -> list[dict[str, object]]:
     return [{"Name": f"tag:{key}", "Values": [value]} for key, value in tags.items()]
 
 
-def specification(kind: str, tags: Mapping[str, str]) -> dict[str, object]:
+def tag_specification(kind: str, tags: Mapping[str, str]) -> dict[str, object]:
     """Return the tag specification of one resource type (``volume``, ``instance`` …)."""
-    return {"ResourceType": kind, "Tags": as_list(tags)}
+    return {"ResourceType": kind, "Tags": as_tag_list(tags)}
 
 
-def as_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return tags in the form of AWS's API."""
+def as_tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return tags in the format of AWS's API."""
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
 def tags_of(resource: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tags of a resource as EC2 describes it."""
+    """Return the tags in EC2's description of a resource."""
     return {tag["Key"]: tag["Value"] for tag in resource.get("Tags") or ()}
 
 
 def set_tags(clients: Clients, resource: str, **tags: str) -> None:
     """Add or change tags of a resource; keys as in :meth:`Identity.tags`, an empty value removes the tag."""
     named = {PREFIX + key.replace("_", "-"): value for key, value in tags.items()}
-    if new := as_list({key: value for key, value in named.items() if value}):
+    if new := as_tag_list({key: value for key, value in named.items() if value}):
         call(f"tagging {resource}", clients.ec2.create_tags, Resources=[resource], Tags=new)
     if old := [{"Key": key} for key, value in named.items() if not value]:
         call(f"tagging {resource}", clients.ec2.delete_tags, Resources=[resource], Tags=old)
 
 
-def key_of(name: str, project: str, kind: str) -> dict[str, str]:
-    """Return the tags of the resource called ``RUN/ROLE``; raises AwsError for a name of another form."""
+def tags_of_name(name: str, project: str, kind: str) -> dict[str, str]:
+    """Return the tags that identify the resource ``RUN/ROLE``. Raises AwsError for an invalid name."""
     if name.count("/") != 1:
         raise AwsError(
             f"{name!r} is not a {kind}. Use its id, or RUN/ROLE as in imagenet/beton.", code="aws-name-invalid"
@@ -106,8 +106,8 @@ def key_of(name: str, project: str, kind: str) -> dict[str, str]:
     return Identity(project, run, role).key
 
 
-def require_our_tags(resource: Mapping[str, Any], name: str, project: str) -> dict[str, str]:
-    """Return the tags of a resource of the project; raises AwsError for resources of others, and without our tags."""
+def require_project_tags(resource: Mapping[str, Any], name: str, project: str) -> dict[str, str]:
+    """Return the tags of a resource. Raises AwsError if it does not belong to the project."""
     tags = tags_of(resource)
     if PROJECT in tags and tags[PROJECT] != project:
         text = f"{name} belongs to project {tags[PROJECT]!r}, not {project!r}. Set --project."
@@ -117,8 +117,8 @@ def require_our_tags(resource: Mapping[str, Any], name: str, project: str) -> di
     return tags
 
 
-def only_one(found: Sequence[Mapping[str, Any]], key: str, what: str) -> Mapping[str, Any] | None:
-    """Return the only resource found, or None; raises AwsError if there are several."""
+def at_most_one(found: Sequence[Mapping[str, Any]], key: str, what: str) -> Mapping[str, Any] | None:
+    """Return the only resource found, or None. Raises AwsError if there are several."""
     if len(found) > 1:
         names = ", ".join(sorted(str(each[key]) for each in found))
         raise AwsError(f"{what}: {len(found)} resources have these tags ({names}). Use the id.", code="aws-ambiguous")
@@ -131,39 +131,41 @@ def now() -> datetime:
 
 
 def expiry(days: int) -> datetime:
-    """Return the end of the day ``days`` from now: the same command gives the same request all day."""
+    """Return the end of the day ``days`` from now, so that a repeated command sends the same request all day."""
     return now().replace(hour=23, minute=59, second=59, microsecond=0) + timedelta(days=days)
 
 
-def as_text(time: datetime) -> str:
+def format_time(time: datetime) -> str:
     """Format a time for a tag: ``2026-11-21T09:30:00.123456Z``."""
     return time.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def expiry_of(tags: Mapping[str, str]) -> datetime | None:
-    """Return when a resource expires, None if never; raises AwsError if the tag holds no time."""
+    """Return when a resource expires, or None. Raises AwsError if the tag is not a time."""
     if EXPIRES not in tags:
         return None
     try:
         return datetime.strptime(tags[EXPIRES], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
     except ValueError:
-        text = f"tag {EXPIRES} is {tags[EXPIRES]!r}, not a time such as {as_text(now())}. Correct or remove the tag."
+        text = (
+            f"tag {EXPIRES} is {tags[EXPIRES]!r}, not a time such as {format_time(now())}. Correct or remove the tag."
+        )
         raise AwsError(text, code="aws-name-invalid") from None
 
 
 MAX_GENERATIONS = 20
 
 
-def create_once(create: Callable[[str], str], is_gone: Callable[[str], bool], request: Mapping[str, Any]) -> str:
-    """Create a resource, or get the one that the same request created earlier today; returns its id.
+def create_once(create: Callable[[str], str], is_deleted: Callable[[str], bool], request: Mapping[str, Any]) -> str:
+    """Create a resource, or get the one that the same request created earlier today. Returns its id.
 
-    AWS answers a known client token with the resource it created, even if that has been deleted since: then the next
-    token is used. ``create`` takes the token and returns the id; ``is_gone`` tells if that resource no longer exists.
+    AWS answers a known client token with the resource that it created, even if that was deleted since. In that case
+    the next token is used. ``create(token)`` returns the id; ``is_deleted(id)`` returns whether the resource is gone.
     """
     for generation in range(MAX_GENERATIONS):
         content = json.dumps([request, f"{now():%Y-%m-%d}", generation], sort_keys=True, default=str)
         created = create("rebar-" + hashlib.sha256(content.encode()).hexdigest()[:48])
-        if not is_gone(created):
+        if not is_deleted(created):
             return created
     text = f"the same resource was created and deleted {MAX_GENERATIONS} times today. Check the AWS console."
     raise AwsError(text, code="aws-wait-failed")

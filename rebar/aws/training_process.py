@@ -1,4 +1,4 @@
-"""Training that runs on this machine: its processes, and the signal that asks them to stop."""
+"""Find the processes of training on this machine, and send them SIGTERM."""
 
 import os
 import signal
@@ -16,30 +16,30 @@ from rebar.storage.boto import AwsError
 
 @dataclass(frozen=True)
 class Training:
-    """Running training, started by another command."""
+    """Training that another command started."""
 
     name: str
     started: float
-    """In seconds since 1970."""
+    """Start time, in seconds since 1970."""
     is_running: Callable[[], bool]
     stop: Callable[[], None]
-    """Send SIGTERM, if training still runs."""
+    """Send SIGTERM if training is running."""
 
 
 def process(pid: int) -> Training:
-    """Return the training of a process, such as torchrun, which forwards SIGTERM to its workers.
+    """Return the training of a process, such as torchrun (which forwards SIGTERM to its workers).
 
     Its start time distinguishes it from a later process with the same id. Raises AwsError ``training-not-running``.
     """
     try:
         found = psutil.Process(pid)
-        return Training(f"process {pid}", _started(found), lambda: _is_alive(found), lambda: _terminate([found]))
+        return Training(f"process {pid}", _start_time_of(found), lambda: _is_alive(found), lambda: _terminate([found]))
     except psutil.NoSuchProcess:
         raise _not_running(f"process {pid}") from None
 
 
-def process_of_file(path: Path) -> Training:
-    """Return the training of the process whose id is in a file. Raises AwsError ``pidfile-invalid`` otherwise."""
+def process_from_pidfile(path: Path) -> Training:
+    """Return the training of the process whose id is in a file. Raises AwsError ``pidfile-invalid``."""
     try:
         return process(int(path.read_text()))
     except (OSError, ValueError) as error:
@@ -47,7 +47,7 @@ def process_of_file(path: Path) -> Training:
 
 
 def process_group(group: int) -> Training:
-    """Return the training of a process group. Raises AwsError ``training-not-running``, also for our own group."""
+    """Return the training of a process group. Raises AwsError ``training-not-running``, also for this process's own."""
     if group == os.getpgrp():
         raise AwsError(
             f"process group {group} is the one of this command. Start training with setsid, or use --pid.",
@@ -60,7 +60,7 @@ def process_group(group: int) -> Training:
     found = members()
     if not found:
         raise _not_running(f"process group {group}")
-    started = min(map(_started, found))
+    started = min(map(_start_time_of, found))
     return Training(f"process group {group}", started, lambda: bool(members()), lambda: _terminate(members()))
 
 
@@ -77,7 +77,7 @@ def systemd_unit(name: str) -> Training:
         raise _not_running(f"the systemd unit {name}")
     started = time.time()
     with suppress(psutil.Error, ValueError):
-        started = _started(psutil.Process(int(show("MainPID"))))
+        started = _start_time_of(psutil.Process(int(show("MainPID"))))
     return Training(
         f"unit {name}", started, is_running, lambda: _ignore(run_program("systemctl", "kill", "--signal=SIGTERM", name))
     )
@@ -87,8 +87,8 @@ def _not_running(name: str) -> AwsError:
     return AwsError(f"{name} is not running on this machine. Start training first.", code="training-not-running")
 
 
-def _started(found: psutil.Process) -> float:
-    """Return when a process started. psutil adds the boot time in full seconds; replace it by the exact one."""
+def _start_time_of(found: psutil.Process) -> float:
+    """Return the start time of a process. psutil rounds the boot time to seconds, so this uses the exact one."""
     exact_boot_time = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     return float(found.create_time()) - psutil.boot_time() + exact_boot_time
 

@@ -20,7 +20,7 @@ SUSPICIOUS = re.compile(
 
 
 def require_no_secrets(words: Sequence[str], advice: str) -> None:
-    """Raise AwsError if something in the words looks like a secret; the message does not repeat it."""
+    """Raise AwsError if a word looks like a secret. The message does not contain it."""
     text = " ".join(words)
     if SECRETS.search(text) or SUSPICIOUS.search(text):
         raise AwsError(f"an argument looks like a secret, and others could read it. {advice}", code="secret-exposed")
@@ -39,12 +39,12 @@ def training_command(config: str, flags: Sequence[str]) -> tuple[str, ...]:
 
 
 def run_address(options: Namespace) -> str:
-    """Return the run's own ``s3://`` folder below ``--results``."""
+    """Return the ``s3://`` folder of the run below ``--results``."""
     return f"{options.results.rstrip('/')}/{options.project}/{options.run_name}"
 
 
 def render(options: Namespace, command: Sequence[str], data: str, region: str) -> str:
-    """Return the script for the options of ``launch``; raises AwsError for invalid options, and for secrets.
+    """Return the script for the options of ``launch``. Raises AwsError for invalid options and for secrets.
 
     ``data``: an ``s3://`` folder with train.beton and val.beton, a snapshot, or empty.
     """

@@ -22,7 +22,7 @@ say() { printf '%s rebar: %s\n' "$(date -u +%FT%TZ)" "$*"; }
 
 # ---------------------------------------------------------------------------- exit
 
-# Runs first: the machine shuts down even if a later step hangs.
+# Called first, so that the machine shuts down even if a later step hangs.
 arm_timer() {
     shutdown -P "+$max_minutes" "rebar: the maximum of $max_minutes minutes is over"
 }
@@ -38,7 +38,7 @@ upload() {
 }
 
 upload_periodically() {
-    while sleep "${REBAR_UPLOAD_SECONDS:-60}" >/dev/null 2>&1; do  # it outlives this script, and must not keep the log open
+    while sleep "${REBAR_UPLOAD_SECONDS:-60}" >/dev/null 2>&1; do  # sleep outlives this script and must not keep the log open
         upload || say "upload failed, retrying in a minute"
     done
 }
@@ -125,12 +125,12 @@ copy_from_snapshot() {
     done
 }
 
-# 'volume delete' permits it if the snapshot is verified, because the volume was only read; else 'cost sweep' lists it.
+# The volume was only read, so 'volume delete' permits it if the snapshot is verified. Otherwise 'cost sweep' lists it.
 delete_copy_volume() {
     [[ $data == snap-* && -x $python ]] || return 0
-    local -a ours=(--region "$region" --project "$project" "$run/copy" --yes)
-    "$python" -m rebar.aws volume umount "${ours[@]}" && "$python" -m rebar.aws volume detach "${ours[@]}" &&
-        "$python" -m rebar.aws volume delete "${ours[@]}"
+    local -a target=(--region "$region" --project "$project" "$run/copy" --yes)
+    "$python" -m rebar.aws volume umount "${target[@]}" && "$python" -m rebar.aws volume detach "${target[@]}" &&
+        "$python" -m rebar.aws volume delete "${target[@]}"
 }
 
 # ---------------------------------------------------------------------------- training

@@ -1,4 +1,4 @@
-"""The validation, or another command, on a launched instance: its report is downloaded, the instance terminated."""
+"""Run the validation, or another command, on a launched instance, and download its report."""
 
 import signal
 import time
@@ -10,7 +10,7 @@ from typing import Any
 from rebar.aws import client
 from rebar.aws.client import Clients, call, paginate
 from rebar.aws.instances import find_instances
-from rebar.aws.launch import Launch, launch, terminate
+from rebar.aws.launch import LaunchSpec, launch, terminate
 from rebar.aws.plan import Mode
 from rebar.storage.boto import AwsError, translate_aws_error
 
@@ -18,27 +18,27 @@ STATUS = "exit-status"
 GRACE_SECONDS = 900.0
 
 
-def validate(clients: Clients, new: Launch, results: str, folder: Path, mode: Mode) -> None:
-    """Launch, wait for the exit status in ``results`` (``s3://…``), download it without checkpoints, terminate.
+def validate(clients: Clients, spec: LaunchSpec, results: str, folder: Path, mode: Mode) -> None:
+    """Launch an instance, wait for the exit status in ``results`` (``s3://…``), download the report, terminate.
 
-    The next call completes an interrupted one. Raises AwsError if the command failed, or the instance ended without
-    an exit status; ``folder`` then has as much of the report as exists.
+    Checkpoints are not downloaded. A repeated call completes an interrupted one. Raises AwsError if the command failed,
+    or if the instance ended without an exit status; ``folder`` then has the part of the report that exists.
     """
     bucket, _, prefix = results.removeprefix("s3://").partition("/")
-    s3, identity = clients("s3"), new.identity
+    s3, identity = clients("s3"), spec.identity
     if _status(s3, bucket, prefix) is None:
-        instance_id = launch(clients, new, mode)
-        if instance_id is None or mode is not Mode.DO:
+        instance_id = launch(clients, spec, mode)
+        if instance_id is None or mode is not Mode.EXECUTE:
             return
         with _interrupted_by_sigterm():
             try:
-                _wait(clients, new, s3, bucket, prefix)
+                _wait(clients, spec, s3, bucket, prefix)
             finally:
                 _download(s3, bucket, prefix, folder)
                 terminate(clients, instance_id)
     else:
         print(f"{identity.run} has already ended: nothing is launched, --yes downloads its report")
-        if mode is not Mode.DO:
+        if mode is not Mode.EXECUTE:
             return
         _download(s3, bucket, prefix, folder)
         for instance in find_instances(clients, identity.key):
@@ -52,36 +52,36 @@ def validate(clients: Clients, new: Launch, results: str, folder: Path, mode: Mo
     print(f"{identity.run} is done: its report is in {folder}")
 
 
-def _wait(clients: Clients, new: Launch, s3: Any, bucket: str, prefix: str) -> None:
-    """Wait until there is an exit status, or no instance."""
-    deadline = time.monotonic() + 3600 * new.options.max_hours + GRACE_SECONDS
-    while _status(s3, bucket, prefix) is None and find_instances(clients, new.identity.key, ("pending", "running")):
+def _wait(clients: Clients, spec: LaunchSpec, s3: Any, bucket: str, prefix: str) -> None:
+    """Wait until the exit status exists, or the instance does not."""
+    deadline = time.monotonic() + 3600 * spec.options.max_hours + GRACE_SECONDS
+    while _status(s3, bucket, prefix) is None and find_instances(clients, spec.identity.key, ("pending", "running")):
         if time.monotonic() > deadline:
-            text = f"{new.identity.run} is still running after --max-hours. Check the AWS console."
+            text = f"{spec.identity.run} is still running after --max-hours. Check the AWS console."
             raise AwsError(text, code="aws-wait-failed")
         time.sleep(client.POLL_SECONDS)
 
 
 def _status(s3: Any, bucket: str, prefix: str) -> str | None:
-    """Return the exit status of the command, None before its end."""
+    """Return the exit status of the command; None if it has not ended."""
     key = f"{prefix}/{STATUS}"
     answer = call(f"reading s3://{bucket}/{key}", s3.get_object, none_if=["NoSuchKey"], Bucket=bucket, Key=key)
     return None if answer is None else str(answer["Body"].read(64).decode()).strip()
 
 
 def _download(s3: Any, bucket: str, prefix: str, folder: Path) -> None:
-    """Download the results, but not the checkpoints, which stay in S3."""
+    """Download the results, except the checkpoints."""
     from boto3.s3.transfer import TransferConfig
 
     config = TransferConfig(preferred_transfer_client="classic")  # CRT ignores AWS_ENDPOINT_URL
-    doing = f"downloading s3://{bucket}/{prefix}"
-    for entry in paginate(doing, s3, "list_objects_v2", "Contents", Bucket=bucket, Prefix=f"{prefix}/"):
+    action = f"downloading s3://{bucket}/{prefix}"
+    for entry in paginate(action, s3, "list_objects_v2", "Contents", Bucket=bucket, Prefix=f"{prefix}/"):
         name = entry["Key"].removeprefix(f"{prefix}/")
         target = folder / name
         if not name or name.endswith(".pt") or not target.resolve().is_relative_to(folder.resolve()):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        with translate_aws_error(doing):
+        with translate_aws_error(action):
             s3.download_file(bucket, entry["Key"], str(target), Config=config)
 
 

@@ -1,4 +1,4 @@
-"""Restoring a snapshot, and verifying it: a restored volume must have every file, byte for byte."""
+"""Restore snapshots, and verify them by comparing every file of a restored volume with the manifest."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,14 +13,14 @@ from rebar.aws.manifest import Manifest, manifest_of, read_manifest
 from rebar.aws.mount import mount_device, unmount_volume
 from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.snapshots import Snapshot, delete_volume, require_completed
-from rebar.aws.tags import MANIFEST, VERIFIED, Identity, as_text, expiry, now, set_tags, tags_of
+from rebar.aws.tags import MANIFEST, VERIFIED, Identity, expiry, format_time, now, set_tags, tags_of
 from rebar.aws.volumes import (
     Volume,
     attach_volume,
     create_volume,
     detach_volume,
     find_volumes,
-    refreshed,
+    refresh,
     volume_request,
 )
 from rebar.storage.boto import AwsError
@@ -43,7 +43,7 @@ def restore_snapshot(
     throughput: int | None = None,
     expires: datetime | None = None,
 ) -> None:
-    """Create a volume from a snapshot; default: with the run, role and size (GiB) of the snapshot."""
+    """Create a volume from a snapshot. Run, role and size (GiB) default to those of the snapshot."""
     tags, snapshot_id = tags_of(snapshot), snapshot["SnapshotId"]
     require_completed(snapshot)
     if size is not None and size < snapshot["VolumeSize"]:
@@ -61,8 +61,8 @@ def restore_snapshot(
 def verify_snapshot(clients: Clients, snapshot: Snapshot, machine: Machine, mode: Mode, *, again: bool = False) -> None:
     """Restore a snapshot to a temporary volume, compare every file with the manifest, and tag the snapshot.
 
-    The temporary volume is deleted afterwards. Raises AwsError if a file differs; then the volume is kept, detached.
-    The next call completes an interrupted one.
+    The temporary volume is deleted afterwards. If a file differs, raises AwsError and keeps the volume, detached. A
+    repeated call completes an interrupted one.
     """
     snapshot_id, tags, size = snapshot["SnapshotId"], tags_of(snapshot), snapshot["VolumeSize"]
     require_completed(snapshot)
@@ -87,18 +87,18 @@ def verify_snapshot(clients: Clients, snapshot: Snapshot, machine: Machine, mode
         return
     if VERIFIED in tags:
         set_tags(clients, snapshot_id, verified="")
-    copy = create_volume(clients, identity, request, Mode.DO)
+    copy = create_volume(clients, identity, request, Mode.EXECUTE)
     assert copy is not None
     count = _compare(clients, copy, machine, tags)
-    set_tags(clients, snapshot_id, verified=as_text(now()))
+    set_tags(clients, snapshot_id, verified=format_time(now()))
     print(f"verified {snapshot_id}: {count} files match the manifest")
-    delete_volume(clients, refreshed(clients, copy), Mode.DO)
+    delete_volume(clients, refresh(clients, copy), Mode.EXECUTE)
 
 
 def _compare(clients: Clients, copy: Volume, machine: Machine, tags: Mapping[str, str]) -> int:
-    """Return the number of files that match; the copy is detached in any case."""
+    """Compare all files and return their number. The copy is detached in any case."""
     volume_id = copy["VolumeId"]
-    attach_volume(clients, copy, machine.instance_id, Mode.DO)
+    attach_volume(clients, copy, machine.instance_id, Mode.EXECUTE)
     try:
         device, target = device_of(volume_id), FOLDER / volume_id
         if not mounts_of(device):
@@ -109,7 +109,7 @@ def _compare(clients: Clients, copy: Volume, machine: Machine, tags: Mapping[str
             unmount(target)
             target.rmdir()
     finally:
-        detach_volume(clients, refreshed(clients, copy), Mode.DO)
+        detach_volume(clients, refresh(clients, copy), Mode.EXECUTE)
 
 
 def _require_same_files(target: Path, digest: str, volume_id: str) -> int:
@@ -130,5 +130,5 @@ def _remove_copies(clients: Clients, identity: Identity, mode: Mode) -> None:
         if link_of(copy["VolumeId"]).exists():
             unmount_volume(copy, mode)
             detach_volume(clients, copy, mode)
-        if mode is Mode.DO:
-            delete_volume(clients, refreshed(clients, copy), mode)
+        if mode is Mode.EXECUTE:
+            delete_volume(clients, refresh(clients, copy), mode)

@@ -1,4 +1,4 @@
-"""EBS volumes of the project: found by id or by tags, created once, attached and detached without force."""
+"""Find, create, attach and detach EBS volumes of the project."""
 
 import re
 import time
@@ -11,23 +11,23 @@ from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.tags import (
     PROJECT,
     Identity,
+    at_most_one,
     create_once,
     filters,
-    key_of,
-    only_one,
-    require_our_tags,
-    specification,
+    require_project_tags,
+    tag_specification,
     tags_of,
+    tags_of_name,
 )
 from rebar.storage.boto import AwsError
 
 Volume = Mapping[str, Any]
 VOLUME_ID = re.compile(r"vol-[0-9a-f]{8,17}")
-CHANGE_MINUTES = 5.0
-APPEAR_SECONDS = 15.0
-"""How long DescribeVolumes may not know a new id yet."""
+STATE_CHANGE_MINUTES = 5.0
+VISIBILITY_DELAY_SECONDS = 15.0
+"""DescribeVolumes may not return a new volume for this long (eventual consistency)."""
 DEVICE_NAMES = tuple(f"/dev/sd{letter}" for letter in "fghijklmnop")
-"""The names that AWS recommends for data volumes; Nitro instances show them in the API only."""
+"""The names that AWS recommends for data volumes. On Nitro instances they exist in the API only."""
 
 
 def find_volumes(clients: Clients, tags: Mapping[str, str]) -> list[Volume]:
@@ -45,25 +45,25 @@ def describe_volume(clients: Clients, volume_id: str) -> Volume | None:
 
 
 def get_volume(clients: Clients, name: str, project: str) -> Volume:
-    """Return the project's volume called ``vol-…`` or ``RUN/ROLE``; raises AwsError if there is none."""
+    """Return the project's volume ``vol-…`` or ``RUN/ROLE``. Raises AwsError if there is none."""
     if VOLUME_ID.fullmatch(name):
         volume = describe_volume(clients, name)
     else:
-        volume = only_one(find_volumes(clients, key_of(name, project, "volume")), "VolumeId", name)
+        volume = at_most_one(find_volumes(clients, tags_of_name(name, project, "volume")), "VolumeId", name)
     if volume is None:
         text = f"volume {name} does not exist in this region. List all with 'python -m rebar.aws cost sweep'."
         raise AwsError(text, code="aws-not-found")
-    require_our_tags(volume, volume["VolumeId"], project)
+    require_project_tags(volume, volume["VolumeId"], project)
     return volume
 
 
-def refreshed(clients: Clients, volume: Volume) -> Volume:
+def refresh(clients: Clients, volume: Volume) -> Volume:
     """Return the current description of a volume."""
     return get_volume(clients, volume["VolumeId"], tags_of(volume)[PROJECT])
 
 
 def attachment(volume: Volume) -> Mapping[str, Any] | None:
-    """Return the attachment of a volume, also while it is attaching or detaching."""
+    """Return the attachment of a volume (also attaching or detaching), or None."""
     return next((each for each in volume.get("Attachments", ()) if each.get("State") != "detached"), None)
 
 
@@ -77,7 +77,7 @@ def require_attached(volume: Volume) -> None:
 def volume_request(
     identity: Identity, zone: str, size: int, kind: str = "gp3", *, snapshot: str = "", manifest: str = "", **more: Any
 ) -> dict[str, Any]:
-    """Return the parameters of CreateVolume without client token; ``size`` in GiB, ``more`` without None."""
+    """Return the parameters of CreateVolume without client token; ``size`` in GiB. Skips None values in ``more``."""
     tags = {} if snapshot else {"filesystem": "blank"}
     if manifest:
         tags["manifest"] = manifest
@@ -86,19 +86,19 @@ def volume_request(
         "AvailabilityZone": zone,
         "Size": size,
         "VolumeType": kind,
-        "TagSpecifications": [specification("volume", identity.tags(**tags))],
+        "TagSpecifications": [tag_specification("volume", identity.tags(**tags))],
         **{key: value for key, value in optional.items() if value is not None},
     }
 
 
 def create_volume(clients: Clients, identity: Identity, request: Mapping[str, Any], mode: Mode) -> Volume | None:
-    """Create a volume, or find the one that an earlier call created; None if only the plan was shown."""
+    """Create a volume, or find the one that an earlier call created. Returns None if the plan was only printed."""
     zone, size, kind = request["AvailabilityZone"], request["Size"], request["VolumeType"]
-    found = only_one(find_volumes(clients, identity.key), "VolumeId", str(identity))
+    found = at_most_one(find_volumes(clients, identity.key), "VolumeId", str(identity))
     if found is not None:
-        _require_same(found, request, identity)
+        _require_same_request(found, request, identity)
         print(f"{found['VolumeId']} exists already: {size} GiB {kind} in {zone}")
-        return _available(clients, found["VolumeId"]) if mode is Mode.DO else found
+        return _available(clients, found["VolumeId"]) if mode is Mode.EXECUTE else found
     origin = f"from {request['SnapshotId']}" if "SnapshotId" in request else "blank"
     cost = f", about ${EBS_GB_MONTH[kind] * size:.2f} a month" if kind in EBS_GB_MONTH else ""
     text = f"create a {size} GiB {kind} volume in {zone}, {origin}{cost}"
@@ -109,13 +109,13 @@ def create_volume(clients: Clients, identity: Identity, request: Mapping[str, An
         answer = call("creating a volume", clients.ec2.create_volume, **request, ClientToken=token)
         return str(answer["VolumeId"])
 
-    volume_id = create_once(create, lambda created: _is_gone(clients, created), request)
+    volume_id = create_once(create, lambda created: _is_deleted(clients, created), request)
     print(f"created {volume_id}", flush=True)
     return _available(clients, volume_id)
 
 
-def _is_gone(clients: Clients, volume_id: str) -> bool:
-    deadline = time.monotonic() + APPEAR_SECONDS
+def _is_deleted(clients: Clients, volume_id: str) -> bool:
+    deadline = time.monotonic() + VISIBILITY_DELAY_SECONDS
     while (volume := describe_volume(clients, volume_id)) is None:
         if time.monotonic() > deadline:
             return True
@@ -123,7 +123,7 @@ def _is_gone(clients: Clients, volume_id: str) -> bool:
     return volume["State"] in ("deleting", "deleted")
 
 
-def _require_same(volume: Volume, request: Mapping[str, Any], identity: Identity) -> None:
+def _require_same_request(volume: Volume, request: Mapping[str, Any], identity: Identity) -> None:
     keys = ("AvailabilityZone", "Size", "VolumeType", "SnapshotId")
     pairs = {key: (volume.get(key) or "none", request.get(key) or "none") for key in keys}
     if different := [f"{key} is {old}, not {new}" for key, (old, new) in pairs.items() if old != new]:
@@ -132,7 +132,7 @@ def _require_same(volume: Volume, request: Mapping[str, Any], identity: Identity
 
 
 def _available(clients: Clients, volume_id: str) -> Volume:
-    """Wait until a volume can be used."""
+    """Wait until a volume can be used, and return it."""
     volume = describe_volume(clients, volume_id)
     if volume is None or volume["State"] != "in-use":
         wait_for_volume(clients, volume_id, "available")
@@ -143,12 +143,12 @@ def _available(clients: Clients, volume_id: str) -> Volume:
 
 def wait_for_volume(clients: Clients, volume_id: str, state: str) -> None:
     """Wait until a volume is ``available``, ``in_use`` or ``deleted``."""
-    doing = f"waiting until {volume_id} is {state.replace('_', ' ')}"
-    wait(doing, clients.ec2, f"volume_{state}", minutes=CHANGE_MINUTES, VolumeIds=[volume_id])
+    action = f"waiting until {volume_id} is {state.replace('_', ' ')}"
+    wait(action, clients.ec2, f"volume_{state}", minutes=STATE_CHANGE_MINUTES, VolumeIds=[volume_id])
 
 
 def describe_instance(clients: Clients, instance_id: str) -> Mapping[str, Any]:
-    """Return an instance by its id; raises AwsError if it does not exist."""
+    """Return an instance by its id. Raises AwsError if it does not exist."""
     answer = call(f"describing {instance_id}", clients.ec2.describe_instances, InstanceIds=[instance_id])
     for reservation in answer["Reservations"]:
         for instance in reservation["Instances"]:

@@ -88,8 +88,8 @@ def code_of(error: Exception) -> str:
 
 
 @contextmanager
-def translate_aws_error(doing: str) -> Iterator[None]:
-    """Turn boto3's exceptions into an AwsError whose message starts with ``doing``."""
+def translate_aws_error(action: str) -> Iterator[None]:
+    """Turn boto3's exceptions into an AwsError whose message starts with ``action``."""
     try:
         import boto3  # noqa: F401
         from botocore import exceptions, parsers
@@ -100,25 +100,25 @@ def translate_aws_error(doing: str) -> Iterator[None]:
     except exceptions.ClientError as error:
         code, message = code_of(error), error.response.get("Error", {}).get("Message", "")
         if code in ("404", "NoSuchKey"):
-            raise S3NotFoundError(f"{doing}: the object does not exist.", code="s3-not-found") from None
+            raise S3NotFoundError(f"{action}: the object does not exist.", code="s3-not-found") from None
         advice = ADVICE.get(code.split(".")[0], "")
-        text = f"{doing}: AWS answered {code}: {without_secrets(message)}".rstrip(".: ")
+        text = f"{action}: AWS answered {code}: {without_secrets(message)}".rstrip(".: ")
         raise AwsError(f"{text}. {advice}".rstrip(), code="aws-request-refused") from None
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
         advice = "Run 'aws configure' or 'aws sso login', set AWS_PROFILE, or attach an IAM role to the machine."
-        raise AwsError(f"{doing}: no AWS credentials. {advice}", code="aws-credentials-missing") from None
+        raise AwsError(f"{action}: no AWS credentials. {advice}", code="aws-credentials-missing") from None
     except exceptions.NoRegionError:
-        raise AwsError(f"{doing}: no region. Set --region or AWS_DEFAULT_REGION.", code="aws-region-missing") from None
+        raise AwsError(f"{action}: no region. Set --region or AWS_DEFAULT_REGION.", code="aws-region-missing") from None
     except exceptions.WaiterError as error:
         reason = without_secrets(str(error))
         advice = "Check the AWS console, then run the command again."
-        raise AwsError(f"{doing}: {reason}. {advice}", code="aws-wait-failed") from None
+        raise AwsError(f"{action}: {reason}. {advice}", code="aws-wait-failed") from None
     except parsers.ResponseParserError:
         advice = "Check AWS_ENDPOINT_URL and the proxy."
-        raise AwsError(f"{doing}: the response is not from AWS. {advice}", code="aws-unreachable") from None
+        raise AwsError(f"{action}: the response is not from AWS. {advice}", code="aws-unreachable") from None
     except (exceptions.BotoCoreError, exceptions.HTTPClientError) as error:
-        raise AwsError(f"{doing}: {without_secrets(str(error))}", code="aws-unreachable") from None
+        raise AwsError(f"{action}: {without_secrets(str(error))}", code="aws-unreachable") from None
     except ValueError as error:  # botocore's for an endpoint that is not a URL
         if "endpoint" not in str(error):
             raise
-        raise AwsError(f"{doing}: {without_secrets(str(error))}", code="aws-unreachable") from None
+        raise AwsError(f"{action}: {without_secrets(str(error))}", code="aws-unreachable") from None

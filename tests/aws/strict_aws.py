@@ -51,7 +51,7 @@ class DataPlane(Protocol):
 
 
 @dataclass(frozen=True)
-class Refused(Exception):
+class ErrorResponse(Exception):
     """An error response of AWS."""
 
     code: str
@@ -67,7 +67,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Instead(Exception):
+class CustomResponse(Exception):
     """A successful response for a call that moto does not support."""
 
     text: str
@@ -84,7 +84,7 @@ class StrictAws:
     disks: DataPlane | None = None
     kill_after: tuple[str, int] | None = None
     """An action and a process id: the process is killed after the action took effect, before the response."""
-    refuse: dict[str, Refused | Instead] = field(default_factory=dict)
+    refuse: dict[str, ErrorResponse | CustomResponse] = field(default_factory=dict)
     """Actions that fail, and their responses."""
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
     """Callbacks before an action is processed."""
@@ -146,13 +146,13 @@ class StrictAws:
             if self.watch is not None:
                 self.watch(request)
             action = next((action for action in self.refuse if request.action.startswith(action)), None)
-            if action and isinstance(run_failing := self.refuse[action], Refused):
-                status, headers, content = _json_error(run_failing)
+            if action and isinstance(error := self.refuse[action], ErrorResponse):
+                status, headers, content = _json_error(error)
                 start_response(f"{status} strict", [*headers, ("Content-Length", str(len(content)))])
                 return [content]
             if self.fail_ranges and "HTTP_RANGE" in request.parameters:
                 self.fail_ranges -= 1
-                status, headers, content = Refused("InternalError", "try again", 500).answer()
+                status, headers, content = ErrorResponse("InternalError", "try again", 500).answer()
                 start_response(f"{status} strict", [*headers, ("Content-Length", str(len(content)))])
                 return [content]
             status, headers, content = self._forward(environ)
@@ -175,10 +175,10 @@ class StrictAws:
             if request.service != "ec2":
                 return self._other(request, environ)
             return self._ec2(action, parameters, environ)
-        except Instead as instead:
-            return instead.answer()
-        except Refused as run_failing:
-            return run_failing.answer() if request.service == "ec2" else _json_error(run_failing)
+        except CustomResponse as response:
+            return response.answer()
+        except ErrorResponse as error:
+            return error.answer() if request.service == "ec2" else _json_error(error)
 
     def _ec2(self, action: str, parameters: dict[str, str], environ: dict[str, Any]) -> Answer:
         dry = parameters.get("DryRun") == "true"
@@ -187,7 +187,7 @@ class StrictAws:
         if token in self._tokens:
             before, answer = self._tokens[token]
             if before != plain:
-                raise Refused("IdempotentParameterMismatch", "the token was used with other parameters")
+                raise ErrorResponse("IdempotentParameterMismatch", "the token was used with other parameters")
             return answer
         check = getattr(self, f"_check_{action}", None)
         if check:
@@ -220,12 +220,12 @@ class StrictAws:
 
     def _check_CreateVolume(self, parameters: dict[str, str]) -> None:
         if parameters["AvailabilityZone"] not in ZONES:
-            raise Refused("InvalidZone.NotFound", f"The zone '{parameters['AvailabilityZone']}' does not exist.")
+            raise ErrorResponse("InvalidZone.NotFound", f"The zone '{parameters['AvailabilityZone']}' does not exist.")
         if parameters.get("VolumeType", "gp2") not in VOLUME_TYPES:
-            raise Refused("UnknownVolumeType", f"Unknown volume type '{parameters['VolumeType']}'")
+            raise ErrorResponse("UnknownVolumeType", f"Unknown volume type '{parameters['VolumeType']}'")
         snapshot_id = parameters.get("SnapshotId")
         if snapshot_id and int(parameters["Size"]) < self.backend.get_snapshot(snapshot_id).volume.size:
-            raise Refused("InvalidParameterValue", f"Volume is smaller than snapshot {snapshot_id}")
+            raise ErrorResponse("InvalidParameterValue", f"Volume is smaller than snapshot {snapshot_id}")
 
     def _check_AttachVolume(self, parameters: dict[str, str]) -> None:
         volume = self.backend.volumes.get(parameters["VolumeId"])
@@ -233,25 +233,27 @@ class StrictAws:
             return
         instance = self.backend.get_instance(parameters["InstanceId"])
         if volume.status != "available":
-            raise Refused("VolumeInUse", f"{volume.id} is already attached to an instance")
+            raise ErrorResponse("VolumeInUse", f"{volume.id} is already attached to an instance")
         if instance.state != "running":
-            raise Refused("IncorrectState", f"Instance '{instance.id}' is not 'running'.")
+            raise ErrorResponse("IncorrectState", f"Instance '{instance.id}' is not 'running'.")
         if volume.zone.name != instance.placement.zone:
-            raise Refused("InvalidVolume.ZoneMismatch", "The volume is not in the same Availability Zone as instance")
+            raise ErrorResponse(
+                "InvalidVolume.ZoneMismatch", "The volume is not in the same Availability Zone as instance"
+            )
 
     def _check_DetachVolume(self, parameters: dict[str, str]) -> None:
         if parameters.get("Force") == "true":
-            raise Refused("StrictTest", "Force is never sent")
+            raise ErrorResponse("StrictTest", "Force is never sent")
 
     def _check_DescribeVolumes(self, parameters: dict[str, str]) -> None:
         if "MaxResults" in parameters and "VolumeId.1" in parameters:
-            raise Refused("InvalidParameterCombination", "VolumeId and MaxResults cannot be used together")
+            raise ErrorResponse("InvalidParameterCombination", "VolumeId and MaxResults cannot be used together")
         if "MaxResults" in parameters and int(parameters["MaxResults"]) < 5:
-            raise Refused("InvalidParameterValue", "MaxResults is from 5 to 1000")
+            raise ErrorResponse("InvalidParameterValue", "MaxResults is from 5 to 1000")
         hidden = self._hidden.get(parameters.get("VolumeId.1", ""), 0)
         if hidden:
             self._hidden[parameters["VolumeId.1"]] = hidden - 1
-            raise Refused("InvalidVolume.NotFound", f"The volume '{parameters['VolumeId.1']}' does not exist.")
+            raise ErrorResponse("InvalidVolume.NotFound", f"The volume '{parameters['VolumeId.1']}' does not exist.")
 
     def _after(self, action: str, parameters: dict[str, str], answer: Answer) -> Answer:
         status, headers, content = answer
@@ -302,7 +304,7 @@ class StrictAws:
         if request.action == "GetServiceQuota":
             code = request.parameters["QuotaCode"]
             if code not in self.quotas:
-                raise Refused("NoSuchResourceException", f"no quota {code}")
+                raise ErrorResponse("NoSuchResourceException", f"no quota {code}")
             return _json({"Quota": {"QuotaCode": code, "Value": self.quotas[code]}})
         if request.action == "GetParameter" and request.parameters["Name"] == GPU_AMI:
             return _json({"Parameter": {"Name": GPU_AMI, "Type": "String", "Value": "ami-0123456789abcdef0"}})
@@ -339,8 +341,8 @@ def _json(content: dict[str, Any], status: int = 200) -> Answer:
     return status, [("Content-Type", "application/x-amz-json-1.1")], json.dumps(content).encode()
 
 
-def _json_error(run_failing: Refused) -> Answer:
-    return _json({"__type": run_failing.code, "message": run_failing.message}, run_failing.status)
+def _json_error(error: ErrorResponse) -> Answer:
+    return _json({"__type": error.code, "message": error.message}, error.status)
 
 
 class _Quiet(WSGIRequestHandler):

@@ -87,7 +87,7 @@ def test_register_without_yes_prints_the_cost_and_registers_nothing(account: Str
     assert "register the job definition rebar-g5-16-train" in output
     assert "at most 5 attempts of 3 h on g5.12xlarge: at most $85.08" in output
     assert "nothing was changed" in output
-    assert "not checked: no dry run" in run_cli(*SINGLE, "--check").out
+    assert "not checked: AWS has no dry run for it" in run_cli(*SINGLE, "--check").out
     assert sent(account, "registerJobDefinition") == []
 
 

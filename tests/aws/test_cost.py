@@ -11,7 +11,7 @@ import pytest
 
 from rebar.aws.instances import TYPES, InstanceType
 from tests.aws.conftest import ZONE, assert_fails, run_cli
-from tests.aws.strict_aws import ACCOUNT, Instead, StrictAws
+from tests.aws.strict_aws import ACCOUNT, CustomResponse, StrictAws
 from tests.conftest import REPOSITORY
 
 RECORDED = Path(moto.__file__).parent / "ec2/resources/instance_types.json.gz"
@@ -70,13 +70,13 @@ def test_estimate_uses_the_spot_price(aws: StrictAws) -> None:
     assert "$0.4012/h: current spot price in us-east-1b" in output
 
 
-def answer_with_prices() -> Instead:
+def answer_with_prices() -> CustomResponse:
     items = "".join(
         f"<item><instanceType>g5.xlarge</instanceType><productDescription>Linux/UNIX</productDescription>"
         f"<spotPrice>{price}</spotPrice><availabilityZone>{zone}</availabilityZone></item>"
         for zone, price in (("us-east-1a", "0.501200"), ("us-east-1b", "0.401200"))
     )
-    return Instead(
+    return CustomResponse(
         '<DescribeSpotPriceHistoryResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15"><spotPriceHistorySet>'
         f"{items}</spotPriceHistorySet></DescribeSpotPriceHistoryResponse>"
     )

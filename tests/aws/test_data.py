@@ -118,8 +118,8 @@ def test_data_stage_refuses_an_object_that_is_replaced_meanwhile(aws: StrictAws,
             s3.put_object(Bucket=BUCKET, Key="train.beton", Body=os.urandom(3 * MIB))
 
     aws.watch = change
-    told = run_failing(*STAGE, tmp_path / "train.beton", "--part-mib", "1", "--workers", "1")
-    assert "[s3-object-changed]" in told
+    stderr = run_failing(*STAGE, tmp_path / "train.beton", "--part-mib", "1", "--workers", "1")
+    assert "[s3-object-changed]" in stderr
     assert not (tmp_path / "train.beton").exists()
     aws.watch = None
     run_cli(*STAGE, tmp_path / "train.beton", "--part-mib", "1")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.aws.conftest import ZONE, assert_fails, kill_at, run_cli, run_instance
 from tests.aws.disks import Disks, mounted_at
-from tests.aws.strict_aws import Refused, StrictAws
+from tests.aws.strict_aws import ErrorResponse, StrictAws
 
 VOLUME = "imagenet/beton"
 CREATE = ["volume", "create", "--run", "imagenet", "--role", "beton", "--zone", ZONE, "--size", "1", "--yes"]
@@ -284,7 +284,7 @@ def test_keep_mounted_freezes_and_thaws(
 def test_create_snapshot_refused_by_aws_thaws_the_file_system(
     aws: StrictAws, disks: Disks, mounted: str, folder: Path, words: list[str]
 ) -> None:
-    aws.refuse["CreateSnapshot"] = Refused("SnapshotCreationPerVolumeRateExceeded", "too many")
+    aws.refuse["CreateSnapshot"] = ErrorResponse("SnapshotCreationPerVolumeRateExceeded", "too many")
     output = assert_fails("aws-request-refused", "snapshot", "create", VOLUME, *words, "--yes")
     assert "SnapshotCreationPerVolumeRateExceeded" in output
     aws.refuse.clear()
@@ -408,7 +408,7 @@ def test_create_snapshot_mounts_an_unmounted_volume_temporarily(
     aws: StrictAws, disks: Disks, ec2: Any, mounted: str, folder: Path
 ) -> None:
     run_cli("volume", "umount", VOLUME, "--yes")
-    aws.refuse["CreateSnapshot"] = Refused("InternalError", "later")
+    aws.refuse["CreateSnapshot"] = ErrorResponse("InternalError", "later")
     assert_fails("aws-request-refused", "snapshot", "create", VOLUME, "--yes")
     assert mounted_at(disks.loops[mounted]) == []
     aws.refuse.clear()

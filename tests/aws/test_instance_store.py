@@ -82,7 +82,7 @@ def mdadm(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rebar.aws.instance_store.ARRAY", machine.root / "dev" / "rebar")
 
 
-def be_members(monkeypatch: pytest.MonkeyPatch, *disks: Path, label: str = "any:rebar") -> None:
+def mark_as_array_members(monkeypatch: pytest.MonkeyPatch, *disks: Path, label: str = "any:rebar") -> None:
     """Make ``probe`` return that these disks are members of an array."""
     from rebar.aws import devices, instance_store
 
@@ -122,7 +122,7 @@ def test_several_disks_become_a_raid_0(
     (folder / "train.beton").write_text("images")
     subprocess.run(["umount", folder], check=True)
 
-    be_members(monkeypatch, *disks)
+    mark_as_array_members(monkeypatch, *disks)
     array.unlink()  # a reboot
     assert "assemble the RAID 0" in run_cli("data", "disks", folder, "--yes").out
     assert machine.calls()[1:] == [f"mdadm --assemble {array} {disks[0]} {disks[1]}"]
@@ -137,7 +137,7 @@ def test_a_running_array_is_only_mounted(
     for disk in disks:
         (tmp_path / "holders" / disk.name / "holders" / "md127").mkdir(parents=True)
     monkeypatch.setattr("rebar.aws.instance_store.HOLDERS", tmp_path / "holders")
-    be_members(monkeypatch, *disks)
+    mark_as_array_members(monkeypatch, *disks)
     run_cli("data", "disks", folder, "--yes")  # created by a call that was killed before mkfs
     assert mounted_at(os.environ["ARRAY_DEVICE"]) == [str(folder)]
     assert machine.calls() == []
@@ -180,7 +180,7 @@ def test_incomplete_or_foreign_arrays_are_not_touched(
     machine: Machine, mdadm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str
 ) -> None:
     disks = [machine.add_disk(), machine.add_disk()]
-    be_members(monkeypatch, *(disks[:1] if label == "any:rebar" else disks), label=label)
+    mark_as_array_members(monkeypatch, *(disks[:1] if label == "any:rebar" else disks), label=label)
     assert_fails("instance-store-in-use", "data", "disks", tmp_path / "nvme", "--yes")
     assert machine.calls() == []
 

@@ -151,9 +151,9 @@ def test_train_job_uploads_from_the_first_node_only(aws: StrictAws, s3: Any, tre
 
 
 def test_train_job_fails_if_the_upload_fails(aws: StrictAws, s3: Any, tree: Path) -> None:
-    from tests.aws.strict_aws import Refused
+    from tests.aws.strict_aws import ErrorResponse
 
-    aws.refuse["PUT /bucket/runs"] = Refused("AccessDenied", "no", 403)
+    aws.refuse["PUT /bucket/runs"] = ErrorResponse("AccessDenied", "no", 403)
     done = train(tree, RUN_PLACE=PLACE)
     assert done.returncode == 1
     assert "could not be uploaded" in done.stderr
@@ -178,11 +178,11 @@ def test_train_job_stops_on_sigterm_and_resumes_elsewhere(aws: StrictAws, s3: An
 
     first, log = start("first"), tmp_path / "first/g5-16/log.jsonl"
 
-    def has_begun() -> bool:
+    def has_started() -> bool:
         assert first.poll() is None
         return log.exists() and any(each["step"] >= 3 for each in read_events(log.parent, "step"))
 
-    wait_for(has_begun, 100)
+    wait_for(has_started, 100)
     first.send_signal(signal.SIGTERM)
     output, _ = first.communicate(timeout=100)
     assert first.returncode == 75, output

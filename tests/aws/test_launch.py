@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.aws.conftest import assert_fails, kill_at, run_cli, start_cli, wait_for
-from tests.aws.strict_aws import Refused, StrictAws
+from tests.aws.strict_aws import ErrorResponse, StrictAws
 
 JOB = ["--run", "g5-16", "--source", "s3://bucket/rebar.tar.gz", "--data", "s3://bucket/betons"]
 JOB += ["--results", "s3://bucket/runs", "--max-hours", "8"]
@@ -33,7 +33,7 @@ def account(aws: StrictAws) -> StrictAws:
     return aws
 
 
-def living(ec2: Any) -> list[Any]:
+def active_instances(ec2: Any) -> list[Any]:
     found = ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["pending", "running"]}])
     return [each for reservation in found["Reservations"] for each in reservation["Instances"]]
 
@@ -68,7 +68,7 @@ def test_launch_request_terminates_on_shutdown(account: StrictAws, ec2: Any) -> 
     script = base64.b64decode(sent["UserData"]).decode()
     assert "max_minutes=480" in script
     assert "--epochs 16" in script
-    (machine,) = living(ec2)
+    (machine,) = active_instances(ec2)
     tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
     assert (tags["rebar:run"], tags["rebar:role"], tags["rebar:owner"]) == ("g5-16", "train", "vision")
     assert tags["rebar:expires"].endswith("T23:59:59.000000Z")
@@ -76,7 +76,7 @@ def test_launch_request_terminates_on_shutdown(account: StrictAws, ec2: Any) -> 
 
 def test_launch_schedules_the_termination(account: StrictAws, ec2: Any) -> None:
     run_cli(*SINGLE, "--yes")
-    (machine,) = living(ec2)
+    (machine,) = active_instances(ec2)
     (schedule,) = schedules()
     assert json.loads(schedule["Target"]["Input"]) == {"InstanceIds": [machine["InstanceId"]]}
     assert schedule["Target"]["Arn"] == "arn:aws:scheduler:::aws-sdk:ec2:terminateInstances"
@@ -86,9 +86,9 @@ def test_launch_schedules_the_termination(account: StrictAws, ec2: Any) -> None:
 
 
 def test_launch_terminates_an_instance_that_cannot_be_scheduled(account: StrictAws, ec2: Any) -> None:
-    account.refuse["POST /schedules"] = Refused("AccessDeniedException", "you may not", 403)
+    account.refuse["POST /schedules"] = ErrorResponse("AccessDeniedException", "you may not", 403)
     assert "AccessDeniedException" in assert_fails("aws-request-refused", *SINGLE, "--yes")
-    assert living(ec2) == []
+    assert active_instances(ec2) == []
     assert len(account.sent("TerminateInstances")) == 1
 
 
@@ -103,16 +103,16 @@ def test_launch_completes_a_killed_call(account: StrictAws, ec2: Any) -> None:
     kill_at(account, "RunInstances", *SINGLE, "--yes")
     assert schedules() == []
     run_cli(*SINGLE, "--yes")
-    assert len(living(ec2)) == 1
+    assert len(active_instances(ec2)) == 1
     assert len(schedules()) == 1
 
 
 def test_launch_after_the_end_launches_a_new_instance(account: StrictAws, ec2: Any) -> None:
     run_cli(*SINGLE, "--yes")
-    (first,) = living(ec2)
+    (first,) = active_instances(ec2)
     ec2.terminate_instances(InstanceIds=[first["InstanceId"]])
     run_cli(*SINGLE, "--yes")
-    (second,) = living(ec2)
+    (second,) = active_instances(ec2)
     assert first["InstanceId"] != second["InstanceId"]
 
 
@@ -120,11 +120,11 @@ def test_launch_after_ec2_forgot_the_instance_launches_a_new_one(
     account: StrictAws, ec2: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_cli(*SINGLE, "--yes")
-    (first,) = living(ec2)
+    (first,) = active_instances(ec2)
     account.backend.reservations.clear()
-    monkeypatch.setattr("rebar.aws.launch.NEW_FOR", timedelta(0))
+    monkeypatch.setattr("rebar.aws.launch.VISIBILITY_DELAY", timedelta(0))
     run_cli(*SINGLE, "--yes")
-    (second,) = living(ec2)
+    (second,) = active_instances(ec2)
     assert first["InstanceId"] != second["InstanceId"]
 
 
@@ -164,8 +164,8 @@ def test_launch_checks_the_data_first(account: StrictAws, ec2: Any) -> None:
     volume = ec2.create_volume(AvailabilityZone="us-east-1a", Size=400, VolumeType="gp3")["VolumeId"]
     snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
     output = assert_fails("instance-type-unsuitable", *SINGLE, "--data", snapshot, "--yes")
-    assert "430 GB of data do not fit the 250 GB of NVMe of g5.xlarge" in output
-    account.refuse["HEAD /bucket"] = Refused("403", "Forbidden", 403)
+    assert "430 GB of data do not fit on the 250 GB of NVMe of g5.xlarge" in output
+    account.refuse["HEAD /bucket"] = ErrorResponse("403", "Forbidden", 403)
     assert "no permission to check" in run_cli(*SINGLE, "--yes").out
     assert len(account.sent("RunInstances")) == 1
 
@@ -220,7 +220,7 @@ def test_validate_downloads_the_report_and_terminates_the_instance(
         assert "exit status 7" in assert_fails("remote-run-failed", *validate(tmp_path / "report"), "--yes")
     assert (tmp_path / "report" / "run" / "summary.txt").read_text() == "all well\n"
     assert not list((tmp_path / "report").rglob("*.pt"))
-    assert living(ec2) == []
+    assert active_instances(ec2) == []
     (sent,) = account.sent("RunInstances")
     assert sent["InstanceType"] == "g4dn.xlarge"
     script = base64.b64decode(sent["UserData"]).decode()
@@ -254,7 +254,7 @@ def test_validate_terminates_the_instance_on_sigterm(
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out
-    assert living(ec2) == []
+    assert active_instances(ec2) == []
 
 
 def test_validate_completes_a_killed_call(account: StrictAws, ec2: Any, results: Any, tmp_path: Path) -> None:
@@ -262,14 +262,14 @@ def test_validate_completes_a_killed_call(account: StrictAws, ec2: Any, results:
     report(results, "0")
     done = run_cli(*validate(tmp_path / "report"), "--yes")
     assert "nothing is launched" in done.out
-    assert living(ec2) == []
+    assert active_instances(ec2) == []
     assert len(account.sent("RunInstances")) == 1
 
 
 def test_validate_fails_if_the_instance_disappears(account: StrictAws, ec2: Any, results: Any, tmp_path: Path) -> None:
     def vanish(request: Any) -> None:
         if request.action.startswith("POST /schedules"):
-            ec2.terminate_instances(InstanceIds=[machine["InstanceId"] for machine in living(ec2)])
+            ec2.terminate_instances(InstanceIds=[machine["InstanceId"] for machine in active_instances(ec2)])
 
     account.watch = vanish
     assert "exit status unknown" in assert_fails("remote-run-failed", *validate(tmp_path / "report"), "--yes")

@@ -12,7 +12,7 @@ from rebar.aws.run_archive import upload_run
 from rebar.storage.boto import make_client
 from rebar.storage.s3 import S3Prefix
 from tests.aws.conftest import run_cli, run_failing
-from tests.aws.strict_aws import Refused, Request, StrictAws
+from tests.aws.strict_aws import ErrorResponse, Request, StrictAws
 
 PLACE = "s3://bucket/runs/g5-16"
 
@@ -79,7 +79,7 @@ def test_run_upload_removes_the_temporary_folder_of_a_killed_upload(aws: StrictA
 
 
 def test_run_commands_without_a_run(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
-    assert "no run is uploaded yet" in run_cli("run", "fetch", PLACE, tmp_path / "there").out
+    assert "no uploaded run" in run_cli("run", "fetch", PLACE, tmp_path / "there").out
     assert not (tmp_path / "there").exists()
     (tmp_path / "empty").mkdir()
     assert "[run-without-checkpoint]" in run_failing("run", "upload", tmp_path / "empty", PLACE)
@@ -106,7 +106,7 @@ def test_interrupted_run_upload_keeps_the_previous_version(aws: StrictAws, s3: A
     folder = run_folder(tmp_path / "here", step=1, last=b"one")
     run_cli("run", "upload", folder, PLACE)
     run_folder(folder, step=2, last=b"two")
-    aws.refuse["PUT /bucket/runs/g5-16/log.jsonl"] = Refused("AccessDenied", "no", 403)
+    aws.refuse["PUT /bucket/runs/g5-16/log.jsonl"] = ErrorResponse("AccessDenied", "no", 403)
     assert "[aws-request-refused]" in run_failing("run", "upload", folder, PLACE)
     run_cli("run", "fetch", PLACE, tmp_path / "there")
     assert (tmp_path / "there/checkpoints/last.pt").read_bytes() == b"one"

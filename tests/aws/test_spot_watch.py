@@ -83,9 +83,9 @@ def test_spot_watch_interrupted_training_resumes_on_the_next_machine(
     training = start(*command(tmp_path / "first"))
     wait_for_step(tmp_path / "first", training, 5)
     known.update(notice())
-    told = watch_for(tmp_path / "first", "--group", str(training.pid), expect=75).out
-    assert "EC2 notice: terminate in 1" in told
-    assert "interrupted at epoch 0" in told
+    outcome = watch_for(tmp_path / "first", "--group", str(training.pid), expect=75).out
+    assert "EC2 notice: terminate in 1" in outcome
+    assert "interrupted at epoch 0" in outcome
     step = json.loads((tmp_path / "first/status.json").read_text())["step"]
     assert manifest(s3)["step"] == step > 5
     training.wait(timeout=60)
@@ -140,8 +140,8 @@ def test_spot_watch_uploads_finished_training(
     metadata()
     pid = begin(start, tmp_path / "run", "ignore", 1.0, "finished")
     (tmp_path / "pid").write_text(f"{pid}\n")
-    told = watch_for(tmp_path / "run", "--pidfile", tmp_path / "pid").out
-    assert "finished at epoch 0, step 12" in told
+    outcome = watch_for(tmp_path / "run", "--pidfile", tmp_path / "pid").out
+    assert "finished at epoch 0, step 12" in outcome
     assert (manifest(s3)["step"], last_in_s3(s3)) == (12, b"twelve")
 
 
@@ -184,9 +184,9 @@ def test_spot_watch_warns_of_a_rebalance_recommendation_once(
     known = metadata(**{"events/recommendations/rebalance": '{"noticeTime": "2026-11-21T12:00:00Z"}'})
     pid = begin(start, tmp_path / "run", "interrupted")
     threading.Timer(0.5, lambda: known.update(notice())).start()
-    told = watch_for(tmp_path / "run", "--pid", str(pid), expect=75)
-    assert told.err.count("EC2 recommends to leave this machine") == 1
-    assert "interrupted at epoch 0, step 12: as it says" in told.out
+    outcome = watch_for(tmp_path / "run", "--pid", str(pid), expect=75)
+    assert outcome.err.count("EC2 sent a rebalance recommendation") == 1
+    assert "interrupted at epoch 0, step 12: as it says" in outcome.out
 
 
 def test_spot_watch_ignores_the_status_of_an_earlier_attempt(
@@ -251,5 +251,5 @@ def test_spot_watch_warns_of_an_unreachable_metadata_service_once(
 ) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
     pid = begin(start, tmp_path / "run", "ignore", 1.0, "finished")
-    told = watch_for(tmp_path / "run", "--pid", str(pid))
-    assert told.err.count("does not answer, so spot interruptions are not detected") == 1
+    outcome = watch_for(tmp_path / "run", "--pid", str(pid))
+    assert outcome.err.count("does not answer, so spot interruptions are not detected") == 1

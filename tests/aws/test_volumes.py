@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.aws.conftest import ZONE, assert_fails, run_cli, run_instance
-from tests.aws.strict_aws import Refused, StrictAws
+from tests.aws.strict_aws import ErrorResponse, StrictAws
 
 CREATE = ["volume", "create", "--run", "imagenet", "--role", "beton", "--zone", ZONE, "--size", "1"]
 
@@ -33,7 +33,7 @@ def test_create_with_check_sends_a_dry_run(aws: StrictAws) -> None:
 
 def test_create_with_check_reports_a_refusal(aws: StrictAws) -> None:
     message = "You are not authorized. Encoded authorization failure message: c2VjcmV0"
-    aws.refuse["CreateVolume"] = Refused("UnauthorizedOperation", message, 403)
+    aws.refuse["CreateVolume"] = ErrorResponse("UnauthorizedOperation", message, 403)
     output = assert_fails("aws-plan-refused", *CREATE, "--check")
     assert "UnauthorizedOperation" in output
     assert "docs/aws.md" in output
@@ -76,7 +76,7 @@ def test_create_again_before_describe_shows_the_volume_reuses_its_token(aws: Str
 
 
 def test_create_after_delete_creates_a_new_volume(aws: StrictAws, ec2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rebar.aws.volumes.APPEAR_SECONDS", 0.0)
+    monkeypatch.setattr("rebar.aws.volumes.VISIBILITY_DELAY_SECONDS", 0.0)
     run_cli(*CREATE, "--yes")
     before = volume_id(ec2)
     ec2.delete_volume(VolumeId=before)

@@ -6,8 +6,8 @@ from typing import Any
 
 from rebar.aws.capacity import spot_price
 from rebar.aws.commands.parsers import add_command, add_group, argument, clients_of, positive
-from rebar.aws.cost import estimate, estimate_table, machines_table
-from rebar.aws.instances import BY_NAME, PRICES_FROM, TYPES, instance_type
+from rebar.aws.cost import estimate, format_estimate, machines_table
+from rebar.aws.instances import BY_NAME, PRICE_SOURCE, TYPES, instance_type
 from rebar.aws.plan import mode_of
 from rebar.aws.sweep import create_budget, end_expired, find_all, report
 
@@ -23,19 +23,19 @@ def _email(text: str) -> str:
 
 def add(groups: Any) -> None:
     """Declare the commands."""
-    group = add_group(groups, "cost", "Estimate costs, list and end what costs money.")
-    guess = add_command(
+    group = add_group(groups, "cost", "Estimate costs, list resources that cost money, and terminate expired ones.")
+    estimate_parser = add_command(
         group,
         "estimate",
         _estimate,
-        "Print the hours and cost of a training run, and the source of each number.",
+        "Estimate the hours and cost of a training run. Prints the source of each number.",
         "cost estimate --instance-type g5.12xlarge --epochs 16",
         argument("--instance-type", required=True, metavar="TYPE", help=", ".join(BY_NAME)),
         EPOCHS,
         argument("--images-per-second", type=float, help="measured training throughput, as in the log"),
         changes=False,
     )
-    price = guess.add_mutually_exclusive_group()
+    price = estimate_parser.add_mutually_exclusive_group()
     price.add_argument("--spot", action="store_true", help="use the lowest current spot price in the region")
     price.add_argument("--price", type=float, help="$/h, such as your region's")
     add_command(
@@ -56,11 +56,11 @@ def add(groups: Any) -> None:
         argument(
             "--end-expired",
             action="store_true",
-            help="terminate expired machines; delete expired volumes that a verified snapshot holds",
+            help="terminate expired machines; delete expired volumes whose content is in a verified snapshot",
         ),
     )
     add_command(
-        add_group(groups, "budget", "Get e-mail before the bill arrives."),
+        add_group(groups, "budget", "Send e-mail when spending reaches a limit."),
         "create",
         _budget,
         "Create a monthly budget that sends e-mail at 50, 80 and 100 percent.",
@@ -73,14 +73,14 @@ def add(groups: Any) -> None:
 
 def _estimate(options: argparse.Namespace) -> None:
     machine = instance_type(options.instance_type)
-    price, basis = machine.price, f"list price of {PRICES_FROM}"
+    price, basis = machine.price, f"list price of {PRICE_SOURCE}"
     if options.spot:
         offer = spot_price(clients_of(options), machine)
         price, basis = offer.dollars, f"current spot price in {offer.zone}"
     elif options.price:
         price, basis = options.price, "from --price"
-    guess = estimate(machine, options.epochs, options.images_per_second)
-    print(estimate_table(machine, options.epochs, guess, price, basis, SETUP_HOURS))
+    time_estimate = estimate(machine, options.epochs, options.images_per_second)
+    print(format_estimate(machine, options.epochs, time_estimate, price, basis, SETUP_HOURS))
 
 
 def _machines(options: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ def add(groups: Any) -> None:
         group,
         "send",
         _send,
-        "Upload files to S3, in parallel, with the checksums that 'data stage' compares.",
+        "Upload files to S3, in parallel, with the checksums that 'data stage' verifies.",
         "data send /nvme/train.beton /nvme/train.beton.json s3://my-bucket/betons",
         changes=False,
     )
@@ -31,7 +31,7 @@ def add(groups: Any) -> None:
         group,
         "stage",
         _stage,
-        "Download an S3 object to a local file: in parallel, verified, resumed after a kill.",
+        "Download an S3 object to a local file, in parallel. Verifies its checksum, and resumes if interrupted.",
         "data stage s3://my-bucket/betons/train.beton /nvme/train.beton",
         changes=False,
     )
@@ -50,7 +50,7 @@ def add(groups: Any) -> None:
         group,
         "disks",
         lambda options: prepare(options.folder, mode_of(options)),
-        "Mount the instance store (NVMe), several disks as RAID 0; as root. Disks with contents are never formatted.",
+        "Mount the instance store (NVMe) as root, several disks as RAID 0. Never formats disks that contain data.",
         "data disks /nvme --yes",
     )
     disks.add_argument("folder", type=Path, help="an empty folder; created if it does not exist")
@@ -59,13 +59,15 @@ def add(groups: Any) -> None:
         group,
         "obtain",
         _obtain,
-        "Download ImageNet, verified, resumed after a kill; prints the --data-dir for write_dataset.py.",
+        "Download ImageNet. Verifies checksums, resumes, and prints the --data-dir for write_dataset.py.",
         "data obtain kaggle --to /imagenet",
         changes=False,
     )
-    obtain.add_argument("sources", nargs="+", metavar="SOURCE", help=f"{SOURCES}; several are downloaded in turn")
+    obtain.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help=f"{SOURCES}; several are downloaded one after the other"
+    )
     obtain.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="folder for the downloads")
-    obtain.add_argument("--md5", type=Path, metavar="FILE", help="MD5s besides the published ones, as md5sum prints")
+    obtain.add_argument("--md5", type=Path, metavar="FILE", help="additional MD5s, in the format of md5sum")
     obtain.add_argument("--devkit", default=DEVKIT_URL, metavar="URL", help="development kit (default: %(default)s)")
 
 
@@ -93,12 +95,12 @@ def _stage(options: argparse.Namespace) -> None:
         "unverified": options.unverified,
     }
     is_new = download(client, source.bucket, source.prefix, options.target, sha256=options.sha256, **how)
-    print(f"{options.target}: {'downloaded' if is_new else 'unchanged, same as'} {source}")
+    print(f"{options.target}: {'downloaded from' if is_new else 'already identical to'} {source}")
     if source.prefix.endswith(".beton"):
         sidecar = options.target.with_name(options.target.name + ".json")
         try:
             download(client, source.bucket, source.prefix + ".json", sidecar, **how)
-            print(f"{sidecar}: its sidecar")
+            print(f"{sidecar}: downloaded")
         except S3NotFoundError:
             pass
 

@@ -61,7 +61,9 @@ def add(groups: Any) -> None:
             default=1,
             help="number of attempts; only spot interruptions are retried (default: %(default)s)",
         ),
-        argument("--shards", type=positive, default=0, metavar="N", help="write a .beton in N shards, no training"),
+        argument(
+            "--shards", type=positive, default=0, metavar="N", help="write a .beton in N shards instead of training"
+        ),
         argument("--vcpus", type=positive, default=8, help="vCPUs per shard (default: %(default)s)"),
         argument("--memory-gib", type=positive, default=16, help="memory per shard (default: %(default)s)"),
         argument("--scratch", metavar="FOLDER", help="folder of the host for data, on its NVMe disks"),
@@ -70,7 +72,7 @@ def add(groups: Any) -> None:
         batch,
         "submit",
         _submit,
-        "Submit a job of the run's definition; a repeated call finds the one that waits or runs.",
+        "Submit a job with the run's definition. A repeated call finds the unfinished job.",
         "batch submit --run g5-16 --queue rebar-spot --yes",
         argument("--run", dest="run_name", required=True, metavar="NAME", help="as registered"),
         argument("--role", default="train", help="as registered (default: %(default)s)"),
@@ -81,7 +83,7 @@ def add(groups: Any) -> None:
         sagemaker,
         "submit",
         _submit_training,
-        "Submit a training job; a repeated call finds the one in progress, or resumes from its checkpoint.",
+        "Submit a training job. A repeated call finds the job in progress, or resumes from its checkpoint.",
         f"sagemaker submit --run g5-16 --image {IMAGE} \\\n      {S3} \\\n"
         f"      --instance-type g5.12xlarge --max-hours 3 --spot --role-arn {ROLE} --yes",
         *JOB,
@@ -92,7 +94,7 @@ def add(groups: Any) -> None:
             "--input-mode",
             choices=("File", "FastFile"),
             default="File",
-            help="copy the data first, or read them from S3 during training, which is slow (default: %(default)s)",
+            help="File copies the data first, FastFile reads from S3 during training, slowly (default: %(default)s)",
         ),
         argument("--data-gb", type=positive, default=70, help="size of the data (default: %(default)s)"),
     )

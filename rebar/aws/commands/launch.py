@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rebar.aws.capacity import DATA_GB, require_fit, spot_price
+from rebar.aws.capacity import DATA_GB, require_disk_space, spot_price
 from rebar.aws.commands.parsers import (
     EXPIRES,
     add_command,
@@ -19,7 +19,7 @@ from rebar.aws.commands.parsers import (
     positive,
 )
 from rebar.aws.instances import BY_NAME, InstanceType, instance_type
-from rebar.aws.launch import Launch, launch
+from rebar.aws.launch import LaunchSpec, launch
 from rebar.aws.plan import mode_of
 from rebar.aws.user_data import render, run_address, training_command
 from rebar.aws.validation_run import validate
@@ -36,9 +36,9 @@ WORK = [
     EXPIRES,
     argument("--source", required=True, help="source of Rebar: git URL, or s3://… tar.gz"),
     argument("--revision", default="", help="commit or tag of a git URL"),
-    argument("--results", required=True, help="s3://… folder; an earlier machine's checkpoint is read from there"),
+    argument("--results", required=True, help="s3://… folder; checkpoints of an earlier instance are read from there"),
     argument("--data-gb", type=positive, help=f"size of the data (default: from AWS, {DATA_GB} if not available)"),
-    argument("--max-hours", type=float, required=True, help="the machine terminates after that time in any case"),
+    argument("--max-hours", type=float, required=True, help="the instance terminates after this time in any case"),
     argument(
         "--secret",
         action="append",
@@ -56,13 +56,19 @@ TRAINING = [
     argument("flags", nargs="*", help="flags of train_imagenet.py, after --"),
 ]
 INSTANCE = [
-    argument("--spot", action="store_true", help="cheaper; run the command again after an interruption"),
-    argument("--instance-profile", required=True, help="IAM instance profile of the machine (docs/aws.md)"),
+    argument(
+        "--spot",
+        action="store_true",
+        help="launch on spot: cheaper, but may be interrupted; then run the command again",
+    ),
+    argument("--instance-profile", required=True, help="IAM instance profile of the instance (docs/aws.md)"),
     argument("--scheduler-role", required=True, help="ARN of the role that may terminate it (docs/aws.md)"),
     argument("--image", help="AMI (default: AWS's newest Deep Learning Base AMI, Ubuntu 22.04)"),
     argument("--zone", help="availability zone (default: any)"),
     argument("--subnet", help="default: the default VPC's"),
-    argument("--security-group", action="append", default=[], help="default: the VPC's; no open port is needed"),
+    argument(
+        "--security-group", action="append", default=[], help="default: the VPC's default group; no open port is needed"
+    ),
     argument("--key-name", help="key pair for SSH; not needed"),
     argument("--root-gb", type=positive, default=100, help="system disk (default: %(default)s)"),
 ]
@@ -70,10 +76,10 @@ INSTANCE = [
 
 def add(groups: Any) -> None:
     """Declare the commands."""
-    group = add_group(groups, "launch", "Launch a machine that trains, uploads, and terminates.")
+    group = add_group(groups, "launch", "Launch an instance that trains, uploads the run, and terminates.")
     for name, machine, hours, summary in (
-        ("single", "g5.xlarge", 8, "Train on a machine with one GPU."),
-        ("multi", "g5.12xlarge", 4, "Train on all GPUs of a machine with several."),
+        ("single", "g5.xlarge", 8, "Train on an instance with one GPU."),
+        ("multi", "g5.12xlarge", 4, "Train on all GPUs of an instance with several."),
     ):
         example = f"launch {name} " + EXAMPLE.format(machine=machine, hours=hours) + ROLES
         command = add_command(group, name, _launch, summary, example, *TRAINING, *INSTANCE)
@@ -82,7 +88,7 @@ def add(groups: Any) -> None:
         group,
         "validate",
         _validate,
-        "Run the one-hour validation, or another command, on a machine with one GPU, and download its report.",
+        "Run the one-hour validation, or another command, on one GPU, and download its report.",
         f"launch validate --run check-1 --source {SOURCE} --data s3://my-bucket/betons \\\n"
         "      --results s3://my-bucket/runs --max-hours 2 --out report" + ROLES,
         *identity_arguments("validate"),
@@ -94,10 +100,10 @@ def add(groups: Any) -> None:
         *INSTANCE,
     )
     add_command(
-        add_group(groups, "userdata", "Print the script that a launched machine runs."),
+        add_group(groups, "userdata", "Print the script that a launched instance runs."),
         "render",
         _render,
-        "Print the script that 'launch' would give the machine; changes nothing.",
+        "Print the user data of the instance that 'launch' would start. Changes nothing.",
         "userdata render " + EXAMPLE.format(machine="g5.xlarge", hours=8),
         *TRAINING,
         changes=False,
@@ -114,12 +120,12 @@ def _launch(options: argparse.Namespace) -> None:
         text = f"{machine.name} has {machine.gpus} GPU{'s' if machine.gpus > 1 else ''}"
         advice = f"Use launch {'single' if machine.gpus == 1 else 'multi'}."
         raise AwsError(f"{text}. {advice}", code="instance-type-unsuitable")
-    require_fit(clients, machine, options.data, options.data_gb, options.root_gb)
+    require_disk_space(clients, machine, options.data, options.data_gb, options.root_gb)
     script = render(options, _training(options, machine), options.data, clients.ec2.meta.region_name)
     if options.spot:
         offer = spot_price(clients, machine)
         print(f"spot: ${offer.dollars:.4f}/h in {offer.zone}")
-    launch(clients, Launch(identity_of(options), machine, script, options), mode_of(options))
+    launch(clients, LaunchSpec(identity_of(options), machine, script, options), mode_of(options))
 
 
 def _validate(options: argparse.Namespace) -> None:
@@ -136,11 +142,11 @@ def _validate(options: argparse.Namespace) -> None:
         images = shlex.quote(options.data) if from_hub else '"$DATA_FOLDER"'
         line = f"exec ./scripts/validation_run.sh {images}"
     if options.data and not from_hub:
-        require_fit(clients, machine, options.data, options.data_gb, options.root_gb)
+        require_disk_space(clients, machine, options.data, options.data_gb, options.root_gb)
     data = "" if from_hub else options.data
     script = render(options, ("bash", "-c", line), data, clients.ec2.meta.region_name)
-    new = Launch(identity_of(options), machine, script, options)
-    validate(clients, new, run_address(options), options.out, mode_of(options))
+    spec = LaunchSpec(identity_of(options), machine, script, options)
+    validate(clients, spec, run_address(options), options.out, mode_of(options))
 
 
 def _render(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Declaration of commands: every help text ends with an example, shared options are defined once."""
+"""Declare commands with an example in every help text, and the options that several commands share."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ def argument(*names: str, **keywords: Any) -> Argument:
 
 
 def add_group(groups: Any, name: str, summary: str) -> Any:
-    """Add a group of commands, such as ``volume``; returns the object to which its commands are added."""
+    """Add a group of commands, such as ``volume``. Returns the object to which its commands are added."""
     parser = groups.add_parser(name, help=summary, description=summary)
     return parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -34,7 +34,7 @@ def add_command(
     *arguments: Argument,
     changes: bool = True,
 ) -> argparse.ArgumentParser:
-    """Add a command; ``changes``: it prints a plan and has ``--yes`` and ``--check``."""
+    """Add a command. With ``changes`` it prints a plan and gets the flags ``--yes`` and ``--check``."""
     parser: argparse.ArgumentParser = group.add_parser(
         name,
         help=summary[0].lower() + summary[1:].rstrip("."),
@@ -47,7 +47,7 @@ def add_command(
     parser.add_argument(
         "--project",
         default=os.environ.get("REBAR_PROJECT", "rebar"),
-        help="only resources with this tag are used and changed (default: $REBAR_PROJECT or %(default)s)",
+        help="use and change only resources with this project tag (default: $REBAR_PROJECT or %(default)s)",
     )
     if changes:
         add_mode(parser)
@@ -70,14 +70,16 @@ def instance_id(text: str) -> str:
     return text
 
 
-EXPIRES = argument("--expires-days", type=positive, metavar="DAYS", help="'cost sweep' reports it after that time")
+EXPIRES = argument(
+    "--expires-days", type=positive, metavar="DAYS", help="'cost sweep' reports the resource after this time"
+)
 INSTANCE = argument("--instance", type=instance_id, metavar="i-…", help="default: this machine")
 
 
 def identity_arguments(role: str) -> list[Argument]:
-    """Return the options from which :func:`identity_of` makes an identity; ``role``: the default."""
+    """Return the options that :func:`identity_of` reads; ``role`` is the default of ``--role``."""
     return [
-        argument("--run", dest="run_name", required=True, metavar="NAME", help="the run this belongs to"),
+        argument("--run", dest="run_name", required=True, metavar="NAME", help="name of the run"),
         argument("--role", default=role, help="purpose of this resource in the run (default: %(default)s)"),
         argument("--owner", default="", help="person or team, for the tag; tags are not secret"),
     ]

@@ -13,12 +13,12 @@ PREFIX = "s3://BUCKET/PREFIX/RUN_ID"
 
 def add(groups: Any) -> None:
     """Declare the commands."""
-    group = add_group(groups, "run", "The folder of a run in S3, to resume it on another machine.")
+    group = add_group(groups, "run", "Upload a run folder to S3, and download it to resume on another machine.")
     upload = add_command(
         group,
         "upload",
         _upload,
-        "Upload a run's checkpoints and records. The uploaded run stays valid while this is interrupted.",
+        "Upload a run's checkpoints and records. If interrupted, the previous upload stays valid.",
         "run upload runs/g5-16 s3://my-bucket/runs/g5-16",
         changes=False,
     )
@@ -29,13 +29,13 @@ def add(groups: Any) -> None:
         group,
         "fetch",
         _fetch,
-        "Download a run, verified, for training to resume; does nothing if nothing is uploaded yet.",
+        "Download a run to resume it, and verify its checksums. Does nothing if the run is not uploaded yet.",
         "run fetch s3://my-bucket/runs/g5-16 runs/g5-16",
         changes=False,
     )
     fetch.add_argument("place", metavar="from", help=PREFIX)
     fetch.add_argument("folder", type=Path, help="the run's folder (--logging.folder)")
-    fetch.add_argument("--replace", action="store_true", help="replace another checkpoint in the folder")
+    fetch.add_argument("--replace", action="store_true", help="replace a different checkpoint in the folder")
 
 
 def _upload(options: argparse.Namespace) -> None:
@@ -48,6 +48,6 @@ def _fetch(options: argparse.Namespace) -> None:
     prefix = S3Prefix.parse(options.place, "from")
     manifest = fetch_run(clients_of(options)("s3"), prefix, options.folder, replace=options.replace)
     if manifest is None:
-        print(f"{prefix}: no run is uploaded yet")
+        print(f"{prefix}: no uploaded run")
     else:
         print(f"{options.folder}: the run at step {manifest.progress.step}, uploaded by {manifest.host}")

@@ -7,26 +7,26 @@ from typing import Any
 
 from rebar.aws.commands.parsers import add_command, add_group, clients_of, positive
 from rebar.aws.spot_watch import Watch, watch
-from rebar.aws.training_process import Training, process, process_group, process_of_file, systemd_unit
+from rebar.aws.training_process import Training, process, process_from_pidfile, process_group, systemd_unit
 from rebar.storage.boto import AwsError
 from rebar.storage.s3 import S3Prefix
 
 
 def add(groups: Any) -> None:
     """Declare the commands."""
-    group = add_group(groups, "spot", "Spot instances, which EC2 may interrupt.")
+    group = add_group(groups, "spot", "Handle interruptions of spot instances.")
     command = add_command(
         group,
         "watch",
         _watch,
-        "Watch training on this spot instance: on EC2's notice, ask it to stop, wait until it has saved, and upload "
-        "checkpoints and log before the interruption. Exit status: 0 finished, 75 interrupted and saved (start it "
-        "again on another machine), 1 failed or not saved in time.",
+        "Watch training on this spot instance. On EC2's interruption notice, stop training, wait until it has saved a "
+        "checkpoint, and upload checkpoints and log. Exit status: 0 finished, 75 interrupted and saved (start it again "
+        "on another instance), 1 failed or not saved in time.",
         "spot watch runs/g5-16 s3://my-bucket/runs/g5-16 --pid 4711",
         changes=False,
     )
     command.add_argument("folder", type=Path, help="the run's folder (--logging.folder)")
-    command.add_argument("place", metavar="to", help="s3://BUCKET/PREFIX/RUN_ID, where the next machine resumes from")
+    command.add_argument("place", metavar="to", help="s3://BUCKET/PREFIX/RUN_ID, from which the next instance resumes")
     which = command.add_mutually_exclusive_group(required=True)
     which.add_argument("--pid", type=positive, help="process id of training, or of torchrun")
     which.add_argument("--pidfile", type=Path, help="file with the process id")
@@ -59,5 +59,5 @@ def _training(options: argparse.Namespace) -> Training:
     if options.pid:
         return process(options.pid)
     if options.pidfile:
-        return process_of_file(options.pidfile)
+        return process_from_pidfile(options.pidfile)
     return process_group(options.group) if options.group else systemd_unit(options.unit)

@@ -50,7 +50,7 @@ def add(groups: Any) -> None:
         volume,
         "create",
         _create,
-        "Create a blank volume; a repeated call finds it.",
+        "Create a blank volume. A repeated call finds it.",
         "volume create --run imagenet --role beton --zone us-east-1a --size 200 --yes",
         *identity_arguments("data"),
         EXPIRES,
@@ -77,11 +77,11 @@ def add(groups: Any) -> None:
         VOLUME,
         argument("folder", type=Path, help="empty folder, created if necessary"),
         argument("--format", choices=KINDS, help="make a file system first; only on a blank volume of 'volume create'"),
-        argument("--read-only", action="store_true", help="write nothing to the volume, not even the journal"),
+        argument("--read-only", action="store_true", help="mount read-only, without replaying the journal"),
     )
     for name, run, summary in (
         ("umount", _umount, "Sync and unmount a volume from this machine (as root)."),
-        ("detach", _detach, "Detach an unmounted volume, never by force."),
+        ("detach", _detach, "Detach an unmounted volume, without force."),
         ("delete", _delete, "Delete a volume whose content is in a verified snapshot."),
     ):
         add_command(volume, name, run, summary, f"volume {name} imagenet/beton --yes", VOLUME)
@@ -105,7 +105,7 @@ def add(groups: Any) -> None:
         snapshot,
         "restore",
         _restore,
-        "Create a volume from a snapshot; a repeated call finds it.",
+        "Create a volume from a snapshot. A repeated call finds it.",
         "snapshot restore imagenet/beton --zone us-east-1b --expires-days 2 --yes",
         SNAPSHOT,
         *KIND,
@@ -122,7 +122,7 @@ def add(groups: Any) -> None:
         "snapshot verify imagenet/beton --yes",
         SNAPSHOT,
         INSTANCE,
-        argument("--again", action="store_true", help="verify it even if it is verified already"),
+        argument("--again", action="store_true", help="verify it even if it was verified before"),
     )
 
 
