@@ -5,8 +5,8 @@
     python write_dataset.py --split val
     python write_dataset.py --split train --data-dir hf:imagenet-1k --subset small
 
-Training images are shuffled by the seed, so that sequential reads are already mixed; validation images are ordered by
-class. The sidecar, train.beton.json, contains class names, the image policy and checksums; the report,
+Training images are shuffled with the seed, so that sequential reads return mixed classes; validation images are ordered
+by class. The sidecar, train.beton.json, contains class names, the image policy and checksums; the report,
 train.beton.report.json, lists irregular and bad images. After an interruption, the same command resumes.
 
     python write_dataset.py --verify FILE    # check every page, offset, label and image
@@ -36,15 +36,15 @@ from rebar.sources import Request, open_source
 
 @dataclass(frozen=True)
 class WriterSection:
-    """Which images to write, where to, and how they are stored."""
+    """The images to write, the target file, and how images are stored."""
 
     dataset: Literal["auto", "imagenet", "hf", "s3", "beton", "tar", "webdataset", "parquet", "folder", "flat"] = (
         option("auto", help="kind of source; auto and imagenet detect it")
     )
     split: Literal["train", "val"] = option(required=True, help="train is shuffled, val keeps the order of the source")
     data_dir: str = option("", help="folder, tar, shards, .beton, hf:NAME or s3://...; default: $IMAGENET_DIR")
-    labels: str = option("", help="list of labels for images without class folders; default: one near the images")
-    write_path: str = option("", help="file to write, or folder for <split>.beton; default: $WRITE_DIR")
+    labels: str = option("", help="list of labels for images without class folders; default: search near the images")
+    write_path: str = option("", help="file to write, or a folder for <split>.beton; default: $WRITE_DIR")
     write_mode: Literal["jpg", "raw", "proportion"] = option(
         "jpg", help="proportion: JPEG with probability compress_probability, otherwise raw"
     )
@@ -65,11 +65,11 @@ class WriterSection:
         help="number of images, balanced across classes: tiny (1k), small (10k), medium (100k), "
         "large (500k), full, or a number",
     )
-    max_classes: int = option(0, help="number of classes, drawn by the seed; 0: all", minimum=0)
+    max_classes: int = option(0, help="number of classes, drawn at random; 0: all", minimum=0)
     max_samples_per_class: int = option(0, help="maximum number of images per class; 0: all", minimum=0)
-    shard: str = option("", help="I/N: write shard I of N, with I from 0, to a file of its own")
+    shard: str = option("", help="I/N: write only shard I of N, with I from 0, to a separate file")
     on_bad_image: Literal["fail", "skip", "repair"] = option(
-        "fail", help="for images that cannot be decoded: stop, leave them out, or store the part that can be decoded"
+        "fail", help="how to handle undecodable images: stop, skip them, or store the part that can be decoded"
     )
     seed: int = option(0, help="seed of the order, the subset and all other random choices", minimum=0)
     num_workers: int = option(0, help="worker processes that encode; 0: one per core", minimum=0)
@@ -151,7 +151,8 @@ def require_path(flag: str, value: str, variable: str) -> str:
     if chosen := value or os.environ.get(variable, ""):
         return chosen
     raise RebarError(
-        f"{flag}: is missing. Give {flag} PATH, or set the environment variable {variable}.", code="write-path-missing"
+        f"{flag}: is not given. Give {flag} PATH, or set the environment variable {variable}.",
+        code="write-path-missing",
     )
 
 
@@ -220,14 +221,14 @@ def print_estimate(expected: Estimate) -> None:
         factor = expected.keep_quality_factor
         print(
             f"          {expected.bytes_per_image:,.0f} bytes per image, {factor:.1f} times as many as without "
-            "--keep-quality; every epoch reads and decodes these"
+            "--keep-quality; every epoch reads and decodes them"
         )
     sys.stdout.flush()
 
 
 @contextmanager
 def print_resume_hint(target: Path) -> Iterator[None]:
-    """After Ctrl-C, print that the same command resumes."""
+    """After Ctrl-C, print how to resume."""
     try:
         yield
     except KeyboardInterrupt:
@@ -264,7 +265,7 @@ def print_report(report: WriteReport, split: str) -> None:
 
 
 def command() -> None:
-    """Run as the console command ``rebar-write``."""
+    """Run :func:`main` as the console command ``rebar-write``."""
     run_command(main)
 
 

@@ -1,4 +1,4 @@
-"""A .beton file as an image source, to rewrite it at another resolution, with restart markers, or in part."""
+"""A .beton file as an image source, to write a subset or a copy with other settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ class BetonSource:
         return int(self._file.labels[index])
 
     def read(self, index: int) -> bytes:
-        """Return the stored JPEG, or raw pixels as a PPM file with the same pixel values."""
+        """Return the stored JPEG. Raw pixels are returned as a PPM file, without loss."""
         content = self._file.image_bytes(index).tobytes()
         if self._file.modes[index] == MODE_RAW:
             return b"P6 %d %d 255\n" % (self._file.widths[index], self._file.heights[index]) + content

@@ -1,4 +1,4 @@
-"""A cache of .beton files: a source given for training is written once, and found there by later runs."""
+"""A cache of .beton files: an image source is converted once, and later training runs reuse the file."""
 
 import functools
 import hashlib
@@ -42,11 +42,11 @@ def is_source(location: str) -> bool:
 
 
 def resolve_beton(location: str, split: Split, *, subset: str = "full", policy: ImagePolicy | None = None) -> Path:
-    """Return the path of a .beton file for a location; a source is written to the cache first unless it is there.
+    """Return the path of a .beton file for a location; convert a source first unless it is in the cache.
 
-    A path of a .beton file is returned as is, and a folder that contains ``<split>.beton`` means that file. If several
-    processes call this for the same source, one writes and the others wait; if the writer dies, another process
-    resumes its work. Raises RebarError.
+    The path of a .beton file is returned unchanged. For a folder that contains ``<split>.beton``, that file is returned.
+    If several processes call this for the same source, one writes and the others wait; if the writer dies, another
+    process resumes. Raises RebarError.
     """
     if not is_source(location):
         return Path(location)
@@ -59,7 +59,7 @@ def resolve_beton(location: str, split: Split, *, subset: str = "full", policy: 
     if target.exists():
         return target
     with _exclusive(target):
-        if not target.exists():  # unless another process wrote it while this one waited
+        if not target.exists():  # another process may have written it
             _write(location, split, selection, policy, target)
     return target
 
@@ -99,7 +99,7 @@ def _cache_path(location: str, split: Split, selection: Selection, policy: Image
 def _identity(location: str, split: Split) -> list[object]:
     """Return a value that identifies the source's current content, without reading the images.
 
-    For an address this is the address itself. For a path it includes the modification times of the top-level files
+    For an address, the value is the address. For a path, it includes the modification times of the top-level files
     and the class folders; a folder's time changes when images are added or removed.
     """
     if is_remote(location):
@@ -109,13 +109,16 @@ def _identity(location: str, split: Split) -> list[object]:
         files = [path, *sorted(path.iterdir())] if path.is_dir() else expand_shards(str(path))
         found = [(file.name, file.stat()) for file in files]
     except OSError as error:
-        raise RebarError(f"{location}: cannot be read: {error.strerror or error}.", code="source-unreadable") from None
+        raise RebarError(
+            f"{location}: cannot be read: {error.strerror or error}. Check its permissions and the disk.",
+            code="source-unreadable",
+        ) from None
     return [str(path), split, [(name, status.st_mtime_ns, status.st_size) for name, status in found]]
 
 
 @contextmanager
 def _exclusive(target: Path) -> Iterator[None]:
-    """Lock the target against other processes, waiting for the one that writes it."""
+    """Lock the target for the duration of the block; wait if another process is writing it."""
     lock = target.with_name(f".{target.name}.cache-lock")  # write_beton() uses .NAME.lock
     with ExitStack() as stack:
         try:

@@ -1,4 +1,4 @@
-"""Sources made of image files: one file per image, or images at known byte ranges of larger files such as tars."""
+"""Sources of image files: one file per image, or byte ranges of larger files such as tars."""
 
 import errno
 import os
@@ -67,7 +67,7 @@ class LabeledFiles:
 
 
 class ByteRange(NamedTuple):
-    """The position of an image: ``size`` bytes from byte ``offset`` of file ``file_number``."""
+    """An image of ``size`` bytes at byte ``offset`` of file number ``file_number``."""
 
     file_number: int
     name: str
@@ -79,7 +79,7 @@ class ByteRange(NamedTuple):
 class ByteRanges:
     """Images at known byte ranges of ``files``. Create one with :meth:`from_ranges`.
 
-    Every read opens its file again, because there may be more files than a process may hold open.
+    The file is opened for every read, because there may be more files than the limit of open files per process.
     """
 
     class_names: Sequence[str]
@@ -114,7 +114,7 @@ class ByteRanges:
         return int(self._labels[index])
 
     def read(self, index: int) -> bytes:
-        """Return the bytes of an image. Raises OSError if the file ends before the range does."""
+        """Return the bytes of an image. Raises OSError if the file is truncated."""
         size = int(self._sizes[index])
         descriptor = os.open(self.files[self._file_numbers[index]], os.O_RDONLY)
         try:

@@ -17,9 +17,9 @@ SPLIT_WORDS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid"),
 }
-"""The words by which names of files and folders refer to a split."""
+"""Words in the names of files and folders that identify a split."""
 SPLIT_FOLDERS = ("{split}", "ILSVRC/Data/CLS-LOC/{split}", "Data/CLS-LOC/{split}")
-"""Where a split may be below a dataset's folder. If none of these exists, the folder itself is the split."""
+"""Possible locations of a split in a dataset's folder. If none of them exists, the folder itself is the split."""
 
 Name = TypeVar("Name", str, Path)
 
@@ -50,7 +50,7 @@ def find_split(folder: Path, split: str) -> Path:
 def filter_split(names: Sequence[Name], split: str, location: str) -> list[Name]:
     """Return the names that mention the split, or all of them if no name mentions any split.
 
-    Raises RebarError, naming ``location``, if the names mention other splits only.
+    Raises RebarError if the names mention other splits only; the message contains ``location``.
     """
     matching = [name for name in names if _mentions(name, SPLIT_WORDS[split])]
     if matching or not any(_mentions(name, (*SPLIT_WORDS[other_split(split)], "test")) for name in names):
@@ -70,8 +70,8 @@ def _mentions(name: str | Path, words: Sequence[str]) -> bool:
 class ImageFolder(LabeledFiles):
     """The images at ``root/<class>/``, in the order of torchvision's ``ImageFolder``.
 
-    Labels number the class folders in alphabetical order, which for ImageNet is the order of the synsets. Images in
-    subfolders of a class folder belong to the class.
+    Labels are the indices of the class folders in alphabetical order, which for ImageNet is the order of the synsets.
+    Images in subfolders of a class folder belong to the class.
 
     Raises RebarError if the folder is missing or has no class folders, or if a class folder contains no image.
     """
@@ -139,7 +139,9 @@ def _unreadable(error: OSError, root: Path) -> RebarError:
         return RebarError(f"{path}: no such folder. Check the path.", code="source-not-found")
     if isinstance(error, NotADirectoryError):
         return RebarError(f"{path}: is not a folder. Give a folder of class folders.", code="source-not-found")
-    return RebarError(f"{path}: cannot be read: {error.strerror}.", code="source-unreadable")
+    return RebarError(
+        f"{path}: cannot be read: {error.strerror}. Check its permissions and the disk.", code="source-unreadable"
+    )
 
 
 def _no_class_folders(root: Path, images: list["os.DirEntry[str]"]) -> RebarError:

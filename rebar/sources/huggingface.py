@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub: their Parquet files, downloaded into the Hub's own cache.
+"""Datasets of the Hugging Face Hub, downloaded as Parquet files into the cache of huggingface_hub.
 
 Addresses are ``hf:imagenet-1k`` or ``hf:OWNER/NAME``, optionally followed by ``:CONFIG`` and ``@REVISION``.
 """
@@ -23,10 +23,10 @@ from rebar.storage.huggingface import http_status, hub_url
 PREFIX = "hf:"
 SHORT_NAMES = {"imagenet-1k": "ILSVRC/imagenet-1k"}
 CONVERTED = "refs/convert/parquet"
-"""The branch with the Hub's Parquet conversion of datasets that are stored in another format."""
+"""The branch with the Hub's automatic Parquet conversion of a dataset in another format."""
 NUM_DOWNLOADS = 4
 SUBSET_FACTOR = 2
-"""A subset of n images downloads files of at least ``SUBSET_FACTOR * n``, to have enough images of every class."""
+"""For a subset of n images, files with at least ``SUBSET_FACTOR * n`` are downloaded, so that no class runs out."""
 
 _ADDRESS = re.compile(r"(?:hf:)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
 
@@ -45,7 +45,7 @@ class HubAddress:
         found = _ADDRESS.fullmatch(text)
         if found is None:
             raise RebarError(
-                f"{text}: is not an address of the Hub. Give hf:imagenet-1k, or hf:OWNER/NAME[:CONFIG][@REVISION].",
+                f"{text}: is not a valid Hub address. Give hf:imagenet-1k, or hf:OWNER/NAME[:CONFIG][@REVISION].",
                 code="hub-address-invalid",
             )
         name = found["name"]
@@ -63,7 +63,7 @@ class _File(NamedTuple):
 def open_hub_dataset(text: str, split: str, max_images: int | None = None) -> ParquetFiles:
     """Download the Parquet files of a split and open them. Files in the Hub's cache are not downloaded again.
 
-    With ``max_images``, only as many files are downloaded as a subset of that size requires. Raises RebarError.
+    With ``max_images``, only the files that a subset of that size requires are downloaded. Raises RebarError.
     """
     try:
         import huggingface_hub  # noqa: F401
@@ -95,7 +95,7 @@ def _list_files(address: HubAddress, split: str) -> tuple[list[_File], str | Non
 
 
 def _list_sizes(address: HubAddress, revision: str | None) -> dict[str, int]:
-    """Return path -> bytes of all Parquet files at a revision; empty if there is no converted branch."""
+    """Return path -> size in bytes of all Parquet files at a revision; empty if there is no converted branch."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionNotFoundError
 
@@ -113,7 +113,7 @@ def _list_sizes(address: HubAddress, revision: str | None) -> dict[str, int]:
 
 
 def _filter_config(address: HubAddress, paths: Sequence[str]) -> list[str]:
-    """Return the files of the configuration. Datasets with several keep each in a folder of its own."""
+    """Return the files of the configuration. Each configuration has its own top-level folder."""
     configs = sorted({path.split("/")[0] for path in paths if "/" in path})
     if address.config:
         if address.config not in configs:
@@ -180,7 +180,7 @@ def _check_space(address: HubAddress, revision: str | None, files: Sequence[_Fil
 
 @contextmanager
 def _translate_errors(address: HubAddress) -> Iterator[None]:
-    """Raise the client's errors as RebarError, with the cause and the fix; RevisionNotFoundError passes through."""
+    """Translate the client's exceptions to RebarError, except RevisionNotFoundError."""
     from huggingface_hub import errors
 
     try:

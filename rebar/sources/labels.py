@@ -1,7 +1,7 @@
 """Labels of ILSVRC's unsorted validation images, and ImageNet-1k's class names.
 
-The validation images come in one folder. Any of these lists gives their classes; the format is detected from the
-content:
+ILSVRC's validation images are in one folder. Their classes are read from one of these lists; the format is detected
+from the content:
 
 - ``ILSVRC2012_validation_ground_truth.txt`` of the development kit: one ILSVRC2012_ID per line, in the order of the
   images. ``meta.mat``, or a text file of synsets in the order of the IDs, maps IDs to synsets.
@@ -42,8 +42,8 @@ _NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})")
 def to_synsets(class_names: Sequence[str]) -> list[str]:
     """Return synsets for ImageNet-1k's class names in words, in the same order; other names are returned unchanged.
 
-    Hugging Face names the classes in words ("tench, Tinca tinca"), folders and archives by synset (n01440764). Their
-    labels are the same, so files of both can be used together if the names are.
+    Hugging Face names the classes in words ("tench, Tinca tinca"), folders and archives by synset (n01440764). The
+    order is the same, so with the same names, files from both can be used together.
     """
     if len(class_names) == 1000 and class_names[0].startswith("tench") and class_names[-1].startswith("toilet tissue"):
         return SYNSETS_FILE.read_text(encoding="ascii").split()
@@ -69,7 +69,7 @@ class ValidationLabels:
     def look_up(self, names: Sequence[str], location: str) -> list[str]:
         """Return the synsets of the images ``names`` at ``location``, in the order of ``names``.
 
-        Warns if the list has more images than ``names``. Raises RebarError if it does not contain an image.
+        Warns if the list has more images than ``names``. Raises RebarError if an image is not in the list.
         """
         stems = [PurePosixPath(name).name.partition(".")[0] for name in names]
         known = self.by_stem or self._by_number(stems, location)
@@ -96,7 +96,7 @@ class ValidationLabels:
 
 
 def find_labels(near: Path, given: str = "") -> ValidationLabels:
-    """Read the list ``given``, or else search for one in the folder of the images and its parents.
+    """Read the list at ``given``; without it, search for one in the folder of the images and its parents.
 
     Raises RebarError if no list is found, or if it cannot be read.
     """
@@ -166,7 +166,7 @@ def _read_synsets_by_id(origin: str, folder: Path) -> dict[int, str]:
         if (path := folder / name).is_file():
             return _parse_meta(str(path), path.read_bytes()) if name.endswith(".mat") else _parse_synsets(path)
     raise RebarError(
-        f"{origin}: contains ILSVRC2012_IDs, and no file next to it maps them to synsets. Add meta.mat of the "
+        f"{origin}: contains ILSVRC2012_IDs, but no file next to it maps them to synsets. Add meta.mat of the "
         f"development kit, or {SYNSETS_BY_ID[2]} with the synsets in the order of the IDs.",
         code="labels-not-found",
     )

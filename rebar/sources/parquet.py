@@ -1,7 +1,7 @@
 """Parquet files of images and labels, as Hugging Face ``datasets`` stores them.
 
-A row group can only be read as a unit. Its images form a block (see :class:`rebar.beton.source.BlockSource`), and
-each process keeps the blocks read last in memory.
+A row group can only be read completely. Its images form a block (see :class:`rebar.beton.source.BlockSource`), and
+each process caches the most recently used blocks.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The kinds of sources: chosen by name with ``--dataset``, or detected from ``--data-dir``."""
+"""The registry of source kinds, which are chosen with ``--dataset`` or detected from ``--data-dir``."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Request:
     labels: str = ""
     """The path of a list of labels, for images without class folders. By default, a list is searched for."""
     max_images: int | None = None
-    """The number of images that will be selected, if known: sources that download may skip the rest."""
+    """The number of images that will be selected, if known. Sources that download may skip the others."""
 
     @property
     def path(self) -> Path:
@@ -36,7 +36,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of source."""
+    """A kind of source."""
 
     name: str
     description: str
@@ -140,17 +140,20 @@ def detect_kind(request: Request) -> Kind:
 
 def _unreadable(request: Request, error: OSError) -> RebarError:
     path = error.filename or request.location
-    return RebarError(f"{path}: cannot be read: {error.strerror or error}.", code="source-unreadable")
+    return RebarError(
+        f"{path}: cannot be read: {error.strerror or error}. Check its permissions and the disk.",
+        code="source-unreadable",
+    )
 
 
 def _beton_path(request: Request) -> Path:
-    """Return the split's .beton file in a folder of them, or else the path itself."""
+    """Return the split's .beton file if the path is a folder that contains it, otherwise the path."""
     inside = request.path / f"{request.split}.beton"
     return inside if inside.is_file() else request.path
 
 
 def _tar_path(request: Request) -> Path | None:
-    """Return the path of the split's tar, unless the request is for something else, such as a WebDataset shard."""
+    """Return the path of the split's tar; None if there is no tar, or it is a WebDataset shard."""
     path = request.path
     if (archive := tar.ilsvrc_archive(path, request.split)).is_file() and not (path / request.split).is_dir():
         return archive

@@ -1,6 +1,6 @@
 """Class folders of images below a prefix of an S3 bucket, read object by object.
 
-boto3 finds credentials, region and endpoint in its usual places: AWS_PROFILE, AWS_ENDPOINT_URL, an instance role, etc.
+boto3 reads credentials, region and endpoint from its usual places: AWS_PROFILE, AWS_ENDPOINT_URL, an instance role.
 """
 
 import time
@@ -21,15 +21,15 @@ BACKOFF_SECONDS = 0.05
 class S3Folder:
     """The images at ``s3://bucket/prefix/<class>/``, ordered by class, then key.
 
-    Each process connects when it reads its first image. Raises RebarError if the prefix cannot be listed or has no
-    such images.
+    Each process connects when it reads its first image. Raises RebarError if the prefix cannot be listed or contains no
+    images in class folders.
     """
 
     def __init__(self, url: str, split: str) -> None:
         self._bucket, _, prefix = url.removeprefix(PREFIX).partition("/")
         self._client: Any = None
         if not self._bucket:
-            raise RebarError(f"{url}: names no bucket. Give s3://bucket/prefix.", code="s3-address-invalid")
+            raise RebarError(f"{url}: has no bucket name. Give s3://bucket/prefix.", code="s3-address-invalid")
         prefix = self._find_split(prefix.rstrip("/") + "/" if prefix.strip("/") else "", split)
         keys = sorted(key for key in self._list(prefix) if is_image(key) and "/" in key[len(prefix) :])
         if not keys:
@@ -52,7 +52,7 @@ class S3Folder:
         return int(self._labels[index])
 
     def read(self, index: int) -> bytes:
-        """Return the content of an object. Interrupted connections are retried up to ``MAX_ATTEMPTS`` times."""
+        """Return the content of an object. Interrupted downloads are tried up to ``MAX_ATTEMPTS`` times."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         for attempt in range(1, MAX_ATTEMPTS + 1):

@@ -1,4 +1,4 @@
-"""Images in a tar, read without unpacking: ILSVRC's original archives, or a packed folder of class folders."""
+"""Images in a tar, read without unpacking it: ILSVRC's original archives, or a tar of class folders."""
 
 import os
 import tarfile
@@ -15,7 +15,7 @@ from rebar.sources.labels import find_labels
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 NUM_THREADS = 16
-"""Threads that list inner tars concurrently; the work is limited by disk latency, not by the CPU."""
+"""Threads that list inner tars concurrently. Disk latency limits this work, not the CPU."""
 _BLOCK_SIZE = 512  # bytes; two zero blocks end a tar
 
 
@@ -51,7 +51,7 @@ class _FileRange:
 
 
 def list_members(path: Path, within: Member | None = None) -> Iterator[Member]:
-    """Yield the regular files of a tar, in tar order; with ``within``, those of a tar that is a member of it.
+    """Yield the regular files of a tar, in tar order; with ``within``, of the inner tar that is this member.
 
     Folders, links, and macOS metadata files (``._name``) are skipped. Raises RebarError if the file cannot be read,
     is not a tar, or is truncated.
@@ -60,7 +60,9 @@ def list_members(path: Path, within: Member | None = None) -> Iterator[Member]:
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise RebarError(f"{path}: cannot be read: {error.strerror}.", code="source-unreadable") from None
+        raise RebarError(
+            f"{path}: cannot be read: {error.strerror}. Check its permissions and the disk.", code="source-unreadable"
+        ) from None
     try:
         start, size = (within.offset, within.size) if within else (0, os.fstat(descriptor).st_size)
         view = _FileRange(descriptor, start, size)
@@ -81,11 +83,11 @@ def list_members(path: Path, within: Member | None = None) -> Iterator[Member]:
 
 
 def check_uncompressed(path: Path) -> None:
-    """Raise RebarError for a compressed tar: its members cannot be read at random."""
+    """Raise RebarError for a compressed tar, which does not allow random access to its members."""
     if path.name.lower().endswith((*COMPRESSED, ".zip")):
         raise RebarError(
-            f"{path}: is compressed, so its images cannot be read at random. Unpack it and give the folder, or "
-            "decompress it to a .tar (gunzip, unxz, zstd -d).",
+            f"{path}: is compressed, which does not allow random access to its images. Unpack it and give the folder, "
+            "or decompress it to a .tar (gunzip, unxz, zstd -d).",
             code="tar-compressed",
         )
 

@@ -1,4 +1,4 @@
-"""Unpack any image source to a folder of class folders. Writing a .beton file does not require this.
+"""Unpack any image source to class folders. Writing a .beton file does not require this.
 
 python -m rebar.sources.unpack /data/downloads /data/imagenet    # ILSVRC's archives to train/ and val/
 """
@@ -26,8 +26,8 @@ NUM_THREADS = 8
 def unpack(source: Source, folder: Path, *, progress: bool = True) -> int:
     """Write every image of a source to ``folder/CLASS/NAME``; return the number of images written.
 
-    Existing files are skipped, and each file appears under its name only once complete, so the same call resumes an
-    interrupted one. Raises RebarError.
+    Existing files are skipped, and each file is renamed to its final name once it is complete, so the same call resumes
+    after an interruption. Raises RebarError.
     """
     for name in source.class_names:
         if not name or PurePosixPath(name).name != name or name.startswith("."):
@@ -61,7 +61,9 @@ def _unpack_image(source: Source, index: int, folder: Path) -> bool:
         content = source.read(index)
     except OSError as error:
         raise RebarError(
-            f"{source.name(index)}: cannot be read: {error.strerror or error}.", code="image-unreadable"
+            f"{source.name(index)}: cannot be read: {error.strerror or error}. Check the disk or the network, "
+            "and run the same command again.",
+            code="image-unreadable",
         ) from None
     partial = target.with_name(f".{target.name}.partial")
     partial.write_bytes(content)

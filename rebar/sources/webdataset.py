@@ -17,7 +17,7 @@ from rebar.sources.tar import NUM_THREADS, Member, check_uncompressed, list_memb
 JSON_KEYS = ("cls", "label", "class", "class_id", "class_name", "synset")
 CLASS_NAME_FILES = ("classes.txt", "class_names.txt", "synsets.txt", "LOC_synset_mapping.txt")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_FILES_INSPECTED = 21  # at the start of a tar, to find out whether it is a shard
+_FILES_INSPECTED = 21  # at the start of a tar, to detect a shard
 
 
 def expand_shards(pattern: str) -> list[Path]:
