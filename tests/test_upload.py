@@ -134,7 +134,7 @@ def test_resume_uses_the_previous_checkpoint_if_the_uploaded_one_is_damaged(
     content[len(content) // 2] ^= 1
     s3.client.put_object(Bucket=BUCKET, Key=key, Body=bytes(content))
     train_here(s3, monkeypatch, *command("b", 7))
-    assert "The checkpoint before it is used" in capsys.readouterr().err
+    assert "The previous checkpoint is used" in capsys.readouterr().err
     assert s3.manifest("damaged")["step"] == 7
     assert_uploaded(s3, "damaged", tmp_path / "b/damaged", "last.pt")
 

@@ -6,7 +6,7 @@ from rebar.aws.client import Clients, call, paginate
 from rebar.aws.instances import BY_NAME, TYPES, InstanceType, find_instances
 from rebar.aws.snapshots import SNAPSHOT_ID, describe_snapshot
 from rebar.aws.tags import now
-from rebar.storage.boto import AwsError, code_of, translate_aws_error
+from rebar.storage.boto import AwsError, aws_error_code, translate_aws_error
 
 QUOTAS = {
     ("g", False): "L-DB2E81BA",  # Running On-Demand G and VT instances
@@ -49,10 +49,10 @@ def _object_size(clients: Clients, bucket: str, key: str) -> int | None:
         try:
             return int(s3.head_object(Bucket=bucket, Key=key)["ContentLength"])
         except ClientError as error:
-            if code_of(error) in ("404", "NoSuchKey"):
+            if aws_error_code(error) in ("404", "NoSuchKey"):
                 text = f"s3://{bucket}/{key} does not exist. Upload it, or change --data."
                 raise AwsError(text, code="aws-not-found") from None
-            if code_of(error) != "403":
+            if aws_error_code(error) != "403":
                 raise
     print(f"note: no permission to check s3://{bucket}/{key} from here")
     return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rebar.storage.boto import AwsError, code_of, make_client, translate_aws_error
+from rebar.storage.boto import AwsError, aws_error_code, make_client, translate_aws_error
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def call(action: str, method: Callable[..., Any], /, *, none_if: Sequence[str] =
         try:
             return method(**parameters)
         except Exception as error:
-            if code_of(error) in none_if:
+            if aws_error_code(error) in none_if:
                 return None
             raise
 

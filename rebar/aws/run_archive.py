@@ -15,7 +15,16 @@ from typing import Any
 from rebar.cli import warn
 from rebar.storage.boto import AwsError
 from rebar.storage.files import sha256_of
-from rebar.storage.run_manifest import LAST, ORIGIN, PREVIOUS, RECORDS, Progress, RunManifest, Stored, read_origin
+from rebar.storage.run_manifest import (
+    LAST,
+    ORIGIN,
+    PREVIOUS,
+    RECORDS,
+    Progress,
+    RunManifest,
+    StoredCheckpoint,
+    read_origin,
+)
 from rebar.storage.run_status import read_status
 from rebar.storage.run_store import RunStore
 from rebar.storage.s3 import S3Prefix
@@ -119,9 +128,9 @@ def _frozen_copy(folder: Path) -> Iterator[tuple[list[Path], list[Path]]]:
         yield sorted(checkpoints.iterdir()), sorted(records.iterdir())
 
 
-def _stored(path: Path) -> Stored:
+def _stored(path: Path) -> StoredCheckpoint:
     with path.open("rb") as file:
-        return Stored.of(sha256_of(file), path.stat().st_size)
+        return StoredCheckpoint.of(sha256_of(file), path.stat().st_size)
 
 
 def _delete(store: RunStore, names: set[str]) -> None:

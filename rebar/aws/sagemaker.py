@@ -11,7 +11,7 @@ from rebar.aws.client import Clients, call, paginate
 from rebar.aws.instances import instance_type
 from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.tags import Identity, as_tag_list, require_project_tags
-from rebar.storage.boto import AwsError, code_of, translate_aws_error
+from rebar.storage.boto import AwsError, aws_error_code, translate_aws_error
 from rebar.storage.s3 import S3Prefix
 
 RUN_FOLDER = "/opt/ml/checkpoints"
@@ -122,7 +122,9 @@ def _describe(client: Any, name: str) -> Mapping[str, Any] | None:
         except ClientError as error:
             message = error.response.get("Error", {}).get("Message", "").lower()
             missing = "not found" in message or "could not find" in message
-            if code_of(error) == "ResourceNotFound" or (code_of(error) == "ValidationException" and missing):
+            if aws_error_code(error) == "ResourceNotFound" or (
+                aws_error_code(error) == "ValidationException" and missing
+            ):
                 return None
             raise
 

@@ -17,7 +17,7 @@ _SECRET = re.compile(r"token|secret|passw|api.?key|credential", re.IGNORECASE)
 def environment() -> dict[str, str]:
     """Return command, commit, system, processor and package versions, without secrets from the command line."""
     return {
-        "command": " ".join(without_secrets([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "command": " ".join(redact_secrets([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "code": _commit(),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "processor": f"{_processor()}, {len(os.sched_getaffinity(0))} usable cores",
@@ -25,7 +25,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def without_secrets(argv: Sequence[str]) -> list[str]:
+def redact_secrets(argv: Sequence[str]) -> list[str]:
     """Replace the values of flags such as ``--hf-token`` by asterisks."""
     shown, hide_next = [], False
     for word in argv:

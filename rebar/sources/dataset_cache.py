@@ -44,7 +44,7 @@ def is_source(location: str) -> bool:
 def resolve_beton(location: str, split: Split, *, subset: str = "full", policy: ImagePolicy | None = None) -> Path:
     """Return the path of a .beton file for a location; convert a source first unless it is in the cache.
 
-    The path of a .beton file is returned unchanged. For a folder that contains ``<split>.beton``, that file is returned.
+    The path of a .beton file is returned unchanged. For a folder with a file ``<split>.beton``, that file is returned.
     If several processes call this for the same source, one writes and the others wait; if the writer dies, another
     process resumes. Raises RebarError.
     """

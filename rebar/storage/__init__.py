@@ -1,1 +1,1 @@
-"""Files, locks, caches, buckets and the Hugging Face Hub."""
+"""Atomic file writes, file locks, and transfers to and from S3 and the Hugging Face Hub."""

@@ -1,4 +1,4 @@
-"""boto3 clients, and AWS's errors as one-line messages without secrets."""
+"""Create boto3 clients, and translate AWS's errors to one-line messages without secrets."""
 
 import os
 import re
@@ -56,7 +56,7 @@ ENCODED = re.compile(r"\s*Encoded authorization failure message:\s*\S+")
 
 
 def make_client(service: str, region: str | None = None) -> Any:
-    """Return a boto3 client of a service. Raises AwsError without boto3 or without a region.
+    """Return a boto3 client for a service. Raises AwsError if boto3 or a region is missing.
 
     Credentials, endpoint and region come from the environment and the AWS configuration, as for every boto3 program
     (``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, the role of an instance). Requests are retried in botocore's standard
@@ -76,33 +76,33 @@ def make_client(service: str, region: str | None = None) -> Any:
         return boto3.session.Session(region_name=region).client(service, config=config)
 
 
-def without_secrets(text: str) -> str:
-    """Replace access keys, signatures, tokens and passwords in a text by ``***``."""
+def redact_secrets(text: str) -> str:
+    """Replace access keys, signatures, tokens and passwords in a text with ``***``."""
     return SECRETS.sub("***", ENCODED.sub("", text))
 
 
-def code_of(error: Exception) -> str:
-    """Return AWS's error code, such as ``InvalidVolume.NotFound``; empty for exceptions of other kinds."""
+def aws_error_code(error: Exception) -> str:
+    """Return AWS's error code, such as ``InvalidVolume.NotFound``; empty for exceptions that are not from AWS."""
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 @contextmanager
 def translate_aws_error(action: str) -> Iterator[None]:
-    """Turn boto3's exceptions into an AwsError whose message starts with ``action``."""
+    """Translate boto3's exceptions to an AwsError whose message starts with ``action``."""
     try:
         import boto3  # noqa: F401
         from botocore import exceptions, parsers
     except ImportError:
-        raise AwsError("boto3 is not installed. Run pip install 'ffcv-rebar[aws]'.", code="aws-boto3-missing") from None
+        raise AwsError("boto3 is not installed. Run: pip install 'ffcv-rebar[aws]'", code="aws-boto3-missing") from None
     try:
         yield
     except exceptions.ClientError as error:
-        code, message = code_of(error), error.response.get("Error", {}).get("Message", "")
+        code, message = aws_error_code(error), error.response.get("Error", {}).get("Message", "")
         if code in ("404", "NoSuchKey"):
-            raise S3NotFoundError(f"{action}: the object does not exist.", code="s3-not-found") from None
+            raise S3NotFoundError(f"{action}: the object does not exist. Check the URL.", code="s3-not-found") from None
         advice = ADVICE.get(code.split(".")[0], "")
-        text = f"{action}: AWS answered {code}: {without_secrets(message)}".rstrip(".: ")
+        text = f"{action}: AWS answered {code}: {redact_secrets(message)}".rstrip(".: ")
         raise AwsError(f"{text}. {advice}".rstrip(), code="aws-request-refused") from None
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
         advice = "Run 'aws configure' or 'aws sso login', set AWS_PROFILE, or attach an IAM role to the machine."
@@ -110,15 +110,18 @@ def translate_aws_error(action: str) -> Iterator[None]:
     except exceptions.NoRegionError:
         raise AwsError(f"{action}: no region. Set --region or AWS_DEFAULT_REGION.", code="aws-region-missing") from None
     except exceptions.WaiterError as error:
-        reason = without_secrets(str(error))
+        reason = redact_secrets(str(error))
         advice = "Check the AWS console, then run the command again."
         raise AwsError(f"{action}: {reason}. {advice}", code="aws-wait-failed") from None
     except parsers.ResponseParserError:
         advice = "Check AWS_ENDPOINT_URL and the proxy."
         raise AwsError(f"{action}: the response is not from AWS. {advice}", code="aws-unreachable") from None
     except (exceptions.BotoCoreError, exceptions.HTTPClientError) as error:
-        raise AwsError(f"{action}: {without_secrets(str(error))}", code="aws-unreachable") from None
-    except ValueError as error:  # botocore's for an endpoint that is not a URL
+        reason = redact_secrets(str(error)).rstrip(". ")
+        advice = "Check the network, the proxy and AWS_ENDPOINT_URL."
+        raise AwsError(f"{action}: {reason}. {advice}", code="aws-unreachable") from None
+    except ValueError as error:  # botocore raises it for an endpoint that is not a URL
         if "endpoint" not in str(error):
             raise
-        raise AwsError(f"{action}: {without_secrets(str(error))}", code="aws-unreachable") from None
+        reason = redact_secrets(str(error)).rstrip(". ")
+        raise AwsError(f"{action}: {reason}. Correct AWS_ENDPOINT_URL.", code="aws-unreachable") from None

@@ -1,7 +1,7 @@
-"""The EC2 instance metadata service, version 2: a PUT request gets a token, which every GET request sends.
+"""A client of the EC2 instance metadata service, version 2, which authenticates GET requests with a session token.
 
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
-``AWS_EC2_METADATA_SERVICE_ENDPOINT`` overrides the address, as for AWS's own tools.
+``AWS_EC2_METADATA_SERVICE_ENDPOINT`` overrides the address, as for AWS's SDKs.
 """
 
 import os
@@ -9,22 +9,22 @@ import urllib.error
 import urllib.request
 
 ENDPOINT = "http://169.254.169.254"
-ANSWER_SECONDS = 2.0
+TIMEOUT_SECONDS = 2.0
 SPOT_NOTICE = "spot/instance-action"
-"""Exists from two minutes before EC2 interrupts a spot instance."""
+"""The metadata entry that appears two minutes before EC2 interrupts a spot instance."""
 _ENDPOINT_VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 _TOKEN_SECONDS = "21600"  # the maximum
-_LONGEST_ANSWER = 1 << 16
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without a proxy
+_MAX_RESPONSE_BYTES = 1 << 16
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without a proxy
 
 
-def endpoint_is_given() -> bool:
-    """Return whether the environment sets the address of the service."""
+def has_custom_endpoint() -> bool:
+    """Return whether the environment overrides the address of the service."""
     return bool(os.environ.get(_ENDPOINT_VARIABLE))
 
 
 class InstanceMetadata:
-    """A client of one endpoint, which renews its token when it expires."""
+    """A client of one endpoint. Renews its token when it expires."""
 
     def __init__(self, endpoint: str | None = None) -> None:
         self.endpoint = (endpoint or os.environ.get(_ENDPOINT_VARIABLE) or ENDPOINT).rstrip("/")
@@ -33,7 +33,7 @@ class InstanceMetadata:
     def get(self, name: str) -> str | None:
         """Return the value at ``latest/meta-data/NAME``; None if it does not exist.
 
-        Raises OSError if the service cannot be reached or refuses, ValueError if the address is not valid.
+        Raises OSError if the service is unreachable or refuses the request, ValueError if the address is invalid.
         """
         try:
             return self._value(name)
@@ -46,7 +46,7 @@ class InstanceMetadata:
     def _value(self, name: str) -> str | None:
         self._token = self._token or self._new_token()
         try:
-            return self._ask(f"latest/meta-data/{name}", {"X-aws-ec2-metadata-token": self._token})
+            return self._request(f"latest/meta-data/{name}", {"X-aws-ec2-metadata-token": self._token})
         except urllib.error.HTTPError as error:
             if error.code != 404:
                 raise
@@ -54,9 +54,9 @@ class InstanceMetadata:
 
     def _new_token(self) -> str:
         seconds = {"X-aws-ec2-metadata-token-ttl-seconds": _TOKEN_SECONDS}
-        return self._ask("latest/api/token", seconds, method="PUT")
+        return self._request("latest/api/token", seconds, method="PUT")
 
-    def _ask(self, path: str, headers: dict[str, str], method: str = "GET") -> str:
+    def _request(self, path: str, headers: dict[str, str], method: str = "GET") -> str:
         request = urllib.request.Request(f"{self.endpoint}/{path}", headers=headers, method=method)
-        with _direct.open(request, timeout=ANSWER_SECONDS) as answer:
-            return str(answer.read(_LONGEST_ANSWER).decode()).strip()
+        with _opener.open(request, timeout=TIMEOUT_SECONDS) as response:
+            return str(response.read(_MAX_RESPONSE_BYTES).decode()).strip()

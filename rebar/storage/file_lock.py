@@ -1,4 +1,4 @@
-"""Exclusive locks between processes, built on the ``filelock`` library."""
+"""Exclusive locks between processes, based on the ``filelock`` library."""
 
 import errno
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def file_lock(path: Path, refusal: str, *, timeout: float = 0, required: bool = False) -> Iterator[None]:
+def file_lock(path: Path, message: str, *, timeout: float = 0, required: bool = False) -> Iterator[None]:
     """Lock the file ``path`` for the duration of the block, and remove it afterwards.
 
-    ``path`` is a file of its own, such as ``.train.beton.lock``, never the file that is protected. The operating
-    system releases the lock when the process ends, however it ends. ``timeout``: seconds to wait for another process;
+    ``path`` is a separate lock file, such as ``.train.beton.lock``, not the protected file. The operating system
+    releases the lock when the process exits or is killed. ``timeout``: seconds to wait for another process;
     negative: wait indefinitely. On file systems without locks, the block runs unlocked unless the lock is ``required``.
 
-    Raises RebarError: ``file-locked`` with the message ``refusal`` if another process holds the lock,
+    Raises RebarError: ``file-locked`` with the text ``message`` if another process has the lock,
     ``file-not-writable`` if the lock file cannot be created, ``file-locks-unsupported`` if a required lock is not
     supported by the file system.
     """
@@ -29,7 +29,7 @@ def file_lock(path: Path, refusal: str, *, timeout: float = 0, required: bool = 
     try:
         lock.acquire()
     except Timeout:
-        raise RebarError(refusal, code="file-locked") from None
+        raise RebarError(message, code="file-locked") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise write_error(path, error) from None
@@ -42,5 +42,5 @@ def file_lock(path: Path, refusal: str, *, timeout: float = 0, required: bool = 
         yield
     finally:
         if lock.is_locked:
-            path.unlink(missing_ok=True)  # before the release: filelock discards a lock on a removed file
+            path.unlink(missing_ok=True)  # before the release: a waiting process then locks a new file
             lock.release()

@@ -1,4 +1,4 @@
-"""Durable atomic writes, disk space, and the user's cache folder."""
+"""Atomic file writes, checks of free disk space, and the user's cache folder."""
 
 import errno
 import hashlib
@@ -38,10 +38,13 @@ def atomic_write(*targets: Path) -> Iterator[Sequence[IO[bytes]]]:
 
 
 def write_error(target: Path, error: OSError) -> RebarError:
-    """Return the RebarError for an OSError that was raised while ``target`` was written."""
+    """Translate an OSError of writing ``target`` to a RebarError."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RebarError(f"{target}: the disk is full. Free some space, or write to another disk.", code="disk-full")
-    return RebarError(f"{target}: cannot be written: {error.strerror or error}.", code="file-not-writable")
+    return RebarError(
+        f"{target}: cannot be written: {error.strerror or error}. Check the path and its permissions.",
+        code="file-not-writable",
+    )
 
 
 def sync_folder(folder: Path) -> None:
@@ -73,7 +76,7 @@ def user_cache() -> Path:
 
 
 def sha256_of(file: IO[bytes]) -> str:
-    """Return the SHA-256 of the rest of an open file, in hexadecimal digits."""
+    """Return the SHA-256 of an open file from its current position, as hexadecimal digits."""
     digest = hashlib.sha256()
     while chunk := file.read(1 << 20):
         digest.update(chunk)
@@ -81,7 +84,7 @@ def sha256_of(file: IO[bytes]) -> str:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Replace ``target`` atomically by a hard link to ``source``; by a copy on file systems without hard links."""
+    """Atomically replace ``target`` with a hard link to ``source``, or with a copy if hard links are not supported."""
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:

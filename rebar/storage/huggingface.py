@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: its URL, and uploads to a model repository with errors in one message.
+"""Uploads to model repositories of the Hugging Face Hub, with errors translated to one-line messages.
 
-The token is the one of ``HF_TOKEN`` or of ``hf auth login``. No message contains it.
+The token comes from ``HF_TOKEN`` or ``hf auth login``. Messages never contain it.
 """
 
 import os
@@ -36,7 +36,7 @@ class HubError(RebarError):
 
 
 def prepare_repository(name: str) -> None:
-    """Create the model repository ``owner/name`` unless it exists; a missing permission shows before training.
+    """Create the model repository ``owner/name`` unless it exists, to detect missing permissions before training.
 
     Raises HubError ``hf-token-missing``, ``hf-request-refused`` or ``hf-unreachable``.
     """
@@ -46,7 +46,7 @@ def prepare_repository(name: str) -> None:
 
 
 def check_token(name: str) -> None:
-    """Check that the token is valid and may write; creates nothing. Raises HubError."""
+    """Check that the token is valid and has write permission, without creating anything. Raises HubError."""
     api = _api()
     with _translate_errors(name):
         token = api.whoami().get("auth", {}).get("accessToken", {})
@@ -81,7 +81,7 @@ def _api() -> Any:
         import huggingface_hub
     except ImportError:
         raise HubError(
-            "logging.hf_repo: huggingface_hub is not installed. Run pip install 'ffcv-rebar[hf]'.",
+            "logging.hf_repo: huggingface_hub is not installed. Run: pip install 'ffcv-rebar[hf]'",
             code="hf-not-installed",
         ) from None
     token = huggingface_hub.get_token()
@@ -96,7 +96,7 @@ def _api() -> Any:
 
 @contextmanager
 def _translate_errors(name: str) -> Iterator[None]:
-    """Turn every exception of the client into a HubError."""
+    """Translate the client's exceptions to HubError."""
     try:
         yield
     except (RebarError, KeyboardInterrupt):
@@ -111,6 +111,8 @@ def _translate_errors(name: str) -> Iterator[None]:
         }.get(status or 0)
         if advice is not None:
             raise HubError(f"logging.hf_repo {name}: HTTP {status}. {advice}", code="hf-request-refused") from None
+        fix = "Check the network and HF_ENDPOINT." if status is None else "Check the name of the repository."
         raise HubError(
-            f"logging.hf_repo {name}: {reason}", code="hf-unreachable" if status is None else "hf-request-refused"
+            f"logging.hf_repo {name}: {reason.rstrip('. ')}. {fix}",
+            code="hf-unreachable" if status is None else "hf-request-refused",
         ) from None

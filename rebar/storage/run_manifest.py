@@ -1,4 +1,4 @@
-"""``run.json``, which lists the uploaded checkpoints of a run, and ``origin.json``, which says how a run began."""
+"""``run.json``, the list of a run's uploaded checkpoints, and ``origin.json``, how the run was started."""
 
 import json
 import time
@@ -13,9 +13,9 @@ MANIFEST = "run.json"
 ORIGIN = "origin.json"
 LAST, PREVIOUS = "last.pt", "previous.pt"
 RECORDS = ("config.yaml", "log.jsonl", "status.json", "wandb_id.txt", "plot.png", "report.html", "weights.*", ORIGIN)
-"""The files of a run's folder that are uploaded besides its checkpoints, as glob patterns."""
+"""The files of a run's folder that are uploaded in addition to its checkpoints, as glob patterns."""
 RECORDS_TO_RESUME = ("log.jsonl", "wandb_id.txt")
-"""The records that another machine needs to resume, besides the origin."""
+"""The records that another machine needs to resume, in addition to the origin."""
 FORMAT, VERSION = "rebar-run", 1
 
 
@@ -26,13 +26,13 @@ class Progress:
     epoch: int
     """Complete epochs."""
     step: int
-    """Optimizer steps since the beginning of the run."""
+    """Optimizer steps since the start of the run."""
     position: float
     """Epochs, including the completed fraction of the current one."""
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredCheckpoint:
     """An uploaded checkpoint: the name of its object below the run's prefix, its SHA-256 and its size in bytes."""
 
     object: str
@@ -40,17 +40,17 @@ class Stored:
     bytes: int
 
     @classmethod
-    def of(cls, sha256: str, size: int) -> "Stored":
-        """Return the entry of a checkpoint; its contents determine the name of its object."""
+    def of(cls, sha256: str, size: int) -> "StoredCheckpoint":
+        """Return the entry of a checkpoint. Its object is named after its SHA-256."""
         return cls(f"checkpoints/{sha256[:16]}.pt", sha256, size)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """How a run began with ``--resume none`` or ``--resume FILE``, so that the same command resumes it later."""
+    """How a run was started with ``--resume none`` or ``--resume FILE``, so that the same command resumes it later."""
 
     resume: str
-    """The option: the absolute path of a checkpoint, or 'none'."""
+    """The value of --resume: the absolute path of a checkpoint, or 'none'."""
     sha256: str = ""
     """SHA-256 of that checkpoint."""
     agent: str = ""
@@ -88,22 +88,22 @@ class RunManifest:
     """The progress of an uploaded run, its checkpoints by file name, and the host that uploaded them."""
 
     progress: Progress
-    checkpoints: Mapping[str, Stored] = field(default_factory=dict)
+    checkpoints: Mapping[str, StoredCheckpoint] = field(default_factory=dict)
     host: str = ""
     origin: Origin | None = None
-    """None for a run that began with ``--resume auto``."""
+    """None for a run that was started with ``--resume auto``."""
 
     @property
-    def last(self) -> Stored:
+    def last(self) -> StoredCheckpoint:
         """The newest checkpoint."""
         return self.checkpoints[LAST]
 
     def to_json(self) -> bytes:
         """Return the contents of ``run.json``, with the current time."""
-        about = {"format": FORMAT, "version": VERSION, "time": round(time.time(), 3), "host": self.host}
+        header = {"format": FORMAT, "version": VERSION, "time": round(time.time(), 3), "host": self.host}
         checkpoints = {name: asdict(stored) for name, stored in self.checkpoints.items()}
         origin = {} if self.origin is None else {"origin": asdict(self.origin)}
-        record = {**about, **asdict(self.progress), "checkpoints": checkpoints, **origin}
+        record = {**header, **asdict(self.progress), "checkpoints": checkpoints, **origin}
         return json.dumps(record, indent=2).encode() + b"\n"
 
     @classmethod
@@ -118,7 +118,7 @@ class RunManifest:
     def _from_record(cls, record: Mapping[str, Any]) -> "RunManifest":
         if (record["format"], record["version"]) != (FORMAT, VERSION):
             raise ValueError("version")
-        checkpoints = {name: Stored(**stored) for name, stored in record["checkpoints"].items()}
+        checkpoints = {name: StoredCheckpoint(**stored) for name, stored in record["checkpoints"].items()}
         if LAST not in checkpoints or any("/" in name for name in checkpoints):
             raise ValueError("names")
         progress = Progress(record["epoch"], record["step"], record["position"])

@@ -1,6 +1,6 @@
-"""``status.json`` in the folder of a run: its state, for scripts that decide whether to start the run again.
+"""``status.json`` in a run folder: the state of the run, for scripts that decide whether to restart it.
 
-torchrun turns every worker's exit status into 1; this file has the original one.
+torchrun replaces every worker's exit status with 1; this file contains the original one.
 """
 
 import json
@@ -18,14 +18,14 @@ State = Literal["running", "finished", "interrupted", "failed"]
 
 @dataclass(frozen=True)
 class RunStatus:
-    """``interrupted``: everything is saved, and the same command resumes. ``failed``: ``reason`` is the error."""
+    """The state of a run. ``interrupted``: saved, the same command resumes. ``failed``: ``reason`` is the error."""
 
     state: State
     reason: str
     epoch: int
     """Complete epochs."""
     step: int
-    """Optimizer steps since the beginning of the run."""
+    """Optimizer steps since the start of the run."""
     exit_code: int | None
     """The exit status of the process; None while it runs."""
     position: float | None = field(default=None, compare=False)
@@ -35,15 +35,15 @@ class RunStatus:
 
     @property
     def has_ended(self) -> bool:
-        """Whether training has ended, with everything saved that it saves."""
+        """Whether training has ended and all its files are written."""
         return self.state != "running"
 
 
 def write_status(path: Path, status: RunStatus) -> None:
     """Replace the file. Raises RebarError if it cannot be written."""
-    about = {"time": round(time.time(), 3), "host": socket.gethostname(), "pid": os.getpid()}
+    process = {"time": round(time.time(), 3), "host": socket.gethostname(), "pid": os.getpid()}
     with atomic_write(path) as (file,):
-        file.write(json.dumps({**asdict(status), **about}, indent=2).encode() + b"\n")
+        file.write(json.dumps({**asdict(status), **process}, indent=2).encode() + b"\n")
 
 
 def read_status(path: Path) -> RunStatus | None:

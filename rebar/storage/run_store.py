@@ -1,7 +1,7 @@
-"""An uploaded run, at ``s3://bucket/prefix/RUN``: one layout for training and for ``python -m rebar.aws run``.
+"""Store a run at ``s3://bucket/prefix/RUN``, in the same layout for training and ``python -m rebar.aws run``.
 
-``checkpoints/SHA256.pt`` are the checkpoints, ``run.json`` is the pointer to them. It is replaced after they are
-complete, and objects that it no longer names are deleted after that, so readers always find complete checkpoints.
+``run.json`` references the checkpoints, ``checkpoints/SHA256.pt``. It is replaced after the upload of a checkpoint, and
+unreferenced checkpoints are deleted afterwards, so readers always find complete checkpoints.
 """
 
 import io
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rebar.cli import warn
-from rebar.storage.boto import AwsError, S3NotFoundError, code_of, translate_aws_error
+from rebar.storage.boto import AwsError, S3NotFoundError, aws_error_code, translate_aws_error
 from rebar.storage.files import atomic_write, link_or_copy, sha256_of, write_error
 from rebar.storage.run_manifest import (
     LAST,
@@ -23,7 +23,7 @@ from rebar.storage.run_manifest import (
     RECORDS_TO_RESUME,
     Progress,
     RunManifest,
-    Stored,
+    StoredCheckpoint,
     write_origin,
 )
 from rebar.storage.s3 import UPLOAD_THREADS, S3ChecksumError, S3Prefix, download, upload
@@ -35,7 +35,7 @@ class RunStore:
     """The objects of one uploaded run. Every method raises AwsError if S3 cannot be used."""
 
     def __init__(self, client: Any, prefix: S3Prefix, *, threads: int = UPLOAD_THREADS) -> None:
-        """``threads``: for uploads, as in :func:`rebar.storage.s3.upload`."""
+        """Use ``threads`` for uploads, as in :func:`rebar.storage.s3.upload`."""
         self._client, self._prefix, self._threads = client, prefix, threads
         self.url = str(prefix)
 
@@ -47,14 +47,14 @@ class RunStore:
         """Return the manifest and its ETag; None and an empty string if nothing is uploaded."""
         with translate_aws_error(f"reading {self.url}/{MANIFEST}"):
             try:
-                answer = self._client.get_object(Bucket=self._prefix.bucket, Key=self._prefix.key(MANIFEST))
-                content = answer["Body"].read()
+                response = self._client.get_object(Bucket=self._prefix.bucket, Key=self._prefix.key(MANIFEST))
+                content = response["Body"].read()
             except Exception as error:
-                if code_of(error) in ("404", "NoSuchKey"):
+                if aws_error_code(error) in ("404", "NoSuchKey"):
                     return None, ""
                 raise
         try:
-            return RunManifest.from_json(content), str(answer["ETag"])
+            return RunManifest.from_json(content), str(response["ETag"])
         except ValueError:
             raise AwsError(
                 f"{self.url}/{MANIFEST} is damaged, or has another version. Use another prefix, or replace the "
@@ -70,28 +70,28 @@ class RunStore:
             try:
                 self._client.put_object(**where, Body=manifest.to_json(), ChecksumAlgorithm="SHA256", **condition)
             except Exception as error:
-                if condition and code_of(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
+                if condition and aws_error_code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
                     return False
                 raise
         return True
 
-    def store_checkpoint(self, file: IO[bytes], present: Collection[str]) -> Stored:
-        """Upload an open checkpoint from its beginning, unless its object is among the names in ``present``."""
+    def store_checkpoint(self, file: IO[bytes], present: Collection[str]) -> StoredCheckpoint:
+        """Upload an open checkpoint, unless its object is in ``present``, the names of the uploaded objects."""
         with os.fdopen(os.dup(file.fileno()), "rb") as own:  # boto3 closes the file
             own.seek(0)
             sha256 = sha256_of(own)
-            stored = Stored.of(sha256, os.fstat(own.fileno()).st_size)
+            stored = StoredCheckpoint.of(sha256, os.fstat(own.fileno()).st_size)
             if stored.object not in present:
                 own.seek(0)
                 self._upload(stored.object, own, sha256)
         return stored
 
     def store_record(self, path: Path) -> None:
-        """Upload a small file of the run's folder, as it is now."""
+        """Upload a small file of the run folder."""
         self._upload(path.name, io.BytesIO(path.read_bytes()))
 
     def delete(self, names: Collection[str]) -> None:
-        """Delete objects; they may be deleted already."""
+        """Delete objects. Missing objects are ignored."""
         for name in sorted(names):
             with translate_aws_error(f"deleting {self.url}/{name}"):
                 self._client.delete_object(Bucket=self._prefix.bucket, Key=self._prefix.key(name))
@@ -99,8 +99,8 @@ class RunStore:
     def fetch(self, folder: Path) -> RunManifest | None:
         """Download the run into a folder, to resume it there; None if nothing is uploaded.
 
-        ``last.pt`` is renamed into place after everything else, so its presence means that all files are there. A
-        damaged checkpoint is removed from the manifest, and the one before it is used.
+        ``last.pt`` is renamed into place after everything else, so its presence means that the download is complete.
+        A damaged checkpoint is removed from the manifest, and the previous one is used.
         """
         manifest = self.read_manifest()
         while manifest is not None:
@@ -134,24 +134,24 @@ class RunStore:
 
     def _fetch_record(self, name: str, folder: Path) -> None:
         with translate_aws_error(f"reading {self.url}/{name}"):
-            answer = self._client.get_object(Bucket=self._prefix.bucket, Key=self._prefix.key(name))
-            content = answer["Body"].read()
+            response = self._client.get_object(Bucket=self._prefix.bucket, Key=self._prefix.key(name))
+            content = response["Body"].read()
         with atomic_write(folder / name) as (file,):
             file.write(content)
 
-    def _download(self, stored: Stored, target: Path) -> None:
+    def _download(self, stored: StoredCheckpoint, target: Path) -> None:
         download(self._client, self._prefix.bucket, self._prefix.key(stored.object), target, sha256=stored.sha256)
 
     def _without_damaged(self, manifest: RunManifest, error: S3ChecksumError) -> RunManifest:
         """Upload and return the manifest without a damaged checkpoint; ``previous.pt`` replaces ``last.pt``."""
         damaged = error.key.removeprefix(self._prefix.key(""))
-        sound = {name: stored for name, stored in manifest.checkpoints.items() if stored.object != damaged}
-        last = sound.get(LAST) or sound.pop(PREVIOUS, None)
+        intact = {name: stored for name, stored in manifest.checkpoints.items() if stored.object != damaged}
+        last = intact.get(LAST) or intact.pop(PREVIOUS, None)
         if last is None:
             raise error
-        warn(f"{error} The checkpoint before it is used.")
+        warn(f"{self.url}/{damaged}: does not match its SHA-256. The previous checkpoint is used.")
         # The checkpoint itself contains its progress.
-        manifest = replace(manifest, progress=Progress(0, 0, 0.0), checkpoints={**sound, LAST: last})
+        manifest = replace(manifest, progress=Progress(0, 0, 0.0), checkpoints={**intact, LAST: last})
         self.write_manifest(manifest)
         with suppress(AwsError):
             self.delete([damaged])

@@ -1,4 +1,4 @@
-"""Files to and from S3: uploads with checksums, and parallel, resumable, verified downloads."""
+"""Upload files to S3 with checksums, and download objects in parallel, resumable and verified."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from rebar.storage.boto import AwsError, code_of, translate_aws_error
+from rebar.storage.boto import AwsError, aws_error_code, translate_aws_error
 from rebar.storage.file_lock import file_lock
 from rebar.storage.files import sync_folder, write_error
 
@@ -22,7 +22,7 @@ MIB = 2**20
 UPLOAD_PART_BYTES, UPLOAD_THREADS = 16 * MIB, 8
 DOWNLOAD_PART_BYTES, DOWNLOAD_THREADS = 32 * MIB, 32
 ATTEMPTS = 5
-"""Downloads of one part, if its connection breaks: botocore itself retries only until the first byte."""
+"""Maximum attempts to download a part. botocore retries a request only until the first byte of its response."""
 RETRY_SECONDS = 0.5
 _URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^@\s]*))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -30,7 +30,7 @@ _ETAG = re.compile(r'"([0-9a-f]{32})(?:-(\d+))?"')
 
 
 class S3ChecksumError(AwsError):
-    """An object does not have its checksum; ``key`` is the object's."""
+    """A downloaded object does not match its checksum; ``key`` is the key of the object."""
 
     def __init__(self, message: str, key: str = "") -> None:
         super().__init__(message, code="s3-checksum-mismatch")
@@ -39,7 +39,7 @@ class S3ChecksumError(AwsError):
 
 @dataclass(frozen=True)
 class S3Prefix:
-    """A bucket and a key prefix without its last slash; an empty prefix is the complete bucket."""
+    """A bucket and a key prefix without its last slash; an empty prefix is the entire bucket."""
 
     bucket: str
     prefix: str = ""
@@ -50,7 +50,7 @@ class S3Prefix:
         found = _URL.fullmatch(url)
         if found is None:  # the URL is not repeated: it may contain credentials
             raise AwsError(
-                f"{option}: not an S3 URL. Use s3://BUCKET or s3://BUCKET/PREFIX; boto3 finds the credentials "
+                f"{option}: is not an S3 URL. Use s3://BUCKET or s3://BUCKET/PREFIX; boto3 finds the credentials "
                 "(AWS_PROFILE, the role of the machine).",
                 code="s3-invalid-url",
             )
@@ -67,9 +67,9 @@ class S3Prefix:
 def upload(
     client: Any, content: IO[bytes], bucket: str, key: str, *, sha256: str = "", threads: int = UPLOAD_THREADS
 ) -> None:
-    """Upload an open file, which boto3 closes; the object is complete when this returns.
+    """Upload an open file; boto3 closes it. The object is complete when this function returns.
 
-    S3 compares a checksum of every part. ``sha256`` is stored as metadata, for :func:`download`. ``threads``: 0
+    S3 verifies a checksum of every part. ``sha256`` is stored as metadata, for :func:`download`. ``threads``: 0
     uploads in the caller's thread and in one request. Raises AwsError.
     """
     from boto3.s3.transfer import TransferConfig
@@ -97,10 +97,10 @@ def download(
     threads: int = DOWNLOAD_THREADS,
     part_bytes: int = DOWNLOAD_PART_BYTES,
 ) -> bool:
-    """Download an object with parallel ranged requests; return False if ``target`` has its contents already.
+    """Download an object with parallel ranged requests; return False if ``target`` already has its contents.
 
-    The parts that an interrupted call completed are kept, unless the object has changed. The file gets its name after
-    its checksum matches: ``sha256``, else the object's ``sha256`` metadata, else its ETag. Raises AwsError
+    Parts that an interrupted call completed are kept, unless the object has changed. The file is renamed to ``target``
+    after its checksum is verified: ``sha256``, else the object's ``sha256`` metadata, else its ETag. Raises AwsError
     (``s3-no-checksum`` unless ``unverified``, ``s3-checksum-mismatch``, ``s3-object-changed``) and RebarError
     (``disk-full``, ``file-locked``).
     """
@@ -110,8 +110,8 @@ def download(
         expected = _expected_checksum(client, bucket, key, head, sha256)
     if expected is None and not unverified:
         raise AwsError(
-            f"{url} has no checksum that can be compared. Give --sha256, upload it with the metadata sha256=..., or "
-            "accept it with --unverified.",
+            f"{url}: S3 has no checksum that can be verified. Give --sha256, upload it with the metadata sha256=..., "
+            "or accept it with --unverified.",
             code="s3-no-checksum",
         )
     size = head["ContentLength"]
@@ -127,7 +127,7 @@ def download(
             if expected and not expected.matches(partial):
                 partial.unlink()
                 journal.unlink()
-                raise S3ChecksumError(f"{url} is damaged: its {expected.algorithm} is not the expected one.", key)
+                raise S3ChecksumError(f"{url}: its {expected.algorithm} does not match. Run the command again.", key)
             os.replace(partial, target)
             journal.unlink()
             sync_folder(target.parent)
@@ -148,12 +148,12 @@ class _Download:
     part_bytes: int
 
     def run(self, file: IO[bytes], journal: Path, threads: int) -> None:
-        """Download the parts that the journal does not list; the journal is text, one line per completed part."""
+        """Download the parts that are not in the journal, a text file with one line per completed part."""
         parts = range(-(-self.size // self.part_bytes))
         version = json.dumps([self.etag, self.size, self.part_bytes])
         known, *lines = journal.read_text().split("\n") if journal.is_file() else [""]
-        is_same = known == version and os.fstat(file.fileno()).st_size == self.size
-        done = {int(line) for line in lines[:-1]} if is_same else set()  # the last line may be incomplete
+        is_current = known == version and os.fstat(file.fileno()).st_size == self.size
+        done = {int(line) for line in lines[:-1]} if is_current else set()  # the last line may be incomplete
         if not done:
             os.ftruncate(file.fileno(), 0)
         if self.size:
@@ -197,10 +197,10 @@ class _Download:
                             break
                     return part
                 except ClientError as error:
-                    if code_of(error) not in ("PreconditionFailed", "412"):
+                    if aws_error_code(error) not in ("PreconditionFailed", "412"):
                         raise
                     raise AwsError(
-                        f"s3://{self.bucket}/{self.key} was replaced during the download. Run the command again.",
+                        f"s3://{self.bucket}/{self.key}: was replaced during the download. Run the command again.",
                         code="s3-object-changed",
                     ) from None
                 except BotoCoreError:
@@ -243,7 +243,7 @@ def _expected_checksum(
     given = (sha256 or head.get("Metadata", {}).get("sha256") or "").lower()
     if given:
         if not _SHA256.fullmatch(given):
-            raise AwsError(f"{given!r} is not a SHA-256. Give its 64 hexadecimal digits.", code="s3-invalid-checksum")
+            raise AwsError(f"{given!r}: is not a SHA-256. Give its 64 hexadecimal digits.", code="s3-invalid-checksum")
         return _Checksum("SHA-256", given)
     tag = _ETAG.fullmatch(head["ETag"])
     if tag is None or "aws:kms" in head.get("ServerSideEncryption", "") or head.get("SSECustomerAlgorithm"):

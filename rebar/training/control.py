@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
-from rebar.storage.ec2_metadata import endpoint_is_given
+from rebar.storage.ec2_metadata import has_custom_endpoint
 from rebar.training.distributed import StopVote, World
 from rebar.training.preemption import StopReason, StopRequest, is_ec2, stop_requests, watch_for_notice
 
@@ -100,7 +100,7 @@ def listen_for_stop(world: World, *, spot_notice: str, poll_seconds: float) -> I
 
     ``spot_notice``: on, off, or auto for machines of EC2 only. One rank of each node polls every ``poll_seconds``.
     """
-    polls = spot_notice == "on" or (spot_notice == "auto" and (is_ec2() or endpoint_is_given()))
+    polls = spot_notice == "on" or (spot_notice == "auto" and (is_ec2() or has_custom_endpoint()))
     with ExitStack() as stack:
         request = stack.enter_context(stop_requests())
         if polls and world.is_local_main:

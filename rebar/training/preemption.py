@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rebar.cli import warn
-from rebar.storage.ec2_metadata import ANSWER_SECONDS, SPOT_NOTICE, InstanceMetadata
+from rebar.storage.ec2_metadata import SPOT_NOTICE, TIMEOUT_SECONDS, InstanceMetadata
 
 EXIT_PREEMPTED = 75
 """Exit status of a run that was interrupted, has saved, and should be restarted: EX_TEMPFAIL of sysexits.h."""
@@ -141,7 +141,7 @@ def watch_for_notice(on_notice: Callable[[], None], *, every_seconds: float = 5.
         yield
     finally:
         stopped.set()
-        watcher.join(timeout=2 * ANSWER_SECONDS)
+        watcher.join(timeout=2 * TIMEOUT_SECONDS)
 
 
 def is_ec2(dmi: Path = Path("/sys/devices/virtual/dmi/id")) -> bool:

@@ -16,7 +16,7 @@ from rebar.storage.run_manifest import (
     Origin,
     Progress,
     RunManifest,
-    Stored,
+    StoredCheckpoint,
     read_origin,
     write_origin,
 )
@@ -52,7 +52,7 @@ class Uploader:
         self._saved: tuple[IO[bytes], Progress] | None = None
         self._wanted, self._ending = True, False  # upload the records at once: a failure shows early
         self._uploaded: dict[Path, tuple[int, int, int]] = {}
-        self._copies: dict[Path, Stored] = {}
+        self._copies: dict[Path, StoredCheckpoint] = {}
         self._may_delete, self._given_up = True, False
         self._thread = threading.Thread(target=self._work, name="rebar-upload", daemon=True)
         self._thread.start()
@@ -135,7 +135,7 @@ class Uploader:
     def _progress(self) -> Progress | None:
         return self._manifest.progress if self._manifest else None
 
-    def _store_copy(self, path: Path) -> Stored:
+    def _store_copy(self, path: Path) -> StoredCheckpoint:
         """Upload ``best.pt`` or ``epoch_N.pt``, unless this thread has uploaded it before."""
         state = _state(path)
         if self._uploaded.get(path) != state:

@@ -3,7 +3,7 @@
 import pytest
 from botocore.exceptions import ClientError
 
-from rebar.storage.boto import AwsError, translate_aws_error, without_secrets
+from rebar.storage.boto import AwsError, redact_secrets, translate_aws_error
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from rebar.storage.boto import AwsError, translate_aws_error, without_secrets
     ],
 )
 def test_without_secrets_removes_keys_and_signatures(secret: str) -> None:
-    output = without_secrets(f"it failed: {secret}")
+    output = redact_secrets(f"it failed: {secret}")
     assert output.startswith("it failed: ")
     for part in ("EXAMPLE", "0a1b2c3d", "2F20261121", "wJalrXUtnFEMI", "FwoGZXIvYXdzEBYaD", "c2VjcmV0"):
         assert part not in output

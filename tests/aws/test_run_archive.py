@@ -176,6 +176,6 @@ def test_run_fetch_uses_the_previous_checkpoint_if_the_last_is_damaged(aws: Stri
         run_cli("run", "upload", run_folder(tmp_path / "here", step=step, last=content), PLACE)
     damaged = manifest(s3)["checkpoints"]["last.pt"]["object"]
     s3.put_object(Bucket="bucket", Key=f"runs/g5-16/{damaged}", Body=b"twx")
-    assert "The checkpoint before it is used" in run_cli("run", "fetch", PLACE, tmp_path / "there").err
+    assert "The previous checkpoint is used" in run_cli("run", "fetch", PLACE, tmp_path / "there").err
     assert (tmp_path / "there/checkpoints/last.pt").read_bytes() == b"one"
     assert damaged not in keys(s3)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rebar.reporting.environment import environment, without_secrets
+from rebar.reporting.environment import environment, redact_secrets
 
 
 def test_environment_describes_command_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,4 +21,4 @@ def test_environment_describes_command_and_packages(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_without_secrets_masks_values(command: str, expected: str) -> None:
-    assert " ".join(without_secrets(command.split())) == expected
+    assert " ".join(redact_secrets(command.split())) == expected

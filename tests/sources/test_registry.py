@@ -78,12 +78,19 @@ def test_labels_without_effect_warn(imagenet: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("package", "location"), [("pyarrow", "a.parquet"), ("huggingface_hub", "hf:a/b"), ("boto3", "s3://a/b")]
+    ("package", "location", "fix", "code"),
+    [
+        ("pyarrow", "a.parquet", "pip install pyarrow", "source-package-missing"),
+        ("huggingface_hub", "hf:a/b", "pip install huggingface_hub pyarrow", "source-package-missing"),
+        ("boto3", "s3://a/b", r"pip install 'ffcv-rebar\[aws\]'", "aws-boto3-missing"),
+    ],
 )
-def test_missing_package_is_named(package: str, location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_source_without_the_package_prints_how_to_install_it(
+    package: str, location: str, fix: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(RebarError, match=f"pip install {package}") as raised:
+    with pytest.raises(RebarError, match=fix) as raised:
         open_source(Request(location, "val"))
-    assert raised.value.code == "source-package-missing"
+    assert raised.value.code == code

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.run_manifest import Origin, Progress, RunManifest, Stored, read_origin
+from rebar.storage.run_manifest import Origin, Progress, RunManifest, StoredCheckpoint, read_origin
 from rebar.training.checkpoint import CheckpointConfig
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
@@ -119,7 +119,7 @@ def test_evaluation_and_trials_always_use_the_given_file(folder: RunFolder, file
 
 
 def test_manifest_of_an_uploaded_run_contains_the_origin() -> None:
-    stored = {"last.pt": Stored("checkpoints/a.pt", "a" * 64, 1)}
+    stored = {"last.pt": StoredCheckpoint("checkpoints/a.pt", "a" * 64, 1)}
     for origin in (None, Origin("/other.pt", "b" * 64, "host 1 2", "job1", "c" * 64)):
         manifest = RunManifest(Progress(1, 20, 1.0), stored, "host", origin)
         assert RunManifest.from_json(manifest.to_json()) == manifest
