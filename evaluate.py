@@ -45,18 +45,18 @@ class EvaluateSection:
         "", help="instead of a checkpoint: torchvision state_dict (.pth), .safetensors, or 'torchvision' (pretrained)"
     )
     arch: str = option("resnet50", help="architecture of --weights")
-    use_blurpool: bool = option(False, help="--weights need BlurPool")
+    use_blurpool: bool = option(False, help="the model of --weights uses BlurPool")
     data: str = option(required=True, help=".beton or image source (folder, tar, hf:NAME, ...) to evaluate on")
-    resolution: int = option(0, help="resolution in px; 0: that of the training run's validation", minimum=0)
+    resolution: int = option(0, help="resolution in px; 0: the validation resolution of the training run", minimum=0)
     both: bool = option(False, help="evaluate at 224 and at 256 px")
     crop_ratio: float = option(
-        0, help="side of the center crop, relative to the shorter side; 0: the training run's", minimum=0, maximum=1
+        0, help="side of the center crop, relative to the shorter side; 0: as in the training run", minimum=0, maximum=1
     )
-    batch_size: int = option(0, help="batch size per rank; 0: that of the training run's validation", minimum=0)
+    batch_size: int = option(0, help="batch size per rank; 0: the validation batch size of the training run", minimum=0)
     num_workers: int = option(0, help="decoding threads per rank; 0: cores divided by ranks", minimum=0)
-    precision: Precision = option("auto", help="precision of the forward pass; auto: that of the training run")
+    precision: Precision = option("auto", help="precision of the forward pass; auto: as in the training run")
     per_class: bool = option(False, help="also print the accuracy of each class, lowest first")
-    confusion: str = option("", help="also write the confusion matrix as an image to this .png")
+    confusion: str = option("", help="also plot the confusion matrix to this .png")
     export: str = option("", help="also export the weights to this .pth (torchvision), .safetensors or .onnx")
 
 
@@ -131,7 +131,7 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model and the options it was trained with, or the defaults. ``class_names`` is empty if they are unknown."""
+    """A model and its training configuration, or the default one. ``class_names`` is empty if unknown."""
 
     model: nn.Module
     config: TrainConfig
@@ -162,7 +162,7 @@ def load_checkpoint(options: EvaluateSection) -> TrainedModel:
 
 
 def load_weights(options: EvaluateSection) -> TrainedModel:
-    """Load weights from another source, to be evaluated with default options; the class names are unknown."""
+    """Load weights that are not a Rebar checkpoint, with the default configuration and unknown class names."""
     if options.checkpoint:
         raise RebarError("evaluate: --checkpoint and --weights are both given. Remove one.", code="config-conflict")
     trained = build_config(TrainConfig, {"model.arch": options.arch, "training.use_blurpool": options.use_blurpool})
@@ -187,13 +187,13 @@ def _mismatch(options: EvaluateSection, reason: str) -> RebarError:
 
 
 def check_classes(options: EvaluateSection, loader: Loader, class_names: Sequence[str], num_classes: int) -> None:
-    """Raise RebarError if the classes of the data are not those of the model."""
+    """Raise RebarError if the data and the model have different classes."""
     if loader.beton.class_names is not None and class_names:
         check_same_classes(list(class_names), list(loader.beton.class_names), options.checkpoint)
     if loader.beton.num_classes > num_classes:
         raise RebarError(
             f"{options.data}: {loader.beton.num_classes} classes, but the model of "
-            f"{options.checkpoint or options.weights} has {num_classes}. Give the dataset that it was trained for.",
+            f"{options.checkpoint or options.weights} has {num_classes}. Give the dataset that it was trained on.",
             code="data-class-mismatch",
         )
 

@@ -4,11 +4,11 @@
     python train_imagenet.py --config-file rn50_configs/g5_1gpu.yaml
     torchrun --nproc_per_node=4 train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml
 
-The same command resumes an interrupted run. `--help` lists every option, `--print-config` prints the resulting
+The same command resumes an interrupted run. `--help` lists all options, and `--print-config` prints the resolved
 configuration. The default recipe is ffcv-imagenet's: SGD with momentum, a learning rate that rises and decays linearly,
 label smoothing, BlurPool, progressive resizing. docs/training.md describes the other techniques.
 
-:func:`train_steps` is the recipe: change it freely. The rest of the file is the loop over the epochs.
+:func:`train_steps` is the recipe; change it freely. The rest of the file is the epoch loop.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def train(run: Run) -> None:
-    """Train for the configured epochs; or evaluate, dry-run or find a learning rate, if that is configured instead."""
+    """Train for the configured number of epochs, or evaluate, dry-run or find a learning rate if so configured."""
     config, state, control = run.config, run.state, run.control
     if config.training.eval_only:
         print_evaluation(run)
@@ -47,7 +47,7 @@ def train(run: Run) -> None:
         run_trial(run, train_steps)
         return
 
-    with run_context(run):  # locks the run's folder, opens its log, listens for signals
+    with run_context(run):  # locks the run folder, opens the log, handles signals
         print_banner(run)
         while state.epoch < config.training.epochs and not control.is_over:
             metrics = train_one_epoch(run)
@@ -66,7 +66,7 @@ def train(run: Run) -> None:
 
 
 def train_one_epoch(run: Run) -> dict[str, float]:
-    """Train on the remaining batches of the current epoch. Returns its metrics, under the names of the log."""
+    """Train on the remaining batches of the current epoch. Return its metrics by their names in the log."""
     config, state = run.config, run.state
     learning_rate = build_schedule(
         config.lr,
@@ -82,7 +82,7 @@ def train_one_epoch(run: Run) -> dict[str, float]:
         state.meter.end_step()
         if step % config.logging.log_every == 0:
             run.log_step(step, loss.item())  # .item() is the loop's only CPU-GPU sync
-        if run.after_step():  # saves a checkpoint when one is due; raises Interrupted after a signal
+        if run.after_step():  # saves a checkpoint if one is due; raises Interrupted after a signal
             break
     return run.epoch_metrics()
 
@@ -90,10 +90,10 @@ def train_one_epoch(run: Run) -> dict[str, float]:
 def train_steps(
     run: Run, batches: Iterable[Batch], learning_rate: Callable[[int], float], first_step: int = 0
 ) -> Iterator[torch.Tensor]:
-    """Train on each batch. Yields the batch's mean loss before the step, on the device, without a CPU-GPU sync.
+    """Train on each batch and yield its mean loss before the step, on the device, without a CPU-GPU sync.
 
-    Batches are uint8 images ``[n, height, width, 3]`` and int64 labels ``[n]``. ``learning_rate`` is a function of the
-    step, which is counted from the start of the run. --dry-run and --find-lr use this loop too.
+    Batches are uint8 images ``[n, height, width, 3]`` and int64 labels ``[n]``. ``learning_rate`` maps a step, counted
+    from the start of the run, to its learning rate. --dry-run and --find-lr use this loop too.
     """
     config, state, world = run.config, run.state, run.world
     model, optimizer, scaler, seed = run.model, state.optimizer, state.scaler, config.training.seed
@@ -107,7 +107,7 @@ def train_steps(
         set_learning_rate(optimizer, state.lr)
         images, targets = regularizer.mix(images, labels, step)  # MixUp, CutMix, random erasing
 
-        seed_step(seed, step, world.rank)  # dropout and stochastic depth draw the same in a resumed run
+        seed_step(seed, step, world.rank)  # makes dropout and stochastic depth reproducible when resuming
         optimizer.zero_grad(set_to_none=True)
         batch_loss = torch.zeros((), device=world.device)
         for micro in split_microbatches(model, images, targets, labels, count=config.execution.accumulate):
@@ -118,7 +118,7 @@ def train_steps(
             batch_loss += loss.detach() * micro.weight
             state.meter.add(loss, logits, micro.labels)
 
-        if config.optimizer.sam_is_due(step):  # SAM: replace the gradient by that of the perturbed weights
+        if config.optimizer.sam_is_due(step):  # SAM: use the gradient at the perturbed weights instead
             with perturbed_weights(model.parameters(), config.optimizer.sam_rho):
                 seed_step(seed, step, world.rank)
                 optimizer.zero_grad(set_to_none=True)

@@ -1,12 +1,12 @@
-"""The exception for mistakes of the user and faults outside our code."""
+"""The base class of errors that are reported to the user."""
 
 
 class RebarError(Exception):
-    """A user mistake or an external fault, reported in one message without a traceback.
+    """A user error or an external failure, reported as one message without a traceback.
 
-    The message says what is wrong, where, and what to do. ``code`` is a stable identifier such as
-    ``beton-truncated``: scripts and tests depend on the code, not on the wording. ``docs/errors.md`` documents every
-    code with its cause and its fix. Any other exception that reaches the user is a bug.
+    The message states the object, the problem and the fix. ``code`` is a stable identifier such as ``beton-truncated``:
+    scripts and tests depend on the code, not on the wording. ``docs/errors.md`` documents every code with its cause and
+    its fix. Any other exception that reaches the user is a bug.
     """
 
     def __init__(self, message: str, *, code: str) -> None:

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: real images, the commands as a user types them, a small run."""
+"""Shared fixtures and helpers: a small real dataset, commands as a user types them, and a finished run."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from tests.training.metadata_service import MetadataServer, metadata_server
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN_PER_CLASS, VAL_PER_CLASS = 32, 21
-NUM_VAL = 203  # not divisible by any number of processes or batch size in use
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind a shell's "&": the commands under test must hear it
+NUM_VAL = 203  # not divisible by any world size or batch size in use
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as after "&" in a shell; the tested commands need SIGINT
     signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side on few cores
-# The same examples in every run of CI: what it finds must be the change's doing. Elsewhere new ones are drawn.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests may run in parallel on few cores
+# CI uses the same examples in every run, so that a failure is due to the change. Elsewhere they are random.
 settings.register_profile("ci", derandomize=True)
 if "CI" in os.environ:
     settings.load_profile("ci")
@@ -56,7 +56,7 @@ def run(*words: str | Path, expect: int | None = 0, **environment: str) -> "subp
 
 
 def torchrun(processes: int, *words: str | Path) -> list[str | Path]:
-    """The words for :func:`run` that start ``processes`` processes of a script."""
+    """Return the arguments of :func:`run` that start a script with ``processes`` ranks."""
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *words]
 
 
@@ -68,7 +68,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Data:
-    """A small real data set: the folder of images, and the two files written of it."""
+    """A small real dataset: the image folder ``tree``, and ``folder`` with the betons written from it."""
 
     tree: Path
     folder: Path
@@ -82,14 +82,14 @@ class Data:
         return self.folder / "val.beton"
 
     def training_command(self, run_folder: Path, *words: str) -> list[str | Path]:
-        """``train_imagenet.py`` with the tests' recipe on this data."""
+        """Return the arguments of :func:`run` that train on this data with ``rn50_configs/tiny.yaml``."""
         data = ["--data.train_dataset", self.train, "--data.val_dataset", self.val, "--logging.folder", run_folder]
         return ["train_imagenet.py", "--config-file", "rn50_configs/tiny.yaml", *data, *words]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is written of a source in place of a .beton does not go into the user's cache."""
+def separate_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep betons that are converted from other sources out of the user's dataset cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REBAR_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -97,18 +97,18 @@ def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ImageNet-shaped tree of Fashion-MNIST images, 32 a class to train and 21 to validate."""
+    """Return an image folder of Fashion-MNIST, with 32 training and 21 validation images per class."""
     tree = tmp_path_factory.mktemp("images") / "tree"
     counts = ["--train-per-class", str(TRAIN_PER_CLASS), "--val-per-class", str(VAL_PER_CLASS)]
     done = run("scripts/build_fashion_mnist_tree.py", "--out", tree, *counts, expect=None)
     if done.returncode != 0:
-        pytest.skip(f"no Fashion-MNIST here: {done.stderr.strip()}")
+        pytest.skip(f"Fashion-MNIST is not available: {done.stderr.strip()}")
     return tree
 
 
 @pytest.fixture(scope="session")
 def data(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
-    """``train.beton`` and ``val.beton``, written through the command line."""
+    """Write ``train.beton`` and ``val.beton`` with the command line."""
     folder = tmp_path_factory.mktemp("betons")
     where = ["--data-dir", images, "--write-path", f"{folder}/"]
     run("write_dataset.py", "--split", "train", *where)
@@ -118,22 +118,22 @@ def data(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 @pytest.fixture(scope="session")
 def finished_run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a complete two-epoch run in one process."""
+    """Return the folder of a finished two-epoch run in one process."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     run(*data.training_command(folder))
     return folder
 
 
 def read_events(folder: Path, event: str) -> list[dict[str, Any]]:
-    """The records of one event in a run's log."""
+    """Return the records of one event in a run's log."""
     lines: Sequence[str] = (folder / "log.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["event"] == event]
 
 
 @pytest.fixture
 def ec2_metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetadataServer]:
-    """EC2's instance metadata service, on loopback."""
+    """Run a fake of EC2's instance metadata service on loopback."""
     with metadata_server() as server:
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
-        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be asked
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be used
         yield server

@@ -1,4 +1,4 @@
-"""The example in CONTRIBUTING.md works when it is followed step by step in a copy of the repository."""
+"""The example in CONTRIBUTING.md works in a copy of the repository."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ def replace_once(text: str, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
-def test_a_decay_can_be_added_in_one_file(tmp_path: Path) -> None:
+def test_contributing_example_adds_a_decay(tmp_path: Path) -> None:
     (function,) = re.findall(r"```python\n(def sqrt_lr.*?)```", CONTRIBUTING, re.DOTALL)
     shutil.copytree(REPOSITORY / "rebar", tmp_path / "rebar", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "train_imagenet.py", tmp_path)
@@ -42,7 +42,7 @@ def test_a_decay_can_be_added_in_one_file(tmp_path: Path) -> None:
     assert [float(word) for word in done.stdout.split()] == pytest.approx([2.0, 1.0, 0.0])
 
 
-def test_every_file_that_contributing_names_exists() -> None:
+def test_files_and_registries_in_contributing_exist() -> None:
     names = re.findall(r"`((?:rebar|tests|scripts|docs|benchmarks|rn50_configs)/[\w/.]*)`", CONTRIBUTING)
     assert [name for name in names if not (REPOSITORY / name).exists()] == []
     registries = re.findall(r"`([A-Z]+)`(?: and `\w+`)? in (?:`([\w/.]+)`|the same file)", CONTRIBUTING)

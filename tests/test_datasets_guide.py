@@ -1,4 +1,4 @@
-"""docs/datasets.md: its commands are valid, and its tables are complete."""
+"""The commands in docs/datasets.md are valid, and its tables are complete."""
 
 import re
 import shlex
@@ -30,7 +30,7 @@ def test_command_is_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None
         parse_config(SCHEMAS[script], words, description="")
 
 
-def test_every_kind_and_subset_is_documented() -> None:
+def test_guide_documents_every_source_kind_and_subset() -> None:
     for kind in KINDS:
         assert f"\n| `{kind.name}` | `" in GUIDE
     for name, size in SUBSETS.items():

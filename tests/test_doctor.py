@@ -1,4 +1,4 @@
-"""The doctor runs on a healthy machine, on a broken one, and says what to do."""
+"""Tests of rebar.doctor: its checks, advice and output."""
 
 import json
 import os
@@ -30,12 +30,12 @@ def break_modules(folder: Path, *names: str) -> Path:
 
 
 def put_command(folder: Path, name: str, output: str) -> None:
-    """A command that prints ``output`` whatever it is asked."""
+    """Install a fake command that prints ``output``."""
     (folder / name).write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\n")
     (folder / name).chmod(0o755)
 
 
-def test_json_has_every_check_and_the_verdict() -> None:
+def test_json_lists_every_check_and_the_verdict() -> None:
     result = run_doctor("--json")
     report = json.loads(result.stdout)
     assert [set(check) for check in report["checks"]] == [{"name", "status", "found", "advice"}] * len(doctor.CHECKS)
@@ -77,14 +77,12 @@ def test_unknown_flag_is_a_usage_error() -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_table_puts_the_advice_below_the_finding() -> None:
+def test_as_table_prints_advice_below_each_check() -> None:
     table = doctor.as_table([doctor.Check("disk", "warning", "1 GiB", "free some"), doctor.Check("x", "ok", "y")])
     assert table.splitlines() == ["! disk  1 GiB", "        → free some", "  x     y"]
 
 
-def test_gpus_are_described_and_a_cpu_torch_beside_them_is_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpus_are_listed_and_a_cpu_only_torch_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     put_command(tmp_path, "nvidia-smi", "\n".join(["NVIDIA A10G, 23028 MiB, 8.6, 580.65"] * 4))
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -95,13 +93,13 @@ def test_gpus_are_described_and_a_cpu_torch_beside_them_is_warned_of(
     assert (check.status, "CUDA build" in check.advice) == ("warning", True)
 
 
-def test_without_a_gpu_training_is_possible_but_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpu_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi in there
     monkeypatch.setattr(doctor, "NVIDIA_DEVICE", tmp_path / "nvidia0")
     assert (doctor.check_gpus().status, doctor.check_gpus().found) == ("warning", "none")
 
 
-def test_small_shared_memory_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_shared_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(total=64 * 2**20))
     check = doctor.check_shared_memory()
     assert (check.status, check.found) == ("warning", "0.06 GiB")
@@ -118,7 +116,7 @@ def test_small_shared_memory_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> No
         ({}, None),
     ],
 )
-def test_container_limits_count(
+def test_cgroup_cores_reads_cpu_limits(
     files: dict[str, str], cores: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, text in files.items():

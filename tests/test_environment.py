@@ -1,4 +1,4 @@
-"""The files that name versions agree: lock, conda environment, pyproject.toml, FFCV's build."""
+"""Version pins agree: lock files, conda environment, pyproject.toml and FFCV's build."""
 
 import re
 import subprocess
@@ -87,7 +87,7 @@ def test_conda_installs_every_direct_dependency(project: dict[str, Any]) -> None
         ("requirements-dev.txt", ["wandb", "aws", "hf", "ilsvrc", "ffcv", "onnx", "dev"]),
     ],
 )
-def test_the_lock_holds_every_direct_dependency_in_its_range(
+def test_lock_file_satisfies_every_direct_dependency(
     file: str, extras: list[str], python: str, project: dict[str, Any]
 ) -> None:
     locked = pins(python, file)
@@ -112,19 +112,19 @@ def test_training_and_development_use_the_same_versions(python: str) -> None:
     assert training == {name: development[name] for name in training}
 
 
-def test_ffcv_has_one_version(project: dict[str, Any]) -> None:
+def test_ffcv_version_is_the_same_everywhere(project: dict[str, Any]) -> None:
     (built,) = re.findall(r"^version=(\S+)$", (REPOSITORY / "scripts/build_ffcv.sh").read_text(), re.MULTILINE)
     named = re.findall(r"ffcv==(\S+)", (REPOSITORY / "environment.yml").read_text())
     (extra,) = (r for r in direct_dependencies(project, "ffcv") if r.name == "ffcv")
     assert {*named, exact_version(extra)} == {built}
 
 
-def test_this_python_is_supported(project: dict[str, Any]) -> None:
+def test_running_python_is_supported(project: dict[str, Any]) -> None:
     assert "{}.{}".format(*sys.version_info) in SpecifierSet(project["requires-python"])
 
 
-def test_nothing_installs_the_other_project_named_rebar() -> None:
-    """``rebar`` on PyPI belongs to someone else; ours is ``ffcv-rebar``."""
+def test_nothing_installs_the_unrelated_package_rebar() -> None:
+    """``rebar`` on PyPI is an unrelated project; this one is ``ffcv-rebar``."""
     tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     wrong = re.compile(r"pip3? install [^\n]*(?<![\w./-])'?\"?rebar(\[[a-z,]+\])?['\"]?(?![\w/-])|'rebar\[[a-z,]+\]'")
     text_files = {".py", ".md", ".sh", ".toml", ".yml", ".yaml", ".ipynb", ".sbatch", ""}

@@ -14,7 +14,7 @@ CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 def codes_in_source() -> set[str]:
-    """Return the string constants passed as ``code=``, or assigned to a ``code`` attribute or default."""
+    """Return the string constants passed as ``code=``."""
     found: set[str] = set()
     for path in [*(ROOT / "rebar").rglob("*.py"), *ROOT.glob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""Imports go one way: each layer knows itself and the ones below it."""
+"""Each package imports only itself and the packages below it."""
 
 import ast
 import subprocess
@@ -32,7 +32,7 @@ MODULES = sorted((ROOT / "rebar").rglob("*.py"))
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The absolute names of all imported modules, those inside of functions too."""
+    """Yield the absolute names of all imported modules, including imports inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -55,9 +55,9 @@ def test_every_module_has_a_layer() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_imports_only_lower_layers(path: Path) -> None:
+def test_module_imports_only_lower_layers(path: Path) -> None:
     layer = layer_of(path)
-    if layer == "doctor":  # stands aside: looks at everything, but only when asked
+    if layer == "doctor":  # diagnoses every package, and imports them lazily
         names = [name for node in parse(path).body if not isinstance(node, ast.FunctionDef) for name in imported(node)]
         allowed = {"errors", "cli"}
     else:
@@ -72,14 +72,14 @@ def test_a_module_imports_only_lower_layers(path: Path) -> None:
 @pytest.mark.parametrize(
     "package", ["rebar.beton", "rebar.jpeg.turbojpeg", "rebar.doctor", "rebar.config", "rebar.aws.__main__"]
 )
-def test_is_imported_without_torch_and_ffcv(package: str) -> None:
+def test_package_imports_without_torch_and_ffcv(package: str) -> None:
     code = f"import sys, {package}; print(sorted({{'torch', 'torchvision', 'ffcv', 'numba'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
-def test_a_process_that_only_loads_stays_small() -> None:
-    """The compiler, the writer's packages and those of the configuration are left out."""
+def test_loading_imports_no_unneeded_packages() -> None:
+    """Loading needs neither numba, nor the writer's packages, nor those of the configuration."""
     heavy = {"PIL", "cv2", "fastargs", "ffcv", "llvmlite", "numba", "pyarrow", "torchvision", "yaml"}
     code = f"import torch, sys, rebar.loading; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which the wheel was installed, without its dependencies."""
+    """Return a folder with the installed wheel, without its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # pip builds in the source folder: leave the repository alone
     subprocess.run(["git", "clone", "--quiet", REPOSITORY, source], check=True)
@@ -49,7 +49,7 @@ def test_bundled_recipes_are_found_outside_the_repository(installed: Path, tmp_p
     assert "epochs: 16" in done.stdout
 
 
-def test_a_recipe_in_the_current_folder_wins_over_the_bundled_one(installed: Path, tmp_path: Path) -> None:
+def test_recipe_in_the_current_folder_overrides_the_bundled_one(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "rn50_configs").mkdir()
     (tmp_path / "rn50_configs" / "rn50_16_epochs.yaml").write_text("training: {epochs: 3}\n")
     recipe = ["--config-file", "rn50_configs/rn50_16_epochs.yaml", "--print-config"]
@@ -57,7 +57,7 @@ def test_a_recipe_in_the_current_folder_wins_over_the_bundled_one(installed: Pat
 
 
 @pytest.mark.nightly
-def test_the_wheel_writes_trains_and_evaluates(installed: Path, tmp_path: Path, data: Data) -> None:
+def test_wheel_writes_trains_and_evaluates(installed: Path, tmp_path: Path, data: Data) -> None:
     where = ["--split", "train", "--data-dir", data.tree, "--write-path", tmp_path / "train.beton"]
     assert run_installed(installed, tmp_path, "rebar-write", *where).returncode == 0
     command = data.training_command(tmp_path / "run", "--data.train_dataset", str(tmp_path / "train.beton"))[1:]

@@ -1,4 +1,4 @@
-"""What the README and the documents tell a reader to type works."""
+"""The commands in the README and the docs work."""
 
 import re
 import shlex
@@ -20,14 +20,14 @@ TINY = ["--config-file", "rn50_configs/tiny.yaml", "--num-classes", "0"]
 
 
 def commands(page: str) -> list[list[str]]:
-    """The commands in a page's bash blocks, as words, without comments."""
+    """Return the commands in a page's bash blocks, split into words, without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / page).read_text(), flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def script_arguments(words: list[str]) -> list[str] | None:
-    """``[script, argument, ...]`` of a command that starts one of our Python scripts."""
+    """Return ``[script, argument, ...]`` of a command that runs one of the repository's scripts, else None."""
     for position, word in enumerate(words):
         if word in ("write_dataset.py", "train_imagenet.py", "evaluate.py"):
             return words[position:]
@@ -38,7 +38,7 @@ ALL_COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
 SCRIPT_COMMANDS = [(page, arguments) for page, words in ALL_COMMANDS if (arguments := script_arguments(words))]
 
 
-def test_the_pages_have_commands() -> None:
+def test_pages_contain_commands() -> None:
     assert {page for page, _ in ALL_COMMANDS} == set(PAGES)
     assert {arguments[0] for _, arguments in SCRIPT_COMMANDS} >= {
         "write_dataset.py",
@@ -48,7 +48,7 @@ def test_the_pages_have_commands() -> None:
 
 
 @pytest.mark.parametrize("arguments", [arguments for _, arguments in SCRIPT_COMMANDS], ids=" ".join)
-def test_every_flag_in_the_pages_is_known(arguments: list[str]) -> None:
+def test_commands_in_pages_have_valid_flags(arguments: list[str]) -> None:
     if "--help" in arguments:
         run(*arguments)
     elif {"--verify", "--info", "--stats"} & set(arguments):
@@ -58,7 +58,7 @@ def test_every_flag_in_the_pages_is_known(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_file_a_page_mentions_exists(page: str) -> None:
+def test_files_mentioned_in_pages_exist(page: str) -> None:
     text = (REPOSITORY / page).read_text()
     linked = re.findall(r"\]\(([^)#:]+)\)", text)
     typed = re.findall(r"\b(?:scripts|rn50_configs)/\w+\.\w+", " ".join(" ".join(words) for words in commands(page)))
@@ -66,13 +66,13 @@ def test_every_file_a_page_mentions_exists(page: str) -> None:
     assert [name for name in typed if not (REPOSITORY / name).exists()] == []
 
 
-def test_the_readmes_way_from_images_to_accuracy(data: Data, tmp_path: Path) -> None:
-    """The block under "ImageNet", typed as it stands; only the recipe is shrunk, by a second file of settings."""
-    way = [words for words in commands("README.md") if script_arguments(words)][:4]
-    assert [words[0] for words in way] == ["python", "python", "torchrun", "python"]
+def test_readme_imagenet_commands_run_end_to_end(data: Data, tmp_path: Path) -> None:
+    """Run the commands under "ImageNet" with a smaller recipe, given by a second config file."""
+    steps = [words for words in commands("README.md") if script_arguments(words)][:4]
+    assert [words[0] for words in steps] == ["python", "python", "torchrun", "python"]
     environment = {"IMAGENET_DIR": str(data.tree), "WRITE_DIR": str(tmp_path)}
     folder = tmp_path / "run"
-    for words in way:
+    for words in steps:
         arguments = [word.replace("$WRITE_DIR", str(tmp_path)) for word in script_arguments(words) or []]
         arguments = [word.replace("runs/g5_4gpu", str(folder)) for word in arguments]
         if words[0] == "torchrun":
@@ -84,6 +84,6 @@ def test_the_readmes_way_from_images_to_accuracy(data: Data, tmp_path: Path) -> 
     assert len(read_events(folder, "epoch")) == 1
 
 
-def test_the_launch_scripts_and_the_tools_run(data: Data, finished_run: Path) -> None:
+def test_plots_and_doctor_commands_run(data: Data, finished_run: Path) -> None:
     run("-m", "rebar.reporting.plots", finished_run)
     run("-m", "rebar.doctor", "--quiet")

@@ -116,7 +116,7 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("by_name", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_training_loop_equals_the_reference(by_name: bool, data: Data, tmp_path: Path) -> None:
+def test_train_steps_equals_reference_implementation(by_name: bool, data: Data, tmp_path: Path) -> None:
     few = tmp_path / "few.beton"
     run("write_dataset.py", "--split=train", f"--data-dir={data.tree}", f"--write-path={few}", "--subset=128")
     words = data.training_command(

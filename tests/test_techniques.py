@@ -126,7 +126,7 @@ def test_center_crops_channel_statistics_and_onecycle(
     assert float(printed.group(1)) == pytest.approx(100 * logged["val/top1"], abs=0.005)
 
 
-def test_options_without_effect_are_warned_of(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_without_effect_print_warnings(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--epochs=1", "--mixup-alpha=0.5", "--ema-half-life=3", "--bce-threshold=0.2", "--sync-bn"]
     train_in_process(data, tmp_path, *words)
     err = capsys.readouterr().err

@@ -75,7 +75,7 @@ def test_run_writes_plot_report_and_log(finished_run: Path) -> None:
     assert end["parameters"] == 272_474  # ResNet-20 with ten classes
 
 
-def test_saved_config_is_a_config_file(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_saved_config_is_a_valid_config_file(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train_imagenet.main(["--config-file", str(finished_run / "config.yaml"), "--print-config"])
     assert capsys.readouterr().out == (finished_run / "config.yaml").read_text()
@@ -97,7 +97,7 @@ def test_resume_after_a_kill_gives_identical_weights(data: Data, finished_run: P
     assert same_weights(tmp_path / "run", finished_run)
 
 
-def test_finished_run_is_not_changed(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rerunning_a_finished_run_changes_nothing(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--config-file", str(finished_run / "config.yaml")]
     before = (finished_run / "checkpoints/last.pt").read_bytes()
     train_imagenet.main(command)
@@ -172,7 +172,7 @@ def test_freeze_lr_holds_the_learning_rate(data: Data, finished_run: Path, tmp_p
     assert 0 < rates_after(folder, 100)[-1] < rates_after(folder, 100)[0] < 0.03
 
 
-def test_extending_a_run_without_reset_schedule_warns_of_the_jump(
+def test_extending_a_run_without_reset_schedule_warns_about_the_jump(
     data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(finished_run, tmp_path / "run")

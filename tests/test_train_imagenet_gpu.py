@@ -24,7 +24,7 @@ SMALL = ["--arch", "resnet10_small", "--training.precision", "fp16", "--averagin
 
 
 def stop_at(command: list[str | Path], folder: Path, step: int, number: signal.Signals) -> int:
-    """Start a run, send its process a signal once a step is logged; its exit status."""
+    """Start a run and send its process a signal once a step is logged. Return its exit status."""
     process = subprocess.Popen([sys.executable, *map(str, command)], cwd=REPOSITORY, env={**os.environ})
     try:
         deadline = time.monotonic() + 100
@@ -40,7 +40,7 @@ def stop_at(command: list[str | Path], folder: Path, step: int, number: signal.S
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stopped_run_resumes_at_its_last_checkpoint(data: Data, tmp_path: Path, number: signal.Signals) -> None:
+def test_resume_after_a_signal_uses_the_last_checkpoint(data: Data, tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
     command = data.training_command(folder, *SMALL, "--checkpoint.every_steps", "3", "--training.epochs", "8")
     status = stop_at(command, folder, 30, number)
@@ -55,7 +55,7 @@ def test_a_stopped_run_resumes_at_its_last_checkpoint(data: Data, tmp_path: Path
     assert end["epoch"] == 8
 
 
-def test_evaluation_and_exported_weights_give_the_runs_accuracy(data: Data, tmp_path: Path) -> None:
+def test_evaluate_and_exported_weights_give_the_logged_accuracy(data: Data, tmp_path: Path) -> None:
     folder, top1 = tmp_path / "run", []
     run(*data.training_command(folder, *SMALL, "--checkpoint.export", "both"))
     (end,) = read_events(folder, "end")

@@ -17,7 +17,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(data: Data, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with two ranks on a folder of images."""
+    """Train with two ranks on an image folder. Return the run folder."""
     folder = tmp_path_factory.mktemp("runs") / "on_source"
     words = ["--config-file", "rn50_configs/tiny.yaml", "--epochs", "1", "--logging.folder", folder]
     datasets = ["--data.train_dataset", data.tree, "--data.val_dataset", data.tree, "--training.batch_size", "32"]
@@ -26,18 +26,18 @@ def trained(data: Data, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-def test_file_equals_that_of_write_dataset(trained: Path, data: Data, cache: Path) -> None:
+def test_cached_beton_equals_write_dataset_output(trained: Path, data: Data, cache: Path) -> None:
     (written,) = cache.glob("*-train-full-*.beton")
     assert written.read_bytes() == data.train.read_bytes()
     assert sidecar_path(written).read_bytes() == sidecar_path(data.train).read_bytes()
 
 
-def test_run_completes_on_a_folder(trained: Path, data: Data) -> None:
+def test_training_on_an_image_folder_completes(trained: Path, data: Data) -> None:
     assert read_events(trained, "end")[0]["epoch"] == 1
     assert str(data.tree) in (trained / "config.yaml").read_text()
 
 
-def test_evaluate_reuses_the_file(trained: Path, data: Data, cache: Path) -> None:
+def test_evaluate_reuses_the_cached_beton(trained: Path, data: Data, cache: Path) -> None:
     done = run("evaluate.py", "--checkpoint", trained, "--data", data.tree, REBAR_CACHE=str(cache))
     assert "writing   " not in done.stdout
     assert "210 images" in done.stdout

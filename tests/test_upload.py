@@ -79,7 +79,7 @@ def test_resume_on_the_next_machine_gives_identical_results(
 
 
 @pytest.mark.slow
-def test_upload_refuses_a_run_that_another_machine_continued(
+def test_upload_rejects_a_run_that_another_machine_continued(
     s3: S3, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def command(machine: str, *words: str) -> list[str | Path]:

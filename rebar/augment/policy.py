@@ -64,7 +64,7 @@ class RegularizationConfig:
     )
 
     def conditions(self) -> Mapping[str, tuple[str, bool]]:
-        """Return, for each option that depends on another, that other option and whether it is enabled."""
+        """Return, by option, the condition under which it has an effect, and whether that condition is met."""
         both = self.use_mixup and self.use_cutmix
         return {
             "mixup_alpha": ("use_mixup", self.use_mixup),

@@ -1,1 +1,1 @@
-"""Network architectures, and the modifications that a recipe applies to them."""
+"""Network architectures and the changes that recipes apply to them."""

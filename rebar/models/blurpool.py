@@ -1,4 +1,4 @@
-"""BlurPool: a blur before every strided convolution prevents aliasing.
+"""BlurPool: blur the input of every strided convolution to prevent aliasing.
 
 Zhang, "Making convolutional networks shift-invariant again", ICML 2019. As in ffcv-imagenet, a 3x3 binomial blur with
 stride 1 precedes every convolution that has a stride above 1 and at least 16 input channels.
@@ -12,7 +12,7 @@ _MIN_CHANNELS = 16
 
 
 class BlurPoolConv2d(nn.Conv2d):
-    """A strided convolution of the blurred input. Its state_dict is that of ``nn.Conv2d``."""
+    """A strided convolution that blurs its input. It has the same state_dict as ``nn.Conv2d``."""
 
     blur: torch.Tensor
 
@@ -40,7 +40,7 @@ class BlurPoolConv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         blur = self.blur.to(x.dtype)
         if self.kernel_size == (1, 1) and self.padding == (0, 0):
-            # A 1x1 convolution reads only the pixels that its stride selects: no others need to be blurred.
+            # A 1x1 convolution reads only the pixels selected by its stride, so only those are blurred.
             selected = F.conv2d(x, blur, stride=self.stride, padding=1, groups=self.in_channels)
             return F.conv2d(selected, self.weight, self.bias, groups=self.groups)
         return super().forward(F.conv2d(x, blur, padding=1, groups=self.in_channels))

@@ -27,7 +27,7 @@ Initialization = Literal["torchvision", "composer"]
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {  # called with the number of classes
     **{name: functools.partial(SmallResNet, shape) for name, shape in SMALL_RESNETS.items()},
 }
-"""Architectures besides torchvision's. Register a new one here."""
+"""Architectures in addition to torchvision's. Register new ones here."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ def build_network(
     gradient_checkpointing: bool = False,
     stochastic_depth: float = 0.0,
 ) -> nn.Module:
-    """Build a network on ``device``, not wrapped by DDP; equal seeds give equal weights on every rank.
+    """Build a network on ``device``, not wrapped by DDP; the same seed gives the same weights on every rank.
 
     ``bce_bias`` initializes the last layer's bias for binary cross-entropy, unless the weights are pretrained. The
-    state_dict has torchvision's names whatever is enabled. Warns of an option without effect on this architecture.
+    state_dict always has torchvision's names. Warns about options without effect on this architecture.
     Raises RebarError for an unknown architecture.
     """
     model = build_model(
@@ -155,7 +155,7 @@ def _load_pretrained(models: ModuleType, arch: str, num_classes: int) -> nn.Modu
 
 
 def init_bce_bias(model: nn.Module, num_classes: int) -> int:
-    """Set the last layer's bias to -log(classes), in place, so that every class starts at a probability near 1/classes.
+    """Set the last layer's bias to -log(classes), in place, so that each class starts with probability 1/classes.
 
     Returns the number of layers found, 0 or 1. Without it, the first steps of BCE only learn to predict "absent".
     """
@@ -167,11 +167,11 @@ def init_bce_bias(model: nn.Module, num_classes: int) -> int:
 
 
 def to_device(model: nn.Module, device: torch.device, *, channels_last: bool = True) -> nn.Module:
-    """Move a model to ``device``, in channels_last or in contiguous memory format."""
+    """Move a model to ``device``, in channels_last or contiguous memory format."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return model.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of trainable parameters: 25,557,032 for ResNet-50 with 1000 classes."""
+    """Return the number of trainable parameters. ResNet-50 with 1000 classes has 25,557,032."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,7 +1,7 @@
 """Gradient checkpointing: recompute the activations of each residual block in the backward pass.
 
-Chen et al., "Training deep nets with sublinear memory cost", 2016. It halves the activation memory at the cost of a
-third more computation. Losses, gradients and BatchNorm statistics are identical.
+Chen et al., "Training deep nets with sublinear memory cost", 2016. It halves the activation memory for about a
+third more computation. Losses, gradients and BatchNorm statistics do not change.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class CheckpointedSequential(nn.Sequential):
-    """An ``nn.Sequential`` that stores only the input of each block. Its state_dict is that of ``nn.Sequential``."""
+    """An ``nn.Sequential`` that stores only the input of each block. It has the same state_dict."""
 
     def forward(self, x: Any) -> Any:
         if not self.training:
@@ -30,7 +30,7 @@ class CheckpointedSequential(nn.Sequential):
 
 @contextmanager
 def _frozen_running_stats(block: nn.Module) -> Iterator[None]:
-    """Do not update the running statistics a second time when the forward pass is recomputed."""
+    """Prevent the recomputed forward pass from updating the running statistics a second time."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

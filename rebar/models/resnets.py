@@ -1,4 +1,4 @@
-"""ResNets for small images of about 32 px, and the initializations that apply to every residual network.
+"""ResNets for images of about 32 px, and weight initializations for all ResNets.
 
 An ImageNet ResNet downsamples fourfold before its first block, which leaves 8 x 8 of 32 x 32 px. Here the stem is one
 3x3 convolution with stride 1 and no pooling. Each stage after the first halves the resolution. ``resnet20`` to
@@ -19,7 +19,7 @@ from rebar.models.torchvision_compat import import_torchvision
 
 @dataclass(frozen=True)
 class SmallResNetSpec:
-    """``widths`` are the channels of each stage, ``blocks`` the number of residual blocks per stage."""
+    """``widths``: channels of each stage. ``blocks``: residual blocks per stage."""
 
     widths: tuple[int, ...]
     blocks: int
@@ -94,7 +94,7 @@ def zero_init_residual(model: nn.Module) -> int:
 
 
 def init_as_composer(model: nn.Module) -> None:
-    """Initialize the weights as MosaicML's ResNet benchmark does, in place.
+    """Initialize the weights like MosaicML Composer's ResNet benchmark, in place.
 
     Convolutions and linear layers: Kaiming normal. BatchNorm weights: uniform in [0, 1); biases: 0.
     """

@@ -1,7 +1,7 @@
-"""Stochastic depth: in training, a random subset of the samples skips a residual block.
+"""Stochastic depth: during training, a random subset of the samples skips each residual block.
 
 Huang et al., "Deep networks with stochastic depth", ECCV 2016. The drop rate grows linearly with depth. The samples
-that are kept are scaled by 1 / (1 - rate), so that the mean does not change.
+that do not skip are scaled by 1 / (1 - rate) to keep the mean.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def drop_samples(x: torch.Tensor, rate: float) -> torch.Tensor:
 
 
 class _DropSamples:
-    """A forward hook on a block's last BatchNorm, whose output is added to the shortcut."""
+    """A forward hook for a block's last BatchNorm, whose output is added to the shortcut."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
@@ -29,7 +29,7 @@ class _DropSamples:
 
 
 def apply_stochastic_depth(model: nn.Module, rate: float) -> int:
-    """Drop residual blocks in training, the last with probability ``rate``, in place. Return the number of such blocks.
+    """Enable stochastic depth, in place; the last block has drop rate ``rate``. Return the number of affected blocks.
 
     The first block is never dropped. The state_dict does not change.
     """

@@ -1,4 +1,4 @@
-"""Weight averaging: an average of the weights over the steps of a run, evaluated instead of the last weights.
+"""Weight averaging: evaluate an average of the weights over training steps instead of the last weights.
 
 EMA is an exponential moving average given by its half-life (Polyak and Juditsky, 1992; in MosaicML's form). SWA is the
 mean of the weights at the ends of the last epochs (Izmailov et al., "Averaging weights leads to wider optima and better
@@ -33,7 +33,7 @@ class AveragingConfig:
             raise RebarError("averaging: use_ema and use_swa are both on. Choose one.", code="config-conflict")
 
     def conditions(self) -> Mapping[str, tuple[str, bool]]:
-        """Return, for each option, the condition under which it has an effect, and whether that is met."""
+        """Return, by option, the condition under which it has an effect, and whether that condition is met."""
         ema, swa = ("use_ema", self.use_ema), ("use_swa", self.use_swa)
         return {"ema_half_life": ema, "ema_update_every": ema, "swa_start": swa, "swa_bn_batches": swa}
 
@@ -44,7 +44,7 @@ class WeightAverage:
     - every: steps between updates; first_step: no update before this step.
     - decay: of an exponential moving average; None for the mean of all updates.
 
-    torch's ``AveragedModel`` computes the same, but synchronizes with the device in every update.
+    torch's ``AveragedModel`` computes the same but synchronizes with the device in every update.
     """
 
     def __init__(self, model: nn.Module, *, every: int, decay: float | None, first_step: int = 0) -> None:
@@ -54,7 +54,7 @@ class WeightAverage:
 
     @property
     def needs_bn_update(self) -> bool:
-        """Whether the BatchNorm statistics have to be computed for the averaged weights, as after SWA."""
+        """Whether the BatchNorm statistics must be recomputed for the averaged weights, as for SWA."""
         return self.decay is None
 
     @torch.no_grad()
@@ -102,7 +102,7 @@ def build_average(
 
 
 def weights_to_evaluate(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the state_dict to evaluate from a checkpoint: the average's if it was ever updated, else the model's."""
+    """Return the state_dict to evaluate from a checkpoint: the average's if it has been updated, else the model's."""
     average = checkpoint.get("average")
     weights: dict[str, torch.Tensor] = average["model"] if average and average["updates"] > 0 else checkpoint["model"]
     return weights

@@ -33,7 +33,7 @@ class OptimizerConfig:
         return self.sam_rho > 0 and (step + 1) % self.sam_every == 0
 
     def conditions(self, optimizer: OptimizerName) -> Mapping[str, tuple[str, bool]]:
-        """Return, for each option, the condition under which it has an effect, and whether that is met."""
+        """Return, by option, the condition under which it has an effect, and whether that condition is met."""
         lamb = ("training.optimizer lamb", optimizer == "lamb")
         return {
             "nesterov": ("training.optimizer sgd or sgdw", optimizer in ("sgd", "sgdw")),
@@ -50,9 +50,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return two parameter groups: one without weight decay, one with.
 
-    Biases and the parameters of normalization layers do not decay. ``decay_downsample_bn`` groups as ffcv-imagenet
-    does, by whether the name contains "bn": the BatchNorms of the downsampling shortcuts and the classifier's bias
-    decay too.
+    Biases and normalization layers have no weight decay. ``decay_downsample_bn`` exempts parameters with "bn" in their
+    name instead, like ffcv-imagenet, so the BatchNorms of downsampling shortcuts and the classifier's bias decay.
     """
     in_norm_layer = {
         id(parameter)
@@ -76,8 +75,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return an optimizer with a learning rate of 0; the training loop sets the rate at every step.
 
-    The parameters must already be on their device. SGD and SGDW use torch's fused kernels, on the CPU too. On a GPU,
-    a fused optimizer checks for overflowed fp16 gradients on the device, so the host does not wait for the result.
+    The parameters must already be on their device. SGD and SGDW use torch's fused kernels, also on the CPU. On a GPU,
+    a fused optimizer checks for fp16 gradient overflow on the device, without a CPU-GPU sync.
     """
     if name == "lamb":
         return LAMB(groups, lr=0.0, betas=(config.lamb_beta1, config.lamb_beta2), eps=config.lamb_eps)
@@ -92,10 +91,10 @@ def build_optimizer(
 
 
 def _zero_momentum_buffers(optimizer: torch.optim.Optimizer) -> None:
-    """Allocate the momentum buffers as zeros, which does not change the first step.
+    """Allocate zeroed momentum buffers. This does not change the first step.
 
-    torch allocates them uninitialized in the first step, and the fused kernel leaves them so if the fp16 gradients of
-    that step overflow.
+    torch allocates them uninitialized in the first step, and the fused kernel does not fill them if the fp16 gradients
+    of that step overflow.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -111,7 +110,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 def clip_gradients(
     model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_norm: float
 ) -> None:
-    """Clip the norm over all gradients to ``max_norm``, after unscaling them; 0 disables clipping.
+    """Unscale the gradients and clip their total norm to ``max_norm``; 0 disables clipping.
 
     Pascanu et al., "On the difficulty of training recurrent neural networks", ICML 2013. Does not synchronize with
     the device.
@@ -123,10 +122,10 @@ def clip_gradients(
 
 @contextmanager
 def perturbed_weights(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[None]:
-    """Move the parameters by ``rho`` along their normalized gradient, for the duration of the context.
+    """Move the parameters by ``rho`` along the normalized gradient within the context.
 
     Sharpness-aware minimization: Foret et al., "Sharpness-aware minimization for efficiently improving
-    generalization", ICLR 2021. The gradients may be scaled. If they overflowed, the parameters do not move. Does not
+    generalization", ICLR 2021. The gradients may be scaled. If they overflow, the parameters do not move. Does not
     synchronize with the device.
     """
     moved = [parameter for parameter in parameters if parameter.grad is not None]
@@ -160,7 +159,7 @@ class SGDW(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Decay the weights, then take an SGD step. A fused optimizer does neither if gradients overflowed."""
+        """Decay the weights, then take an SGD step. A fused optimizer skips both if the gradients overflowed."""
         overflow = getattr(self, "found_inf", None)  # GradScaler passes 0 or 1 to fused optimizers, as a device tensor
         for group in self.param_groups:
             params, _ = _with_gradients(group)
@@ -193,7 +192,7 @@ class LAMB(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update all parameters that have a gradient."""
+        """Update the parameters that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,7 +1,7 @@
 """Learning rate schedules.
 
-The cyclic and step schedules are ffcv-imagenet's: defined at the start of each epoch and interpolated linearly between.
-The others are functions of the step. Epochs and steps are counted from 0.
+The cyclic and step schedules are ffcv-imagenet's: defined at the start of each epoch, and interpolated linearly in
+between. The others are functions of the step. Epochs and steps are counted from 0.
 """
 
 import math
@@ -24,10 +24,8 @@ class LearningRateConfig:
     max_lr: float | None = option(
         None, help="peak learning rate without scaling; overrides lr and lr_scaling", minimum=0
     )
-    lr_scaling: LrScaling = option(
-        "none", help="scale lr, which is for a global batch of base_batch, to the actual one"
-    )
-    base_batch: int = option(256, help="lr_scaling: global batch that lr is meant for", minimum=1)
+    lr_scaling: LrScaling = option("none", help="scale lr from a global batch of base_batch to the actual one")
+    base_batch: int = option(256, help="lr_scaling: global batch that lr refers to", minimum=1)
     lr_schedule_type: Literal["cyclic", "step", "cosine", "onecycle", "linear", "constant"] = option(
         "cyclic",
         help="cyclic: linear rise, then linear decay; step: staircase; onecycle: cosine rise, then cosine decay",
@@ -45,7 +43,7 @@ class LearningRateConfig:
     onecycle_end: float = option(1e4, help="onecycle: initial learning rate divided by the final one", minimum=1)
 
     def conditions(self) -> Mapping[str, tuple[str, bool]]:
-        """Return, for each option, the condition under which it has an effect, and whether that is met."""
+        """Return, by option, the condition under which it has an effect, and whether that condition is met."""
         kind = self.lr_schedule_type
         onecycle = ("lr_schedule_type onecycle", kind == "onecycle")
         has_warmup = kind not in ("cyclic", "onecycle")
@@ -132,7 +130,7 @@ def onecycle_lr(
 Decay = Callable[..., float]
 
 DECAYS: dict[str, Decay] = {"cosine": cosine_lr, "linear": linear_lr}
-"""Decays from the peak to ``min_lr`` after the warmup, by ``lr_schedule_type``. Register a new one here."""
+"""Decays from the peak to ``min_lr`` after the warmup, by ``lr_schedule_type``. Register new ones here."""
 
 
 # ------------------------------------------------------------------ all schedules
@@ -141,7 +139,7 @@ DECAYS: dict[str, Decay] = {"cosine": cosine_lr, "linear": linear_lr}
 def lr_at(
     step: int, config: LearningRateConfig, *, epochs: int, steps_per_epoch: int, peak: float | None = None
 ) -> float:
-    """Return the learning rate at a step of the run, given the result of :func:`peak_lr`; by default ``config.lr``."""
+    """Return the learning rate at a step of the run. ``peak`` is that of :func:`peak_lr`; default ``config.lr``."""
     peak = config.lr if peak is None else peak
     if config.lr_schedule_type == "onecycle":
         return onecycle_lr(
@@ -176,35 +174,35 @@ def _interpolated_lr(step: int, config: LearningRateConfig, *, epochs: int, step
 
 @dataclass(frozen=True)
 class ScheduleSpan:
-    """The part of a run that a schedule covers: from ``first_epoch`` to ``epochs``.
+    """The epochs that a schedule covers: from ``first_epoch`` to ``epochs``.
 
-    The schedule is a function of the step, so it jumps when a run is extended. A span that starts at the last epoch of
-    the extended run restarts the schedule there, and blends from the last learning rate.
+    Extending a run stretches its schedule, so the learning rate jumps. With --reset-schedule, a new span restarts the
+    schedule at the current epoch and blends from the last learning rate.
     """
 
     epochs: int
-    """Epochs of the run."""
+    """Total epochs of the run."""
     reset: bool = False
-    """Whether --reset-schedule made the span, so that the same command does not make another one."""
+    """Whether --reset-schedule created the span. Prevents the same command from creating another one."""
     first_epoch: int = 0
     from_step: int = 0
-    """Step of the run at which the span was made."""
+    """Step of the run at which the span was created."""
     from_lr: float | None = None
-    """Learning rate to blend from; None: no blending."""
+    """Learning rate to blend from; None disables blending."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint."""
+        """Return the state for a checkpoint."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "ScheduleSpan":
-        """Invert :meth:`state_dict`."""
+        """Restore a span from :meth:`state_dict`."""
         return cls(**state)
 
     def resumed(self, epochs: int, *, reset: bool, epoch: int, step: int, lr: float) -> "ScheduleSpan":
-        """Return the span of a resumed run of ``epochs`` epochs: the same one, or a new one with ``reset``.
+        """Return the span of a run resumed with ``epochs`` epochs: the same one, or with ``reset`` a new one.
 
-        ``epoch``, ``step`` and ``lr`` are the complete epochs, the steps and the last learning rate of the run so far.
+        ``epoch``, ``step`` and ``lr`` are the run's number of complete epochs and steps, and its last learning rate.
         """
         if reset and (epochs != self.epochs or not self.reset):
             return ScheduleSpan(epochs, reset=True, first_epoch=epoch, from_step=step, from_lr=lr)
@@ -219,10 +217,10 @@ def lr_in_span(
     steps_per_epoch: int,
     blend_epochs: float,
 ) -> float:
-    """Return the learning rate of a step of the run.
+    """Return the learning rate at a step of the run.
 
-    ``schedule(step, epochs)`` is the learning rate of a run of ``epochs`` epochs. Over ``blend_epochs``, or the rest of
-    the span if that is shorter, the difference from ``span.from_lr`` shrinks linearly to zero.
+    ``schedule(step, epochs)`` is the schedule of a run of ``epochs`` epochs. The difference from ``span.from_lr``
+    decreases linearly to zero over ``blend_epochs``, or over the rest of the span if that is shorter.
     """
     first_step, epochs = span.first_epoch * steps_per_epoch, span.epochs - span.first_epoch
     scheduled = schedule(step - first_step, epochs)
@@ -243,9 +241,9 @@ def build_schedule(
     frozen_lr: float | None = None,
     last_lr: float = 0.0,
 ) -> Callable[[int], float]:
-    """Return the function from a step of the run to its learning rate.
+    """Return the function that maps a step of the run to its learning rate.
 
-    ``frozen_lr`` replaces the schedule by a constant; 0 means ``last_lr``, or the peak if that is 0 too.
+    ``frozen_lr`` replaces the schedule with a constant; 0 means ``last_lr``, or the peak if that is also 0.
     """
     peak = peak_lr(config, global_batch=global_batch)
 

@@ -1,1 +1,1 @@
-"""The parts of a training run, which ``train_imagenet.py`` combines."""
+"""The building blocks of ``train_imagenet.py``: run setup, checkpoints, evaluation and distributed training."""

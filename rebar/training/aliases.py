@@ -1,4 +1,4 @@
-"""Flags of other ResNet-50 scripts, translated to ours.
+"""Translate the flags of other ResNet-50 training scripts to Rebar's.
 
 :data:`ALIASES` has one entry per flag, and ``--help`` lists them.
 """
@@ -21,11 +21,11 @@ REPOSITORY_RECIPES = Path(__file__).resolve().parents[2] / RECIPES
 class Alias:
     """A flag and its translation.
 
-    - translation: our flag, in which the value replaces ``{}``; empty if the flag has no effect.
-    - metavar: name of the flag's value in the help; empty for a boolean flag, which may be followed by true or false.
-    - note: an explanation for the help, and the reason if the flag has no effect.
-    - off: the translation of a boolean flag that is false.
-    - secret: the environment variable that is set to the value, instead of an option that would be logged.
+    - translation: Rebar's flag, in which ``{}`` is replaced by the value; empty if the flag has no effect.
+    - metavar: the value's name in the help; empty for a boolean flag, which takes an optional true or false.
+    - note: an explanation for the help; for a flag without effect, the reason.
+    - off: the translation if a boolean flag is false.
+    - secret: the environment variable to set to the value. An option would be logged.
     """
 
     flag: str
@@ -66,13 +66,13 @@ SAME_NAME = (
     *("--compile-model", "--channels-last", "--sync-bn", "--resume", "--dry-run", "--find-lr", "--show-progress"),
     *("--wandb", "--wandb-project", "--wandb-name", "--wandb-tags", "--hf-repo"),
 )
-"""Our flags that have the same name in other scripts."""
+"""Flags that other scripts have under the same name."""
 
 
 def translate(argv: Sequence[str], aliases: Sequence[Alias] = ALIASES) -> list[str]:
-    """Translate a command line to our flags.
+    """Translate a command line to Rebar's flags.
 
-    Warns of flags without effect. Raises RebarError if a value is missing or invalid, or if the recipes are not found.
+    Warns about flags without effect. Raises RebarError if a value is missing or invalid, or no recipes are found.
     """
     known = {alias.flag: alias for alias in aliases}
     words, given, translated = list(argv), dict[str, str](), list[str]()
@@ -106,14 +106,14 @@ def translate(argv: Sequence[str], aliases: Sequence[Alias] = ALIASES) -> list[s
 
 
 def _next_value(words: list[str], *, metavar: str) -> str:
-    """Remove and return the word after a flag, if it is its value; 'true' for a boolean flag without value."""
+    """Remove and return the value that follows a flag; 'true' for a boolean flag without a value."""
     if words and not words[0].startswith("--" if metavar else "-"):
         return words.pop(0)
     return "" if metavar else "true"
 
 
 def _resolve_amp(words: Sequence[str]) -> list[str]:
-    """Replace --amp by its translation, or remove it if another option already selects fp16 or bf16."""
+    """Replace --amp with its translation, or remove it if another option already selects fp16 or bf16."""
     others = [word for word in words if word != _AMP]
     if given_value("training.precision", others) in ("fp16", "bf16"):
         return others
@@ -121,7 +121,7 @@ def _resolve_amp(words: Sequence[str]) -> list[str]:
 
 
 def _translate_boolean(alias: Alias, flag: str, value: str) -> str:
-    """Translate a boolean flag; one without effect prints a warning and returns an empty text."""
+    """Translate a boolean flag. Warn and return "" if the flag has no effect."""
     on = parse_bool(value)
     if on is None:
         note = f" ({alias.note})" if alias.note and alias.translation else ""
@@ -152,7 +152,7 @@ def _set_secret(variable: str, value: str) -> None:
         sys.argv = [word.replace(value, "***") for word in sys.argv]
 
 
-def table(aliases: Sequence[Alias] = ALIASES) -> str:
+def format_table(aliases: Sequence[Alias] = ALIASES) -> str:
     """Return the aliases as the table that ``--help`` prints."""
     lines = []
     for alias in aliases:

@@ -1,4 +1,4 @@
-"""The start banner, including the summary of the recipe, and the line printed after every epoch."""
+"""Print the banner at the start of a run, with a summary of the recipe, and a line after every epoch."""
 
 import os
 from pathlib import Path
@@ -20,9 +20,9 @@ from rebar.training.unused_options import unused_options
 
 
 def print_banner(run: Run) -> None:
-    """Print and log the configuration of the run. Warns of options without effect or that contradict the recipe."""
+    """Print and log a summary of the run. Warn about options that have no effect or contradict the recipe."""
     config, state, world = run.config, run.state, run.world
-    _warn_of_contradictions(config, world)
+    _warn_about_contradictions(config, world)
     for warning in unused_options(config):
         warn(warning)
     parameters, precision = count_parameters(state.model), state.precision
@@ -45,7 +45,7 @@ def print_banner(run: Run) -> None:
 
 
 def print_epoch(run: Run) -> None:
-    """Print the line of the epoch that was just completed, on the first rank. Warns if it waited for data."""
+    """Print a line about the last complete epoch, on rank 0. Warn if training waited for data."""
     if not run.world.is_main:
         return
     state, metrics = run.state, run.state.last_metrics
@@ -58,7 +58,7 @@ def print_epoch(run: Run) -> None:
 
 
 def recipe_summary(config: TrainConfig, *, global_batch: int, precision: str, gpus: int) -> str:
-    """Return a recipe as text, such as '16 epochs, 160 to 192 px, sgd, cyclic lr 1.7, weight decay 0.0001, bf16'.
+    """Summarize a recipe, such as '16 epochs, 160 to 192 px, sgd, cyclic lr 1.7, weight decay 0.0001, bf16'.
 
     ``precision`` is the resolved one; ``gpus`` is the number of GPUs, 0 on the CPU.
     """
@@ -109,7 +109,7 @@ def recipe_summary(config: TrainConfig, *, global_batch: int, precision: str, gp
     return ", ".join(part for part, is_on in parts.items() if is_on)
 
 
-def _warn_of_contradictions(config: TrainConfig, world: World) -> None:
+def _warn_about_contradictions(config: TrainConfig, world: World) -> None:
     per_gpu = config.training.batch_size
     if config.dist.world_size not in (0, world.size) and config.lr.lr_scaling == "none":
         warn(
@@ -124,7 +124,7 @@ def _warn_of_contradictions(config: TrainConfig, world: World) -> None:
 
 
 def _progress_note(run: Run) -> str:
-    """Return how far a resumed run is; empty for a new one."""
+    """Describe the progress of a resumed run; empty for a new one."""
     state = run.state
     if state.epoch == state.meter.steps == 0:
         return ""
@@ -135,7 +135,7 @@ def _progress_note(run: Run) -> str:
 
 
 def _time_note(run: Run) -> str:
-    """Return the remaining time at the speed of a resumed run, else when it will be estimated; empty for a trial."""
+    """Describe the remaining time of a resumed run, or when a new run will estimate it; empty for a dry run."""
     config, state = run.config, run.state
     training, resolutions = config.training, all_resolutions(config.training.epochs, config.resolution)
     if training.dry_run or training.find_lr or state.epoch >= training.epochs:
@@ -167,5 +167,5 @@ def _time_note(run: Run) -> str:
 
 
 def _device_name(world: World) -> str:
-    """Return the GPU's name, or 'CPU'."""
+    """Return the name of the GPU, or 'CPU'."""
     return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"

@@ -1,4 +1,4 @@
-"""Checkpoints: copied to host memory in the training loop, written on another thread, and replaced atomically."""
+"""Asynchronous checkpoints: copy to host memory in the training loop, write atomically on a background thread."""
 
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ class CheckpointConfig:
     every_steps: int = option(0, help="also save within an epoch, every N steps; 0: never", minimum=0)
     every_minutes: float = option(10.0, help="also save within an epoch, every N minutes; 0: never", minimum=0)
     keep_best: bool = option(True, help="keep best.pt, the checkpoint with the highest validation top-1")
-    keep_every: int = option(0, help="keep the checkpoint of every N-th epoch; 0: none", minimum=0)
+    keep_every: int = option(0, help="keep the checkpoint of every Nth epoch; 0: none", minimum=0)
     export: Literal["none", "safetensors", "torchvision", "both", "onnx", "all"] = option(
         "none",
         help="at the end also write the evaluated weights: weights.safetensors, weights.pth (torchvision), both of "
@@ -58,7 +58,7 @@ class CheckpointError(RebarError):
 
 
 class HostMemory:
-    """Reusable CPU memory for a copy of a checkpoint's tensors, since allocating takes longer than copying."""
+    """Reusable host memory for copies of a checkpoint's tensors. Allocation would take longer than the copy."""
 
     def __init__(self) -> None:
         self._tensors: list[torch.Tensor] = []
@@ -68,24 +68,24 @@ class HostMemory:
 
         Copies from a GPU go to pinned memory and run concurrently.
         """
-        earlier, self._tensors = iter(self._tensors), []
-        copy = self._copy(content, earlier)
+        reusable, self._tensors = iter(self._tensors), []
+        copy = self._copy(content, reusable)
         if torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()
         return copy
 
-    def _copy(self, content: Any, earlier: Iterator[torch.Tensor]) -> Any:
+    def _copy(self, content: Any, reusable: Iterator[torch.Tensor]) -> Any:
         if isinstance(content, torch.Tensor):
-            target = next(earlier, None)
+            target = next(reusable, None)
             if target is None or not _same_layout(target, content):
                 pinned = content.device.type == "cuda"
                 target = torch.empty_like(content, device="cpu", pin_memory=pinned, requires_grad=False)
             self._tensors.append(target)
             return target.copy_(content.detach(), non_blocking=True)
         if isinstance(content, dict):
-            return {name: self._copy(value, earlier) for name, value in content.items()}
+            return {name: self._copy(value, reusable) for name, value in content.items()}
         if isinstance(content, list | tuple):
-            return type(content)(self._copy(value, earlier) for value in content)
+            return type(content)(self._copy(value, reusable) for value in content)
         return content
 
 
@@ -94,21 +94,21 @@ def _same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints on a thread, one at a time. A failure is raised once, by the next method called."""
+    """Writes checkpoints on a background thread, one at a time. The next method call raises a failed write's error."""
 
     def __init__(self, last: Path, *, keep_best: bool = False, keep_every: int = 0) -> None:
-        """``last`` is the checkpoint's path; see :func:`keep_copies` for the others."""
+        """Write to ``last``. See :func:`keep_copies` for ``keep_best`` and ``keep_every``."""
         self._last, self._keep_best, self._keep_every = last, keep_best, keep_every
         self._memory = HostMemory()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rebar-checkpoint")
         self._pending: Future[None] | None = None
         self.on_written: Callable[[Progress], None] | None = None
-        """Called on the thread after each checkpoint: the uploader."""
+        """Called on the background thread after each write, for uploads."""
 
     def save(self, content: Mapping[str, Any], progress: Progress, *, ends_epoch: bool, is_best: bool) -> None:
         """Copy a checkpoint's content to host memory, and start writing it. Waits for the previous one.
 
-        ``ends_epoch`` for the checkpoint of a complete epoch, ``is_best`` if it has the best validation top-1.
+        ``ends_epoch``: the epoch is complete. ``is_best``: the checkpoint has the best validation top-1 so far.
         """
         self.wait()
         snapshot = self._memory.copy(dict(content))
@@ -123,12 +123,12 @@ class CheckpointWriter:
             self.on_written(progress)
 
     def raise_failure(self) -> None:
-        """Raise the error of the last write, if it has ended with one. Never blocks."""
+        """Raise the error of the last write, if it has failed. Does not block."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Block until nothing is being written. Raises the error of the last write."""
+        """Block until the last write is complete. Raises its error if it failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -170,7 +170,7 @@ def keep_copies(last: Path, *, epoch: int, is_best: bool, keep_every: int) -> No
     Raises CheckpointError if that fails.
     """
     is_due = keep_every > 0 and epoch % keep_every == 0
-    names = [name for name, wanted in (("best.pt", is_best), (f"epoch_{epoch:03d}.pt", is_due)) if wanted]
+    names = [name for name, is_kept in (("best.pt", is_best), (f"epoch_{epoch:03d}.pt", is_due)) if is_kept]
     try:
         for name in names:
             link_or_copy(last, last.with_name(name))
@@ -186,7 +186,7 @@ def keep_copies(last: Path, *, epoch: int, is_best: bool, keep_every: int) -> No
 
 
 def plain_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a state_dict under the bare model's names, without the prefixes of DDP and torch.compile."""
+    """Return a state_dict without the key prefixes of DDP and torch.compile."""
     plain = {}
     for name, value in weights.items():
         parts = name.split(".")
@@ -195,7 +195,7 @@ def plain_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def read_newest(path: Path) -> tuple[dict[str, Any], Path]:
-    """Read a checkpoint; if it is damaged, read ``previous.pt`` and warn. Returns the content and the path read.
+    """Read a checkpoint, or ``previous.pt`` with a warning if it is damaged. Return the content and the path read.
 
     Raises CheckpointError if neither can be read.
     """

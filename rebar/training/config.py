@@ -1,6 +1,6 @@
 """The options of ``train_imagenet.py`` and of the config files in ``rn50_configs/``.
 
-Names and defaults are ffcv-imagenet's where it has them, so that its configs run.
+Options that ffcv-imagenet also has use its names and defaults, so its config files work unchanged.
 """
 
 from collections.abc import Mapping

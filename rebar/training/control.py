@@ -1,4 +1,4 @@
-"""Decide after every step whether to save a checkpoint or to stop, the same at the same step on all ranks."""
+"""Decide after every step whether to save a checkpoint or to stop. All ranks decide the same at the same step."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -10,14 +10,14 @@ from rebar.training.preemption import StopReason, StopRequest, is_ec2, stop_requ
 
 
 class RunControl:
-    """The limits of a run, its stop requests, and when its checkpoints are due.
+    """Tracks the limits of a run, its stop requests and its checkpoint schedule.
 
-    Every rank votes after each step; the votes are exchanged while the next step is computed. Before :meth:`start`,
-    no vote takes place and nothing is due by time.
+    Every rank votes after each step; the votes are exchanged while the next step runs. Before :meth:`start`, there are
+    no votes and no time-based checkpoints.
     """
 
     def __init__(self, world: World, *, every_steps: int = 0, every_minutes: float = 0.0) -> None:
-        """``every_steps`` and ``every_minutes`` between checkpoints within an epoch; 0: none."""
+        """Save within an epoch every ``every_steps`` steps and every ``every_minutes`` minutes; 0: never."""
         self._world = world
         self._every_steps, self._every_minutes = every_steps, every_minutes
         self.request = StopRequest()
@@ -27,15 +27,15 @@ class RunControl:
         self._used_seconds = 0.0
         self._started = self._saved = time.monotonic()
         self.limit = ""
-        """Description of the limit that was reached; empty before."""
+        """Description of the limit that was reached; empty if none was."""
 
     def start(self, request: StopRequest, *, used_seconds: float = 0.0) -> None:
-        """Start the clock and vote from now on. ``used_seconds`` is the time that earlier attempts took."""
+        """Start the clock and the votes. ``used_seconds`` is the duration of earlier attempts."""
         self.request, self._vote, self._used_seconds = request, StopVote(self._world), used_seconds
         self._started = self._saved = time.monotonic()
 
     def set_limits(self, *, step: int, max_steps: int = 0, budget_seconds: float = 0.0) -> None:
-        """Limit the run's steps and time, earlier attempts included; 0: no limit. ``step`` is the steps done so far."""
+        """Limit the run's steps and time, including earlier attempts; 0: no limit. ``step`` is the current step."""
         self._max_steps, self._budget_seconds = max_steps, budget_seconds
         if max_steps and step >= max_steps:
             self.limit = f"training.max_steps {max_steps}"
@@ -49,11 +49,11 @@ class RunControl:
 
     @property
     def run_seconds(self) -> float:
-        """Duration of the run, earlier attempts included."""
+        """Duration of the run in seconds, including earlier attempts."""
         return self._used_seconds + time.monotonic() - self._started
 
     def after_step(self, step: int) -> StopReason:
-        """Return the ranks' decision after ``step`` steps of the run. Every rank must call it at the same step."""
+        """Return the joint decision of all ranks after ``step`` steps of the run. Every rank must call it."""
         if self._max_steps and step >= self._max_steps:
             self.limit = f"training.max_steps {self._max_steps}"
         decision = self._decide(self._own_reason())
@@ -63,7 +63,7 @@ class RunControl:
         return StopReason.SAVE if decision is StopReason.NONE and (self.limit or is_due) else decision
 
     def during_evaluation(self) -> StopReason:
-        """Return the ranks' decision between two batches of an evaluation, where only stop requests count."""
+        """Return the joint decision between two batches of an evaluation. Only stop requests count."""
         return self._decide(self.request.reason)
 
     def check_target(self, metrics: Mapping[str, float], *, target_top1: float) -> None:
@@ -73,12 +73,12 @@ class RunControl:
         if target and top1 >= target and not self.limit:
             self.limit = f"training.target_top1: {top1:.2%} is at least {target:.2%}"
 
-    def note_saved(self) -> None:
-        """Restart the time between checkpoints."""
+    def restart_save_timer(self) -> None:
+        """Restart the timer of ``every_minutes``."""
         self._saved = time.monotonic()
 
     def close(self) -> None:
-        """Receive the last votes of the other ranks."""
+        """Wait for the pending vote."""
         if self._vote is not None:
             self._vote.finish()
 
@@ -96,9 +96,9 @@ class RunControl:
 
 @contextmanager
 def listen_for_stop(world: World, *, spot_notice: str, poll_seconds: float) -> Iterator[StopRequest]:
-    """Collect signals, and EC2's spot interruption notice, in one stop request.
+    """Turn signals and EC2's spot interruption notice into one stop request.
 
-    ``spot_notice``: on, off, or auto for machines of EC2 only. One rank of each node polls every ``poll_seconds``.
+    ``spot_notice``: on, off, or auto (EC2 instances only). One rank of each node polls every ``poll_seconds``.
     """
     polls = spot_notice == "on" or (spot_notice == "auto" and (is_ec2() or has_custom_endpoint()))
     with ExitStack() as stack:

@@ -1,6 +1,6 @@
-"""Distributed training with torchrun: process groups, collectives and the vote to stop.
+"""Distributed training with torchrun: process groups, collectives and the stop vote.
 
-Started by plain ``python``, a run has a world size of 1 and does not communicate.
+Without torchrun, the world size is 1 and nothing is communicated.
 """
 
 import ctypes
@@ -31,8 +31,8 @@ _PR_SET_PDEATHSIG = 1
 class World:
     """The ``rank`` of this process among ``size`` ranks, and its ``device``.
 
-    ``long_timeout_groups`` is empty, or holds a Gloo group for barriers that may take hours. It is a list so that
-    :func:`join_world` can drop the last reference to the group.
+    ``long_timeout_groups`` contains a Gloo group for barriers that may take hours, or nothing with a world size of 1.
+    It is a list so that :func:`join_world` can drop the last reference to the group.
     """
 
     rank: int
@@ -47,7 +47,7 @@ class World:
 
     @property
     def is_local_main(self) -> bool:
-        """Whether this is the first rank of its node."""
+        """Whether this is local rank 0, the first rank of its node."""
         return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
     @property
@@ -72,7 +72,7 @@ def join_world() -> Iterator[World]:
     if not world.distributed:
         yield world
         return
-    _end_with_launcher()
+    _terminate_with_launcher()
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
@@ -86,17 +86,17 @@ def join_world() -> Iterator[World]:
     # torch.distributed.nn keeps a reference to the default group if it exists when the module is first imported. Its
     # threads would then abort the process at exit. torch may import it at any time, so this module does so first.
     yield world
-    wait_for_all(world)  # rank 0 may still plot and upload, for longer than NCCL's timeout
+    wait_for_all(world)  # rank 0 may plot and upload for longer than NCCL's timeout
     world.long_timeout_groups.clear()
     gc.collect()  # a DDP model in a reference cycle would keep the group alive, too
-    dist.destroy_process_group()  # not after an exception: it would wait for ranks that may have ended
+    dist.destroy_process_group()  # not after an exception: it would wait for ranks that may have exited
 
 
 def _rendezvous_store() -> dist.Store:
-    """Return torchrun's store, with a prefix per attempt.
+    """Return torchrun's store, with a prefix per attempt on a single node.
 
-    When torchrun restarts the workers of a single node, it keeps the store, with the addresses of the previous workers.
-    With several nodes, torchrun creates a new store for each attempt, and the restart counts of the nodes may differ.
+    When torchrun restarts the workers of a single node, it reuses the store, which has the addresses of the previous
+    workers. With several nodes, it creates a new store per attempt, and the nodes' restart counts may differ.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
@@ -104,8 +104,8 @@ def _rendezvous_store() -> dist.Store:
     return dist.PrefixStore("rebar", store)
 
 
-def _end_with_launcher() -> None:
-    """Let Linux send SIGTERM to this process when torchrun dies. Workers would otherwise continue to train."""
+def _terminate_with_launcher() -> None:
+    """Make Linux send SIGTERM to this process when torchrun dies; otherwise it would continue to train."""
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -125,7 +125,7 @@ def _local_device(local_rank: int, local_size: int) -> torch.device:
 
 
 def wrap_distributed(model: nn.Module, world: World) -> nn.Module:
-    """Return the model wrapped in DistributedDataParallel, or the model itself with a world size of 1.
+    """Wrap the model in DistributedDataParallel; with a world size of 1, return it unchanged.
 
     Weights and buffers must be identical on all ranks. BatchNorm statistics are not synchronized in training: call
     :func:`broadcast_buffers` before they are used.
@@ -148,14 +148,14 @@ def broadcast_buffers(model: nn.Module, world: World) -> None:
 
 
 def sum_over_world(values: torch.Tensor, world: World) -> torch.Tensor:
-    """Sum ``values`` over all ranks, in place, and return them."""
+    """All-reduce ``values`` to their sum over all ranks, in place, and return them."""
     if world.distributed:
         dist.all_reduce(values)
     return values
 
 
 def gather_from_all(value: Any, world: World) -> list[Any]:
-    """Return the values of all ranks, in order of rank, on all ranks."""
+    """Gather a value from every rank. Returns the list, ordered by rank, on every rank."""
     if not world.distributed:
         return [value]
     values: list[Any] = [None] * world.size
@@ -164,10 +164,10 @@ def gather_from_all(value: Any, world: World) -> list[Any]:
 
 
 class StopVote:
-    """A vote of all ranks after each step, whose result is the maximum. It does not delay the step.
+    """A vote of all ranks after each step; the maximum wins.
 
-    The votes are exchanged on the CPU, while the next step is computed. All ranks therefore receive the result one step
-    late, and at the same step. The exchange fails at once if a rank dies.
+    The votes are all-reduced on the CPU while the next step runs, so voting does not delay training. All ranks receive
+    the result at the same step, one step late. The all-reduce fails immediately if a rank dies.
     """
 
     def __init__(self, world: World) -> None:
@@ -175,7 +175,7 @@ class StopVote:
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
     def cast(self, vote: int) -> int:
-        """Cast this step's vote, and return the result of the previous step; with one rank, that of this step."""
+        """Cast the vote of this step. Return the result of the previous step, or of this step if there is one rank."""
         if self._group is None:
             return vote
         result = self.finish()
@@ -185,7 +185,7 @@ class StopVote:
         return result
 
     def finish(self) -> int:
-        """Wait for the last vote and return its result; 0 if there is none."""
+        """Wait for the pending vote and return its result; 0 if there is none."""
         if self._pending is None:
             return 0
         votes, work = self._pending

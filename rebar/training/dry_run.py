@@ -1,4 +1,4 @@
-"""--dry-run and --find-lr: try a run's data, steps and destinations without changing anything of it."""
+"""--dry-run and --find-lr: check the data, training steps and destinations of a run without changing it."""
 
 import time
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from rebar.storage.huggingface import check_token
 from rebar.training.lr_finder import find_lr, plot_findings
 from rebar.training.resolution import all_resolutions
 from rebar.training.run import Run
-from rebar.training.trial import TrainSteps, restored, trial_losses
+from rebar.training.trial import TrainSteps, restore_afterwards, trial_losses
 from rebar.training.uploaded_run import run_store
 from rebar.training.validation import validate
 
@@ -43,7 +43,7 @@ def run_trial(run: Run, train_steps: TrainSteps) -> None:
 def check_destinations_writable(config: LoggingConfig) -> None:
     """Raise RebarError if the run could not log, upload or publish. Creates nothing.
 
-    For the Hugging Face Hub only the token is checked, not the permission to create the repository.
+    For the Hugging Face Hub, only the token is checked, not the permission to create the repository.
     """
     folder = RunFolder(Path(config.folder))
     folder.check_writable()
@@ -56,13 +56,13 @@ def check_destinations_writable(config: LoggingConfig) -> None:
 
 
 def dry_run(run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, price_per_hour: float) -> dict[str, str]:
-    """Train a few steps at each resolution. Returns the estimated speed, time, memory and cost, as text by name.
+    """Train a few steps at each resolution. Return the estimated speed, time, memory and cost as text, by name.
 
-    ``resolutions`` in pixels, one per epoch; ``price_per_hour`` in dollars, 0 for no cost.
+    ``resolutions`` are in pixels, one per epoch. ``price_per_hour`` is in dollars; 0 omits the cost.
     """
     seconds_per_step: dict[int, float] = {}
-    with restored(run):
-        for resolution in sorted(set(resolutions), reverse=True):  # the largest first, to run out of memory early
+    with restore_afterwards(run):
+        for resolution in sorted(set(resolutions), reverse=True):  # largest first, so that OOM shows early
             seconds_per_step[resolution] = _seconds_per_step(run, train_steps, resolution)
     hours = run.steps_per_epoch * sum(seconds_per_step[resolution] for resolution in resolutions) / 3600
     speed = ", ".join(
@@ -80,7 +80,7 @@ def dry_run(run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, pr
 
 
 def _seconds_per_step(run: Run, train_steps: TrainSteps, resolution: int) -> float:
-    """Time a few steps, after those whose batches were prefetched while the first step was compiled."""
+    """Time a few steps. Skip those whose batches were prefetched while the first step compiled."""
     times = []
     warm_up = _WARM_UP_STEPS + run.train_loader.batches_ahead
     for loss in trial_losses(run, train_steps, [0.0] * (warm_up + _TIMED_STEPS), resolution):

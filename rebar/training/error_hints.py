@@ -1,4 +1,4 @@
-"""Error hints: recognize common errors of torch, CUDA and the system, and raise a RebarError with advice instead."""
+"""Replace common errors of torch, CUDA and the operating system with a RebarError that contains advice."""
 
 import errno
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ _GPU_MEMORY = (
 
 @contextmanager
 def error_hints(*, batch_size: int, precision: str, accumulate: int = 1) -> Iterator[None]:
-    """Raise a RebarError instead of an error that :func:`hint_for` recognizes."""
+    """Raise a RebarError in place of an error that :func:`hint_for` recognizes."""
     try:
         yield
     except RebarError:
@@ -44,7 +44,7 @@ def error_hints(*, batch_size: int, precision: str, accumulate: int = 1) -> Iter
 
 @contextmanager
 def evaluation_error_hints(*, batch_size: int, option: str) -> Iterator[None]:
-    """Raise a RebarError if the GPU runs out of memory; ``option`` sets the ``batch_size``, per GPU."""
+    """Raise a RebarError if the GPU runs out of memory. ``option`` is the flag that sets ``batch_size``, per GPU."""
     try:
         yield
     except Exception as error:
@@ -59,9 +59,9 @@ def evaluation_error_hints(*, batch_size: int, option: str) -> Iterator[None]:
 
 
 def hint_for(error: BaseException, *, batch_size: int, precision: str, accumulate: int = 1) -> RebarError | None:
-    """Return a RebarError with advice for an error outside Rebar's code, or None for any other error.
+    """Return a RebarError with advice for a recognized error, or None for any other error.
 
-    ``batch_size`` is per GPU, computed in ``accumulate`` micro-batches.
+    ``batch_size`` is per GPU, split into ``accumulate`` micro-batches.
     """
     text = str(error).lower()
     if is_gpu_oom(error):
@@ -88,7 +88,7 @@ def hint_for(error: BaseException, *, batch_size: int, precision: str, accumulat
 
 
 def is_gpu_oom(error: BaseException) -> bool:
-    """Whether a GPU ran out of memory, in torch's allocator, a CUDA library or NCCL."""
+    """Return whether the error is a GPU out-of-memory error of torch's allocator, a CUDA library or NCCL."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in text for words in _GPU_MEMORY)

@@ -1,4 +1,4 @@
-"""Estimate a run's remaining time from the speed of its first steps, scaled by the number of pixels."""
+"""Estimate the remaining time of a run from the speed of its first steps, scaled by the number of pixels."""
 
 import math
 import time
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from rebar.reporting.console import format_duration, print_above_bar
 
 MIN_STEPS = 10
-"""Steps that an estimate is based on, at least."""
+"""Minimum number of steps to base an estimate on."""
 
 
 def seconds_left(
@@ -19,9 +19,9 @@ def seconds_left(
     steps_per_epoch: int,
     max_steps: int = 0,
 ) -> float:
-    """Return the duration of the steps left after ``step`` steps, given that of a step at ``measured_at`` pixels.
+    """Estimate the seconds that remain after ``step`` steps, from the step time measured at ``measured_at`` pixels.
 
-    ``resolutions`` in pixels, one per epoch; ``max_steps`` 0 for no limit.
+    ``resolutions`` are in pixels, one per epoch. ``max_steps`` limits the steps of the run; 0: no limit.
     """
     all_steps = steps_per_epoch * len(resolutions)
     all_steps = min(max_steps, all_steps) if max_steps else all_steps
@@ -33,13 +33,13 @@ def seconds_left(
 
 
 def first_estimate_step(steps_per_epoch: int, *, log_every: int) -> int:
-    """Return the number of steps after which a new run prints its estimate; 0 if not within the first epoch."""
+    """Return the step after which a new run prints its estimate; 0 if that is not within the first epoch."""
     step = log_every * math.ceil(MIN_STEPS / log_every)
     return step + 1 if step < steps_per_epoch else 0
 
 
 class TimeEstimate:
-    """Prints the estimate once, measured between two logged steps, at which the loop synchronizes with the device."""
+    """Prints the estimate once. It measures between two logged steps, where the loop synchronizes with the device."""
 
     def __init__(
         self,
@@ -51,23 +51,21 @@ class TimeEstimate:
         show: Callable[[str], None] = print_above_bar,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``resolutions`` in pixels, one per epoch; ``max_steps`` 0 for no limit."""
+        """``resolutions`` are in pixels, one per epoch. ``max_steps`` limits the steps of the run; 0: no limit."""
         self._resolutions, self._steps_per_epoch, self._global_batch = resolutions, steps_per_epoch, global_batch
         self._max_steps = max_steps
         self._show, self._clock = show, clock
         self._since: tuple[int, float] | None = None
         self._shown = False
 
-    def at_log_point(self, step: int) -> None:
-        """Measure at a logged step of the run, counted from 0, right after synchronizing with the device."""
+    def on_logged_step(self, step: int) -> None:
+        """Measure the time. Call it at each logged step, counted from 0, right after the CPU-GPU sync."""
         if self._shown:
             return
         now, epoch = self._clock(), step // self._steps_per_epoch
         if self._since is None or self._since[0] // self._steps_per_epoch != epoch:
-            self._since = (
-                step,
-                now,
-            )  # an epoch's first step compiles, allocates and waits for data
+            # Measure from here: the first step of an epoch compiles, allocates and waits for data.
+            self._since = step, now
             return
         steps = step - self._since[0]
         if steps < MIN_STEPS:

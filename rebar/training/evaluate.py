@@ -1,4 +1,4 @@
-"""Exact accuracy over a dataset: every sample is counted once, with any number of ranks."""
+"""Exact evaluation of a model: every sample counts once, for any number of ranks."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -47,9 +47,9 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss and accuracies, as fractions, over ``num_samples`` images.
+    """Loss and accuracies (fractions) over ``num_samples`` images.
 
-    - top1_tta, top5_tta: with flip TTA, or None.
+    - top1_tta, top5_tta: accuracies with flip TTA, or None without it.
     - confusion: counts by true and predicted class, ``[classes, classes]``, or None.
     """
 
@@ -62,13 +62,13 @@ class Evaluation:
     confusion: NDArray[np.int64] | None = None
 
     def metrics(self) -> dict[str, float]:
-        """Return the results that are not None under their names in the log."""
+        """Return the results that are not None, by their names in the log."""
         names = ("loss", "top1", "top5", "top1_tta", "top5_tta")
         return {f"val/{name}": getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def add_resolution_suffix(metrics: Mapping[str, float], resolution: int) -> dict[str, float]:
-    """Return the ``val/`` metrics under names with their resolution, such as ``val/top1_224px``."""
+    """Return the ``val/`` metrics with the resolution appended to their names, such as ``val/top1_224px``."""
     return {
         f"{name}_{resolution}px": value
         for name, value in metrics.items()
@@ -77,7 +77,7 @@ def add_resolution_suffix(metrics: Mapping[str, float], resolution: int) -> dict
 
 
 def _count_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the numbers of correct top-1 and top-5 predictions, float64 ``[2]``."""
+    """Count correct top-1 and top-5 predictions. Returns float64 ``[2]``."""
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     return torch.stack([hits[:, 0].sum(), hits.sum()]).to(torch.float64)
 

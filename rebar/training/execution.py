@@ -17,7 +17,7 @@ from rebar.loading.rng import RngKeys, Stream, random_bits
 
 Precision = Literal["auto", "32", "fp16", "bf16"]
 MAX_STATIC_RESOLUTIONS = 4
-"""Up to this number of resolutions, torch.compile makes a graph for each; above, one graph with dynamic shapes."""
+"""With more resolutions than this, torch.compile uses one graph with dynamic shapes instead of one per resolution."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class ExecutionConfig:
             )
 
     def conditions(self) -> Mapping[str, tuple[str, bool]]:
-        """Return, for each option, the condition under which it has an effect, and whether that is met."""
+        """Return, by option, the condition under which it has an effect, and whether that condition is met."""
         return {"compile_backend": ("compile_model", self.compile_model)}
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """Return the precision to use on a device; 'auto' is fp16 on a GPU, as in ffcv-imagenet, and 32 on the CPU.
 
-    Warns if the device does not support the precision, or not efficiently.
+    Warns if the device does not support the precision, or supports it only slowly.
     """
     if precision == "auto":
         return "fp16" if device.type == "cuda" else "32"
@@ -63,23 +63,23 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """Return the autocast context of a forward pass in a resolved precision."""
+    """Return the autocast context for a resolved precision."""
     dtype = input_dtype(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def input_dtype(precision: Precision) -> torch.dtype:
-    """Return the dtype of input images: that to which autocast would convert them in the first convolution."""
+    """Return the dtype of input images: the one to which autocast would cast them in the first convolution."""
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
 
 
 def gradient_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
-    """Return a gradient scaler, which is disabled unless the precision is fp16."""
+    """Return a GradScaler, enabled for fp16 only."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Set whether cuBLAS and cuDNN may use TF32 for 32-bit products. No effect on the CPU."""
+    """Allow or forbid TF32 in cuBLAS and cuDNN for float32 operations. No effect on the CPU."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 
@@ -87,8 +87,8 @@ def allow_tf32(allowed: bool) -> None:
 def compile_model(model: nn.Module, resolutions: set[int], *, backend: str) -> nn.Module:
     """Compile the model for images of these resolutions in px.
 
-    A few resolutions get a graph each. Many, as with progressive resizing in small steps, share a graph with dynamic
-    shapes, so that a change of resolution does not recompile. Raises RebarError for an unknown backend.
+    Each of a few resolutions gets its own graph. Many resolutions, as in progressive resizing with small steps, share
+    one graph with dynamic shapes to avoid recompilation. Raises RebarError for an unknown backend.
     """
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:

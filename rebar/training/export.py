@@ -1,6 +1,6 @@
-"""Export of weights: torchvision state_dict (``.pth``), safetensors, or ONNX.
+"""Export weights as a torchvision state_dict (``.pth``), safetensors or ONNX, and read exported weights.
 
-An ONNX model takes float32 images ``[n, 3, height, width]`` in RGB and returns logits; n, height and width are dynamic.
+An ONNX model takes RGB float32 images ``[n, 3, height, width]`` and returns logits; n, height and width are dynamic.
 The images must be normalized with the mean and standard deviation (in levels of 0 to 255) that its metadata contains
 under the key ``rebar``.
 """
@@ -30,7 +30,7 @@ _TRACING_RESOLUTION = 64  # px; the graph does not depend on it
 
 
 def export_suffixes(formats: str) -> list[str]:
-    """Return the file suffixes of 'none', one format, 'both' (torchvision and safetensors) or 'all'."""
+    """Return the file suffixes for a value of ``checkpoint.export``: a format, 'both', 'all' or 'none'."""
     names = {"both": ["torchvision", "safetensors"], "all": list(SUFFIXES), "none": []}.get(formats, [formats])
     return [SUFFIXES[name] for name in names]
 
@@ -51,7 +51,7 @@ def _check_onnx_installed() -> None:
 
 
 def export_metadata(content: Mapping[str, Any], *, use_blurpool: bool) -> dict[str, object]:
-    """Return the metadata of exported weights, from a checkpoint or from the attributes of a run's state."""
+    """Return the metadata of exported weights. ``content`` is a checkpoint, or the attributes of a TrainState."""
     return {
         "arch": content["arch"],
         "num_classes": content["num_classes"],
@@ -152,7 +152,7 @@ def _trace(model: torch.nn.Module, arch: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet_loggers() -> Iterator[None]:
-    """Silence the exporter's packages, which log their progress as warnings."""
+    """Silence the exporter's packages, which log progress as warnings."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""The end of a run: last evaluations, exported weights and the summary."""
+"""Finish a run: final evaluations, weight export and summary."""
 
 from rebar.models.build import count_parameters
 from rebar.reporting import console
@@ -17,7 +17,7 @@ def print_evaluation(run: Run) -> None:
 
 
 def finish(run: Run) -> None:
-    """Run the missing evaluations, log the end, export the weights and print the summary."""
+    """Run the final evaluations, log the end of the run, export the weights and print the summary."""
     config, state = run.config, run.state
     if state.last_metrics.get("step") != run.step or "val/top1" not in state.last_metrics:
         # a limit was reached before this attempt started
@@ -40,7 +40,7 @@ def finish(run: Run) -> None:
 
 
 def validate_final_resolutions(run: Run) -> None:
-    """Validate at ``validation.final_resolutions``; the checkpoint keeps the results, so that it is done once."""
+    """Validate at ``validation.final_resolutions``. The checkpoint stores the results, so a resumed run skips them."""
     state, validation = run.state, run.config.validation
     missing = [size for size in validation.final if f"val/top1_{size}px" not in state.last_metrics]
     for size in missing:

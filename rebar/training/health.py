@@ -1,4 +1,4 @@
-"""Checks for training that goes wrong: divergence, NaN, waiting for data."""
+"""Detect divergence, NaN losses and data loading bottlenecks."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ _WAIT_FRACTION = 0.2
 
 @dataclass
 class HealthWatch:
-    """Warns of signs of trouble in the metrics that are logged anyway, once per kind. ``warn`` prints a warning."""
+    """Warns about problems that show in the logged metrics, once per kind of problem."""
 
     warn: Callable[[str], None] = warn_above_bar
     _first_loss: float | None = None
@@ -38,11 +38,11 @@ class HealthWatch:
             self._warn_once(
                 "validation",
                 f"the validation loss of epoch {epoch} is {loss}: in fp16 the network's outputs may have overflowed. "
-                "If it stays so, try --training.precision bf16 or 32",
+                "If this persists, try --training.precision bf16 or 32",
             )
 
     def on_epoch(self, epoch: int, wait_fraction: float, num_workers: int, cores: int) -> None:
-        """Check how long an epoch, counted from 1, waited for data. The first is skipped: its caches are cold."""
+        """Check how long an epoch, counted from 1, waited for data. Skips the first, whose caches are cold."""
         if epoch > 1 and wait_fraction > _WAIT_FRACTION:
             advice = (
                 f"use more decoding threads (--num-workers, now {num_workers})"
@@ -78,9 +78,9 @@ def check_finite(loss: float, step: int) -> float:
 
 
 def has_overflowed(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Return as bool ``[]`` whether the norm of all floating-point tensors is NaN or infinite.
+    """Return whether the total norm of the floating-point tensors is NaN or infinite, as a bool tensor ``[]``.
 
-    Values whose squares overflow (beyond 1e19 in float32) count too. Does not synchronize with the device.
+    Values whose squares overflow (above 1e19 in float32) also count. Does not synchronize with the device.
     """
     floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel() > 0]
     return ~torch.nn.utils.get_total_norm(floating).isfinite()

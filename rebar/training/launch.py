@@ -1,4 +1,4 @@
-"""The outermost part of ``train_imagenet.py``: command line, ranks, and how the process ends."""
+"""Entry point of ``train_imagenet.py``: command line, process group, and exit status."""
 
 import dataclasses
 import os
@@ -21,9 +21,9 @@ from rebar.training.setup import build_run
 
 
 def launch(argv: Sequence[str], train: Callable[[Run], None]) -> None:
-    """Parse the command line, join the other ranks, build the run, and train; exit with status 75 if interrupted.
+    """Parse the command line, join the process group, build the run and train. Exit with status 75 if interrupted.
 
-    Raises RebarError instead of errors that :mod:`rebar.training.error_hints` recognizes.
+    Raises RebarError in place of the errors that :mod:`rebar.training.error_hints` recognizes.
     """
     config = parse_command_line(argv)
     interrupted = False
@@ -47,14 +47,14 @@ def launch(argv: Sequence[str], train: Callable[[Run], None]) -> None:
 
 
 def parse_command_line(argv: Sequence[str]) -> TrainConfig:
-    """Return the configuration. The run's folder defaults to runs/NAME, NAME being the config file's."""
+    """Return the configuration. The run folder defaults to ``runs/NAME``, where NAME is the config file's."""
     argv = aliases.translate(argv)
     config = parse_config(
         TrainConfig,
         argv,
         description="Train an ImageNet classifier from .beton files.",
         example="torchrun --nproc_per_node=4 train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml",
-        aliases=aliases.table(),
+        aliases=aliases.format_table(),
     )
     folder = config.logging.folder or str(Path("runs") / (config_name(argv) or config.model.arch))
     return dataclasses.replace(config, logging=dataclasses.replace(config.logging, folder=folder))
@@ -62,9 +62,9 @@ def parse_command_line(argv: Sequence[str]) -> TrainConfig:
 
 @contextmanager
 def record_early_failure(config: TrainConfig) -> Iterator[None]:
-    """Write an error that occurs before :func:`run_context` into the ``status.json`` of the run to be resumed.
+    """Write an error that occurs before :func:`run_context` to the ``status.json`` of the run to resume.
 
-    The file is left alone if there is none, if the run is finished, or if another process is running it.
+    Nothing is written if the file does not exist, the run is finished, or another process is running it.
     """
     training, folder = config.training, RunFolder(Path(config.logging.folder))
     is_attempt = not (training.eval_only or training.dry_run or training.find_lr)

@@ -1,6 +1,6 @@
 """Losses: cross-entropy, and binary cross-entropy over all classes.
 
-Targets are labels, or class probabilities if images are mixed.
+Targets are labels, or class probabilities with MixUp and CutMix.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from rebar.config import option
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Maps logits ``[n, classes]`` and targets (int64 ``[n]``, or probabilities ``[n, classes]``) to the mean loss."""
+"""Maps logits ``[n, classes]`` and targets (int64 ``[n]`` or probabilities ``[n, classes]``) to the mean loss."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class LossConfig:
     )
 
     def conditions(self) -> Mapping[str, tuple[str, bool]]:
-        """Return, for each option, the condition under which it has an effect, and whether that is met."""
+        """Return, by option, the condition under which it has an effect, and whether that condition is met."""
         return {"bce_threshold": ("loss_type bce", self.loss_type == "bce")}
 
 
 def binary_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float, threshold: float | None = None
 ) -> torch.Tensor:
-    """Return binary cross-entropy, summed over the classes and averaged over the batch.
+    """Compute binary cross-entropy, summed over the classes and averaged over the batch.
 
-    With a threshold, every class of a mixed image counts as present. Beyer et al., "Are we done with ImageNet?", 2020;
+    With a threshold, every class of a mixed image is a positive. Beyer et al., "Are we done with ImageNet?", 2020;
     Wightman et al., "ResNet strikes back", 2021.
     """
     classes = logits.shape[1]

@@ -1,7 +1,7 @@
-"""Learning rate range test: increase the learning rate exponentially and record the loss.
+"""Learning rate range test: increase the learning rate exponentially, record the loss, and suggest rates.
 
 Smith, "Cyclical learning rates for training neural networks", WACV 2017; smoothing and the rule of the steepest descent
-are fast.ai's. The result is a hint.
+are fast.ai's. The result is a starting point for tuning.
 """
 
 import json
@@ -15,13 +15,13 @@ import torch
 
 from rebar.storage.files import atomic_write
 from rebar.training.run import Run
-from rebar.training.trial import TrainSteps, restored, trial_losses
+from rebar.training.trial import TrainSteps, restore_afterwards, trial_losses
 
 LOWEST, HIGHEST = 1e-5, 10.0
 _SMOOTHING = 0.9
-_SMOOTHING_WINDOW = 10  # losses in the moving average, about
-_BLOW_UP_RATIO = 4.0  # smoothed loss, relative to its minimum, at which the test ends
-_MIN_DESCENT = 0.02  # fraction of the first loss by which it must fall to give a result
+_SMOOTHING_WINDOW = 10  # approximate number of losses in the moving average
+_BLOW_UP_RATIO = 4.0  # smoothed loss relative to its minimum at which the test stops
+_MIN_DESCENT = 0.02  # minimum decrease, as a fraction of the first loss, for a result
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,21 @@ class LrFindings:
     rates: list[float]
     losses: list[float]
     steepest: float | None
-    """Learning rate at which the loss falls fastest, on a logarithmic scale."""
+    """Learning rate at which the loss falls fastest, on a logarithmic axis."""
     minimum: float | None
-    """Learning rate at which the loss is lowest: too high to train with."""
+    """Learning rate with the lowest loss, which is too high for training."""
 
     def advice(self) -> str:
-        """Return the result as text: the learning rates to try, as fractions of the steepest descent's."""
+        """Describe the result, with learning rates to try: fractions of the one at the steepest descent."""
         if self.steepest is None or self.minimum is None:
             return (
                 f"the loss never fell between learning rates {self.rates[0]:.1g} and {self.rates[-1]:.1g}: check data "
                 "and labels, give the test more steps (--find-lr-steps), or start from less trained weights"
             )
         choices = {"conservative": 0.1, "moderate": 0.5, "aggressive": 1.0}
-        rates = ", ".join(f"{name} ({100 * part:.0f} %) {part * self.steepest:.3g}" for name, part in choices.items())
+        rates = ", ".join(
+            f"{name} ({100 * fraction:.0f} %) {fraction * self.steepest:.3g}" for name, fraction in choices.items()
+        )
         return (
             f"steepest descent at {self.steepest:.3g}, lowest loss at {self.minimum:.3g}\n"
             f"try --lr: {rates} (for this global batch, with warm-up)"
@@ -51,12 +53,12 @@ class LrFindings:
 
 
 def exponential_rates(steps: int, lowest: float = LOWEST, highest: float = HIGHEST) -> list[float]:
-    """Return learning rates from lowest to highest, spaced evenly on a logarithmic scale."""
+    """Return learning rates from ``lowest`` to ``highest``, evenly spaced on a logarithmic scale."""
     return [lowest * (highest / lowest) ** (step / (steps - 1)) for step in range(steps)]
 
 
 def smoothed(losses: Sequence[float], weight: float = _SMOOTHING) -> list[float]:
-    """Return the exponential moving average, bias-corrected."""
+    """Return the bias-corrected exponential moving average of the losses."""
     average, result = 0.0, []
     for count, loss in enumerate(losses, start=1):
         average = weight * average + (1 - weight) * loss
@@ -65,7 +67,7 @@ def smoothed(losses: Sequence[float], weight: float = _SMOOTHING) -> list[float]
 
 
 def analyze(rates: Sequence[float], losses: Sequence[float]) -> LrFindings:
-    """Find steepest descent and minimum of unsmoothed losses; ``losses`` may be shorter than ``rates``."""
+    """Smooth the losses and find the steepest descent and the minimum. ``losses`` may be shorter than ``rates``."""
     smooth = smoothed(losses)
     lowest = min(range(len(smooth)), key=smooth.__getitem__)
     if lowest < 2 or smooth[0] - smooth[lowest] < _MIN_DESCENT * abs(smooth[0]):
@@ -83,9 +85,9 @@ def analyze(rates: Sequence[float], losses: Sequence[float]) -> LrFindings:
 
 
 def find_lr(run: Run, train_steps: TrainSteps, *, steps: int) -> LrFindings:
-    """Run the test on training batches, and restore the run. Every rank must call it."""
+    """Run the range test on training batches, then restore the run. Every rank must call it."""
     rates, losses = exponential_rates(steps), list[float]()
-    with restored(run):
+    with restore_afterwards(run):
         for loss in map(torch.Tensor.item, trial_losses(run, train_steps, rates, run.resolution)):
             if not math.isfinite(loss):
                 break

@@ -1,7 +1,7 @@
-"""Requests to stop a run: signals, and EC2's spot interruption notice.
+"""Handle requests to stop a run: signals and EC2's spot interruption notice.
 
-The first request stops the run after the current step, with a checkpoint; a second signal ends the process at once. A
-thread reads the signals, because Python runs no signal handlers while the main thread blocks in a collective operation.
+The first request saves a checkpoint and stops the run after the current step. A second signal exits immediately. A
+thread reads the signals, because Python runs no signal handlers while the main thread blocks in a collective.
 """
 
 import enum
@@ -17,14 +17,14 @@ from rebar.cli import warn
 from rebar.storage.ec2_metadata import SPOT_NOTICE, TIMEOUT_SECONDS, InstanceMetadata
 
 EXIT_PREEMPTED = 75
-"""Exit status of a run that was interrupted, has saved, and should be restarted: EX_TEMPFAIL of sysexits.h."""
+"""Exit status of an interrupted run that saved a checkpoint and can be restarted: EX_TEMPFAIL of sysexits.h."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_DUPLICATE_SECONDS = 1.0  # a launcher and a terminal may both forward one Ctrl-C
+_DUPLICATE_SECONDS = 1.0  # the terminal and the launcher may both forward the same Ctrl-C
 
 
 class StopReason(enum.IntEnum):
-    """Why a rank wants to save or to stop after a step. The maximum over all ranks decides."""
+    """Reason of a rank to save or stop after a step. The maximum over all ranks wins."""
 
     NONE = 0
     SAVE = 1
@@ -41,7 +41,7 @@ class StopReason(enum.IntEnum):
 
     @property
     def description(self) -> str:
-        """The reason in words."""
+        """The reason as text for messages."""
         words = {
             StopReason.BUDGET: "training.budget_hours are used up",
             StopReason.SPOT_NOTICE: "EC2's spot interruption notice",
@@ -50,7 +50,7 @@ class StopReason(enum.IntEnum):
 
 
 class Interrupted(Exception):
-    """Raised after a run was asked to stop and has saved a checkpoint."""
+    """Raised after a stop request, once a checkpoint is saved."""
 
     def __init__(self, reason: StopReason) -> None:
         super().__init__(reason.description)
@@ -58,7 +58,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """The request to stop this process, if any; set by other threads."""
+    """The request to stop this process, if any. Set by other threads."""
 
     def __init__(self) -> None:
         self.reason = StopReason.NONE
@@ -72,7 +72,7 @@ class StopRequest:
                 self.reason, self._time = reason, time.monotonic()
 
     def on_signal(self, number: int) -> None:
-        """Request a stop, or end the process if an earlier signal has already requested it."""
+        """Request a stop, or exit immediately on a second signal."""
         is_second_signal = self.reason not in (StopReason.NONE, StopReason.SPOT_NOTICE)
         if is_second_signal and time.monotonic() - self._time > _DUPLICATE_SECONDS:
             os._exit(128 + number)
@@ -83,7 +83,7 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Turn SIGTERM, SIGINT and SIGUSR1 into a :class:`StopRequest` within the context.
 
-    Outside the main thread, where Python allows no signal handlers, signals are not handled.
+    Outside the main thread, Python allows no signal handlers, so the request is never set.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -114,9 +114,9 @@ def _read_signals(readable: int, request: StopRequest) -> None:
 
 @contextmanager
 def watch_for_notice(on_notice: Callable[[], None], *, every_seconds: float = 5.0) -> Iterator[None]:
-    """Poll the instance metadata service for the spot interruption notice, in a thread, within the context.
+    """Poll the instance metadata service for the spot interruption notice in a thread, within the context.
 
-    ``on_notice`` is called once, in that thread. The document ``spot/instance-action`` appears two minutes before the
+    ``on_notice`` is called once, in that thread. The notice, ``spot/instance-action``, appears two minutes before the
     interruption: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
     """
     service, stopped = InstanceMetadata(), threading.Event()
@@ -145,7 +145,7 @@ def watch_for_notice(on_notice: Callable[[], None], *, every_seconds: float = 5.
 
 
 def is_ec2(dmi: Path = Path("/sys/devices/virtual/dmi/id")) -> bool:
-    """Return whether this machine is an EC2 instance, according to its firmware."""
+    """Return whether the firmware identifies this machine as an EC2 instance."""
     try:
         return "Amazon EC2" in (dmi / "sys_vendor").read_text()
     except OSError:

@@ -2,7 +2,7 @@
 
     HF_TOKEN=hf_... python -m rebar.training.publish runs/g5_4gpu owner/name
 
-``train_imagenet.py --hf-repo owner/name`` does so at the end of the run.
+``train_imagenet.py --hf-repo owner/name`` publishes at the end of the run.
 """
 
 import argparse
@@ -29,9 +29,9 @@ from rebar.training.export import export_metadata, export_weights
 
 
 def publish_run(folder: RunFolder, repository: str) -> str:
-    """Upload a run in one commit, and return the URL of the repository.
+    """Upload a run in one commit and return the URL of the repository.
 
-    The weights are the evaluated ones of the last checkpoint: the average's, if there is one. Raises RebarError if the
+    The weights are those of the last checkpoint, or their EMA or SWA average if there is one. Raises RebarError if the
     run has no checkpoint or the upload fails.
     """
     checkpoint = read_checkpoint(folder.last_checkpoint)
@@ -49,7 +49,7 @@ def publish_run(folder: RunFolder, repository: str) -> str:
 
 
 def publish_or_warn(folder: RunFolder, repository: str) -> None:
-    """Publish at the end of a run; an error is a warning, because the run folder is complete."""
+    """Publish at the end of a run. Errors become warnings, because the run itself is complete."""
     try:
         print(f"published {publish_run(folder, repository)}", flush=True)
     except RebarError as error:
@@ -88,7 +88,7 @@ def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Publish a run folder."""
+    """Publish the run folder given on the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m rebar.training.publish",
         description="Publish weights, model card, report, configuration and log of a run on the Hugging Face Hub.",

@@ -1,4 +1,4 @@
-"""Progressive resizing: train on small images first and on larger ones towards the end.
+"""Progressive resizing: increase the training resolution over the epochs.
 
 Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019, and Howard's fast.ai entries to DAWNBench,
 2018; the ramp is ffcv-imagenet's.
@@ -38,7 +38,7 @@ class ResolutionConfig:
 
 
 def resolution_at(epoch: int, *, min_res: int, max_res: int, start_ramp: int, end_ramp: int, round_to: int) -> int:
-    """Interpolate linearly from ``min_res`` at ``start_ramp`` to ``max_res`` at ``end_ramp``; all in pixels."""
+    """Interpolate linearly from ``min_res`` at epoch ``start_ramp`` to ``max_res`` at ``end_ramp``, in pixels."""
     if epoch <= start_ramp:
         return min_res
     if epoch >= end_ramp:

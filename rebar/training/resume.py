@@ -1,6 +1,6 @@
-"""Resume a run: which checkpoint ``--resume`` means, and loading it.
+"""Resume a run: select the checkpoint for ``--resume`` and load it.
 
-``origin.json`` in the run's folder records how the run started. If it started with ``--resume none`` or ``--resume
+``origin.json`` in the run folder records how the run started. If it started with ``--resume none`` or ``--resume
 FILE``, the same command, or a restart by the same torchrun, resumes from the run's own checkpoint like ``--resume
 auto``.
 """
@@ -25,7 +25,7 @@ from rebar.training.uploaded_run import fetch_run, run_store
 
 
 def resolve_resume(config: TrainConfig, folder: RunFolder, world: World) -> TrainConfig:
-    """Return the configuration, with ``--resume auto`` if this command, or this torchrun, has started the run before.
+    """Return the configuration, with ``--resume auto`` if this command or this torchrun already started the run.
 
     Every rank must call it. Raises RebarError if the uploaded run cannot be read.
     """
@@ -56,7 +56,7 @@ def resolve_resume(config: TrainConfig, folder: RunFolder, world: World) -> Trai
 def load_checkpoint(
     config: TrainConfig, state: TrainState, train_loader: Loader, folder: RunFolder, world: World
 ) -> bool:
-    """Load the checkpoint that --resume means, downloading an uploaded run first. Returns whether there is one.
+    """Load the checkpoint that --resume selects, after downloading an uploaded run. Return whether there is one.
 
     Every rank must call it. Raises RebarError if the ranks found different checkpoints.
     """
@@ -99,7 +99,7 @@ def _load_checkpoint(
 
 
 def _resume_schedule(config: TrainConfig, state: TrainState, loader: Loader) -> None:
-    """Fit the schedule to the number of epochs, which may have changed. Warns if the learning rate jumps."""
+    """Adapt the schedule to a changed number of epochs. Warn if the learning rate jumps."""
     epochs, before, step = config.training.epochs, state.schedule.epochs, state.steps(len(loader))
     state.schedule = state.schedule.resumed(
         epochs, reset=config.checkpoint.reset_schedule, epoch=state.epoch, step=step, lr=state.lr
@@ -112,14 +112,14 @@ def _resume_schedule(config: TrainConfig, state: TrainState, loader: Loader) -> 
             warn(
                 f"with {epochs} epochs instead of {before}, the learning rate jumps from {state.lr:.4g} to "
                 f"{learning_rate(step):.4g}. --reset-schedule restarts the schedule without a jump, --freeze-lr VALUE "
-                "holds one value"
+                "keeps a constant rate"
             )
 
 
 def record_origin(resume: str, folder: RunFolder) -> None:
-    """Record how the run starts. A checkpoint file to start from becomes the folder's last checkpoint.
+    """Record how the run started. A file given as --resume becomes the folder's last checkpoint.
 
-    Raises RebarError if that cannot be written.
+    Raises RebarError if it cannot be written.
     """
     origin = Origin(resume, agent=_agent(), launch=_launch())
     if resume != "none":
@@ -141,7 +141,7 @@ def record_origin(resume: str, folder: RunFolder) -> None:
 
 
 def _read_origin(address: str, folder: RunFolder, *, is_local: bool) -> Origin | None:
-    """Return the origin of the run in the folder if all nodes have its checkpoint, else that of the uploaded run."""
+    """Return the origin of the folder's run if ``is_local`` (all nodes have a checkpoint), else of the uploaded run."""
     if is_local:
         return read_origin(folder.origin)
     manifest = run_store(address, folder).read_manifest() if address else None
@@ -149,7 +149,7 @@ def _read_origin(address: str, folder: RunFolder, *, is_local: bool) -> Origin |
 
 
 def _started_from(path: Path, origin: Origin) -> bool:
-    """Compare the path, as a run may replace the file it started from, and the content, as the file may be moved."""
+    """Return whether the run started from this file. Compares the path, then the content in case the file was moved."""
     if origin.resume == str(path.resolve()):
         return True
     try:
@@ -160,7 +160,7 @@ def _started_from(path: Path, origin: Origin) -> bool:
 
 
 def _same_launch(origin: Origin, *, restarted: bool) -> bool:
-    """Whether the same torchrun started both attempts. With several nodes, rank 0 may have moved to another node."""
+    """Return whether the same torchrun started both attempts. Rank 0 may have moved to another node in between."""
     if _agent():
         return origin.agent == _agent() or (restarted and origin.launch == _launch() != "")
     return False
@@ -176,7 +176,7 @@ def _launch() -> str:
 
 
 def _agent() -> str:
-    """Identify the parent torchrun by host, process id and start time; empty without torchrun."""
+    """Return the host, process id and start time of the parent torchrun; empty without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
     parent = os.getppid()

@@ -1,4 +1,4 @@
-"""A training run: the object that the training loop and the modules around it share."""
+"""The Run object, which the training loop shares with the modules that set it up, validate and finish it."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,8 +32,8 @@ T = TypeVar("T")
 class Run:
     """Configuration, ranks, state, data, log and control of a run.
 
-    Saving a checkpoint is one path: :meth:`save_checkpoint` collects the state, :class:`CheckpointWriter` copies it to
-    host memory and writes it on its thread, and then hands it to the uploader.
+    :meth:`save_checkpoint` collects the state. :class:`CheckpointWriter` copies it to host memory, writes it on a
+    background thread, and then notifies the uploader.
     """
 
     config: TrainConfig
@@ -41,7 +41,7 @@ class Run:
     folder: RunFolder
     state: TrainState
     model: nn.Module
-    """``state.model``, wrapped by DistributedDataParallel and torch.compile as configured."""
+    """``state.model``, wrapped in DistributedDataParallel and torch.compile as configured."""
     train_loader: Loader
     val_loader: Loader
     is_resumed: bool = False
@@ -52,7 +52,7 @@ class Run:
     writer: CheckpointWriter = field(init=False)
     health: HealthWatch = field(default_factory=HealthWatch)
     estimate: TimeEstimate | None = None
-    """Prints the remaining time once, on the first rank only."""
+    """Prints the remaining time once, on rank 0 only."""
     _progress_bar: Any = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class Run:
         return self.world.is_main and self.config.logging.show_progress
 
     def write_status(self, state: State, reason: str = "", exit_code: int | None = None) -> None:
-        """Write ``status.json``; on the first rank only."""
+        """Write ``status.json``, on rank 0 only."""
         if self.world.is_main:
             now = self.progress
             status = RunStatus(state, reason, now.epoch, now.step, exit_code, position=now.position)
@@ -103,7 +103,7 @@ class Run:
     # ------------------------------------------------------------------ data
 
     def normalizer(self, augment: Augment | None = None) -> Normalizer:
-        """Return the normalizer that moves batches to the device; ``augment`` is applied to the uint8 images."""
+        """Return the normalizer for this run. ``augment`` is applied to uint8 images on the device."""
         return Normalizer(
             self.world.device,
             input_dtype(self.state.precision),
@@ -134,7 +134,7 @@ class Run:
         lr = self.state.lr
         self.health.on_loss(check_finite(loss, step), step, lr)
         if self.estimate:
-            self.estimate.at_log_point(step)
+            self.estimate.on_logged_step(step)
         self._progress_bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.4f}", px=self.resolution, refresh=False)
         self.log.write("step", {"step": step, "epoch": step / self.steps_per_epoch, "train/loss": loss, "train/lr": lr})
 
@@ -146,7 +146,7 @@ class Run:
         state, meter = self.state, self.state.meter
         train_loss, train_top1 = meter.averages(self.world)
         meter.stop_clock()
-        state.note_corrupt_samples(self.train_loader, self.world)
+        state.collect_corrupt_samples(self.train_loader, self.world)
         return {
             "train/loss": check_finite(train_loss, self.step),
             "train/top1": train_top1,
@@ -160,7 +160,7 @@ class Run:
         }
 
     def log_epoch(self, metrics: dict[str, float]) -> None:
-        """Log an epoch's metrics and keep them in the state."""
+        """Log the metrics of an epoch and store them in the state."""
         state = self.state
         state.last_metrics = metrics | {"step": self.step}
         seconds = state.train_seconds + state.meter.seconds
@@ -169,9 +169,9 @@ class Run:
     # ------------------------------------------------------------------ checkpoints and stopping
 
     def after_step(self) -> bool:
-        """Save a checkpoint if one is due. Returns whether a limit of the run is reached. Every rank must call it.
+        """Save a checkpoint if one is due. Return whether the run has reached a limit. Every rank must call it.
 
-        Raises Interrupted after a stop request to any rank, once the checkpoint is saved; CheckpointError if the
+        Raises Interrupted after a stop request to any rank, once a checkpoint is saved, and CheckpointError if the
         previous checkpoint could not be written.
         """
         self.writer.raise_failure()
@@ -182,7 +182,7 @@ class Run:
         return self.control.is_over
 
     def interruptible(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yield the batches of an evaluation. Raises like :meth:`after_step`. Every rank must use it alike."""
+        """Yield the batches of an evaluation. Raises like :meth:`after_step`. Every rank must use it."""
         for batch in batches:
             yield batch
             self.writer.raise_failure()
@@ -192,19 +192,19 @@ class Run:
             self._raise_if_interrupted(decision)
 
     def save_checkpoint(self) -> None:
-        """Copy the run's state to host memory and start writing it on the writer's thread. Every rank must call it.
+        """Copy the run's state to host memory and start writing it in the background. Every rank must call it.
 
         Raises CheckpointError if the previous checkpoint could not be written, or if the weights are not finite.
         """
         state, loader = self.state, self.train_loader
         self.writer.wait()  # it reuses the host memory
         state.loader = loader.state_dict(state.meter.steps_of_pass) if state.meter.steps else None
-        state.note_corrupt_samples(loader, self.world)
+        state.collect_corrupt_samples(loader, self.world)
         state.run_seconds = self.control.run_seconds
         content = state.checkpoint_content(flatten_config(self.config), self.world)
         if self.world.is_main:
             self.writer.save(content, self.progress, ends_epoch=state.meter.steps == 0, is_best=state.is_best)
-        self.control.note_saved()
+        self.control.restart_save_timer()
 
     def wait_until_saved(self) -> None:
         """Block until the last checkpoint is written. Raises CheckpointError if that failed."""

@@ -1,4 +1,4 @@
-"""The context of a run's epochs: folder lock, log, signals, uploads, ``status.json`` and the final report."""
+"""The context manager around the epoch loop: folder lock, log, signals, uploads, ``status.json`` and report."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,11 +28,11 @@ from rebar.training.upload import Uploader, start_uploads
 def run_context(run: Run) -> Iterator[None]:
     """Open the run's log and start its control; at the end, write its status, plot and report, and publish it.
 
-    Every rank must enter it. Raises RebarError if another run uses the folder, and instead of errors that
+    Every rank must enter it. Raises RebarError if another run uses the folder, and in place of the errors that
     :mod:`rebar.training.error_hints` recognizes.
     """
     config, world, control = run.config, run.world, run.control
-    wait_for_all(world)  # every rank has read the checkpoint
+    wait_for_all(world)  # until every rank has read the checkpoint
     with ExitStack() as stack:
         if world.is_main:
             _prepare_folder(run, stack)
@@ -64,7 +64,7 @@ def run_context(run: Run) -> Iterator[None]:
         except BaseException as error:
             try:
                 run.wait_until_saved()
-            except Exception as failed:  # the first error is the one to raise
+            except Exception as failed:  # raise the first error
                 warn_above_bar(str(failed))
             with suppress(RebarError):  # the disk may be full
                 run.write_status("failed", str(error) or type(error).__name__, 1)
@@ -78,7 +78,7 @@ def run_context(run: Run) -> Iterator[None]:
 
 
 def _prepare_folder(run: Run, stack: ExitStack) -> None:
-    """Lock the folder, delete an earlier run's files unless that is resumed, and write the configuration."""
+    """Lock the folder, delete the files of an earlier run unless resuming it, and write the configuration."""
     folder, resume = run.folder, run.config.checkpoint.resume
     stack.enter_context(folder.locked())
     folder.prepare(from_scratch=not run.is_resumed)
@@ -90,7 +90,7 @@ def _prepare_folder(run: Run, stack: ExitStack) -> None:
 
 
 def _start_reporting(run: Run, stack: ExitStack) -> Uploader | None:
-    """Start the time estimate, and the uploads if they are configured."""
+    """Start the time estimate and, if configured, the uploads."""
     config = run.config
     run.estimate = TimeEstimate(
         all_resolutions(config.training.epochs, config.resolution),
@@ -108,7 +108,7 @@ def _start_reporting(run: Run, stack: ExitStack) -> Uploader | None:
 
 
 def _write_plot_and_report(folder: RunFolder) -> None:
-    """Write plot and report; a failure is only a warning, because the run itself is complete."""
+    """Write the plot and the report. Errors become warnings, because the run itself is complete."""
     if folder.log.is_file() and any(record["event"] == "epoch" for record in read_log(folder.log)):
         _or_warn(lambda: plot_run(folder.path), f"python -m rebar.reporting.plots {folder.path}")
     _or_warn(lambda: write_report(folder.path), f"python -m rebar.reporting {folder.path}")
@@ -118,4 +118,4 @@ def _or_warn(write: Callable[[], object], command: str) -> None:
     try:
         write()
     except RebarError as error:
-        warn(f"{error}. Later: {command}")
+        warn(f"{error} To retry: {command}")

@@ -35,7 +35,7 @@ def build_run(config: TrainConfig, world: World) -> Run:
 
     Raises RebarError if the data, the checkpoint or a destination of the results cannot be used.
     """
-    config = fill_in_paths(config)
+    config = default_datasets(config)
     torch.manual_seed(config.training.seed)
     torch.backends.cudnn.benchmark = True
     allow_tf32(config.execution.tf32)
@@ -49,8 +49,8 @@ def build_run(config: TrainConfig, world: World) -> Run:
     return Run(config, world, folder, state, model, train_loader, val_loader, is_resumed)
 
 
-def fill_in_paths(config: TrainConfig) -> TrainConfig:
-    """Default the data to train.beton and val.beton in $WRITE_DIR."""
+def default_datasets(config: TrainConfig) -> TrainConfig:
+    """Fill in the default datasets: ``train.beton`` and ``val.beton`` in $WRITE_DIR."""
     write_dir = os.environ.get("WRITE_DIR")
     paths: dict[str, str] = {}
     for option, split in (("train_dataset", "train"), ("val_dataset", "val")):
@@ -67,7 +67,7 @@ def fill_in_paths(config: TrainConfig) -> TrainConfig:
 
 
 def check_destinations(config: TrainConfig, world: World) -> None:
-    """Raise RebarError before training if its results could not be exported, uploaded or published afterwards.
+    """Raise RebarError if the results could not be exported, uploaded or published after training.
 
     A dry run checks all destinations and creates nothing.
     """
@@ -103,7 +103,7 @@ def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:
         distributed=world.distributed,
         pin_memory=pin_memory,
     )
-    wait_for_all(world)  # a node that writes its dataset first may take much longer
+    wait_for_all(world)  # a node that first converts its dataset may take much longer
     names, val_names = train_loader.beton.class_names, val_loader.beton.class_names
     if names is not None and val_names is not None and names != val_names:
         raise RebarError(
@@ -121,7 +121,7 @@ def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:
 
 
 def build_state(config: TrainConfig, train_loader: Loader, world: World) -> TrainState:
-    """Build the model, optimizer and gradient scaler; equal seeds give equal weights on every rank.
+    """Build the model, optimizer and gradient scaler. The seed gives every rank the same weights.
 
     Raises RebarError if the model has fewer classes than the data.
     """
@@ -164,7 +164,7 @@ def build_state(config: TrainConfig, train_loader: Loader, world: World) -> Trai
 def _build_model(config: TrainConfig, num_classes: int, world: World) -> nn.Module:
     sync_batchnorm = config.execution.sync_bn and world.distributed and world.device.type == "cuda"
     if config.execution.sync_bn and not sync_batchnorm:
-        warn(f"execution.sync_bn has no effect {'on a CPU' if world.device.type == 'cpu' else 'with one process'}")
+        warn(f"execution.sync_bn has no effect {'on a CPU' if world.device.type == 'cpu' else 'with one rank'}")
     return build_network(
         config.model.arch,
         num_classes=num_classes,
@@ -182,7 +182,7 @@ def _build_model(config: TrainConfig, num_classes: int, world: World) -> nn.Modu
 
 
 def wrap_model(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
-    """Wrap the model by DistributedDataParallel and torch.compile, as configured."""
+    """Wrap the model in DistributedDataParallel and torch.compile, as configured."""
     model = wrap_distributed(model, world)
     if config.execution.compile_model:
         sizes = set(all_resolutions(config.training.epochs, config.resolution))

@@ -1,4 +1,4 @@
-"""The state of a training run: everything that changes while it trains, and that a checkpoint holds."""
+"""The state of a training run: everything that changes during training and is saved in checkpoints."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,8 @@ from rebar.training.execution import Precision, rng_states, set_rng_states
 from rebar.training.health import ADVICE, has_overflowed
 from rebar.training.metrics import TrainMeter
 
-# Options that may differ in a resumed run without a warning: they do not affect the result.
-_FREE_TO_CHANGE = (
+# Options that may differ in a resumed run without a warning, since they do not affect the result.
+_MAY_CHANGE = (
     "data.train_dataset",
     "data.val_dataset",
     "data.num_workers",
@@ -53,32 +53,32 @@ class TrainState:
     num_classes: int
     class_names: list[str]
     meter: TrainMeter
-    """Of the current epoch."""
+    """Metrics of the current epoch."""
     schedule: ScheduleSpan
     num_samples: int = 0
     """Training samples per epoch."""
     global_batch: int = 0
     """Samples per step, over all ranks."""
     average: WeightAverage | None = None
-    """EMA or SWA of the weights; evaluated instead of them."""
+    """EMA or SWA, which is evaluated instead of the weights."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Channel means by which images are normalized, as fractions of 255."""
+    """Channel means for normalization, for pixel values scaled to [0, 1]."""
     std: tuple[float, ...] = IMAGENET_STD
-    """Channel standard deviations, as fractions of 255."""
+    """Channel standard deviations, for pixel values scaled to [0, 1]."""
     epoch: int = 0
-    """Complete epochs."""
+    """Number of complete epochs."""
     lr: float = 0.0
     """Learning rate of the last step."""
     train_seconds: float = 0.0
-    """Duration of the steps of the complete epochs."""
+    """Seconds of training in the complete epochs, without evaluation."""
     run_seconds: float = 0.0
-    """Duration of all earlier attempts, evaluation included."""
+    """Seconds of all earlier attempts, including evaluation."""
     best_top1: float = 0.0
     last_metrics: dict[str, float] = field(default_factory=dict)
     corrupt_samples: set[int] = field(default_factory=set)
-    """Indices of the training samples that were replaced so far, on any rank."""
+    """Indices of the corrupt training samples that any rank replaced so far."""
     loader: dict[str, Any] | None = None
-    """The training loader's position, in a checkpoint within an epoch."""
+    """State of the training loader in a mid-epoch checkpoint; None otherwise."""
 
     def steps(self, steps_per_epoch: int) -> int:
         """Return the number of steps of the run so far."""
@@ -91,15 +91,15 @@ class TrainState:
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The weight average once it was updated, else the model itself."""
+        """The weight average if it has been updated, else the model."""
         return self.average.model if self.average and self.average.updates > 0 else self.model
 
-    def note_corrupt_samples(self, loader: Loader, world: World) -> None:
-        """Add the samples that the loaders of all ranks replaced. Every rank must call it."""
+    def collect_corrupt_samples(self, loader: Loader, world: World) -> None:
+        """Gather the corrupt samples that the loaders of all ranks replaced. Every rank must call it."""
         self.corrupt_samples.update(*gather_from_all([int(sample) for sample in loader.corrupt_samples], world))
 
     def end_epoch(self) -> None:
-        """Complete the current epoch; ``last_metrics`` are its metrics."""
+        """Advance to the next epoch. ``last_metrics`` must be the metrics of the current one."""
         self.train_seconds += self.meter.seconds
         self.epoch += 1
         self.best_top1 = max(self.best_top1, self.last_metrics.get("val/top1", 0.0))
@@ -109,9 +109,9 @@ class TrainState:
     # ------------------------------------------------------------------ saving
 
     def checkpoint_content(self, options: dict[str, Any], world: World) -> dict[str, Any]:
-        """Return the content of a checkpoint, with the run's own tensors. ``options`` is the flat configuration.
+        """Return the content of a checkpoint, without copying tensors. ``options`` is the flat configuration.
 
-        Every rank must call it; the first rank's result is the checkpoint. Raises CheckpointError if the epoch's loss,
+        Every rank must call it; rank 0's result is the checkpoint. Raises CheckpointError if the epoch's loss,
         the weights, momenta or averages are not finite, so that the last good checkpoint is kept.
         """
         meter = self.meter.state_dict(world)
@@ -143,11 +143,11 @@ class TrainState:
         }
 
     def _check_finite(self, sums: torch.Tensor, world: World) -> None:
-        """Raise on all ranks or on none. ``sums`` are the meter's."""
+        """Raise CheckpointError on all ranks if any rank has NaN or infinity. ``sums`` are the meter's."""
         tensors = list(self.model.state_dict().values())
         tensors += self.average.model.state_dict().values() if self.average else ()
-        for of_parameter in self.optimizer.state.values():
-            tensors += [value for value in of_parameter.values() if isinstance(value, torch.Tensor)]
+        for buffers in self.optimizer.state.values():
+            tensors += [value for value in buffers.values() if isinstance(value, torch.Tensor)]
         weights_overflowed = sum_over_world(has_overflowed(tensors).float(), world).item() > 0
         if not weights_overflowed and sums.isfinite().all():
             return
@@ -162,22 +162,22 @@ class TrainState:
     # ------------------------------------------------------------------ resuming
 
     def load(self, path: Path, options: dict[str, Any], world: World) -> None:
-        """Load a checkpoint. Warns of changed options; raises CheckpointError for another model or dataset."""
+        """Load a checkpoint. Warns about changed options; raises CheckpointError for another model or dataset."""
         content, path = read_newest(path)
-        check_fits(content, path, arch=self.arch, class_names=self.class_names, num_classes=self.num_classes)
+        check_compatible(content, path, arch=self.arch, class_names=self.class_names, num_classes=self.num_classes)
         if content["num_samples"] != self.num_samples:
             raise CheckpointError(
                 f"checkpoint {path} was trained on {content['num_samples']:,} images, the training data has "
                 f"{self.num_samples:,}. Give its training data, or start from scratch with --resume none --overwrite.",
                 code="checkpoint-mismatch",
             )
-        self._warn_of_changes(content, path, options)
+        self._warn_about_changes(content, path, options)
         self.model.load_state_dict(plain_names(content["model"]))
         self._load_optimizer(content["optimizer"], path)
         if content["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(content["scaler"])
         self._load_average(content["average"], path)
-        if len(content["rng"]) == world.size:  # with another number of ranks, each rank has other samples anyway
+        if len(content["rng"]) == world.size:  # with a different world size, each rank has different samples anyway
             set_rng_states(content["rng"][world.rank], world.device)
         self.meter.load_state_dict(content["meter"], world)
         self.schedule = ScheduleSpan.from_state(content["schedule"])
@@ -187,7 +187,7 @@ class TrainState:
         self.best_top1, self.last_metrics = content["best_top1"], content["last_metrics"]
 
     def restore_position(self, loader: Loader) -> None:
-        """Let the loader resume within the epoch. Raises CheckpointError if its data or order are different."""
+        """Restore the loader's position within the epoch. Raises CheckpointError if its data or order differ."""
         if self.loader is None:
             return
         try:
@@ -202,10 +202,10 @@ class TrainState:
         is_complete = self.loader["epoch"] > self.epoch
         self.meter.steps = len(loader) if is_complete else self.loader["samples"] // loader.global_batch
 
-    def _warn_of_changes(self, content: dict[str, Any], path: Path, options: dict[str, Any]) -> None:
+    def _warn_about_changes(self, content: dict[str, Any], path: Path, options: dict[str, Any]) -> None:
         for name, value in options.items():
             before = content["config"].get(name, value)
-            if before != value and not name.startswith(_FREE_TO_CHANGE):
+            if before != value and not name.startswith(_MAY_CHANGE):
                 warn(f"resuming with {name} = {value}; {path} was trained with {before}")
         if content["global_batch"] != self.global_batch:
             warn(
@@ -214,7 +214,7 @@ class TrainState:
             )
 
     def _load_average(self, saved: dict[str, Any] | None, path: Path) -> None:
-        """Load the checkpoint's average; if it has none, start a new one from its weights."""
+        """Load the checkpoint's weight average, or start a new one from its weights."""
         if self.average is None:
             return
         if saved is None:
@@ -224,7 +224,7 @@ class TrainState:
             self.average.load_state_dict(saved)
 
     def _load_optimizer(self, saved: dict[str, Any], path: Path) -> None:
-        """Load the checkpoint's momenta; keep this run's hyperparameters."""
+        """Load the checkpoint's momentum buffers, but keep this run's hyperparameters."""
         own = [
             {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
         ]
@@ -245,7 +245,7 @@ class TrainState:
                     buffers[name] = torch.empty_like(parameter).copy_(value)
 
 
-def check_fits(
+def check_compatible(
     content: dict[str, Any], path: Path, *, arch: str, class_names: list[str], num_classes: int | None = None
 ) -> None:
     """Raise CheckpointError if a checkpoint has another architecture or other classes."""

@@ -15,22 +15,22 @@ from rebar.training.metrics import TrainMeter
 from rebar.training.run import Run
 
 TrainSteps = Callable[[Run, Iterable[Batch], Callable[[int], float]], Iterator[torch.Tensor]]
-"""The training loop, ``train_imagenet.train_steps``: yields each batch's mean loss, given a learning rate per step."""
+"""The type of ``train_imagenet.train_steps``, which yields the mean loss of each batch."""
 
 
 @contextmanager
-def restored(run: Run) -> Iterator[None]:
-    """Restore weights, averages, optimizer, scaler, meter, learning rate and random numbers at the end."""
+def restore_afterwards(run: Run) -> Iterator[None]:
+    """Restore the model, average, optimizer, scaler, meter, learning rate and RNG states when the context ends."""
     state, device = run.state, run.world.device
-    parts: list[Any] = [state.model, state.optimizer, state.scaler]
-    parts += [state.average] if state.average else []
-    before = [copy.deepcopy(part.state_dict()) for part in parts]
+    stateful: list[Any] = [state.model, state.optimizer, state.scaler]
+    stateful += [state.average] if state.average else []
+    before = [copy.deepcopy(part.state_dict()) for part in stateful]
     random_states, meter, lr = rng_states(device), state.meter, state.lr
     state.meter = TrainMeter(device)
     try:
         yield
     finally:
-        for part, saved in zip(parts, before, strict=True):
+        for part, saved in zip(stateful, before, strict=True):
             part.load_state_dict(saved)
         state.optimizer.zero_grad(set_to_none=True)
         state.meter, state.lr = meter, lr
@@ -40,7 +40,7 @@ def restored(run: Run) -> Iterator[None]:
 def trial_losses(run: Run, train_steps: TrainSteps, rates: Sequence[float], resolution: int) -> Iterator[torch.Tensor]:
     """Train one step at each learning rate on training batches of ``resolution`` pixels.
 
-    Yields the mean loss before each step over all ranks, on the device. Every rank must use it.
+    Yields each step's mean loss over all ranks, on the device. Every rank must use it.
     """
     epochs = (run.train_loader.epoch(epoch, resolution) for epoch in itertools.count())
     batches = itertools.islice(itertools.chain.from_iterable(epochs), len(rates))

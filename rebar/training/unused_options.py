@@ -1,4 +1,4 @@
-"""Options that have no effect, because a feature they belong to is off."""
+"""Find options that have no effect because their feature is disabled."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from rebar.training.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class UnusedWhen:
-    """An option that has no effect if ``applies`` to the configuration; ``reason`` completes the warning."""
+    """An option that has no effect if ``applies(config)``. ``reason`` completes the warning."""
 
     option: str
     reason: str
@@ -49,14 +49,14 @@ def _resizes(config: TrainConfig) -> bool:
 
 
 def _are_given(*datasets: str) -> bool:
-    """Return whether all datasets are given, by other options than use_hf."""
+    """Return whether all datasets are given explicitly, so that use_hf has no effect."""
     return all(name not in ("", IMAGENET_ON_HUB) for name in datasets)
 
 
 def unused_in_section(section: str, config: Any, conditions: Mapping[str, tuple[str, bool]]) -> Iterator[str]:
-    """Yield a message for each option that differs from its default, but whose condition is not met.
+    """Yield a message for each option that differs from its default although its condition is not met.
 
-    ``conditions`` maps the name of an option to its condition in words, and whether that is met.
+    ``conditions`` maps an option's name to the text of its condition and whether it is met.
     """
     for name, (condition, is_met) in conditions.items():
         if not is_met and not _is_default(config, name):

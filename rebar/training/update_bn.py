@@ -1,7 +1,7 @@
-"""BatchNorm statistics of averaged weights, like ``torch.optim.swa_utils.update_bn``.
+"""Recompute the BatchNorm statistics of averaged weights, like ``torch.optim.swa_utils.update_bn``.
 
-torch's function puts the complete model into train mode, so that dropout and stochastic depth are active, and knows
-neither autocast nor ranks.
+torch's function puts the complete model into train mode, which also enables dropout and stochastic depth, and supports
+neither autocast nor several ranks.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from rebar.training.execution import Precision, autocast
 def update_bn(
     model: nn.Module, batches: Iterable[tuple[torch.Tensor, ...]], *, count: int, world: World, precision: Precision
 ) -> None:
-    """Set the running statistics, in place, to their mean over the first ``count`` batches of every rank.
+    """Set the running statistics to their mean over the first ``count`` batches of every rank, in place.
 
     Every rank needs the same number of batches. Leaves the model in eval mode.
     """

@@ -1,4 +1,4 @@
-"""Upload a run's checkpoints and records in a background thread."""
+"""Upload a run's checkpoints and records on a background thread."""
 
 import dataclasses
 import socket
@@ -24,14 +24,13 @@ from rebar.storage.run_store import RunStore
 from rebar.training.uploaded_run import run_store
 
 LAST_UPLOAD_SECONDS = 300
-"""How long a run waits for its last upload before it exits. torchrun and EC2 may allow less."""
+"""Maximum wait for the last upload before a run exits. torchrun and EC2 may allow less."""
 
 
 class Uploader:
-    """Uploads every checkpoint; if checkpoints are saved faster than they are uploaded, only the newest.
+    """Uploads each checkpoint, or only the newest if they are saved faster than they are uploaded.
 
-    A failed upload is reported as a warning, and tried again with the next checkpoint and at the end. It never stops
-    training.
+    A failed upload prints a warning and is retried with the next checkpoint and at the end. It never stops training.
     """
 
     def __init__(
@@ -43,14 +42,14 @@ class Uploader:
         replaced: RunManifest | None = None,
         origin: Origin | None = None,
     ) -> None:
-        """Start the thread. ``manifest`` is the uploaded manifest of this run, ``replaced`` that of an earlier run."""
+        """Start the thread. ``manifest`` is this run's uploaded manifest, ``replaced`` that of the run it replaces."""
         self._store, self._folder, self._origin = store, folder, origin
         self._manifest = manifest
-        there = manifest or replaced
-        self._objects = {stored.object for stored in there.checkpoints.values()} if there else set[str]()
+        uploaded = manifest or replaced
+        self._objects = {stored.object for stored in uploaded.checkpoints.values()} if uploaded else set[str]()
         self._changed = threading.Condition()
         self._saved: tuple[IO[bytes], Progress] | None = None
-        self._wanted, self._ending = True, False  # upload the records at once: a failure shows early
+        self._requested, self._ending = True, False  # upload the records first, so that failures show early
         self._uploaded: dict[Path, tuple[int, int, int]] = {}
         self._copies: dict[Path, StoredCheckpoint] = {}
         self._may_delete, self._given_up = True, False
@@ -58,19 +57,19 @@ class Uploader:
         self._thread.start()
 
     def checkpoint_saved(self, progress: Progress) -> None:
-        """Request the upload of ``last.pt``, which was just replaced. Does not block."""
+        """Request an upload of the new ``last.pt``. Does not block."""
         try:
-            file = self._folder.last_checkpoint.open("rb")  # remains this file when the name is replaced
+            file = self._folder.last_checkpoint.open("rb")  # still this file after last.pt is replaced
         except OSError as error:
             warn_above_bar(f"{self._folder.last_checkpoint} cannot be uploaded: {error.strerror}")
             return
         with self._changed:
             self._keep(file, progress)
-            self._wanted = True
+            self._requested = True
             self._changed.notify()
 
     def finish(self, *, at_most: float = LAST_UPLOAD_SECONDS) -> None:
-        """Upload the rest and stop the thread; warn if that takes longer than ``at_most`` seconds. Idempotent."""
+        """Finish the uploads and stop the thread. After ``at_most`` seconds, warn and give up. Idempotent."""
         if self._given_up:
             return
         with self._changed:
@@ -93,12 +92,12 @@ class Uploader:
         ending = False
         while not ending:
             with self._changed:
-                self._changed.wait_for(lambda: self._wanted or self._ending)
-                self._wanted, ending = False, self._ending
+                self._changed.wait_for(lambda: self._requested or self._ending)
+                self._requested, ending = False, self._ending
                 saved, self._saved = self._saved, None
             try:
                 self._upload(saved)
-            except Exception as error:  # of any kind: training continues
+            except Exception as error:  # training continues after any error
                 retry = "everything is in the run's folder" if ending else "it is tried again with the next checkpoint"
                 warn_above_bar(f"not uploaded: {error} ({retry})")
                 with self._changed:
@@ -109,7 +108,7 @@ class Uploader:
                 saved[0].close()
 
     def _upload(self, saved: tuple[IO[bytes], Progress] | None) -> None:
-        """Upload the checkpoints, then the records, which are never older, then the manifest."""
+        """Upload the checkpoints, then the records, so that these are never older, then the manifest."""
         before = self._manifest.checkpoints if self._manifest else {}
         checkpoints = dict(before)
         if saved is not None:
@@ -130,13 +129,13 @@ class Uploader:
             manifest = RunManifest(progress, checkpoints, socket.gethostname(), self._origin)
             self._store.write_manifest(manifest)
             self._manifest = manifest
-            self._delete_unnamed(manifest)
+            self._delete_unreferenced(manifest)
 
     def _progress(self) -> Progress | None:
         return self._manifest.progress if self._manifest else None
 
     def _store_copy(self, path: Path) -> StoredCheckpoint:
-        """Upload ``best.pt`` or ``epoch_N.pt``, unless this thread has uploaded it before."""
+        """Upload ``best.pt`` or ``epoch_N.pt`` unless it is unchanged since its last upload."""
         state = _state(path)
         if self._uploaded.get(path) != state:
             with path.open("rb") as file:
@@ -145,14 +144,14 @@ class Uploader:
             self._uploaded[path] = state
         return self._copies[path]
 
-    def _delete_unnamed(self, manifest: RunManifest) -> None:
-        """Delete the checkpoints that the manifest no longer names, if the credentials permit it."""
-        unnamed = self._objects - {stored.object for stored in manifest.checkpoints.values()}
+    def _delete_unreferenced(self, manifest: RunManifest) -> None:
+        """Delete checkpoints that the manifest no longer references, if the credentials permit it."""
+        unreferenced = self._objects - {stored.object for stored in manifest.checkpoints.values()}
         if not self._may_delete:
             return
         try:
-            self._store.delete(unnamed)
-            self._objects -= unnamed
+            self._store.delete(unreferenced)
+            self._objects -= unreferenced
         except RebarError as error:
             self._may_delete = False
             warn_above_bar(f"{error} Earlier checkpoints are kept in S3.")
@@ -166,9 +165,9 @@ def _state(path: Path) -> tuple[int, int, int]:
 def start_uploads(
     address: str, folder: RunFolder, progress: Progress, steps_per_epoch: int, *, replaces: bool
 ) -> Uploader:
-    """Start to upload a run below ``address``. The caller must be the only writer of the folder.
+    """Start uploading a run below ``address``. The caller must hold the folder's lock.
 
-    ``progress`` is that of the checkpoint the run resumes from. Unless the run ``replaces`` the uploaded one, the
+    ``progress`` is that of the checkpoint that the run resumes from. Unless the run ``replaces`` the uploaded one, the
     uploaded one must not have more progress: raises RebarError ``run-continued-elsewhere`` if another machine has
     resumed the run, and AwsError if S3 cannot be read.
     """
@@ -178,8 +177,8 @@ def start_uploads(
         if replaces:
             origin = dataclasses.replace(origin, replaced=manifest.last.sha256)
             write_origin(folder.origin, origin)
-        replaces = manifest.last.sha256 == origin.replaced  # true after a kill before the first upload, too
-    # With another global batch, the same sample may be a step earlier.
+        replaces = manifest.last.sha256 == origin.replaced  # also true after a kill before the first upload
+    # With a different global batch, the same position may be a step earlier.
     if manifest is not None and not replaces and manifest.progress.position > progress.position + 1.5 / steps_per_epoch:
         raise RebarError(
             f"{folder.path}: {manifest.host or 'another machine'} has resumed this run, and uploaded step "

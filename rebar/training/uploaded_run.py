@@ -1,4 +1,4 @@
-"""Resume an uploaded run on another machine."""
+"""Download an uploaded run in order to resume it on another machine."""
 
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
@@ -17,9 +17,9 @@ def run_store(address: str, folder: RunFolder) -> RunStore:
 
 
 def fetch_run(address: str, folder: RunFolder, world: World, *, resume: str, overwrite: bool) -> None:
-    """Download the uploaded run if the folder has no checkpoint; ``resume`` is the option.
+    """Download the uploaded run if the folder has no checkpoint. ``resume`` is the value of --resume.
 
-    Every rank must call this; the first rank of each node does the work. If nodes with separate folders do not all
+    Every rank must call it; the first rank of each node downloads. If nodes with separate folders do not all
     have the same checkpoint, all of them use the uploaded one. Raises RebarError if S3 cannot be read
     (``aws-*``, ``s3-*``), if ``--resume none`` would replace an uploaded run (``run-exists``), or if the nodes have
     different checkpoints and nothing is uploaded (``checkpoint-differs-between-nodes``).
@@ -31,8 +31,8 @@ def fetch_run(address: str, folder: RunFolder, world: World, *, resume: str, ove
     if len(present) == 1 and all(present) and resume == "auto":
         return
     store = run_store(address, folder)
-    for our_turn in (world.is_main, world.is_local_main and not world.is_main):  # the nodes may share the folder
-        if our_turn:
+    for is_turn in (world.is_main, world.is_local_main and not world.is_main):  # the nodes may share the folder
+        if is_turn:
             manifest = store.read_manifest()
             if manifest is not None and resume == "none":
                 raise RebarError(

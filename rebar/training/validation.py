@@ -1,4 +1,4 @@
-"""Evaluate the model of a run on its validation data."""
+"""Evaluate the model of a run on the validation data."""
 
 import itertools
 
@@ -11,9 +11,9 @@ from rebar.training.update_bn import update_bn
 
 
 def validate(run: Run, *, resolution: int | None = None, max_batches: int | None = None) -> Evaluation:
-    """Evaluate the model, or its weight average, on every validation image once over all ranks.
+    """Evaluate the model, or its weight average, on the validation data. Every image counts once over all ranks.
 
-    ``resolution`` in pixels, by default the configured one. Every rank must call it. Raises Interrupted after a stop
+    ``resolution`` is in pixels; default: the configured one. Every rank must call it. Raises Interrupted after a stop
     request, once a checkpoint is saved.
     """
     config, loader, model = run.config, run.val_loader, run.state.evaluated_model
@@ -31,7 +31,7 @@ def validate(run: Run, *, resolution: int | None = None, max_batches: int | None
 
 
 def validate_epoch(run: Run) -> dict[str, float]:
-    """Validate after an epoch. Returns the metrics under their names in the log."""
+    """Validate after an epoch. Return the metrics by their names in the log."""
     update_average_bn(run)
     metrics = validate(run).metrics()
     run.health.on_validation(metrics["val/loss"], run.state.epoch + 1)
@@ -39,7 +39,7 @@ def validate_epoch(run: Run) -> dict[str, float]:
 
 
 def update_average_bn(run: Run) -> None:
-    """Compute the BatchNorm statistics of an SWA average from training images; does nothing for EMA."""
+    """Recompute the BatchNorm statistics of an SWA average on training images. Does nothing for EMA."""
     state, loader = run.state, run.train_loader
     if state.average is None or not state.average.needs_bn_update or state.average.updates == 0:
         return

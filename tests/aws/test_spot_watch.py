@@ -178,7 +178,7 @@ def test_spot_watch_uploads_the_earlier_checkpoint_if_training_does_not_save(
     assert last_in_s3(s3) == b"seven"
 
 
-def test_spot_watch_warns_of_a_rebalance_recommendation_once(
+def test_spot_watch_warns_about_a_rebalance_recommendation_once(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
     known = metadata(**{"events/recommendations/rebalance": '{"noticeTime": "2026-11-21T12:00:00Z"}'})
@@ -246,7 +246,7 @@ def test_spot_watch_without_training(aws: StrictAws, tmp_path: Path) -> None:
     assert "[run-not-found]" in run_failing("spot", "watch", tmp_path / "none", PLACE, "--pid", "1")
 
 
-def test_spot_watch_warns_of_an_unreachable_metadata_service_once(
+def test_spot_watch_warns_about_an_unreachable_metadata_service_once(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")

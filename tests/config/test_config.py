@@ -233,7 +233,7 @@ def test_parse_config_reports_errors_in_yaml(text: str, code: str, facts: list[s
     assert [fact for fact in facts if fact not in str(caught.value)] == []
 
 
-def test_load_config_files_refuses_circular_extends(tmp_path: Path) -> None:
+def test_load_config_files_rejects_circular_extends(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: b.yaml")
     (tmp_path / "b.yaml").write_text("extends: a.yaml")
     with pytest.raises(ConfigError, match=r"a\.yaml -> b\.yaml") as caught:
@@ -248,7 +248,7 @@ def test_load_config_files_suggests_files_with_similar_names(yaml_file: Path) ->
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00training"], ids=["folder", "binary"])
-def test_load_config_files_refuses_unreadable_file(content: bytes | None, tmp_path: Path) -> None:
+def test_load_config_files_rejects_unreadable_file(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "odd.yaml"
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"odd\.yaml") as caught:
@@ -256,7 +256,7 @@ def test_load_config_files_refuses_unreadable_file(content: bytes | None, tmp_pa
     assert caught.value.code == "config-file-invalid"
 
 
-def test_parse_config_warns_of_ignored_keys(yaml_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parse_config_warns_about_ignored_keys(yaml_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     yaml_file.write_text("training: {bn_wd: 0, epochs: 3}")
     assert parse("-C", yaml_file).training.epochs == 3
     assert capsys.readouterr().err == "warning: training.bn_wd has no effect: it is never read\n"

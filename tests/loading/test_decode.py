@@ -222,7 +222,7 @@ def test_iteration_ends_after_a_corrupt_sample_is_raised(corrupt_beton: Path) ->
     assert loader.corrupt_samples == {}
 
 
-def test_unknown_on_error_is_refused(corrupt_beton: Path) -> None:
+def test_unknown_on_error_is_rejected(corrupt_beton: Path) -> None:
     with pytest.raises(RebarError, match="on_error: 'skip'") as refused:
         make_loader(corrupt_beton, on_error="skip")
     assert refused.value.code == "loader-invalid-argument"

@@ -161,7 +161,7 @@ def test_read_statistics_accepts_both_scales(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_read_statistics_refuses_invalid_files(content: Any, named: str, tmp_path: Path) -> None:
+def test_read_statistics_rejects_invalid_files(content: Any, named: str, tmp_path: Path) -> None:
     with pytest.raises(RebarError, match=named) as refused:
         read_statistics(write_json(tmp_path / "s.json", content))
     assert refused.value.code == "stats-file-invalid"

@@ -200,14 +200,14 @@ def test_corrupt_image_is_raised_on_its_batch_with_file_and_offset(num_workers: 
     assert refused.value.code == "beton-image-corrupt"
 
 
-def test_image_of_another_size_than_in_the_table_is_refused(textures: BetonFile) -> None:
+def test_image_of_another_size_than_in_the_table_is_rejected(textures: BetonFile) -> None:
     taller = dataclasses.replace(textures, heights=textures.heights + np.uint16(1))
     out = np.empty((8, 8, 3), np.uint8)
     with pytest.raises(CorruptSampleError, match=r"sample 2, .* 68x86 px.*68x87"):
         decode_full_image(taller, 2, np.array([0, 0, 8, 8]), False, out)
 
 
-def test_fewer_samples_than_a_global_batch_are_refused(write_numbers: WriteBeton) -> None:
+def test_fewer_samples_than_a_global_batch_are_rejected(write_numbers: WriteBeton) -> None:
     beton = write_numbers(15)
     with pytest.raises(RebarError, match=r"15 samples .* 2 x 8") as refused:
         make_loader(beton, rank=0, world_size=2, drop_last=True)
@@ -228,13 +228,13 @@ def test_fewer_samples_than_a_global_batch_are_refused(write_numbers: WriteBeton
     ],
     ids=str,
 )
-def test_invalid_arguments_are_refused(changes: dict[str, Any], numbers: BetonFile) -> None:
+def test_invalid_arguments_are_rejected(changes: dict[str, Any], numbers: BetonFile) -> None:
     with pytest.raises(RebarError, match=next(iter(changes))) as refused:
         make_loader(numbers, **changes)
     assert refused.value.code == "loader-invalid-argument"
 
 
-def test_epoch_without_a_resolution_is_refused(numbers: BetonFile) -> None:
+def test_epoch_without_a_resolution_is_rejected(numbers: BetonFile) -> None:
     with pytest.raises(RebarError, match="resolution") as refused:
         next(make_loader(numbers).epoch(0))
     assert refused.value.code == "loader-invalid-argument"

@@ -139,7 +139,7 @@ def test_epoch_other_than_the_states_starts_at_its_beginning(numbers: BetonFile)
         ({"indices": range(102, -1, -1)}, "its indices_digest is"),
     ],
 )
-def test_load_state_dict_refuses_a_state_of_another_order(
+def test_load_state_dict_rejects_a_state_of_another_order(
     changes: dict[str, Any], message: str, numbers: BetonFile
 ) -> None:
     state = make_loader(numbers).state_dict()
@@ -148,7 +148,7 @@ def test_load_state_dict_refuses_a_state_of_another_order(
     assert refused.value.code == "loader-state-mismatch"
 
 
-def test_load_state_dict_refuses_an_invalid_state(numbers: BetonFile) -> None:
+def test_load_state_dict_rejects_an_invalid_state(numbers: BetonFile) -> None:
     with pytest.raises(RebarError) as refused:
         make_loader(numbers).load_state_dict({"epoch": 3})
     assert refused.value.code == "loader-state-invalid"

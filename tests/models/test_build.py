@@ -90,7 +90,7 @@ def test_build_model_reports_failed_download(outcome: Exception, monkeypatch: py
     assert str(outcome) in str(caught.value)
 
 
-def test_build_model_refuses_to_resize_unknown_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_model_rejects_to_resize_unknown_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     mock_download(monkeypatch)
     with pytest.raises(RebarError) as caught:
         build_model("squeezenet1_1", num_classes=7, pretrained=True)
@@ -129,7 +129,7 @@ def test_build_model_warns_if_zero_init_residual_has_no_effect(capsys: pytest.Ca
     assert "zero_init_residual has no effect" in capsys.readouterr().err
 
 
-def test_build_model_refuses_auxiliary_classifiers() -> None:
+def test_build_model_rejects_auxiliary_classifiers() -> None:
     with pytest.raises(RebarError) as caught:
         build_model("googlenet", num_classes=3)
     assert caught.value.code == "model-unsupported-arch"
@@ -150,7 +150,7 @@ def test_build_network_keeps_the_names_of_the_plain_model() -> None:
     assert any(isinstance(module, nn.SyncBatchNorm) for module in changed.modules())
 
 
-def test_build_network_warns_of_options_without_effect(capsys: pytest.CaptureFixture[str]) -> None:
+def test_build_network_warns_about_options_without_effect(capsys: pytest.CaptureFixture[str]) -> None:
     build_network(
         "squeezenet1_1", num_classes=4, device=torch.device("cpu"), gradient_checkpointing=True, stochastic_depth=0.1
     )

@@ -1,4 +1,4 @@
-"""A schedule that starts anew within a run."""
+"""Tests of rebar.optim.schedules.ScheduleSpan and lr_in_span: the schedule of a resumed run."""
 
 import itertools
 
@@ -10,7 +10,7 @@ STEPS = 10
 
 
 def triangle(step: int, epochs: int) -> float:
-    """Up over two epochs, down to the end; of any length."""
+    """Rise over two epochs, then decay to 0 at the last."""
     epoch = step / STEPS
     return epoch / 2 if epoch < 2 else max(0.0, (epochs - epoch) / (epochs - 2))
 
@@ -26,14 +26,14 @@ def rates(span: ScheduleSpan, schedule: object = triangle, first: int = 0) -> li
     ]
 
 
-def test_without_a_new_start_it_is_the_schedule() -> None:
+def test_lr_in_span_without_reset_equals_the_schedule() -> None:
     assert rates(ScheduleSpan(epochs=5)) == [triangle(step, 5) for step in range(50)]
 
 
 @pytest.mark.parametrize("from_lr", [0.0, 0.02, 0.7])
 @pytest.mark.parametrize("schedule", [triangle, constant])
 @pytest.mark.parametrize("from_step", [50, 57])
-def test_it_sets_out_from_the_last_rate_without_a_jump(from_lr: float, schedule: object, from_step: int) -> None:
+def test_lr_in_span_after_reset_blends_from_the_last_lr(from_lr: float, schedule: object, from_step: int) -> None:
     span = ScheduleSpan(epochs=12, reset=True, first_epoch=5, from_step=from_step, from_lr=from_lr)
     found = rates(span, schedule, first=from_step)
     assert found[0] == pytest.approx(from_lr)
@@ -43,6 +43,6 @@ def test_it_sets_out_from_the_last_rate_without_a_jump(from_lr: float, schedule:
     assert found[20:] == pytest.approx(expected[20:])
 
 
-def test_it_survives_a_checkpoint() -> None:
+def test_schedule_span_round_trips_through_state_dict() -> None:
     span = ScheduleSpan(epochs=12, reset=True, first_epoch=5, from_step=57, from_lr=0.1)
     assert ScheduleSpan.from_state(span.state_dict()) == span

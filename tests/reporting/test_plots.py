@@ -100,7 +100,7 @@ def test_main_writes_png_for_any_folder_name(log: Path, capsys: pytest.CaptureFi
     assert image.read_bytes().startswith(b"\x89PNG")
 
 
-def test_plot_run_refuses_run_without_complete_epoch(tmp_path: Path) -> None:
+def test_plot_run_rejects_run_without_complete_epoch(tmp_path: Path) -> None:
     write_log(tmp_path / "log.jsonl", [{"event": "start"}, step(0, 9.0)])
     with pytest.raises(RebarError) as caught:
         plot_run(tmp_path)
@@ -114,7 +114,7 @@ def test_main_prints_usage(words: list[str]) -> None:
         main(words)
 
 
-def test_main_refuses_folder_without_log(tmp_path: Path) -> None:
+def test_main_rejects_folder_without_log(tmp_path: Path) -> None:
     with pytest.raises(RebarError) as caught:
         main([str(tmp_path)])
     assert caught.value.code == "run-not-found"

@@ -146,13 +146,13 @@ def test_comparison_shows_names_with_special_characters(tmp_path: Path) -> None:
     assert "&lt;b&gt;" in legend
 
 
-def test_report_refuses_folder_without_log(tmp_path: Path) -> None:
+def test_report_rejects_folder_without_log(tmp_path: Path) -> None:
     with pytest.raises(RebarError) as caught:
         write_report(tmp_path)
     assert caught.value.code == "run-not-found"
 
 
-def test_main_refuses_out_for_one_run(tmp_path: Path) -> None:
+def test_main_rejects_out_for_one_run(tmp_path: Path) -> None:
     with pytest.raises(RebarError) as caught:
         main([str(tmp_path), "--out", "page.html"])
     assert caught.value.code == "config-conflict"

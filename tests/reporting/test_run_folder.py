@@ -45,7 +45,7 @@ def test_prepare_to_resume_deletes_nothing(used: RunFolder) -> None:
     assert files_in(used) == ALL
 
 
-def test_check_overwrite_refuses_to_delete_a_checkpoint(used: RunFolder) -> None:
+def test_check_overwrite_rejects_to_delete_a_checkpoint(used: RunFolder) -> None:
     with pytest.raises(RebarError, match="runs/mine") as caught:
         used.check_overwrite("none", overwrite=False)
     assert caught.value.code == "run-exists"

@@ -94,7 +94,7 @@ def test_launch_single_gpu_starts_one_process(pretended: Path) -> None:
     )
 
 
-def test_launch_multi_gpu_starts_torchrun_and_warns_of_missing_gpus(pretended: Path) -> None:
+def test_launch_multi_gpu_starts_torchrun_and_warns_about_missing_gpus(pretended: Path) -> None:
     launcher = pretended / "scripts/launch_multi_gpu.sh"
     result = run(launcher, "8", pretended, "16", "512", "12", CUDA_VISIBLE_DEVICES="0,1")
     assert "called: -m torch.distributed.run --standalone --nproc_per_node=8" in result.stdout

@@ -1,4 +1,4 @@
-"""A local instance metadata service of EC2, version 2, as far as the spot notice needs it."""
+"""A local fake of EC2's instance metadata service (IMDSv2) that serves the spot interruption notice."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ NOTICE = {"action": "terminate", "time": "2026-11-21T12:00:00Z"}
 
 
 class MetadataServer(ThreadingHTTPServer):
-    """Gives the notice from the ``notice_after``-th question on; refuses questions without its token."""
+    """Serves the notice after ``notice_after`` requests. Rejects requests without its token."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def metadata_server() -> Iterator[MetadataServer]:
-    """Answers on loopback meanwhile."""
+    """Run the server on loopback within the context."""
     with MetadataServer() as server:
         thread = Thread(target=server.serve_forever, daemon=True)
         thread.start()

@@ -40,7 +40,7 @@ RECIPES = {
     "bce": ["--loss.loss_type=bce"],
     "contiguous": ["--execution.channels_last=0"],
 }
-"""Options by the name of the technique; results do not depend on the device."""
+"""Options by technique. Results do not depend on the device."""
 ALL_RECIPES = RECIPES | {
     "strong": ["--regularization.augmentation=strong"],
     "randaugment": ["--regularization.use_randaugment=1"],
@@ -50,7 +50,7 @@ ALL_RECIPES = RECIPES | {
     "fp16_clipped": ["--training.precision=fp16", "--optimizer.clip_norm=1"],
     "bf16": ["--training.precision=bf16"],
 }
-"""Also those whose results depend on the device."""
+"""Includes techniques whose results depend on the device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,16 +94,16 @@ class Training:
         self.run = Run(self.config, self.world, RunFolder(Path("unused")), self.state, self.state.model, loader, loader)
 
     def steps(self, batches: Iterable[Batch], first_step: int = 0) -> Iterator[torch.Tensor]:
-        """Train on batches; yields their losses, on the device."""
+        """Train on batches; yield their losses, on the device."""
         return train_imagenet.train_steps(self.run, batches, lambda step: LEARNING_RATE, first_step)
 
     def step(self, number: int, resolution: int = 32, size: int = BATCH_SIZE) -> torch.Tensor:
-        """Train on batch ``number``; returns the loss, on the device."""
+        """Train on batch ``number``; return the loss, on the device."""
         (loss,) = self.steps([random_batch(number, resolution, size)], first_step=number)
         return loss
 
     def losses(self, count: int) -> list[float]:
-        """Train on ``count`` batches."""
+        """Train on ``count`` batches and return their losses."""
         return torch.stack([self.step(number) for number in range(count)]).tolist()
 
 

@@ -1,4 +1,4 @@
-"""Flags of other scripts, translated to ours."""
+"""Tests of rebar.training.aliases."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from rebar.config import options_of, parse_config
 from rebar.config.options import short_names
 from rebar.errors import RebarError
 from rebar.training import aliases
-from rebar.training.aliases import ALIASES, SAME_NAME, table, translate
+from rebar.training.aliases import ALIASES, SAME_NAME, format_table, translate
 from rebar.training.config import TrainConfig
 from tests.conftest import REPOSITORY
 
@@ -75,7 +75,7 @@ def test_translate_gives_equivalent_option(given: list[str], option: str, value:
 
 
 @pytest.mark.parametrize("flag", ["--multi-gpu"])
-def test_translate_warns_of_flag_without_effect(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_translate_warns_about_flag_without_effect(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert translate([flag, "--epochs", "3"]) == ["--epochs", "3"]
     assert capsys.readouterr().err.startswith(f"warning: {flag} has no effect: ")
 
@@ -93,7 +93,7 @@ def test_translate_moves_token_from_command_line_to_environment(
 
 
 @pytest.mark.parametrize("words", [["--batch-size"], ["--batch-size", "--epochs", "3"]])
-def test_translate_refuses_missing_value(words: list[str]) -> None:
+def test_translate_rejects_missing_value(words: list[str]) -> None:
     with pytest.raises(RebarError, match="--batch-size N") as caught:
         translate(words)
     assert caught.value.code == "config-invalid-value"
@@ -107,7 +107,7 @@ def test_translate_refers_to_option_with_value(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("word", ["maybe", "2", ""])
-def test_translate_refuses_invalid_boolean(word: str) -> None:
+def test_translate_rejects_invalid_boolean(word: str) -> None:
     with pytest.raises(RebarError, match=f"--lr-finder: '{word}'") as caught:
         translate([f"--lr-finder={word}"])
     assert caught.value.code == "config-invalid-value"
@@ -127,14 +127,14 @@ def test_config_name_falls_back_to_recipes_in_working_folder(tmp_path: Path, mon
         parse_config(TrainConfig, translate(["--config-name", "min"]), description="")
 
 
-def test_translate_keeps_our_own_flags() -> None:
+def test_translate_keeps_other_flags() -> None:
     argv = ["--lr.lr", "0.5", "-C", "a.yaml", "--epochs=16", "--label-smoothing", "0.2"]
     assert translate(argv) == argv
 
 
 def test_help_lists_all_aliases(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_config(TrainConfig, ["--help"], description="", aliases=table())
+        parse_config(TrainConfig, ["--help"], description="", aliases=format_table())
     output = capsys.readouterr().out
     assert "Flags of other scripts" in output
     assert all(alias.flag in output for alias in ALIASES)
@@ -149,4 +149,4 @@ def test_flags_with_same_name_exist(flag: str) -> None:
 
 
 def test_alias_table_in_docs_equals_help() -> None:
-    assert f"```text\n{table()}\n```\n" in (REPOSITORY / "docs/training.md").read_text()
+    assert f"```text\n{format_table()}\n```\n" in (REPOSITORY / "docs/training.md").read_text()

@@ -43,7 +43,7 @@ def test_after_step_measures_the_time_since_the_last_save(world: World, monkeypa
     control, _ = start(world, every_minutes=1.0)
     now += 61
     assert control.after_step(1) is StopReason.SAVE
-    control.note_saved()
+    control.restart_save_timer()
     now += 59
     assert control.after_step(2) is StopReason.NONE
 

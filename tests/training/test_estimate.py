@@ -13,7 +13,7 @@ def shown(resolutions: list[int], steps: list[tuple[int, float]], **options: int
         resolutions, steps_per_epoch=100, global_batch=64, show=lines.append, clock=lambda: now, **options
     )
     for step, now in steps:  # noqa: B007
-        estimate.at_log_point(step)
+        estimate.on_logged_step(step)
     return lines
 
 

@@ -93,7 +93,7 @@ def test_compile_model_keeps_results_and_parameter_names(compiled_graphs: Callab
         torch.testing.assert_close(parameter.grad, plain.get_parameter(name).grad)
 
 
-def test_compile_model_refuses_unknown_backend() -> None:
+def test_compile_model_rejects_unknown_backend() -> None:
     with pytest.raises(RebarError, match="fastest") as caught:
         compile_model(model(), {32}, backend="fastest")
     assert caught.value.code == "compile-unknown-backend"
@@ -135,7 +135,7 @@ def test_resolve_precision_replaces_fp16_on_cpu(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(("capability", "is_warned"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])
-def test_resolve_precision_warns_of_bf16_on_old_gpu(
+def test_resolve_precision_warns_about_bf16_on_old_gpu(
     capability: tuple[int, int], is_warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

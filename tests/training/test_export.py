@@ -61,7 +61,7 @@ def test_read_weights_reports_missing_or_damaged_file(
     assert caught.value.code == code
 
 
-def test_export_weights_refuses_unknown_suffix(tmp_path: Path) -> None:
+def test_export_weights_rejects_unknown_suffix(tmp_path: Path) -> None:
     with pytest.raises(RebarError) as caught:
         export_weights(tmp_path / "w.h5", {}, METADATA)
     assert caught.value.code == "export-unknown-format"

@@ -7,7 +7,7 @@ from rebar.errors import RebarError
 from rebar.training.health import HealthWatch, check_finite, has_overflowed
 
 
-def test_on_loss_warns_of_divergence_once() -> None:
+def test_on_loss_warns_about_divergence_once() -> None:
     warnings: list[str] = []
     watch = HealthWatch(warnings.append)
     for step, loss in enumerate([2.3, 4.0, 2.0, 4.7, 9.0]):
@@ -18,7 +18,7 @@ def test_on_loss_warns_of_divergence_once() -> None:
 
 
 @pytest.mark.parametrize(("workers", "advice"), [(2, "--num-workers, now 2"), (8, "--max-resolution")])
-def test_on_epoch_warns_of_waiting_for_data_once(workers: int, advice: str) -> None:
+def test_on_epoch_warns_about_waiting_for_data_once(workers: int, advice: str) -> None:
     warnings: list[str] = []
     watch = HealthWatch(warnings.append)
     watch.on_epoch(1, 0.9, workers, cores=8)  # cold caches
@@ -30,7 +30,7 @@ def test_on_epoch_warns_of_waiting_for_data_once(workers: int, advice: str) -> N
     assert advice in warnings[0]
 
 
-def test_on_validation_warns_of_nan_once() -> None:
+def test_on_validation_warns_about_nan_once() -> None:
     warnings: list[str] = []
     watch = HealthWatch(warnings.append)
     for epoch, loss in enumerate([2.0, float("nan"), float("inf")], start=1):

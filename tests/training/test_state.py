@@ -136,7 +136,7 @@ def test_load_rejects_another_model_or_dataset(changes: dict[str, Any], fact: st
     assert str(saved) in str(error.value)
 
 
-def test_load_warns_of_changed_options(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_warns_about_changed_options(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_state().load(saved, {**OPTIONS, "lr.lr": 0.7, "data.train_dataset": "b.beton"}, WORLD)
     assert capsys.readouterr().err == f"warning: resuming with lr.lr = 0.7; {saved} was trained with 0.5\n"
 

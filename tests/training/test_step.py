@@ -1,4 +1,4 @@
-"""The training step reads nothing back from the device."""
+"""The training step does not synchronize with the device."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.training.steps import ALL_RECIPES, Training, random_batch
 
 SYNCHRONIZING = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique", "is_nonzero")
-"""Beginnings of operators whose result the host must wait for: item(), tolist(), nonzero() and the like."""
+"""Name prefixes of operators that synchronize with the device, such as item(), tolist() and nonzero()."""
 READ_CPU_TENSORS = ("mixup", "cutmix", "bce", "ema")
 """one_hot() checks labels on a CPU only; the average counts its updates there. test_step_gpu.py has them all."""
 
@@ -32,7 +32,7 @@ class SynchronizingCalls(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("recipe", sorted(ALL_RECIPES.keys() - {"fp16", "fp16_clipped", *READ_CPU_TENSORS}))
-def test_steps_between_log_points_make_no_synchronizing_call(recipe: str) -> None:
+def test_train_steps_makes_no_synchronizing_call(recipe: str) -> None:
     training = Training("cpu", *ALL_RECIPES[recipe])
     with SynchronizingCalls() as calls:
         for _ in training.steps([random_batch(number, size=4) for number in range(2)]):
@@ -40,7 +40,7 @@ def test_steps_between_log_points_make_no_synchronizing_call(recipe: str) -> Non
     assert calls.names == []
 
 
-def test_synchronizing_calls_are_counted() -> None:
+def test_synchronizing_calls_are_detected() -> None:
     with SynchronizingCalls() as calls:
         values = torch.ones(3)
         values.sum().item()

@@ -1,4 +1,4 @@
-"""The training step on a GPU: results equal to the CPU's, no synchronization, memory layouts, out-of-memory advice."""
+"""The training step on a GPU: same results as on the CPU, no synchronization, memory formats, OOM advice."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ STEPS = 4
 
 @pytest.fixture(autouse=True)
 def exact_products() -> Iterator[None]:
-    """Compute 32-bit products without TF32 and with deterministic algorithms; restore the settings afterwards."""
+    """Disable TF32 and use deterministic algorithms; restore the settings afterwards."""
     allowed = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
@@ -34,7 +34,7 @@ def exact_products() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_fp32_losses_and_weights_equal_the_cpus(recipe: str) -> None:
+def test_fp32_losses_and_weights_on_gpu_equal_cpu(recipe: str) -> None:
     on_cpu, on_gpu = (Training(device, *RECIPES[recipe]) for device in ("cpu", "cuda"))
     assert torch.equal(weights_of(on_cpu.state.model), weights_of(on_gpu.state.model))
     before = weights_of(on_cpu.state.model)
@@ -42,8 +42,8 @@ def test_fp32_losses_and_weights_equal_the_cpus(recipe: str) -> None:
     expected, result = (weights_of(training.state.evaluated_model) for training in (on_cpu, on_gpu))
     moved = (expected - before).norm()
     assert moved > 0
-    # LAMB divides by the root of the squared gradient: in the first steps every weight moves equally far, however small
-    # its gradient is, and where the gradient is rounding noise the direction is noise as well.
+    # LAMB normalizes each gradient element by its own magnitude. In the first steps, rounding noise in tiny gradients
+    # therefore changes the direction of the update.
     assert (result - expected).norm() < (0.2 if recipe == "lamb" else 0.02) * moved
 
 
@@ -55,7 +55,7 @@ def test_half_precision_losses_are_close_to_fp32(precision: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "sgdw", "lamb", "lars"])
-def test_a_step_whose_fp16_gradients_overflow_changes_no_weight(optimizer: str) -> None:
+def test_step_with_fp16_overflow_changes_no_weight(optimizer: str) -> None:
     training = Training("cuda", "--training.precision=fp16", f"--training.optimizer={optimizer}")
     scaler = training.state.scaler
     scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**40})
@@ -71,7 +71,7 @@ def test_a_step_whose_fp16_gradients_overflow_changes_no_weight(optimizer: str) 
     assert bool(torch.isfinite(weights_of(training.state.model)).all())
 
 
-def test_the_loss_scale_and_the_state_survive_a_checkpoint() -> None:
+def test_checkpoint_restores_loss_scale_and_state() -> None:
     first = Training("cuda", "--training.precision=fp16", "--averaging.use_ema=1", "--averaging.ema_update_every=1")
     first.state.scaler.load_state_dict({**first.state.scaler.state_dict(), "scale": 2.0**20})
     first.losses(3)
@@ -88,7 +88,7 @@ def test_the_loss_scale_and_the_state_survive_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("recipe", ALL_RECIPES)
-def test_a_step_never_waits_for_the_gpu(recipe: str) -> None:
+def test_train_steps_never_synchronizes_with_the_gpu(recipe: str) -> None:
     training = Training("cuda", *ALL_RECIPES[recipe])
     steps = training.steps([random_batch(number) for number in range(2 + STEPS)])
     for _ in range(2):  # allocates, and creates the optimizer's state
@@ -103,7 +103,7 @@ def test_a_step_never_waits_for_the_gpu(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("use_blurpool", [False, True])
-def test_channels_last_is_kept_through_the_network_and_back(use_blurpool: bool) -> None:
+def test_channels_last_is_kept_in_forward_and_backward(use_blurpool: bool) -> None:
     training = Training("cuda", "--training.precision=bf16", f"--training.use_blurpool={int(use_blurpool)}")
     wrong: list[str] = []
     convolutions = 0
@@ -132,7 +132,7 @@ def test_channels_last_is_kept_through_the_network_and_back(use_blurpool: bool) 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("kernel_size", "padding"), [(1, 0), (3, 1)])
-def test_blurpool_equals_the_cpus(precision: torch.dtype, kernel_size: int, padding: int) -> None:
+def test_blurpool_on_gpu_equals_cpu(precision: torch.dtype, kernel_size: int, padding: int) -> None:
     torch.manual_seed(0)
     layer = BlurPoolConv2d.wrap(nn.Conv2d(64, 32, kernel_size, stride=2, padding=padding, bias=False))
     x = torch.randn(4, 64, 15, 14)
@@ -145,7 +145,7 @@ def test_blurpool_equals_the_cpus(precision: torch.dtype, kernel_size: int, padd
     assert (result - expected).norm() < tolerance * expected.norm()
 
 
-def test_gradient_checkpointing_takes_less_memory() -> None:
+def test_gradient_checkpointing_uses_less_memory() -> None:
     peaks = []
     for wanted in (0, 1):
         training = Training("cuda", f"--execution.gradient_checkpointing={wanted}", arch="resnet50")
@@ -157,24 +157,24 @@ def test_gradient_checkpointing_takes_less_memory() -> None:
     assert peaks[1] < 0.6 * peaks[0]
 
 
-def test_running_out_of_memory_is_explained() -> None:
+def test_gpu_out_of_memory_error_contains_advice() -> None:
     training = Training("cuda", arch="resnet50")
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(2e9 / total)
     try:
-        with pytest.raises(RebarError) as refusal, error_hints(batch_size=256, precision="32"):
+        with pytest.raises(RebarError) as error, error_hints(batch_size=256, precision="32"):
             training.step(0, resolution=224, size=256)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
-    message = str(refusal.value)
+    message = str(error.value)
     for advice in ("--accumulate 2", "bf16", "--gradient-checkpointing", "--training.batch_size 128"):
         assert advice in message
-    assert torch.isfinite(training.step(1)).item()  # the process can go on with less
+    assert torch.isfinite(training.step(1)).item()  # training still works with a smaller batch
 
 
-def test_evaluation_counts_every_image_once_as_on_the_cpu() -> None:
+def test_evaluate_on_gpu_equals_cpu() -> None:
     results = {}
     for device in ("cpu", "cuda"):
         training = Training(device)
@@ -185,7 +185,7 @@ def test_evaluation_counts_every_image_once_as_on_the_cpu() -> None:
             world=training.world,
             precision="32",
             flip_tta=True,
-            confusion_of=10,
+            confusion_classes=10,
         )
     on_cpu, on_gpu = results["cpu"], results["cuda"]
     assert on_gpu.num_samples == on_cpu.num_samples == 24
@@ -195,7 +195,7 @@ def test_evaluation_counts_every_image_once_as_on_the_cpu() -> None:
     assert (on_gpu.confusion == on_cpu.confusion).all()
 
 
-def test_update_bn_gives_the_cpus_statistics() -> None:
+def test_update_bn_on_gpu_equals_cpu() -> None:
     results = []
     for device in ("cpu", "cuda"):
         training = Training(device)
@@ -205,7 +205,7 @@ def test_update_bn_gives_the_cpus_statistics() -> None:
     assert torch.allclose(results[0], results[1], atol=1e-3, rtol=1e-3)
 
 
-def test_stochastic_depth_draws_the_same_again() -> None:
+def test_stochastic_depth_is_reproducible() -> None:
     losses = []
     for _ in range(2):
         training = Training("cuda", "--regularization.stochastic_depth=0.5")
@@ -221,7 +221,7 @@ def test_nvml_reports_utilization_and_memory() -> None:
     assert 0 <= metrics["gpu/utilization"] <= 1
 
 
-def test_ddp_with_nccl_and_synchronized_batchnorm_in_one_rank_equals_a_plain_model(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_ddp_with_nccl_and_sync_batchnorm_on_one_rank_equals_plain_model(tmp_path) -> None:  # type: ignore[no-untyped-def]
     plain = Training("cuda")
     expected = plain.losses(3)
     device = torch.device("cuda", 0)

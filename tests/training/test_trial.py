@@ -13,7 +13,7 @@ from rebar.training.distributed import World
 from rebar.training.launch import parse_command_line
 from rebar.training.run import Run
 from rebar.training.setup import build_run
-from rebar.training.trial import restored, trial_losses
+from rebar.training.trial import restore_afterwards, trial_losses
 from rebar.training.validation import validate
 from tests.conftest import Data, read_events
 
@@ -44,11 +44,11 @@ def snapshot(run: Run) -> list[Any]:
     return copy.deepcopy([*contents, state.meter.state_dict(run.world), torch.get_rng_state(), state.lr])
 
 
-def test_restored_restores_everything(command: list[str], world: World) -> None:
+def test_restore_afterwards_restores_the_run(command: list[str], world: World) -> None:
     run = build_run(parse_command_line(command), world)
     validate(run, max_batches=1)
     before = snapshot(run)
-    with restored(run):
+    with restore_afterwards(run):
         for loss in trial_losses(run, train_imagenet.train_steps, [1.0, 1.0], 32):
             assert loss.isfinite()
         during = snapshot(run)

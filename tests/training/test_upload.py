@@ -107,7 +107,7 @@ def test_checkpoint_saved_does_not_block(s3: S3, folder: RunFolder, monkeypatch:
     assert len([name for name in s3.names(folder.path.name) if name.endswith(".pt")]) <= 2
 
 
-def test_uploader_warns_of_a_failure_and_tries_again_at_the_end(
+def test_uploader_warns_about_a_failure_and_tries_again_at_the_end(
     s3: S3, folder: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uploader = uploader_of(folder)
@@ -180,14 +180,14 @@ def test_fetch_run_without_an_uploaded_run_changes_nothing(s3: S3, tmp_path: Pat
     assert not (tmp_path / "new").exists()
 
 
-def test_fetch_run_refuses_an_invalid_manifest(s3: S3, tmp_path: Path, world: World) -> None:
+def test_fetch_run_rejects_an_invalid_manifest(s3: S3, tmp_path: Path, world: World) -> None:
     s3.client.put_object(Bucket=BUCKET, Key="foreign/run.json", Body=b'{"format": "other"}')
     with pytest.raises(RebarError) as refused:
         fetch_run(ADDRESS, RunFolder(tmp_path / "foreign"), world, resume="auto", overwrite=False)
     assert refused.value.code == "s3-run-invalid"
 
 
-def test_run_store_refuses_an_invalid_address_without_repeating_it(s3: S3, folder: RunFolder) -> None:
+def test_run_store_rejects_an_invalid_address_without_repeating_it(s3: S3, folder: RunFolder) -> None:
     with pytest.raises(AwsError) as refused:
         run_store(f"s3://AKIA:{SECRET}@bucket/", folder)
     assert refused.value.code == "s3-invalid-url"
