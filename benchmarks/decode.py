@@ -78,7 +78,7 @@ def restart_interval(width: int, target: int) -> int:
 
 
 def read_images(folder: Path, count: int, target_interval: int) -> Images:
-    """Re-encode the first ``count`` JPEG files below ``folder``, with a restart marker about every so many MCUs."""
+    """Re-encode the first ``count`` JPEGs below ``folder``, with a restart marker per ``target_interval`` MCUs."""
     jpegs, shapes = [], []
     for path in sorted(folder.rglob("*.[jJ][pP]*[gG]"))[:count]:
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)

@@ -4,7 +4,7 @@
     python benchmarks/loader.py --data photographs --peers rebar,ffcv --resolutions 224 --cores 1 --json OUT
 
 ``--data`` is a folder with one folder of images per class, such as photographs.py writes. The images are written once
-as a beton, as write_dataset.py writes it; peers that read files get its JPEGs. Each peer runs in its own
+as a beton, like write_dataset.py; peers that read files get its JPEGs. Each peer runs in its own
 process, limited to the given cores. Repetitions of the peers are interleaved. A result is the median, over the
 repetitions, of the median epoch without the first; ratios are taken within a repetition. A peer whose package is
 missing is skipped and reported. To run a peer with another Python: ``--peers rebar,ffcv,dali=/path/to/python``.

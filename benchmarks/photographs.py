@@ -80,7 +80,7 @@ def build(folder: Path, count: int, wallpapers: Path) -> Path:
     """Write the image folder, unless it exists already, and return it."""
     sources = find_wallpapers(wallpapers)
     if not sources:
-        raise FileNotFoundError(f"no wallpapers below {wallpapers}: see the top of {__file__} for where to get them")
+        raise FileNotFoundError(f"no wallpapers below {wallpapers}: see the top of {__file__} for how to get them")
     done = folder / f"complete_{count}"
     if done.exists():
         return folder

@@ -1,14 +1,14 @@
-"""Fashion-MNIST to a wanted accuracy: a recipe with several seeds, the mean and the deviation.
+"""Train Fashion-MNIST to a target accuracy with several seeds; report the mean and standard deviation.
 
     python benchmarks/speedrun.py --seeds 5
     python benchmarks/speedrun.py --seeds 3 --epochs 12 --max-lr 0.3      # other flags go to train_imagenet.py
-    python benchmarks/speedrun.py --processes 2 --training.batch_size 64  # a process for each of two GPUs or CPU cores
+    python benchmarks/speedrun.py --processes 2 --training.batch_size 64  # two ranks, one per GPU or CPU core
 
-Makes the data set where it is not there, trains rn50_configs/speedrun.yaml with the seeds 0, 1, ..., one run after the
-other, and writes into docs/results/ what came out: ``speedrun.md`` and ``speedrun.json``, ``speedrun.yaml`` (the
-complete configuration) and the log of each run. Stopped in the middle, the same command goes on. A run's seconds are
-those of its training steps; its accuracy is that after the last epoch, averaged with flip TTA where the recipe
-says so. Paths are relative to the repository.
+Creates the dataset if it is missing, trains rn50_configs/speedrun.yaml with seeds 0, 1, ... one after the other, and
+writes the results to docs/results/: ``speedrun.md``, ``speedrun.json``, ``speedrun.yaml`` (the complete configuration)
+and the log of each run. The same command resumes an interrupted benchmark. The reported time of a run is that of its
+training steps; its accuracy is that of the last epoch, with flip TTA if the recipe enables it. Paths are relative to
+the repository.
 """
 
 import argparse
@@ -28,18 +28,18 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def run(*words: str | Path) -> None:
-    """Run a Python script of the repository; what it prints is seen."""
+    """Run a Python script of the repository and show its output."""
     command = [str(word) for word in words]
     print("$ python", *command, flush=True)
-    # OpenMP's threads wait by spinning; where something else wants a core that costs more than it saves.
+    # Limit the busy-waiting of OpenMP's threads, which slows other processes on the same cores.
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"GOMP_SPINCOUNT": "1000", **os.environ, "PYTHONPATH": path}
     if subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=environment).returncode != 0:
-        raise SystemExit("that failed; the same command goes on from there")
+        raise SystemExit(f"{command[0]} failed. Fix the error and run the same command again; it resumes.")
 
 
 def make_data(work: Path) -> None:
-    """Fashion-MNIST, pixel by pixel, as ``train.beton`` and ``val.beton``, where they are not there yet."""
+    """Write Fashion-MNIST as raw pixels to ``train.beton`` and ``val.beton``, unless they exist."""
     for split in ("train", "val"):
         target = work / f"{split}.beton"
         if not target.exists():
@@ -49,7 +49,7 @@ def make_data(work: Path) -> None:
 
 
 def train(config: Path, work: Path, seed: int, processes: int, more: list[str]) -> Path:
-    """One run, or what is left of it; its folder."""
+    """Train with one seed, or resume the run. Return the run folder."""
     folder = work / f"seed_{seed}"
     data = ["--data.train_dataset", work / "train.beton", "--data.val_dataset", work / "val.beton"]
     own = ["--training.seed", str(seed), "--logging.folder", folder]
@@ -59,8 +59,8 @@ def train(config: Path, work: Path, seed: int, processes: int, more: list[str]) 
     return folder
 
 
-def summarise(folder: Path, seed: int, target: float) -> dict[str, Any]:
-    """What a finished run came to; ``target`` is a share of 1."""
+def summarize(folder: Path, seed: int, target: float) -> dict[str, Any]:
+    """Return the results of a finished run. ``target`` is an accuracy from 0 to 1."""
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     end = records[-1]
     reached = [epoch for epoch in records if epoch["event"] == "epoch" and accuracy(epoch) >= target]
@@ -81,20 +81,20 @@ def accuracy(record: dict[str, Any]) -> float:
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:
-    """The deviation of a single value is 0."""
+    """Return mean and standard deviation; the deviation of a single value is 0."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def as_page(report: dict[str, Any]) -> str:
-    """The results as Markdown."""
+def format_markdown(report: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
     rows, target = report["runs"], report["target_top1"]
     machine, reached = report["machine"], sum(row["top1"] >= target for row in rows)
-    machine_in_words = f"{report['device']} ({machine['processor']}, {machine['cores']} cores)"
+    hardware = f"{report['device']} ({machine['processor']}, {machine['cores']} cores)"
     seconds = f"{report['train_seconds_mean']:,.1f} ± {report['train_seconds_deviation']:,.1f} s"
     lines = [
         "# Fashion-MNIST in seconds",
         "",
-        f"`{report['command']}`, {report['date']}, {machine_in_words}, PyTorch {machine['versions']['torch']}.",
+        f"`{report['command']}`, {report['date']}, {hardware}, PyTorch {machine['versions']['torch']}.",
         "",
         f"Top-1 {report['top1_mean']:.2%} ± {report['top1_deviation']:.2%} in {seconds} of training, over {len(rows)} "
         f"seeds (mean and standard deviation); {reached} of them reached {target:.0%}.",
@@ -112,14 +112,14 @@ def as_page(report: dict[str, Any]) -> str:
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
-    """The command line, and what of it is for train_imagenet.py."""
+    """Parse the command line. Return the options and the remaining arguments, which go to train_imagenet.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--processes", type=int, default=1, help="train in so many, started by torchrun")
-    parser.add_argument("--target", type=float, default=0.94, help="top-1 to reach, a share of 1")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--processes", type=int, default=1, help="number of ranks, started by torchrun if above 1")
+    parser.add_argument("--target", type=float, default=0.94, help="top-1 accuracy to reach, from 0 to 1")
     parser.add_argument("--config-file", type=Path, default=Path("rn50_configs/speedrun.yaml"))
     parser.add_argument(
-        "--work", type=Path, default=Path("speedrun_run"), help="folder of the runs, and of train.beton and val.beton"
+        "--work", type=Path, default=Path("speedrun_run"), help="folder for the runs, train.beton and val.beton"
     )
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder for the results")
     arguments, more = parser.parse_known_args()
@@ -130,7 +130,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 
 def main() -> None:
-    """Train with every seed, print and save."""
+    """Train with every seed, then print and save the results."""
     arguments, more = parse_arguments()
     os.chdir(REPOSITORY)
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def main() -> None:
     folders = [
         train(arguments.config_file, arguments.work, seed, arguments.processes, more) for seed in range(arguments.seeds)
     ]
-    rows = [summarise(folder, seed, arguments.target) for seed, folder in enumerate(folders)]
+    rows = [summarize(folder, seed, arguments.target) for seed, folder in enumerate(folders)]
     results = {}
     for name in ("top1", "train_seconds"):
         results[f"{name}_mean"], results[f"{name}_deviation"] = mean_and_deviation([row[name] for row in rows])
@@ -158,9 +158,9 @@ def main() -> None:
         shutil.copyfile(folder / "log.jsonl", arguments.out / f"speedrun_seed_{seed}.jsonl")
     shutil.copyfile(folders[0] / "config.yaml", arguments.out / "speedrun.yaml")
     (arguments.out / "speedrun.json").write_text(json.dumps(report, indent=1) + "\n")
-    page = as_page(report)
+    page = format_markdown(report)
     (arguments.out / "speedrun.md").write_text(page)
-    print(f"\n{page}\nwritten: {arguments.out}/speedrun.md, .json, .yaml and the logs")
+    print(f"\n{page}\nresults: {arguments.out}/speedrun.md, .json, .yaml and the logs")
 
 
 if __name__ == "__main__":

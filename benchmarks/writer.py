@@ -1,11 +1,11 @@
-"""Images/s of Rebar's writer and stock FFCV's, on the same files with the same number of processes.
+"""Compare the images/s of Rebar's writer and stock FFCV's on the same files, with the same number of processes.
 
     python benchmarks/writer.py --data photographs --json writer.json
 
-``--data`` is any folder of class folders of images (photographs.py creates one). Four cases are made from it:
+``--data`` is any folder of class folders of images (photographs.py creates one). It is converted to four cases:
 
 - ``passthrough``: JPEGs of at most 500 px at quality 90, within the limits of both writers.
-- ``optimised``: the same with optimized Huffman tables, which Rebar replaces by the standard ones.
+- ``optimised``: the same with optimized Huffman tables, which Rebar replaces with the standard ones.
 - ``finer``: the same at quality 96, like ImageNet's originals: must be requantized or re-encoded.
 - ``larger``: 800 px at quality 96: must be downscaled and re-encoded.
 

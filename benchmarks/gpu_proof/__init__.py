@@ -1,4 +1,4 @@
-"""Measure Rebar on an NVIDIA GPU in one command that fits into a few minutes of machine time.
+"""Measure Rebar on an NVIDIA GPU with one command, within a few minutes of GPU time.
 
-Each part runs in a process of its own with a time limit and writes its results while it runs.
+Each part runs in its own process with a time limit and writes its results incrementally.
 """

@@ -1,11 +1,11 @@
-"""Measure Rebar on an NVIDIA GPU, in order of value, within a time budget.
+"""Measure Rebar on an NVIDIA GPU within a time budget, most important parts first.
 
     python -m benchmarks.gpu_proof --out DIR                        # all parts, in nine minutes
-    python -m benchmarks.gpu_proof --out DIR --only step fed        # some of them
+    python -m benchmarks.gpu_proof --out DIR --only step fed        # selected parts
     python -m benchmarks.gpu_proof --out DIR --rehearse             # every part on the CPU at toy size
 
-Each part runs in a process of its own, writes DIR/PART.json while it runs and DIR/PART.log. A part that fails or
-exceeds its time limit does not stop the next. DIR/summary.md and DIR/summary.json are rewritten after each part.
+Each part runs in its own process and writes DIR/PART.json incrementally and DIR/PART.log. A part that fails or exceeds
+its time limit does not stop the next. DIR/summary.md and DIR/summary.json are rewritten after each part.
 """
 
 import argparse
@@ -35,10 +35,10 @@ LIMITS = {
     "cudnn_search": 60,
     "fashion_mnist": 200,
 }
-"""Seconds."""
+"""Time limit of each part in seconds."""
 ORDER = (
     ("machine",),
-    ("gpu_tests", "end_to_end"),  # correctness: no time of theirs is a result
+    ("gpu_tests", "end_to_end"),  # correctness only: their times are not results
     ("step",),
     ("fed",),
     ("compiled",),
@@ -47,12 +47,12 @@ ORDER = (
     ("cudnn_search",),
     ("fashion_mnist",),
 )
-"""Parts in one line run at the same time."""
+"""The parts of one tuple run concurrently."""
 NEED_DATA = {"end_to_end", "fed", "fashion_mnist"}
 
 
 def run_part(arguments: argparse.Namespace, name: str, seconds: float) -> "subprocess.Popen[str]":
-    """Start a part in a process group of its own."""
+    """Start a part in its own process group."""
     command = [sys.executable, "-m", "benchmarks.gpu_proof", "--child", name, "--out", str(arguments.out)]
     command += ["--work", str(arguments.work), "--budget-seconds", str(seconds)]
     command += ["--rehearse"] if arguments.rehearse else []
@@ -74,7 +74,7 @@ def run_part(arguments: argparse.Namespace, name: str, seconds: float) -> "subpr
 
 
 def run_together(arguments: argparse.Namespace, names: list[str], left: float) -> None:
-    """Run parts at the same time, each until its limit, and summarize."""
+    """Run parts concurrently, each up to its time limit, and write the summary."""
     began = time.monotonic()
     running = {name: run_part(arguments, name, min(arguments.limits[name], left)) for name in names}
     while running:
@@ -91,7 +91,7 @@ def run_together(arguments: argparse.Namespace, names: list[str], left: float) -
 
 
 def end_group(process: "subprocess.Popen[str]") -> None:
-    """Kill a process we started and its children."""
+    """Kill a part's process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -105,10 +105,10 @@ def run_child(arguments: argparse.Namespace) -> None:
     if arguments.rehearse:
         import torch
 
-        torch.set_num_threads(1)  # other work on the machine would make OpenMP's threads wait for each other
+        torch.set_num_threads(1)  # other load would make OpenMP's threads wait for each other
     faulthandler.dump_traceback_later(
         max(arguments.budget_seconds - 1.5, 1)
-    )  # tells where a part spent its last moment
+    )  # shows where a part was when its time ran out
     try:
         importlib.import_module(f"benchmarks.gpu_proof.{arguments.child}").run(job)
     except Exception as error:
@@ -120,10 +120,10 @@ def run_child(arguments: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--work", type=Path, help="folder for data; default OUT_work beside the results")
+    parser.add_argument("--work", type=Path, help="folder for data; default OUT_work next to the results")
     parser.add_argument("--budget-seconds", type=float, default=520)
     parser.add_argument(
         "--only", nargs="+", choices=LIMITS, default=list(LIMITS), metavar="PART", help=", ".join(LIMITS)
@@ -140,7 +140,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Prepare the data in the background, run the parts, summarize."""
+    """Prepare the data in the background, run the parts and write the summary."""
     arguments = parse_arguments()
     if arguments.child:
         run_child(arguments)
@@ -165,7 +165,7 @@ def main() -> None:
 
 
 def record_end(out: Path, name: str, status: int, seconds: float) -> None:
-    """Add how a part ended to its JSON."""
+    """Add the duration and final status of a part to its JSON file."""
     content = read_parts(out).get(name, {"part": name, "rows": []})
     content["seconds"] = round(seconds, 1)
     if status < 0:

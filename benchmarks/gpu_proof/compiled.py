@@ -1,4 +1,4 @@
-"""The step compiled by torch.compile: its speed, and what the compilation costs."""
+"""The training step with torch.compile: speed and compilation time."""
 
 import gc
 import time
@@ -22,7 +22,7 @@ CASES: tuple[tuple[str, dict[str, Any], str | None], ...] = (
 
 
 def run(job: Job) -> None:
-    """Measure the eager step and the compiled one after it, in turn."""
+    """Measure the eager step, then the compiled one, for each case."""
     torch.backends.cudnn.benchmark = True
     for name, settings, mode in CASES[:1] if job.rehearse else CASES:
         if job.seconds_left < 25:

@@ -1,4 +1,4 @@
-"""What cuDNN's search for fast algorithms costs at the first step, and what it gains: in a new process each time."""
+"""Cost and benefit of cuDNN's algorithm search (``cudnn.benchmark``), measured in a new process per setting."""
 
 import subprocess
 import sys
@@ -9,11 +9,11 @@ from benchmarks.gpu_proof.job import REPOSITORY, Job
 from benchmarks.gpu_proof.training_step import build_stepper, time_steps
 
 LIMITS = (10, 3, 1, 0)
-"""Algorithms tried for each convolution: 10 is torch's default, 0 takes cuDNN's own choice without a search."""
+"""Number of algorithms tried per convolution. 10 is torch's default; 0 uses cuDNN's heuristic without a search."""
 
 
 def run(job: Job) -> None:
-    """Add a row for each limit; a process remembers what it has found, so each has its own."""
+    """Add a row per limit. Each limit needs a new process, because cuDNN's results are cached in the process."""
     for limit in LIMITS[:1] if job.rehearse else LIMITS:
         if job.seconds_left < 15:
             job.skip(f"limit {limit}")
@@ -37,7 +37,7 @@ def main(out: str, work: str, limit: int, *, rehearse: bool) -> None:
     torch.backends.cudnn.benchmark = limit > 0
     torch.backends.cudnn.benchmark_limit = max(limit, 1)
     sizes = {"resolution": 32, "batch_size": 4} if rehearse else {"resolution": 160, "batch_size": 256}
-    if not rehearse:  # loads CUDA's and cuDNN's libraries, which is not part of the search
+    if not rehearse:  # load the CUDA and cuDNN libraries, which is not part of the search
         torch.nn.functional.conv2d(torch.ones(1, 8, 8, 8, device="cuda"), torch.ones(8, 8, 3, 3, device="cuda"))
     result = time_steps(job, build_stepper(job, **sizes), seconds=0.2 if rehearse else 1.0, **sizes)
     print(result["images_per_second"], result["first_step_seconds"])

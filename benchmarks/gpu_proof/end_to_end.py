@@ -1,4 +1,4 @@
-"""A complete run: two epochs with progressive resizing, killed, resumed, evaluated, reported."""
+"""A complete run: two epochs with progressive resizing that are killed, resumed and evaluated."""
 
 import json
 import os
@@ -41,10 +41,10 @@ def run(job: Job) -> None:
     epochs, (end,) = logged(folder, "epoch"), logged(folder, "end")
     job.note(every_step_once=numbers == list(range(len(numbers))), steps=len(numbers), epochs=epochs, end=end)
     evaluation = ["evaluate.py", "--checkpoint", folder, "--data", val]
-    said = stage(job, "evaluate.py", evaluation)
+    output = stage(job, "evaluate.py", evaluation)
     job.note(
-        evaluation=said.strip().splitlines()[-1] if said.strip() else "",
-        agrees=f"{end['val/top1']:.2%}" in said,
+        evaluation=output.strip().splitlines()[-1] if output.strip() else "",
+        agrees=f"{end['val/top1']:.2%}" in output,
         report=sorted(path.name for path in folder.iterdir()),
     )
     stage(job, "evaluate.py --weights", ["evaluate.py", "--weights", folder / "weights.pth", "--arch", recipe[1],
@@ -52,7 +52,7 @@ def run(job: Job) -> None:
 
 
 def stage(job: Job, name: str, command: list[Any]) -> str:
-    """Run a command of the repository; a row with its seconds, or how it failed."""
+    """Run a command of the repository, and add a row with its duration and exit status. Return its output."""
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, *map(str, command)],
@@ -70,14 +70,14 @@ def stage(job: Job, name: str, command: list[Any]) -> str:
 
 
 def kill_at(job: Job, command: list[Any], folder: Path, step: int) -> float:
-    """Start a run and kill it once a step is logged; seconds until then."""
+    """Start a run and kill it once a step is logged. Return the seconds until then."""
     began = time.monotonic()
     with (job.out / "end_to_end_first.log").open("w") as log:
         process = subprocess.Popen([sys.executable, *map(str, command)], cwd=REPOSITORY, stdout=log, stderr=log)
     try:
         while not (folder / "log.jsonl").exists() or not any(r["step"] >= step for r in logged(folder, "step")):
             if process.poll() is not None:
-                raise RuntimeError(f"the run ended with {process.returncode}; see end_to_end_first.log")
+                raise RuntimeError(f"the run exited with status {process.returncode}; see end_to_end_first.log")
             if job.seconds_left < 5:
                 raise TimeoutError("the run did not reach the step in time")
             time.sleep(0.05)
@@ -96,7 +96,7 @@ def logged(folder: Path, event: str) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
         except ValueError:
-            continue  # half a line, while it is written
+            continue  # a partial line that is still being written
         if record["event"] == event:
             records.append(record)
     return records

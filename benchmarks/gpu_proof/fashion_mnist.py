@@ -1,4 +1,4 @@
-"""Fashion-MNIST to 94 % on the GPU, seed after seed while there is time."""
+"""Train Fashion-MNIST to 94 % on the GPU, with as many seeds as the time limit allows."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from benchmarks.gpu_proof.job import REPOSITORY, Job
 
 
 def run(job: Job) -> None:
-    """Run benchmarks/speedrun.py with one seed more each time; it repeats no finished run."""
+    """Run benchmarks/speedrun.py with 1, 2, ... seeds. It does not repeat finished runs."""
     if job.rehearse:
         job.add(seed=0, note="tests/benchmarks/test_benchmarks.py runs the speedrun on the CPU")
         return
@@ -24,7 +24,7 @@ def run(job: Job) -> None:
             job.note(stopped=f"no time left for seed {seeds - 1}")
             return
         if done.returncode:
-            raise RuntimeError(f"benchmarks/speedrun.py ended with {done.returncode}")
+            raise RuntimeError(f"benchmarks/speedrun.py exited with status {done.returncode}")
         content = json.loads((out / "speedrun.json").read_text())
         wall = time.monotonic() - began
         row = content["runs"][-1]

@@ -1,4 +1,4 @@
-"""The real Loader feeding the real step on 1, 2, 4, ... cores, against the same step on a batch that is there."""
+"""The training step fed by the Loader on 1, 2, 4, ... cores, compared with the step on a batch on the GPU."""
 
 import gc
 import itertools
@@ -16,7 +16,7 @@ from rebar.training.metrics import TrainMeter
 
 
 def run(job: Job) -> None:
-    """Measure at 160 and 224 px on every number of cores, then nvJPEG on the same images."""
+    """Measure at 160 and 224 px for each number of cores, then nvJPEG on the same images."""
     torch.backends.cudnn.benchmark = True
     beton = job.wait_for("train.beton")
     cores = sorted(os.sched_getaffinity(0))
@@ -54,7 +54,7 @@ def one_resolution(
 
 
 def restrict(cores: list[int]) -> None:
-    """Confine all threads of this process, as taskset -a does; new threads inherit it."""
+    """Restrict all threads of this process to these cores, like taskset -a. New threads inherit the restriction."""
     for thread in os.listdir("/proc/self/task"):
         try:
             os.sched_setaffinity(int(thread), cores)
@@ -71,7 +71,7 @@ def measure(
     batch_size: int,
     cores: list[int],
 ) -> None:
-    """Add a row: fed and loader-alone rates on these cores."""
+    """Add a row: images/s of the fed step and of the loader alone on these cores."""
     restrict(cores)
     data = DataConfig(train_dataset=str(beton), num_workers=len(cores))
     on_gpu = job.device.type == "cuda"
@@ -81,7 +81,7 @@ def measure(
     batches = chain.from_iterable(loader.epoch(epoch, resolution) for epoch in count())
     events = []
     fed = stepper.train_on(meter.timed(batches))
-    for _ in range(loader.batches_ahead + 3):  # what is ready at the start does not count
+    for _ in range(loader.batches_ahead + 3):  # exclude the batches that are prefetched at the start
         next(fed)
     synchronize(job)
     waited, cpu, began, steps = meter.wait_seconds, time.process_time(), time.perf_counter(), 0
@@ -91,7 +91,7 @@ def measure(
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             if steps > 2:
-                events[-2].synchronize()  # keeps the host at most three steps ahead, so that the clock means something
+                events[-2].synchronize()  # keep the host at most three steps ahead, so that its clock reflects the GPU
         else:
             event = time.perf_counter()  # type: ignore[assignment]
         events.append(event)
@@ -123,7 +123,7 @@ def measure(
 
 
 def loader_alone(loader: object, resolution: int, batch_size: int, budget: float) -> float:
-    """Measure the loader's own rate with nobody using the batches."""
+    """Return the images/s of the loader without a consumer."""
     batches = chain.from_iterable(loader.epoch(100 + epoch, resolution) for epoch in count())  # type: ignore[attr-defined]
     for _ in range(loader.batches_ahead + 2):  # type: ignore[attr-defined]
         next(batches)
@@ -149,7 +149,7 @@ def nvjpeg(job: Job) -> None:
         def batch(resolution: int = resolution) -> torch.Tensor:
             images = decode_jpeg(contents, device="cuda")
             crops = []
-            for image in images:  # a square of 60 % of the shorter side, as large as a random crop is in the middle
+            for image in images:  # a square of 60 % of the shorter side, the median size of a random crop
                 side = int(0.6 * min(image.shape[1:]))
                 crop = image[None, :, 20 : 20 + side, 20 : 20 + side].float()
                 crops.append(F.interpolate(crop, (resolution, resolution), mode="bilinear", antialias=True))

@@ -1,4 +1,4 @@
-"""The tests that need a GPU; a skip counts as a failure."""
+"""Run the tests that need a GPU. A skipped test counts as a failure."""
 
 import collections
 import importlib.util
@@ -15,7 +15,7 @@ REHEARSED = "tests/training/test_step.py"
 
 
 def run(job: Job) -> None:
-    """Run them in parallel where pytest-xdist is installed, and record those that did not pass."""
+    """Run the tests, in parallel if pytest-xdist is installed, and record those that did not pass."""
     files = [
         path.relative_to(REPOSITORY)
         for path in sorted((REPOSITORY / "tests").rglob("test_*.py"))
@@ -43,7 +43,7 @@ def run(job: Job) -> None:
 
 
 def record(job: Job, outcomes: Path) -> None:
-    """Count the outcomes; one row for each test that failed or was skipped."""
+    """Count the outcomes and add a row per test that failed or was skipped."""
     tests = [json.loads(line) for line in outcomes.read_text().splitlines()]
     counts = collections.Counter(test["outcome"] for test in tests)
     job.note(**counts, slowest={test["test"]: test["seconds"] for test in sorted(tests, key=_seconds)[:-9:-1]})

@@ -1,4 +1,4 @@
-"""What a part is given, and how it records its results."""
+"""The job of a part: its settings, deadline and recorded results."""
 
 import dataclasses
 import datetime
@@ -19,7 +19,7 @@ sys.path[:0] = [str(REPOSITORY), str(BENCHMARKS)]
 
 @dataclasses.dataclass
 class Job:
-    """One part of a run. ``out`` receives results, ``work`` holds data; ``deadline`` is a time of time.monotonic()."""
+    """One part of a run. ``out``: folder for results, ``work``: folder with data, ``deadline``: in time.monotonic()."""
 
     part: str
     out: Path
@@ -48,13 +48,13 @@ class Job:
         self.note(not_measured=[*self.notes.get("not_measured", []), case])
 
     def note(self, **notes: Any) -> None:
-        """Record facts about the part that belong to no row."""
+        """Record values that do not belong to a row."""
         self.notes.update(notes)
         print(json.dumps(notes, default=str), flush=True)
         self.write("running")
 
     def attempt(self, work: Callable[[], None], **case: Any) -> None:
-        """Run one case; an exception becomes a row, so that the next case still runs."""
+        """Run one case. An exception becomes a row, so that the next case still runs."""
         try:
             work()
         except Exception as error:
@@ -81,7 +81,7 @@ class Job:
         )
 
     def wait_for(self, name: str) -> Path:
-        """Return a path in the work folder once the preparation has finished it. Raises TimeoutError."""
+        """Return a path in the work folder, once prepare.py has completed it. Raises TimeoutError."""
         while not (self.work / f"{name}.ready").exists():
             if self.seconds_left < 5:
                 raise TimeoutError(f"{name} was not prepared in time; see prepare.log")
@@ -95,12 +95,12 @@ def command_of(part: str, *, rehearse: bool) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file in one step."""
+    """Replace a JSON file atomically."""
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
     os.replace(temporary, path)
 
 
-def percentile(values: list[float], share: float) -> float:
-    """Return the value below which ``share`` of the values are."""
-    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+def percentile(values: list[float], fraction: float) -> float:
+    """Return the value below which ``fraction`` of the values are."""
+    return sorted(values)[min(int(fraction * len(values)), len(values) - 1)]

@@ -1,4 +1,4 @@
-"""The most expensive kernels of the step, and the shares of its parts."""
+"""Profile the training step: its most expensive kernels, and the fraction of time per kind of operation."""
 
 import re
 
@@ -8,7 +8,7 @@ from benchmarks.gpu_proof.job import Job
 from benchmarks.gpu_proof.training_step import build_stepper, synchronize
 
 STEPS = 5
-GROUPS = (  # the first that matches counts
+GROUPS = (  # the first match applies
     ("optimizer", r"multi_tensor|fused_sgd|FusedSgd|adam|foreach"),
     ("BatchNorm", r"batch_?norm|bn_fw|bn_bw|batchnorm|norm_fwd|norm_bwd"),
     ("blur", r"depthwise|dw_conv|c1_k1|dgrad2d_c1|wgrad2d_c1|fprop2d_c1|grouped_direct|conv2d_grouped"),
@@ -22,7 +22,7 @@ GROUPS = (  # the first that matches counts
 
 
 def run(job: Job) -> None:
-    """Profile the eager step at 224 px in bf16, then the augmentation alone."""
+    """Profile the eager step at 224 px in bf16."""
     torch.backends.cudnn.benchmark = True
     resolution, batch_size = (32, 4) if job.rehearse else (224, 256)
     stepper = build_stepper(job, resolution=resolution, batch_size=batch_size)

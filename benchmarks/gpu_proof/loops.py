@@ -1,4 +1,4 @@
-"""Rebar's training loop, ffcv-imagenet's, timm's and torchvision's on the same batches, in turn, in one process."""
+"""Compare the training loops of Rebar, ffcv-imagenet, timm and torchvision on the same batches in one process."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from benchmarks.gpu_proof.job import REPOSITORY, Job
 
 
 def run(job: Job) -> None:
-    """Run benchmarks/training.py and take over its rows."""
+    """Run benchmarks/training.py and copy its rows."""
     report = job.out / "loops_training.json"
     sizes = "--arch resnet18 --resolution 32 --batch-size 4 --steps 2 --repetitions 1 --precision 32"
     if not job.rehearse:
@@ -18,7 +18,7 @@ def run(job: Job) -> None:
         import timm  # noqa: F401
 
         loops.append("timm_train")
-    except Exception as error:  # not installed, or of another torch
+    except Exception as error:  # not installed, or built for another torch
         job.note(timm=f"left out: {error}")
     command = [
         sys.executable,
@@ -31,7 +31,7 @@ def run(job: Job) -> None:
     ]
     done = subprocess.run(command, cwd=REPOSITORY, timeout=job.seconds_left)
     if done.returncode:
-        raise RuntimeError(f"benchmarks/training.py ended with {done.returncode}")
+        raise RuntimeError(f"benchmarks/training.py exited with status {done.returncode}")
     content = json.loads(report.read_text())
     report.unlink()
     job.note(loop_command=content["command"].replace(str(job.out), "DIR"))

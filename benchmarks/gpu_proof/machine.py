@@ -1,4 +1,4 @@
-"""The hardware, driver and versions, and the two ceilings of the card: matrix products and copies."""
+"""Hardware, driver and versions, and the peak throughput of the GPU for matrix products and copies."""
 
 import importlib.metadata
 import json
@@ -25,7 +25,7 @@ PACKAGES = (
 
 
 def run(job: Job) -> None:
-    """Record one row of facts."""
+    """Add one row."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -52,7 +52,7 @@ def run(job: Job) -> None:
 
 
 def turbojpeg() -> str:
-    """Say whether libturbojpeg loads."""
+    """Return whether libturbojpeg can be loaded: "yes", or "no" and the exception."""
     from rebar.jpeg.turbojpeg import load_turbojpeg
 
     try:
@@ -63,7 +63,7 @@ def turbojpeg() -> str:
 
 
 def ceilings(job: Job) -> dict[str, float]:
-    """Measure bf16 matrix products of random data in TFLOP/s and device-to-device copies in TB/s, read and written."""
+    """Measure bf16 matrix products of random data in TFLOP/s, and device-to-device copies in TB/s (read + write)."""
     size, count = (256, 2) if job.rehearse else (8192, 20)
     a, b = (torch.randn(size, size, device=job.device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.randn(size * size * (1 if job.rehearse else 8), device=job.device)

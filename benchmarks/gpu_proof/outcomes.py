@@ -1,4 +1,4 @@
-"""A pytest plugin that appends each test's outcome to the file GPU_PROOF_OUTCOMES, so that a killed run has results."""
+"""A pytest plugin that appends each test's outcome to $GPU_PROOF_OUTCOMES, so that a killed run has results."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import pytest
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Write a line for a test that was called or did not come to that. With pytest-xdist only the controller does."""
+    """Write a line per test that ran, or was skipped or failed before. In pytest-xdist, only the controller writes."""
     if "PYTEST_XDIST_WORKER" in os.environ or (report.when != "call" and report.passed):
         return
     text = "" if report.passed else str(report.longrepr)[-4000:]

@@ -1,4 +1,4 @@
-"""Data for the other parts, made in the background: compiled JPEG kernels, photographs, .beton files, Fashion-MNIST."""
+"""Create the data of the other parts in the background: JPEG kernels, photographs, .beton files, Fashion-MNIST."""
 
 import dataclasses
 import subprocess
@@ -20,7 +20,7 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 def run(job: Job) -> None:
-    """Make each once; NAME.ready marks what is complete."""
+    """Create each item once. NAME.ready marks a complete one."""
     photos, repeated, validation = (24, 48, 16) if job.rehearse else (600, 12800, 1000)
     kernels = subprocess.Popen(
         [sys.executable, "-c", "from rebar.jpeg.kernel_cache import load_kernel; load_kernel()"], cwd=REPOSITORY
@@ -36,7 +36,7 @@ def run(job: Job) -> None:
     began = time.monotonic()
     if kernels.wait() != 0:
         raise RuntimeError("the JPEG kernels could not be compiled")
-    job.add(made="JPEG kernels compiled, beside the above", seconds=time.monotonic() - began)
+    job.add(made="JPEG kernels, compiled in parallel", seconds=time.monotonic() - began)
     for name, split, count in (("train.beton", "train", repeated), ("val.beton", "val", validation)):
         began = time.monotonic()
         if not (job.work / f"{name}.ready").exists():
@@ -61,7 +61,7 @@ def ready(job: Job, name: str) -> None:
 
 
 def photograph(number: int) -> bytes:
-    """Return a JPEG with the statistics of a photograph: a 1/f spectrum, edges, little chroma, ImageNet's density."""
+    """Return a JPEG with a photograph's statistics: 1/f spectrum, edges, little chroma, ImageNet's bytes per pixel."""
     rng = np.random.default_rng(number)
     height, width = SHAPES[rng.integers(len(SHAPES))]
     size = 512
@@ -94,7 +94,7 @@ def write_tree(folder: Path, count: int, *, first: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Repeated:
-    """A folder's images, again and again."""
+    """A source that repeats the images of a folder up to ``count``."""
 
     paths: tuple[Path, ...]
     count: int
@@ -117,7 +117,7 @@ class Repeated:
 
 
 def write_repeated(folder: Path, path: Path, count: int, *, workers: int) -> None:
-    """Write ``count`` images to a .beton, each of the folder's as often as the others."""
+    """Write ``count`` images to a .beton, repeating the images of the folder evenly."""
     from rebar.beton import ImagePolicy, write_beton
 
     source = Repeated(tuple(sorted(folder.rglob("*.jpg"))), count)

@@ -1,4 +1,4 @@
-"""Images per second of the training step on synthetic batches, one difference at a time."""
+"""Images/s of the training step on synthetic batches. Each case changes one setting of the baseline."""
 
 import functools
 import gc
@@ -33,11 +33,11 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("contiguous instead of channels_last", {}, ["--execution.channels_last=0"]),
     ("32 bit with TF32", {"precision": "32"}, []),
 ]
-"""By value: name, what differs from the baseline, options of train_imagenet.py. New shapes cost a cuDNN search each."""
+"""Most important first: name, differences from the baseline, options of train_imagenet.py."""
 
 
 def run(job: Job) -> None:
-    """Measure each case, the first once more at the end, then the blur alone."""
+    """Measure each case, then the blur alone."""
     torch.backends.cudnn.benchmark = True
     job.note(baseline="ResNet-50, 224 px, batch 256, bf16, BlurPool, channels_last, fused SGD, eager")
     for name, settings, options in CASES[:3] if job.rehearse else CASES:
@@ -79,7 +79,7 @@ def measure(job: Job, name: str, settings: dict[str, Any], options: list[str]) -
 
 
 def blur_then_convolve(layer: BlurPoolConv2d, x: torch.Tensor) -> torch.Tensor:
-    """Compute a BlurPoolConv2d in the plain way: blur all pixels, then the strided convolution."""
+    """Compute a BlurPoolConv2d without optimization: blur all pixels, then apply the strided convolution."""
     blurred = F.conv2d(x, layer.blur.to(x.dtype), padding=1, groups=layer.in_channels)
     return F.conv2d(blurred, layer.weight, layer.bias, layer.stride, layer.padding)
 
@@ -87,7 +87,7 @@ def blur_then_convolve(layer: BlurPoolConv2d, x: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------ the blur alone
 
 SHAPES = ((128, 56), (256, 56), (256, 28), (512, 28), (512, 14), (1024, 14))
-"""Channels and side of what ResNet-50 blurs at 224 px: in each stage the second convolution's and the shortcut's."""
+"""Channels and side length of the tensors that ResNet-50 blurs at 224 px: two per stage."""
 
 
 def depthwise(x: torch.Tensor, stride: int) -> torch.Tensor:
@@ -114,7 +114,7 @@ def without_cudnn(x: torch.Tensor, stride: int) -> torch.Tensor:
 
 
 def blurs(job: Job) -> None:
-    """Time forward and backward of the six blurs of a step, in several implementations, at stride 1 and 2."""
+    """Time forward and backward of a step's six blurs, for several implementations and strides 1 and 2."""
     variants: list[tuple[str, Any]] = [
         ("depthwise conv (cuDNN's choice)", depthwise),
         ("depthwise conv without cuDNN", without_cudnn),
@@ -155,7 +155,7 @@ def _kept(y: torch.Tensor) -> bool:
 
 
 def milliseconds(job: Job, work: Any) -> float:
-    """Mean time of one call."""
+    """Return the mean time of one call in milliseconds."""
     import time
 
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""summary.md and summary.json: every part's status and rows in one place."""
+"""Write summary.md and summary.json: the status and rows of all parts."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ def read_parts(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def commit_of(given: str) -> str:
-    """Return the commit that is measured, or "unknown" where there is no git repository."""
+    """Return the measured commit, or "unknown" outside a git repository."""
     if given:
         return given
     command = ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"]

@@ -1,4 +1,4 @@
-"""train_imagenet.py's step on one batch of bytes that stays on the device, and how it is timed."""
+"""Build and time train_imagenet.py's step on one uint8 batch that stays on the device."""
 
 import functools
 import itertools
@@ -32,14 +32,14 @@ LEARNING_RATE = 1e-3
 
 
 class Stepper:
-    """A run whose step is called with its number."""
+    """A run that trains one step per call."""
 
     def __init__(self, run: Run, batch: Batch) -> None:
         self.run = run
         self._losses = self.train_on(itertools.repeat(batch))
 
     def train_on(self, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
-        """Train on batches, a step for each loss that is taken."""
+        """Train on batches, one step per loss that is requested."""
         return train_imagenet.train_steps(self.run, batches, lambda step: LEARNING_RATE)
 
     def __call__(self, number: int) -> None:
@@ -55,7 +55,7 @@ def build_stepper(
     blurpool: bool = True,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> Stepper:
-    """Build ResNet-50 (in a rehearsal ResNet-18) as train_imagenet.py does."""
+    """Build ResNet-50 (ResNet-18 in a rehearsal) like train_imagenet.py."""
     words = [
         f"--model.arch={'resnet18' if job.rehearse else 'resnet50'}",
         f"--model.num_classes={NUM_CLASSES}",
@@ -80,7 +80,7 @@ def build_stepper(
 
 @functools.cache
 def flops_per_image(resolution: int, arch: str) -> int:
-    """Count the floating-point operations of a forward and backward pass; a multiply-add counts two."""
+    """Return the FLOPs of a forward and backward pass per image; a multiply-add counts as two."""
     with torch.device("meta"):
         model = build_model(arch, num_classes=NUM_CLASSES)
         images = torch.zeros(2, 3, resolution, resolution)
@@ -97,7 +97,7 @@ def synchronize(job: Job) -> None:
 def time_steps(
     job: Job, step: Callable[[int], None], *, batch_size: int, resolution: int, seconds: float
 ) -> dict[str, float]:
-    """Warm up, then train for about ``seconds``; images/s of all steps and the median and p99 step in ms."""
+    """Warm up, then train for about ``seconds``. Return images/s, and the median and p99 step time in ms."""
     on_gpu = job.device.type == "cuda"
     began = time.perf_counter()
     step(0)

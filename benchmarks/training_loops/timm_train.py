@@ -1,4 +1,4 @@
-"""timm's train.py, what it does in each step, in our own words.
+"""timm's train.py, reimplemented step by step.
 
 - timm's own ResNet of the same name and its label-smoothing loss; channels_last (``--channels-last``) and autocast
   (``--amp``); timm's optimizer factory, ``sgd`` with Nesterov momentum and no decay for biases and BatchNorm.

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_proof rehearses on a CPU, and neither a failing part nor a slow one stops the others."""
+"""Tests of benchmarks/gpu_proof: rehearsal on the CPU, failing parts and time limits."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ def test_rehearsal_runs_every_part(tmp_path: Path) -> None:
     assert (tmp_path / "out/summary.md").read_text().startswith("# Rehearsal on a CPU (no measurement)")
 
 
-def test_a_part_beyond_its_time_limit_does_not_stop_the_next(tmp_path: Path) -> None:
+def test_part_over_its_time_limit_does_not_stop_the_next(tmp_path: Path) -> None:
     words = ["--only", "machine", "fashion_mnist", "--limit", "machine=0.2"]
     run("-m", "benchmarks.gpu_proof", "--out", tmp_path / "out", "--rehearse", *words)
     parts = json.loads((tmp_path / "out/summary.json").read_text())["parts"]
@@ -38,7 +38,7 @@ def test_a_part_beyond_its_time_limit_does_not_stop_the_next(tmp_path: Path) -> 
     assert parts["fashion_mnist"]["status"] == "finished"
 
 
-def test_a_failing_case_is_a_row_and_the_next_case_runs(tmp_path: Path) -> None:
+def test_attempt_records_a_failing_case_and_continues(tmp_path: Path) -> None:
     job = Job("step", tmp_path, tmp_path, rehearse=True, deadline=0.0)
     job.attempt(lambda: 1 / 0, case="first")  # type: ignore[arg-type, return-value]
     job.attempt(lambda: job.add(case="second", images_per_second=1234.5), case="second")
@@ -53,7 +53,7 @@ def test_a_failing_case_is_a_row_and_the_next_case_runs(tmp_path: Path) -> None:
     assert "0123abc" in page
 
 
-def test_photographs_are_the_same_every_time_and_as_dense_as_imagenets() -> None:
+def test_photograph_is_reproducible_with_imagenets_bytes_per_pixel() -> None:
     import numpy as np
 
     content = photograph(3)
@@ -63,7 +63,7 @@ def test_photographs_are_the_same_every_time_and_as_dense_as_imagenets() -> None
     assert 0.2 < len(content) / (image.shape[0] * image.shape[1]) < 0.8
 
 
-def test_flops_per_image_is_six_times_the_multiply_adds_without_the_first_gradient() -> None:
+def test_flops_per_image_of_resnet50_equals_published_value() -> None:
     multiply_adds, first_layer = 4_089_184_256, 64 * 3 * 7 * 7 * 112 * 112  # torchvision's 4.09 GFLOPs
     assert flops_per_image(224, "resnet50") == pytest.approx(2 * (3 * multiply_adds - first_layer), rel=1e-3)
 

@@ -11,7 +11,7 @@ from rebar.reporting.run_folder import RunFolder
 from tests.conftest import Data, read_events
 
 
-def test_failure_to_write_plot_and_report_is_only_a_warning(
+def test_run_context_warns_if_plot_and_report_cannot_be_written(
     data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
@@ -20,8 +20,8 @@ def test_failure_to_write_plot_and_report_is_only_a_warning(
         (path / "in the way").mkdir(parents=True)
     train_imagenet.main([str(word) for word in data.training_command(folder.path)[1:]])
     warnings = capsys.readouterr().err
-    assert f"Later: python -m rebar.reporting.plots {folder.path}" in warnings
-    assert f"Later: python -m rebar.reporting {folder.path}" in warnings
+    assert f"To retry: python -m rebar.reporting.plots {folder.path}" in warnings
+    assert f"To retry: python -m rebar.reporting {folder.path}" in warnings
     assert json.loads(folder.status.read_text())["state"] == "finished"
     assert len(read_events(folder.path, "end")) == 1
     assert not list(folder.path.glob(".*partial*"))
