@@ -23,7 +23,7 @@ def warn(message: str) -> None:
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run ``main(argv)`` and exit with status 0, 1 after a :class:`RebarError`, or 130 after Ctrl-C.
 
-    With ``--debug`` anywhere on the command line, the error is raised, and Python prints its traceback.
+    With ``--debug`` on the command line, the error propagates, so that Python prints its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

@@ -1,7 +1,7 @@
 """Color operations on uint8 ``[n, 3, h, w]`` images, with a factor per image, and color jitter.
 
-Results equal those of ``torchvision.transforms.v2.functional`` on uint8, up to one level of rounding. ``factors`` are
-NumPy arrays ``[n]``; a factor of 1 leaves an image unchanged.
+Results equal those of ``torchvision.transforms.v2.functional`` on uint8, up to a rounding difference of one level.
+``factors`` are NumPy arrays ``[n]``; a factor of 1 leaves an image unchanged.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ def adjust_sharpness(images: torch.Tensor, factors: Factors) -> torch.Tensor:
         return images
     values = images.to(torch.float32)
     kernel = values.new_ones(3, 3)
-    kernel[1, 1].fill_(5)  # assigning 5 would copy it from the host, and synchronize
+    kernel[1, 1].fill_(5)  # assigning 5 would copy from the host and synchronize
     # Integers up to 13 * 255 are exact in TF32 too, so rounding is the same on every device.
     blurred = F.conv2d(values, kernel.expand(3, 1, 3, 3), groups=3).div_(13).round_()
     interior = values[:, :, 1:-1, 1:-1]

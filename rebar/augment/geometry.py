@@ -1,6 +1,6 @@
 """Shear, translation and rotation with a separate matrix per image, in one pass over the batch.
 
-Nearest-neighbor sampling with black outside, as in torchvision's automatic augmentations.
+Sampling is nearest-neighbor with black fill, as in torchvision's RandAugment and TrivialAugment.
 """
 
 import numpy as np

@@ -58,7 +58,7 @@ def cutmix(
 
 @dataclass(frozen=True)
 class Mixing:
-    """Mixes batches. Draws are made per global batch, and are the same on every rank.
+    """Applies MixUp or CutMix. The random draws are per global batch and the same on every rank.
 
     Partners are the samples 2k and 2k + 1 of the shuffled global batch. They do not depend on the number of ranks, as
     long as each rank has an even number of samples.
@@ -99,5 +99,5 @@ class Mixing:
 
 
 def neighbors(count: int, device: torch.device) -> torch.Tensor:
-    """Return the other sample of each pair, int64 ``[count]``; the last of an odd number is its own partner."""
+    """Return the partner of each sample in pairs, int64 ``[count]``. The last of an odd number is its own partner."""
     return (torch.arange(count, device=device) ^ 1).clamp_(max=count - 1)

@@ -1,6 +1,6 @@
 """Random numbers for augmentation: a function of (seed, step, position in the global batch).
 
-A resumed run therefore augments like the uninterrupted one, and a global batch does not depend on the number of ranks.
+A resumed run therefore augments like an uninterrupted one, and a global batch does not depend on the number of ranks.
 Numbers are drawn on the host, so no operation synchronizes with the device.
 """
 

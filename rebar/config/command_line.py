@@ -71,7 +71,7 @@ def _make_parser(schema: type, options: Sequence[Option], description: str, exam
     return parser
 
 
-def _refuse_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser, options: Sequence[Option]) -> None:
+def _reject_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser, options: Sequence[Option]) -> None:
     flags = [word.partition("=")[0] for word in unknown if word.startswith("--")] or list(unknown)
     described: list[str] = []
     for flag in flags:
@@ -102,7 +102,7 @@ def parse_config(
         parser.add_argument_group("Flags of other scripts that are accepted", aliases)
     namespace, unknown = parser.parse_known_args(list(argv))
     if unknown:
-        _refuse_unknown(unknown, parser, options)
+        _reject_unknown(unknown, parser, options)
     given = {path: value for path, value in vars(namespace).items() if "." in path}
     from_files = load_config_files(namespace.config_file)
     files = ", ".join(str(name) for name in namespace.config_file)

@@ -89,7 +89,7 @@ class Option(Checker):
         return (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
 
     def help(self) -> str:
-        """Describe the valid values."""
+        """Return a description of the valid values."""
         words = _describe_type(self.type)
         if self.minimum is not None and self.maximum is not None:
             return f"{words} from {self.minimum:g} to {self.maximum:g}"
@@ -108,7 +108,7 @@ def _describe_type(kind: Any) -> str:
 
 
 def parse_bool(text: str) -> bool | None:
-    """Return the boolean that a word such as ``yes`` or ``0`` stands for, or None for any other text."""
+    """Return the boolean value of a word such as ``yes`` or ``0``, or None for any other text."""
     word = text.strip().lower()
     return word in _TRUE if word in _TRUE | _FALSE else None
 
@@ -163,7 +163,7 @@ def options_of(schema: type) -> Iterator[Option]:
 
 
 def short_names(options: Sequence[Option]) -> dict[str, Option]:
-    """Return the options whose name occurs in one section only, by name: their flags may omit the section."""
+    """Return the options whose names are unique across sections, by name. Their flags may omit the section."""
     by_name: dict[str, list[Option]] = {}
     for item in options:
         by_name.setdefault(item.name, []).append(item)

@@ -16,7 +16,7 @@ Schema = TypeVar("Schema")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuse duplicate keys, of which plain YAML silently keeps the last."""
+    """A loader that rejects duplicate keys. PyYAML silently keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -97,10 +97,10 @@ def _load_one(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def build_config(schema: type[Schema], values: Mapping[str, Any], *, where: str = "configuration") -> Schema:
-    """Return a schema instance with the given ``{"section.name": value}``, and defaults elsewhere.
+    """Return a schema instance with the given ``{"section.name": value}`` and defaults for all other options.
 
-    Raises ConfigError that lists all unknown options, or all invalid values, or names the first missing option. Keys in
-    the schema's ``ignored_keys`` print a warning.
+    Raises ConfigError with all unknown options, all invalid values, or the first missing option. Prints a warning for
+    keys in the schema's ``ignored_keys``.
     """
     options = {item.path: item for item in options_of(schema)}
     ignored: Mapping[str, str] = getattr(schema, "ignored_keys", {})

@@ -1,4 +1,4 @@
-"""The two backends that make a loader's batches, and the choice between them.
+"""The two backends that produce a loader's batches, and the selection between them.
 
 NativeBackend decodes images with rebar.jpeg; :class:`rebar.loading.ffcv.graph.FfcvBackend` runs FFCV's graph.
 """
@@ -28,7 +28,7 @@ Subset: TypeAlias = "Sequence[int] | NDArray[np.integer] | None"
 
 
 class Backend(Protocol):
-    """Makes batches of given samples. The loader handles order, sharding and position."""
+    """Produces batches of given samples. The loader handles order, sharding and position."""
 
     @property
     def indices(self) -> NDArray[np.int64]:
@@ -44,18 +44,18 @@ class Backend(Protocol):
 
     @property
     def one_thread_per_batch(self) -> bool:
-        """Whether a single thread makes a batch; otherwise all threads work on the same batch."""
+        """Whether a single thread produces a batch; otherwise all threads work on the same batch."""
 
     @property
     def beton(self) -> BetonFile | None:
-        """The open file; None if FFCV reads it."""
+        """The open beton; None if FFCV reads the file."""
 
     @property
     def corrupt_samples(self) -> dict[int, str]:
-        """The samples replaced so far: index to reason."""
+        """The corrupt samples replaced so far: index to reason."""
 
     def begin_epoch(self, resolution: int | None) -> StartBatch:
-        """Return the function that starts a batch of the coming epoch."""
+        """Return the function that starts the batches of the next epoch."""
 
     def finish(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Process the batches in the consumer's thread."""
@@ -69,12 +69,12 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """The arguments of :class:`rebar.loading.Loader` that both backends take."""
+    """The arguments of :class:`rebar.loading.Loader` for the backends."""
 
     batch_size: int
     num_workers: int
     pool_capacity: int
-    """Idle batch buffers to keep."""
+    """Maximum number of idle batch buffers."""
     on_error: OnError
     pin_memory: bool
     recompile: bool
@@ -100,7 +100,7 @@ class NativeBackend:
         self._max_size = int(beton.heights.max()), int(beton.widths.max())
 
     def begin_epoch(self, resolution: int | None) -> StartBatch:
-        """Return the function that starts a batch of the coming epoch."""
+        """Return the function that starts the batches of the next epoch."""
         return functools.partial(self._start, cropper=self.spec.cropper(), size=self.spec.size(resolution))
 
     def finish(self, batches: Iterator[Batch]) -> Iterator[tuple[Any, ...]]:
@@ -119,7 +119,7 @@ class NativeBackend:
         self, threads: ThreadPoolExecutor, keys: RngKeys, *, cropper: Cropper, size: tuple[int, int]
     ) -> Wait[Batch]:
         """Submit the decoding of a batch at ``size`` (height, width in pixels)."""
-        # The first thread to run takes the buffer: a batch that is still queued occupies no memory.
+        # The first thread to run allocates the buffer, so a batch that is still queued uses no memory.
         images = Lazy(functools.partial(self._empty_images, (len(keys), *size, 3)))
         labels = self.beton.labels[keys.indices]
         tasks = [
@@ -130,7 +130,7 @@ class NativeBackend:
 
     def _empty_images(self, shape: tuple[int, ...]) -> torch.Tensor:
         if self.pin_memory:
-            # torch's allocator reuses pinned memory, and tracks the copies to the device that are still in progress.
+            # torch's allocator reuses pinned memory once the copies to the device are complete.
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         return torch.from_numpy(self._buffers.take(int(np.prod(shape))).reshape(shape))
 
@@ -182,12 +182,10 @@ def open_backend(
     indices: Subset,
     options: BackendOptions,
 ) -> Backend:
-    """Open the native backend for a cropper or for recognized pipelines, FFCV's graph for any other pipelines."""
+    """Open the native backend for a cropper or recognized pipelines, and FFCV's graph for other pipelines."""
     if cropper is not None:
         if pipelines:
-            raise RebarError(
-                "cropper and pipelines: these exclude each other. Pass one of them.", code="loader-invalid-argument"
-            )
+            raise RebarError("cropper and pipelines: both are given. Pass only one.", code="loader-invalid-argument")
         return _open_native(files, CropSpec(cropper), indices, options)
     paths = find_betons(files)
     types = field_types(paths[0])

@@ -1,4 +1,4 @@
-"""A batch, and the specification of a batch: crops, output size, and the operations after decoding."""
+"""A batch, and its specification: crops, output size, and the operations after decoding."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -17,17 +17,17 @@ class Batch(NamedTuple):
 
 
 class BatchSpec(Protocol):
-    """How to make batches from images and labels. Read at the start of each epoch, so it may change."""
+    """Specifies how batches are made from images and labels. Read at the start of each epoch, so it may change."""
 
     @property
     def device(self) -> torch.device | None:
         """The device that :meth:`finish` moves its tensors to; None if it leaves them in main memory."""
 
     def cropper(self) -> Cropper:
-        """Return the cropper for the coming epoch."""
+        """Return the cropper for the next epoch."""
 
     def size(self, resolution: int | None) -> tuple[int, int]:
-        """Return the images' (height, width) in pixels for the coming epoch."""
+        """Return the images' (height, width) in pixels for the next epoch."""
 
     def finish(self, batch: Batch) -> tuple[Any, ...]:
         """Apply the operations after decoding and return the loader's output."""
@@ -45,7 +45,7 @@ class CropSpec:
         return self.crop
 
     def size(self, resolution: int | None) -> tuple[int, int]:
-        """Return a square of ``resolution`` pixels. Raises RebarError if there is no resolution."""
+        """Return ``(resolution, resolution)``. Raises RebarError if the resolution is missing or below 1."""
         if resolution is None or resolution < 1:
             raise RebarError(
                 f"resolution: {resolution} is not a number of pixels. Set Loader(resolution=...) or call "

@@ -42,9 +42,9 @@ def _flips(keys: RngKeys, probability: float) -> NDArray[np.bool_]:
 class RandomResizedCrop:
     """A crop of random area and aspect ratio, flipped horizontally with ``flip_probability``.
 
-    ``scale`` is the range of the crop's area as a fraction of the image's, ``ratio`` that of width / height. The
-    distribution is that of torchvision and FFCV: the first of ten random (area, aspect ratio) pairs that fits, else the
-    largest centered crop of an allowed aspect ratio (Szegedy et al., "Going deeper with convolutions", CVPR 2015).
+    ``scale`` is the range of the crop's area as a fraction of the image's, ``ratio`` the range of width / height. The
+    distribution is that of torchvision and FFCV: the first of ten random (area, aspect ratio) pairs that fits, or the
+    largest centered crop with an allowed aspect ratio (Szegedy et al., "Going deeper with convolutions", CVPR 2015).
     """
 
     scale: tuple[float, float] = (0.08, 1.0)

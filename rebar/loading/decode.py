@@ -1,7 +1,7 @@
 """Decode crops of stored images, with the crop decoder or by full-image decoding, and handle corrupt samples.
 
-An image that the crop decoder refuses is decoded in full by :mod:`rebar.jpeg.turbojpeg` and resized by OpenCV. An image
-that cannot be decoded in full either is corrupt.
+Images that the crop decoder does not support are decoded in full by :mod:`rebar.jpeg.turbojpeg` and resized by OpenCV.
+Images that cannot be decoded in full either are corrupt.
 """
 
 import functools
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 OnError = Literal["raise", "replace"]
 SUBSTITUTE_ATTEMPTS = 16
-"""How many substitutes are tried for a corrupt sample. If all are corrupt too, the loader raises an error."""
+"""Number of substitutes to try for a corrupt sample. If all are corrupt, the loader raises an error."""
 
 
 class CorruptSampleError(RebarError):
@@ -45,7 +45,7 @@ class CorruptSampleWarning(UserWarning):
 
 
 class CorruptSamples:
-    """The ``on_error`` policy, and the corrupt samples so far: ``reasons`` maps the index to the error message."""
+    """Implements ``on_error`` and records the corrupt samples: ``reasons`` maps an index to its error message."""
 
     def __init__(self, on_error: OnError, candidates: NDArray[np.int64]) -> None:
         if on_error not in get_args(OnError):
@@ -58,7 +58,7 @@ class CorruptSamples:
         self.reasons: dict[int, str] = {}
 
     def substitutes(self, error: CorruptSampleError, keys: RngKeys) -> NDArray[np.int64]:
-        """Return samples to try instead, a function of (seed, epoch, sample). Raises ``error`` if on_error is raise."""
+        """Return the samples to try instead, a function of (seed, epoch, sample), or raise ``error`` as configured."""
         if self.on_error == "raise":
             raise error
         key = RngKeys(keys.seed, keys.epoch, np.array([error.index]))
@@ -89,10 +89,10 @@ def decode_full_image(
 
 def resize_crop(image: NDArray[np.uint8], box: NDArray[np.int64], flip: bool, out: NDArray[np.uint8]) -> None:
     """Resize an image's ``box`` into ``out`` with cv2.INTER_AREA, as FFCV does, flipped horizontally if ``flip``."""
-    import cv2  # slow to import, and unused if the crop decoder takes every image
+    import cv2  # slow to import, and unused if the crop decoder supports every image
 
     if cv2.getNumThreads() > 1:
-        cv2.setNumThreads(1)  # the loader's threads already occupy the cores
+        cv2.setNumThreads(1)  # the loader's threads already use all cores
     top, left, height, width = (int(edge) for edge in box)
     crop = image[top : top + height, left : left + width]
     resized = cv2.resize(crop, (out.shape[1], out.shape[0]), interpolation=cv2.INTER_AREA)
@@ -141,7 +141,7 @@ def _crop_decoder_available() -> bool:
 
         load_kernel()
         return True
-    except Exception as error:  # numba raises many kinds
+    except Exception as error:  # numba raises exceptions of many types
         warnings.warn(
             f"the crop decoder is unavailable, images are decoded in full, which is slower: {error}", stacklevel=2
         )
@@ -149,7 +149,7 @@ def _crop_decoder_available() -> bool:
 
 
 class ImageDecoder:
-    """Decodes crops of images up to a size (pixels). Not thread-safe: a thread borrows one from a DecoderPool."""
+    """Decodes crops of images up to a maximum size in pixels. Not thread-safe: threads use a DecoderPool."""
 
     def __init__(self, max_height: int, max_width: int) -> None:
         self.max_height = max_height
@@ -174,13 +174,13 @@ class ImageDecoder:
     def _decode_crops(
         self, stored: StoredImages, indices: NDArray[np.integer], crops: Crops, out: NDArray[np.uint8]
     ) -> list[int]:
-        """Decode with the crop decoder; return the rows that it refused, ascending."""
+        """Decode with the crop decoder. Return the rows that it does not support, ascending."""
         if self._crop_decoder is None:
             return list(range(len(indices)))
-        refused: list[int] = []
+        unsupported: list[int] = []
         for start, end, jpegs in _runs(stored.modes[indices] == MODE_JPG):
             if not jpegs:
-                refused.extend(range(start, end))
+                unsupported.extend(range(start, end))
                 continue
             part, samples = slice(start, end), indices[start:end]
             shapes = np.stack([stored.heights[samples], stored.widths[samples]], axis=1).astype(np.int64)
@@ -193,8 +193,8 @@ class ImageDecoder:
                 out[part],
                 shapes,
             )
-            refused.extend(start + int(row) for row in np.flatnonzero(statuses))
-        return refused
+            unsupported.extend(start + int(row) for row in np.flatnonzero(statuses))
+        return unsupported
 
 
 class DecoderPool:

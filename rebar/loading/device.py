@@ -1,6 +1,6 @@
-"""Move uint8 batches to the device and normalize them there, one batch ahead of the consumer on a GPU.
+"""Move uint8 batches to the device and normalize them there; on a GPU, one batch ahead of the consumer.
 
-The channel statistics come from a JSON file with ``mean`` and ``std``, as ``write_dataset.py --stats`` writes it.
+Channel statistics other than ImageNet's come from a JSON file that ``write_dataset.py --stats`` writes.
 """
 
 import functools
@@ -27,7 +27,7 @@ DeviceBatch = TypeVar("DeviceBatch", bound=tuple[torch.Tensor, ...])
 
 
 class Normalizer:
-    """Copies uint8 batches to ``device``, a quarter of the traffic of float32, and normalizes them there.
+    """Copies batches to ``device`` as uint8, a quarter of the size of float32, and normalizes them there.
 
     ``augment(images, step)`` is applied on the device before normalization, to uint8 ``[n, 3, h, w]``.
     """
@@ -58,12 +58,12 @@ class Normalizer:
         labels = batch.labels.to(self.device, non_blocking=True)
         if self._augment is not None:
             images = self._augment(images, step)
-        # Compute in float32 and round once: float16 has too few digits for the subtraction.
+        # Compute in float32 and round once: float16 is not precise enough for the subtraction.
         normalized = torch.addcmul(self._shift, images.to(torch.float32), self._scale)
         return normalized.to(self.dtype).contiguous(memory_format=self._memory_format), labels
 
     def each(self, batches: Iterable[Batch], first_step: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Normalize each batch; steps count from ``first_step``. On a GPU, works one batch ahead of the consumer."""
+        """Normalize each batch; on a GPU, one batch ahead of the consumer. Steps count from ``first_step``."""
         return on_device(enumerate(batches, first_step), lambda numbered: self(numbered[1], numbered[0]), self.device)
 
 
@@ -86,8 +86,8 @@ def _on_side_stream(
     stream.wait_stream(torch.cuda.current_stream(device))  # the tensors that ``move`` uses were created there
     started: deque[Callable[[], DeviceBatch]] = deque()
     for batch in batches:
-        # The host batch may be released right away: torch keeps pinned memory until its copies are done, and copies
-        # from pageable memory have read it when they return.
+        # The host batch may be released immediately: torch keeps pinned memory until its copies are complete, and
+        # copies from pageable memory return only after reading it.
         with torch.cuda.stream(stream):
             moved = move(batch)
         started.append(functools.partial(_hand_over, moved, stream.record_event()))
@@ -103,7 +103,7 @@ def _hand_over(moved: DeviceBatch, done: torch.cuda.Event) -> DeviceBatch:
 
 
 def wait_on_current_stream(values: Iterable[object], done: torch.cuda.Event) -> None:
-    """Make the current stream wait for ``done``, and record it as a user of the tensors on a GPU."""
+    """Make the current stream wait for ``done``, and record the stream on the GPU tensors."""
     for value in values:
         if isinstance(value, torch.Tensor) and value.is_cuda:
             current = torch.cuda.current_stream(value.device)
@@ -131,7 +131,7 @@ def read_statistics(path: Path | str | None) -> ChannelStatistics:
     except (OSError, ValueError) as error:
         raise _invalid_statistics(path, f"cannot be read: {error}") from None
     mean, std = (_three_numbers(content, name, path) for name in ("mean", "std"))
-    if max(*mean, *std) > 1:  # for pixel values up to 255
+    if max(*mean, *std) > 1:  # statistics of pixel values from 0 to 255
         mean, std = (tuple(value / 255 for value in values) for values in (mean, std))
     if min(mean) < 0 or max(mean) > 1 or min(std) <= 0:
         raise _invalid_statistics(path, "'mean' must be between 0 and 1 (or 255), and 'std' above 0")

@@ -31,9 +31,7 @@ class DataConfig:
         help="class-balanced subset: tiny (1,000 images), small (10,000), medium (100,000), large (500,000), full, or "
         "a number of images",
     )
-    num_workers: int = option(
-        0, help="decoding threads per process; 0: usable cores / processes on the node", minimum=0
-    )
+    num_workers: int = option(0, help="decoding threads per rank; 0: usable cores / ranks on the node", minimum=0)
     in_memory: bool = option(
         True, help="the betons fit in memory; if not, shuffle in windows of 512 MB (QUASI_RANDOM) and read ahead"
     )
@@ -41,7 +39,7 @@ class DataConfig:
         0.08, help="smallest area of a random crop, as a fraction of the image", minimum=0.001, maximum=1
     )
     stats_file: str = option("", help="JSON file with mean and std of the channels; default ImageNet's")
-    on_error: OnError = option("raise", help="corrupt training image: raise an error, or replace it by another image")
+    on_error: OnError = option("raise", help="corrupt training image: raise an error, or replace it with another image")
 
 
 IMAGENET_ON_HUB = "hf:imagenet-1k"

@@ -1,4 +1,4 @@
-"""The Loader: it orders, shards and prefetches samples, and saves its position."""
+"""The Loader, which orders, shards and prefetches samples, and saves its position."""
 
 import functools
 import hashlib
@@ -34,7 +34,7 @@ from rebar.loading.rng import RngKeys
 
 
 class Loader:
-    """Streams batches from a beton. A batch depends on (seed, epoch, sample) only.
+    """Streams batches from a beton. A sample's crop depends on (seed, epoch, sample) only.
 
     A drop-in replacement for ``ffcv.loader.Loader``. For images and labels pass either FFCV's ``pipelines``, or a
     ``cropper`` and a ``resolution`` (pixels), which yields uint8 :class:`Batch` tuples; see docs/loader.md.
@@ -44,20 +44,20 @@ class Loader:
 
     - fname, batch_size: the beton, or several as one dataset (a glob pattern, sorted by name, or a list); samples per
       batch and rank.
-    - num_workers: decoding threads; if less than one, the usable cores divided by the processes on this node.
-    - os_cache: whether the beton fits in memory; if not, the coming batches are read ahead.
-    - order: an OrderOption, ours or FFCV's; one order for all ranks.
+    - num_workers: decoding threads; if below 1, the usable cores divided by the ranks on this node.
+    - os_cache: whether the beton fits in memory; if not, upcoming batches are read ahead.
+    - order: an OrderOption of Rebar or FFCV. All ranks share one order.
     - distributed: take ``rank`` and ``world_size`` from torch.distributed or torchrun's environment.
     - seed: the seed of order and augmentation; None means 0.
     - indices: the samples to use; None means all.
     - drop_last: drop an incomplete last global batch. Otherwise it is split evenly over the ranks without repeating a
       sample, so a rank may get fewer samples, or none.
-    - batches_ahead: batches in progress besides the one the consumer waits for.
-    - recompile: where FFCV runs the pipelines, compile them at every epoch.
-    - on_error: "raise" an error at a corrupt sample, or "replace" it by another; see :attr:`corrupt_samples`.
-    - pin_memory: put uint8 batches into pinned memory, for a GPU; pipelines with a ToDevice always do.
-    - copies: repeated augmentation: an epoch takes every ``copies``-th sample ``copies`` times; its length stays.
-    - window_pages: pages per window of QUASI_RANDOM; None means 512 MB of them.
+    - batches_ahead: batches in progress in addition to the one the consumer waits for.
+    - recompile: if FFCV runs the pipelines, compile them at every epoch.
+    - on_error: "raise" an error for a corrupt sample, or "replace" it with another; see :attr:`corrupt_samples`.
+    - pin_memory: put uint8 batches into pinned memory for a GPU. Pipelines with ToDevice always do.
+    - copies: repeated augmentation: an epoch has 1 / ``copies`` of the samples, each ``copies`` times.
+    - window_pages: pages per QUASI_RANDOM window; None means 512 MB.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Loader:
         self.resolution = resolution
         self.rank, self.world_size = rank_and_world_size(distributed, rank, world_size)
         self.next_epoch = 0
-        pool_capacity = batches_ahead + 3  # those in progress, the consumer's, and the one it has just released
+        pool_capacity = batches_ahead + 3  # in progress, held by the consumer, and just released by it
         options = BackendOptions(batch_size, self.num_workers, pool_capacity, on_error, pin_memory, recompile)
         self._backend = open_backend(fname, cropper, pipelines or {}, custom_fields or {}, indices, options)
         self.window_pages = window_pages or max(1, WINDOW_BYTES // self._backend.page_size)
@@ -119,7 +119,7 @@ class Loader:
 
     @property
     def beton(self) -> BetonFile:
-        """The open file. Raises RebarError if FFCV reads it."""
+        """The open beton. Raises RebarError if FFCV reads the file."""
         if self._backend.beton is None:
             raise RebarError(
                 f"{self._describe_files()}: FFCV runs these pipelines, so there is no BetonFile. Open the file with "
@@ -178,8 +178,8 @@ class Loader:
         """Iterate over an epoch at a resolution (pixels); None means the loader's resolution.
 
         After :meth:`load_state_dict`, the state's epoch starts at the state's position. Errors are raised on the batch
-        they belong to: CorruptSampleError, or PipelineError where FFCV runs the pipelines. An abandoned iteration
-        releases its threads.
+        they belong to: CorruptSampleError, or PipelineError if FFCV runs the pipelines. Abandoning the iterator ends
+        its threads.
         """
         first_sample = self._resume.samples if self._resume.epoch == epoch else 0
         batches = self._batches(epoch, first_sample)
@@ -208,11 +208,11 @@ class Loader:
     # ------------------------------------------------------------------ saving and resuming
 
     def state_dict(self, batches_used: int | None = None) -> dict[str, Any]:
-        """Return the position for :meth:`load_state_dict`, equal on every rank.
+        """Return the position for :meth:`load_state_dict`, the same on every rank.
 
-        In the middle of an epoch this is the position after the batches yielded so far. If a prefetcher between the
-        loader and the training loop holds batches that were not trained on yet, pass as ``batches_used`` the number of
-        batches of this iteration that were.
+        Mid-epoch, this is the position after the batches yielded so far. If a prefetcher between the loader and the
+        training loop holds batches that were not trained on yet, pass the number of batches of this iteration that
+        were trained on as ``batches_used``.
         """
         if self._progress is None:
             position = Position(self.next_epoch, self._resume.samples if self._resume.epoch == self.next_epoch else 0)
@@ -223,7 +223,7 @@ class Loader:
         return to_state(position, self._identity())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume exactly where the state was saved, with any number of ranks and any batch size.
+        """Resume exactly at the saved position, with any number of ranks and any batch size.
 
         Raises RebarError if the state belongs to other data, or to another seed or order.
         """

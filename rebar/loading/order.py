@@ -1,7 +1,7 @@
 """The order of samples in an epoch, its sharding over ranks, and the loader's position in it.
 
-An epoch's order is one permutation for all ranks. Global batches are cut from it first, then split over the ranks, so a
-global batch depends neither on the number of ranks nor on the batch size per rank.
+All ranks share one permutation per epoch. It is cut into global batches, which are split over the ranks, so a global
+batch depends neither on the number of ranks nor on the batch size per rank.
 """
 
 import os
@@ -25,12 +25,12 @@ class OrderOption(Enum):
     SEQUENTIAL = 1
     RANDOM = 2
     QUASI_RANDOM = 3
-    """Shuffle the file's pages, take a window of them at a time, and shuffle the samples in the window. Every page is
-    read in one window only, so the file need not fit in memory."""
+    """Shuffle the file's pages, group them into windows, and shuffle the samples within each window. Each page is read
+    in one window only, so the file does not need to fit in memory."""
 
 
 def order_option(order: Any) -> OrderOption:
-    """Return the OrderOption for ours, FFCV's, or its name. Raises RebarError for any other value."""
+    """Convert an OrderOption of Rebar or FFCV, or its name, to an OrderOption. Raises RebarError for other values."""
     name = order.name if isinstance(order, Enum) else str(order).upper()
     if name not in OrderOption.__members__:
         raise RebarError(
@@ -58,7 +58,7 @@ def epoch_order(
 
 
 def _windows(pages: NDArray[np.integer], seed: int, epoch: int, window_pages: int) -> NDArray[np.int64]:
-    """Return each sample's window: shuffled pages, ``window_pages`` at a time."""
+    """Return the window of each sample: the pages are shuffled and grouped into windows of ``window_pages``."""
     distinct, page_of_sample = np.unique(pages, return_inverse=True)
     shuffled = random_bits(RngKeys(seed, epoch, distinct.astype(np.int64)), Stream.PAGE)[:, 0]
     rank_of_page = np.empty(len(distinct), np.int64)
@@ -85,7 +85,7 @@ def with_copies(
 def shard_batches(
     order: NDArray[np.int64], *, batch_size: int, rank: int, world_size: int, drop_last: bool
 ) -> list[NDArray[np.int64]]:
-    """Cut an epoch into global batches and return one rank's part of each.
+    """Cut an epoch into global batches and return one rank's shard of each.
 
     ``batch_size`` is per rank. ``drop_last`` drops an incomplete global batch; otherwise its samples are split evenly
     without repetition, so a rank's last batch may be smaller, or empty.
@@ -100,7 +100,7 @@ def shard_batches(
 
 
 def rank_and_world_size(distributed: bool, rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Return the given values; with ``distributed``, those of torch.distributed or torchrun; otherwise (0, 1).
+    """Return the given rank and world size, or torch.distributed's or torchrun's with ``distributed``, else (0, 1).
 
     Raises RebarError if the values are inconsistent, or if ``distributed`` is set and there is no process group.
     """
@@ -130,7 +130,7 @@ def _distributed_rank_and_world_size() -> tuple[int, int]:
 
 
 def threads_per_process(requested: int, local_world_size: int | None = None) -> int:
-    """Return ``requested``; if it is less than one, the usable cores divided by the processes on this node."""
+    """Return ``requested``, or the usable cores divided by the ranks on this node if it is below 1."""
     if requested >= 1:
         return requested
     processes = local_world_size or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -142,7 +142,7 @@ _STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class Position:
-    """The epoch, and the number of samples of its order that all ranks together have used."""
+    """The epoch, and the number of its samples that all ranks together have used."""
 
     epoch: int
     samples: int
@@ -150,7 +150,7 @@ class Position:
 
 @dataclass(frozen=True)
 class OrderIdentity:
-    """Everything an epoch's order depends on besides the epoch. A state loads only into a loader of equal identity."""
+    """Everything that determines an epoch's order, except the epoch. A state loads only into a matching loader."""
 
     seed: int
     order: str

@@ -1,4 +1,4 @@
-"""Prepare batches ahead of the consumer: a thread pool, reusable batch buffers, and read-ahead from the disk."""
+"""Prefetching: a thread pool that prepares batches, a pool of batch buffers, and read-ahead from disk."""
 
 import mmap
 import os
@@ -19,11 +19,11 @@ Wait = Callable[[], Result]
 Start = Callable[[ThreadPoolExecutor], Wait[Result]]
 """Submits a task to a thread pool."""
 StartBatch = Callable[..., Wait[Any]]
-"""As :data:`Start`, with the keyword argument ``keys``: the :class:`RngKeys` of the batch's samples."""
+"""Like :data:`Start`, with the keyword argument ``keys``: the :class:`RngKeys` of the batch's samples."""
 
 
 class Lazy(Generic[Result]):
-    """A value that the first thread to call :meth:`get` creates."""
+    """A value that is created by the first call of :meth:`get`. Thread-safe."""
 
     def __init__(self, create: Callable[[], Result]) -> None:
         self._create = create
@@ -45,10 +45,10 @@ def split_slices(count: int, num_slices: int) -> list[slice]:
 
 
 def prefetch(tasks: Iterable[Start[Result]], *, num_threads: int, depth: int) -> Generator[Result, None, None]:
-    """Yield the tasks' results in order, with up to ``depth`` further tasks in progress.
+    """Yield the results of the tasks in order, with up to ``depth`` further tasks in progress.
 
-    Yielding a result starts the next task, so a slow consumer bounds the number of batches in memory. A task's
-    exception is raised in place of its result. The threads end when the generator ends or is closed.
+    The next task starts when a result is yielded, so the number of batches in memory is bounded. A task's exception is
+    raised in place of its result. The threads end when the generator ends or is closed.
     """
     with ThreadPoolExecutor(num_threads, thread_name_prefix="rebar-loader") as threads:
         started: deque[Wait[Result]] = deque()
@@ -64,10 +64,10 @@ def prefetch(tasks: Iterable[Start[Result]], *, num_threads: int, depth: int) ->
 
 
 class BufferPool:
-    """Reuses batch buffers, which saves a page fault per 4 KB of each batch.
+    """Reuses batch buffers, which avoids a page fault per 4 KB of each batch.
 
-    A buffer returns to the pool when the array from :meth:`take`, and every view, tensor and storage made from it, has
-    been garbage-collected. Batches that the consumer keeps are therefore never overwritten.
+    A buffer returns to the pool when the array from :meth:`take` and every view, tensor and storage of it have been
+    garbage-collected, so batches that the consumer keeps are never overwritten.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -94,9 +94,9 @@ class BufferPool:
 
 
 READ_AHEAD_BATCHES = 8
-"""How many batches before its decoding a batch's bytes are requested."""
+"""Number of batches by which read-ahead precedes decoding."""
 _MERGE_GAP = 256 << 10
-"""Regions closer than this (bytes) are read as one: reading the gap is faster than a seek."""
+"""Regions closer than this (bytes) are read as one, since reading the gap is faster than a seek."""
 
 
 class Regions(NamedTuple):
@@ -119,7 +119,7 @@ class ReadAhead:
     def request(
         self, number: int, batches: Sequence[NDArray[np.int64]], regions: Callable[[NDArray[np.int64]], Regions]
     ) -> None:
-        """Request the batch READ_AHEAD_BATCHES after batch ``number``; at batch 0, all batches up to that one."""
+        """Request batch ``number + READ_AHEAD_BATCHES``; at batch 0, also all batches before it."""
         last = number + READ_AHEAD_BATCHES
         for batch in batches[0 if number == 0 else last : last + 1]:
             for file, start, end in merge_regions(regions(batch)):

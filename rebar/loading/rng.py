@@ -39,7 +39,7 @@ class Stream(IntEnum):
 
 @dataclass(frozen=True)
 class RngKeys:
-    """The inputs of the random numbers of some samples."""
+    """The keys of the random numbers of a set of samples."""
 
     seed: int
     epoch: int

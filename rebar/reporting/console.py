@@ -1,6 +1,6 @@
 """Console output of a run: progress bar, one line per epoch, tables.
 
-Metrics are passed under their names in the log, such as ``train/loss``. Accuracies are fractions, printed in percent.
+Metrics are passed by their names in the log, such as ``train/loss``. Accuracies are fractions, printed in percent.
 """
 
 import re
@@ -22,7 +22,7 @@ def escape_control_characters(text: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration such as '3 h 05 min', '12 min' or '40 s'."""
+    """Format a duration, such as '3 h 05 min', '12 min' or '40 s'."""
     if seconds < 90:
         return f"{round(seconds)} s"
     minutes = round(seconds / 60)
@@ -65,7 +65,7 @@ def print_above_bar(message: str) -> None:
 
 
 def epoch_line(epoch: int, epochs: int, metrics: Metrics, *, seconds_left: float = 0) -> str:
-    """Return the line that is printed after an epoch, counted from 1."""
+    """Format the line printed after an epoch, counted from 1."""
     line = (
         f"epoch {epoch:3d}/{epochs}  {metrics['train/resolution']} px  lr {metrics['train/lr']:.4f}  "
         f"train loss {metrics['train/loss']:.3f} top-1 {metrics['train/top1']:.2%}"
@@ -84,7 +84,7 @@ def epoch_line(epoch: int, epochs: int, metrics: Metrics, *, seconds_left: float
 
 
 def accuracy_line(metrics: Metrics, resolution: str = "") -> str:
-    """Return top-1 and top-5 of an evaluation, with flip TTA if it was used.
+    """Format the top-1 and top-5 of an evaluation, with flip TTA if it was used.
 
     ``resolution``, such as "256px", selects metrics by their suffix: ``val/top1_256px``.
     """
@@ -99,7 +99,7 @@ def accuracy_line(metrics: Metrics, resolution: str = "") -> str:
 
 
 def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: RunFolder) -> str:
-    """Return the table that is printed at the end of a run: results and the paths of its files."""
+    """Format the table printed at the end of a run: results and the paths of its files."""
     gpu = f", GPU {metrics['memory/gpu_peak_gb']:.1f} GB" if "memory/gpu_peak_gb" in metrics else ""
     rows = {
         "accuracy": accuracy_line(metrics),
@@ -120,7 +120,7 @@ def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: R
 
 
 def table(rows: Mapping[str, str], *, title: str | None = None) -> str:
-    """Return names and values, one pair per line, with aligned names."""
+    """Format names and values, one pair per line, with aligned names."""
     width = max(map(len, rows)) + 2
     lines = [f"{name:>{width}}: {escape_control_characters(value)}" for name, value in rows.items()]
     return "\n".join([title, *lines] if title else lines)

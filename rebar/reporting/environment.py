@@ -15,7 +15,7 @@ _SECRET = re.compile(r"token|secret|passw|api.?key|credential", re.IGNORECASE)
 
 
 def environment() -> dict[str, str]:
-    """Return command, commit, system, processor and package versions, without secrets from the command line."""
+    """Return the command (without secrets), commit, system, processor and package versions."""
     return {
         "command": " ".join(redact_secrets([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "code": _commit(),
@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
 
 
 def redact_secrets(argv: Sequence[str]) -> list[str]:
-    """Replace the values of flags such as ``--hf-token`` by asterisks."""
+    """Replace the values of flags such as ``--hf-token`` with asterisks."""
     shown, hide_next = [], False
     for word in argv:
         flag, equals, _ = word.partition("=")

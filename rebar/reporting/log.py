@@ -1,7 +1,7 @@
 """The log of a run: one JSON object per line in ``log.jsonl``, and optionally Weights & Biases.
 
 Every record has an ``event`` (start, step, epoch or end) and a ``time`` in seconds since 1970. Metrics have the same
-names, such as ``train/loss``, in both places. Values that are not finite are null.
+names in both, such as ``train/loss``. NaN and infinite values are null.
 """
 
 import json
@@ -28,7 +28,7 @@ Record = dict[str, Any]
 class LoggingConfig:
     """Logging."""
 
-    folder: str = option("", help="run folder; default runs/NAME, where NAME is the config file's")
+    folder: str = option("", help="run folder; default runs/NAME, where NAME is the config file's stem")
     log_level: int = option(1, help="0: evaluate and report after the last epoch only; 1: after each epoch", minimum=0)
     log_every: int = option(50, help="steps between records of the training loss", minimum=1)
     wandb: bool = option(False, help="also log to Weights & Biases (WANDB_MODE=offline works)")
@@ -45,14 +45,14 @@ class LoggingConfig:
 
 
 class RunLog:
-    """Append records to the log. With ``path=None``, as on all ranks but 0, nothing is written."""
+    """Appends records to the log. With ``path=None``, as on ranks other than 0, it writes nothing."""
 
     def __init__(self, path: Path | None, wandb_run: Any = None) -> None:
         self.path = path
         self._wandb_run = wandb_run
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:
-        """Append one record. Complete lines are written, so the log stays readable if the run is killed.
+        """Append one record as a complete line, so that the log stays valid if the run is killed.
 
         Raises RebarError if writing fails.
         """
@@ -70,18 +70,18 @@ class RunLog:
             ) from None
         if self._wandb_run is not None and event in ("step", "epoch"):
             shown = {key: value for key, value in values.items() if value is not None}
-            if event == "epoch":  # plotted at the end of the epoch, next to its last step
+            if event == "epoch":  # plot at the end of the epoch, like its last step
                 shown["epoch"] += 1
             self._wandb_run.log(shown)
 
 
 def _finite_or_none(value: Any) -> Any:
-    """Return None for NaN and infinity, which JSON does not have."""
+    """Replace NaN and infinity, which JSON cannot represent, with None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _end_of_partial_line(file: BinaryIO) -> bytes:
-    """Return the line break that is missing if a killed process wrote part of a line."""
+    """Return the line break that ends a partial line of a killed process, if there is one."""
     if file.seek(0, os.SEEK_END) == 0:
         return b""
     file.seek(-1, os.SEEK_END)
@@ -90,7 +90,7 @@ def _end_of_partial_line(file: BinaryIO) -> bytes:
 
 @contextmanager
 def open_log(path: Path, config: LoggingConfig, *, is_main: bool, options: Mapping[str, Any]) -> Iterator[RunLog]:
-    """Open the run's log; wandb, which shows ``options`` as its config, is finished at the end."""
+    """Open the log of a run, and finish the wandb run at the end. ``options`` is wandb's config."""
     if not is_main:
         yield RunLog(None)
         return
@@ -141,7 +141,7 @@ def _start_wandb(folder: Path, config: LoggingConfig, options: Mapping[str, Any]
 
 
 def _wandb_id(folder: Path) -> str:
-    """Return the run's id in Weights & Biases, stored in the run folder so that a resumed run continues it."""
+    """Return the wandb run id. It is stored in the run folder, so that a resumed run continues the wandb run."""
     path = RunFolder(folder).wandb_id
     if not path.is_file():
         with atomic_write(path) as (file,):
@@ -172,7 +172,7 @@ def _is_after(record: Record, epoch: int, step: int) -> bool:
 
 
 def read_log(path: Path) -> list[Record]:
-    """Return all records of a ``log.jsonl``, without a partial line of a killed run."""
+    """Return all records of a ``log.jsonl``, skipping partial lines of killed runs."""
     records = []
     for line in path.read_text().splitlines():
         try:
@@ -183,6 +183,6 @@ def read_log(path: Path) -> list[Record]:
 
 
 def latest_records(records: list[Record], event: str, key: str) -> list[Record]:
-    """Return the records of one event, sorted by ``key``; of several with the same key, the last."""
+    """Return the records of one event, sorted by ``key``. The last record per key wins."""
     latest = {record[key]: record for record in records if record["event"] == event}
     return [latest[value] for value in sorted(latest)]

@@ -23,8 +23,8 @@ _RESULTS = (
 class ModelFacts:
     """The content of a model card.
 
-    - resolution: of the validation, in px.
-    - metrics: under their names in the log; accuracies are fractions.
+    - resolution: validation resolution in px.
+    - metrics: by their names in the log; accuracies are fractions.
     - environment: command, code and versions.
     - in_torchvision: whether torchvision has this architecture.
     """

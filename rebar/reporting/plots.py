@@ -1,6 +1,6 @@
 """Plots of a run over its epochs, as ``plot.png`` and as inline SVG for ``report.html``.
 
-Both draw the same panels with matplotlib. A PNG is viewed in any image viewer; SVG stays sharp in a page of any width.
+Both show the same matplotlib panels.
 
 python -m rebar.reporting.plots RUN_FOLDER
 """
@@ -54,7 +54,7 @@ class Panel:
 
 
 def run_panels(run: RunData) -> list[Panel]:
-    """Return the panels of one run. The first four are those of ``plot.png``."""
+    """Return the panels of one run. ``plot.png`` shows the first four."""
     losses = [
         run.step_series("train/loss", "training, single batches", faint=True),
         run.series("train/loss", "training"),

@@ -75,7 +75,7 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Return the names of the folders, preceded by as many parents as are needed to distinguish them."""
+    """Return the names of the folders, with as many parents as needed to distinguish them."""
     paths = [folder.resolve() for folder in folders]
 
     def name(path: Path, parts: int) -> str:
@@ -121,7 +121,7 @@ def _charts(panels: Sequence[Panel]) -> str:
 
 
 def _columns(epochs: Sequence[Record]) -> list[Column]:
-    """Return the columns for which any epoch has a value."""
+    """Return the columns for which at least one epoch has a value."""
     return [column for column in _COLUMNS if any(epoch.get(column[0]) is not None for epoch in epochs)]
 
 

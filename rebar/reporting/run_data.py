@@ -35,7 +35,7 @@ class RunData:
 
     @property
     def last(self) -> Record:
-        """The last epoch that was evaluated; if none was, the last epoch; else an empty record."""
+        """The last evaluated epoch, or the last epoch if none was evaluated, or an empty record."""
         evaluated = [epoch for epoch in self.epochs if epoch.get("val/top1") is not None]
         return (evaluated or self.epochs or [{}])[-1]
 
@@ -51,7 +51,7 @@ class RunData:
 
 
 def read_run(folder: Path) -> RunData:
-    """Read a run folder, of a finished run or not. Raises RebarError if it has no log."""
+    """Read the folder of a finished or unfinished run. Raises RebarError if it has no log."""
     files = RunFolder(folder)
     if not files.log.is_file():
         raise RebarError(

@@ -51,7 +51,7 @@ class RunFolder:
 
     @property
     def origin(self) -> Path:
-        """The file that names the run this one was copied from."""
+        """The file that records how the run started; see :mod:`rebar.training.resume`."""
         return self.path / ORIGIN
 
     @property
@@ -80,8 +80,8 @@ class RunFolder:
     def locked(self, timeout: float = LOCK_TIMEOUT_SECONDS) -> Iterator[None]:
         """Lock the folder against other runs. The operating system releases the lock if the process is killed.
 
-        A run that was just killed may still be saving, so wait up to ``timeout`` seconds. Raises RebarError if another
-        run still has the lock.
+        Waits up to ``timeout`` seconds, since a run that is being stopped may still be saving. Raises RebarError if
+        another run still holds the lock.
         """
         self._create()
         with self._lock.open("w") as file:
@@ -141,13 +141,13 @@ class RunFolder:
             )
 
     def prepare(self, *, from_scratch: bool) -> None:
-        """Create the folder. ``from_scratch`` deletes the files of an earlier run, and no others."""
+        """Create the folder. ``from_scratch`` deletes the files of an earlier run, but no other files."""
         self._create()
         try:
             if from_scratch:
                 for file in self._run_files():
                     file.unlink()
-            for leftover in self.last_checkpoint.parent.glob(".*.partial-*"):  # of a run that was killed while saving
+            for leftover in self.last_checkpoint.parent.glob(".*.partial-*"):  # from a run killed while saving
                 leftover.unlink()
         except OSError as error:
             raise self._not_writable(error.strerror) from None

@@ -47,7 +47,7 @@ def launch(argv: Sequence[str], train: Callable[[Run], None]) -> None:
 
 
 def parse_command_line(argv: Sequence[str]) -> TrainConfig:
-    """Return the configuration. The run folder defaults to ``runs/NAME``, where NAME is the config file's."""
+    """Return the configuration. The run folder defaults to ``runs/NAME``, where NAME is the stem of the config file."""
     argv = aliases.translate(argv)
     config = parse_config(
         TrainConfig,
