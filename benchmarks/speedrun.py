@@ -92,7 +92,7 @@ def format_markdown(report: dict[str, Any]) -> str:
     hardware = f"{report['device']} ({machine['processor']}, {machine['cores']} cores)"
     seconds = f"{report['train_seconds_mean']:,.1f} ± {report['train_seconds_deviation']:,.1f} s"
     lines = [
-        "# Fashion-MNIST in seconds",
+        "# Fashion-MNIST speedrun",
         "",
         f"`{report['command']}`, {report['date']}, {hardware}, PyTorch {machine['versions']['torch']}.",
         "",

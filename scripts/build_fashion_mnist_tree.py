@@ -4,7 +4,7 @@
     python scripts/build_fashion_mnist_tree.py --out /tmp/small --train-per-class 20 --val-per-class 5
 
 The output is ``train/<class>/*.JPEG`` and ``val/<class>/*.JPEG``. The input is the folder --source, Debian's package
-dataset-fashion-mnist, or a download. The output appears once it is complete; a complete output is not built again.
+dataset-fashion-mnist, or a download. The output folder appears once it is complete. A complete one is not built again.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-CLASSES = (  # the digits make the alphabetical order that of the labels
+CLASSES = (  # digits keep the alphabetical order equal to the order of the labels
     "0_t-shirt",
     "1_trouser",
     "2_pullover",

@@ -3,9 +3,9 @@
 # Build FFCV from source and install it into .venv: build_ffcv.sh [CACHE_FOLDER]
 #
 # Needs a C++ compiler, pkg-config and the headers of Python, OpenCV and libturbojpeg; missing packages are installed
-# with apt. FFCV's documentation asks for libopencv-dev, which brings two hundred packages. FFCV uses only OpenCV's core
-# and imgproc modules, so this script shows it an OpenCV that consists of these two. Wheels are kept in CACHE_FOLDER, by
-# the versions they were built for.
+# with apt. FFCV's documentation requires libopencv-dev, which installs two hundred packages. FFCV uses only OpenCV's
+# core and imgproc modules, so this script builds it against these two. Wheels are cached in CACHE_FOLDER, by the
+# versions that they were built for.
 set -euo pipefail
 
 version=1.0.2
@@ -14,7 +14,7 @@ python=$repo/.venv/bin/python
 cache=${1:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/rebar}
 header_folder=/usr/include/opencv4/opencv2
 
-# Loading the extension is what fails when OpenCV or libturbojpeg were upgraded.
+# Loading the extension fails if OpenCV or libturbojpeg were upgraded.
 works() {
     "$python" - "$version" <<'PY'
 import ctypes, glob, importlib.metadata, importlib.util, sys
@@ -67,7 +67,7 @@ Cflags: -I$shim -I/usr/include/opencv4
 Libs: -lopencv_imgproc -lopencv_core
 PC
     fi
-    # pip's own cache may hold a wheel built against other libraries.
+    # pip's own cache may contain a wheel built against other libraries.
     PKG_CONFIG_PATH=$shim${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH} "$python" -m pip wheel --no-cache-dir --no-deps \
         --no-build-isolation --no-binary ffcv --wheel-dir "$wheels.partial" "ffcv==$version"
     rm -rf "$shim" "$wheels"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
 # Install Debian or Ubuntu packages: install_system_packages.sh PACKAGE...
-# Does nothing when all are installed. Without root, prints the command to run as root and exits with status 1.
+# Does nothing if all are installed. Without root, prints the command to run as root and exits with status 1.
 set -euo pipefail
 
 die() {
@@ -23,7 +23,7 @@ command -v apt-get >/dev/null ||
 root=()
 if [[ $(id -u) != 0 ]]; then
     sudo -n true 2>/dev/null ||
-        die "missing system packages, and this user cannot install them. As root, run:" \
+        die "missing system packages, and this user cannot install them. Run as root:" \
             "apt-get update && apt-get install --yes --no-install-recommends ${missing[*]}"
     root=(sudo -n)
 fi

@@ -40,7 +40,7 @@ run_python() {
     "$python" "$@"
 }
 
-# A beton gets its name only when it is complete.
+# train.beton and val.beton exist only once they are complete.
 write_beton() {
     local split=$1
     heading "Write the $split images to $split.beton"
@@ -62,8 +62,8 @@ train() {
         --logging.folder "$run" "${restart[@]}"
 }
 
-# OpenMP threads wait by spinning. If other processes need a core, training on the CPU then takes several times as
-# long. A short spin costs almost nothing on an idle machine.
+# OpenMP threads wait by spinning. If other processes use the cores, this makes training on the CPU several times slower.
+# A short spin costs almost nothing on an idle machine.
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
 
 mkdir -p "$work"
@@ -78,7 +78,7 @@ heading "Set up"
 heading "Build an ImageNet-shaped folder from Fashion-MNIST"
 run_python scripts/build_fashion_mnist_tree.py --out "$tree"
 
-write_beton train --subset 25000 # a part of the images, so that a CPU needs only minutes
+write_beton train --subset 25000 # a subset, so that a CPU needs only minutes
 write_beton val
 
 heading "Train ResNet-50"

@@ -2,8 +2,8 @@
 #
 # Set up Rebar: .venv in the repository, pinned Python packages, FFCV, compiled kernels.
 #
-#   ./scripts/setup.sh              what training needs
-#   ./scripts/setup.sh --dev        also what ./scripts/test.sh needs
+#   ./scripts/setup.sh              packages for training
+#   ./scripts/setup.sh --dev        also packages for ./scripts/test.sh
 #   PYTHON=python3.12 ./scripts/setup.sh
 #
 # Installs only what is missing. When everything is installed it takes seconds and needs neither root nor network.
@@ -15,7 +15,7 @@ cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/rebar
 log=$cache/setup.log
 torch_pins=$repo/scripts/requirements-torch.txt
 
-# A user's pip configuration may ask for things that fail inside a virtual environment.
+# A user's pip configuration may set options that fail in a virtual environment.
 export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf '   %s\n' "$*"; }
@@ -29,26 +29,26 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# Print the elapsed time and the last line of the log at intervals, as a sign of life.
+# Print the elapsed time and the last line of the log at intervals.
 report_progress() {
     local start=$SECONDS pause=30 format='   … %4d s  %s\n'
     if [[ -t 1 ]]; then pause=1 format='\r\033[K   … %4d s  %s'; fi
-    # sleep outlives its parent: it must hold neither our output nor our lock
+    # sleep outlives its parent: it must keep neither the output nor the lock open
     while sleep "$pause" >/dev/null 2>&1 9>&- && kill -0 $$ 2>/dev/null; do
         # shellcheck disable=SC2059  # the format is one of the two above
         printf "$format" $((SECONDS - start)) "$(tail -n 1 "$log" | tr -d '\r' | cut -c 1-90)"
     done
 }
 
-# try_logged WHAT COMMAND...: run a command with its output in the log; return its exit status.
+# try_logged TITLE COMMAND...: run a command with its output in the log; return its exit status.
 try_logged() {
-    local what=$1 status=0 reporter
+    local title=$1 status=0 reporter
     shift
-    say "$what"
-    printf '\n## %s\n' "$what" >>"$log"
+    say "$title"
+    printf '\n## %s\n' "$title" >>"$log"
     report_progress &
     reporter=$!
-    # shellcheck disable=SC2064  # the value of now
+    # shellcheck disable=SC2064  # expand the variable now
     trap "kill $reporter 2>/dev/null || true" EXIT
     "$@" >>"$log" 2>&1 || status=$?
     kill "$reporter" 2>/dev/null || true
@@ -58,7 +58,7 @@ try_logged() {
     return "$status"
 }
 
-# run_logged WHAT COMMAND...: the same, but a failure prints the end of the log and ends the set-up.
+# run_logged TITLE COMMAND...: the same, but a failure prints the end of the log and exits.
 run_logged() {
     try_logged "$@" && return
     printf '\n' >&2
@@ -107,8 +107,8 @@ create_venv() {
 
 pip_install() { "$venv/bin/python" -m pip install --progress-bar off "$@"; }
 
-# PyPI's torch is built for the newest CUDA: 2.5 GB too much without a GPU, and too new for older drivers and GPUs.
-# Print the indexes of download.pytorch.org that fit, best first; none where PyPI's build is right.
+# PyPI's torch is built for the newest CUDA. That is 2.5 GB larger than needed without a GPU, and does not support older
+# drivers and GPUs. Print the matching indexes of download.pytorch.org, best first; none if PyPI's build fits.
 torch_index_names() {
     local capability cuda
     if ! have nvidia-smi && [[ ! -e /dev/nvidia0 ]]; then
@@ -143,7 +143,7 @@ PY
     done
 }
 
-# What a stamp file holds: these requirements, installed by this Python, for this folder.
+# Content of a stamp file: it changes with the requirements, the Python and the folder.
 fingerprint() { { cat "$1" "$torch_pins" "$repo/pyproject.toml"; echo "$repo"; "$venv/bin/python" -VV; } | sha256sum; }
 
 install_packages() {
@@ -160,7 +160,7 @@ install_packages() {
     fingerprint "$requirements" >"$stamp"
 }
 
-# Real images for the quick start and the tests, which find another way without them.
+# Real images for the quick start and the tests. They are downloaded if this package cannot be installed.
 install_fashion_mnist() {
     if [[ -d /usr/share/datasets/fashion-mnist || -f $venv/.requirements.stamp ]] || ! have apt-get; then return; fi
     try_logged "installing dataset-fashion-mnist" "$repo/scripts/install_system_packages.sh" dataset-fashion-mnist ||
@@ -176,7 +176,7 @@ main() {
     esac
     [[ $(uname -s) == Linux ]] || die "Rebar runs on Linux only (FFCV and NVIDIA's libraries do)."
     mkdir -p "$cache"
-    if have flock; then  # one set-up at a time: two would write into the same .venv
+    if have flock; then  # only one set-up may write to .venv at a time
         exec 9>"$cache/setup.lock"
         flock --nonblock 9 || { say "waiting for another set-up to finish"; flock 9; }
     fi

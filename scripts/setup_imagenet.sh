@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Write ImageNet as .beton files to an EBS volume, snapshot it, and restore it; on an EC2 instance, as root.
+# Write ImageNet as .beton files to an EBS volume, snapshot the volume, and restore it. Run on an EC2 instance, as root.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -23,7 +23,7 @@ usage: $0 setup|snapshot|ebs-only [--extract]
 
   --extract             setup: also unpack the archives to IMAGENET_DIR/tree; the .beton files do not need it
 
-  IMAGENET_SOURCE=...   the source of ImageNet; several, separated by blanks, are downloaded in turn:
+  IMAGENET_SOURCE=...   the source of ImageNet; several, separated by blanks, are downloaded one after the other:
       PATH              a folder of train/<class>/*.JPEG and val/<class>/*.JPEG, or of ILSVRC's archives
       s3://BUCKET/PREFIX                       the same in S3
       hf:imagenet-1k                           Hugging Face, with HF_TOKEN
@@ -31,9 +31,9 @@ usage: $0 setup|snapshot|ebs-only [--extract]
       FILE.torrent, https://….torrent, magnet:?…, or an info hash at academictorrents.com (apt-get install aria2)
       https://…/ILSVRC2012_img_train.tar       URLs of the archives (apt-get install aria2)
   IMAGENET_DIR=PATH     folder for downloads (default /imagenet): 155 GB, with kaggle 330
-  IMAGENET_MD5=FILE     MD5s besides the published ones, as md5sum prints them
+  IMAGENET_MD5=FILE     additional MD5s, in the format of md5sum
   IMAGENET_DEVKIT=URL   the development kit, which has the classes of the validation images
-  ORIGINALS_SIZE=GIB    put IMAGENET_DIR on a volume of its own, RUN/originals, which 'snapshot' saves too
+  ORIGINALS_SIZE=GIB    put IMAGENET_DIR on a separate volume, RUN/originals, which 'snapshot' saves too
   RUN=NAME              name of the volumes (default imagenet)
   FOLDER=PATH           mount point of the volume with the .beton files (default /data)
   SIZE=GIB              its size (default 100)
@@ -45,15 +45,15 @@ TEXT
     exit 2
 }
 
-cloud() { (cd "$repo" && "$python" -m rebar.aws "$@" --yes); }
+rebar_aws() { (cd "$repo" && "$python" -m rebar.aws "$@" --yes); }
 
 this_zone() { (cd "$repo" && "$python" -c 'from rebar.aws.instances import this_machine; print(this_machine().zone)'); }
 
 # blank_volume ROLE GIB FOLDER: create a volume and mount it read-write.
 blank_volume() {
-    cloud volume create --run "$run" --role "$1" --zone "$(this_zone)" --size "$2"
-    cloud volume attach "$run/$1"
-    cloud volume mount "$run/$1" "$3" --format ext4
+    rebar_aws volume create --run "$run" --role "$1" --zone "$(this_zone)" --size "$2"
+    rebar_aws volume attach "$run/$1"
+    rebar_aws volume mount "$run/$1" "$3" --format ext4
 }
 
 # Print the value for --data-dir; all other output goes to standard error.
@@ -99,8 +99,8 @@ snapshot() {
     local -a roles=(beton)
     if [[ -n $originals_size ]]; then roles+=(originals); fi
     for role in "${roles[@]}"; do
-        cloud snapshot create "$run/$role"
-        cloud snapshot verify "$run/$role"
+        rebar_aws snapshot create "$run/$role"
+        rebar_aws snapshot verify "$run/$role"
         echo "the volume can be deleted: volume detach $run/$role, then volume delete $run/$role"
     done
 }
@@ -117,9 +117,9 @@ check_betons() {
 }
 
 ebs_only() {
-    cloud snapshot restore "$run/beton" --zone "$(this_zone)"
-    cloud volume attach "$run/beton"
-    cloud volume mount "$run/beton" "$folder" --read-only
+    rebar_aws snapshot restore "$run/beton" --zone "$(this_zone)"
+    rebar_aws volume attach "$run/beton"
+    rebar_aws volume mount "$run/beton" "$folder" --read-only
     check_betons
     ls -l "$folder"
 }

@@ -16,7 +16,7 @@ echo "== set-up"
 
 status=0
 
-# Run every check, whatever fails before it: one run shows all failures.
+# Run every check, even if one fails, so that one run shows all failures.
 check() {
     echo "== $1"
     shift

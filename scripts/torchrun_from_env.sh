@@ -18,7 +18,7 @@ die() {
     exit 2
 }
 
-gpus_here() {
+count_gpus() {
     local gpus
     gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | grep -c '^GPU' || true)
     echo "$((gpus > 0 ? gpus : 1))"
@@ -32,7 +32,7 @@ hosts = sorted(json.loads(sys.argv[1]))
 print(len(hosts), hosts.index(sys.argv[2]), hosts[0])' "$1" "$2"
 }
 
-# The same from SageMaker's file, for images without its training toolkit, and the network interface.
+# The same from SageMaker's file (for images without its training toolkit), and the network interface.
 from_resource_config() {
     python3 -c '
 import json, sys
@@ -68,7 +68,7 @@ elif [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
     address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     gpus=${SLURM_GPUS_ON_NODE:-}
 fi
-if [[ ! $gpus =~ ^[1-9][0-9]*$ ]]; then gpus=$(gpus_here); fi
+if [[ ! $gpus =~ ^[1-9][0-9]*$ ]]; then gpus=$(count_gpus); fi
 
 flags=("--nproc_per_node=$gpus")
 if ((nodes > 1)); then

@@ -59,7 +59,7 @@ train() {
     wait "$training"
 }
 
-# torchrun exits with 1 in any case; status.json has the state.
+# torchrun exits with 1 for every failure; status.json has the state.
 was_interrupted() {
     grep -q '"state": "interrupted"' "$run_folder/status.json" 2>/dev/null
 }

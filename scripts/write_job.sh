@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Write one shard of a .beton in an array job of AWS Batch: to this node's disk, then to S3.
+# Write one shard of a .beton in an array job of AWS Batch to this node's disk, and upload it to S3.
 #
 #   scripts/write_job.sh --data-dir s3://my-bucket/imagenet --split train [flags of write_dataset.py]
 #

@@ -30,7 +30,7 @@ def image(number: int) -> bytes:
 
 
 def train_images() -> list[tuple[str, str, bytes]]:
-    """(synset, name, JPEG)."""
+    """Return (synset, file name, JPEG bytes) of every training image."""
     return [
         (synset, f"{synset}_{number}.JPEG", image(10 * place + number))
         for place, synset in enumerate(SYNSETS)
@@ -105,14 +105,14 @@ def make_kaggle_zip(path: Path) -> Path:
 
 @dataclass
 class Web:
-    """A server of files with ranges, which records the requests and can break connections."""
+    """A file server that supports ranges, records requests, and can break connections."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     """Contents by path."""
     requests: list[tuple[str, str]] = field(default_factory=list)
     """(path with query, Range header)"""
     failures: int = 0
-    """The number of answers whose connection breaks early."""
+    """Number of responses whose connection is closed early."""
     bytes_before_failure: int = 0
     hold_open: bool = False
     """Stall instead of closing the connection."""
@@ -122,16 +122,16 @@ class Web:
     url: str = ""
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        parts, asked = urlsplit(request.path), request.headers.get("Range", "")
-        self.requests.append((request.path, asked))
+        parts, requested_range = urlsplit(request.path), request.headers.get("Range", "")
+        self.requests.append((request.path, requested_range))
         content = self.files.get(parts.path, b"")
         headers = {"ETag": f'"{hashlib.md5(content).hexdigest()}"', "Content-Type": self.content_type}
         if parts.path == "/announce":
             self._announce(request, parts.query)
         elif parts.path not in self.files:
             self._send(request, 404, b"", {})
-        elif asked:
-            start, end = asked.removeprefix("bytes=").split("-")
+        elif requested_range:
+            start, end = requested_range.removeprefix("bytes=").split("-")
             last = min(int(end or len(content)), len(content) - 1)
             headers["Content-Range"] = f"bytes {start}-{last}/{len(content)}"
             self._send(request, 206, content[int(start) : last + 1], headers)

@@ -27,7 +27,7 @@ def missing() -> str:
 
 
 class Disks:
-    """Mirrors successful calls."""
+    """Apply successful API calls to files and loop devices."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""A moto server over HTTP with a layer that checks requests as AWS documents, where moto accepts too much.
+"""A moto server over HTTP with stricter checks of requests, as documented by AWS.
 
 It records every request, can kill the client right after a call took effect, and passes the calls about volumes to
 :class:`~tests.aws.disks.Disks`, which moves real bytes.

@@ -44,7 +44,7 @@ def test_help_ends_with_a_valid_example(path: tuple[str, ...]) -> None:
     build_parser().parse_args(words)
 
 
-def test_without_boto3_the_error_says_how_to_install_it() -> None:
+def test_without_boto3_the_error_has_its_code() -> None:
     code = "import sys; sys.modules['boto3'] = sys.modules['botocore'] = None\n"
     code += "from rebar.cli import run_command; from rebar.aws.__main__ import main\n"
     code += "run_command(main, ['snapshot', 'list'])"

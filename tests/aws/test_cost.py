@@ -88,12 +88,12 @@ def answer_with_prices() -> CustomResponse:
 CREATE = ["volume", "create", "--role", "beton", "--zone", ZONE, "--size", "100", "--yes", "--run"]
 
 
-def expire(ec2: Any, resource: str) -> None:
+def set_expired_tag(ec2: Any, resource: str) -> None:
     past = (datetime.now(timezone.utc) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     ec2.create_tags(Resources=[resource], Tags=[{"Key": "rebar:expires", "Value": past}])
 
 
-def ours(ec2: Any, resource: str, run: str = "g5-16") -> str:
+def tag_as_rebar(ec2: Any, resource: str, run: str = "g5-16") -> str:
     named = {"rebar:project": "rebar", "rebar:run": run, "rebar:role": "train"}
     ec2.create_tags(Resources=[resource], Tags=[{"Key": key, "Value": value} for key, value in named.items()])
     return resource
@@ -101,8 +101,8 @@ def ours(ec2: Any, resource: str, run: str = "g5-16") -> str:
 
 def test_sweep_lists_the_projects_resources(aws: StrictAws, ec2: Any, instance: str) -> None:
     run_cli(*CREATE, "imagenet")
-    ours(ec2, instance)
-    ec2.create_volume(AvailabilityZone=ZONE, Size=500, VolumeType="gp3")  # not ours
+    tag_as_rebar(ec2, instance)
+    ec2.create_volume(AvailabilityZone=ZONE, Size=500, VolumeType="gp3")  # without tags
     output = run_cli("cost", "sweep").out
     assert "g5.xlarge" in output
     assert "$24.14/day" in output
@@ -113,13 +113,13 @@ def test_sweep_lists_the_projects_resources(aws: StrictAws, ec2: Any, instance: 
 
 
 def test_sweep_ends_expired_resources_only(aws: StrictAws, ec2: Any, instance: str) -> None:
-    expire(ec2, ours(ec2, instance))
+    set_expired_tag(ec2, tag_as_rebar(ec2, instance))
     run_cli(*CREATE, "old")
     run_cli(*CREATE, "new", "--expires-days", "1")
     (old,) = ec2.describe_volumes(Filters=[{"Name": "tag:rebar:run", "Values": ["old"]}])["Volumes"]
-    expire(ec2, old["VolumeId"])
-    snapshot = ours(ec2, ec2.create_snapshot(VolumeId=old["VolumeId"])["SnapshotId"], "old")
-    expire(ec2, snapshot)
+    set_expired_tag(ec2, old["VolumeId"])
+    snapshot = tag_as_rebar(ec2, ec2.create_snapshot(VolumeId=old["VolumeId"])["SnapshotId"], "old")
+    set_expired_tag(ec2, snapshot)
 
     planned = run_cli("cost", "sweep", "--end-expired").out
     assert f"terminate {instance}" in planned
@@ -136,13 +136,13 @@ def test_sweep_ends_expired_resources_only(aws: StrictAws, ec2: Any, instance: s
 def test_sweep_deletes_an_expired_copy_of_a_verified_snapshot(aws: StrictAws, ec2: Any) -> None:
     run_cli(*CREATE, "imagenet")
     (volume,) = ec2.describe_volumes()["Volumes"]
-    snapshot = ours(ec2, ec2.create_snapshot(VolumeId=volume["VolumeId"])["SnapshotId"], "imagenet")
+    snapshot = tag_as_rebar(ec2, ec2.create_snapshot(VolumeId=volume["VolumeId"])["SnapshotId"], "imagenet")
     aws._snapshots[snapshot] = 0
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     ec2.create_tags(Resources=[snapshot], Tags=[{"Key": "rebar:verified", "Value": now}])
     run_cli("snapshot", "restore", snapshot, "--zone", ZONE, "--run", "g5-16", "--role", "copy", "--yes")
     (copy,) = ec2.describe_volumes(Filters=[{"Name": "tag:rebar:role", "Values": ["copy"]}])["Volumes"]
-    expire(ec2, copy["VolumeId"])
+    set_expired_tag(ec2, copy["VolumeId"])
     run_cli("cost", "sweep", "--end-expired", "--yes")
     assert [sent["VolumeId"] for sent in aws.sent("DeleteVolume")] == [copy["VolumeId"]]
 

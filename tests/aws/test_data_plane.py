@@ -25,7 +25,7 @@ def folder(tmp_path: Path, disks: Disks) -> Path:
 
 @pytest.fixture
 def attached(disks: Disks, ec2: Any, instance: str) -> str:
-    """A blank volume attached to this machine; its id."""
+    """Create a blank volume attached to this machine. Returns its id."""
     run_cli(*CREATE)
     run_cli("volume", "attach", VOLUME, "--instance", instance, "--yes")
     return next(iter(disks.loops))
@@ -33,7 +33,7 @@ def attached(disks: Disks, ec2: Any, instance: str) -> str:
 
 @pytest.fixture
 def mounted(attached: str, folder: Path) -> str:
-    """The same, formatted, mounted, with some files on it; its id."""
+    """Format and mount the attached volume, and write some files to it. Returns its id."""
     run_cli("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
     fill(folder)
     return attached
@@ -66,7 +66,7 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def position_in(disk: Path, content: bytes) -> int | None:
-    """Where a disk holds some bytes; its holes are skipped."""
+    """Return the offset of some bytes on a disk. Skips holes."""
     handle, start = os.open(disk, os.O_RDONLY), 0
     try:
         while True:
@@ -83,7 +83,7 @@ def position_in(disk: Path, content: bytes) -> int | None:
 
 
 def damage(disk: Path, content: bytes) -> None:
-    """Lose the first block of a file."""
+    """Overwrite the first block of a file with zeros."""
     position = position_in(disk, content[:4096])
     assert position is not None
     with disk.open("r+b") as file:

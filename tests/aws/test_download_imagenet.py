@@ -167,7 +167,7 @@ def test_obtain_allows_one_process_per_folder(served: Web, tmp_path: Path) -> No
         ("kaggle", "pip install kaggle"),
     ],
 )
-def test_obtain_without_its_program_says_how_to_install_it(
+def test_obtain_without_its_program_names_the_install_command(
     source: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

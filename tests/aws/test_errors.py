@@ -32,6 +32,6 @@ def test_translate_aws_error_adds_advice() -> None:
         raise ClientError(answer, "RunInstances")
 
 
-def test_translate_aws_error_passes_our_errors() -> None:
+def test_translate_aws_error_does_not_change_aws_errors() -> None:
     with pytest.raises(AwsError, match=r"^as it is$"), translate_aws_error("doing"):
         raise AwsError("as it is", code="aws-error")

@@ -1,4 +1,4 @@
-"""docs/aws.md: its commands are valid, its table is current, its policies allow the calls in the code."""
+"""docs/aws.md: commands are valid, the table is current, and the policies allow the API calls in the code."""
 
 import json
 import re
@@ -19,9 +19,9 @@ from tests.conftest import REPOSITORY
 GUIDE = (REPOSITORY / "docs/aws.md").read_text()
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", GUIDE, flags=re.DOTALL)).replace("\\\n", " ")
 COMMANDS = [words for line in BLOCKS.splitlines() if (words := shlex.split(line, comments=True))]
-OURS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "rebar.aws"]]
+REBAR_COMMANDS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "rebar.aws"]]
 OPERATOR, MACHINE, SCHEDULER, JOB, SECRETS = map(json.loads, re.findall(r"```json\n(.*?)```", GUIDE, flags=re.DOTALL))
-PERMISSIONS = {  # of calls whose permission is not ec2:CALL
+PERMISSIONS = {  # API calls whose permission is not ec2:CALL
     "DescribeBudget": "budgets:ViewBudget",
     "CreateBudget": "budgets:ModifyBudget",
     "HeadObject": "s3:GetObject",
@@ -47,12 +47,12 @@ PERMISSIONS = {  # of calls whose permission is not ec2:CALL
 }
 
 
-def allowed(policy: Any) -> set[str]:
+def allowed_permissions(policy: Any) -> set[str]:
     return {action for statement in policy["Statement"] for action in statement["Action"]}
 
 
-def called() -> set[str]:
-    """The API calls in the code, as permissions."""
+def required_permissions() -> set[str]:
+    """Return the permissions for the API calls in the code."""
     code = "\n".join(path.read_text() for path in (REPOSITORY / "rebar/aws").rglob("*.py"))
     names = set(re.findall(r"\b(?:ec2|s3|budgets|batch|client)\.([a-z]+_[a-z_0-9]+)\b", code))
     names |= set(re.findall(r'"((?:describe|list)_\w+)"', code))
@@ -62,39 +62,39 @@ def called() -> set[str]:
     return {PERMISSIONS.get(call, f"ec2:{call}") for call in calls}
 
 
-@pytest.mark.parametrize("words", OURS, ids=" ".join)
-def test_commands_are_valid(words: list[str]) -> None:
+@pytest.mark.parametrize("words", REBAR_COMMANDS, ids=" ".join)
+def test_rebar_commands_are_valid(words: list[str]) -> None:
     if words != ["--help"]:
         build_parser().parse_args(words)
 
 
-def test_all_groups_are_shown() -> None:
-    assert {words[0] for words in OURS} >= {
+def test_guide_shows_all_command_groups() -> None:
+    assert {words[0] for words in REBAR_COMMANDS} >= {
         *("volume", "snapshot", "data", "cost", "budget", "launch", "userdata"),
         *("batch", "sagemaker", "spot", "run"),
     }
 
 
-def test_table_is_current() -> None:
+def test_machines_table_is_current() -> None:
     assert run_cli("cost", "machines").out.strip() in GUIDE
 
 
 def test_policies_allow_all_calls() -> None:
-    assert called() - allowed(OPERATOR) == set()
-    assert len(called()) > 20
-    assert allowed(SCHEDULER) == {"ec2:TerminateInstances"}
+    assert required_permissions() - allowed_permissions(OPERATOR) == set()
+    assert len(required_permissions()) > 20
+    assert allowed_permissions(SCHEDULER) == {"ec2:TerminateInstances"}
 
 
 def test_policies_are_minimal() -> None:
     for policy in (OPERATOR, MACHINE, SCHEDULER, JOB, SECRETS):
-        assert not [action for action in allowed(policy) if "*" in action]
+        assert not [action for action in allowed_permissions(policy) if "*" in action]
         for statement in policy["Statement"]:
             changes = [each for each in statement["Action"] if not re.search(r":(?:Describe|Get|List|View)", each)]
             assert not changes or statement["Resource"] != "*", statement
-    assert allowed(MACHINE) - allowed(OPERATOR) == set()
-    assert not allowed(MACHINE) & {"ec2:RunInstances", "ec2:TerminateInstances", "iam:PassRole"}
-    assert {action.partition(":")[0] for action in allowed(JOB)} == {"s3", "ecr", "logs"}
-    assert allowed(SECRETS) == {"secretsmanager:GetSecretValue"}
+    assert allowed_permissions(MACHINE) - allowed_permissions(OPERATOR) == set()
+    assert not allowed_permissions(MACHINE) & {"ec2:RunInstances", "ec2:TerminateInstances", "iam:PassRole"}
+    assert {action.partition(":")[0] for action in allowed_permissions(JOB)} == {"s3", "ecr", "logs"}
+    assert allowed_permissions(SECRETS) == {"secretsmanager:GetSecretValue"}
 
 
 def test_skypilot_task_has_known_keys_only() -> None:
@@ -105,11 +105,11 @@ def test_skypilot_task_has_known_keys_only() -> None:
 
 
 AWS = Path(sys.executable).with_name("aws")
-THEIRS = [words for words in COMMANDS if words[0] == "aws" and words[2].startswith("create-")]
+AWS_CLI_COMMANDS = [words for words in COMMANDS if words[0] == "aws" and words[2].startswith("create-")]
 
 
 @pytest.mark.skipif(not AWS.exists(), reason="AWS's command line is not installed")
-@pytest.mark.parametrize("words", THEIRS, ids=lambda words: " ".join(words[:3]))
+@pytest.mark.parametrize("words", AWS_CLI_COMMANDS, ids=lambda words: " ".join(words[:3]))
 def test_commands_of_the_aws_cli_are_valid(words: list[str], aws: StrictAws) -> None:
     """``--generate-cli-skeleton output`` checks the parameters without sending anything."""
     done = subprocess.run(

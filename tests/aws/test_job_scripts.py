@@ -17,7 +17,7 @@ import yaml
 
 from tests.aws.conftest import run_cli, wait_for
 from tests.aws.strict_aws import StrictAws
-from tests.aws.test_run_archive import PLACE, pointer, run_folder, s3
+from tests.aws.test_run_archive import PLACE, manifest, run_folder, s3
 from tests.conftest import REPOSITORY, Data, read_events
 
 __all__ = ["s3"]
@@ -105,7 +105,7 @@ def test_train_job_stages_trains_and_uploads(aws: StrictAws, s3: Any, tree: Path
     assert "-m torch.distributed.run --nproc_per_node=1 --standalone train_imagenet.py --config-file" in called
     assert f"--epochs 16 --data.train_dataset {tree}/data/train.beton" in called
     assert f"--logging.folder {tree}/runs/g5-16 --logging.upload s3://bucket/runs" in called
-    assert pointer(s3)["step"] == 5
+    assert manifest(s3)["step"] == 5
 
 
 def test_train_job_takes_schedule_flags_from_the_environment(tree: Path) -> None:
@@ -120,16 +120,18 @@ def test_train_job_exits_with_75_if_interrupted(aws: StrictAws, s3: Any, tree: P
 
 def test_train_job_keeps_the_exit_status_of_a_failure(aws: StrictAws, s3: Any, tree: Path) -> None:
     assert train(tree, RUN_PLACE=PLACE, STATE="failed", STATUS="1").returncode == 1
-    run_folder(tree / "runs/g5-16", step=5, last=b"x", state="interrupted")  # of the attempt before
+    run_folder(tree / "runs/g5-16", step=5, last=b"x", state="interrupted")  # of the previous attempt
     assert train(tree, RUN_PLACE=PLACE, STATE="", STATUS="3").returncode == 3
 
 
 @pytest.mark.parametrize("status", [0, 4])
 def test_train_job_forwards_sigterm_and_the_exit_status(status: int, aws: StrictAws, tree: Path) -> None:
-    held = tree / "held"
+    started_file = tree / "started"
     with ThreadPoolExecutor(1) as thread:
-        pending = thread.submit(train, tree, HOLD=str(held), STATUS=str(status), AWS_ENDPOINT_URL="http://127.0.0.1:9")
-        wait_for(held.exists, 30)
+        pending = thread.submit(
+            train, tree, HOLD=str(started_file), STATUS=str(status), AWS_ENDPOINT_URL="http://127.0.0.1:9"
+        )
+        wait_for(started_file.exists, 30)
         (job,) = [each for each in psutil.Process().children() if "train_job.sh" in " ".join(each.cmdline())]
         job.terminate()
         assert pending.result(timeout=30).returncode == status
@@ -147,7 +149,7 @@ def test_train_job_uploads_from_the_first_node_only(aws: StrictAws, s3: Any, tre
     assert "--node_rank=1" in (tree / "calls").read_text()
     assert [each for each in aws.requests if each.action.startswith("PUT /bucket/runs")] == []
     assert train(tree, RUN_PLACE=PLACE, AWS_BATCH_JOB_NODE_INDEX="0", **node).returncode == 0
-    assert pointer(s3)["step"] == 5
+    assert manifest(s3)["step"] == 5
 
 
 def test_train_job_fails_if_the_upload_fails(aws: StrictAws, s3: Any, tree: Path) -> None:
@@ -186,7 +188,7 @@ def test_train_job_stops_on_sigterm_and_resumes_elsewhere(aws: StrictAws, s3: An
     first.send_signal(signal.SIGTERM)
     output, _ = first.communicate(timeout=100)
     assert first.returncode == 75, output
-    step = pointer(s3)["step"]
+    step = manifest(s3)["step"]
     assert step == json.loads((tmp_path / "first/g5-16/status.json").read_text())["step"] > 3
     second = start("second")
     output, _ = second.communicate(timeout=200)
@@ -281,8 +283,8 @@ def test_sbatch_options_are_valid() -> None:
         assert re.fullmatch(SBATCH[option[1]], option[2] or ""), line
 
 
-@pytest.mark.parametrize("asked", [{}, FROZEN], ids=["as usual", "frozen"])
-def test_skypilot_run_starts_the_job(asked: dict[str, str], aws: StrictAws, s3: Any, tree: Path) -> None:
+@pytest.mark.parametrize("environment", [{}, FROZEN], ids=["as usual", "frozen"])
+def test_skypilot_run_starts_the_job(environment: dict[str, str], aws: StrictAws, s3: Any, tree: Path) -> None:
     """Run the task's ``run`` with SkyPilot's variables and those of ``envs``."""
     put_data(s3)
     task = yaml.safe_load((REPOSITORY / "scripts/skypilot.yaml").read_text())
@@ -290,12 +292,12 @@ def test_skypilot_run_starts_the_job(asked: dict[str, str], aws: StrictAws, s3: 
     script.write_text(f"#!/bin/bash\ncd {tree}\n{task['run']}")
     script.chmod(0o755)
     sky = {"SKYPILOT_NODE_IPS": "10.0.0.1", "SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_GPUS_PER_NODE": "4"}
-    assert asked.keys() <= task["envs"].keys()  # SkyPilot rejects others
-    variables = task["envs"] | {"BUCKET": "bucket", "HOME": str(tree / "home")} | asked
+    assert environment.keys() <= task["envs"].keys()  # SkyPilot rejects others
+    variables = task["envs"] | {"BUCKET": "bucket", "HOME": str(tree / "home")} | environment
     more = {"CALLS": str(tree / "calls"), "RUN_FOLDER": str(tree / "runs/g5-16")}
     done = job(script, **sky, **variables, **more)
     assert done.returncode == 0, done.stderr
-    training = FROZEN_FLAGS if asked else "train_imagenet.py --config-file"
+    training = FROZEN_FLAGS if environment else "train_imagenet.py --config-file"
     called = (tree / "calls").read_text()
     assert f"--nproc_per_node=4 --standalone {training} {task['envs']['CONFIG']}" in called
-    assert pointer(s3)["step"] == 5
+    assert manifest(s3)["step"] == 5

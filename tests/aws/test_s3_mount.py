@@ -1,4 +1,4 @@
-"""A tree in S3, mounted by s3fs as docs/datasets.md says, and written from there; the guide's commands."""
+"""Mount a bucket with the commands of docs/datasets.md, and write a .beton from the mount."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ S3FS_OPTIONS = {"ro", "iam_role", "stat_cache_expire"}
 
 
 def parsed(command: str) -> argparse.Namespace:
-    """As the tools' own manuals describe their command lines."""
+    """Parse a command as described in the manuals of mount-s3 and s3fs."""
     name, *words = shlex.split(command)
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("bucket")
@@ -36,20 +36,20 @@ def parsed(command: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def test_the_guides_commands_are_understood_and_read_only() -> None:
+def test_mount_commands_of_the_guide_are_valid_and_read_only() -> None:
     mountpoint, s3fs = map(parsed, COMMANDS)
     assert mountpoint.read_only
-    assert mountpoint.prefix.endswith("/")  # Mountpoint takes nothing else
+    assert mountpoint.prefix.endswith("/")  # required by Mountpoint
     assert "ro" in s3fs.options
     assert {option.partition("=")[0] for option in s3fs.options} <= S3FS_OPTIONS
     assert mountpoint.folder == s3fs.folder
     assert f"--data-dir {s3fs.folder}" in GUIDE
-    assert "never train over it" in GUIDE
+    assert "never train from one" in GUIDE
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not MOUNTABLE, reason="no s3fs here, or no FUSE, or not root")
-def test_a_beton_is_written_from_a_mount(aws: StrictAws, tmp_path: Path) -> None:
+@pytest.mark.skipif(not MOUNTABLE, reason="needs s3fs, FUSE and root")
+def test_write_dataset_reads_from_a_mounted_bucket(aws: StrictAws, tmp_path: Path) -> None:
     import boto3
 
     s3: Any = boto3.client("s3")
@@ -59,7 +59,7 @@ def test_a_beton_is_written_from_a_mount(aws: StrictAws, tmp_path: Path) -> None
     folder = tmp_path / "mount"
     folder.mkdir()
     (command,) = [command for command in COMMANDS if command.startswith("s3fs")]
-    command = command.replace("/mnt/imagenet", str(folder)).replace(" -o iam_role=auto", "")  # this is no EC2 machine
+    command = command.replace("/mnt/imagenet", str(folder)).replace(" -o iam_role=auto", "")  # not an EC2 instance
     options = ["-o", f"url={aws.url}", "-o", "use_path_request_style"]
     subprocess.run([*shlex.split(command), *options], check=True)
     try:

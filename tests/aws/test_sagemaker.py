@@ -82,7 +82,7 @@ def test_submit_several_nodes_on_demand_with_fast_file(aws: StrictAws) -> None:
     assert request["InputDataConfig"][0]["InputMode"] == "FastFile"
 
 
-def test_submitted_once(aws: StrictAws) -> None:
+def test_submit_again_finds_the_job_in_progress(aws: StrictAws) -> None:
     kill_at(aws, "CreateTrainingJob", *SUBMIT, "--yes")
     set_status("rebar-g5-16-1", "InProgress")
     assert "rebar-g5-16-1 exists already: InProgress" in run_cli(*SUBMIT, "--yes").out

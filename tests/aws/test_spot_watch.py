@@ -1,4 +1,4 @@
-"""``spot watch`` with real training: EC2's notice, the checkpoint in S3, and the next machine."""
+"""``spot watch`` with real training: the notice, the upload to S3, and resuming on the next instance."""
 
 import json
 import os
@@ -26,17 +26,17 @@ WATCH = ["--poll-seconds", "0.1"]
 
 
 def notice(seconds: float = 120) -> dict[str, str]:
-    """Return the metadata of an instance that EC2 interrupts in some seconds."""
+    """Return the metadata of an instance that EC2 interrupts in ``seconds``."""
     time = datetime.now(timezone.utc) + timedelta(seconds=seconds)
     return {"spot/instance-action": json.dumps({"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ")})}
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
-    """Start processes in groups of their own, and kill them after the test."""
+    """Return a function that starts a process in its own group. All are killed after the test."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def begin(*words: str | Path) -> "subprocess.Popen[bytes]":
+    def start_process(*words: str | Path) -> "subprocess.Popen[bytes]":
         process = subprocess.Popen(
             [sys.executable, *map(str, words)],
             cwd=REPOSITORY,
@@ -47,7 +47,7 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
         started.append(process)
         return process
 
-    yield begin
+    yield start_process
     for process in started:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -55,11 +55,11 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
 
 
 def wait_for_step(folder: Path, process: "subprocess.Popen[bytes]", step: int) -> None:
-    def there() -> bool:
+    def has_logged_step() -> bool:
         assert process.poll() is None, "training ended before it could be interrupted"
         return (folder / "log.jsonl").exists() and any(each["step"] >= step for each in read_events(folder, "step"))
 
-    wait_for(there, 100)
+    wait_for(has_logged_step, 100)
 
 
 def watch_for(folder: Path, *words: str | Path, expect: int = 0) -> Outcome:
@@ -74,7 +74,7 @@ def test_spot_watch_interrupted_training_resumes_on_the_next_machine(
 
     The second machine only has the run's name: ``--logging.upload`` finds the uploaded run.
     """
-    known = metadata()
+    metadata_values = metadata()
 
     def command(folder: Path, *more: str) -> list[str | Path]:
         words = ["--spot-notice", "off", "--training.batch_size", "8", "--epochs", "1", *more]
@@ -82,7 +82,7 @@ def test_spot_watch_interrupted_training_resumes_on_the_next_machine(
 
     training = start(*command(tmp_path / "first"))
     wait_for_step(tmp_path / "first", training, 5)
-    known.update(notice())
+    metadata_values.update(notice())
     outcome = watch_for(tmp_path / "first", "--group", str(training.pid), expect=75).out
     assert "EC2 notice: terminate in 1" in outcome
     assert "interrupted at epoch 0" in outcome
@@ -104,23 +104,23 @@ import json, pathlib, signal, sys, time
 folder, on_signal, after = pathlib.Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 status = json.loads((folder / "status.json").read_text())
 
-def leave(state):
+def end(state):
     if state:
-        status.update(state=state, step=12, time=time.time(), reason="as it says")
+        status.update(state=state, step=12, time=time.time(), reason="the reason")
         (folder / "checkpoints/last.pt").write_bytes(b"twelve")
         (folder / "status.new").write_text(json.dumps(status))
         (folder / "status.new").rename(folder / "status.json")
     sys.exit()
 
-signal.signal(signal.SIGTERM, signal.SIG_IGN if on_signal == "ignore" else lambda *_: leave(on_signal))
+signal.signal(signal.SIGTERM, signal.SIG_IGN if on_signal == "ignore" else lambda *_: end(on_signal))
 (folder / "ready").touch()
 time.sleep(after)
-leave(sys.argv[4])
+end(sys.argv[4])
 """
-"""A substitute for training that ends in a given way: FOLDER ON_SIGNAL SECONDS STATE_AFTER_THEM."""
+"""A substitute for training. Arguments: FOLDER, STATE on SIGTERM (or ignore), SECONDS, STATE after these."""
 
 
-def begin(start: Any, folder: Path, on_signal: str, seconds: float = 100, after: str = "") -> int:
+def start_process(start: Any, folder: Path, on_signal: str, seconds: float = 100, after: str = "") -> int:
     """Start a process that trains from step 7; return its id."""
     run_folder(folder, step=7, last=b"seven", state="running")
     process = start("-c", PROCESS, folder, on_signal, str(seconds), after)
@@ -138,7 +138,7 @@ def test_spot_watch_uploads_finished_training(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
     metadata()
-    pid = begin(start, tmp_path / "run", "ignore", 1.0, "finished")
+    pid = start_process(start, tmp_path / "run", "ignore", 1.0, "finished")
     (tmp_path / "pid").write_text(f"{pid}\n")
     outcome = watch_for(tmp_path / "run", "--pidfile", tmp_path / "pid").out
     assert "finished at epoch 0, step 12" in outcome
@@ -146,13 +146,13 @@ def test_spot_watch_uploads_finished_training(
 
 
 @pytest.mark.parametrize(
-    ("state", "message"), [("failed", "training failed: as it says [training-failed]"), ("", "[training-killed]")]
+    ("state", "message"), [("failed", "training failed: the reason [training-failed]"), ("", "[training-killed]")]
 )
 def test_spot_watch_reports_failed_training(
     state: str, message: str, aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
     metadata()
-    pid = begin(start, tmp_path / "run", "ignore", 0.5, state)
+    pid = start_process(start, tmp_path / "run", "ignore", 0.5, state)
     assert message in run_failing("spot", "watch", tmp_path / "run", PLACE, *WATCH, "--pid", str(pid))
     assert last_in_s3(s3) == (b"twelve" if state else b"seven")
 
@@ -162,7 +162,7 @@ def test_spot_watch_uploads_the_earlier_checkpoint_if_training_does_not_save(
 ) -> None:
     """Training hangs, so its last checkpoint is uploaded while there is time."""
     metadata(**notice(3))
-    pid = begin(start, tmp_path / "run", "ignore")
+    pid = start_process(start, tmp_path / "run", "ignore")
     words: list[str | Path] = [
         "spot",
         "watch",
@@ -181,19 +181,19 @@ def test_spot_watch_uploads_the_earlier_checkpoint_if_training_does_not_save(
 def test_spot_watch_warns_about_a_rebalance_recommendation_once(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
-    known = metadata(**{"events/recommendations/rebalance": '{"noticeTime": "2026-11-21T12:00:00Z"}'})
-    pid = begin(start, tmp_path / "run", "interrupted")
-    threading.Timer(0.5, lambda: known.update(notice())).start()
+    metadata_values = metadata(**{"events/recommendations/rebalance": '{"noticeTime": "2026-11-21T12:00:00Z"}'})
+    pid = start_process(start, tmp_path / "run", "interrupted")
+    threading.Timer(0.5, lambda: metadata_values.update(notice())).start()
     outcome = watch_for(tmp_path / "run", "--pid", str(pid), expect=75)
     assert outcome.err.count("EC2 sent a rebalance recommendation") == 1
-    assert "interrupted at epoch 0, step 12: as it says" in outcome.out
+    assert "interrupted at epoch 0, step 12: the reason" in outcome.out
 
 
 def test_spot_watch_ignores_the_status_of_an_earlier_attempt(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
     metadata(**notice())
-    pid = begin(start, tmp_path / "run", "interrupted")
+    pid = start_process(start, tmp_path / "run", "interrupted")
     run_folder(tmp_path / "run", step=7, last=b"seven", state="interrupted")  # left by the attempt before
     assert "step 12" in watch_for(tmp_path / "run", "--pid", str(pid), expect=75).out
     assert last_in_s3(s3) == b"twelve"
@@ -204,7 +204,7 @@ def test_spot_watch_of_training_that_is_about_to_exit(
 ) -> None:
     """Its status is already ``finished`` when the watch starts."""
     metadata()
-    pid = begin(start, tmp_path / "run", "ignore", 1.0)
+    pid = start_process(start, tmp_path / "run", "ignore", 1.0)
     run_folder(tmp_path / "run", step=12, last=b"twelve", state="finished")
     status = json.loads((tmp_path / "run/status.json").read_text())
     (tmp_path / "run/status.json").write_text(json.dumps({**status, "time": time.time()}))
@@ -214,9 +214,9 @@ def test_spot_watch_of_training_that_is_about_to_exit(
 def test_spot_watch_of_a_systemd_unit(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """systemctl is a script that acts on a process as systemd would on the unit."""
+    """systemctl is replaced by a script that acts on a process."""
     metadata(**notice())
-    pid = begin(start, tmp_path / "run", "interrupted")
+    pid = start_process(start, tmp_path / "run", "interrupted")
     systemctl = tmp_path / "bin" / "systemctl"
     systemctl.parent.mkdir()
     systemctl.write_text(
@@ -237,7 +237,7 @@ esac
     assert "[training-not-running]" in run_failing("spot", "watch", tmp_path / "run", PLACE, "--unit", "other")
 
 
-def test_spot_watch_without_training(aws: StrictAws, tmp_path: Path) -> None:
+def test_spot_watch_without_training_fails(aws: StrictAws, tmp_path: Path) -> None:
     words: list[str | Path] = ["spot", "watch", tmp_path, PLACE]
     assert "process 4194304 is not running" in run_failing(*words, "--pid", "4194304")
     assert "process group 4194304 is not running" in run_failing(*words, "--group", "4194304")
@@ -250,6 +250,6 @@ def test_spot_watch_warns_about_an_unreachable_metadata_service_once(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
-    pid = begin(start, tmp_path / "run", "ignore", 1.0, "finished")
+    pid = start_process(start, tmp_path / "run", "ignore", 1.0, "finished")
     outcome = watch_for(tmp_path / "run", "--pid", str(pid))
     assert outcome.err.count("does not answer, so spot interruptions are not detected") == 1

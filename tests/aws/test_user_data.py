@@ -42,8 +42,8 @@ def validation_script(aws: StrictAws, *words: str) -> str:
     aws.quotas["L-DB2E81BA"] = 64
     rent = ["--instance-profile", "rebar", "--scheduler-role", "arn:aws:iam::123456789012:role/rebar-scheduler"]
     run_cli("launch", "validate", *VALIDATE, *rent, "--out", "report", "--check", *words)
-    asked = [each.parameters for each in aws.requests if each.action == "RunInstances"]
-    return base64.b64decode(asked[-1]["UserData"]).decode()
+    requests = [each.parameters for each in aws.requests if each.action == "RunInstances"]
+    return base64.b64decode(requests[-1]["UserData"]).decode()
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
@@ -56,7 +56,7 @@ def validation_script(aws: StrictAws, *words: str) -> str:
         ["--", "--note", 'it\'s "quoted" $HOME `date`'],
     ],
 )
-def test_shellcheck_of_user_data(aws: StrictAws, tmp_path: Path, words: list[str]) -> None:
+def test_user_data_passes_shellcheck(aws: StrictAws, tmp_path: Path, words: list[str]) -> None:
     script = tmp_path / "user_data.sh"
     script.write_text(render(*words))
     done = subprocess.run([str(SHELLCHECK), script], capture_output=True, text=True)
@@ -212,7 +212,7 @@ def stored(s3: Any, key: str) -> str:
 
 
 @pytest.mark.slow
-def test_machine_trains_uploads_and_shuts_down(bucket: Any, tmp_path: Path) -> None:
+def test_instance_trains_uploads_and_shuts_down(bucket: Any, tmp_path: Path) -> None:
     status, calls, root = boot(tmp_path)
     assert status == 0, calls
     assert calls[0].startswith("shutdown -P +120")
@@ -233,7 +233,7 @@ def test_machine_trains_uploads_and_shuts_down(bucket: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.nightly
-def test_next_machine_resumes_an_interrupted_run(bucket: Any, tmp_path: Path) -> None:
+def test_next_instance_resumes_an_interrupted_run(bucket: Any, tmp_path: Path) -> None:
     status, calls, _ = boot(tmp_path, TRAIN_STATUS="75")
     assert status == 75
     assert stored(bucket, "exit-status") == "75\n"
@@ -243,14 +243,14 @@ def test_next_machine_resumes_an_interrupted_run(bucket: Any, tmp_path: Path) ->
     assert stored(bucket, "exit-status") == "0\n"
 
 
-def test_machine_shuts_down_after_a_failed_setup(bucket: Any, tmp_path: Path) -> None:
+def test_instance_shuts_down_after_a_failed_setup(bucket: Any, tmp_path: Path) -> None:
     status, calls, _ = boot(tmp_path, SETUP_FAILS="yes")
     assert status == 1
     assert calls[-1] == "shutdown -P now"
     assert stored(bucket, "exit-status") == "1\n"
 
 
-def test_machine_shuts_down_without_its_bucket(bucket: Any, tmp_path: Path) -> None:
+def test_instance_shuts_down_if_the_bucket_is_missing(bucket: Any, tmp_path: Path) -> None:
     bucket.delete_object(Bucket="bucket", Key="rebar.tar.gz")
     for name in ("betons/train.beton", "betons/val.beton"):
         bucket.delete_object(Bucket="bucket", Key=name)
@@ -282,7 +282,7 @@ def test_validation_uploads_its_report_and_shuts_down(aws: StrictAws, bucket: An
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
-def test_shellcheck_of_the_validation(aws: StrictAws, bucket: Any, tmp_path: Path) -> None:
+def test_validation_user_data_passes_shellcheck(aws: StrictAws, bucket: Any, tmp_path: Path) -> None:
     (tmp_path / "user_data.sh").write_text(validation_script(aws))
     done = subprocess.run([str(SHELLCHECK), tmp_path / "user_data.sh"], capture_output=True, text=True)
     assert done.stdout == ""

@@ -144,7 +144,7 @@ def test_attach_again_is_a_no_op_and_to_a_second_instance_fails(aws: StrictAws, 
     )
 
 
-def test_attach_uses_the_metadata_of_this_machine(aws: StrictAws, instance: str, metadata: Any) -> None:
+def test_attach_defaults_to_this_instance(aws: StrictAws, instance: str, metadata: Any) -> None:
     run_cli(*CREATE, "--yes")
     assert "--instance" in assert_fails("aws-no-instance", "volume", "attach", "imagenet/beton", "--yes")
     metadata(**{"instance-id": instance, "placement/availability-zone": ZONE})

@@ -30,7 +30,7 @@ def executable(path: Path, script: str) -> Path:
 
 
 def words(text: str) -> str:
-    """Replace runs of white space by one space."""
+    """Collapse whitespace to single spaces."""
     return " ".join(text.split())
 
 
@@ -44,7 +44,7 @@ def test_script_parses_and_is_executable(script: Path) -> None:
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
-def test_shellcheck_of_all_scripts() -> None:
+def test_all_scripts_pass_shellcheck() -> None:
     assert run(str(SHELLCHECK), *SCRIPTS).stdout == ""
 
 
@@ -72,7 +72,7 @@ def test_wrong_arguments_print_a_message(command: str, message: str) -> None:
 
 
 @pytest.fixture
-def pretended(tmp_path: Path) -> Path:
+def fake_repository(tmp_path: Path) -> Path:
     """Return a repository whose Python prints its arguments and whose setup does nothing."""
     shutil.copytree(REPOSITORY / "scripts", tmp_path / "scripts")
     executable(tmp_path / "scripts" / "setup.sh", "true")
@@ -85,26 +85,26 @@ def pretended(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_launch_single_gpu_starts_one_process(pretended: Path) -> None:
-    result = run(pretended / "scripts/launch_single_gpu.sh", pretended, "16", "512", "12", "--lr.lr", "0.5")
+def test_launch_single_gpu_starts_one_process(fake_repository: Path) -> None:
+    result = run(fake_repository / "scripts/launch_single_gpu.sh", fake_repository, "16", "512", "12", "--lr.lr", "0.5")
     assert words(result.stdout) == (
-        f"called: {pretended}/train_imagenet.py --config-file {pretended}/rn50_configs/rn50_16_epochs.yaml "
-        f"--data.train_dataset {pretended}/train.beton --data.val_dataset {pretended}/val.beton "
+        f"called: {fake_repository}/train_imagenet.py --config-file {fake_repository}/rn50_configs/rn50_16_epochs.yaml "
+        f"--data.train_dataset {fake_repository}/train.beton --data.val_dataset {fake_repository}/val.beton "
         "--epochs 16 --training.batch_size 512 --data.num_workers 12 --lr.lr 0.5"
     )
 
 
-def test_launch_multi_gpu_starts_torchrun_and_warns_about_missing_gpus(pretended: Path) -> None:
-    launcher = pretended / "scripts/launch_multi_gpu.sh"
-    result = run(launcher, "8", pretended, "16", "512", "12", CUDA_VISIBLE_DEVICES="0,1")
+def test_launch_multi_gpu_starts_torchrun_and_warns_about_missing_gpus(fake_repository: Path) -> None:
+    launcher = fake_repository / "scripts/launch_multi_gpu.sh"
+    result = run(launcher, "8", fake_repository, "16", "512", "12", CUDA_VISIBLE_DEVICES="0,1")
     assert "called: -m torch.distributed.run --standalone --nproc_per_node=8" in result.stdout
     assert "8 processes, but only 2 visible GPUs" in result.stderr
 
 
-def test_launch_single_gpu_with_config(pretended: Path) -> None:
-    recipe = pretended / "my.yaml"
+def test_launch_single_gpu_with_config(fake_repository: Path) -> None:
+    recipe = fake_repository / "my.yaml"
     recipe.touch()
-    result = run(pretended / "scripts/launch_single_gpu.sh", pretended, "1", "2", "3", CONFIG=str(recipe))
+    result = run(fake_repository / "scripts/launch_single_gpu.sh", fake_repository, "1", "2", "3", CONFIG=str(recipe))
     assert f"--config-file {recipe}" in result.stdout
 
 
@@ -117,56 +117,58 @@ def test_launch_single_gpu_with_config(pretended: Path) -> None:
         ({"FREEZE_LR": "0", "RESET_SCHED": ""}, ""),
     ],
 )
-def test_launch_single_gpu_with_schedule_flags(environment: dict[str, str], flags: str, pretended: Path) -> None:
-    result = run(pretended / "scripts/launch_single_gpu.sh", pretended, "1", "2", "3", "--debug", **environment)
+def test_launch_single_gpu_with_schedule_flags(environment: dict[str, str], flags: str, fake_repository: Path) -> None:
+    result = run(
+        fake_repository / "scripts/launch_single_gpu.sh", fake_repository, "1", "2", "3", "--debug", **environment
+    )
     assert words(result.stdout).endswith(" ".join(f"--data.num_workers 3 {flags} --debug".split()))
 
 
 # ------------------------------------------------------------------------------------------ quick start
 
 
-def quickstart(pretended: Path, last_event: str | None) -> str:
-    """Run the pretended quick start over a run whose log ends with an event; return its output."""
-    work = pretended / "work"
+def quickstart(fake_repository: Path, last_event: str | None) -> str:
+    """Run the quick start in a repository whose run log ends with this event. Returns the output."""
+    work = fake_repository / "work"
     (work / "run").mkdir(parents=True)
     if last_event:
         (work / "run" / "log.jsonl").write_text(f'{{"event": "{last_event}", "time": 1.0}}\n')
-    result = run(pretended / "scripts" / "quickstart.sh", REBAR_QUICKSTART_DIR=str(work))
+    result = run(fake_repository / "scripts" / "quickstart.sh", REBAR_QUICKSTART_DIR=str(work))
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def test_quickstart_does_all_steps_and_says_where_things_are(pretended: Path) -> None:
-    output = quickstart(pretended, last_event=None)
+def test_quickstart_runs_all_steps_and_prints_the_paths(fake_repository: Path) -> None:
+    output = quickstart(fake_repository, last_event=None)
     steps = ["build_fashion_mnist_tree.py", "--split train", "--split val", "train_imagenet.py", "evaluate.py"]
     assert [step for step in steps if f"called: {step}" in output or step in output] == steps
     for number in range(1, 7):
         assert f"[{number}/6]" in output
     for file in ("log.jsonl", "plot.png", "checkpoints/last.pt"):
-        assert f"{pretended}/work/run/{file}" in output
+        assert f"{fake_repository}/work/run/{file}" in output
 
 
-def test_quickstart_keeps_complete_betons(pretended: Path) -> None:
-    (pretended / "work").mkdir()
-    shutil.copy(pretended / "train.beton", pretended / "work")
-    output = quickstart(pretended, last_event=None)
+def test_quickstart_keeps_complete_betons(fake_repository: Path) -> None:
+    (fake_repository / "work").mkdir()
+    shutil.copy(fake_repository / "train.beton", fake_repository / "work")
+    output = quickstart(fake_repository, last_event=None)
     assert "--split train" not in output
     assert "--split val" in output
 
 
-def test_quickstart_goes_on_with_an_interrupted_run(pretended: Path) -> None:
-    assert "--resume none" not in quickstart(pretended, last_event="epoch")
+def test_quickstart_resumes_an_interrupted_run(fake_repository: Path) -> None:
+    assert "--resume none" not in quickstart(fake_repository, last_event="epoch")
 
 
-def test_quickstart_starts_a_finished_run_afresh(pretended: Path) -> None:
-    assert "--resume none --overwrite" in quickstart(pretended, last_event="end")
+def test_quickstart_restarts_a_finished_run_from_scratch(fake_repository: Path) -> None:
+    assert "--resume none --overwrite" in quickstart(fake_repository, last_event="end")
 
 
 @pytest.mark.parametrize(("failing", "step"), [("train_imagenet.py", 5), ("evaluate.py", 6)])
-def test_quickstart_stops_at_a_failing_step_with_one_message(failing: str, step: int, pretended: Path) -> None:
-    executable(pretended / ".venv" / "bin" / "python", f'[[ $1 != {failing} ]] || exit 3; echo "called: $*"')
-    (pretended / "work" / "run").mkdir(parents=True)
-    result = run(pretended / "scripts" / "quickstart.sh", REBAR_QUICKSTART_DIR=str(pretended / "work"))
+def test_quickstart_stops_at_a_failing_step_with_one_message(failing: str, step: int, fake_repository: Path) -> None:
+    executable(fake_repository / ".venv" / "bin" / "python", f'[[ $1 != {failing} ]] || exit 3; echo "called: $*"')
+    (fake_repository / "work" / "run").mkdir(parents=True)
+    result = run(fake_repository / "scripts" / "quickstart.sh", REBAR_QUICKSTART_DIR=str(fake_repository / "work"))
     assert result.returncode == 3
     (message,) = result.stderr.strip().splitlines()
     assert message.startswith(f"Stopped in step {step} of 6.")

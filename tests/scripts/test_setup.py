@@ -1,4 +1,4 @@
-"""scripts/setup.sh and what it calls, with apt-get, sudo and nvidia-smi replaced by recorders."""
+"""scripts/setup.sh, with apt-get, sudo and nvidia-smi replaced by scripts that record their calls."""
 
 import os
 import shutil
@@ -87,7 +87,7 @@ def test_failure_shows_the_end_of_the_log(tmp_path: Path) -> None:
         ("7.5", "13.0", ""),
     ],
 )
-def test_torch_fits_driver_and_gpu(capability: str, cuda: str, indexes: str, tmp_path: Path) -> None:
+def test_torch_index_matches_driver_and_gpu(capability: str, cuda: str, indexes: str, tmp_path: Path) -> None:
     nvidia_smi = f'if [ $# -gt 0 ]; then echo {capability}; else echo "| CUDA Version: {cuda}   |"; fi'
     result = call_setup("torch_index_names", tmp_path, nvidia_smi=nvidia_smi)
     assert " ".join(result.stdout.split()) == indexes

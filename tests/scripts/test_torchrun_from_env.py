@@ -108,8 +108,8 @@ def test_torchrun_is_started_with_the_flags(scheduler: str, tmp_path: Path) -> N
     [("./train_imagenet.py", ["--reset-schedule", "--freeze-lr=0.01"]), ("evaluate.py", [])],
 )
 def test_schedule_flags_are_added_to_train_imagenet_only(script: str, flags: list[str], tmp_path: Path) -> None:
-    asked = {"RESET_SCHED": "1", "FREEZE_LR": "yes", "FREEZE_LR_VALUE": "0.01"}
-    words = started(tmp_path, script, "--epochs", "4", **asked)
+    environment = {"RESET_SCHED": "1", "FREEZE_LR": "yes", "FREEZE_LR_VALUE": "0.01"}
+    words = started(tmp_path, script, "--epochs", "4", **environment)
     assert words[words.index(script) :] == [script, *flags, "--epochs", "4"]
 
 
