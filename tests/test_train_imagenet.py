@@ -211,7 +211,7 @@ def test_find_lr_on_two_ranks_does_not_change_the_run(data: Data, finished_run: 
     folder = shutil.copytree(finished_run, tmp_path / "run")
     command = data.training_command(folder, "--training.batch_size", "8", "--find-lr-steps", "30")
     shown = run(*torchrun(2, "scripts/lr_range_test.py", *command[1:])).stdout
-    assert shown.count("lr_range_test.png") == 1  # printed by the first rank only
+    assert shown.count("lr_range_test.png") == 1  # printed by rank 0 only
     assert (folder / "lr_range_test.png").exists()
     assert same_weights(folder, finished_run)
     assert (folder / "log.jsonl").read_bytes() == (finished_run / "log.jsonl").read_bytes()

@@ -46,13 +46,13 @@ def train_here(s3: S3, monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> N
     train_imagenet.main([str(word) for word in words[1:]])
 
 
-def refusal(s3: S3, monkeypatch: pytest.MonkeyPatch, *words: str | Path, **variables: str) -> tuple[str, str]:
+def error_of(s3: S3, monkeypatch: pytest.MonkeyPatch, *words: str | Path, **variables: str) -> tuple[str, str]:
     """Run a command that fails; return the code and the message of its error."""
     for name, value in {**s3.variables, **variables}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RebarError) as refused:
+    with pytest.raises(RebarError) as error:
         train_imagenet.main([str(word) for word in words[1:]])
-    return refused.value.code, str(refused.value)
+    return error.value.code, str(error.value)
 
 
 def test_resume_on_the_next_machine_gives_identical_results(
@@ -90,10 +90,10 @@ def test_upload_rejects_a_run_that_another_machine_continued(
     assert read_events(tmp_path / "b/run", "start")[-1]["epoch"] == 0
     assert [record["step"] for record in read_events(tmp_path / "b/run", "step")] == list(range(6))
     before = s3.manifest("run")
-    code, message = refusal(s3, monkeypatch, *command("a"))
+    code, message = error_of(s3, monkeypatch, *command("a"))
     assert code == "run-continued-elsewhere"
     assert "step 6" in message
-    assert refusal(s3, monkeypatch, *command("c", "--resume", "none"))[0] == "run-exists"
+    assert error_of(s3, monkeypatch, *command("c", "--resume", "none"))[0] == "run-exists"
     assert s3.manifest("run") == before
     # With --overwrite, it is replaced completely.
     train_here(s3, monkeypatch, *command("d", "--resume", "none", "--overwrite", "--max-steps", "2"))
@@ -159,7 +159,7 @@ def test_upload_to_an_unusable_address_fails_before_the_first_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = data.training_command(tmp_path / "run", "--upload", address)
-    error = refusal(s3, monkeypatch, *words, HOME=str(tmp_path), **variables)
+    error = error_of(s3, monkeypatch, *words, HOME=str(tmp_path), **variables)
     assert error[0] == code
     assert KEY_ID not in error[1]
     assert SECRET not in error[1]

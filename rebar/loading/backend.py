@@ -195,7 +195,7 @@ def open_backend(
     if len(paths) > 1 or options.on_error != "raise":
         option = f"fname: {len(paths)} files" if len(paths) > 1 else f"on_error: {options.on_error!r}"
         raise RebarError(
-            f"{option} is not supported where FFCV runs the pipelines. Use Loader(..., cropper=...) or the operations "
+            f"{option} is not supported if FFCV runs the pipelines. Use Loader(..., cropper=...) or the operations "
             "listed in docs/loader.md.",
             code="ffcv-unsupported",
         )

@@ -16,7 +16,7 @@ ADJUSTMENTS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.ad
 
 
 @pytest.mark.parametrize("step", range(4))
-def test_color_jitter_equals_torchvisions_adjustments_in_the_batchs_order(step: int, images: torch.Tensor) -> None:
+def test_color_jitter_equals_torchvision_in_the_order_of_the_batch(step: int, images: torch.Tensor) -> None:
     position = BatchPosition(seed=1, step=step, first=12, count=6)
     ours = color_jitter(images, position, strength=0.4, hue=0.1)
     draws = 2 * position.uniforms(Stream.COLOR_JITTER, 4) - 1
@@ -44,7 +44,7 @@ def test_color_jitter_without_strength_changes_the_hue_only(images: torch.Tensor
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.21, 0.0, 0.1, 0.37])
-def test_adjust_hue_equals_torchvisions(shift: float, images: torch.Tensor) -> None:
+def test_adjust_hue_equals_torchvision(shift: float, images: torch.Tensor) -> None:
     difference = (adjust_hue(images, np.full(6, shift)).int() - F.adjust_hue(images, shift).int()).abs()
     assert difference.max() <= 1
     assert (difference > 0).float().mean() < 0.01

@@ -12,7 +12,7 @@ from torchvision.transforms import v2  # noqa: E402
 from torchvision.transforms.v2 import functional as F  # noqa: E402
 
 
-def test_erase_equals_torchvisions(images: torch.Tensor) -> None:
+def test_erase_equals_torchvision(images: torch.Tensor) -> None:
     images = images.float()
     boxes = erasing_boxes(BatchPosition(0, 7, 0, 6), 40, 32, probability=0.7)
     erased = erase(images.clone(), boxes)
@@ -27,7 +27,7 @@ def test_erase_preserves_the_channels_last_layout(images: torch.Tensor) -> None:
     assert erased.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_erasing_boxes_have_torchvisions_distribution() -> None:
+def test_erasing_boxes_have_torchvision_distribution() -> None:
     count = 20_000
     ours = erasing_boxes(BatchPosition(5, 1, 0, count), 60, 50, probability=0.25).astype(float)
     assert (ours[:, 0] + ours[:, 2]).max() <= 60

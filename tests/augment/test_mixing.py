@@ -18,7 +18,7 @@ ROLLED = torch.arange(6).roll(1)  # torchvision's partner is the previous sample
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
-def test_mixup_equals_torchvisions(lam: float, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixup_equals_torchvision(lam: float, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     transform = v2.MixUp(num_classes=5)
     monkeypatch.setattr(transform, "make_params", lambda _: {"lam": lam})
     expected, expected_targets = transform(images.float(), LABELS)
@@ -28,7 +28,7 @@ def test_mixup_equals_torchvisions(lam: float, images: torch.Tensor, monkeypatch
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_cutmix_equals_torchvisions(seed: int, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cutmix_equals_torchvision(seed: int, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     transform, lam = v2.CutMix(num_classes=5), 0.1 + 0.1 * seed
     monkeypatch.setattr(transform._dist, "sample", lambda *_: torch.tensor(lam, dtype=torch.float64))
     torch.manual_seed(seed)

@@ -49,7 +49,7 @@ def assert_close(ours: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("policy_name", POLICIES)
 @pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
-def test_operation_equals_torchvisions_at_every_magnitude(policy_name: str, number: int, images: torch.Tensor) -> None:
+def test_operation_equals_torchvision_at_every_magnitude(policy_name: str, number: int, images: torch.Tensor) -> None:
     policy, ranges = POLICIES[policy_name]
     magnitudes_of, is_signed = policy._AUGMENTATION_SPACE[NAMES[number]]
     magnitudes = magnitudes_of(31, 40, 32)
@@ -76,7 +76,7 @@ def test_apply_operations_on_a_mixed_batch_equals_each_image_alone(images: torch
         assert_close(together[row], torchvision_operation(v2.TrivialAugmentWide(), batch[row], name, magnitude))
 
 
-def test_operations_and_their_signs_are_torchvisions() -> None:
+def test_operations_and_signs_equal_torchvision() -> None:
     space = v2.RandAugment()._AUGMENTATION_SPACE
     assert list(space) == NAMES
     negated = apply_signs(np.arange(14), np.ones(14), np.full(14, 0.2)) < 0

@@ -206,26 +206,26 @@ def test_substitutes_come_from_the_given_indices(corrupt_beton: Path) -> None:
 
 def test_replace_raises_if_every_substitute_is_corrupt(corrupt_beton: Path) -> None:
     loader = make_loader(corrupt_beton, batch_size=2, indices=[19, 20])
-    with pytest.raises(CorruptSampleError) as refused:
+    with pytest.raises(CorruptSampleError) as error:
         list(loader)
-    assert (refused.value.index, refused.value.code) == (19, "beton-image-corrupt")
+    assert (error.value.index, error.value.code) == (19, "beton-image-corrupt")
 
 
 def test_iteration_ends_after_a_corrupt_sample_is_raised(corrupt_beton: Path) -> None:
     loader = make_loader(corrupt_beton, on_error="raise")
     iterator = iter(loader)
-    with pytest.raises(CorruptSampleError) as refused:
+    with pytest.raises(CorruptSampleError) as error:
         next(iterator)
-    assert refused.value.index == 3
+    assert error.value.index == 3
     with pytest.raises(StopIteration):
         next(iterator)
     assert loader.corrupt_samples == {}
 
 
 def test_unknown_on_error_is_rejected(corrupt_beton: Path) -> None:
-    with pytest.raises(RebarError, match="on_error: 'skip'") as refused:
+    with pytest.raises(RebarError, match="on_error: 'skip'") as error:
         make_loader(corrupt_beton, on_error="skip")
-    assert refused.value.code == "loader-invalid-argument"
+    assert error.value.code == "loader-invalid-argument"
 
 
 def test_corrupt_sample_error_reports_whether_the_sidecars_checksum_matches(corrupt_beton: Path) -> None:

@@ -138,7 +138,7 @@ def write_json(path: Path, content: Any) -> Path:
     return path
 
 
-def test_read_statistics_without_a_file_returns_imagenets() -> None:
+def test_read_statistics_without_a_file_returns_imagenet_values() -> None:
     assert read_statistics("") == ChannelStatistics(IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -162,12 +162,12 @@ def test_read_statistics_accepts_both_scales(tmp_path: Path) -> None:
     ids=str,
 )
 def test_read_statistics_rejects_invalid_files(content: Any, named: str, tmp_path: Path) -> None:
-    with pytest.raises(RebarError, match=named) as refused:
+    with pytest.raises(RebarError, match=named) as error:
         read_statistics(write_json(tmp_path / "s.json", content))
-    assert refused.value.code == "stats-file-invalid"
-    with pytest.raises(RebarError, match=r"none\.json") as refused:
+    assert error.value.code == "stats-file-invalid"
+    with pytest.raises(RebarError, match=r"none\.json") as error:
         read_statistics(tmp_path / "none.json")
-    assert refused.value.code == "stats-file-invalid"
+    assert error.value.code == "stats-file-invalid"
 
 
 def test_read_statistics_reads_what_measure_stats_writes(textures: BetonFile, tmp_path: Path) -> None:

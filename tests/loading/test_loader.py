@@ -194,10 +194,10 @@ def test_corrupt_image_is_raised_on_its_batch_with_file_and_offset(num_workers: 
     epoch = make_loader(beton, order=OrderOption.SEQUENTIAL, num_workers=num_workers).epoch(0, RESOLUTION)
     valid = numbers_and_labels(islice(epoch, 2))
     assert [found for found, _ in valid] == np.arange(16).reshape(2, 8).tolist()
-    with pytest.raises(CorruptSampleError) as refused:
+    with pytest.raises(CorruptSampleError) as error:
         next(epoch)
-    assert f"{beton.path}: the image of sample 19, at byte {beton.offsets[19]}, " in str(refused.value)
-    assert refused.value.code == "beton-image-corrupt"
+    assert f"{beton.path}: the image of sample 19, at byte {beton.offsets[19]}, " in str(error.value)
+    assert error.value.code == "beton-image-corrupt"
 
 
 def test_image_of_another_size_than_in_the_table_is_rejected(textures: BetonFile) -> None:
@@ -209,9 +209,9 @@ def test_image_of_another_size_than_in_the_table_is_rejected(textures: BetonFile
 
 def test_fewer_samples_than_a_global_batch_are_rejected(write_numbers: WriteBeton) -> None:
     beton = write_numbers(15)
-    with pytest.raises(RebarError, match=r"15 samples .* 2 x 8") as refused:
+    with pytest.raises(RebarError, match=r"15 samples .* 2 x 8") as error:
         make_loader(beton, rank=0, world_size=2, drop_last=True)
-    assert refused.value.code == "loader-too-few-samples"
+    assert error.value.code == "loader-too-few-samples"
     assert len(make_loader(beton, rank=0, world_size=2)) == 1
 
 
@@ -229,12 +229,12 @@ def test_fewer_samples_than_a_global_batch_are_rejected(write_numbers: WriteBeto
     ids=str,
 )
 def test_invalid_arguments_are_rejected(changes: dict[str, Any], numbers: BetonFile) -> None:
-    with pytest.raises(RebarError, match=next(iter(changes))) as refused:
+    with pytest.raises(RebarError, match=next(iter(changes))) as error:
         make_loader(numbers, **changes)
-    assert refused.value.code == "loader-invalid-argument"
+    assert error.value.code == "loader-invalid-argument"
 
 
 def test_epoch_without_a_resolution_is_rejected(numbers: BetonFile) -> None:
-    with pytest.raises(RebarError, match="resolution") as refused:
+    with pytest.raises(RebarError, match="resolution") as error:
         next(make_loader(numbers).epoch(0))
-    assert refused.value.code == "loader-invalid-argument"
+    assert error.value.code == "loader-invalid-argument"

@@ -149,9 +149,9 @@ def test_order_option_accepts_names(order: object) -> None:
 
 @pytest.mark.parametrize("order", ["shuffled", None, 2])
 def test_order_option_rejects_unknown_orders(order: object) -> None:
-    with pytest.raises(RebarError, match="SEQUENTIAL, RANDOM, QUASI_RANDOM") as refused:
+    with pytest.raises(RebarError, match="SEQUENTIAL, RANDOM, QUASI_RANDOM") as error:
         order_option(order)
-    assert refused.value.code == "loader-invalid-argument"
+    assert error.value.code == "loader-invalid-argument"
 
 
 # ------------------------------------------------------------------ with_copies
@@ -202,16 +202,16 @@ def test_rank_and_world_size_come_from_torchrun_if_distributed(monkeypatch: pyte
 
 @pytest.mark.usefixtures("no_torchrun")
 def test_distributed_without_a_process_group_is_rejected() -> None:
-    with pytest.raises(RebarError, match="torchrun") as refused:
+    with pytest.raises(RebarError, match="torchrun") as error:
         rank_and_world_size(True, None, None)
-    assert refused.value.code == "loader-no-process-group"
+    assert error.value.code == "loader-no-process-group"
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(0, None), (None, 2), (2, 2), (-1, 2), (0, 0)])
 def test_inconsistent_rank_and_world_size_are_rejected(rank: int | None, world_size: int | None) -> None:
-    with pytest.raises(RebarError) as refused:
+    with pytest.raises(RebarError) as error:
         rank_and_world_size(False, rank, world_size)
-    assert refused.value.code == "loader-invalid-argument"
+    assert error.value.code == "loader-invalid-argument"
 
 
 @pytest.mark.usefixtures("no_torchrun")

@@ -1,4 +1,4 @@
-"""BufferPool reuses released buffers only; ReadAhead requests every batch once, in time."""
+"""Tests of rebar.loading.prefetch."""
 
 import gc
 import os

@@ -97,9 +97,9 @@ def test_state_dict_counts_yielded_batches_or_batches_used(numbers: BetonFile) -
         next(iterator)
     assert loader.state_dict()["samples"] == 4 * GLOBAL_BATCH
     assert loader.state_dict(batches_used=3)["samples"] == 3 * GLOBAL_BATCH
-    with pytest.raises(RebarError, match="batches_used: 5") as refused:
+    with pytest.raises(RebarError, match="batches_used: 5") as error:
         loader.state_dict(batches_used=5)
-    assert refused.value.code == "loader-invalid-argument"
+    assert error.value.code == "loader-invalid-argument"
 
 
 def test_state_dict_after_load_state_dict_is_the_same_state(numbers: BetonFile) -> None:
@@ -143,15 +143,15 @@ def test_load_state_dict_rejects_a_state_of_another_order(
     changes: dict[str, Any], message: str, numbers: BetonFile
 ) -> None:
     state = make_loader(numbers).state_dict()
-    with pytest.raises(RebarError, match=message) as refused:
+    with pytest.raises(RebarError, match=message) as error:
         make_loader(numbers, **changes).load_state_dict(state)
-    assert refused.value.code == "loader-state-mismatch"
+    assert error.value.code == "loader-state-mismatch"
 
 
 def test_load_state_dict_rejects_an_invalid_state(numbers: BetonFile) -> None:
-    with pytest.raises(RebarError) as refused:
+    with pytest.raises(RebarError) as error:
         make_loader(numbers).load_state_dict({"epoch": 3})
-    assert refused.value.code == "loader-state-invalid"
+    assert error.value.code == "loader-state-invalid"
 
 
 @pytest.mark.parametrize("order", [OrderOption.RANDOM, OrderOption.QUASI_RANDOM])

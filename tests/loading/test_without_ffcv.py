@@ -57,17 +57,17 @@ def test_loader_with_a_cropper_works_without_ffcv(textures: BetonFile) -> None:
 
 @pytest.mark.usefixtures("no_ffcv")
 def test_loader_with_ffcv_pipelines_names_the_missing_package(textures: BetonFile) -> None:
-    with pytest.raises(RebarError) as refused:
+    with pytest.raises(RebarError) as error:
         Loader(textures.path, 4, 2, pipelines={"image": [object()]})
-    assert refused.value.code == "ffcv-not-installed"
-    assert "scripts/setup.sh" in str(refused.value)
+    assert error.value.code == "ffcv-not-installed"
+    assert "scripts/setup.sh" in str(error.value)
 
 
 @pytest.mark.usefixtures("no_ffcv")
 def test_importing_the_ffcv_operations_names_the_missing_package() -> None:
-    with pytest.raises(RebarError) as refused:
+    with pytest.raises(RebarError) as error:
         import rebar.loading.ffcv.operations  # noqa: F401
-    assert refused.value.code == "ffcv-not-installed"
+    assert error.value.code == "ffcv-not-installed"
 
 
 def stand_in(name: str, **attributes: object) -> object:

@@ -23,7 +23,7 @@ def banner(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[dict
 
 
 @pytest.mark.parametrize("trial", ["--dry-run", "--find-lr"])
-def test_banner_of_a_trial_equals_the_runs(
+def test_banner_of_a_dry_run_equals_that_of_the_run(
     trial: str, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--arch=resnet20", "--wandb-name", "mine", "--world-size", "8", "--find-lr-steps=10"]
@@ -105,7 +105,7 @@ def test_recipe_summary_shows_the_scaled_learning_rate(given: list[str], lr: str
         (["--freeze-lr", "0.01"], "constant lr 0.01"),
     ],
 )
-def test_recipe_summary_shows_what_is_enabled(given: list[str], shown: str) -> None:
+def test_recipe_summary_shows_enabled_options(given: list[str], shown: str) -> None:
     assert shown in words(*given, gpus=4)
     assert shown not in words(gpus=4)
 
@@ -119,7 +119,7 @@ def test_recipe_summary_shows_what_is_enabled(given: list[str], shown: str) -> N
         (["--zero-init-residual", "--pretrained"], "zero-init residual"),
     ],
 )
-def test_recipe_summary_omits_what_has_no_effect(given: list[str], absent: str) -> None:
+def test_recipe_summary_omits_options_without_effect(given: list[str], absent: str) -> None:
     assert absent not in words(*given)
 
 

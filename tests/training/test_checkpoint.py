@@ -34,7 +34,7 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_read_checkpoint_returns_what_was_saved(saved: Path) -> None:
+def test_read_checkpoint_returns_the_saved_content(saved: Path) -> None:
     content = read_checkpoint(saved)
     assert {name: content[name] for name in CONTENT if name != "model"} == {
         name: value for name, value in CONTENT.items() if name != "model"

@@ -84,7 +84,7 @@ def test_run_seconds_include_earlier_attempts(world: World) -> None:
 
 
 @pytest.mark.parametrize("decide", [lambda control: control.after_step(1), RunControl.during_evaluation])
-def test_the_first_stop_request_is_the_decision(decide: Callable[[RunControl], StopReason], world: World) -> None:
+def test_first_stop_request_decides(decide: Callable[[RunControl], StopReason], world: World) -> None:
     control, request = start(world)
     assert decide(control) is StopReason.NONE
     request.set(StopReason.SPOT_NOTICE)
@@ -92,12 +92,12 @@ def test_the_first_stop_request_is_the_decision(decide: Callable[[RunControl], S
     assert decide(control) is StopReason.SPOT_NOTICE
 
 
-def test_during_evaluation_ignores_what_is_due_by_time(world: World) -> None:
+def test_during_evaluation_ignores_periodic_saves(world: World) -> None:
     control, _ = start(world, every_minutes=1e-9)
     assert control.during_evaluation() is StopReason.NONE
 
 
-def test_before_start_nothing_is_due(world: World) -> None:
+def test_after_step_before_start_requests_nothing(world: World) -> None:
     control = RunControl(world, every_minutes=1e-9)
     assert control.after_step(1) is control.during_evaluation() is StopReason.NONE
     control.close()

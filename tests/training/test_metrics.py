@@ -33,7 +33,7 @@ def test_add_accepts_bfloat16_and_keeps_no_graph(world: World) -> None:
     assert meter.averages(world) == (1.0, 1.0)
 
 
-def test_averages_of_nothing_and_of_nan(world: World) -> None:
+def test_averages_without_samples_and_with_nan(world: World) -> None:
     meter = TrainMeter(world.device)
     assert meter.averages(world) == (0.0, 0.0)
     meter.add(torch.tensor(float("nan")), one_hot([0]), torch.tensor([0]))

@@ -108,7 +108,7 @@ def test_resume_none_starts_once_if_rank_0_moves_to_another_node(
     assert resolved(folder, world, "none", overwrite=True) == "auto"
 
 
-def test_evaluation_and_trials_always_use_the_given_file(folder: RunFolder, file: Path, world: World) -> None:
+def test_eval_only_and_dry_run_always_use_the_given_file(folder: RunFolder, file: Path, world: World) -> None:
     record_origin(str(file), folder)
     config = TrainConfig(checkpoint=CheckpointConfig(resume=str(file)))
     for option in ("eval_only", "dry_run", "find_lr"):

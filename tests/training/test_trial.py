@@ -1,4 +1,4 @@
-"""Tests of rebar.training.trial: trial steps equal the run's and change nothing."""
+"""Tests of rebar.training.trial: trial steps equal training steps and leave the run unchanged."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ def command(data: Data, tmp_path: Path) -> list[str]:
     return [str(word) for word in data.training_command(tmp_path / "run", *RECIPE)[1:]]
 
 
-def test_first_loss_of_the_range_test_equals_the_runs(command: list[str], tmp_path: Path) -> None:
+def test_first_loss_of_find_lr_equals_that_of_the_run(command: list[str], tmp_path: Path) -> None:
     train_imagenet.main([*command, "--find-lr", "--find-lr-steps=10"])
     tested = json.loads((tmp_path / "run/lr_range_test.json").read_text())["losses"]
     train_imagenet.main(command)

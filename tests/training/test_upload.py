@@ -170,9 +170,9 @@ def test_run_killed_before_its_first_upload_still_replaces_the_earlier_run(
     assert manifest is not None
     assert manifest.progress.step == 2
     assert list(manifest.checkpoints) == ["last.pt"]
-    with pytest.raises(RebarError) as refused:
+    with pytest.raises(RebarError) as error:
         start_uploads(ADDRESS, folder, Progress(0, 0, 0.0), 10, replaces=False)
-    assert refused.value.code == "run-continued-elsewhere"
+    assert error.value.code == "run-continued-elsewhere"
 
 
 def test_fetch_run_without_an_uploaded_run_changes_nothing(s3: S3, tmp_path: Path, world: World) -> None:
@@ -182,20 +182,20 @@ def test_fetch_run_without_an_uploaded_run_changes_nothing(s3: S3, tmp_path: Pat
 
 def test_fetch_run_rejects_an_invalid_manifest(s3: S3, tmp_path: Path, world: World) -> None:
     s3.client.put_object(Bucket=BUCKET, Key="foreign/run.json", Body=b'{"format": "other"}')
-    with pytest.raises(RebarError) as refused:
+    with pytest.raises(RebarError) as error:
         fetch_run(ADDRESS, RunFolder(tmp_path / "foreign"), world, resume="auto", overwrite=False)
-    assert refused.value.code == "s3-run-invalid"
+    assert error.value.code == "s3-run-invalid"
 
 
 def test_run_store_rejects_an_invalid_address_without_repeating_it(s3: S3, folder: RunFolder) -> None:
-    with pytest.raises(AwsError) as refused:
+    with pytest.raises(AwsError) as error:
         run_store(f"s3://AKIA:{SECRET}@bucket/", folder)
-    assert refused.value.code == "s3-invalid-url"
-    assert SECRET not in str(refused.value)
+    assert error.value.code == "s3-invalid-url"
+    assert SECRET not in str(error.value)
 
 
-def test_run_store_without_boto3_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
+def test_run_store_without_boto3_reports_how_to_install_it(monkeypatch: pytest.MonkeyPatch, folder: RunFolder) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(AwsError, match="pip install") as refused:
+    with pytest.raises(AwsError, match="pip install") as error:
         run_store(ADDRESS, folder)
-    assert refused.value.code == "aws-boto3-missing"
+    assert error.value.code == "aws-boto3-missing"

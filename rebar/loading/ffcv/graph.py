@@ -1,6 +1,6 @@
-"""Run any FFCV pipelines: FFCV compiles their graph, our threads execute it, one batch per thread.
+"""Run arbitrary FFCV pipelines: FFCV compiles their graph, and the loader's threads execute it, one batch per thread.
 
-A batch runs in a single thread from start to end, so that numba's thread-local random generators can be seeded for it.
+Each batch runs in a single thread, so that numba's thread-local random generators can be seeded for it.
 """
 
 import functools
@@ -52,7 +52,7 @@ def ffcv_compiler() -> Any:
 def single_threaded_code() -> Iterator[None]:
     """Make FFCV compile code for one thread.
 
-    Code for several threads uses numba's threading layers, which crash when two loaders run at once.
+    Code for several threads uses numba's threading layers, which crash when two loaders run concurrently.
     """
     compiler = ffcv_compiler()
     with _compiling:
@@ -116,7 +116,7 @@ class FfcvFile:
 
 
 def compile_read() -> Any:
-    """Compile the function by which decoders read: the bytes of the region at an address of ``storage``."""
+    """Compile the function that decoders read with. It returns the bytes of the region at an address of ``storage``."""
 
     def read(address, storage):  # type: ignore[no-untyped-def]
         size = storage[2][np.searchsorted(storage[1], address)]
@@ -150,8 +150,8 @@ class FfcvBackend:
         self._file = file
         self._batch_size = options.batch_size
         self._recompile = options.recompile
-        capacity = options.pool_capacity + options.num_workers  # every thread works on a batch
-        # One pool per buffer of each operation: its size does not change.
+        capacity = options.pool_capacity + options.num_workers  # each thread works on its own batch
+        # One pool per buffer of each operation, because the sizes differ.
         self._buffers: dict[Any, BufferPool] = defaultdict(lambda: BufferPool(capacity))
         numbers = {name: number for number, name in enumerate(file.handlers)}
         with single_threaded_code():
@@ -161,10 +161,10 @@ class FfcvBackend:
             self._stages, self._outputs = self._graph.codegen_all(code)
 
     def begin_epoch(self, resolution: int | None) -> StartBatch:
-        """Query the operations' memory again, as a size may have changed; return the function that starts a batch."""
+        """Query the operations' memory, since sizes may have changed, and return the function that starts a batch."""
         if resolution is not None:
             raise RebarError(
-                "resolution: not supported where FFCV runs the pipelines. Set their decoder's output_size instead.",
+                "resolution: not supported if FFCV runs the pipelines. Set their decoder's output_size instead.",
                 code="ffcv-unsupported",
             )
         with single_threaded_code():

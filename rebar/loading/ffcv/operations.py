@@ -73,7 +73,7 @@ class InMemoryImages:
 
 @cache
 def _thread_pool(num_threads: int) -> ThreadPoolExecutor:
-    """Return the process's thread pool of this size. It is never closed: FFCV does not report an operation's end."""
+    """Return the process's thread pool of this size. It is never closed, since FFCV does not signal the end of use."""
     return ThreadPoolExecutor(num_threads, thread_name_prefix="rebar-operation")
 
 
@@ -113,7 +113,7 @@ class _CropDecoder(SimpleRGBImageDecoder):  # FFCV requires an image decoder to 
         """The epoch whose crops to draw; None: the number of previous visits to the sample."""
         self.corrupt_samples: dict[int, str] = {}
         self._visits = np.zeros(0, np.int64)
-        self._callback = _CALLBACK(self._decode_at)  # compiled code calls it, so this reference must stay alive
+        self._callback = _CALLBACK(self._decode_at)  # called by compiled code, so this reference must stay alive
         self._num_threads = 1
 
     def cropper(self) -> crops.Cropper:

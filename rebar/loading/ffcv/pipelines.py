@@ -1,7 +1,7 @@
 """Recognize well-known FFCV pipelines, so that the native backend runs them.
 
-Operations are recognized by class name. Nothing here imports FFCV, which takes three seconds and may be missing. Their
-settings are read at the start of each epoch, so a changed ``decoder.output_size`` takes effect at the next epoch.
+Operations are recognized by class name, without importing FFCV, which takes three seconds and may not be installed.
+Their settings are read at the start of each epoch, so a changed ``decoder.output_size`` takes effect at the next epoch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +46,7 @@ def image_and_label_fields(types: Mapping[str, int]) -> tuple[str | None, str | 
 class RecognizedPipelines:
     """The :class:`rebar.loading.batches.BatchSpec` of recognized pipelines.
 
-    ``outputs`` has one element per element of the loader's output: whether it is the images, and the operations after
+    ``outputs`` has one pair per element of the loader's output: whether it is the images, and its operations after
     decoding.
     """
 

@@ -52,7 +52,7 @@ def test_ffcv_batches_do_not_depend_on_threads_and_are_not_overwritten(textures:
             assert torch.equal(b, d)
 
 
-def test_ffcv_batches_without_randomness_equal_stock_ffcvs(noise: BetonFile) -> None:
+def test_ffcv_batches_without_randomness_equal_stock_ffcv(noise: BetonFile) -> None:
     def pipelines() -> dict[str, Any]:
         return {"image": [CenterCropRGBImageDecoder((16, 16), 0.9), Cutout(0), ToTensor()]}
 
@@ -73,9 +73,9 @@ def test_ffcv_backend_reads_fields_of_any_type(tmp_path: Path) -> None:
     for x, y, n in batches:
         assert torch.equal(x, n.float().expand(-1, 3))
         assert torch.equal(y, n / 2)
-    with pytest.raises(RebarError) as refused:
+    with pytest.raises(RebarError) as error:
         _ = loader.beton
-    assert refused.value.code == "ffcv-unsupported"
+    assert error.value.code == "ffcv-unsupported"
 
 
 class Fails(torch.nn.Module):
@@ -120,19 +120,19 @@ def test_ffcv_backend_preserves_the_thread_counts_of_torch_and_ffcv(textures: Be
         Compiler.num_threads = compiler_threads
 
 
-def test_options_of_the_native_backend_are_refused(textures: BetonFile) -> None:
-    with pytest.raises(RebarError, match="on_error") as refused:
+def test_options_of_the_native_backend_are_rejected(textures: BetonFile) -> None:
+    with pytest.raises(RebarError, match="on_error") as error:
         make_loader(textures, random_pipelines(), on_error="replace")
-    assert refused.value.code == "ffcv-unsupported"
-    with pytest.raises(RebarError, match="output_size") as refused:
+    assert error.value.code == "ffcv-unsupported"
+    with pytest.raises(RebarError, match="output_size") as error:
         next(make_loader(textures, random_pipelines()).epoch(0, 32))
-    assert refused.value.code == "ffcv-unsupported"
-    with pytest.raises(RebarError, match="2 files") as refused:
+    assert error.value.code == "ffcv-unsupported"
+    with pytest.raises(RebarError, match="2 files") as error:
         Loader([textures.path, textures.path], 5, pipelines=random_pipelines())
-    assert refused.value.code == "ffcv-unsupported"
+    assert error.value.code == "ffcv-unsupported"
 
 
-def test_truncated_file_is_refused(textures: BetonFile, tmp_path: Path) -> None:
+def test_truncated_file_is_rejected(textures: BetonFile, tmp_path: Path) -> None:
     truncated = tmp_path / "truncated.beton"
     truncated.write_bytes(textures.path.read_bytes()[:-100])
     with pytest.raises(BetonError):
