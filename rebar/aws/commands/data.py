@@ -95,7 +95,7 @@ def _stage(options: argparse.Namespace) -> None:
         "unverified": options.unverified,
     }
     is_new = download(client, source.bucket, source.prefix, options.target, sha256=options.sha256, **how)
-    print(f"{options.target}: {'downloaded from' if is_new else 'already identical to'} {source}")
+    print(f"{options.target}: {'downloaded from' if is_new else 'unchanged, identical to'} {source}")
     if source.prefix.endswith(".beton"):
         sidecar = options.target.with_name(options.target.name + ".json")
         try:
