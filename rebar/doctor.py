@@ -146,15 +146,15 @@ def check_turbojpeg() -> Check:
 
 def check_decoder() -> Check:
     """Check the compiled JPEG kernels for this processor."""
-    from rebar.jpeg.kernel_cache import compiled_file, load_kernel
+    from rebar.jpeg.kernel_cache import load_kernel, object_path
 
     try:
-        if not compiled_file().exists():
+        if not object_path().exists():
             return Check("fast decoder", "warning", "not compiled yet: takes a minute on first use", SETUP)
         load_kernel()
     except Exception as error:
         return Check("fast decoder", "problem", one_line(error), SETUP)
-    return Check("fast decoder", "ok", str(compiled_file()))
+    return Check("fast decoder", "ok", str(object_path()))
 
 
 def check_threading_layers() -> Check:

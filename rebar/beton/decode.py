@@ -157,16 +157,16 @@ def _decode_opened(content: bytes, image: Image.Image, limit: SizeLimit) -> Deco
     is_jpeg, orientation = image.format in ("JPEG", "MPO"), _orientation(image)
     progressive = bool(image.info.get("progressive"))
     final_size = limit.apply(*image.size)
-    eighths = _reduced_scale(image.size, final_size) if is_jpeg else 8
-    _check_memory(image.size, eighths, progressive)
+    scale_num = _reduced_scale(image.size, final_size) if is_jpeg else 8
+    _check_memory(image.size, scale_num, progressive)
     irregularities = _find_irregularities(image, is_jpeg, progressive)
     width, height = image.size
     bgr = None
-    if is_jpeg and image.mode in ("L", "RGB") and eighths == 8 and final_size != image.size:
+    if is_jpeg and image.mode in ("L", "RGB") and scale_num == 8 and final_size != image.size:
         bgr = decode_downscaled(content, image.size, final_size)
     if bgr is None and is_jpeg and image.mode in ("L", "RGB"):
         try:
-            bgr = decode_bgr(np.frombuffer(content, np.uint8), eighths)
+            bgr = decode_bgr(np.frombuffer(content, np.uint8), scale_num)
         except JpegError as error:
             # Extraneous bytes between markers are harmless.
             if "Corrupt JPEG data" in str(error) and "extraneous bytes" not in str(error):
@@ -191,16 +191,16 @@ def _reduced_scale(size: tuple[int, int], final_size: tuple[int, int]) -> int:
         max(final_size) * _REDUCED_SIZE_MARGIN * 8 / max(size),
         min(final_size) * _REDUCED_SIZE_MARGIN * 8 / max(1, min(size)),
     )
-    return next((eighths for eighths in (1, 2, 4) if eighths >= max(scales)), 8)
+    return next((scale_num for scale_num in (1, 2, 4) if scale_num >= max(scales)), 8)
 
 
-def _check_memory(size: tuple[int, int], eighths: int, progressive: bool) -> None:
+def _check_memory(size: tuple[int, int], scale_num: int, progressive: bool) -> None:
     """Raise ImageError if decoding takes too much memory.
 
     libjpeg keeps all coefficients of a progressive JPEG in memory, even when it decodes at a reduced scale.
     """
     width, height = size
-    pixels = width * height * (1 if progressive else eighths * eighths / 64)
+    pixels = width * height * (1 if progressive else scale_num * scale_num / 64)
     if pixels > MAX_PIXELS:
         kind = "progressive " if progressive else ""
         raise ImageError(

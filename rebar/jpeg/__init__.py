@@ -1,1 +1,1 @@
-"""JPEG decoding, cropping and lossless rewriting in memory, independent of beton files."""
+"""Decode, crop and losslessly transcode JPEGs in memory. This package does not depend on .beton files."""

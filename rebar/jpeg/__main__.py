@@ -1,4 +1,4 @@
-"""Compile the JPEG kernels for this processor ahead of time: ``python -m rebar.jpeg``."""
+"""Compile the JPEG kernels for this CPU ahead of time: ``python -m rebar.jpeg``."""
 
 from rebar.jpeg.kernel_cache import load_kernel
 

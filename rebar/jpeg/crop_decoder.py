@@ -58,15 +58,17 @@ class CropDecoder:
         """Decode n crops into ``out``, uint8 RGB ``[n, height, width, 3]``, C-contiguous.
 
         JPEG i is ``data[offsets[i] : offsets[i] + sizes[i]]``. Its crop ``boxes[i]`` (top, left, height, width in
-        pixels) is resized as cv2 INTER_AREA does, and flipped horizontally if ``flips[i]``. A JPEG whose height and
-        width differ from ``shapes[i]`` is WRONG_SIZE. Returns one :class:`Status` per image, uint8 ``[n]``; the pixels
-        of those that are not OK are undefined. Raises ValueError for arrays of another shape, dtype or layout.
+        pixels) is resized like cv2 INTER_AREA, and flipped horizontally if ``flips[i]``. The status is WRONG_SIZE
+        for a JPEG whose height and width differ from ``shapes[i]``.
+
+        Returns one :class:`Status` per image, uint8 ``[n]``. The pixels are undefined unless it is OK. Raises
+        ValueError for arrays of another shape, dtype or layout.
         """
         count, out_height, out_width, channels = out.shape
         if channels != 3 or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
             raise ValueError("out must be writeable C-contiguous uint8 [n, height, width, 3]")
         if not (len(offsets) == len(sizes) == len(boxes) == len(flips) == count) or boxes.shape[1:] != (4,):
-            raise ValueError(f"offsets, sizes, boxes [n, 4], flips and out must be of one length, {count}")
+            raise ValueError(f"offsets, sizes, boxes [n, 4], flips and out must have the same length, {count}")
         if shapes is not None and shapes.shape != (count, 2):
             raise ValueError(f"shapes must be [{count}, 2]")
         statuses = np.zeros(count, np.uint8)
@@ -93,12 +95,12 @@ class CropDecoder:
         self._kernel(table.ctypes.data)
         return statuses
 
-    def _workspace(self, longest: int, out_height: int, out_width: int) -> NDArray[np.int64]:
-        """Return the descriptors of the scratch memory, after reallocating what is too small or of another size."""
-        if self._bits.shape[1] >= longest + BITS_MARGIN and self._out_size == (out_height, out_width):
+    def _workspace(self, max_bytes: int, out_height: int, out_width: int) -> NDArray[np.int64]:
+        """Return the descriptors of the scratch memory. Reallocates buffers that are too small for this call."""
+        if self._bits.shape[1] >= max_bytes + BITS_MARGIN and self._out_size == (out_height, out_width):
             return self._descriptors
-        if self._bits.shape[1] < longest + BITS_MARGIN:
-            self._bits = np.zeros((2, longest + longest // 2 + BITS_MARGIN), np.uint8)
+        if self._bits.shape[1] < max_bytes + BITS_MARGIN:
+            self._bits = np.zeros((2, max_bytes + max_bytes // 2 + BITS_MARGIN), np.uint8)
         if self._out_size != (out_height, out_width):
             self._out_size = (out_height, out_width)
             self._weights = new_axis_weights(out_height, out_width, self.max_height, self.max_width)

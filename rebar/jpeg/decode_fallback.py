@@ -2,7 +2,7 @@
 
 Neither library reports libjpeg's warnings, and OpenCV 4 fills the missing part of truncated JPEGs with gray. Markers
 are therefore checked first, and the entropy-coded data of sequential JPEGs is validated by the transcoder's kernel. Bit
-errors in progressive JPEGs go unnoticed.
+errors in progressive JPEGs are not detected.
 """
 
 import functools
@@ -21,14 +21,14 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _EOI, _SOS = 0xD9, 0xDA
 
 
-def decode_without_turbojpeg(jpeg: NDArray[np.uint8], eighths: int = 8) -> NDArray[np.uint8]:
-    """Decode a JPEG to BGR, uint8 ``[height, width, 3]``, scaled by ``eighths`` / 8 (1, 2, 4 or 8), rounded up.
+def decode_without_turbojpeg(jpeg: NDArray[np.uint8], scale_num: int = 8) -> NDArray[np.uint8]:
+    """Decode a JPEG to BGR, uint8 ``[height, width, 3]``, scaled by ``scale_num`` / 8 (1, 2, 4 or 8), rounded up.
 
-    The orientation tag is ignored, as libturbojpeg does. Raises JpegError for data that is not a JPEG, truncated or
+    The orientation tag is ignored, as by libturbojpeg. Raises JpegError for data that is not a JPEG, truncated or
     corrupt, and for CMYK.
     """
-    if eighths not in (1, 2, 4, 8):
-        raise ValueError(f"eighths must be 1, 2, 4 or 8, not {eighths}")
+    if scale_num not in (1, 2, 4, 8):
+        raise ValueError(f"scale_num must be 1, 2, 4 or 8, not {scale_num}")
     content = jpeg.tobytes()
     height, width = _check_markers(content)
     if _kernels_available():
@@ -36,16 +36,16 @@ def decode_without_turbojpeg(jpeg: NDArray[np.uint8], eighths: int = 8) -> NDArr
     try:
         import cv2  # noqa: F401
     except ImportError:
-        image = _decode_with_pillow(content, eighths)
+        image = _decode_with_pillow(content, scale_num)
     else:
-        image = _decode_with_opencv(jpeg, eighths)
-    expected = (-(-height * eighths // 8), -(-width * eighths // 8), 3)
+        image = _decode_with_opencv(jpeg, scale_num)
+    expected = (-(-height * scale_num // 8), -(-width * scale_num // 8), 3)
     if image.shape != expected:
         raise JpegError(f"Corrupt JPEG data: decoded to {image.shape}, not {expected}", code="jpeg-corrupt")
     return image
 
 
-def _decode_with_opencv(jpeg: NDArray[np.uint8], eighths: int) -> NDArray[np.uint8]:
+def _decode_with_opencv(jpeg: NDArray[np.uint8], scale_num: int) -> NDArray[np.uint8]:
     import cv2
 
     reduced = {
@@ -55,7 +55,7 @@ def _decode_with_opencv(jpeg: NDArray[np.uint8], eighths: int) -> NDArray[np.uin
         8: cv2.IMREAD_COLOR,
     }
     try:
-        image = cv2.imdecode(jpeg, reduced[eighths] | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(jpeg, reduced[scale_num] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise JpegError(f"Corrupt JPEG data: {error}", code="jpeg-corrupt") from None
     if image is None:
@@ -63,16 +63,20 @@ def _decode_with_opencv(jpeg: NDArray[np.uint8], eighths: int) -> NDArray[np.uin
     return np.asarray(image, np.uint8)
 
 
-def _decode_with_pillow(content: bytes, eighths: int) -> NDArray[np.uint8]:
+def _decode_with_pillow(content: bytes, scale_num: int) -> NDArray[np.uint8]:
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
             width, height = image.size
-            image.draft("RGB", (max(1, width * eighths // 8), max(1, height * eighths // 8)))  # scales within libjpeg
-            scaled = (-(-width * eighths // 8), -(-height * eighths // 8))
-            rgb = np.asarray(image.convert("RGB").resize(scaled, Image.Resampling.BOX))  # a copy if draft() scaled it
-    except Exception as error:  # Pillow raises many kinds for corrupt files
+            image.draft(
+                "RGB", (max(1, width * scale_num // 8), max(1, height * scale_num // 8))
+            )  # libjpeg scales while it decodes
+            scaled = (-(-width * scale_num // 8), -(-height * scale_num // 8))
+            rgb = np.asarray(
+                image.convert("RGB").resize(scaled, Image.Resampling.BOX)
+            )  # only copies if draft() has scaled
+    except Exception as error:  # Pillow raises many exception classes for corrupt files
         raise JpegError(f"Corrupt JPEG data: {error}", code="jpeg-corrupt") from None
     return np.ascontiguousarray(rgb[..., ::-1])
 

@@ -1,7 +1,7 @@
-"""Load the ahead-of-time compiled JPEG kernels from a cache of shared libraries, and compile them if they are missing.
+"""Load the JPEG kernels from a cache of shared libraries. Compile them ahead of time if they are not cached.
 
-numba's own cache would make every process import numba, which takes a third of a second and 100 MB. A cached library
-is found by the sources of this package, the versions of numba and llvmlite, and the processor.
+With numba's own cache, every process would import numba, which takes a third of a second and 100 MB. The cache key
+consists of the sources of this package, the versions of numba and llvmlite, and the CPU.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ _PACKAGE = Path(__file__).parent
 _ROOT = _PACKAGE.parent.parent
 
 Kernel = Callable[[int], None]
-"""A compiled kernel: takes the address of its arguments' descriptors and does not hold the GIL."""
+"""A compiled kernel. Takes the address of its arguments' descriptors; runs without the GIL."""
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def load_kernel(name: str = "decode_crops") -> Kernel:
 
     Raises RebarError if they cannot be compiled; numba prints the reason to stderr.
     """
-    path = compiled_file()
+    path = object_path()
     if not _is_trusted(path):
         _compile_once(path)
     library = path.with_suffix(".so")
@@ -47,16 +47,16 @@ def load_kernel(name: str = "decode_crops") -> Kernel:
     return _load_object(path, SYMBOL_PREFIX + name)
 
 
-def compiled_file() -> Path:
+def object_path() -> Path:
     """Return the path of the kernels' object file, which need not exist yet."""
     return _cache_folder() / f"kernels-{cache_key()}.o"
 
 
 def cache_key(package: Path = _PACKAGE) -> str:
-    """Return a digest of everything that the compiled code depends on: sources, compiler versions and processor."""
+    """Return a digest of all inputs of the compiled code: sources, compiler versions and CPU."""
     digest = hashlib.sha256(sources_digest(package))
     versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
-    digest.update(repr([*versions, sys.platform, platform.machine(), _processor()]).encode())
+    digest.update(repr([*versions, sys.platform, platform.machine(), _cpu_description()]).encode())
     return digest.hexdigest()[:20]
 
 
@@ -69,8 +69,8 @@ def sources_digest(package: Path = _PACKAGE) -> bytes:
     return digest.digest()
 
 
-def _processor() -> str:
-    """Return the processor's model and instruction set extensions, as far as the system reports them."""
+def _cpu_description() -> str:
+    """Return the CPU's model and instruction set extensions, as reported by the operating system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
@@ -83,8 +83,8 @@ def _processor() -> str:
 def _cache_folder() -> Path:
     """Return the first folder that can be created and that no other user can write to.
 
-    Candidates are in ``NUMBA_CACHE_DIR`` or else next to the sources, then in the user's cache, then a temporary folder
-    for this process.
+    Tries ``NUMBA_CACHE_DIR`` if it is set, otherwise the folder of the sources; then the user's cache; then a temporary
+    folder for this process.
     """
     configured = os.environ.get("NUMBA_CACHE_DIR")
     for parent in (Path(configured) if configured else _PACKAGE / "__pycache__", user_cache()):
@@ -100,7 +100,7 @@ def _cache_folder() -> Path:
 
 
 def _is_trusted(path: Path) -> bool:
-    """Return whether a file or folder exists, belongs to this user or root, and nobody else may write to it."""
+    """Return whether a file or folder exists, belongs to this user or root, and is not writable by other users."""
     try:
         status = path.lstat()
     except OSError:
@@ -110,18 +110,18 @@ def _is_trusted(path: Path) -> bool:
 
 
 def _compile_once(path: Path) -> None:
-    """Compile the kernels in a child process, unless another process does so first."""
+    """Compile the kernels in a child process, unless another process has compiled them."""
     from filelock import FileLock
 
     with FileLock(path.with_suffix(".lock")):
         if _is_trusted(path):
             return
-        print("compiling the JPEG kernels for this processor, which takes about a minute", file=sys.stderr, flush=True)
+        print("compiling the JPEG kernels for this CPU; this takes about a minute", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "rebar.jpeg.kernels.compile", str(path)]
         if subprocess.run(command, cwd=_ROOT).returncode != 0:
             raise RebarError(
-                "The JPEG kernels cannot be compiled on this machine; numba's error is above. Run 'python -m "
-                "rebar.doctor' to find what is missing, or use --write-mode raw, which needs no kernels.",
+                "JPEG kernels: compilation failed on this machine; numba's error is above. Run "
+                "'python -m rebar.doctor' to check the installation, or use --write-mode raw.",
                 code="jpeg-kernels-not-compiled",
             )
 
@@ -134,7 +134,7 @@ def _load_library(path: Path, symbol: str) -> Kernel:
 
 
 def _load_object(path: Path, symbol: str) -> Kernel:
-    """Load a kernel without a linked library: LLVM links the object file in memory."""
+    """Load a kernel from the object file, which LLVM links in memory, if there is no shared library."""
     from llvmlite import binding as llvm
 
     llvm.initialize_native_target()

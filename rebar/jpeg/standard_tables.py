@@ -1,6 +1,6 @@
-"""The default tables of ITU-T T.81, annex K, which nearly every encoder writes, and the zigzag order.
+"""The standard quantization and Huffman tables of ITU-T T.81, annex K, and the zigzag order.
 
-Nothing here imports numba.
+This module does not import numba.
 """
 
 import functools
@@ -8,8 +8,8 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-# Natural (row-major) index of the k-th coefficient in zigzag order (T.81, figure A.6). A corrupt stream may count past
-# 63; such coefficients land on the last one.
+# Natural (row-major) index of the k-th coefficient in zigzag order (T.81, figure A.6). In corrupt data, k may exceed
+# 63; such coefficients overwrite the last one.
 ZIGZAG = np.full(256, 63, np.uint8)
 ZIGZAG[:64] = sorted(range(64), key=lambda i: (i // 8 + i % 8, i // 8 if (i // 8 + i % 8) % 2 else i % 8))
 

@@ -1,4 +1,4 @@
-"""The outcomes of decoding a JPEG: status codes, the parsed header and the exception. Nothing here imports numba."""
+"""The results of parsing and decoding a JPEG: status codes, header and exception. This module does not import numba."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from rebar.errors import RebarError
 
 
 class JpegError(RebarError):
-    """A JPEG that cannot be decoded completely; the message is the decoder's, without the file's name."""
+    """A JPEG that cannot be decoded completely. The message comes from the decoder and does not name the file."""
 
 
 class Status(IntEnum):
@@ -15,8 +15,8 @@ class Status(IntEnum):
 
     Unless the status is OK, the output is undefined. UNSUPPORTED is a valid JPEG of a kind that the kernels do not
     decode, such as progressive, CMYK or 12-bit: decode the full image with
-    :func:`rebar.jpeg.turbojpeg.decode_rgb`. WRONG_SIZE is an image, or a crop, of another size than requested. The
-    other codes are faults of the file.
+    :func:`rebar.jpeg.turbojpeg.decode_rgb`. WRONG_SIZE is an unexpected image size, or a crop outside the image.
+    The other codes are defects of the file.
     """
 
     OK = 0
@@ -27,7 +27,7 @@ class Status(IntEnum):
     WRONG_SIZE = 5
 
 
-# The same as plain integers: numba compiles comparisons with these to constants.
+# Plain integers, which numba compiles to constants.
 OK = int(Status.OK)
 UNSUPPORTED = int(Status.UNSUPPORTED)
 CORRUPT_HEADER = int(Status.CORRUPT_HEADER)
@@ -39,7 +39,7 @@ WRONG_SIZE = int(Status.WRONG_SIZE)
 class Header(NamedTuple):
     """The frame and scan parameters of a JPEG.
 
-    ``height`` and ``width`` are in pixels. ``h_samp`` and ``v_samp`` are the luma sampling factors, that is the luma
+    ``height`` and ``width`` are in pixels. ``h_samp`` and ``v_samp`` are the luma sampling factors: the number of luma
     blocks of an MCU in each direction. ``restart_interval`` is in MCUs, 0 for none. ``entropy_start`` is the byte
     offset of the entropy-coded data.
     """

@@ -1,4 +1,4 @@
-"""The arguments, tables and scratch memory of the transcoder's kernels, as NumPy arrays. Nothing here imports numba."""
+"""The arguments, tables and scratch memory of the transcoder's kernels, as NumPy arrays. Does not import numba."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from rebar.jpeg.workspace import (
 )
 
 MULTI_SYMBOL_BITS = 12
-MAX_ENTRY_BITS = 32  # written by one table entry
+MAX_ENTRY_BITS = 32  # output bits of one table entry
 BLOCK_ENDS = 64
 SKIP_ENDS_AT = 4  # the bit of a ``Codes.skips`` entry
 RATIO_BITS = 15
@@ -73,14 +73,14 @@ def _padded(specification: bytes) -> NDArray[np.uint8]:
 def _skip_table(specification: bytes) -> NDArray[np.uint16]:
     """Return a row of ``Codes.skips``."""
     lengths = np.repeat(np.arange(1, 17), list(specification[:16]))
-    of_code = lengths << 8 | np.frombuffer(specification[16:], np.uint8)
-    of_bits = np.zeros(1 << 16, np.int64)
-    entries = np.repeat(of_code, 1 << (16 - lengths))
-    of_bits[: entries.size] = entries
+    by_code = lengths << 8 | np.frombuffer(specification[16:], np.uint8)
+    by_bits = np.zeros(1 << 16, np.int64)
+    entries = np.repeat(by_code, 1 << (16 - lengths))
+    by_bits[: entries.size] = entries
     patterns = np.arange(1 << MULTI_SYMBOL_BITS) << (16 - MULTI_SYMBOL_BITS)
     read, advance, ends = np.zeros((3, patterns.size), np.int64)
     for _ in range(MULTI_SYMBOL_BITS // 2):  # no code is shorter than two bits
-        entry = of_bits[(patterns << read) & 0xFFFF]
+        entry = by_bits[(patterns << read) & 0xFFFF]
         length, run, size = entry >> 8, (entry >> 4) & 15, entry & 15
         taken = (entry > 0) & (read + length + size <= MULTI_SYMBOL_BITS) & (ends == 0)
         is_end = taken & (entry & 255 == 0)
@@ -92,7 +92,7 @@ def _skip_table(specification: bytes) -> NDArray[np.uint16]:
 
 
 class TranscodeScratch(NamedTuple):
-    """Scratch memory for one segment as read and as written, without stuffing, and for the bounds of all segments.
+    """Scratch memory for the input and output of one segment, unstuffed, and for the bounds of all segments.
 
     ``coders`` uint64 ``[3, CODER_FIELDS]`` is one Coder per component, ``predictions`` int64 ``[2, 3]`` the DC
     predictions of input and output, ``ratios`` int32 ``[3, 64]`` as in Coder.

@@ -1,9 +1,9 @@
-"""Rewrite JPEGs without loss: add restart markers and use the standard Huffman tables.
+"""Transcode JPEGs losslessly: insert restart markers and use the standard Huffman tables.
 
-On request, coefficients are requantized to coarser steps, which loses no more than decoding and re-encoding. Symbols
+Optionally, coefficients are requantized to coarser steps, which loses no more than decoding and re-encoding. Symbols
 are not decoded to coefficients: each Huffman code is replaced and the bits of its magnitude are copied. Only DC
 differences change, where a restart marker resets the prediction (ITU-T T.81, F.1.2 and F.2.2). All input is validated,
-so the output can be decoded completely. The input is what :mod:`rebar.jpeg.kernels.headers` supports. Comments and
+so the output can be decoded completely. Supported inputs are those of :mod:`rebar.jpeg.kernels.headers`. Comments and
 application data, such as thumbnails, color profiles and Exif, are dropped.
 """
 
@@ -21,7 +21,7 @@ from rebar.jpeg.transcode_workspace import RATIO_BITS, TranscodeCall, new_transc
 
 _ARGUMENT_TYPES = array_types(new_transcode_call(1, 1))
 _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
-_HUFFMAN = b"".join(
+_DHT_SEGMENTS = b"".join(
     b"\xff\xc4" + struct.pack(">HB", 3 + len(codes), table_class << 4 | number) + codes
     for number in range(2)
     for table_class, codes in enumerate((DC_CODES[number], AC_CODES[number]))
@@ -29,7 +29,7 @@ _HUFFMAN = b"".join(
 
 
 class Transcoder:
-    """Rewrite JPEGs, with scratch memory for one thread. The GIL is released while it works.
+    """Transcodes JPEGs. Owns scratch memory, so each thread needs its own. Kernels run without the GIL.
 
     Raises RebarError if the kernels cannot be compiled.
     """
@@ -39,7 +39,7 @@ class Transcoder:
         self._set_arrays(new_transcode_call(0, 1024))
 
     def read_header(self, jpeg: NDArray[np.uint8]) -> tuple[Status, Header]:
-        """Parse a JPEG's header; :meth:`write` needs the one that was read last."""
+        """Parse a JPEG's header. Call this before :meth:`write`, which uses the tables that were read last."""
         self._call(self._read_header, jpeg)
         return Status(int(self._arrays.result[0])), Header(*self._arrays.header.tolist())
 
@@ -64,7 +64,7 @@ class Transcoder:
         steps = tuple(self.quantization(component).tobytes() for component in range(header.components))
         tables, ratios = _requantized_tables(steps, quality)
         headers = _headers(header, interval, tables)
-        # The standard codes may be longer than the file's. An image that needs twice its bytes is not written.
+        # The standard codes may be longer than the file's. An image that would double in size is refused.
         capacity = 2 * jpeg.size + 8 * (mcus // interval + 1 if interval else 1) + 4096
         if self._arrays.out.size < capacity or self._arrays.scratch.segments.shape[1] < segments:
             capacity, segments = capacity * 3 // 2, max(1024, segments * 3 // 2)
@@ -115,7 +115,7 @@ def _headers(header: Header, interval: int, tables: list[bytes]) -> bytes:
         frame += struct.pack("BBB", i + 1, sampling, distinct.index(table))
         scan += struct.pack("BB", i + 1, 0x11 if i else 0)
     parts.append(b"\xff\xc0" + struct.pack(">H", 2 + len(frame)) + frame)
-    parts.append(_HUFFMAN if header.components > 1 else _HUFFMAN[: len(_HUFFMAN) // 2])
+    parts.append(_DHT_SEGMENTS if header.components > 1 else _DHT_SEGMENTS[: len(_DHT_SEGMENTS) // 2])
     if interval:
         parts.append(b"\xff\xdd" + struct.pack(">HH", 4, interval))
     parts.append(b"\xff\xda" + struct.pack(">H", 5 + len(scan)) + scan + b"\x00\x3f\x00")

@@ -1,4 +1,4 @@
-"""Decode complete JPEGs with libturbojpeg through ctypes, or with OpenCV or Pillow where it is not installed.
+"""Decode complete JPEGs with libturbojpeg through ctypes, or with OpenCV or Pillow if it is not installed.
 
 ctypes releases the GIL during a call, so threads decode in parallel. Each thread has its own decompressor.
 
@@ -38,7 +38,7 @@ LIBRARY_VARIABLE = "TURBOJPEG_LIBRARY"
 _CANDIDATES = ("libturbojpeg.so.0", "libturbojpeg.so", "libturbojpeg.dylib")
 _PIXEL_FORMAT_RGB, _PIXEL_FORMAT_BGR = 0, 1
 _GRAY = 3
-_LUMA_FACTORS = {0: (1, 1), 1: (2, 1), 2: (2, 2), _GRAY: (1, 1), 4: (1, 2)}  # h_samp, v_samp by TJSAMP
+_SAMPLING_FACTORS = {0: (1, 1), 1: (2, 1), 2: (2, 2), _GRAY: (1, 1), 4: (1, 2)}  # h_samp, v_samp by TJSAMP
 _COPY_NOTHING = 64  # TJXOPT_COPYNONE: no comments, no application data
 _STOP_ON_WARNING = 8192  # TJFLAG_STOPONWARNING
 _LIMIT_SCANS = 32768  # TJFLAG_LIMITSCANS: a few kilobytes can hold thousands of scans of a huge image
@@ -52,7 +52,7 @@ _INSTALL = (
 def load_turbojpeg() -> ctypes.CDLL:
     """Load the shared library, once per process.
 
-    Raises RebarError if it is not installed. Use :func:`turbojpeg_available` to ask without an exception.
+    Raises RebarError if it is not installed. Use :func:`turbojpeg_available` to check without an exception.
     """
     path = os.environ.get(LIBRARY_VARIABLE)
     found = ctypes.util.find_library("turbojpeg")
@@ -71,7 +71,7 @@ def turbojpeg_available() -> bool:
     """Return whether libturbojpeg can be loaded.
 
     Without it, :func:`decode_rgb` and :func:`decode_bgr` use OpenCV or Pillow, and :func:`make_sequential` raises
-    JpegError, so that progressive JPEGs are re-encoded instead of transformed without loss.
+    JpegError, so that progressive JPEGs are re-encoded instead of transcoded losslessly.
     """
     try:
         load_turbojpeg()
@@ -81,7 +81,7 @@ def turbojpeg_available() -> bool:
 
 
 class _Transform(ctypes.Structure):
-    """``tjtransform``; a region of zeros is the complete image."""
+    """``tjtransform``; a region of zeros is the full image."""
 
     _fields_ = (
         ("region", ctypes.c_int * 4),
@@ -135,7 +135,7 @@ _thread_local = threading.local()
 
 @contextmanager
 def _decompressor() -> Iterator[_Decompressor]:
-    """Lend this thread's decompressor for one image."""
+    """Yield this thread's decompressor; discard it after an error."""
     if not hasattr(_thread_local, "decompressor"):
         _thread_local.decompressor = _Decompressor()
     try:
@@ -158,7 +158,7 @@ def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Decode a JPEG to RGB, uint8 ``[height, width, 3]``; grayscale becomes three equal channels.
 
     Raises JpegError for every error or warning of libturbojpeg, including truncated data. Without libturbojpeg, bit
-    errors in progressive JPEGs go unnoticed (:mod:`rebar.jpeg.decode_fallback`).
+    errors in progressive JPEGs are not detected (:mod:`rebar.jpeg.decode_fallback`).
     """
     source = np.ascontiguousarray(jpeg)
     if not turbojpeg_available():
@@ -166,22 +166,22 @@ def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return _decode(source, _PIXEL_FORMAT_RGB, 8)
 
 
-def decode_bgr(jpeg: NDArray[np.uint8], eighths: int = 8) -> NDArray[np.uint8]:
-    """Decode a JPEG to BGR, uint8 ``[height, width, 3]``, scaled by ``eighths`` / 8 (1, 2, 4 or 8), rounded up.
+def decode_bgr(jpeg: NDArray[np.uint8], scale_num: int = 8) -> NDArray[np.uint8]:
+    """Decode a JPEG to BGR, uint8 ``[height, width, 3]``, scaled by ``scale_num`` / 8 (1, 2, 4 or 8), rounded up.
 
-    A reduced size takes less time and memory, because each block is transformed to fewer samples. Raises JpegError as
+    A reduced scale takes less time and memory, because libjpeg uses a smaller IDCT. Raises JpegError as
     :func:`decode_rgb` does.
     """
     source = np.ascontiguousarray(jpeg)
     if not turbojpeg_available():
-        return decode_without_turbojpeg(source, eighths)
-    return _decode(source, _PIXEL_FORMAT_BGR, eighths)
+        return decode_without_turbojpeg(source, scale_num)
+    return _decode(source, _PIXEL_FORMAT_BGR, scale_num)
 
 
-def _decode(source: NDArray[np.uint8], pixel_format: int, eighths: int) -> NDArray[np.uint8]:
+def _decode(source: NDArray[np.uint8], pixel_format: int, scale_num: int) -> NDArray[np.uint8]:
     with _decompressor() as tj:
         height, width, _ = _read_header(tj, source)
-        height, width = -(-height * eighths // 8), -(-width * eighths // 8)
+        height, width = -(-height * scale_num // 8), -(-width * scale_num // 8)
         image = np.empty((height, width, 3), np.uint8)
         layout = (width, 0, height, pixel_format, 0)
         tj.check(tj.library.tjDecompress2(tj.handle, source.ctypes.data, source.size, image.ctypes.data, *layout))
@@ -197,10 +197,10 @@ def decode_planes(jpeg: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     source = np.ascontiguousarray(jpeg)
     with _decompressor() as tj:
         height, width, subsampling = _read_header(tj, source)
-        if subsampling not in _LUMA_FACTORS:
+        if subsampling not in _SAMPLING_FACTORS:
             raise JpegError(f"chroma subsampling {subsampling} is not supported", code="jpeg-unsupported")
         count = 1 if subsampling == _GRAY else 3
-        h_samp, v_samp = _LUMA_FACTORS[subsampling]
+        h_samp, v_samp = _SAMPLING_FACTORS[subsampling]
         sizes = [(height, width)] + [(-(-height // v_samp), -(-width // h_samp))] * 2
         # Where the chroma is halved, libturbojpeg writes an even number of luma rows and columns.
         planes = [np.empty((rows + 1, columns + 1), np.uint8) for rows, columns in sizes[:count]]
@@ -212,7 +212,7 @@ def decode_planes(jpeg: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
 
 def make_sequential(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Convert a progressive or multi-scan JPEG to one sequential scan with the standard Huffman tables, without loss.
+    """Losslessly convert a progressive or multi-scan JPEG to one sequential scan with the standard Huffman tables.
 
     Returns the JPEG's bytes, uint8 ``[n]``. Raises JpegError for every error or warning of libturbojpeg, including
     truncated data, and also if libturbojpeg is not installed.

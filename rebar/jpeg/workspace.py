@@ -1,6 +1,6 @@
-"""The arguments and scratch memory of the crop decoder's kernel: NumPy arrays in named tuples.
+"""The arguments and scratch memory of the crop decoder's kernel, as named tuples of NumPy arrays.
 
-Nothing here imports numba, so that processes that only run the compiled kernels do not load it.
+This module does not import numba, so that processes that only run compiled kernels do not load it.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ COMPONENTS = 3
 SPECIFICATION_BYTES = 16 + 256  # of a Huffman table: the number of codes of each length, then the symbols
 TABLE_SLOTS = 16
 SHORT_BITS = 10  # index bits of a short Huffman table
-LANES = 2  # segments that are decoded in parallel
+LANES = 2  # segments that one thread decodes in parallel
 LANE_FIELDS = 16  # of a lane's state: two cache lines
 LANE_WORK = 4
 CHUNK_MCUS = 8  # MCUs decoded to coefficients before the inverse DCT: the coefficients stay in the L1 cache
@@ -139,8 +139,8 @@ def new_region_scratch(max_height: int, max_width: int) -> RegionScratch:
 class Extents(NamedTuple):
     """The interval that each output pixel covers along one axis, float64 ``[n]``.
 
-    From ``begin`` to ``end``, in pixels from the first one of the crop; ``pixel_weight`` is the weight of one pixel. n
-    is rounded up to TILE_COLUMNS; the padding repeats the last interval.
+    ``begin`` and ``end`` are in pixels from the start of the crop; ``pixel_weight`` is the weight of one pixel. n is
+    rounded up to TILE_COLUMNS; the padding repeats the last interval.
     """
 
     begin: NDArray[np.float64]
@@ -168,7 +168,7 @@ class ResizeWeights(NamedTuple):
 
 
 def new_resize_weights(outputs: int, size: int) -> ResizeWeights:
-    """Return memory for ``outputs`` pixels computed from up to ``size``."""
+    """Return memory for ``outputs`` pixels computed from up to ``size`` pixels."""
     entries = _round_up(outputs, TILE_COLUMNS)
     weights = np.zeros((size // outputs + 4, entries), np.uint16)
     return ResizeWeights(np.zeros(entries, np.int64), weights, np.zeros(3, np.int64))
@@ -194,15 +194,18 @@ def new_axis_weights(out_height: int, out_width: int, max_height: int, max_width
 
 
 class ResizeScratch(NamedTuple):
-    """``lines`` uint16 ``[3, rows, pitch]`` holds each component resized along x; ``pixels`` uint8 ``[96]`` stages
-    output rows shorter than TILE_PIXELS."""
+    """Scratch memory of the resize kernels.
+
+    ``lines`` uint16 ``[3, rows, pitch]`` holds each component resized along x; ``pixels`` uint8 ``[96]`` buffers
+    output rows shorter than TILE_PIXELS.
+    """
 
     lines: NDArray[np.uint16]
     pixels: NDArray[np.uint8]
 
 
 def new_resize_scratch(out_width: int, max_height: int) -> ResizeScratch:
-    """Return scratch memory for images ``out_width`` wide, made from regions of images up to ``max_height``."""
+    """Return scratch memory for outputs ``out_width`` wide and images up to ``max_height`` high."""
     rows = _round_up(max_height, 16) + TILE_ROWS + COLUMN_MARGIN
     lines = np.zeros((COMPONENTS, rows, _round_up(out_width, TILE_PIXELS)), np.uint16)
     return ResizeScratch(lines, np.zeros(3 * TILE_PIXELS, np.uint8))

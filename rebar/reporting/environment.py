@@ -20,7 +20,7 @@ def environment() -> dict[str, str]:
         "command": " ".join(redact_secrets([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "code": _commit(),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "processor": f"{_processor()}, {len(os.sched_getaffinity(0))} usable cores",
+        "processor": f"{_cpu_description()}, {len(os.sched_getaffinity(0))} usable cores",
         "packages": ", ".join(f"{name} {version}" for name in _PACKAGES if (version := _version(name))),
     }
 
@@ -53,7 +53,7 @@ def _version(package: str) -> str:
         return ""
 
 
-def _processor() -> str:
+def _cpu_description() -> str:
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:

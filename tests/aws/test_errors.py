@@ -16,7 +16,7 @@ from rebar.storage.boto import AwsError, redact_secrets, translate_aws_error
         "You may not. Encoded authorization failure message: c2VjcmV0",
     ],
 )
-def test_without_secrets_removes_keys_and_signatures(secret: str) -> None:
+def test_redact_secrets_removes_keys_and_signatures(secret: str) -> None:
     output = redact_secrets(f"it failed: {secret}")
     assert output.startswith("it failed: ")
     for part in ("EXAMPLE", "0a1b2c3d", "2F20261121", "wJalrXUtnFEMI", "FwoGZXIvYXdzEBYaD", "c2VjcmV0"):

@@ -45,17 +45,17 @@ def damage(jpeg: NDArray[np.uint8], other: NDArray[np.uint8], rng: np.random.Gen
     broken = jpeg.copy()
     for _ in range(int(rng.integers(1, 4))):
         at = int(rng.integers(0, broken.size)) if rng.random() < 0.5 else int(rng.integers(0, min(700, broken.size)))
-        way = int(rng.integers(6))
-        if way == 0:
+        kind = int(rng.integers(6))
+        if kind == 0:
             broken = broken[: max(at, 1)]
-        elif way == 1:
+        elif kind == 1:
             broken[at] ^= 1 << int(rng.integers(8))
-        elif way == 2:
+        elif kind == 2:
             broken[at : at + 2] = np.array([0xFF, rng.integers(0xC0, 0x100)], np.uint8)[: broken.size - at]
-        elif way == 3:
+        elif kind == 3:
             length = int(rng.integers(1, 40))
             broken[at : at + length] = rng.integers(0, 256, broken[at : at + length].size)
-        elif way == 4:
+        elif kind == 4:
             broken = np.concatenate([broken[:at], other[int(rng.integers(0, other.size)) :]])
         else:
             broken = np.concatenate([broken[:at], broken[at + int(rng.integers(1, 30)) :]])
@@ -75,7 +75,7 @@ def main(seed: int, count: int) -> None:
     ]
     memory = GuardedMemory(4 * max(jpeg.size for jpeg in jpegs))
     decoder = CropDecoder(HEIGHT, WIDTH)
-    # A valid image in between: corrupt images must leave no trace in the scratch memory.
+    # Decode a valid image in between: corrupt images must not affect later results through the scratch memory.
     probe, probe_box = jpegs[2], (3, 4, 50, 70)
     _, expected = decode_crop(decoder, probe, probe_box, (33, 33))
     statuses: Counter[str] = Counter()

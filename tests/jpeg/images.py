@@ -14,7 +14,7 @@ SAMPLINGS = {
     "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
 }
 KINDS = (*SAMPLINGS, "gray")
-FACTORS = {"4:2:0": (2, 2), "4:2:2": (2, 1), "4:4:0": (1, 2), "4:4:4": (1, 1), "gray": (1, 1)}  # across, down
+FACTORS = {"4:2:0": (2, 2), "4:2:2": (2, 1), "4:4:0": (1, 2), "4:4:4": (1, 1), "gray": (1, 1)}  # h_samp, v_samp
 Box = tuple[int, int, int, int]
 
 

@@ -1,4 +1,4 @@
-"""Corrupt JPEGs give a status: no crash, no hang, no access out of bounds."""
+"""CropDecoder returns a status for corrupt JPEGs, without crashes, hangs and out-of-bounds accesses."""
 
 import ast
 import subprocess
@@ -23,12 +23,12 @@ def fuzz(seed: int, count: int, timeout: float) -> dict[str, int]:
     return ast.literal_eval(done.stdout)
 
 
-def test_fuzzed_jpegs_give_every_status() -> None:
+def test_crop_decoder_returns_every_status_for_fuzzed_jpegs() -> None:
     assert fuzz(seed=1, count=1500, timeout=120).keys() == Status.__members__.keys()
 
 
 @pytest.mark.nightly
-def test_many_fuzzed_jpegs() -> None:
+def test_crop_decoder_survives_many_fuzzed_jpegs() -> None:
     fuzz(seed=2, count=100_000, timeout=600)
 
 
@@ -64,8 +64,8 @@ def test_segment_of_wrong_length_is_corrupt_or_truncated(decoder: CropDecoder) -
 
 def test_wrong_frame_size_is_not_ok(decoder: CropDecoder) -> None:
     jpeg = encode(photograph(96, 128), interval=2)
-    layout = jpeg.tobytes().index(b"\xff\xc0")
+    frame = jpeg.tobytes().index(b"\xff\xc0")
     for at, size in ((5, 80), (7, 112), (5, 0), (7, 0), (5, 65535), (7, 65535)):
         broken = jpeg.copy()
-        broken[layout + at : layout + at + 2] = divmod(size, 256)
+        broken[frame + at : frame + at + 2] = divmod(size, 256)
         assert status_of(decoder, broken) != Status.OK

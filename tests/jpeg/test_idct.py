@@ -20,7 +20,7 @@ def _fill(level: int, out: NDArray[np.uint8], stride: int) -> None:
     fill_block(U(level), U(out.ctypes.data), U(stride))
 
 
-def one_dimension(values: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
+def idct_1d(values: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
     """Transform along the first axis as Loeffler, Ligtenberg and Moschytz do: 13-bit constants, rounded shift."""
     c = {name: round(value * 8192) for name, value in CONSTANTS.items()}
     v = values
@@ -49,8 +49,8 @@ CONSTANTS = {name: float(name) for name in (NAMES + " 1.961570560 2.053119869 2.
 def reference_inverse_dct(block: NDArray[np.int16], quantization: NDArray[np.int16]) -> NDArray[np.uint8]:
     """Return ``[8, 8]`` samples of 64 coefficients: columns first, then rows."""
     values = block.reshape(8, 8).astype(np.int64) * quantization.reshape(8, 8)
-    columns = one_dimension(values, 11)
-    return np.clip(one_dimension(columns.T, 18).T + 128, 0, 255).astype(np.uint8)
+    columns = idct_1d(values, 11)
+    return np.clip(idct_1d(columns.T, 18).T + 128, 0, 255).astype(np.uint8)
 
 
 def random_blocks(count: int) -> NDArray[np.int16]:

@@ -1,4 +1,4 @@
-"""Kernels are compiled once for all processes and load without numba, with a linker or without one."""
+"""Kernels are compiled once for all processes, and load without numba, with and without a linker."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import pytest
 
 from rebar.jpeg import kernel_cache
 from rebar.jpeg.crop_decoder import CropDecoder
-from rebar.jpeg.kernel_cache import cache_key, compiled_file
+from rebar.jpeg.kernel_cache import cache_key, object_path
 from tests.conftest import REPOSITORY
 from tests.jpeg.images import decode_crop, encode, photograph
 
@@ -114,7 +114,7 @@ def test_cache_key_changes_with_any_source(changed: str, tmp_path: Path) -> None
 
 
 def test_cache_folder_is_private(cache_parent: Path) -> None:
-    folder = compiled_file().parent
+    folder = object_path().parent
     assert folder.parent == cache_parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
@@ -124,13 +124,13 @@ def test_cache_folder_that_others_can_write_to_is_not_used(mode: int, cache_pare
     shared = cache_parent / "jpeg-kernels"
     shared.mkdir(parents=True)
     shared.chmod(mode)
-    assert compiled_file().is_relative_to(cache_parent.parent / "user")
+    assert object_path().is_relative_to(cache_parent.parent / "user")
 
 
 def test_cache_folder_that_is_a_symlink_is_not_used(cache_parent: Path, tmp_path: Path) -> None:
     cache_parent.mkdir()
     (cache_parent / "jpeg-kernels").symlink_to(tmp_path, target_is_directory=True)
-    assert compiled_file().is_relative_to(tmp_path / "user")
+    assert object_path().is_relative_to(tmp_path / "user")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -138,7 +138,7 @@ def test_files_of_another_user_are_not_loaded(
     cache_parent: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A planted library is replaced: the kernels are compiled again, which fails here on purpose."""
-    planted = compiled_file()
+    planted = object_path()
     planted.write_bytes(b"")
     os.chown(planted, 12345, 12345)
     monkeypatch.setattr(kernel_cache, "_ROOT", cache_parent)  # the child process finds no package there
@@ -157,14 +157,14 @@ def test_files_of_another_user_are_not_loaded(
 def test_cache_folder_of_another_user_is_not_used(cache_parent: Path) -> None:
     (cache_parent / "jpeg-kernels").mkdir(parents=True, mode=0o700)
     os.chown(cache_parent / "jpeg-kernels", 12345, 12345)
-    assert compiled_file().is_relative_to(cache_parent.parent / "user")
+    assert object_path().is_relative_to(cache_parent.parent / "user")
 
 
 def test_another_process_loads_the_object_file_if_it_was_not_linked(jpeg_file: Path, tmp_path: Path) -> None:
     expected = expected_sum(jpeg_file)
-    copy = tmp_path / "jpeg-kernels" / compiled_file().name
+    copy = tmp_path / "jpeg-kernels" / object_path().name
     copy.parent.mkdir(mode=0o700)
-    shutil.copy(compiled_file(), copy)  # and not the library next to it
+    shutil.copy(object_path(), copy)  # and not the library next to it
     output, errors = start_process(jpeg_file, NUMBA_CACHE_DIR=str(tmp_path)).communicate()
     assert (output.split(), errors) == ([str(expected), "llvmlite"], "")
 

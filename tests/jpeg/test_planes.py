@@ -48,7 +48,7 @@ def test_decode_planes_at_any_quality_is_bit_exact(quality: int, optimize: bool)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_decode_planes_of_full_range_noise_is_bit_exact(kind: str) -> None:
-    """These have the largest coefficients and the longest codes."""
+    """Noise has the largest coefficients and the longest codes."""
     rng = np.random.default_rng(7)
     extremes = (rng.integers(0, 2, (64, 80, 3)) * 255).astype(np.uint8)
     for quality in (100, 60):
@@ -56,7 +56,7 @@ def test_decode_planes_of_full_range_noise_is_bit_exact(kind: str) -> None:
 
 
 def test_decode_planes_of_constant_image_is_bit_exact() -> None:
-    """These have DC coefficients only."""
+    """Constant images have DC coefficients only."""
     rng = np.random.default_rng(3)
     for level in (0, 1, 127, 200, 255):
         jpeg = encode(np.full((40, 56, 3), level, np.uint8), "4:2:0", 2)

@@ -61,8 +61,8 @@ def as_matrix(axis: ResizeWeights, outputs: int, samples: int, unity: int) -> ND
 def cv2_matrix(outputs: int, size: int, area: bool) -> NDArray[np.float64]:
     """Return cv2's weights, from images with one pixel set; the other axis shrinks, or grows unless ``area``."""
     other, other_out = (2, 1) if area else (1, 2)
-    each = np.repeat(np.eye(size, dtype=np.float32)[:, None, :], other, axis=1)  # image i has pixel i set
-    resized = [cv2.resize(image, (outputs, other_out), interpolation=cv2.INTER_AREA)[0] for image in each]
+    impulses = np.repeat(np.eye(size, dtype=np.float32)[:, None, :], other, axis=1)  # image i has pixel i set
+    resized = [cv2.resize(image, (outputs, other_out), interpolation=cv2.INTER_AREA)[0] for image in impulses]
     return np.stack(resized, axis=1)
 
 

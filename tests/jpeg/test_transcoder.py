@@ -49,17 +49,17 @@ def test_transcoding_keeps_the_samples(kind: str, optimize: bool, read_interval:
 def test_scan_is_identical_to_opencv_with_standard_tables() -> None:
     image = photograph(75, 110)
     for kind in KINDS:
-        wanted = encode(image, kind, interval=3)
+        expected = encode(image, kind, interval=3)
         status, rewritten = transcode(Transcoder(), encode(image, kind, optimize=True), 3)
         assert status == Status.OK
-        scans = [jpeg.tobytes().partition(b"\xff\xda")[2] for jpeg in (wanted, rewritten)]
+        scans = [jpeg.tobytes().partition(b"\xff\xda")[2] for jpeg in (expected, rewritten)]
         assert scans[0][10:] == scans[1][10:]
 
 
 @pytest.mark.parametrize("read_interval", [0, 3])
 @pytest.mark.parametrize("other", [{0: "5161"}, {1: "2131"}, {0: "5161", 1: "2131"}])
 def test_transcoding_with_standard_codes_in_some_components(other: dict[int, str], read_interval: int) -> None:
-    """In the others, two symbols of equal length and size are swapped, which gives another valid image."""
+    """The other components have two symbols of equal length and size swapped, which gives another valid image."""
     for number, (height, width) in enumerate(SHAPES):
         content = encode(photograph(height, width, number), "4:2:0", read_interval, 60).tobytes()
         for table, pair in other.items():
@@ -143,7 +143,7 @@ def test_quantization_tables_agree_with_libjpeg() -> None:
 
 @pytest.mark.parametrize("count", [600, pytest.param(20_000, marks=pytest.mark.nightly)])
 def test_fuzzed_jpegs_are_refused_or_keep_their_samples(count: int) -> None:
-    """Runs in a child process, which may crash."""
+    """Runs the fuzzer in a child process, because it may crash."""
     command = [sys.executable, "-m", "tests.jpeg.fuzz_transcoder", "5", str(count)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"

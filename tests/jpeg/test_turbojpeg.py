@@ -97,16 +97,16 @@ def test_decode_rgb_agrees_with_pillow_and_opencv(
     assert mean_difference(decoded, cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[..., ::-1]) < 1
 
 
-@pytest.mark.parametrize("eighths", [1, 2, 4, 8])
+@pytest.mark.parametrize("scale_num", [1, 2, 4, 8])
 @pytest.mark.parametrize("library", LIBRARIES[1:], indirect=True)
 def test_decode_bgr_without_libturbojpeg_gives_the_same_pixels(
-    library: str, eighths: int, monkeypatch: pytest.MonkeyPatch
+    library: str, scale_num: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jpeg = encode(synthetic_image(75, 101), exif=exif_with_orientation(6))
-    fallback = decode_bgr(jpeg, eighths)
+    fallback = decode_bgr(jpeg, scale_num)
     monkeypatch.undo()
-    expected = decode_bgr(jpeg, eighths)
-    assert fallback.shape == expected.shape == (-(-75 * eighths // 8), -(-101 * eighths // 8), 3)
+    expected = decode_bgr(jpeg, scale_num)
+    assert fallback.shape == expected.shape == (-(-75 * scale_num // 8), -(-101 * scale_num // 8), 3)
     assert mean_difference(fallback, expected) < 0.5
 
 
@@ -173,7 +173,7 @@ def test_decode_rgb_refuses_cmyk(library: str) -> None:
         decode_rgb(np.frombuffer(file.getvalue(), np.uint8))
 
 
-AFTER_AN_ERROR = """
+DECODE_AFTER_ERROR = """
 import sys
 import numpy as np
 from rebar.jpeg.turbojpeg import JpegError, decode_rgb
@@ -191,7 +191,7 @@ def test_decode_rgb_works_after_an_error(tmp_path: Path) -> None:
     jpeg = encode(synthetic_image(120, 160))
     jpeg.tofile(tmp_path / "image.jpg")
     cuts = [2, 30, 300, len(jpeg) - 100]  # three of them within the header
-    command = [sys.executable, "-c", AFTER_AN_ERROR, str(tmp_path / "image.jpg"), *map(str, cuts)]
+    command = [sys.executable, "-c", DECODE_AFTER_ERROR, str(tmp_path / "image.jpg"), *map(str, cuts)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)  # a process that may crash
     assert done.returncode == 0
     assert done.stdout.splitlines() == [f"{kept} (120, 160, 3)" for kept in cuts]
@@ -225,7 +225,7 @@ def test_load_turbojpeg_raises_when_the_library_is_missing(no_library: str) -> N
     assert caught.value.code == "turbojpeg-not-found"
 
 
-def test_decoding_works_and_make_sequential_raises_when_the_library_is_missing(no_library: str) -> None:
+def test_decode_rgb_works_and_make_sequential_raises_without_the_library(no_library: str) -> None:
     jpeg = encode(synthetic_image(40, 60), progressive=True)
     assert decode_rgb(jpeg).shape == (40, 60, 3)
     with pytest.raises(JpegError) as caught:
@@ -240,7 +240,7 @@ def test_encode_image_reencodes_progressive_jpegs_when_the_library_is_missing(no
     np.testing.assert_array_equal(encoded.data[:2], [0xFF, 0xD8])
 
 
-def test_another_library_is_not_used_as_turbojpeg() -> None:
+def test_turbojpeg_available_is_false_for_another_library() -> None:
     code = "from rebar.jpeg.turbojpeg import turbojpeg_available; print(turbojpeg_available())"
     environment = {**os.environ, LIBRARY_VARIABLE: "libc.so.6"}
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True)

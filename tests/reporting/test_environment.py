@@ -20,5 +20,5 @@ def test_environment_describes_command_and_packages(monkeypatch: pytest.MonkeyPa
         ("--password --lr 1", "--password --lr 1"),
     ],
 )
-def test_without_secrets_masks_values(command: str, expected: str) -> None:
+def test_redact_secrets_masks_values(command: str, expected: str) -> None:
     assert " ".join(redact_secrets(command.split())) == expected

@@ -25,7 +25,7 @@ from rebar.jpeg.transcode_workspace import new_transcode_call
 from rebar.jpeg.workspace import prototype_arguments
 from rebar.storage.files import atomic_write
 
-_PRIVATE = 0o600  # kernel_cache loads no file that others may write to
+_PRIVATE = 0o600  # kernel_cache does not load files that other users can write to
 
 
 def compile_kernels(path: Path) -> None:
@@ -38,7 +38,7 @@ def compile_kernels(path: Path) -> None:
         command = [str(linker), "-shared", "-o", str(library), str(object_file)]
         if linker and subprocess.run(command, capture_output=True).returncode == 0:
             _write_private(path.with_suffix(".so"), library.read_bytes())
-    _write_private(path, content)  # last: its presence means that everything is there
+    _write_private(path, content)  # last: its presence means that the compilation is complete
 
 
 def _write_private(path: Path, content: bytes) -> None:
@@ -58,7 +58,7 @@ def entry_points() -> dict[str, Callable[[Any], None]]:
 
 
 def _entry_point(kernel: Any, arguments: tuple[Any, ...]) -> Callable[[Any], None]:
-    """Generate the source of a function that rebuilds the arguments: numba cannot loop over nested tuples."""
+    """Generate a function that rebuilds the arguments from descriptors; numba cannot loop over nested tuples."""
     scope: dict[str, Any] = {"carray": carray, "pointer": pointer, "types": types, "kernel": kernel}
     field = 0
 
@@ -96,7 +96,7 @@ def _object_code() -> bytes:
 
 
 def _compiled_module(symbol: str, entry_point: Callable[[Any], None]) -> Any:
-    """Return an LLVM module that exports nothing but the entry point, as ``symbol``."""
+    """Return an LLVM module that exports only the entry point, as ``symbol``."""
     options: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
     compiled = cfunc(types.void(types.CPointer(types.int64)), **options)(entry_point)
     module = llvm.parse_assembly(compiled.inspect_llvm().replace(compiled.native_name, symbol))

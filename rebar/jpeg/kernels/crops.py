@@ -49,7 +49,7 @@ def _decode_crop(call: Call, i: int, workspace: Workspace) -> int:
 
 @compiled
 def _fits(header: Header, shape: NDArray[np.int64], box: NDArray[np.int64], region: RegionScratch) -> bool:
-    """Return whether the image has the expected shape, if any, and fits the scratch memory, and the box the image."""
+    """Return whether the image has the expected shape and fits the scratch memory, and the box is inside the image."""
     if shape[0] != 0 and (header.height != shape[0] or header.width != shape[1]):
         return False
     top, left, height, width = box[0], box[1], box[2], box[3]

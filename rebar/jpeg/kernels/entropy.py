@@ -1,9 +1,9 @@
-"""Huffman decoder from bits to DCT coefficients (ITU-T T.81, F.2.2).
+"""Decode Huffman codes to DCT coefficients (ITU-T T.81, F.2.2).
 
 A lane reads one segment. Its next bits are at the top of a 64-bit buffer that is refilled without a branch. The
 position of a symbol depends on the symbol before it, so two lanes are decoded in one loop for instruction-level
-parallelism. Every symbol advances within its block, so the work is bounded for corrupt data too; the pointer is checked
-before each chunk of blocks, and the memory after a segment's bits covers what a chunk can read.
+parallelism. Every symbol advances within its block, so the work is bounded even for corrupt data. The pointer is
+checked before each chunk of blocks, and the padding after a segment's bits covers the maximum that a chunk can read.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ _ZIGZAG_BYTES = np.concatenate([ZIGZAG[:1], ZIGZAG])  # by the index of the next
 
 
 @compiled
-def open_lane(lane: NDArray[np.uint64], address: np.uint64, length: int) -> None:
+def start_lane(lane: NDArray[np.uint64], address: np.uint64, length: int) -> None:
     """Start reading ``length`` bytes at ``address``, followed by ``read_ahead_bytes`` of a chunk's blocks."""
     lane[POINTER] = lane[FIRST] = address
     lane[LENGTH] = U(length)
@@ -33,10 +33,10 @@ def open_lane(lane: NDArray[np.uint64], address: np.uint64, length: int) -> None
 
 
 @compiled
-def expect_blocks(lane: NDArray[np.uint64], count: int) -> None:
-    """Decode the next ``count`` blocks to the start of the lane's coefficients.
+def start_chunk(lane: NDArray[np.uint64], count: int) -> None:
+    """Start a chunk of ``count`` blocks, which are decoded to the start of the lane's coefficients.
 
-    A lane that has read past its segment is marked as an error and starts over, so that it stays within bounds.
+    A lane that has read past its segment gets its error flag set and restarts, so that it stays within bounds.
     """
     lane[BLOCK] = lane[K] = U(0)
     lane[COUNT] = U(count)
@@ -115,7 +115,7 @@ def _store_coefficient(block: np.uint64, k: np.uint64, zigzag: np.uint64, entry:
 
 
 @compiled
-def decode_one(
+def decode_lane(
     lane: NDArray[np.uint64],
     dc_tables: NDArray[np.uint64],
     ac_tables: NDArray[np.uint64],
@@ -165,7 +165,7 @@ def decode_one(
 
 
 @compiled
-def decode_two(
+def decode_lane_pair(
     lanes: NDArray[np.uint64],
     dc_tables: NDArray[np.uint64],
     ac_tables: NDArray[np.uint64],
@@ -176,7 +176,7 @@ def decode_two(
     ends0: np.uint64,
     ends1: np.uint64,
 ) -> None:
-    """Decode both lanes until one has all its blocks; arguments as for :func:`decode_one`.
+    """Decode both lanes until one has all its blocks; arguments as for :func:`decode_lane`.
 
     The other lane stops at any point, possibly within a block.
     """

@@ -1,6 +1,6 @@
 """Parse the markers before the entropy-coded data of a JPEG (ITU-T T.81, annex B).
 
-Supported are baseline and extended sequential Huffman JPEGs with 8 bits and one scan, either grayscale or YCbCr with
+Baseline and extended sequential Huffman JPEGs with 8 bits and one scan are supported, either grayscale or YCbCr with
 4:4:4, 4:2:2, 4:4:0 or 4:2:0 subsampling. The status of others is UNSUPPORTED. No byte outside the file is read, even
 if the file is corrupt.
 """
@@ -20,7 +20,7 @@ _DNL, _DHP, _EXP, _APP0, _APP14, _APP15, _COM = 0xDC, 0xDE, 0xDF, 0xE0, 0xEE, 0x
 
 @compiled
 def parse_header(data: NDArray[np.uint8], start: int, end: int, tables: Tables) -> tuple[int, Header]:
-    """Parse the JPEG position ``data[start:end]`` into ``tables``; return the status and the header."""
+    """Parse the JPEG at ``data[start:end]`` into ``tables``; return the status and the header."""
     no_header = Header(0, 0, 0, 0, 0, 0, 0)
     tables.quantization_known[:] = False
     tables.specifications_known[:] = False
@@ -65,10 +65,7 @@ def parse_header(data: NDArray[np.uint8], start: int, end: int, tables: Tables) 
         elif marker == _APP14:
             status = _read_adobe(data, begin, segment_end)
         elif (_SOF0 < marker <= _SOF15) or marker in (_DNL, _DHP, _EXP):
-            return (
-                UNSUPPORTED,
-                no_header,
-            )  # progressive, lossless, arithmetic, hierarchical, or DNL
+            return UNSUPPORTED, no_header  # progressive, lossless, arithmetic, hierarchical, or DNL
         elif not (_APP0 <= marker <= _APP15 or marker == _COM):
             return CORRUPT_HEADER, no_header
         if status != OK:

@@ -26,9 +26,9 @@ _MAX_DC_BITS, _MAX_AC_BITS = 11, 10  # of a magnitude in 8-bit images (T.81, tab
 
 @compiled
 def find_tables(store: TableStore, specification: NDArray[np.uint8], table_class: int) -> tuple[int, int]:
-    """Return the status and the slot of a specification's tables, after building them if they are not cached.
+    """Return the status and the slot of a specification's tables; build them if they are not cached.
 
-    The slots returned for one image stay valid while it is decoded: it needs at most six of the sixteen.
+    The slots returned for one image stay valid while it is decoded, because it needs at most six of the sixteen.
     """
     oldest, now = 0, store.last_use[0]
     for slot in range(1, TABLE_SLOTS):

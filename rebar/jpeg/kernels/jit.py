@@ -1,4 +1,4 @@
-"""numba decorators for the kernels: no GIL, no bounds checks, NumPy's error model.
+"""numba decorators for the kernels: without the GIL and bounds checks, with NumPy's error model.
 
 Production code runs the kernels that :mod:`rebar.jpeg.kernel_cache` compiles ahead of time. Tests and benchmarks call
 single functions, which numba compiles and caches.
@@ -29,7 +29,7 @@ def inlined(function: Callable[..., Any]) -> Any:
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls, and cache the machine code on disk.
 
-    numba invalidates a cached function when its own source file changes. A kernel depends on the complete package, so
+    numba invalidates a cached function when its own source file changes. A kernel depends on the entire package, so
     the package's digest replaces the file's timestamp. Call each kernel with one signature only: two processes that
     save two signatures at once can choose the same file name.
     """

@@ -1,7 +1,7 @@
 """Decode the region of a JPEG that a crop needs to YCbCr planes.
 
-Entropy decoding has to begin at the start of a segment. With restart markers, only the segments that intersect the
-region are read; without them, everything down to the region's last row. Blocks outside skip the inverse DCT.
+Entropy decoding starts at the start of a segment. With restart markers, only the segments that intersect the region
+are decoded; without them, all data up to the region's last row. Blocks outside the region skip the inverse DCT.
 """
 
 import numpy as np
@@ -11,11 +11,11 @@ from rebar.jpeg.kernels.entropy import (
     BLOCK,
     COUNT,
     bits_left,
-    decode_one,
-    decode_two,
-    expect_blocks,
+    decode_lane,
+    decode_lane_pair,
     has_error,
-    open_lane,
+    start_chunk,
+    start_lane,
 )
 from rebar.jpeg.kernels.huffman import SLOT_SHIFT
 from rebar.jpeg.kernels.idct import Target, dequantize_and_idct
@@ -58,7 +58,7 @@ def decode_region(
         return TRUNCATED if status == OK else status
     if found == 0:  # the only segment has no end: the file is truncated, but the region may be complete
         scratch.ends[0] = end
-    _schedule(header, tables, scratch)
+    _assign_tables(header, tables, scratch)
     region = (left, right, top, bottom)
     status = _decode_segments(data, header, tables, scratch, bits, first, last, interval, region)
     if status != OK:
@@ -68,7 +68,7 @@ def decode_region(
 
 @compiled
 def _mcus_needed(header: Header, scratch: RegionScratch) -> tuple[int, int, int, int]:
-    """Return the MCUs (left, right, top, bottom; half-open) that cover what every component needs."""
+    """Return the MCUs (left, right, top, bottom; half-open) that cover the needed samples of all components."""
     left, right, top, bottom = 1 << 30, 0, 1 << 30, 0
     for c in range(header.components):
         mcu_width, mcu_height = (8 * header.h_samp, 8 * header.v_samp) if c == 0 else (8, 8)
@@ -92,8 +92,8 @@ def _last_needed(start: int, stop: int, mcus_per_row: int, left: int, right: int
 
 
 @compiled
-def _schedule(header: Header, tables: Tables, scratch: RegionScratch) -> None:
-    """Store the tables of each block of a chunk."""
+def _assign_tables(header: Header, tables: Tables, scratch: RegionScratch) -> None:
+    """Store the addresses of the Huffman tables of each block in a chunk."""
     luma, short = header.h_samp * header.v_samp, U(tables.store.short.ctypes.data)
     blocks = luma + header.components - 1
     for i in range(CHUNK_MCUS * blocks + 1):
@@ -114,7 +114,7 @@ def _decode_segments(
     interval: int,
     region: tuple[int, int, int, int],
 ) -> int:
-    """Decode what the region (in MCUs) needs of the segments ``first`` to ``last``; return a status."""
+    """Decode the parts of the segments ``first`` to ``last`` that the region (in MCUs) needs; return a status."""
     left, right, top, bottom = region
     h_samp, v_samp, gray = header.h_samp, header.v_samp, header.components == 1
     mcus_per_row = -(-header.width // (8 * h_samp))
@@ -159,20 +159,20 @@ def _decode_segments(
                 stop = _last_needed(mcu, end, mcus_per_row, left, right, top, bottom)
                 if stop > mcu:
                     length = remove_stuffing(data, scratch.starts[segment], scratch.ends[segment], bits[lane])
-                    open_lane(lanes[lane], U(bits[lane].ctypes.data), length)
+                    start_lane(lanes[lane], U(bits[lane].ctypes.data), length)
                     work[lane, _STOP], work[lane, _COMPLETE] = stop, stop == end
                     scratch.predictions[lane, :] = 0
                 segment += 1
             mcus = min(CHUNK_MCUS, stop - mcu)
             work[lane, _MCU], work[lane, _MCUS] = mcu, mcus
-            expect_blocks(lanes[lane], mcus * blocks)
+            start_chunk(lanes[lane], mcus * blocks)
         busy0, busy1 = work[0, _MCUS] > 0, work[1, _MCUS] > 0
         if busy0 and busy1:
-            decode_two(lanes, dc_tables, ac_tables, short, long, coefficients0, coefficients1, ends0, ends1)
+            decode_lane_pair(lanes, dc_tables, ac_tables, short, long, coefficients0, coefficients1, ends0, ends1)
         elif busy0:
-            decode_one(lanes[0], dc_tables, ac_tables, short, long, coefficients0, ends0)
+            decode_lane(lanes[0], dc_tables, ac_tables, short, long, coefficients0, ends0)
         elif busy1:
-            decode_one(lanes[1], dc_tables, ac_tables, short, long, coefficients1, ends1)
+            decode_lane(lanes[1], dc_tables, ac_tables, short, long, coefficients1, ends1)
         else:
             return OK
 

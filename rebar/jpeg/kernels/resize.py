@@ -2,7 +2,7 @@
 
 All arithmetic is 8.8 fixed point in 16 bits. The planes are column-major, so the columns of eight output pixels are
 summed for 32 rows at once and stored transposed, row by row. Then 32 pixels of an output row are summed and converted
-without leaving the registers. Weights come from :mod:`rebar.jpeg.kernels.resize_weights`. For a horizontal flip, the
+in registers. Weights come from :mod:`rebar.jpeg.kernels.resize_weights`. For a horizontal flip, the
 column weights are reversed.
 """
 
@@ -122,8 +122,8 @@ def _weight_rows(
     # Each product drops its low half, which is half a step on average.
     half, limit = builder.lshr(count, ir.Constant(I64, 1)), ir.Constant(I64, 128)
     start = builder.select(builder.icmp_unsigned(">", half, limit), limit, half)
-    no_header = builder.icmp_unsigned("==", count, ir.Constant(I64, 0))
-    start = builder.trunc(builder.select(no_header, ir.Constant(I64, NEUTRAL), start), I16)
+    is_gray = builder.icmp_unsigned("==", count, ir.Constant(I64, 0))
+    start = builder.trunc(builder.select(is_gray, ir.Constant(I64, NEUTRAL), start), I16)
     return _weighted_sums(builder, count, [broadcast(builder, start, TILE_PIXELS)] * len(lines), add_sample)
 
 
@@ -219,20 +219,20 @@ def write_rows(
 ) -> None:
     """Resize ``lines`` along y, convert them to RGB and write them to ``out``, uint8 ``[height, width, 3]``.
 
-    The code uses addresses, because an array view costs more than sixteen pixels.
+    The code uses addresses, because creating an array view takes longer than sixteen pixels.
     """
     height, width = out.shape[0], out.shape[1]
     source, component, pitch = U(lines.ctypes.data), U(lines.strides[0]), U(lines.strides[1])
     luma_count, chroma_count = U(luma.span[2]), U(0) if gray else U(chroma.span[2])
     luma_weights, chroma_weights = U(luma.weights.ctypes.data), U(chroma.weights.ctypes.data)
-    weight_pitch = U(luma.weights.strides[0])  # the same for chroma, which has as many outputs
+    weight_pitch = U(luma.weights.strides[0])  # the same for chroma, which has the same number of outputs
     is_wide = width >= TILE_PIXELS
     staging, row = U(pixels.ctypes.data), U(out.ctypes.data)
     for y in range(height):
         luma_line = source + U(luma.first[y]) * pitch
         chroma_line = source + component + U(0 if gray else chroma.first[y]) * pitch
         for group in range(0, width, TILE_PIXELS):
-            x = min(group, width - TILE_PIXELS) if is_wide else 0  # the last group overlaps the one before
+            x = min(group, width - TILE_PIXELS) if is_wide else 0  # the last group overlaps the previous one
             write_pixels(
                 luma_line + U(2 * x),
                 chroma_line + U(2 * x),

@@ -27,7 +27,7 @@ def set_extents(extents: Extents, outputs: int, size: int, area: bool, flip: boo
     """
     begins, extent_ends, pixel_weight = extents.begin, extents.end, extents.pixel_weight
     inverse_scale = outputs / size
-    scale = 1.0 / inverse_scale  # in this order, as cv2 does: which pixel an edge falls on depends on the last bit
+    scale = 1.0 / inverse_scale  # in the order of cv2, because the rounding decides which pixel an edge belongs to
     for entry in range(begins.size):
         i = min(entry, outputs - 1)
         i = outputs - 1 - i if flip else i
@@ -51,9 +51,9 @@ def _two_pixels(i: int, size: int, scale: float, inverse_scale: float) -> tuple[
     It is one pixel long. The part beyond the first pixel's end is the weight of the second pixel.
     """
     low = np.floor(i * scale)
-    share = np.float64(np.float32((i + 1) - (low + 1.0) * inverse_scale))
-    share = share - np.floor(share) if share > 0.0 else 0.0
-    begin = low + share if low < size - 1 else np.float64(size - 1)
+    fraction = np.float64(np.float32((i + 1) - (low + 1.0) * inverse_scale))
+    fraction = fraction - np.floor(fraction) if fraction > 0.0 else 0.0
+    begin = low + fraction if low < size - 1 else np.float64(size - 1)
     return begin, begin + 1.0
 
 
@@ -98,7 +98,7 @@ def _sum_pixels(sums: NDArray[np.uint16], extents: Extents, t: int, unity: int) 
     """Store the rounded cumulative weight of each output's first t + 1 pixels."""
     begins, pixel_weight = extents.begin, extents.pixel_weight
     for i in range(sums.size):
-        total = _share(np.floor(begins[i]) + (t + 1), begins[i], pixel_weight[i])
+        total = _fraction_before(np.floor(begins[i]) + (t + 1), begins[i], pixel_weight[i])
         sums[i] = np.int64(total * unity + 0.5)
 
 
@@ -113,18 +113,20 @@ def _sum_samples(
     samples: int,
     unity: int,
 ) -> None:
-    """As :func:`_sum_pixels`, for samples that each cover two pixels."""
+    """Store the same as :func:`_sum_pixels`, for samples that each cover two pixels."""
     begins, pixel_weight = extents.begin, extents.pixel_weight
     for i in range(sums.size):
         pixel = 2 * (firsts[i] + t) + 1 - start  # the second pixel of the sample
-        total = _share(pixel + 1, begins[i], pixel_weight[i])
+        total = _fraction_before(pixel + 1, begins[i], pixel_weight[i])
         # A quarter of the second pixel belongs to the next sample, and a quarter of the pixel after it to this one.
-        bend = _share(pixel, begins[i], pixel_weight[i]) + _share(pixel + 2, begins[i], pixel_weight[i])
-        total = 1.0 if firsts[i] + t >= samples - 1 else total + far * (bend - 2.0 * total)
+        neighbors = _fraction_before(pixel, begins[i], pixel_weight[i]) + _fraction_before(
+            pixel + 2, begins[i], pixel_weight[i]
+        )
+        total = 1.0 if firsts[i] + t >= samples - 1 else total + far * (neighbors - 2.0 * total)
         sums[i] = np.int64(total * unity + 0.5)
 
 
 @compiled
-def _share(pixel: float, begin: float, pixel_weight: float) -> float:
+def _fraction_before(pixel: float, begin: float, pixel_weight: float) -> float:
     """Return the fraction of the output pixel before ``pixel``."""
     return min(max((pixel - begin) * pixel_weight, 0.0), 1.0)

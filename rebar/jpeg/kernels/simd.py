@@ -1,7 +1,7 @@
 """Vector operations for numba kernels, written as LLVM IR.
 
-LLVM does not vectorize the shuffles of a DCT or of interleaved pixels by itself. As vector IR, they compile to AVX2,
-AVX-512 and NEON. Operations take addresses and sizes as uint64; loads and stores may be unaligned.
+LLVM does not auto-vectorize the shuffles of a DCT or of interleaved pixels. Vector IR compiles to AVX2, AVX-512 and
+NEON. Operations take addresses and sizes as uint64; loads and stores may be unaligned.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,8 +58,8 @@ def shuffle(builder: Builder, first: Value, second: Value, lanes: Sequence[int])
 
 
 def broadcast(builder: Builder, scalar: Value, lanes: int) -> Value:
-    no_header = ir.Constant(vector(scalar.type, lanes), ir.Undefined)
-    return shuffle(builder, builder.insert_element(no_header, scalar, ir.Constant(I32, 0)), no_header, [0] * lanes)
+    undefined = ir.Constant(vector(scalar.type, lanes), ir.Undefined)
+    return shuffle(builder, builder.insert_element(undefined, scalar, ir.Constant(I32, 0)), undefined, [0] * lanes)
 
 
 def clamp_to_byte(builder: Builder, value: Value) -> Value:
@@ -96,7 +96,7 @@ def _intrinsic(function: Callable[..., Any]) -> Any:
 
 
 def operation(arguments: int) -> Callable[[Callable[..., None]], Any]:
-    """Decorate ``emit(builder, *arguments)``, which emits IR: kernels call the result with uint64 arguments."""
+    """Turn ``emit(builder, *arguments)``, which emits IR, into a function of uint64 arguments for kernels."""
 
     def wrap(emit: Callable[..., None]) -> Any:
         def implementation() -> Any:

@@ -34,17 +34,17 @@ _MAX_DC = 2047  # largest DC coefficient of 8-bit samples
 def read_header(call: TranscodeCall) -> None:
     """Parse the header into ``call.header`` and ``call.tables``, and store the status in ``call.result``."""
     status, header = parse_header(call.data, 0, call.data.size, call.tables)
-    found = call.header
+    fields = call.header
     call.result[0] = status
-    found[0], found[1], found[2], found[3] = header.height, header.width, header.components, header.h_samp
-    found[4], found[5], found[6] = header.v_samp, header.restart_interval, header.entropy_start
+    fields[0], fields[1], fields[2], fields[3] = header.height, header.width, header.components, header.h_samp
+    fields[4], fields[5], fields[6] = header.v_samp, header.restart_interval, header.entropy_start
 
 
 @compiled
 def transcode(call: TranscodeCall) -> None:
     """Transcode the JPEG whose header was read last; store the status and the end of the output in ``call.result``."""
-    found, settings = call.header, call.settings
-    header = Header(found[0], found[1], found[2], found[3], found[4], found[5], found[6])
+    fields, settings = call.header, call.settings
+    header = Header(fields[0], fields[1], fields[2], fields[3], fields[4], fields[5], fields[6])
     call.result[0], call.result[1] = _write(
         call.data,
         header,
@@ -125,8 +125,8 @@ def _write(
                 coders[component, 9],
             )
             pointer, buffer, available = refill(pointer, buffer, available)
-            known, difference, buffer, available = read_difference(coder, buffer, available)
-            if known == 0:
+            code_length, difference, buffer, available = read_difference(coder, buffer, available)
+            if code_length == 0:
                 return CORRUPT_DATA, 0
             predictions[0, component] += difference
             dc = predictions[0, component]

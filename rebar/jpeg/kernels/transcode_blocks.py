@@ -18,7 +18,7 @@ from rebar.jpeg.workspace import SHORT_BITS
 U = np.uint64
 MAX_BLOCK_BYTES = 64 * 4 + 64
 """The most bytes written for a block: 26 bits per symbol, plus the width of a store."""
-NO_CODE = 65  # an index increment that leads past the last coefficient from any other
+NO_CODE = 65  # an index increment that always exceeds the last coefficient
 
 
 class Coder(NamedTuple):
@@ -27,7 +27,7 @@ class Coder(NamedTuple):
     ``dc_short``, ``dc_long`` and ``ac_long`` are the lookup tables of the file's codes. ``dc_codes``, ``ac_codes``,
     ``symbols``, ``multi_symbols`` and ``skips`` are rows of :class:`rebar.jpeg.transcode_workspace.Codes`. ``ratios``
     are 64 int32 in zigzag order by which coefficients are multiplied, in units of 2**-RATIO_BITS. ``is_standard`` is
-    whether the file has the standard codes. These are addresses, because numba would count references to arrays for
+    whether the file has the standard codes. Addresses are used because numba would count references to arrays for
     every block.
     """
 
@@ -110,7 +110,7 @@ def requantize_block(
     pending: np.uint64,
     count: np.uint64,
 ) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64, np.uint64]:
-    """As :func:`transcode_block`, with requantized coefficients; those that become zero lengthen a run."""
+    """Transcode and requantize a block, like :func:`transcode_block`. Coefficients that become zero extend a run."""
     k, last = U(1), U(0)
     while k < U(64):
         pointer, buffer, available = refill(pointer, buffer, available)

@@ -35,7 +35,7 @@ def set_coders(
             _is_same(codes.standard[0, kind], tables.store.specifications[dc_slot])
             and _is_same(codes.standard[1, kind], tables.store.specifications[slot])
         )
-        if _matches_and_remember(codes.known[component], tables.store.specifications[slot]):
+        if _update_known(codes.known[component], tables.store.specifications[slot]):
             continue
         for bits in range(1 << SHORT_BITS):
             entry = np.int64(tables.store.long[(slot << 16) | (bits << (16 - SHORT_BITS))])
@@ -56,8 +56,8 @@ def _is_same(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
 
 
 @compiled
-def _matches_and_remember(known: NDArray[np.uint8], specification: NDArray[np.uint8]) -> bool:
-    """Return whether ``known`` is this specification, and set it to that."""
+def _update_known(known: NDArray[np.uint8], specification: NDArray[np.uint8]) -> bool:
+    """Return whether ``known`` equals the specification, and copy the specification to it."""
     same = True
     for i in range(SPECIFICATION_BYTES):
         same = same and known[i] == specification[i]
