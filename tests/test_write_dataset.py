@@ -83,7 +83,7 @@ def test_both_splits_from_environment_variables(
     assert sorted(levels["train"]) == list(range(30))
 
 
-def test_options_are_applied(imagenet: Path, tmp_path: Path) -> None:
+def test_write_dataset_applies_its_options(imagenet: Path, tmp_path: Path) -> None:
     target = tmp_path / "small.beton"
     options = ("--write-mode", "raw", "--max-resolution", "32", "--subset", "7", "--cfg.seed=4", "--num-workers", 1)
     write("--split=train", "--data-dir", imagenet / "train", "--write-path", target, *options)
@@ -103,7 +103,7 @@ def test_package_of_the_same_name_in_the_current_folder_is_not_imported(imagenet
     assert not (tmp_path / "was_imported").exists()
 
 
-def test_without_compiled_kernels_only_raw_can_be_written(imagenet: Path, tmp_path: Path) -> None:
+def test_write_dataset_without_kernels_writes_raw_only(imagenet: Path, tmp_path: Path) -> None:
     (tmp_path / "numba.py").write_text("raise ImportError('broken')\n")
     words = ("--split", "val", "--data-dir", imagenet, "--write-path", tmp_path / "a.beton")
     done = run(*words, PYTHONPATH=tmp_path, NUMBA_CACHE_DIR=tmp_path / "empty")
@@ -175,7 +175,7 @@ def test_missing_paths_name_option_and_variable(imagenet: Path) -> None:
         (["--write-path", "absent/a.beton"], "write-target-invalid"),
     ],
 )
-def test_invalid_options(
+def test_write_dataset_raises_for_invalid_values(
     options: list[str], code: str, imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -193,7 +193,7 @@ def test_invalid_options(
         ([], "--split"),
     ],
 )
-def test_command_line_errors(arguments: list[str], message: str) -> None:
+def test_write_dataset_raises_for_unknown_or_missing_options(arguments: list[str], message: str) -> None:
     assert message in str(error_of(*arguments))
 
 

@@ -104,7 +104,7 @@ def decode_with_pillow(content: bytes) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def test_irregular_images_are_stored_correctly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_write_dataset_stores_irregular_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree, target = write_tree(tmp_path, {name: made[0] for name, made in GOOD.items()}), tmp_path / "val.beton"
     main(arguments(tree, target, "--jpeg-quality", "95"))
     printed = capsys.readouterr().out
@@ -221,7 +221,7 @@ def peak_memory(process: psutil.Popen, memory: Callable[[psutil.Process], int]) 
     return peak
 
 
-def test_gigapixel_png_is_bad(tmp_path: Path) -> None:
+def test_gigapixel_png_is_refused_as_too_large(tmp_path: Path) -> None:
     """A PNG cannot be decoded at a reduced size. Only its header claims the size here."""
     content = bytearray(saved("PNG"))
     content[16:24] = (40_000).to_bytes(4, "big") + (30_000).to_bytes(4, "big")

@@ -172,7 +172,7 @@ def test_restart_interval_divides_a_row_of_mcus(width: int, interval: int) -> No
     assert -(-width // 16) % interval == 0
 
 
-def test_raw_stores_the_pixels() -> None:
+def test_encode_image_raw_stores_the_pixels() -> None:
     stored = encode_image(as_file(Image.fromarray(RGB)), ImagePolicy(write_mode="raw"), 0)
     assert (stored.mode, stored.height, stored.width) == (MODE_RAW, *RGB.shape[:2])
     assert np.array_equal(stored.data.reshape(RGB.shape), RGB)

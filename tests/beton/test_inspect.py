@@ -121,7 +121,9 @@ def test_stats_equal_those_of_the_pixels(image_tree: Path, tmp_path: Path) -> No
         (["--info", "copy.beton", "--out", "absent/a.png"], "file-not-writable"),
     ],
 )
-def test_errors(arguments: list[str], code: str, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_main_raises_for_invalid_arguments(
+    arguments: list[str], code: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(copied.parent)
     with pytest.raises(RebarError) as raised:
         main(arguments)

@@ -26,7 +26,7 @@ def records_of(path: Path) -> list[bytes]:
         return [record for record, _ in records]
 
 
-def test_records_are_read_again(path: Path) -> None:
+def test_journal_returns_all_records(path: Path) -> None:
     assert records_of(path) == [b"one", b"two", b"three"]
 
 

@@ -140,7 +140,7 @@ def test_too_little_space_is_refused_before_copying(
     assert not (tmp_path / "copy" / "train.beton").exists()
 
 
-def test_errors(source: Path, tmp_path: Path) -> None:
+def test_staging_main_raises_for_missing_or_equal_paths(source: Path, tmp_path: Path) -> None:
     assert error_of(tmp_path / "absent.beton", tmp_path / "copy").code == "beton-not-found"
     assert error_of(source, source).code == "staging-same-file"
     assert error_of(tmp_path, tmp_path / "copy").code == "beton-not-found"

@@ -61,7 +61,7 @@ def as_rgb(file: BetonFile, index: int) -> np.ndarray:
     return cv2.cvtColor(cv2.imdecode(file.image_bytes(index), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
-def test_images_and_labels_match(image_tree: Path, tmp_path: Path) -> None:
+def test_write_beton_stores_images_and_labels_in_order(image_tree: Path, tmp_path: Path) -> None:
     source = ImageFolder(image_tree)
     order = np.random.default_rng(3).permutation(len(source))[:15]
     path = tmp_path / "raw.beton"
@@ -78,7 +78,7 @@ def test_images_and_labels_match(image_tree: Path, tmp_path: Path) -> None:
             assert np.array_equal(as_rgb(file, sample), np.array(image))
 
 
-def test_bytes_do_not_depend_on_processes_or_chunks(image_tree: Path, tmp_path: Path) -> None:
+def test_write_beton_bytes_do_not_depend_on_workers_or_chunks(image_tree: Path, tmp_path: Path) -> None:
     source = ImageFolder(image_tree)
     policy = ImagePolicy(max_resolution=100, write_mode="proportion", seed=9)
     contents = set()

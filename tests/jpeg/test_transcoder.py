@@ -106,7 +106,7 @@ def test_make_sequential_raises_for_truncated_data() -> None:
     assert caught.value.code == "jpeg-corrupt"
 
 
-def test_metadata_is_dropped() -> None:
+def test_transcoding_drops_metadata() -> None:
     buffer = io.BytesIO()
     Image.fromarray(photograph(60, 80)).save(buffer, "JPEG", comment=b"hello" * 100, icc_profile=b"profile" * 100)
     jpeg = np.frombuffer(buffer.getvalue(), np.uint8)

@@ -20,7 +20,7 @@ def raw(imagenet: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_file_or_folder_of_files(imagenet: Path, raw: Path) -> None:
+def test_open_source_of_a_beton_or_its_folder(imagenet: Path, raw: Path) -> None:
     for location in (raw, raw / "val.beton"):
         source = open_location(location, "val")
         assert tuple(source.class_names) == SYNSETS

@@ -26,7 +26,7 @@ def folder(imagenet: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_folder_of_files(split: str, imagenet: Path, folder: Path) -> None:
+def test_open_source_of_a_folder_of_parquet_files(split: str, imagenet: Path, folder: Path) -> None:
     source = open_location(folder, split)
     assert tuple(source.class_names) == SYNSETS
     assert images_of_source(source) == images_of_folder(imagenet / split)
@@ -42,7 +42,7 @@ def test_worker_processes_write_shuffled_row_groups(imagenet: Path, folder: Path
     assert sorted(found) == sorted(expected)
 
 
-def test_names_contain_file_and_row(folder: Path) -> None:
+def test_parquet_names_contain_file_and_row(folder: Path) -> None:
     source = open_location(folder, "train")
     names = [source.name(index).rpartition("/")[2] for index in range(len(source))]
     assert names == [
@@ -50,7 +50,7 @@ def test_names_contain_file_and_row(folder: Path) -> None:
     ]
 
 
-def test_single_file(folder: Path) -> None:
+def test_open_source_of_one_parquet_file(folder: Path) -> None:
     assert len(open_location(folder / "data" / "train-00001-of-00002.parquet", "train")) == 7
 
 

@@ -24,7 +24,7 @@ def pack(path: Path, *names: str) -> Path:
     return path
 
 
-def test_addresses() -> None:
+def test_detect_kind_of_hf_and_s3_addresses() -> None:
     assert kind_of("hf:imagenet-1k") == "hf"
     assert kind_of("s3://bucket/prefix") == "s3"
 

@@ -40,13 +40,17 @@ def s3(imagenet: Path) -> Iterator[dict[str, object]]:
 
 
 @pytest.mark.parametrize("below", ["", "/val/"])
-def test_class_folders(below: str, s3: dict[str, object], imagenet: Path, write: Write) -> None:
+def test_write_dataset_reads_class_folders_from_s3(
+    below: str, s3: dict[str, object], imagenet: Path, write: Write
+) -> None:
     file = write(f"s3://images/sets/imagenet{below}", "val", "--num-workers", 2, "--chunk-size", 4, **s3)
     assert file.class_names == SYNSETS
     assert images_of_beton(file) == images_of_folder(imagenet / "val")
 
 
-def test_open_errors(s3: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_folder_raises_for_missing_buckets_and_credentials(
+    s3: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for key, value in s3.items():
         monkeypatch.setenv(key, str(value))
     for url, code in (

@@ -36,19 +36,19 @@ def archives(imagenet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_original_archives(split: str, imagenet: Path, archives: Path) -> None:
+def test_open_source_of_ilsvrc_archives(split: str, imagenet: Path, archives: Path) -> None:
     source = open_location(archives, split)
     assert tuple(source.class_names) == SYNSETS
     assert images_of_source(source) == images_of_folder(imagenet / split)
 
 
-def test_packed_folder(imagenet: Path, tmp_path: Path) -> None:
+def test_open_source_of_a_tar_of_class_folders(imagenet: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "imagenette.tar", "w") as tar:
         tar.add(imagenet, "imagenette2")
     assert images_of_source(open_location(tmp_path / "imagenette.tar", "val")) == images_of_folder(imagenet / "val")
 
 
-def test_packed_folder_with_long_names(imagenet: Path, tmp_path: Path) -> None:
+def test_open_source_of_a_tar_with_long_names(imagenet: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "val_only.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         tar.add(imagenet / "val", "./" + "deep" * 40)  # needs a header of its own
     assert images_of_source(open_location(tmp_path / "val_only.tar", "val")) == images_of_folder(imagenet / "val")

@@ -33,7 +33,7 @@ def write_shards(imagenet: Path, folder: Path, form: str) -> Path:
 
 
 @pytest.mark.parametrize("form", ["cls", "name", "json"])
-def test_folder_of_shards(form: str, imagenet: Path, tmp_path: Path) -> None:
+def test_open_source_of_a_folder_of_shards(form: str, imagenet: Path, tmp_path: Path) -> None:
     folder = write_shards(imagenet, tmp_path / "shards", form)
     if form == "cls":
         (folder / "classes.txt").write_text("\n".join(SYNSETS))
@@ -43,7 +43,7 @@ def test_folder_of_shards(form: str, imagenet: Path, tmp_path: Path) -> None:
     assert images_of_source(open_location(folder, "val")) == expected[0::2] + expected[1::2]
 
 
-def test_patterns(imagenet: Path, tmp_path: Path) -> None:
+def test_open_source_expands_shard_patterns(imagenet: Path, tmp_path: Path) -> None:
     folder = write_shards(imagenet, tmp_path / "shards", "name")
     assert len(open_location(folder / "in1k-val-{0000..0001}.tar", "val")) == 9
     assert len(open_location(folder / "*-val-*1.tar", "val")) == 4

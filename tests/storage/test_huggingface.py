@@ -41,7 +41,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         yield server
 
 
-def test_a_card_is_read_by_the_hubs_own_reader() -> None:
+def test_model_card_is_parsed_by_huggingface_hub() -> None:
     hub = pytest.importorskip("huggingface_hub")
     text = model_card(FACTS, ["model.safetensors", "report.html"])
     results = {result.metric_name: result for result in hub.ModelCard(text).data.eval_results}
@@ -62,13 +62,13 @@ def test_a_card_is_read_by_the_hubs_own_reader() -> None:
         (False, False, 'build_model("resnet50", num_classes=1000)'),
     ],
 )
-def test_how_the_network_is_made(use_blurpool: bool, in_torchvision: bool, words: str) -> None:
+def test_model_card_shows_how_to_build_the_model(use_blurpool: bool, in_torchvision: bool, words: str) -> None:
     text = model_card(replace(FACTS, use_blurpool=use_blurpool, in_torchvision=in_torchvision), [])
     assert f"model = {words}\n" in text
     assert "The model uses BlurPool" not in text
 
 
-def test_accuracies_at_other_resolutions_are_told() -> None:
+def test_model_card_lists_accuracies_at_other_resolutions() -> None:
     finally_ = {"val/top1_224px": 0.75, "val/top5_224px": 0.92, "val/top1_256px": 0.7612, "val/top5_256px": 0.9288}
     text = model_card(replace(FACTS, metrics={**FACTS.metrics, **finally_}), [])
     assert "| at 224 px | 75.00, 92.00 |" in text
@@ -76,7 +76,7 @@ def test_accuracies_at_other_resolutions_are_told() -> None:
     assert "px with flip TTA" not in text
 
 
-def test_other_data_are_not_called_imagenet() -> None:
+def test_model_card_of_other_data_does_not_name_imagenet() -> None:
     card = yaml.safe_load(model_card(ModelFacts(**{**FACTS.__dict__, "num_classes": 10}), []).split("---\n")[1])
     assert "datasets" not in card
     assert card["model-index"][0]["results"][0]["dataset"]["name"] == "10 classes, 1,281,167 training images"
