@@ -27,9 +27,9 @@ from loader import describe_machine
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def run(*words: str | Path) -> None:
+def run(*args: str | Path) -> None:
     """Run a Python script of the repository and show its output."""
-    command = [str(word) for word in words]
+    command = [str(arg) for arg in args]
     print("$ python", *command, flush=True)
     # Limit the busy-waiting of OpenMP's threads, which slows other processes on the same cores.
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])

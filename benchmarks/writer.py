@@ -108,9 +108,9 @@ def write_with_ffcv(tree: Path, out: Path, count: int, workers: int) -> None:
 
 def measure(peer: str, tree: Path, out: Path, count: int, workers: int) -> tuple[float, float]:
     """Return the wall-clock seconds and the CPU seconds of all processes for one run of a peer."""
-    words = ["--peer", peer, "--data", tree, "--out", out, "--count", count, "--workers", workers]
+    args = ["--peer", peer, "--data", tree, "--out", out, "--count", count, "--workers", workers]
     done = subprocess.run(
-        [sys.executable, __file__, *map(str, words)],
+        [sys.executable, __file__, *map(str, args)],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -40,10 +40,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def run(*words: str | Path, expect: int | None = 0, **environment: str) -> "subprocess.CompletedProcess[str]":
+def run(*args: str | Path, expect: int | None = 0, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run ``python WORDS`` in the repository, and check its exit status (None: any)."""
     done = subprocess.run(
-        [sys.executable, *map(str, words)],
+        [sys.executable, *map(str, args)],
         cwd=REPOSITORY,
         env={**os.environ, **environment},
         capture_output=True,
@@ -55,9 +55,9 @@ def run(*words: str | Path, expect: int | None = 0, **environment: str) -> "subp
     return done
 
 
-def torchrun(processes: int, *words: str | Path) -> list[str | Path]:
+def torchrun(processes: int, *args: str | Path) -> list[str | Path]:
     """Return the arguments of :func:`run` that start a script with ``processes`` ranks."""
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *words]
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *args]
 
 
 def free_port() -> int:
@@ -81,10 +81,10 @@ class Data:
     def val(self) -> Path:
         return self.folder / "val.beton"
 
-    def training_command(self, run_folder: Path, *words: str) -> list[str | Path]:
+    def training_command(self, run_folder: Path, *args: str) -> list[str | Path]:
         """Return the arguments of :func:`run` that train on this data with ``rn50_configs/tiny.yaml``."""
         data = ["--data.train_dataset", self.train, "--data.val_dataset", self.val, "--logging.folder", run_folder]
-        return ["train_imagenet.py", "--config-file", "rn50_configs/tiny.yaml", *data, *words]
+        return ["train_imagenet.py", "--config-file", "rn50_configs/tiny.yaml", *data, *args]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,11 +23,11 @@ COMMANDS = re.findall(r"((?:write_dataset|train_imagenet|evaluate)\.py --[^\n]*)
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
 def test_command_is_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    script, *words = shlex.split(command.replace("$", "").partition("#")[0])
-    if is_inspect_command(words):
-        parse_arguments(words)
+    script, *args = shlex.split(command.replace("$", "").partition("#")[0])
+    if is_inspect_command(args):
+        parse_arguments(args)
     else:
-        parse_config(SCHEMAS[script], words, description="")
+        parse_config(SCHEMAS[script], args, description="")
 
 
 def test_guide_documents_every_source_kind_and_subset() -> None:

@@ -27,10 +27,10 @@ def test_exported_weights_give_the_same_results(
     data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights, image = tmp_path / "weights.safetensors", tmp_path / "confusion.png"
-    words = ["--data", str(data.val), "--resolution", "32", "--per-class", "--confusion", str(image)]
-    evaluate.main(["--checkpoint", str(finished_run), *words, "--export", str(weights)])
+    args = ["--data", str(data.val), "--resolution", "32", "--per-class", "--confusion", str(image)]
+    evaluate.main(["--checkpoint", str(finished_run), *args, "--export", str(weights)])
     first = capsys.readouterr().out
-    evaluate.main(["--weights", str(weights), "--arch", "resnet20", *words])
+    evaluate.main(["--weights", str(weights), "--arch", "resnet20", *args])
     assert capsys.readouterr().out == first.replace(f"weights: {weights}\n", "")
     classes = [line for line in first.splitlines() if "%  of " in line]
     assert len(classes) == 10

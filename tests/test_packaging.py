@@ -26,10 +26,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def run_installed(site: Path, folder: Path, command: str, *words: str | Path) -> "subprocess.CompletedProcess[str]":
+def run_installed(site: Path, folder: Path, command: str, *args: str | Path) -> "subprocess.CompletedProcess[str]":
     """Run a console command of the installed wheel in a folder outside the repository."""
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    arguments = [sys.executable, site / "bin" / command, *words]
+    arguments = [sys.executable, site / "bin" / command, *args]
     return subprocess.run(
         [*map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -119,15 +119,15 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_train_steps_equals_reference_implementation(by_name: bool, data: Data, tmp_path: Path) -> None:
     few = tmp_path / "few.beton"
     run("write_dataset.py", "--split=train", f"--data-dir={data.tree}", f"--write-path={few}", "--subset=128")
-    words = data.training_command(
+    args = data.training_command(
         tmp_path / "run", *RECIPE, f"--train-dataset={few}", f"--decay-downsample-bn={by_name}"
     )[1:]
-    config = parse_config(TrainConfig, [str(word) for word in words], description="test")
+    config = parse_config(TrainConfig, [str(arg) for arg in args], description="test")
     torch.manual_seed(config.training.seed)
     weights = import_torchvision().models.resnet18(num_classes=10).state_dict()
     expected, model = reference_losses(config, weights, by_name=by_name)
 
-    train_imagenet.main([str(word) for word in words])
+    train_imagenet.main([str(arg) for arg in args])
     losses = [record["train/loss"] for record in read_events(tmp_path / "run", "step")]
     assert len(losses) == 8
     np.testing.assert_allclose(losses, expected, rtol=1e-8)

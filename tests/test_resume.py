@@ -22,7 +22,7 @@ from tests.training.metadata_service import metadata_server
 from tests.training.s3_server import s3_server
 
 Process = subprocess.Popen[str]
-Words = list[str | Path]
+Args = list[str | Path]
 TWO_RANKS = ["--training.batch_size", "8"]  # the same global batch as one rank with the recipe's 16
 
 
@@ -40,7 +40,7 @@ def assert_same_run(folder: Path, uninterrupted: Path) -> None:
         assert logged == [[record[name] for name in names] for record in read_events(uninterrupted, event)]
 
 
-def interrupt(command: Words, folder: Path, at_step: int, how: Callable[[int], None], **environment: str) -> int:
+def interrupt(command: Args, folder: Path, at_step: int, how: Callable[[int], None], **environment: str) -> int:
     """Start a run, and call ``how`` with its process id once a step is logged. Returns its exit status."""
     process = subprocess.Popen(
         [sys.executable, *map(str, command)],
@@ -116,9 +116,9 @@ def test_resume_after_sigkill_within_an_epoch_is_identical(data: Data, finished_
 
 def test_resume_file_then_sigkill_resumes_the_run_itself(data: Data, finished_run: Path, tmp_path: Path) -> None:
     file = finished_run / "checkpoints/last.pt"
-    words = ["--resume", str(file), "--epochs", "3", "--every-steps", "4"]
-    run(*data.training_command(tmp_path / "uninterrupted", *words))
-    command = data.training_command(tmp_path / "run", *words)
+    args = ["--resume", str(file), "--epochs", "3", "--every-steps", "4"]
+    run(*data.training_command(tmp_path / "uninterrupted", *args))
+    command = data.training_command(tmp_path / "run", *args)
     assert interrupt(command, tmp_path / "run", 46, send(signal.SIGKILL)) == -signal.SIGKILL
     resumed = run(*command).stdout
     assert f"started from {file} and resumes from its own last checkpoint" in resumed
@@ -136,8 +136,8 @@ def test_every_minutes_saves_by_time(data: Data, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_resume_after_an_interrupted_evaluation_is_identical(data: Data, finished_run: Path, tmp_path: Path) -> None:
     with metadata_server() as server:  # polled once a minute: the first poll gets the notice
-        words = data.training_command(tmp_path / "run", "--spot-notice", "on", "--spot-poll-seconds", "60")
-        stopped = run(*words, expect=75, AWS_EC2_METADATA_SERVICE_ENDPOINT=server.url)
+        args = data.training_command(tmp_path / "run", "--spot-notice", "on", "--spot-poll-seconds", "60")
+        stopped = run(*args, expect=75, AWS_EC2_METADATA_SERVICE_ENDPOINT=server.url)
     assert "interrupted by EC2's spot interruption notice" in stopped.stdout
     assert status(tmp_path / "run")[0] == "interrupted"
     last = tmp_path / "run/checkpoints/last.pt"
@@ -153,7 +153,7 @@ def test_resume_after_an_interrupted_evaluation_is_identical(data: Data, finishe
             self.control.request.set(StopReason.SIGTERM)
             return interruptible(self, batches)
         Run.interruptible = interrupted
-        run_command(train_imagenet.main, {[str(word) for word in words[1:]]!r})
+        run_command(train_imagenet.main, {[str(arg) for arg in args[1:]]!r})
     """
     run("-c", code, expect=75, AWS_EC2_METADATA_SERVICE_ENDPOINT="")
     assert read_checkpoint(last)["meter"]["steps"] == 20
@@ -173,7 +173,7 @@ def two_ranks(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("rank", "words"),
+    ("rank", "args"),
     [
         (0, []),
         pytest.param(1, [], marks=pytest.mark.slow),
@@ -181,13 +181,13 @@ def two_ranks(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_torchrun_restart_after_a_killed_rank_is_identical(
-    rank: int, words: list[str], data: Data, finished_run: Path, two_ranks: Path, tmp_path: Path
+    rank: int, args: list[str], data: Data, finished_run: Path, two_ranks: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    if words:
+    if args:
         shutil.copytree(finished_run, folder)
         (folder / "log.jsonl").unlink()
-    command = torchrun(2, *data.training_command(folder, *TWO_RANKS, "--every-steps", "5", *words))
+    command = torchrun(2, *data.training_command(folder, *TWO_RANKS, "--every-steps", "5", *args))
     command.insert(2, "--max-restarts=2")
     assert interrupt(command, folder, 12, kill_rank(rank)) == 0
     assert len(read_events(folder, "start")) == 2
@@ -224,8 +224,8 @@ def test_resume_with_another_number_of_ranks(data: Data, tmp_path: Path) -> None
     script = tmp_path / "group_norm.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n{GROUP_NORM}")
 
-    def command(folder: str, *words: str) -> Words:
-        return [script, *data.training_command(tmp_path / folder, "--lr", "0.01", "--epochs", "1", *words)[1:]]
+    def command(folder: str, *args: str) -> Args:
+        return [script, *data.training_command(tmp_path / folder, "--lr", "0.01", "--epochs", "1", *args)[1:]]
 
     assert re.search(r"time left: about \d+ s for 1 epoch, without evaluation", run(*command("one")).stdout)
     run(*command("changing", "--max-steps", "8"))
@@ -249,7 +249,7 @@ def test_resume_with_another_number_of_ranks(data: Data, tmp_path: Path) -> None
 
 
 @contextmanager
-def nodes(command: Callable[[int], Words], environments: Sequence[dict[str, str]]) -> Iterator[list[Process]]:
+def nodes(command: Callable[[int], Args], environments: Sequence[dict[str, str]]) -> Iterator[list[Process]]:
     """Start one launcher per node, all on this machine; ``command(node)`` is the node's command."""
     rendezvous = [f"--nnodes={len(environments)}", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test"]
     rendezvous.append(f"--rdzv_endpoint=127.0.0.1:{free_port()}")
@@ -292,7 +292,7 @@ def test_spot_notice_on_one_node_stops_all_ranks_at_the_same_step(
         metadata = stack.enter_context(metadata_server())
         metadata.notice_after = 10**9
 
-        def command(node: int) -> Words:
+        def command(node: int) -> Args:
             return data.training_command(folders[node], *TWO_RANKS, *upload, "--spot-poll-seconds", "0.1")
 
         noticed = {**variables, "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url, "AWS_EC2_METADATA_DISABLED": "false"}
@@ -321,7 +321,7 @@ def test_nodes_with_different_checkpoints_do_not_start(data: Data, finished_run:
     folders = [tmp_path / "a/run", tmp_path / "b/run"]
     shutil.copytree(finished_run, folders[1])
 
-    def command(node: int) -> Words:
+    def command(node: int) -> Args:
         return data.training_command(folders[node], *TWO_RANKS)
 
     with nodes(command, [{}, {}]) as launchers:

@@ -14,7 +14,7 @@ import pytest
 from rebar.errors import RebarError
 from rebar.training.checkpoint import read_checkpoint
 from tests.conftest import REPOSITORY, Data, read_events, run
-from tests.test_resume import Words, assert_same_run, interrupt, status
+from tests.test_resume import Args, assert_same_run, interrupt, status
 from tests.test_train_imagenet import train_here
 
 
@@ -26,11 +26,11 @@ def good_epoch(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def resumed_command(data: Data, good: Path, folder: Path, *words: str) -> Words:
+def resumed_command(data: Data, good: Path, folder: Path, *args: str) -> Args:
     """Return a command that resumes from the good epoch's checkpoint, in another folder."""
     (folder / "checkpoints").mkdir(parents=True)
     os.link(good / "checkpoints/last.pt", folder / "checkpoints/last.pt")
-    return data.training_command(folder, "--epochs", "2", *words)
+    return data.training_command(folder, "--epochs", "2", *args)
 
 
 def test_kept_checkpoints_are_of_their_epochs(good_epoch: Path, finished_run: Path) -> None:
@@ -41,13 +41,13 @@ def test_kept_checkpoints_are_of_their_epochs(good_epoch: Path, finished_run: Pa
     assert top1[best["epoch"] - 1] == best["best_top1"] == max(top1)
 
 
-def diverging(*words: str, subject: str, name: str, quick: bool = False) -> Any:
+def diverging(*args: str, subject: str, name: str, quick: bool = False) -> Any:
     """Options of a run with a huge learning rate, and the values that become NaN."""
-    return pytest.param(words, subject, id=name, marks=() if quick else pytest.mark.slow)
+    return pytest.param(args, subject, id=name, marks=() if quick else pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
-    ("words", "subject"),
+    ("args", "subject"),
     [
         diverging("--freeze-lr", "1e30", subject="training loss", name="found at a logged step"),
         diverging("--freeze-lr", "1e39", "--log-every", "99", subject="training loss", name="found at the epoch end"),
@@ -61,11 +61,11 @@ def diverging(*words: str, subject: str, name: str, quick: bool = False) -> Any:
     ],
 )
 def test_divergence_leaves_the_good_checkpoint(
-    words: tuple[str, ...], subject: str, data: Data, good_epoch: Path, tmp_path: Path
+    args: tuple[str, ...], subject: str, data: Data, good_epoch: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     with pytest.raises(RebarError, match=f"{subject} became") as error:
-        train_here(*resumed_command(data, good_epoch, folder, *words))
+        train_here(*resumed_command(data, good_epoch, folder, *args))
     assert error.value.code == "training-diverged"
     assert status(folder)[0] == "failed"
     assert "NaN" not in (folder / "log.jsonl").read_text()
@@ -122,7 +122,7 @@ SLOW_DISK = """if True:
         file.flush()
         time.sleep(300)
     torch.save = save
-    run_command(train_imagenet.main, {words!r})
+    run_command(train_imagenet.main, {args!r})
 """
 
 
@@ -131,7 +131,7 @@ def test_kill_while_a_checkpoint_is_written_leaves_the_previous_one(
 ) -> None:
     folder = tmp_path / "run"
     command = data.training_command(folder, "--every-steps", "8")
-    code = SLOW_DISK.format(words=[str(word) for word in command[1:]])
+    code = SLOW_DISK.format(args=[str(arg) for arg in command[1:]])
 
     def kill(pid: int) -> None:  # at step 19, while the second checkpoint, of step 16, is being written
         checkpoints = folder / "checkpoints"

@@ -42,8 +42,8 @@ EVERYTHING = [
 SMALL = ["--min-res=16", "--max-res=16", "--validation.resolution=16"]
 
 
-def train_in_process(data: Data, folder: Path, *words: str) -> None:
-    train_imagenet.main([str(word) for word in data.training_command(folder, *SMALL, *words)[1:]])
+def train_in_process(data: Data, folder: Path, *args: str) -> None:
+    train_imagenet.main([str(arg) for arg in data.training_command(folder, *SMALL, *args)[1:]])
 
 
 def evaluated(data: Data, folder: Path, capsys: pytest.CaptureFixture[str]) -> re.Match[str]:
@@ -100,8 +100,8 @@ def test_gradient_checkpointing_gives_identical_weights(data: Data, tmp_path: Pa
 
 def test_all_techniques_on_two_ranks(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    words = [*EVERYTHING, "--use-swa", "--swa-start=0", "--swa-bn-batches=2", "--epochs=1"]
-    command = data.training_command(folder, *SMALL, *words, "--training.batch_size=8")
+    args = [*EVERYTHING, "--use-swa", "--swa-start=0", "--swa-bn-batches=2", "--epochs=1"]
+    command = data.training_command(folder, *SMALL, *args, "--training.batch_size=8")
     done = run(*torchrun(2, *command))
     assert "finished" in done.stdout
     logged = read_events(folder, "epoch")[-1]
@@ -115,8 +115,8 @@ def test_center_crops_channel_statistics_and_onecycle(
     stats = tmp_path / "stats.json"
     stats.write_text(json.dumps({"mean": [0.3, 0.3, 0.3], "std": [0.35, 0.35, 0.35]}))
     folder = tmp_path / "run"
-    words = ["--augmentation=none", f"--stats-file={stats}", "--lr-schedule-type=onecycle", "--max-lr=0.1"]
-    train_in_process(data, folder, *words, "--epochs=1", "--optimizer=lars")
+    args = ["--augmentation=none", f"--stats-file={stats}", "--lr-schedule-type=onecycle", "--max-lr=0.1"]
+    train_in_process(data, folder, *args, "--epochs=1", "--optimizer=lars")
     checkpoint = read_checkpoint(folder / "checkpoints/last.pt")
     assert (checkpoint["mean"], checkpoint["std"]) == ([0.3] * 3, [0.35] * 3)
     assert max(record["train/lr"] for record in read_events(folder, "step")) == pytest.approx(0.1, rel=0.02)
@@ -127,8 +127,8 @@ def test_center_crops_channel_statistics_and_onecycle(
 
 
 def test_options_without_effect_print_warnings(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--epochs=1", "--mixup-alpha=0.5", "--ema-half-life=3", "--bce-threshold=0.2", "--sync-bn"]
-    train_in_process(data, tmp_path, *words)
+    args = ["--epochs=1", "--mixup-alpha=0.5", "--ema-half-life=3", "--bce-threshold=0.2", "--sync-bn"]
+    train_in_process(data, tmp_path, *args)
     err = capsys.readouterr().err
     for name in ("regularization.mixup_alpha", "averaging.ema_half_life", "loss.bce_threshold", "execution.sync_bn"):
         assert f"warning: {name}" in err

@@ -53,9 +53,9 @@ def _steps(folder: Path) -> list[dict[str, float]]:
     return read_events(folder, "step") if (folder / "log.jsonl").exists() else []
 
 
-def train_here(*words: str | Path) -> None:
+def train_here(*args: str | Path) -> None:
     """Run a command of :meth:`Data.training_command` in this process."""
-    train_imagenet.main([str(word) for word in words[1:]])
+    train_imagenet.main([str(arg) for arg in args[1:]])
 
 
 # ------------------------------------------------------------------ one rank
@@ -197,8 +197,8 @@ def test_limits_end_a_run_with_evaluation_and_export(
 
 
 def test_dry_run_estimates_and_writes_nothing(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--dry-run", "--max-res", "64", "--end-ramp", "1", "--price-per-hour", "3"]
-    train_here(*data.training_command(tmp_path / "run", *words))
+    args = ["--dry-run", "--max-res", "64", "--end-ramp", "1", "--price-per-hour", "3"]
+    train_here(*data.training_command(tmp_path / "run", *args))
     shown = capsys.readouterr().out
     assert re.search(r"images/s: [\d,]+ at 32 px, [\d,]+ at 64 px", shown)
     assert re.search(r"time: about \d+ (s|min|h)", shown)
@@ -274,10 +274,10 @@ def test_recipe_trains(recipe: str, data: Data, tmp_path: Path, capsys: pytest.C
 # ------------------------------------------------------------------ user errors
 
 
-def error_line(*words: str | Path, capsys: pytest.CaptureFixture[str]) -> str:
+def error_line(*args: str | Path, capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command that fails. Returns its error, which must be one line on stderr; the exit status must be 1."""
     with pytest.raises(SystemExit) as exited:
-        run_command(train_imagenet.main, [str(word) for word in words[1:]])
+        run_command(train_imagenet.main, [str(arg) for arg in args[1:]])
     message = capsys.readouterr().err
     assert exited.value.code == 1
     assert message.startswith("error: ")
@@ -316,8 +316,8 @@ def test_user_error_is_one_line_and_creates_no_folder(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = data.training_command(tmp_path / "run") + change(data, tmp_path)
-    assert fact in error_line(*words, capsys=capsys)
+    args = data.training_command(tmp_path / "run") + change(data, tmp_path)
+    assert fact in error_line(*args, capsys=capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -338,10 +338,10 @@ def test_corrupt_image_ends_the_run_or_is_replaced_and_counted(
     with damaged.open("r+b") as file:
         file.seek(int(beton.offsets[7]) + 200)
         file.write(bytes(60))
-    words = data.training_command(tmp_path / "run", "--train-dataset", str(damaged), "--epochs", "1")
+    args = data.training_command(tmp_path / "run", "--train-dataset", str(damaged), "--epochs", "1")
     with pytest.raises(RebarError, match="sample 7"):
-        train_here(*words)
-    train_here(*words, "--on-error", "replace")
+        train_here(*args)
+    train_here(*args, "--on-error", "replace")
     assert "corrupt images replaced: 1" in capsys.readouterr().out
     (epoch,) = read_events(tmp_path / "run", "epoch")
     assert epoch["data/corrupt_samples"] == 1
@@ -359,5 +359,5 @@ def test_data_and_run_folder_have_defaults(
     tiny = ["train_imagenet.py", "--config-file", REPOSITORY / "rn50_configs/tiny.yaml"]
     assert "WRITE_DIR" in error_line(*tiny, capsys=capsys)
     monkeypatch.setenv("WRITE_DIR", str(data.folder))
-    train_imagenet.main([str(word) for word in [*tiny[1:], "--epochs", "1"]])
+    train_imagenet.main([str(arg) for arg in [*tiny[1:], "--epochs", "1"]])
     assert (tmp_path / "runs/tiny/checkpoints/last.pt").is_file()

@@ -19,9 +19,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(data: Data, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train with two ranks on an image folder. Return the run folder."""
     folder = tmp_path_factory.mktemp("runs") / "on_source"
-    words = ["--config-file", "rn50_configs/tiny.yaml", "--epochs", "1", "--logging.folder", folder]
+    args = ["--config-file", "rn50_configs/tiny.yaml", "--epochs", "1", "--logging.folder", folder]
     datasets = ["--data.train_dataset", data.tree, "--data.val_dataset", data.tree, "--training.batch_size", "32"]
-    done = run(*torchrun(2, "train_imagenet.py", *words, *datasets), REBAR_CACHE=str(cache))
+    done = run(*torchrun(2, "train_imagenet.py", *args, *datasets), REBAR_CACHE=str(cache))
     assert done.stdout.count("writing   ") == 2  # once per split, by either rank
     return folder
 
@@ -46,9 +46,9 @@ def test_evaluate_reuses_the_cached_beton(trained: Path, data: Data, cache: Path
 
 def test_unusable_source_stops_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    words = ["--config-file", "rn50_configs/tiny.yaml", "--data.train_dataset", tmp_path / "empty"]
+    args = ["--config-file", "rn50_configs/tiny.yaml", "--data.train_dataset", tmp_path / "empty"]
     where = ["--data.val_dataset", tmp_path / "empty", "--logging.folder", tmp_path / "run"]
-    done = run(*torchrun(2, "train_imagenet.py", *words, *where), expect=None, REBAR_CACHE=str(tmp_path / "cache"))
+    done = run(*torchrun(2, "train_imagenet.py", *args, *where), expect=None, REBAR_CACHE=str(tmp_path / "cache"))
     assert done.returncode != 0
     assert f"{tmp_path}/empty" in done.stderr
     assert "[source-empty]" in done.stderr

@@ -39,19 +39,19 @@ def assert_no_secret(folder: Path, *shown: str) -> None:
         assert SECRET not in text
 
 
-def train_here(s3: S3, monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
+def train_here(s3: S3, monkeypatch: pytest.MonkeyPatch, *args: str | Path) -> None:
     """Run the command in this process."""
     for name, value in s3.variables.items():
         monkeypatch.setenv(name, value)
-    train_imagenet.main([str(word) for word in words[1:]])
+    train_imagenet.main([str(arg) for arg in args[1:]])
 
 
-def error_of(s3: S3, monkeypatch: pytest.MonkeyPatch, *words: str | Path, **variables: str) -> tuple[str, str]:
+def error_of(s3: S3, monkeypatch: pytest.MonkeyPatch, *args: str | Path, **variables: str) -> tuple[str, str]:
     """Run a command that fails; return the code and the message of its error."""
     for name, value in {**s3.variables, **variables}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RebarError) as error:
-        train_imagenet.main([str(word) for word in words[1:]])
+        train_imagenet.main([str(arg) for arg in args[1:]])
     return error.value.code, str(error.value)
 
 
@@ -82,8 +82,8 @@ def test_resume_on_the_next_machine_gives_identical_results(
 def test_upload_rejects_a_run_that_another_machine_continued(
     s3: S3, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def command(machine: str, *words: str) -> list[str | Path]:
-        return data.training_command(tmp_path / machine / "run", "--upload", f"s3://{BUCKET}", *words)
+    def command(machine: str, *args: str) -> list[str | Path]:
+        return data.training_command(tmp_path / machine / "run", "--upload", f"s3://{BUCKET}", *args)
 
     train_here(s3, monkeypatch, *command("a", "--max-steps", "3"))
     train_here(s3, monkeypatch, *command("b", "--max-steps", "6"))
@@ -105,9 +105,9 @@ def test_upload_rejects_a_run_that_another_machine_continued(
 def test_resume_from_a_file_continues_the_uploaded_run_on_another_machine(
     s3: S3, data: Data, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def command(machine: str, steps: int, *words: str) -> list[str | Path]:
-        words = ("--upload", f"s3://{BUCKET}", "--epochs", "3", "--max-steps", str(steps), *words)
-        return data.training_command(tmp_path / machine / "begun", *words)
+    def command(machine: str, steps: int, *args: str) -> list[str | Path]:
+        args = ("--upload", f"s3://{BUCKET}", "--epochs", "3", "--max-steps", str(steps), *args)
+        return data.training_command(tmp_path / machine / "begun", *args)
 
     begins = ("--resume", str(finished_run / "checkpoints/last.pt"))
     train_here(s3, monkeypatch, *command("a", 3))  # another run: replaced
@@ -123,8 +123,8 @@ def test_resume_uses_the_previous_checkpoint_if_the_uploaded_one_is_damaged(
     s3: S3, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def command(machine: str, steps: int) -> list[str | Path]:
-        words = ["--upload", f"s3://{BUCKET}", "--max-steps", str(steps)]
-        return data.training_command(tmp_path / machine / "damaged", *words)
+        args = ["--upload", f"s3://{BUCKET}", "--max-steps", str(steps)]
+        return data.training_command(tmp_path / machine / "damaged", *args)
 
     train_here(s3, monkeypatch, *command("a", 2))
     train_here(s3, monkeypatch, *command("a", 6))
@@ -158,8 +158,8 @@ def test_upload_to_an_unusable_address_fails_before_the_first_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = data.training_command(tmp_path / "run", "--upload", address)
-    error = error_of(s3, monkeypatch, *words, HOME=str(tmp_path), **variables)
+    args = data.training_command(tmp_path / "run", "--upload", address)
+    error = error_of(s3, monkeypatch, *args, HOME=str(tmp_path), **variables)
     assert error[0] == code
     assert KEY_ID not in error[1]
     assert SECRET not in error[1]

@@ -105,11 +105,11 @@ def test_package_of_the_same_name_in_the_current_folder_is_not_imported(imagenet
 
 def test_write_dataset_without_kernels_writes_raw_only(imagenet: Path, tmp_path: Path) -> None:
     (tmp_path / "numba.py").write_text("raise ImportError('broken')\n")
-    words = ("--split", "val", "--data-dir", imagenet, "--write-path", tmp_path / "a.beton")
-    done = run(*words, PYTHONPATH=tmp_path, NUMBA_CACHE_DIR=tmp_path / "empty")
+    args = ("--split", "val", "--data-dir", imagenet, "--write-path", tmp_path / "a.beton")
+    done = run(*args, PYTHONPATH=tmp_path, NUMBA_CACHE_DIR=tmp_path / "empty")
     assert done.returncode == 1
     assert "[jpeg-kernels-not-compiled]" in done.stderr
-    done = run(*words, "--write-mode", "raw", PYTHONPATH=tmp_path, NUMBA_CACHE_DIR=tmp_path / "empty")
+    done = run(*args, "--write-mode", "raw", PYTHONPATH=tmp_path, NUMBA_CACHE_DIR=tmp_path / "empty")
     assert done.returncode == 0, done.stderr
 
 

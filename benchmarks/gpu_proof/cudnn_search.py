@@ -18,9 +18,9 @@ def run(job: Job) -> None:
         if job.seconds_left < 15:
             job.skip(f"limit {limit}")
             continue
-        words = ["-m", "benchmarks.gpu_proof.cudnn_search", str(job.out), str(job.work), str(limit), str(job.rehearse)]
+        args = ["-m", "benchmarks.gpu_proof.cudnn_search", str(job.out), str(job.work), str(limit), str(job.rehearse)]
         done = subprocess.run(
-            [sys.executable, *words], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, timeout=job.seconds_left
+            [sys.executable, *args], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, timeout=job.seconds_left
         )
         if done.returncode:
             job.add(limit=limit, error=f"exit status {done.returncode}")

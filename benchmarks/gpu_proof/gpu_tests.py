@@ -23,17 +23,17 @@ def run(job: Job) -> None:
     ]
     outcomes = job.out / "gpu_tests_outcomes.jsonl"
     outcomes.unlink(missing_ok=True)
-    words = ["-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_proof.outcomes", "--durations=15"]
+    args = ["-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_proof.outcomes", "--durations=15"]
     if job.rehearse:
-        words += [REHEARSED, "-k", "counted"]
+        args += [REHEARSED, "-k", "detected"]
     else:
-        words += ["-m", "gpu", *map(str, files)]
+        args += ["-m", "gpu", *map(str, files)]
         if importlib.util.find_spec("xdist"):
-            words += ["-n", "10", "--dist", "worksteal"]
+            args += ["-n", "10", "--dist", "worksteal"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GPU_PROOF_OUTCOMES": str(outcomes)}
     if not job.rehearse:
         environment["REBAR_REQUIRE_GPU"] = "1"
-    process = subprocess.Popen([sys.executable, "-m", "pytest", *words], cwd=REPOSITORY, env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "pytest", *args], cwd=REPOSITORY, env=environment)
     try:
         process.wait(timeout=job.seconds_left)
     except subprocess.TimeoutExpired:

@@ -41,7 +41,7 @@ def run(job: Job) -> None:
     job.note(step_ms=total / STEPS / 1000, settings=f"{resolution} px, batch {batch_size}, bf16, BlurPool, eager")
     shares: dict[str, float] = {}
     for event in events:
-        group = next((name for name, words in GROUPS if re.search(words, event.key, re.IGNORECASE)), "other")
+        group = next((name for name, pattern in GROUPS if re.search(pattern, event.key, re.IGNORECASE)), "other")
         shares[group] = shares.get(group, 0) + getattr(event, attribute) / total
     job.note(shares={name: round(share, 4) for name, share in sorted(shares.items(), key=lambda pair: -pair[1])})
     for event in events[:20]:

@@ -56,7 +56,7 @@ def build_stepper(
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> Stepper:
     """Build ResNet-50 (ResNet-18 in a rehearsal) like train_imagenet.py."""
-    words = [
+    args = [
         f"--model.arch={'resnet18' if job.rehearse else 'resnet50'}",
         f"--model.num_classes={NUM_CLASSES}",
         f"--training.batch_size={batch_size}",
@@ -64,7 +64,7 @@ def build_stepper(
         f"--training.use_blurpool={blurpool}",
         "--training.epochs=1000",
     ]
-    config = parse_config(TrainConfig, [*words, *options], description="benchmark")
+    config = parse_config(TrainConfig, [*args, *options], description="benchmark")
     world = World(rank=0, size=1, device=job.device)
     loop = LoopJob("resnet50", resolution, batch_size, 100, precision, job.device)  # type: ignore[arg-type]
     torch.manual_seed(0)

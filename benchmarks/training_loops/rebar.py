@@ -67,8 +67,8 @@ def configuration(job: Job) -> TrainConfig:
         "data.data_subset": job.batch_size * job.steps if job.train_dataset else "full",
         "logging.folder": job.folder,
     }
-    words = [f"--{name}={value}" for name, value in options.items() if value != ""]
-    return parse_config(TrainConfig, words, description="benchmark")
+    args = [f"--{name}={value}" for name, value in options.items() if value != ""]
+    return parse_config(TrainConfig, args, description="benchmark")
 
 
 @contextmanager

@@ -31,8 +31,8 @@ def test_rehearsal_runs_every_part(tmp_path: Path) -> None:
 
 
 def test_part_over_its_time_limit_does_not_stop_the_next(tmp_path: Path) -> None:
-    words = ["--only", "machine", "fashion_mnist", "--limit", "machine=0.2"]
-    run("-m", "benchmarks.gpu_proof", "--out", tmp_path / "out", "--rehearse", *words)
+    args = ["--only", "machine", "fashion_mnist", "--limit", "machine=0.2"]
+    run("-m", "benchmarks.gpu_proof", "--out", tmp_path / "out", "--rehearse", *args)
     parts = json.loads((tmp_path / "out/summary.json").read_text())["parts"]
     assert parts["machine"]["status"] == "time limit reached"
     assert parts["fashion_mnist"]["status"] == "finished"

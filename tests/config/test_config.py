@@ -69,8 +69,8 @@ class SchemaWithRequiredOption:
     data: DataSection = section(DataSection)
 
 
-def parse(*words: str | Path) -> Schema:
-    return parse_config(Schema, [str(word) for word in words], description="A test.")
+def parse(*args: str | Path) -> Schema:
+    return parse_config(Schema, [str(arg) for arg in args], description="A test.")
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_config_name_is_stem_of_last_config_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("args", "expected"),
     [
         (["--training.epochs", "3"], {"epochs": 3}),
         (["--training.epochs=3"], {"epochs": 3}),
@@ -142,8 +142,8 @@ def test_config_name_is_stem_of_last_config_file() -> None:
         (["--limit", "7", "--limit=none"], {"limit": None}),
     ],
 )
-def test_parse_config_accepts_flag_spellings(words: list[str], expected: dict[str, Any]) -> None:
-    assert parse(*words).training == TrainingSection(**expected)
+def test_parse_config_accepts_flag_spellings(args: list[str], expected: dict[str, Any]) -> None:
+    assert parse(*args).training == TrainingSection(**expected)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_parse_config_accepts_yaml_spellings(text: str, expected: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "facts"),
+    ("args", "code", "facts"),
     [
         (["--epoch", "3"], "config-unknown-option", ["--epoch (did you mean --epochs?)"]),
         (["--training.epcohs=3"], "config-unknown-option", ["--training.epcohs (did you mean --training.epochs?)"]),
@@ -187,9 +187,9 @@ def test_parse_config_accepts_yaml_spellings(text: str, expected: dict[str, Any]
     ],
     ids=str,
 )
-def test_parse_config_reports_errors_on_command_line(words: list[str], code: str, facts: list[str]) -> None:
+def test_parse_config_reports_errors_on_command_line(args: list[str], code: str, facts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(*words)
+        parse(*args)
     assert caught.value.code == code
     assert [fact for fact in facts if fact not in str(caught.value)] == []
 
@@ -284,19 +284,19 @@ def test_option_has_either_default_or_required() -> None:
 # ------------------------------------------------------------------ --help and --print-config
 
 
-def printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def printed(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as exit_:
-        parse_config(TrainConfig, words, description="A test.")
+        parse_config(TrainConfig, args, description="A test.")
     assert exit_.value.code == 0
     return capsys.readouterr().out
 
 
 def test_print_config_output_is_equivalent_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--weight-decay", "5e-5", "--epochs", "3", "--lr-tta", "0", "--wandb-name", "on: #1", "--num-workers=2"]
+    args = ["--weight-decay", "5e-5", "--epochs", "3", "--lr-tta", "0", "--wandb-name", "on: #1", "--num-workers=2"]
     saved = tmp_path / "config.yaml"
-    saved.write_text(printed([*words, "--print-config"], capsys))
+    saved.write_text(printed([*args, "--print-config"], capsys))
     reread = parse_config(TrainConfig, ["-C", str(saved)], description="A test.")
-    assert reread == parse_config(TrainConfig, words, description="A test.")
+    assert reread == parse_config(TrainConfig, args, description="A test.")
     assert reread.logging.wandb_name == "on: #1"
     complete = {f"{part}.{name}" for part, values in yaml.safe_load(saved.read_text()).items() for name in values}
     assert complete == flatten_config(TrainConfig()).keys()

@@ -108,10 +108,10 @@ def test_plot_run_rejects_run_without_complete_epoch(tmp_path: Path) -> None:
     assert not (tmp_path / "plot.png").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["a", "b"], ["--help"]])
-def test_main_prints_usage(words: list[str]) -> None:
+@pytest.mark.parametrize("args", [[], ["a", "b"], ["--help"]])
+def test_main_prints_usage(args: list[str]) -> None:
     with pytest.raises(RebarError, match=r"python -m rebar\.reporting\.plots RUN_FOLDER"):
-        main(words)
+        main(args)
 
 
 def test_main_rejects_folder_without_log(tmp_path: Path) -> None:

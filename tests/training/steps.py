@@ -85,8 +85,8 @@ class Training:
     """A model, its optimizer and the step of train_imagenet.py, on one device."""
 
     def __init__(self, device: str, *options: str, arch: str = "resnet20") -> None:
-        words = [f"--model.arch={arch}", "--training.epochs=2", "--training.precision=32", "--execution.tf32=0"]
-        self.config = parse_config(TrainConfig, [*words, *options], description="test")
+        args = [f"--model.arch={arch}", "--training.epochs=2", "--training.precision=32", "--execution.tf32=0"]
+        self.config = parse_config(TrainConfig, [*args, *options], description="test")
         self.world = World(rank=0, size=1, device=torch.device(device))
         torch.manual_seed(0)
         loader: Any = LoaderStub()

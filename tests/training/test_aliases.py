@@ -92,17 +92,17 @@ def test_translate_moves_token_from_command_line_to_environment(
     assert sys.argv[-2:] == ["--epochs", "3"]
 
 
-@pytest.mark.parametrize("words", [["--batch-size"], ["--batch-size", "--epochs", "3"]])
-def test_translate_rejects_missing_value(words: list[str]) -> None:
+@pytest.mark.parametrize("args", [["--batch-size"], ["--batch-size", "--epochs", "3"]])
+def test_translate_rejects_missing_value(args: list[str]) -> None:
     with pytest.raises(RebarError, match="--batch-size N") as caught:
-        translate(words)
+        translate(args)
     assert caught.value.code == "config-invalid-value"
 
 
-@pytest.mark.parametrize("words", [["--use-label-smoothing=0.2"], ["--use-label-smoothing", "0.2"]])
-def test_translate_refers_to_option_with_value(words: list[str]) -> None:
+@pytest.mark.parametrize("args", [["--use-label-smoothing=0.2"], ["--use-label-smoothing", "0.2"]])
+def test_translate_refers_to_option_with_value(args: list[str]) -> None:
     with pytest.raises(RebarError, match=r"'0\.2'.* --label-smoothing") as caught:
-        translate(words)
+        translate(args)
     assert caught.value.code == "config-invalid-value"
 
 

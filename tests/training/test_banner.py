@@ -14,9 +14,9 @@ from tests.conftest import REPOSITORY, Data, read_events
 RECIPE = ["--lr-scaling", "linear", "--base-batch", "32", "--clip-norm", "1", "--optimizer.nesterov"]
 
 
-def banner(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[dict[str, str], str]:
+def banner(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[dict[str, str], str]:
     """Run a command in this process. Returns the banner's lines by name, and the warnings."""
-    train_imagenet.main([str(word) for word in words[1:]])
+    train_imagenet.main([str(arg) for arg in args[1:]])
     shown = capsys.readouterr()
     block = shown.out.split("\n\n")[0].split("dry run\n")[0]
     return dict(re.findall(r"^ *(\w+): (.+)$", block, flags=re.MULTILINE)), shown.err
@@ -26,8 +26,8 @@ def banner(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[dict
 def test_banner_of_a_dry_run_equals_that_of_the_run(
     trial: str, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--arch=resnet20", "--wandb-name", "mine", "--world-size", "8", "--find-lr-steps=10"]
-    command = data.training_command(tmp_path / "run", *words, trial)
+    args = ["--arch=resnet20", "--wandb-name", "mine", "--world-size", "8", "--find-lr-steps=10"]
+    command = data.training_command(tmp_path / "run", *args, trial)
     facts, warnings = banner(capsys, *command)
     assert facts["model"] == "resnet20, 272,474 parameters"
     assert facts["recipe"].startswith("2 epochs, 32 px, sgd, cyclic lr 0.05")
@@ -67,14 +67,14 @@ def test_banner_of_a_short_and_of_a_complete_run(
 # ------------------------------------------------------------------ recipe summary
 
 
-def words(*given: str, batch: int = 256, precision: str = "32", gpus: int = 0) -> list[str]:
+def summary_parts(*given: str, batch: int = 256, precision: str = "32", gpus: int = 0) -> list[str]:
     config = parse_config(TrainConfig, given, description="")
     return recipe_summary(config, global_batch=batch, precision=precision, gpus=gpus).split(", ")
 
 
 def test_recipe_summary_of_the_defaults_is_short() -> None:
     expected = ["30 epochs", "160 px", "sgd", "cyclic lr 0.5", "weight decay 4e-05", "label smoothing 0.1", "float32"]
-    assert words() == expected
+    assert summary_parts() == expected
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_recipe_summary_of_the_defaults_is_short() -> None:
 )
 def test_recipe_summary_shows_the_scaled_learning_rate(given: list[str], lr: str) -> None:
     recipe = f"--config-file={REPOSITORY / 'rn50_configs/mosaicml_mild.yaml'}"
-    assert f"cosine lr {lr}" in words(recipe, *given)
+    assert f"cosine lr {lr}" in summary_parts(recipe, *given)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_recipe_summary_shows_the_scaled_learning_rate(given: list[str], lr: str
     ],
 )
 def test_recipe_summary_shows_enabled_options(given: list[str], shown: str) -> None:
-    assert shown in words(*given, gpus=4)
-    assert shown not in words(gpus=4)
+    assert shown in summary_parts(*given, gpus=4)
+    assert shown not in summary_parts(gpus=4)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_recipe_summary_shows_enabled_options(given: list[str], shown: str) -> N
     ],
 )
 def test_recipe_summary_omits_options_without_effect(given: list[str], absent: str) -> None:
-    assert absent not in words(*given)
+    assert absent not in summary_parts(*given)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_recipe_summary_shows_the_resolved_precision(precision: str) -> None:
-    assert words(precision=precision)[-1] == precision
+    assert summary_parts(precision=precision)[-1] == precision

@@ -15,8 +15,8 @@ from tests.storage.hub_server import TOKEN, hub_server
 from tests.training.s3_server import BUCKET, s3_server
 
 
-def train_here(*words: str | Path) -> None:
-    train_imagenet.main([str(word) for word in words[1:]])
+def train_here(*args: str | Path) -> None:
+    train_imagenet.main([str(arg) for arg in args[1:]])
 
 
 def first_loss(folder: Path) -> float:
@@ -49,11 +49,11 @@ def test_dry_run_creates_nothing_at_the_destinations(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("huggingface_hub")
-    words = ["--dry-run", "--hf-repo", "owner/mine", "--upload", f"s3://{BUCKET}", "--export", "safetensors"]
+    args = ["--dry-run", "--hf-repo", "owner/mine", "--upload", f"s3://{BUCKET}", "--export", "safetensors"]
     with hub_server() as hub, s3_server() as s3:
         for name, value in (s3.variables | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}).items():
             monkeypatch.setenv(name, value)
-        train_here(*data.training_command(tmp_path / "run", *words))
+        train_here(*data.training_command(tmp_path / "run", *args))
         assert hub.asked == ["GET /api/whoami-v2"]
         assert s3.names() == []
         with pytest.raises(RebarError, match="absent-bucket"):

@@ -23,8 +23,8 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 def test_run_publishes_evaluated_weights_without_token(data: Data, tmp_path: Path) -> None:
     folder = tmp_path / "runs/mine"
-    words = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--use-ema", "--ema-update-every", "1", "--max-steps", "4"]
-    command = data.training_command(folder, *words, "--export", "safetensors", "--wandb")
+    args = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--use-ema", "--ema-update-every", "1", "--max-steps", "4"]
+    command = data.training_command(folder, *args, "--export", "safetensors", "--wandb")
     with hub_server() as hub:
         done = run(*command, **environment(hub, tmp_path), WANDB_MODE="offline")
         assert f"published {hub.url}/owner/mine" in done.stdout
@@ -64,8 +64,8 @@ def assert_no_token(folder: Path, *outputs: bytes) -> None:
 
 
 def test_two_ranks_publish_once_without_token(data: Data, tmp_path: Path) -> None:
-    words = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--training.batch_size", "8", "--max-steps", "2"]
-    command = torchrun(2, *data.training_command(tmp_path / "run", *words))
+    args = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--training.batch_size", "8", "--max-steps", "2"]
+    command = torchrun(2, *data.training_command(tmp_path / "run", *args))
     command[2:2] = [f"--log-dir={tmp_path / 'torchrun'}", "--tee=3"]  # also write each rank's output to files
     with hub_server() as hub:
         done = run(*command, **environment(hub, tmp_path))
@@ -77,9 +77,9 @@ def test_two_ranks_publish_once_without_token(data: Data, tmp_path: Path) -> Non
 
 
 def test_invalid_token_is_reported_before_training(data: Data, tmp_path: Path) -> None:
-    words = data.training_command(tmp_path / "run", "--hf-repo", "owner/mine", "--hf-token", "hf_wrong")
+    args = data.training_command(tmp_path / "run", "--hf-repo", "owner/mine", "--hf-token", "hf_wrong")
     with hub_server() as hub:
-        done = run(*words, expect=1, **environment(hub, tmp_path))
+        done = run(*args, expect=1, **environment(hub, tmp_path))
     assert "HTTP 401" in done.stderr
     assert "hf_wrong" not in done.stdout + done.stderr
     assert not (tmp_path / "run").exists()
