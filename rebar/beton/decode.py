@@ -184,7 +184,7 @@ def _decode_opened(content: bytes, image: Image.Image, limit: SizeLimit) -> Deco
 
 
 def _reduced_scale(size: tuple[int, int], final_size: tuple[int, int]) -> int:
-    """Return the scale, in eighths, at which an image can be decoded before it is downscaled to ``final_size``."""
+    """Return the scale, as a numerator over 8, at which a JPEG can be decoded before it is downscaled."""
     if max(size) < _REDUCED_DECODE_FACTOR * max(final_size):
         return 8
     scales = (
