@@ -39,7 +39,7 @@ def prepare(folder: Path, mode: Mode) -> None:
     """
     folder, disks = folder.absolute(), find_disks()
     if not disks:
-        print(f"this machine has no instance store: {folder} is an ordinary folder")
+        print(f"this instance has no instance store: {folder} is an ordinary folder")
         if mode is Mode.EXECUTE:
             folder.mkdir(parents=True, exist_ok=True)
         return
@@ -62,7 +62,7 @@ def prepare(folder: Path, mode: Mode) -> None:
         if len(disks) > 1:
             steps.append(Step(f"create a RAID 0 of {names}, {size:,.0f} GB"))
         steps.append(Step(f"make ext4 on {'it' if len(disks) > 1 else names}, which is blank"))
-    steps.append(Step(f"mount it on {folder}; its content is lost when the machine stops"))
+    steps.append(Step(f"mount it on {folder}; its content is lost when the instance stops"))
     if not confirm_plan(mode, f"instance store of {len(disks)} disks", steps):
         return
     if device is None:

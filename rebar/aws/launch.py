@@ -82,7 +82,7 @@ def launch(clients: Clients, spec: LaunchSpec, mode: Mode) -> str | None:
     require_offered(clients, machine, options.zone)
     require_quota(clients, machine, spot=options.spot)
     request = spec.request(options.image or _newest_image(clients))
-    if not confirm_plan(mode, f"machine {identity}", _steps(clients, spec, request)):
+    if not confirm_plan(mode, f"instance {identity}", _steps(clients, spec, request)):
         return None
     launched: dict[str, datetime] = {}
 

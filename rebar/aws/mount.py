@@ -128,7 +128,7 @@ def detach_unmounted(clients: Clients, volume: Volume, mode: Mode, *, instance_i
     volume_id = volume["VolumeId"]
     if attachment(volume) is not None and not instance_is_down:
         if not link_of(volume_id).exists():
-            text = f"{volume_id} is attached to another running machine. Detach it there, or stop that machine."
+            text = f"{volume_id} is attached to another running instance. Detach it there, or stop that instance."
             raise AwsError(text, code="volume-in-use")
         if places := mounts_of(device_of(volume_id, seconds=0)):
             text = f"{volume_id} is mounted on {places[0].target}. Run volume umount {volume_id} first."

@@ -55,7 +55,7 @@ def find_all(clients: Clients, project: str) -> list[Resource]:
         spot = " spot (at the on-demand price)" if each.get("InstanceLifecycle") == "spot" else ""
         details = f"{kind}{spot} since {each['LaunchTime']:%Y-%m-%d %H:%M}"
         cost = None if price is None else 24 * price
-        found.append(Resource("machine", each["InstanceId"], state, details, cost, each))
+        found.append(Resource("instance", each["InstanceId"], state, details, cost, each))
     for each in find_volumes(clients, tags):
         price = EBS_GB_MONTH.get(each["VolumeType"])
         state = "detached" if each["State"] == "available" else each["State"]
@@ -80,23 +80,23 @@ def report(found: list[Resource]) -> str:
 
 def end_expired(clients: Clients, found: list[Resource], mode: Mode) -> None:
     """Terminate expired instances, and delete expired volumes whose content is in a verified snapshot."""
-    ec2, machines, volumes = clients.ec2, [], []
+    ec2, instances, volumes = clients.ec2, [], []
     for each in found:
-        if each.kind == "machine" and each.expired:
-            machines.append(each.name)
+        if each.kind == "instance" and each.expired:
+            instances.append(each.name)
         elif each.kind == "volume" and each.expired:
             try:
                 require_deletable(clients, each.raw)
                 volumes.append(each)
             except AwsError as error:
                 print(f"kept: {error}")
-    if not machines and not volumes:
+    if not instances and not volumes:
         print("no expired resource can be ended")
         return
-    steps = [Step(f"terminate {name}", ec2.terminate_instances, {"InstanceIds": [name]}) for name in machines]
+    steps = [Step(f"terminate {name}", ec2.terminate_instances, {"InstanceIds": [name]}) for name in instances]
     steps += [Step(f"delete {each.name}", ec2.delete_volume, {"VolumeId": each.name}) for each in volumes]
     if confirm_plan(mode, "expired resources", steps):
-        for name in machines:
+        for name in instances:
             call(f"terminating {name}", ec2.terminate_instances, InstanceIds=[name])
             print(f"terminated {name}")
         for each in volumes:

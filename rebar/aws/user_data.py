@@ -27,7 +27,7 @@ def require_no_secrets(words: Sequence[str], advice: str) -> None:
 
 
 def training_command(config: str, flags: Sequence[str]) -> tuple[str, ...]:
-    """Return the command that runs train_imagenet.py on all GPUs of the machine."""
+    """Return the command that runs train_imagenet.py on all GPUs of the instance."""
     line = (
         "exec ./scripts/torchrun_from_env.sh train_imagenet.py --config-file "
         + shlex.quote(config)

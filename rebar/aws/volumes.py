@@ -68,7 +68,7 @@ def attachment(volume: Volume) -> Mapping[str, Any] | None:
 
 
 def require_attached(volume: Volume) -> None:
-    """Raise AwsError if a volume is not attached to any machine."""
+    """Raise AwsError if a volume is not attached to any instance."""
     if attachment(volume) is None:
         name = volume["VolumeId"]
         raise AwsError(f"{name} is not attached. Run volume attach {name} first.", code="volume-not-attached")
@@ -167,7 +167,7 @@ def attach_volume(clients: Clients, volume: Volume, instance_id: str, mode: Mode
         print(f"{volume_id} is already attached to {instance_id}")
         return
     if where is not None:
-        text = f"{volume_id} is {where['State']} ({where['InstanceId']}). Unmount and detach it on that machine first."
+        text = f"{volume_id} is {where['State']} ({where['InstanceId']}). Unmount and detach it on that instance first."
         raise AwsError(text, code="volume-in-use")
     if volume["State"] != "available":
         raise AwsError(f"{volume_id} is {volume['State']}, not available. Try again later.", code="volume-in-use")

@@ -56,7 +56,7 @@ def add(groups: Any) -> None:
         argument(
             "--end-expired",
             action="store_true",
-            help="terminate expired machines; delete expired volumes whose content is in a verified snapshot",
+            help="terminate expired instances; delete expired volumes whose content is in a verified snapshot",
         ),
     )
     add_command(

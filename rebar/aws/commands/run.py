@@ -23,7 +23,7 @@ def add(groups: Any) -> None:
         changes=False,
     )
     upload.add_argument("folder", type=Path, help="the run's folder (--logging.folder)")
-    upload.add_argument("place", metavar="to", help=PREFIX)
+    upload.add_argument("url", metavar="to", help=PREFIX)
 
     fetch = add_command(
         group,
@@ -33,19 +33,19 @@ def add(groups: Any) -> None:
         "run fetch s3://my-bucket/runs/g5-16 runs/g5-16",
         changes=False,
     )
-    fetch.add_argument("place", metavar="from", help=PREFIX)
+    fetch.add_argument("url", metavar="from", help=PREFIX)
     fetch.add_argument("folder", type=Path, help="the run's folder (--logging.folder)")
     fetch.add_argument("--replace", action="store_true", help="replace a different checkpoint in the folder")
 
 
 def _upload(options: argparse.Namespace) -> None:
-    prefix = S3Prefix.parse(options.place, "to")
+    prefix = S3Prefix.parse(options.url, "to")
     done = upload_run(clients_of(options)("s3"), options.folder, prefix)
     print(f"{prefix}: step {done.step}, {done.checkpoints} new checkpoints, {done.bytes / MIB:.1f} MiB")
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    prefix = S3Prefix.parse(options.place, "from")
+    prefix = S3Prefix.parse(options.url, "from")
     manifest = fetch_run(clients_of(options)("s3"), prefix, options.folder, replace=options.replace)
     if manifest is None:
         print(f"{prefix}: no uploaded run")

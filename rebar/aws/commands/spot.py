@@ -26,7 +26,7 @@ def add(groups: Any) -> None:
         changes=False,
     )
     command.add_argument("folder", type=Path, help="the run's folder (--logging.folder)")
-    command.add_argument("place", metavar="to", help="s3://BUCKET/PREFIX/RUN_ID, from which the next instance resumes")
+    command.add_argument("url", metavar="to", help="s3://BUCKET/PREFIX/RUN_ID, from which the next instance resumes")
     which = command.add_mutually_exclusive_group(required=True)
     which.add_argument("--pid", type=positive, help="process id of training, or of torchrun")
     which.add_argument("--pidfile", type=Path, help="file with the process id")
@@ -46,7 +46,7 @@ def add(groups: Any) -> None:
 def _watch(options: argparse.Namespace) -> None:
     if options.poll_seconds <= 0 or options.upload_seconds < 0:
         raise AwsError("--poll-seconds must be > 0, --upload-seconds must be >= 0.", code="aws-option-invalid")
-    prefix = S3Prefix.parse(options.place, "to")
+    prefix = S3Prefix.parse(options.url, "to")
     if not options.folder.is_dir():
         raise AwsError(f"{options.folder}: no such folder. Use the --logging.folder of training.", code="run-not-found")
     how = Watch(options.folder, prefix, options.poll_seconds, options.upload_seconds)

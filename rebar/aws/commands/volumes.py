@@ -37,7 +37,7 @@ from rebar.aws.volumes import (
 VOLUME = argument("volume", help="vol-…, or RUN/ROLE such as imagenet/beton")
 SNAPSHOT = argument("snapshot", help="snap-…, or RUN/ROLE for its newest")
 KIND = [
-    argument("--zone", required=True, help="availability zone of the machine, such as us-east-1a"),
+    argument("--zone", required=True, help="availability zone of the instance, such as us-east-1a"),
     argument("--type", default="gp3", choices=sorted(EBS_GB_MONTH), help="default: %(default)s"),
     argument("--throughput", type=positive, help="MiB/s; gp3 only, extra charge above 125"),
 ]
@@ -63,7 +63,7 @@ def add(groups: Any) -> None:
         volume,
         "attach",
         _attach,
-        "Attach an available volume to a running machine in its zone.",
+        "Attach an available volume to a running instance in its zone.",
         "volume attach imagenet/beton --yes",
         VOLUME,
         INSTANCE,
