@@ -97,6 +97,7 @@ def download_torrent(source: str, folder: Path) -> None:
 def _run_aria2(name: str, downloads: str, *options: str) -> None:
     """Run aria2. URLs are written to its standard input (``downloads``), since other users can read command lines."""
     always = [f"--stop-with-process={os.getpid()}", "--file-allocation=none", "--summary-interval=60"]
+    always += ["--auto-save-interval=1"]  # seconds of progress that a kill can lose
     always += ["--download-result=hide", "--console-log-level=error", "--allow-overwrite=true"]
     always += ["--input-file=-"] if downloads else []
     command = [_require("aria2c"), *always, *options]

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,8 @@ def test_obtain_resumes_after_a_kill(web: Web, tmp_path: Path) -> None:
     words = ["data", "obtain", f"{web.url}/images.tar", "--to", tmp_path / "to"]
     process = start_cli(*words)
     wait_for(lambda: partial.exists() and partial.stat().st_size == 5 * MIB, 60)
+    received, control = time.time_ns(), partial.with_name(f"{partial.name}.aria2")
+    wait_for(lambda: control.exists() and control.stat().st_mtime_ns > received, 60)  # aria2 saves its progress
     for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
         each.kill()
     process.communicate()

@@ -141,8 +141,7 @@ def test_files_of_another_user_are_not_loaded(
     planted = object_path()
     planted.write_bytes(b"")
     os.chown(planted, 12345, 12345)
-    monkeypatch.setattr(kernel_cache, "_ROOT", cache_parent)  # the child process finds no package there
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))  # the child process that compiles
     kernel_cache.load_kernel.cache_clear()
     try:
         with pytest.raises(kernel_cache.RebarError) as caught:
