@@ -151,7 +151,7 @@ def require_path(flag: str, value: str, variable: str) -> str:
     if chosen := value or os.environ.get(variable, ""):
         return chosen
     raise RebarError(
-        f"{flag}: is not given. Give {flag} PATH, or set the environment variable {variable}.",
+        f"{flag} is not given. Give {flag} PATH, or set the environment variable {variable}.",
         code="write-path-missing",
     )
 
@@ -175,10 +175,10 @@ def find_target(write_path: str, split: str, shard: str = "") -> Path:
 def check_target(target: Path, *, overwrite: bool) -> None:
     """Raise RebarError if the target exists and may not be replaced."""
     if target.is_dir():
-        raise RebarError(f"{target}: is a folder. Give the path of a file.", code="write-target-invalid")
+        raise RebarError(f"{target} is a folder. Give the path of a file.", code="write-target-invalid")
     if target.exists() and not overwrite:
         raise RebarError(
-            f"{target}: already exists. Add --overwrite to replace it, or give another path.",
+            f"{target} already exists. Add --overwrite to replace it, or give another path.",
             code="write-target-exists",
         )
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from rebar.errors import RebarError
@@ -23,7 +24,7 @@ def warn(message: str) -> None:
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run ``main(argv)`` and exit with status 0, 1 after a :class:`RebarError`, or 130 after Ctrl-C.
 
-    With ``--debug`` on the command line, the error propagates, so that Python prints its traceback.
+    With ``--debug`` on the command line, the traceback is printed as well.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -31,7 +32,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         main([argument for argument in arguments if argument != "--debug"])
     except RebarError as error:
         if debug:
-            raise
+            traceback.print_exc()
         prefix = f"[rank {_rank()}] " if "RANK" in os.environ else ""
         print(f"{prefix}error: {error} [{error.code}]", file=sys.stderr, flush=True)
         sys.exit(EXIT_ERROR)

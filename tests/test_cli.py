@@ -45,9 +45,11 @@ def test_run_command_prefixes_errors_with_rank_under_torchrun(
     assert run(fail, capsys=capsys) == (1, "[rank 3] error: cannot do [] [disk-full]\n")
 
 
-def test_run_command_raises_error_with_debug() -> None:
-    with pytest.raises(RebarError, match=r"cannot do \['a', 'b'\]"):
-        run_command(fail, ["a", "--debug", "b"])
+def test_run_command_prints_the_traceback_too_with_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    status, stderr = run(fail, "a", "--debug", "b", capsys=capsys)
+    assert status == 1
+    assert stderr.startswith("Traceback (most recent call last):")
+    assert stderr.endswith("\nerror: cannot do ['a', 'b'] [disk-full]\n")
 
 
 def test_run_command_exits_130_after_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:

@@ -338,3 +338,35 @@ def finished(folders: Sequence[Path]) -> Path:
     """Return the folder of rank 0, which may be on another node than before."""
     (found,) = {f for f in folders if (f / "status.json").exists() and status(f)[0] == "finished"}
     return found
+
+
+def test_resume_after_damage_keeps_the_good_and_the_damaged_checkpoint(
+    data: Data, finished_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    last, previous = folder / "checkpoints/last.pt", folder / "checkpoints/previous.pt"
+    damaged = last.read_bytes()[:-100]
+    last.write_bytes(damaged)
+    epoch = read_checkpoint(previous)["epoch"]
+
+    done = run(*data.training_command(folder, "--epochs", "3", "--max-steps", "1", "--log-level", "0"))
+    assert "previous.pt" in done.stderr
+    assert read_checkpoint(last)["epoch"] >= epoch
+    assert read_checkpoint(previous)["epoch"] == epoch
+    assert last.with_name("last.pt.damaged").read_bytes() == damaged
+
+
+def test_resume_without_last_pt_continues_from_the_newest_checkpoint(
+    data: Data, finished_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    (folder / "checkpoints/last.pt").unlink()
+    before = {path.name for path in folder.rglob("*.pt")}
+    records = len(read_events(folder, "step"))
+
+    done = run(*data.training_command(folder, "--epochs", "3", "--max-steps", "1", "--log-level", "0"))
+    assert "last.pt is missing" in done.stderr
+    assert {path.name for path in folder.rglob("*.pt")} >= before
+    assert len(read_events(folder, "step")) >= records // 2  # the epochs before the checkpoint stay in the log

@@ -73,7 +73,7 @@ def read_checksums(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, ValueError) as error:
-        raise AwsError(f"{path}: cannot be read: {error}.", code="md5-list-invalid") from None
+        raise AwsError(f"{path} cannot be read: {error}.", code="md5-list-invalid") from None
     found = {}
     for number, line in enumerate(lines, 1):
         match = _MD5SUM_LINE.fullmatch(line)

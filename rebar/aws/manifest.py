@@ -97,7 +97,7 @@ def manifest_of(root: Path) -> Manifest:
                     bar.update(len(chunk))
         except OSError as error:
             reason = error.strerror or error
-            raise AwsError(f"{entry.path}: cannot be read: {reason}.", code="file-not-readable") from None
+            raise AwsError(f"{entry.path} cannot be read: {reason}.", code="file-not-readable") from None
         return content.hexdigest()
 
     with (
@@ -123,7 +123,7 @@ def read_manifest(root: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise AwsError(f"{path}: cannot be read: {error.strerror or error}.", code="file-not-readable") from None
+        raise AwsError(f"{path} cannot be read: {error.strerror or error}.", code="file-not-readable") from None
     files: dict[str, str] = {}
     links: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
@@ -143,7 +143,7 @@ def _walk(root: Path) -> "Iterator[os.DirEntry[str]]":
             with os.scandir(folder) as entries:
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            raise AwsError(f"{folder}: cannot be read: {error.strerror or error}.", code="file-not-readable") from None
+            raise AwsError(f"{folder} cannot be read: {error.strerror or error}.", code="file-not-readable") from None
         for entry in listed:
             if entry.name in ignored or (ignored and entry.name.startswith(PARTIAL)):
                 continue

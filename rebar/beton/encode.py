@@ -144,7 +144,7 @@ class Encoder:
             content = self.source.read(index)
         except OSError as error:
             raise RebarError(
-                f"{name}: cannot be read: {error.strerror or error}. Check the disk or the network, and run the same "
+                f"{name} cannot be read: {error.strerror or error}. Check the disk or the network, and run the same "
                 "command again.",
                 code="image-unreadable",
             ) from None

@@ -137,7 +137,7 @@ def _compare_jobs(path: Path, found: dict[str, Any], expected: dict[str, Any]) -
     differing = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
     if differing:
         raise JobMismatchError(
-            f"{partial_path(path)}: was started with a different {', '.join(differing)}. Run the original command to "
+            f"{partial_path(path)} was started with a different {', '.join(differing)}. Run the original command to "
             "resume it, or add --restart to discard it.",
             code="write-job-mismatch",
         )

@@ -142,7 +142,7 @@ class BetonFile:
 
 
 def _unreadable(path: Path, reason: object) -> BetonError:
-    return BetonError(f"{path}: cannot be read: {reason}. Check the path and its permissions.", code="beton-unreadable")
+    return BetonError(f"{path} cannot be read: {reason}. Check the path and its permissions.", code="beton-unreadable")
 
 
 def _size_of_regular_file(path: Path) -> int:
@@ -154,14 +154,14 @@ def _size_of_regular_file(path: Path) -> int:
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     if stat.S_ISDIR(status.st_mode):
-        raise BetonError(f"{path}: is a folder. Give the .beton file in it.", code="beton-unreadable")
+        raise BetonError(f"{path} is a folder. Give the .beton file in it.", code="beton-unreadable")
     if not stat.S_ISREG(status.st_mode):
         raise BetonError(
-            f"{path}: is not a regular file, so it cannot be memory-mapped. Give a .beton file.",
+            f"{path} is not a regular file, so it cannot be memory-mapped. Give a .beton file.",
             code="beton-unreadable",
         )
     if status.st_size == 0:
-        raise BetonError(f"{path}: is empty. Copy it again, or write it with write_dataset.py.", code="beton-truncated")
+        raise BetonError(f"{path} is empty. Copy it again, or write it with write_dataset.py.", code="beton-truncated")
     return status.st_size
 
 

@@ -108,7 +108,7 @@ def subset_size(subset: str) -> int | None:
     if subset.isdigit() and int(subset) > 0:
         return int(subset)
     raise RebarError(
-        f"--subset {subset}: is invalid. Give {', '.join(SUBSETS)}, full, or a number of images.",
+        f"--subset {subset} is invalid. Give {', '.join(SUBSETS)}, full, or a number of images.",
         code="subset-invalid",
     )
 
@@ -142,7 +142,7 @@ def parse_shard(shard: str) -> tuple[int, int]:
     if found and int(found[1]) < int(found[2]):
         return int(found[1]), int(found[2])
     raise RebarError(
-        f"--shard {shard}: is not of the form I/N. Give shard I of N, with I from 0 to N-1, such as 0/4 to 3/4.",
+        f"--shard {shard} is not of the form I/N. Give shard I of N, with I from 0 to N-1, such as 0/4 to 3/4.",
         code="shard-invalid",
     )
 

@@ -146,7 +146,7 @@ def read_sidecar(beton_path: Path | str) -> Sidecar | None:
 def beton_changed(beton_path: Path, problem: str) -> BetonError:
     """Return the error for a .beton file that does not match its sidecar."""
     return BetonError(
-        f"{beton_path}: does not match its sidecar: {problem}. The file was modified, truncated or replaced after it "
+        f"{beton_path} does not match its sidecar: {problem}. The file was modified, truncated or replaced after it "
         "was written. Copy both files again.",
         code="beton-changed",
     )

@@ -188,7 +188,7 @@ def _copy(
             raise beton_changed(source, "its tables do not have their checksum")
         if _status(source).st_mtime_ns != status.st_mtime_ns:
             raise RebarError(
-                f"{source}: was modified during the copy. Run the same command again.", code="staging-source-modified"
+                f"{source} was modified during the copy. Run the same command again.", code="staging-source-modified"
             )
         _copy_companions(source, target)
         os.replace(partial, target)
@@ -201,7 +201,7 @@ def _status(source: Path) -> os.stat_result:
         return source.stat()
     except OSError as error:
         raise BetonError(
-            f"{source}: cannot be read: {error.strerror}. Check the path.", code="beton-not-found"
+            f"{source} cannot be read: {error.strerror}. Check the path.", code="beton-not-found"
         ) from None
 
 
@@ -243,9 +243,7 @@ def list_copies(source: Path, target: Path) -> list[tuple[Path, Path]]:
         pairs = [(source, target if target.suffix == ".beton" else target / source.name)]
     for path, copy in pairs:
         if copy.exists() and path.exists() and os.path.samefile(path, copy):
-            raise RebarError(
-                f"{path}: is both source and target. Give another target folder.", code="staging-same-file"
-            )
+            raise RebarError(f"{path} is both source and target. Give another target folder.", code="staging-same-file")
     return pairs
 
 

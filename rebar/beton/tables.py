@@ -27,14 +27,14 @@ from rebar.beton.format import (
 
 def _truncated(path: Path, needed: int, file_size: int) -> BetonError:
     return BetonError(
-        f"{path}: is truncated or damaged: at least {needed:,} bytes are expected, the file has {file_size:,}. Copy it "
+        f"{path} is truncated or damaged: at least {needed:,} bytes are expected, the file has {file_size:,}. Copy it "
         "again.",
         code="beton-truncated",
     )
 
 
 def _damaged(path: Path, problem: str) -> BetonError:
-    return BetonError(f"{path}: is damaged: {problem}. Copy or write it again.", code="beton-damaged")
+    return BetonError(f"{path} is damaged: {problem}. Copy or write it again.", code="beton-damaged")
 
 
 def read_tables(file: IO[bytes], path: Path, file_size: int) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _read_header(file: IO[bytes], path: Path, file_size: int) -> np.void:
     header: np.void = np.fromfile(file, HEADER, 1)[0]
     if header["version"] != VERSION:
         raise BetonError(
-            f"{path}: is not a .beton file of version {VERSION} (its version field is {int(header['version'])}). Give "
+            f"{path} is not a .beton file of version {VERSION} (its version field is {int(header['version'])}). Give "
             "a file written by write_dataset.py or FFCV 1.x.",
             code="beton-version-unsupported",
         )
@@ -106,9 +106,7 @@ def _read_header(file: IO[bytes], path: Path, file_size: int) -> np.void:
     if header["num_fields"] == 0:
         raise _damaged(path, "it has no fields")
     if header["alloc_table_ptr"] == 0:
-        raise BetonError(
-            f"{path}: is unfinished: its writing was interrupted. Write it again.", code="beton-unfinished"
-        )
+        raise BetonError(f"{path} is unfinished: its writing was interrupted. Write it again.", code="beton-unfinished")
     if header["num_samples"] == 0:
         raise BetonError(f"{path}: contains no samples. Write it again.", code="beton-empty")
     return header
@@ -119,7 +117,7 @@ def _find_field(path: Path, names: tuple[str, ...], type_ids: list[int], type_id
     if number is None:
         kind = {TYPE_IMAGE: "RGBImageField", TYPE_INT: "IntField"}[type_id]
         raise BetonError(
-            f"{path}: has no {name} field ({kind}), only {', '.join(map(repr, names))}. Give a file of labeled images.",
+            f"{path} has no {name} field ({kind}), only {', '.join(map(repr, names))}. Give a file of labeled images.",
             code="beton-field-unsupported",
         )
     return number

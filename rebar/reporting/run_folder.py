@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.storage.run_manifest import ORIGIN
 
@@ -60,7 +61,12 @@ class RunFolder:
 
     def _run_files(self) -> list[Path]:
         files = [self.config, self.log, self.plot, self.report, self.status, self.wandb_id, self.origin]
-        return [*(file for file in files if file.exists()), *self.last_checkpoint.parent.glob("*.pt")]
+        return [*(file for file in files if file.exists()), *self._checkpoints()]
+
+    def _checkpoints(self) -> list[Path]:
+        """Return the checkpoints in the folder: ``last.pt``, then the others, newest first."""
+        found = self.last_checkpoint.parent.glob("*.pt")
+        return sorted(found, key=lambda path: (path != self.last_checkpoint, -path.stat().st_mtime, path.name))
 
     def _not_writable(self, reason: str | None) -> RebarError:
         return RebarError(
@@ -129,11 +135,14 @@ class RunFolder:
             return None
         if resume != "auto":
             return Path(resume)
-        return self.last_checkpoint if self.last_checkpoint.exists() else None
+        newest = next(iter(self._checkpoints()), None)
+        if newest not in (None, self.last_checkpoint):
+            warn(f"{self.last_checkpoint} is missing: resuming from {newest}, the newest checkpoint in the folder")
+        return newest
 
     def check_overwrite(self, resume: str, *, overwrite: bool) -> None:
         """Raise RebarError if starting from scratch would delete an earlier run without ``overwrite``."""
-        if resume == "none" and not overwrite and self.last_checkpoint.exists():
+        if resume == "none" and not overwrite and self._checkpoints():
             raise RebarError(
                 f"{self.path}: the folder contains an earlier run with a checkpoint. Omit --resume none to resume it, "
                 "add --overwrite to delete it, or choose another --logging.folder.",

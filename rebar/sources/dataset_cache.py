@@ -87,7 +87,7 @@ def _cache_path(location: str, split: Split, selection: Selection, policy: Image
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RebarError(
-            f"{folder}: cannot be created: {error.strerror}. Set {CACHE_VARIABLE} to another folder.",
+            f"{folder} cannot be created: {error.strerror}. Set {CACHE_VARIABLE} to another folder.",
             code="dataset-cache-not-writable",
         ) from None
     key = {"layout": LAYOUT, "source": _identity(location, split), **asdict(selection), **asdict(policy)}
@@ -110,7 +110,7 @@ def _identity(location: str, split: Split) -> list[object]:
         found = [(file.name, file.stat()) for file in files]
     except OSError as error:
         raise RebarError(
-            f"{location}: cannot be read: {error.strerror or error}. Check its permissions and the disk.",
+            f"{location} cannot be read: {error.strerror or error}. Check its permissions and the disk.",
             code="source-unreadable",
         ) from None
     return [str(path), split, [(name, status.st_mtime_ns, status.st_size) for name, status in found]]

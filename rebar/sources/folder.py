@@ -138,9 +138,9 @@ def _unreadable(error: OSError, root: Path) -> RebarError:
     if isinstance(error, FileNotFoundError):
         return RebarError(f"{path}: no such folder. Check the path.", code="source-not-found")
     if isinstance(error, NotADirectoryError):
-        return RebarError(f"{path}: is not a folder. Give a folder of class folders.", code="source-not-found")
+        return RebarError(f"{path} is not a folder. Give a folder of class folders.", code="source-not-found")
     return RebarError(
-        f"{path}: cannot be read: {error.strerror}. Check its permissions and the disk.", code="source-unreadable"
+        f"{path} cannot be read: {error.strerror}. Check its permissions and the disk.", code="source-unreadable"
     )
 
 

@@ -45,7 +45,7 @@ class HubAddress:
         found = _ADDRESS.fullmatch(text)
         if found is None:
             raise RebarError(
-                f"{text}: is not a valid Hub address. Give hf:imagenet-1k, or hf:OWNER/NAME[:CONFIG][@REVISION].",
+                f"{text} is not a valid Hub address. Give hf:imagenet-1k, or hf:OWNER/NAME[:CONFIG][@REVISION].",
                 code="hub-address-invalid",
             )
         name = found["name"]
@@ -107,7 +107,7 @@ def _list_sizes(address: HubAddress, revision: str | None) -> dict[str, int]:
         if revision == CONVERTED:
             return {}
         raise RebarError(
-            f"{address}: has no revision {revision}. Choose one listed on {hub_url()}/datasets/{address.name}.",
+            f"{address} has no revision {revision}. Choose one listed on {hub_url()}/datasets/{address.name}.",
             code="hub-not-found",
         ) from None
 
@@ -118,7 +118,7 @@ def _filter_config(address: HubAddress, paths: Sequence[str]) -> list[str]:
     if address.config:
         if address.config not in configs:
             raise RebarError(
-                f"{address}: has no configuration {address.config}. Choose one of {', '.join(configs)}.",
+                f"{address} has no configuration {address.config}. Choose one of {', '.join(configs)}.",
                 code="hub-config-invalid",
             )
         return [path for path in paths if path.startswith(f"{address.config}/")]
@@ -127,7 +127,7 @@ def _filter_config(address: HubAddress, paths: Sequence[str]) -> list[str]:
             if default in configs:
                 return [path for path in paths if path.startswith(f"{default}/")]
         raise RebarError(
-            f"{address}: has the configurations {', '.join(configs)}. Choose one: {address}:{configs[0]}",
+            f"{address} has the configurations {', '.join(configs)}. Choose one: {address}:{configs[0]}",
             code="hub-config-invalid",
         )
     return list(paths)

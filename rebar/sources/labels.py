@@ -75,7 +75,7 @@ class ValidationLabels:
         known = self.by_stem or self._by_number(stems, location)
         if missing := [name for name, stem in zip(names, stems, strict=True) if stem not in known]:
             raise RebarError(
-                f"{self.origin}: does not contain {missing[0]} and {len(missing) - 1} more images of {location}. Give "
+                f"{self.origin} does not contain {missing[0]} and {len(missing) - 1} more images of {location}. Give "
                 "a complete list with --labels FILE.",
                 code="labels-incomplete",
             )
@@ -89,7 +89,7 @@ class ValidationLabels:
         if len(stems) == len(self.in_order):
             return dict(zip(sorted(stems), self.in_order, strict=True))
         raise RebarError(
-            f"{self.origin}: has {len(self.in_order):,} lines, but {location} has {len(stems):,} images whose names do "
+            f"{self.origin} has {len(self.in_order):,} lines, but {location} has {len(stems):,} images whose names do "
             "not contain their number (as ILSVRC2012_val_00000001.JPEG does). Give a list of names with --labels FILE.",
             code="labels-incomplete",
         )

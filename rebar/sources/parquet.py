@@ -116,7 +116,7 @@ def _open(path: Path) -> Any:
         return ParquetFile(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise RebarError(
-            f"{path}: is not a Parquet file, or is truncated ({error}). Download or copy it again.",
+            f"{path} is not a Parquet file, or is truncated ({error}). Download or copy it again.",
             code="parquet-invalid",
         ) from None
 
@@ -127,7 +127,7 @@ def _read(path: Path, read: Any, *arguments: Any, **options: Any) -> Any:
     try:
         return read(*arguments, **options, use_threads=False)
     except (OSError, pyarrow.ArrowException) as error:
-        raise RebarError(f"{path}: is damaged ({error}). Download or copy it again.", code="parquet-invalid") from None
+        raise RebarError(f"{path} is damaged ({error}). Download or copy it again.", code="parquet-invalid") from None
 
 
 def _find_columns(path: Path, schema: Any) -> tuple[str, str, bool]:

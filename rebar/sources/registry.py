@@ -133,7 +133,7 @@ def detect_kind(request: Request) -> Kind:
     if request.path.is_file():
         check_uncompressed(request.path)
         raise RebarError(
-            f"{request.location}: is not a supported kind of file. Give one of:{expected}", code="source-unrecognized"
+            f"{request.location} is not a supported kind of file. Give one of:{expected}", code="source-unrecognized"
         )
     raise RebarError(f"{request.location}: no such folder or file. Give one of:{expected}", code="source-not-found")
 
@@ -141,7 +141,7 @@ def detect_kind(request: Request) -> Kind:
 def _unreadable(request: Request, error: OSError) -> RebarError:
     path = error.filename or request.location
     return RebarError(
-        f"{path}: cannot be read: {error.strerror or error}. Check its permissions and the disk.",
+        f"{path} cannot be read: {error.strerror or error}. Check its permissions and the disk.",
         code="source-unreadable",
     )
 

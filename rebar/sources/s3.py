@@ -29,7 +29,7 @@ class S3Folder:
         self._bucket, _, prefix = url.removeprefix(PREFIX).partition("/")
         self._client: Any = None
         if not self._bucket:
-            raise RebarError(f"{url}: has no bucket name. Give s3://bucket/prefix.", code="s3-address-invalid")
+            raise RebarError(f"{url} has no bucket name. Give s3://bucket/prefix.", code="s3-address-invalid")
         prefix = self._find_split(prefix.rstrip("/") + "/" if prefix.strip("/") else "", split)
         keys = sorted(key for key in self._list(prefix) if is_image(key) and "/" in key[len(prefix) :])
         if not keys:
@@ -111,6 +111,6 @@ class S3Folder:
             ) from None
         except (BotoCoreError, ClientError) as error:
             raise RebarError(
-                f"s3://{self._bucket}/{prefix}: cannot be listed: {error}. Check the bucket and its permissions.",
+                f"s3://{self._bucket}/{prefix} cannot be listed: {error}. Check the bucket and its permissions.",
                 code="s3-source-unreadable",
             ) from None

@@ -61,7 +61,7 @@ def list_members(path: Path, within: Member | None = None) -> Iterator[Member]:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise RebarError(
-            f"{path}: cannot be read: {error.strerror}. Check its permissions and the disk.", code="source-unreadable"
+            f"{path} cannot be read: {error.strerror}. Check its permissions and the disk.", code="source-unreadable"
         ) from None
     try:
         start, size = (within.offset, within.size) if within else (0, os.fstat(descriptor).st_size)
@@ -76,7 +76,7 @@ def list_members(path: Path, within: Member | None = None) -> Iterator[Member]:
                 raise tarfile.ReadError("the end-of-archive marker is missing")
     except (tarfile.TarError, ValueError, OSError) as error:
         raise RebarError(
-            f"{name}: is not a tar, or is truncated ({error}). Download or copy it again.", code="tar-invalid"
+            f"{name} is not a tar, or is truncated ({error}). Download or copy it again.", code="tar-invalid"
         ) from None
     finally:
         os.close(descriptor)
@@ -86,7 +86,7 @@ def check_uncompressed(path: Path) -> None:
     """Raise RebarError for a compressed tar, which does not allow random access to its members."""
     if path.name.lower().endswith((*COMPRESSED, ".zip")):
         raise RebarError(
-            f"{path}: is compressed, which does not allow random access to its images. Unpack it and give the folder, "
+            f"{path} is compressed, which does not allow random access to its images. Unpack it and give the folder, "
             "or decompress it to a .tar (gunzip, unxz, zstd -d).",
             code="tar-compressed",
         )

@@ -61,7 +61,7 @@ def _unpack_image(source: Source, index: int, folder: Path) -> bool:
         content = source.read(index)
     except OSError as error:
         raise RebarError(
-            f"{source.name(index)}: cannot be read: {error.strerror or error}. Check the disk or the network, "
+            f"{source.name(index)} cannot be read: {error.strerror or error}. Check the disk or the network, "
             "and run the same command again.",
             code="image-unreadable",
         ) from None

@@ -109,7 +109,7 @@ def _parse_label(name: str, content: bytes, *, is_json: bool) -> int | str:
         label = int(text) if text.removeprefix("-").isdigit() else text
     except (ValueError, StopIteration, TypeError):
         raise RebarError(
-            f"{name}: does not contain a class. Store a number or a name; in JSON, as {', '.join(JSON_KEYS)}.",
+            f"{name} does not contain a class. Store a number or a name; in JSON, as {', '.join(JSON_KEYS)}.",
             code="webdataset-label-invalid",
         ) from None
     if label == "" or (isinstance(label, int) and label < 0):

@@ -42,7 +42,7 @@ def write_error(target: Path, error: OSError) -> RebarError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RebarError(f"{target}: the disk is full. Free some space, or write to another disk.", code="disk-full")
     return RebarError(
-        f"{target}: cannot be written: {error.strerror or error}. Check the path and its permissions.",
+        f"{target} cannot be written: {error.strerror or error}. Check the path and its permissions.",
         code="file-not-writable",
     )
 

@@ -149,7 +149,7 @@ class RunStore:
         last = intact.get(LAST) or intact.pop(PREVIOUS, None)
         if last is None:
             raise error
-        warn(f"{self.url}/{damaged}: does not match its SHA-256. The previous checkpoint is used.")
+        warn(f"{self.url}/{damaged} does not match its SHA-256. The previous checkpoint is used.")
         # The checkpoint itself contains its progress.
         manifest = replace(manifest, progress=Progress(0, 0, 0.0), checkpoints={**intact, LAST: last})
         self.write_manifest(manifest)

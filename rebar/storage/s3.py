@@ -50,7 +50,7 @@ class S3Prefix:
         found = _URL.fullmatch(url)
         if found is None:  # the URL is not repeated: it may contain credentials
             raise AwsError(
-                f"{option}: is not an S3 URL. Use s3://BUCKET or s3://BUCKET/PREFIX; boto3 finds the credentials "
+                f"{option} is not an S3 URL. Use s3://BUCKET or s3://BUCKET/PREFIX; boto3 finds the credentials "
                 "(AWS_PROFILE, the role of the machine).",
                 code="s3-invalid-url",
             )
@@ -200,7 +200,7 @@ class _Download:
                     if aws_error_code(error) not in ("PreconditionFailed", "412"):
                         raise
                     raise AwsError(
-                        f"s3://{self.bucket}/{self.key}: was replaced during the download. Run the command again.",
+                        f"s3://{self.bucket}/{self.key} was replaced during the download. Run the command again.",
                         code="s3-object-changed",
                     ) from None
                 except BotoCoreError:
@@ -243,7 +243,7 @@ def _expected_checksum(
     given = (sha256 or head.get("Metadata", {}).get("sha256") or "").lower()
     if given:
         if not _SHA256.fullmatch(given):
-            raise AwsError(f"{given!r}: is not a SHA-256. Give its 64 hexadecimal digits.", code="s3-invalid-checksum")
+            raise AwsError(f"{given!r} is not a SHA-256. Give its 64 hexadecimal digits.", code="s3-invalid-checksum")
         return _Checksum("SHA-256", given)
     tag = _ETAG.fullmatch(head["ETag"])
     if tag is None or "aws:kms" in head.get("ServerSideEncryption", "") or head.get("SSECustomerAlgorithm"):

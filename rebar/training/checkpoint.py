@@ -150,8 +150,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             _write(path, content)
     except (RebarError, RuntimeError) as error:  # torch reports some failed writes as RuntimeError
         raise CheckpointError(
-            f"{path} cannot be written ({error}). The previous checkpoint, if any, is intact. Free some space and run "
-            "the same command again.",
+            f"{error} The previous checkpoint, if any, is intact. Run the same command again to resume from it.",
             code="checkpoint-not-writable",
         ) from None
 
@@ -208,6 +207,15 @@ def read_newest(path: Path) -> tuple[dict[str, Any], Path]:
         content = read_checkpoint(previous)
         warn(f"{error} Using {previous}, the checkpoint before it.")
         return content, previous
+
+
+def set_damaged_aside(last: Path) -> None:
+    """Rename a damaged ``last.pt`` to ``last.pt.damaged``, and make ``previous.pt`` the last checkpoint.
+
+    The next save would otherwise keep the damaged file as ``previous.pt``, in place of the only readable checkpoint.
+    """
+    link_or_copy(last, last.with_name(f"{last.name}.damaged"))
+    link_or_copy(last.with_name(PREVIOUS), last)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

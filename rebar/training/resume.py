@@ -18,6 +18,7 @@ from rebar.optim.schedules import build_schedule
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import link_or_copy, sha256_of
 from rebar.storage.run_manifest import PREVIOUS, Origin, read_origin, write_origin
+from rebar.training.checkpoint import set_damaged_aside
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, gather_from_all
 from rebar.training.state import TrainState
@@ -60,7 +61,7 @@ def load_checkpoint(
 
     Every rank must call it. Raises RebarError if the ranks found different checkpoints.
     """
-    is_resumed = _load_checkpoint(config, state, train_loader, folder, world)
+    loaded = _load_checkpoint(config, state, train_loader, folder, world)
     steps = gather_from_all(state.steps(len(train_loader)), world)
     if len(set(steps)) > 1:
         other = next(rank for rank, step in enumerate(steps) if step != steps[0])
@@ -70,15 +71,20 @@ def load_checkpoint(
             "checkpoint to all.",
             code="checkpoint-differs-between-nodes",
         )
-    return is_resumed
+    trains = not (config.training.eval_only or config.training.dry_run or config.training.find_lr)
+    fell_back = loaded == folder.last_checkpoint.with_name(PREVIOUS) and folder.last_checkpoint.exists()
+    if trains and world.is_main and fell_back:
+        set_damaged_aside(folder.last_checkpoint)
+    return loaded is not None
 
 
 def _load_checkpoint(
     config: TrainConfig, state: TrainState, train_loader: Loader, folder: RunFolder, world: World
-) -> bool:
+) -> Path | None:
+    """Load the checkpoint on this rank. Return the path of the file that was read, if any."""
     resume, overwrite = config.checkpoint.resume, config.checkpoint.overwrite
     if config.training.find_lr and resume in ("auto", "none"):
-        return False  # a range test starts from untrained weights, unless a file is given
+        return None  # a range test starts from untrained weights, unless a file is given
     if not (config.training.dry_run or config.training.find_lr):
         fetch_run(config.logging.upload, folder, world, resume=resume, overwrite=overwrite)
     folder.check_overwrite(resume, overwrite=overwrite)
@@ -90,12 +96,12 @@ def _load_checkpoint(
                 "torchvision's weights.",
                 code="checkpoint-not-found",
             )
-        return False
-    state.load(checkpoint, flatten_config(config), world)
+        return None
+    loaded = state.load(checkpoint, flatten_config(config), world)
     if not config.training.eval_only:
         state.restore_position(train_loader)
         _resume_schedule(config, state, train_loader)
-    return True
+    return loaded
 
 
 def _resume_schedule(config: TrainConfig, state: TrainState, loader: Loader) -> None:

@@ -161,8 +161,11 @@ class TrainState:
 
     # ------------------------------------------------------------------ resuming
 
-    def load(self, path: Path, options: dict[str, Any], world: World) -> None:
-        """Load a checkpoint. Warns about changed options; raises CheckpointError for another model or dataset."""
+    def load(self, path: Path, options: dict[str, Any], world: World) -> Path:
+        """Load a checkpoint, or the one before it if it is damaged. Return the path of the file that was read.
+
+        Warns about changed options. Raises CheckpointError for another model or dataset.
+        """
         content, path = read_newest(path)
         check_compatible(content, path, arch=self.arch, class_names=self.class_names, num_classes=self.num_classes)
         if content["num_samples"] != self.num_samples:
@@ -185,6 +188,7 @@ class TrainState:
         self.corrupt_samples = set(content["corrupt_samples"])
         self.train_seconds, self.run_seconds = content["train_seconds"], content["run_seconds"]
         self.best_top1, self.last_metrics = content["best_top1"], content["last_metrics"]
+        return path
 
     def restore_position(self, loader: Loader) -> None:
         """Restore the loader's position within the epoch. Raises CheckpointError if its data or order differ."""

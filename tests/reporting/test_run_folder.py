@@ -1,5 +1,6 @@
 """The run folder: resuming, overwriting, locking, and ``status.json``."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,27 @@ def test_prepare_from_scratch_deletes_only_files_of_the_run(used: RunFolder) -> 
 
 
 def test_check_overwrite_accepts_run_without_checkpoint(used: RunFolder) -> None:
-    used.last_checkpoint.unlink()
+    for checkpoint in used.last_checkpoint.parent.glob("*.pt"):
+        checkpoint.unlink()
     used.check_overwrite("none", overwrite=False)
+
+
+def test_without_last_pt_the_newest_checkpoint_is_resumed(used: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = used.last_checkpoint.parent
+    for age, name in enumerate(("epoch_009.pt", "best.pt", "epoch_010.pt")):
+        (folder / name).write_text("a checkpoint")
+        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    used.last_checkpoint.unlink()
+    assert used.checkpoint_to_resume("auto") == folder / "epoch_009.pt"
+    assert "epoch_009.pt" in capsys.readouterr().err
+
+
+def test_check_overwrite_rejects_to_delete_other_checkpoints(used: RunFolder) -> None:
+    used.last_checkpoint.with_name("epoch_001.pt").write_text("a checkpoint")
+    used.last_checkpoint.unlink()
+    with pytest.raises(RebarError) as caught:
+        used.check_overwrite("none", overwrite=False)
+    assert caught.value.code == "run-exists"
 
 
 def test_prepare_deletes_partial_checkpoints(used: RunFolder) -> None:
