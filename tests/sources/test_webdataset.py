@@ -59,7 +59,7 @@ def test_open_source_expands_shard_patterns(imagenet: Path, tmp_path: Path) -> N
         ({}, "Add 9.cls or 9.json"),
         ({"9.cls": "-1"}, "'-1' is not a class"),
         ({"9.cls": "dog"}, "Use one form"),
-        ({"9.json": '{"width": 3}'}, "9.json: does not contain a class"),
+        ({"9.json": '{"width": 3}'}, "9.json does not contain a class"),
     ],
 )
 def test_sample_without_a_usable_class_is_refused(
