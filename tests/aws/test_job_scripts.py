@@ -132,7 +132,8 @@ def test_train_job_forwards_sigterm_and_the_exit_status(status: int, aws: Strict
             train, tree, HOLD=str(started_file), STATUS=str(status), AWS_ENDPOINT_URL="http://127.0.0.1:9"
         )
         wait_for(started_file.exists, 30)
-        (job,) = [each for each in psutil.Process().children() if "train_job.sh" in " ".join(each.cmdline())]
+        children = [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
+        (job,) = [each for each in children if "train_job.sh" in " ".join(each.cmdline())]
         job.terminate()
         assert pending.result(timeout=30).returncode == status
 

@@ -64,14 +64,18 @@ def test_dry_run_creates_nothing_at_the_destinations(
 
 def test_dry_run_checks_packages_and_the_folder(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RebarError, match="file is not a folder"):
+    with pytest.raises(RebarError) as caught:
         train_here(*data.training_command(tmp_path / "file/run", "--dry-run"))
-    monkeypatch.setattr("rebar.training.export._PACKAGES", ("no_such_package",))
-    with pytest.raises(RebarError, match="exporting ONNX takes no_such_package"):
+    assert caught.value.code == "run-folder-not-writable"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnx" else object())
+    with pytest.raises(RebarError) as caught:
         train_here(*data.training_command(tmp_path / "run", "--dry-run", "--export", "onnx"))
+    assert caught.value.code == "export-package-missing"
+    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(RebarError, match="wandb is not installed"):
+    with pytest.raises(RebarError, match="wandb") as caught:
         train_here(*data.training_command(tmp_path / "run", "--dry-run", "--wandb"))
+    assert caught.value.code == "wandb-not-installed"
 
 
 @pytest.mark.slow
