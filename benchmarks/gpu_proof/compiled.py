@@ -1,5 +1,6 @@
 """The training step with torch.compile: speed and compilation time."""
 
+import functools
 import gc
 import time
 from typing import Any
@@ -28,7 +29,7 @@ def run(job: Job) -> None:
         if job.seconds_left < 25:
             job.skip(name)
             continue
-        job.attempt(lambda: measure(job, name, settings, mode), case=name)  # noqa: B023
+        job.attempt(functools.partial(measure, job, name, settings, mode), case=name)
 
 
 def measure(job: Job, name: str, settings: dict[str, Any], mode: str | None) -> None:
@@ -39,7 +40,7 @@ def measure(job: Job, name: str, settings: dict[str, Any], mode: str | None) -> 
 
     def wrap(model: nn.Module) -> nn.Module:
         if mode:
-            return torch.compile(model, mode=mode, dynamic=False)  # type: ignore[return-value]
+            return torch.compile(model, mode=mode, dynamic=False)
         backend = "aot_eager" if job.rehearse else "inductor"
         return compile_model(model, {sizes["resolution"]}, backend=backend)
 

@@ -1,5 +1,6 @@
 """The training step fed by the Loader on 1, 2, 4, ... cores, compared with the step on a batch on the GPU."""
 
+import functools
 import gc
 import itertools
 import os
@@ -29,7 +30,9 @@ def run(job: Job) -> None:
     )
     sizes = ((32, 4),) if job.rehearse else ((224, 256), (160, 256))
     for resolution, batch_size in sizes:
-        job.attempt(lambda: one_resolution(job, beton, resolution, batch_size, cores, numbers), resolution=resolution)  # noqa: B023
+        job.attempt(
+            functools.partial(one_resolution, job, beton, resolution, batch_size, cores, numbers), resolution=resolution
+        )
         gc.collect()
     job.attempt(lambda: nvjpeg(job), case="nvJPEG")
 
@@ -46,7 +49,7 @@ def one_resolution(
             job.skip(f"{resolution} px, {number} cores")
             continue
         job.attempt(
-            lambda: measure(job, stepper, beton, synthetic, resolution, batch_size, cores[:number]),  # noqa: B023
+            functools.partial(measure, job, stepper, beton, synthetic, resolution, batch_size, cores[:number]),
             cores=number,
             resolution=resolution,
         )
@@ -93,7 +96,7 @@ def measure(
             if steps > 2:
                 events[-2].synchronize()  # keep the host at most three steps ahead, so that its clock reflects the GPU
         else:
-            event = time.perf_counter()  # type: ignore[assignment]
+            event = time.perf_counter()
         events.append(event)
         steps += 1
     synchronize(job)
@@ -101,7 +104,7 @@ def measure(
     cpu = time.process_time() - cpu
     wait = (meter.wait_seconds - waited) / seconds
     pairs = list(itertools.pairwise(events))
-    times = [a.elapsed_time(b) if on_gpu else 1000 * (b - a) for a, b in pairs]  # type: ignore[operator]
+    times = [a.elapsed_time(b) if on_gpu else 1000 * (b - a) for a, b in pairs]
     del fed, batches  # ends the loader's threads
     rate = steps * batch_size / seconds
     alone = loader_alone(loader, resolution, batch_size, 0.2 if job.rehearse else 1.2)
@@ -124,8 +127,8 @@ def measure(
 
 def loader_alone(loader: object, resolution: int, batch_size: int, budget: float) -> float:
     """Return the images/s of the loader without a consumer."""
-    batches = chain.from_iterable(loader.epoch(100 + epoch, resolution) for epoch in count())  # type: ignore[attr-defined]
-    for _ in range(loader.batches_ahead + 2):  # type: ignore[attr-defined]
+    batches = chain.from_iterable(loader.epoch(100 + epoch, resolution) for epoch in count())
+    for _ in range(loader.batches_ahead + 2):
         next(batches)
     began, taken = time.perf_counter(), 0
     while time.perf_counter() - began < budget or taken < 2:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,6 @@ class Job:
         try:
             work()
         except Exception as error:
-            import traceback
-
             traceback.print_exc()
             self.add(**case, error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300])
             if not self.rehearse:

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from pathlib import Path
 
 import torch
 
@@ -35,7 +36,7 @@ def run(job: Job) -> None:
     facts = {
         "gpu": torch.cuda.get_device_name() if not job.rehearse else "none",
         "cores": len(os.sched_getaffinity(0)),
-        "processor": next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "?"),  # noqa: E741, SIM115
+        "processor": _processor_name(),
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
@@ -49,6 +50,12 @@ def run(job: Job) -> None:
     facts.update(ceilings(job))
     job.add(**facts)
     print(json.dumps(facts, indent=1))
+
+
+def _processor_name() -> str:
+    """Return the CPU's model name, or "?" if /proc/cpuinfo does not have it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
 
 
 def turbojpeg() -> str:
@@ -78,12 +85,12 @@ def ceilings(job: Job) -> dict[str, float]:
 
 def _seconds(work: object, count: int, job: Job) -> float:
     for _ in range(3):
-        work()  # type: ignore[operator]
+        work()
     if not job.rehearse:
         torch.cuda.synchronize()
     began = time.perf_counter()
     for _ in range(count):
-        work()  # type: ignore[operator]
+        work()
     if not job.rehearse:
         torch.cuda.synchronize()
     return (time.perf_counter() - began) / count

@@ -44,7 +44,7 @@ def run(job: Job) -> None:
         if job.seconds_left < 22:
             job.skip(name)
             continue
-        job.attempt(lambda: measure(job, name, dict(settings), options), case=name)  # noqa: B023
+        job.attempt(functools.partial(measure, job, name, dict(settings), options), case=name)
     job.attempt(lambda: blurs(job), case="blur")
 
 
@@ -57,12 +57,12 @@ def measure(job: Job, name: str, settings: dict[str, Any], options: list[str]) -
         sizes |= {"resolution": 32, "batch_size": 4}
     stepper = build_stepper(job, *options, **sizes)
     if optimizer:
-        for group in stepper.run.state.optimizer.param_groups:  # type: ignore[attr-defined]
+        for group in stepper.run.state.optimizer.param_groups:
             group["fused"], group["foreach"] = False, optimizer == "foreach"
     if blur_everywhere:
-        for module in stepper.run.state.model.modules():  # type: ignore[attr-defined]
+        for module in stepper.run.state.model.modules():
             if isinstance(module, BlurPoolConv2d):
-                module.forward = functools.partial(blur_then_convolve, module)  # type: ignore[method-assign]
+                module.forward = functools.partial(blur_then_convolve, module)
     result = time_steps(
         job,
         stepper,
@@ -124,7 +124,7 @@ def blurs(job: Job) -> None:
         variants.append(("shifted sums, compiled", torch.compile(shifted, dynamic=False)))
     for name, blur in variants:
         for stride in (1, 2):
-            job.attempt(lambda: one_blur(job, name, blur, stride), case=name, stride=stride)  # noqa: B023
+            job.attempt(functools.partial(one_blur, job, name, blur, stride), case=name, stride=stride)
 
 
 def one_blur(job: Job, name: str, blur: Any, stride: int) -> None:

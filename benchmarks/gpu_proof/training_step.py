@@ -66,7 +66,7 @@ def build_stepper(
     ]
     config = parse_config(TrainConfig, [*args, *options], description="benchmark")
     world = World(rank=0, size=1, device=job.device)
-    loop = LoopJob("resnet50", resolution, batch_size, 100, precision, job.device)  # type: ignore[arg-type]
+    loop = LoopJob("resnet50", resolution, batch_size, 100, precision, job.device)
     torch.manual_seed(0)
     loader: Any = SyntheticLoader(loop)
     state = build_state(config, loader, world)
