@@ -120,7 +120,7 @@ def test_train_steps_equals_reference_implementation(by_name: bool, data: Data, 
     few = tmp_path / "few.beton"
     run("write_dataset.py", "--split=train", f"--data-dir={data.tree}", f"--write-path={few}", "--subset=128")
     args = data.training_command(
-        tmp_path / "run", *RECIPE, f"--train-dataset={few}", f"--decay-downsample-bn={by_name}"
+        tmp_path / "run", *RECIPE, "--arch=resnet18", f"--train-dataset={few}", f"--decay-downsample-bn={by_name}"
     )[1:]
     config = parse_config(TrainConfig, [str(arg) for arg in args], description="test")
     torch.manual_seed(config.training.seed)
