@@ -9,8 +9,41 @@ Commands that change something print a plan; --yes executes it, --check asks AWS
 import argparse
 from collections.abc import Sequence
 
-from rebar.aws.commands import cost, data, jobs, launch, run, spot, volumes
+from rebar.aws import (  # noqa: F401  (each registers its commands)
+    batch,
+    cost,
+    create_snapshot,
+    data,
+    download_imagenet,
+    instance_store,
+    launch,
+    mount,
+    run_archive,
+    sagemaker,
+    snapshots,
+    spot_watch,
+    sweep,
+    user_data,
+    validation_run,
+    volumes,
+)
+from rebar.aws.arguments import COMMANDS
+from rebar.aws.client import Aws, Mode
 from rebar.cli import run_command
+
+GROUPS = {
+    "volume": "Create, attach, mount and delete EBS volumes.",
+    "snapshot": "Create, verify and restore snapshots with checksums.",
+    "data": "Datasets: local disks, S3, and downloads of ImageNet.",
+    "cost": "Estimate costs, list resources that cost money, and terminate expired ones.",
+    "budget": "Send e-mail when spending reaches a limit.",
+    "launch": "Launch an instance that trains, uploads the run, and terminates.",
+    "userdata": "Print the script that a launched instance runs.",
+    "batch": "Train, or write a .beton in parallel, with AWS Batch.",
+    "sagemaker": "Train with SageMaker.",
+    "run": "Upload a run folder to S3, and download it to resume on another machine.",
+    "spot": "Handle interruptions of spot instances.",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,15 +52,20 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m rebar.aws", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     groups = parser.add_subparsers(dest="group", required=True, metavar="GROUP")
-    for module in (volumes, data, cost, launch, jobs, run, spot):
-        module.add(groups)
+    for name, summary in GROUPS.items():
+        group = groups.add_parser(name, help=summary, description=summary)
+        commands = group.add_subparsers(dest="command", required=True, metavar="COMMAND")
+        for command in COMMANDS:
+            if command.name.startswith(f"{name} "):
+                command.add_to(commands)
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
     """Run one command. Raises RebarError."""
     options = build_parser().parse_args(list(argv))
-    options.run(options)
+    mode = Mode.EXECUTE if options.yes else Mode.CHECK if options.check else Mode.PRINT
+    options.run(Aws(options.region, options.project, mode), options)
 
 
 def command() -> None:

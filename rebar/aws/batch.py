@@ -1,4 +1,4 @@
-"""AWS Batch: register job definitions for one node, several nodes, or an array of writing tasks, and submit jobs.
+"""``batch register|submit``: train on one or several nodes, or write a .beton in parallel, with AWS Batch.
 
 https://docs.aws.amazon.com/batch/latest/userguide/job_definitions.html
 """
@@ -8,9 +8,18 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rebar.aws.client import Clients, call, paginate
-from rebar.aws.instances import BY_NAME, PRICE_SOURCE, instance_type
-from rebar.aws.plan import Mode, Step, confirm_plan
+from rebar.aws.arguments import (
+    CONFIG,
+    RESULTS,
+    argument,
+    command,
+    identity_arguments,
+    identity_of,
+    positive,
+    run_prefix,
+)
+from rebar.aws.client import Aws, Step, call, paginate
+from rebar.aws.instances import BY_NAME, PRICE_SOURCE, config_file, instance_type
 from rebar.aws.tags import PREFIX, Identity, as_tag_list, require_project_tags
 from rebar.aws.user_data import require_no_secrets
 from rebar.storage.boto import AwsError
@@ -29,6 +38,23 @@ RETRIES = [
     {"onExitCode": "75", "action": "RETRY"},  # interrupted, checkpoint saved
     {"onReason": "*", "action": "EXIT"},  # a failure is not retried
 ]
+IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/rebar:1"
+ROLE = "arn:aws:iam::123456789012:role/rebar-job"
+EXAMPLE = (
+    f"--run g5-16 --image {IMAGE} \\\n      --data s3://my-bucket/betons --results s3://my-bucket/runs \\\n"
+    "      --instance-type g5.12xlarge --max-hours 3"
+)
+JOB = [
+    *identity_arguments("train"),
+    argument("--image", required=True, help="Rebar's image in ECR, built with scripts/Dockerfile"),
+    argument("--data", required=True, help="s3://… folder with train.beton and val.beton, or with images"),
+    RESULTS,
+    argument("--instance-type", metavar="TYPE", help=", ".join(BY_NAME)),
+    argument("--nodes", type=positive, default=1, help="number of nodes that train together (default: %(default)s)"),
+    argument("--max-hours", type=float, required=True, help="maximum duration of each attempt"),
+    CONFIG,
+    argument("flags", nargs="*", help="flags of train_imagenet.py (or write_dataset.py), after --"),
+]
 UNFINISHED = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 
 
@@ -43,16 +69,13 @@ def job_name(identity: Identity) -> str:
 
 def training_arguments(options: Namespace) -> list[str]:
     """Return the arguments of train_job.sh; raises AwsError for secrets among them."""
-    if not options.instance_type:
-        raise AwsError("--instance-type is missing.", code="aws-option-invalid")
-    config = options.config or f"rn50_configs/{instance_type(options.instance_type).config}"
-    arguments = ["--config-file", config, *options.flags]
+    arguments = ["--config-file", config_file(options), *options.flags]
     advice = "Store it in Secrets Manager (aws secretsmanager create-secret), and set --secret NAME=arn:…"
     require_no_secrets([options.image, *arguments], advice)
     return arguments
 
 
-def definition(options: Namespace, identity: Identity, region: str) -> dict[str, Any]:
+def _definition(options: Namespace, identity: Identity, region: str) -> dict[str, Any]:
     """Return the parameters of RegisterJobDefinition for the options of ``batch register``."""
     if not 1 <= options.attempts <= MAX_ATTEMPTS:
         raise AwsError(f"--attempts must be 1 to {MAX_ATTEMPTS}.", code="aws-option-invalid")
@@ -61,7 +84,7 @@ def definition(options: Namespace, identity: Identity, region: str) -> dict[str,
     if options.secret and not options.execution_role:
         text = "--secret needs --execution-role, with which Batch reads the secret (docs/aws.md)."
         raise AwsError(text, code="aws-option-invalid")
-    container = _write_container(options, region) if options.shards else _train_container(options, identity, region)
+    container = _write_container(options, region) if options.shards else _train_container(options, region)
     more = {"instance_type": options.instance_type} if options.instance_type else {}
     if options.shards:
         more["shards"] = str(options.shards)
@@ -79,14 +102,14 @@ def definition(options: Namespace, identity: Identity, region: str) -> dict[str,
     return {**common, "type": "multinode", "nodeProperties": nodes}
 
 
-def _train_container(options: Namespace, identity: Identity, region: str) -> dict[str, Any]:
+def _train_container(options: Namespace, region: str) -> dict[str, Any]:
     """Return the container that trains. It gets the complete instance, except 10 % of its memory for the system."""
     command = [TRAIN_JOB, *training_arguments(options)]
     machine = instance_type(options.instance_type)
     environment = {
         "AWS_DEFAULT_REGION": region,
         "DATA": str(S3Prefix.parse(options.data, "--data")),
-        "RUN_PLACE": f"{S3Prefix.parse(options.results, '--results')}/{identity.project}/{identity.run}",
+        "RUN_PLACE": str(run_prefix(options)),
         "DATA_FOLDER": "/scratch/rebar-data" if options.scratch else "",
     }
     needs = {"VCPU": machine.vcpus, "MEMORY": machine.memory_gib * 1024 * 9 // 10, "GPU": machine.gpus}
@@ -136,9 +159,38 @@ def _container(
     return properties
 
 
-def register(clients: Clients, identity: Identity, request: Mapping[str, Any], mode: Mode) -> None:
-    """Register a definition, unless the newest revision is identical."""
-    newest = newest_definition(clients, identity)
+@command(
+    "batch register",
+    f"{EXAMPLE} --attempts 5 --job-role {ROLE} --yes",
+    *JOB,
+    argument("--job-role", required=True, help="ARN of the container's role (docs/aws.md)"),
+    argument("--execution-role", help="ARN of the role with which Batch reads secrets"),
+    argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME=ARN",
+        help="environment variable from Secrets Manager, such as WANDB_API_KEY=arn:aws:secretsmanager:…",
+    ),
+    argument(
+        "--attempts",
+        type=positive,
+        default=1,
+        help="number of attempts; only spot interruptions are retried (default: %(default)s)",
+    ),
+    argument("--shards", type=positive, default=0, metavar="N", help="write a .beton in N shards instead of training"),
+    argument("--vcpus", type=positive, default=8, help="vCPUs per shard (default: %(default)s)"),
+    argument("--memory-gib", type=positive, default=16, help="memory per shard (default: %(default)s)"),
+    argument("--scratch", metavar="FOLDER", help="folder of the host for data, on its NVMe disks"),
+)
+def _register(aws: Aws, options: Namespace) -> None:
+    """Register a job definition: for training on one node, on several (--nodes), or writing a .beton (--shards).
+
+    An unchanged definition is not registered again.
+    """
+    identity, batch = identity_of(options), aws("batch")
+    request = _definition(options, identity, batch.meta.region_name)
+    newest = _newest_definition(aws, identity)
     if newest is not None and _contains(newest, request):
         print(f"{newest['jobDefinitionArn']} is unchanged")
         return
@@ -149,18 +201,18 @@ def register(clients: Clients, identity: Identity, request: Mapping[str, Any], m
     steps = [
         Step(f"{verb} the job definition {request['jobDefinitionName']}: {container['image']}, {needs}"),
         Step(f"it runs {' '.join(container['command'])}"),
-        Step(f"registering is free; {max_cost(request)}"),
+        Step(f"registering is free; {_max_cost(request)}"),
     ]
-    if confirm_plan(mode, f"job definition {identity}", steps):
-        answer = call("registering a job definition", clients("batch").register_job_definition, **request)
+    if aws.confirm(f"job definition {identity}", steps):
+        answer = call("registering a job definition", batch.register_job_definition, **request)
         print(f"registered {answer['jobDefinitionArn']}")
 
 
-def newest_definition(clients: Clients, identity: Identity) -> Mapping[str, Any] | None:
+def _newest_definition(aws: Aws, identity: Identity) -> Mapping[str, Any] | None:
     """Return the newest active revision of a run's definition; raises AwsError if it is not the project's."""
     name = job_name(identity)
     action, operation = f"describing the job definition {name}", "describe_job_definitions"
-    batch = clients("batch")
+    batch = aws("batch")
     found = paginate(action, batch, operation, "jobDefinitions", jobDefinitionName=name, status="ACTIVE")
     if not found:
         return None
@@ -180,16 +232,20 @@ def _contains(found: Any, requested: Any, key: str = "") -> bool:
     return bool(found == requested)
 
 
-def submit(clients: Clients, identity: Identity, queue: str, mode: Mode) -> None:
-    """Submit a job with a run's definition, unless one is waiting or running.
-
-    Raises AwsError if the queue is unsuitable: multi-node jobs on spot, Fargate, a disabled queue.
-    """
-    batch, name = clients("batch"), job_name(identity)
-    newest = newest_definition(clients, identity)
+@command(
+    "batch submit",
+    "--run g5-16 --queue rebar-spot --yes",
+    argument("--run", dest="run_name", required=True, metavar="NAME", help="as registered"),
+    argument("--role", default="train", help="as registered (default: %(default)s)"),
+    argument("--queue", required=True, help="job queue: spot for one node, on-demand for several"),
+)
+def _submit(aws: Aws, options: Namespace) -> None:
+    """Submit a job with the run's definition. A repeated call finds the unfinished job."""
+    identity, queue, batch = identity_of(options), options.queue, aws("batch")
+    name, newest = job_name(identity), _newest_definition(aws, identity)
     if newest is None:
         raise AwsError(f"job definition {name} does not exist. Run batch register first.", code="aws-not-found")
-    kinds = _require_queue(clients, queue, multi_node=newest["type"] == "multinode")
+    kinds = _require_queue(batch, queue, multi_node=newest["type"] == "multinode")
     by_name = [{"name": "JOB_NAME", "values": [name]}]
     jobs = paginate(f"listing jobs of {name}", batch, "list_jobs", "jobSummaryList", jobQueue=queue, filters=by_name)
     unfinished = [each for each in jobs if each["jobName"] == name and each["status"] in UNFINISHED]
@@ -212,12 +268,12 @@ def submit(clients: Clients, identity: Identity, queue: str, mode: Mode) -> None
         request["arrayProperties"] = {"size": shards}
     tasks = f"{shards} tasks of " if shards > 1 else ""
     text = f"submit {tasks}{name} (revision {newest['revision']}) to the queue {queue} ({', '.join(kinds)})"
-    if confirm_plan(mode, f"job {identity}", [Step(text), Step(max_cost(newest))]):
+    if aws.confirm(f"job {identity}", [Step(text), Step(_max_cost(newest))]):
         answer = call(f"submitting {name}", batch.submit_job, **request)
         print(f"submitted {answer['jobId']}; its log: aws batch describe-jobs --jobs {answer['jobId']}")
 
 
-def max_cost(definition: Mapping[str, Any]) -> str:
+def _max_cost(definition: Mapping[str, Any]) -> str:
     """Return the maximum cost of a job of this definition as text."""
     hours = definition["timeout"]["attemptDurationSeconds"] / 3600
     attempts = definition["retryStrategy"]["attempts"]
@@ -234,9 +290,8 @@ def max_cost(definition: Mapping[str, Any]) -> str:
     return f"a job takes at most {each} on {on}: at most ${dollars:.2f} (list price of {PRICE_SOURCE}; spot is cheaper)"
 
 
-def _require_queue(clients: Clients, queue: str, *, multi_node: bool) -> list[str]:
+def _require_queue(batch: Any, queue: str, *, multi_node: bool) -> list[str]:
     """Return a queue's types of instances (``SPOT``, ``EC2``). Warns if it keeps instances running without jobs."""
-    batch = clients("batch")
     found = call(f"describing the job queue {queue}", batch.describe_job_queues, jobQueues=[queue])["jobQueues"]
     if not found:
         text = f"job queue {queue} does not exist in this region. Create it: see docs/aws.md."

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from rebar.aws.client import Clients, call, paginate
+from rebar.aws.client import Aws, call, paginate
 from rebar.aws.instances import BY_NAME, TYPES, InstanceType, find_instances
-from rebar.aws.snapshots import SNAPSHOT_ID, describe_snapshot
-from rebar.aws.tags import now
-from rebar.storage.boto import AwsError, aws_error_code, translate_aws_error
+from rebar.aws.tags import SNAPSHOT_ID, describe, now
+from rebar.storage.boto import AwsError
+from rebar.storage.s3 import S3Prefix
 
 QUOTAS = {
     ("g", False): "L-DB2E81BA",  # Running On-Demand G and VT instances
@@ -23,44 +23,31 @@ DATA_GB = 70
 SYSTEM_GB = 40
 
 
-def data_gb(clients: Clients, data: str) -> int | None:
+def data_gb(aws: Aws, data: str) -> int | None:
     """Return the size in GB of train.beton and val.beton in ``s3://…``, or the size of a snapshot's volume.
 
     Returns None if AWS denies access. Raises AwsError if the data do not exist.
     """
     if SNAPSHOT_ID.fullmatch(data):
-        snapshot = describe_snapshot(clients, data)
+        snapshot = describe(aws, "snapshot", data)
         if snapshot is None:
             raise AwsError(f"snapshot {data} does not exist in this region.", code="aws-not-found")
         return -(-snapshot["VolumeSize"] * GIB // GB)
-    if not data.startswith("s3://"):
-        return None
-    bucket, _, prefix = data.removeprefix("s3://").rstrip("/").partition("/")
-    keys = [f"{prefix}/{name}" if prefix else name for name in BETONS]
-    sizes = [_object_size(clients, bucket, key) for key in keys]
-    return None if None in sizes else -(-sum(size or 0 for size in sizes) // GB)
+    source = S3Prefix.parse(data, "--data")
+    s3, sizes = aws("s3"), []
+    for key in map(source.key, BETONS):
+        url = f"s3://{source.bucket}/{key}"
+        answer = call(f"looking for {url} (--data)", s3.head_object, none_if=["403"], Bucket=source.bucket, Key=key)
+        if answer is None:
+            print(f"note: no permission to check {url} from here")
+            return None
+        sizes.append(int(answer["ContentLength"]))
+    return -(-sum(sizes) // GB)
 
 
-def _object_size(clients: Clients, bucket: str, key: str) -> int | None:
-    from botocore.exceptions import ClientError
-
-    s3 = clients("s3")
-    with translate_aws_error(f"describing s3://{bucket}/{key}"):
-        try:
-            return int(s3.head_object(Bucket=bucket, Key=key)["ContentLength"])
-        except ClientError as error:
-            if aws_error_code(error) in ("404", "NoSuchKey"):
-                text = f"s3://{bucket}/{key} does not exist. Upload it, or change --data."
-                raise AwsError(text, code="aws-not-found") from None
-            if aws_error_code(error) != "403":
-                raise
-    print(f"note: no permission to check s3://{bucket}/{key} from here")
-    return None
-
-
-def require_disk_space(clients: Clients, machine: InstanceType, data: str, gigabytes: int | None, root_gb: int) -> None:
+def require_disk_space(aws: Aws, machine: InstanceType, data: str, gigabytes: int | None, root_gb: int) -> None:
     """Raise AwsError if the data do not fit on the instance's disks. ``gigabytes`` None: ask AWS for their size."""
-    gigabytes = gigabytes or data_gb(clients, data) or DATA_GB
+    gigabytes = gigabytes or data_gb(aws, data) or DATA_GB
     if machine.nvme_gb:
         require_nvme(machine, gigabytes)
     elif root_gb < gigabytes + SYSTEM_GB:
@@ -80,11 +67,11 @@ def require_nvme(machine: InstanceType, gigabytes: int) -> None:
         raise AwsError(f"{text}. {advice}", code="instance-type-unsuitable")
 
 
-def require_offered(clients: Clients, machine: InstanceType, zone: str | None) -> None:
+def require_offered(aws: Aws, machine: InstanceType, zone: str | None) -> None:
     """Raise AwsError if the type is not offered in the zone, or in any zone of the region."""
     offers = paginate(
         f"getting the zones of {machine.name}",
-        clients.ec2,
+        aws.ec2,
         "describe_instance_type_offerings",
         "InstanceTypeOfferings",
         LocationType="availability-zone",
@@ -97,10 +84,10 @@ def require_offered(clients: Clients, machine: InstanceType, zone: str | None) -
         raise AwsError(f"{text}. {advice}", code="instance-type-not-offered")
 
 
-def require_quota(clients: Clients, machine: InstanceType, *, spot: bool) -> None:
+def require_quota(aws: Aws, machine: InstanceType, *, spot: bool) -> None:
     """Raise AwsError if the account's vCPU quota is too small for the type and the instances already running."""
     code = QUOTAS.get((machine.family, spot)) or QUOTAS[machine.name[0], spot]
-    get_quota = clients("service-quotas").get_service_quota
+    get_quota = aws("service-quotas").get_service_quota
     denied = ["AccessDeniedException", "NoSuchResourceException"]
     answer = call("reading the account's quota", get_quota, none_if=denied, ServiceCode="ec2", QuotaCode=code)
     if answer is None:
@@ -109,7 +96,7 @@ def require_quota(clients: Clients, machine: InstanceType, *, spot: bool) -> Non
     quota = answer["Quota"]["Value"]
     used = sum(
         BY_NAME[kind].vcpus
-        for instance in find_instances(clients, {}, ("pending", "running"))
+        for instance in find_instances(aws, {}, ("pending", "running"))
         if (kind := instance["InstanceType"]) in BY_NAME
         and kind[0] == machine.name[0]
         and (instance.get("InstanceLifecycle") == "spot") == spot
@@ -127,11 +114,11 @@ class SpotPrice:
     zone: str
 
 
-def spot_price(clients: Clients, machine: InstanceType) -> SpotPrice:
+def spot_price(aws: Aws, machine: InstanceType) -> SpotPrice:
     """Return the lowest current spot price in the region; raises AwsError if there is none."""
     answer = call(
         f"getting the spot price of {machine.name}",
-        clients.ec2.describe_spot_price_history,
+        aws.ec2.describe_spot_price_history,
         InstanceTypes=[machine.name],
         ProductDescriptions=["Linux/UNIX"],
         StartTime=now(),

@@ -1,12 +1,15 @@
-"""List prices, and estimates of the time and cost of a training run.
+"""``cost estimate|machines``: list prices, and estimates of the time and cost of a training run.
 
 Prices are in US dollars, for us-east-1. They are constants, not queried from AWS; docs/aws.md lists their sources.
 """
 
-from collections.abc import Sequence
+from argparse import Namespace
 from dataclasses import dataclass
 
-from rebar.aws.instances import InstanceType
+from rebar.aws.arguments import argument, command, one_of, positive, table
+from rebar.aws.capacity import spot_price
+from rebar.aws.client import Aws
+from rebar.aws.instances import INSTANCE_TYPE, PRICE_SOURCE, TYPES, InstanceType, instance_type
 from rebar.storage.boto import AwsError
 
 HOURS_PER_MONTH = 730
@@ -31,6 +34,8 @@ SPEED_IN_A100 = {
     "H100": 3350 / 1555,
 }
 """By memory bandwidth (data sheets); the V100 as measured by NVIDIA. See docs/recipes.md."""
+SETUP_HOURS = 0.25
+EPOCHS = argument("--epochs", type=positive, default=16, help="default: %(default)s")
 
 
 @dataclass(frozen=True)
@@ -59,34 +64,50 @@ def estimate(machine: InstanceType, epochs: int, images_per_second: float | None
     return Estimate(hours, "scaled by GPU speed from ffcv-imagenet's time on 8 A100; not measured, may be 20 % longer")
 
 
-def format_estimate(
-    machine: InstanceType, epochs: int, time_estimate: Estimate, price: float, price_basis: str, setup: float
-) -> str:
-    """Return the estimate as text; ``setup`` in hours."""
-    total = time_estimate.hours + setup
+@command(
+    "cost estimate",
+    "--instance-type g5.12xlarge --epochs 16",
+    INSTANCE_TYPE,
+    EPOCHS,
+    argument("--images-per-second", type=float, help="measured training throughput, as in the log"),
+    one_of(
+        argument("--spot", action="store_true", help="use the lowest current spot price in the region"),
+        argument("--price", type=float, help="$/h, such as your region's"),
+    ),
+    changes=False,
+)
+def _estimate(aws: Aws, options: Namespace) -> None:
+    """Estimate the hours and cost of a training run. Prints the source of each number."""
+    machine = instance_type(options.instance_type)
+    price, basis = machine.price, f"list price of {PRICE_SOURCE}"
+    if options.spot:
+        offer = spot_price(aws, machine)
+        price, basis = offer.dollars, f"current spot price in {offer.zone}"
+    elif options.price:
+        price, basis = options.price, "from --price"
+    training = estimate(machine, options.epochs, options.images_per_second)
+    hours = training.hours + SETUP_HOURS
     rows = [
         ("machine", f"{machine.name}: {machine.gpus} × {machine.gpu}, {machine.vcpus} vCPUs, {machine.memory_gib} GiB"),
-        ("recipe", f"ResNet-50, {epochs} epochs, rn50_configs/{machine.config}"),
-        ("training", f"{time_estimate.hours:.2f} h: {time_estimate.basis}"),
-        ("setup", f"{setup:.2f} h: assumed (boot, installation, copying the data)"),
-        ("price", f"${price:.4f}/h: {price_basis}"),
-        ("cost", f"${total * price:.2f} for {total:.2f} h, plus disks and S3"),
+        ("recipe", f"ResNet-50, {options.epochs} epochs, rn50_configs/{machine.config}"),
+        ("training", f"{training.hours:.2f} h: {training.basis}"),
+        ("setup", f"{SETUP_HOURS:.2f} h: assumed (boot, installation, copying the data)"),
+        ("price", f"${price:.4f}/h: {basis}"),
+        ("cost", f"${hours * price:.2f} for {hours:.2f} h, plus disks and S3"),
     ]
-    return "\n".join(f"{name:<9} {text}" for name, text in rows)
+    print(table(rows))
 
 
-def machines_table(machines: Sequence[InstanceType], epochs: int, setup: float) -> str:
-    """Return all instance types as a Markdown table with the time and cost of one recipe; ``setup`` in hours."""
-    lines = [
-        f"| machine | GPUs | GPU memory | vCPUs | memory | NVMe | $/h | {epochs} epochs | cost with setup |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for each in machines:
-        time_estimate = estimate(each, epochs)
+@command("cost machines", "--epochs 88", EPOCHS, changes=False)
+def _machines(aws: Aws, options: Namespace) -> None:
+    """Print the supported instance types as a table, with the time and cost of one recipe."""
+    heads = ["machine", "GPUs", "GPU memory", "vCPUs", "memory", "NVMe", "$/h"]
+    rows = [[*heads, f"{options.epochs} epochs", "cost with setup"], ["---"] * 9]
+    for each in TYPES:
+        hours = estimate(each, options.epochs).hours
         nvme = f"{each.nvme_disks} × {each.nvme_gb // each.nvme_disks} GB" if each.nvme_disks else "none"
-        lines.append(
-            f"| {each.name} | {each.gpus} × {each.gpu} | {each.gpu_memory_gib} GB | {each.vcpus} "
-            f"| {each.memory_gib} GiB | {nvme} | {each.price:.2f} | {time_estimate.hours:.2f} h "
-            f"| ${(time_estimate.hours + setup) * each.price:.2f} |"
-        )
-    return "\n".join(lines)
+        row = [each.name, f"{each.gpus} × {each.gpu}", f"{each.gpu_memory_gib} GB", str(each.vcpus)]
+        row += [f"{each.memory_gib} GiB", nvme, f"{each.price:.2f}", f"{hours:.2f} h"]
+        rows.append([*row, f"${(hours + SETUP_HOURS) * each.price:.2f}"])
+    for row in rows:  # in Markdown, for docs/aws.md
+        print(f"| {' | '.join(row)} |")

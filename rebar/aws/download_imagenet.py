@@ -1,17 +1,19 @@
-"""Download ImageNet from any of its sources, as input of ``write_dataset.py``."""
+"""``data obtain``: download ImageNet from any of its sources, as input of ``write_dataset.py``."""
 
 import contextlib
 import hashlib
 import re
 import sys
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from rebar.aws.client import Clients
+from rebar.aws.arguments import argument, command
+from rebar.aws.client import Aws
 from rebar.aws.download import download, download_competition, download_torrent, is_torrent, redacted_url, unzip
 from rebar.storage.boto import AwsError, S3NotFoundError, translate_aws_error
 from rebar.storage.file_lock import file_lock
@@ -38,37 +40,40 @@ SOURCES = (
 _MD5SUM_LINE = re.compile(r"([0-9a-fA-F]{32}) [ *](?:.*/)?([^/]+)")
 
 
-def download_imagenet(
-    clients: Clients,
-    sources: Sequence[str],
-    folder: Path,
-    *,
-    md5: Mapping[str, str] | None = None,
-    devkit: str = DEVKIT_URL,
-) -> str:
-    """Download ImageNet to a folder if its source requires it. Returns the value for ``--data-dir``.
+@command(
+    "data obtain",
+    "kaggle --to /imagenet",
+    argument("sources", nargs="+", metavar="SOURCE", help=f"{SOURCES}; several are downloaded one after the other"),
+    argument("--to", type=Path, required=True, metavar="FOLDER", help="folder for the downloads"),
+    argument("--md5", type=Path, metavar="FILE", help="additional MD5s, in the format of md5sum"),
+    argument("--devkit", default=DEVKIT_URL, metavar="URL", help="development kit (default: %(default)s)"),
+    changes=False,
+)
+def _obtain(aws: Aws, options: Namespace) -> None:
+    """Download ImageNet. Verifies checksums, resumes, and prints the --data-dir for write_dataset.py.
 
-    Hugging Face, a tree of images in S3 and a local folder are read in place. ``md5``: additional MD5s, by file name.
-    An interrupted download resumes. Raises AwsError (``md5-mismatch``, ``download-*``, ``program-missing``,
-    ``imagenet-source-unknown``).
+    Hugging Face, a tree of images in S3 and a local folder are read in place.
     """
-    checksums = {**PUBLISHED_MD5, **(md5 or {})}
-    if len(sources) == 1 and (place := _data_dir_read_in_place(clients, sources[0])) is not None:
+    sources, folder, devkit = options.sources, options.to, options.devkit
+    md5 = _read_checksums(options.md5) if options.md5 else {}
+    checksums = {**PUBLISHED_MD5, **md5}
+    if len(sources) == 1 and (place := _data_dir_read_in_place(aws, sources[0])) is not None:
         if Path(place).is_dir():
             _verify_archives_and_get_devkit(Path(place), checksums, devkit)
-        return place
+        print(place)
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(folder, error) from None
     with file_lock(folder / ".download.lock", f"{folder}: another process is downloading ImageNet to it. Wait for it."):
         for source in sources:
-            _download(clients, source, folder, checksums)
+            _download(aws, source, folder, checksums)
         _verify_archives_and_get_devkit(folder, checksums, devkit)
-    return str(folder)
+    print(folder)
 
 
-def read_checksums(path: Path) -> dict[str, str]:
+def _read_checksums(path: Path) -> dict[str, str]:
     """Return MD5s by file name from the output of ``md5sum``. Raises AwsError ``md5-list-invalid`` otherwise."""
     try:
         lines = path.read_text().splitlines()
@@ -86,7 +91,7 @@ def read_checksums(path: Path) -> dict[str, str]:
     return found
 
 
-def check_md5(path: Path, checksums: Mapping[str, str]) -> None:
+def _check_md5(path: Path, checksums: Mapping[str, str]) -> None:
     """Raise AwsError ``md5-mismatch`` if the MD5 of a file is not the one listed for its name.
 
     A hidden file next to it records a successful check, so that the file is read only once.
@@ -116,12 +121,12 @@ def check_md5(path: Path, checksums: Mapping[str, str]) -> None:
         note.write_text(stamp)
 
 
-def _data_dir_read_in_place(clients: Clients, source: str) -> str | None:
+def _data_dir_read_in_place(aws: Aws, source: str) -> str | None:
     """Return the value for ``--data-dir`` if the source is read in place, without a download; else None."""
     if source.startswith("hf:"):
         return source
     if source.startswith("s3://"):
-        return None if _archives_in(clients("s3"), source) else source
+        return None if _archives_in(aws("s3"), source) else source
     if "://" not in source and not is_torrent(source) and source != "kaggle":
         if not Path(source).is_dir():
             raise AwsError(f"{source}: no such folder. The source is {SOURCES}.", code="imagenet-source-unknown")
@@ -129,7 +134,7 @@ def _data_dir_read_in_place(clients: Clients, source: str) -> str | None:
     return None
 
 
-def _download(clients: Clients, source: str, folder: Path, checksums: Mapping[str, str]) -> None:
+def _download(aws: Aws, source: str, folder: Path, checksums: Mapping[str, str]) -> None:
     if is_torrent(source):
         download_torrent(source, folder)
     elif source == "kaggle":
@@ -137,7 +142,7 @@ def _download(clients: Clients, source: str, folder: Path, checksums: Mapping[st
         unzip(archive, folder, lambda name: name.startswith(IMAGES) or name in LABELS)
         _print(f"{folder / IMAGES}: extracted; {archive} can be deleted")
     elif source.startswith("s3://"):
-        client, prefix = clients("s3"), S3Prefix.parse(source, "SOURCE")
+        client, prefix = aws("s3"), S3Prefix.parse(source, "SOURCE")
         found = _archives_in(client, source)
         if not found:
             raise AwsError(
@@ -163,7 +168,7 @@ def _download_checked(url: str, target: Path, checksums: Mapping[str, str]) -> N
     is_new = not target.is_file()
     download(url, target)
     try:
-        check_md5(target, checksums)
+        _check_md5(target, checksums)
     except AwsError:
         if is_new:  # never delete an existing file
             target.unlink()
@@ -175,7 +180,7 @@ def _verify_archives_and_get_devkit(folder: Path, checksums: Mapping[str, str], 
     """Verify the archives, and download the development kit if the classes of the validation images are unknown."""
     for name in (TRAIN, VAL):
         if (folder / name).is_file():
-            check_md5(folder / name, checksums)
+            _check_md5(folder / name, checksums)
     kits = [folder / DEVKIT.removesuffix(suffix) for suffix in ("", ".gz", ".tar.gz")]
     if (folder / VAL).is_file() and not any(path.exists() for path in [*kits, *(folder / name for name in LABELS)]):
         _print(f"{redacted_url(devkit)} has the classes of {VAL}")

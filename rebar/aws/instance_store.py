@@ -1,16 +1,17 @@
-"""Mount the NVMe disks of an EC2 instance (the instance store) as one folder; several disks become a RAID 0.
+"""``data disks``: mount the NVMe disks of an EC2 instance (the instance store); several disks become a RAID 0.
 
 The disks are empty when an instance starts, and their content is lost when it stops. Disks that are not blank are
 never formatted.
 """
 
 import os
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from rebar.aws.client import run_program
+from rebar.aws.arguments import argument, command
+from rebar.aws.client import Aws, Step, run_program
 from rebar.aws.devices import mount, mounts_of, probe, require_blank, require_free_target, size_of
-from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.storage.boto import AwsError
 
 MODEL = "Amazon EC2 NVMe Instance Storage"
@@ -31,16 +32,17 @@ def find_disks() -> list[Path]:
     return found
 
 
-def prepare(folder: Path, mode: Mode) -> None:
-    """Mount the instance store at a folder. Blank disks are combined and formatted first.
-
-    A repeated call recognizes and mounts the existing file system. Raises AwsError if a
-    disk is in use or has other data.
-    """
-    folder, disks = folder.absolute(), find_disks()
+@command(
+    "data disks",
+    "/nvme --yes",
+    argument("folder", type=Path, help="an empty folder; created if it does not exist"),
+)
+def _mount_disks(aws: Aws, options: Namespace) -> None:
+    """Mount the instance store (NVMe) as root, several disks as RAID 0. Never formats disks that contain data."""
+    folder, disks = options.folder.absolute(), find_disks()
     if not disks:
         print(f"this instance has no instance store: {folder} is an ordinary folder")
-        if mode is Mode.EXECUTE:
+        if aws.executes:
             folder.mkdir(parents=True, exist_ok=True)
         return
     is_array = _is_rebar_array(disks)
@@ -63,7 +65,7 @@ def prepare(folder: Path, mode: Mode) -> None:
             steps.append(Step(f"create a RAID 0 of {names}, {size:,.0f} GB"))
         steps.append(Step(f"make ext4 on {'it' if len(disks) > 1 else names}, which is blank"))
     steps.append(Step(f"mount it on {folder}; its content is lost when the instance stops"))
-    if not confirm_plan(mode, f"instance store of {len(disks)} disks", steps):
+    if not aws.confirm(f"instance store of {len(disks)} disks", steps):
         return
     if device is None:
         device = disks[0] if len(disks) == 1 else _start_array(disks, create=not is_array)

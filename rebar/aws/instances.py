@@ -5,12 +5,13 @@ product page). docs/aws.md lists the sources of the prices.
 """
 
 import os
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from rebar.aws.client import Clients, paginate
-from rebar.aws.tags import filters
+from rebar.aws.arguments import argument
+from rebar.aws.client import Aws
+from rebar.aws.tags import Resource, describe, find
 from rebar.storage.boto import AwsError
 from rebar.storage.ec2_metadata import InstanceMetadata
 
@@ -64,24 +65,38 @@ TYPES = (
 BY_NAME = {each.name: each for each in TYPES}
 
 
-def instance_type(name: str) -> InstanceType:
+def instance_type(name: str | None) -> InstanceType:
     """Return an instance type by its name. Raises AwsError if it is not in the table."""
+    if name is None:
+        raise AwsError("--instance-type is missing.", code="aws-option-invalid")
     if name not in BY_NAME:
         text = f"instance type {name!r} is not supported. Use one of {', '.join(BY_NAME)}."
         raise AwsError(text, code="instance-type-unknown")
     return BY_NAME[name]
 
 
+INSTANCE_TYPE = argument("--instance-type", required=True, metavar="TYPE", help=", ".join(BY_NAME))
+
+
+def config_file(options: Namespace) -> str:
+    """Return ``--config``, or the config file of the instance type."""
+    return options.config or f"rn50_configs/{instance_type(options.instance_type).config}"
+
+
 ACTIVE_STATES = ("pending", "running", "stopping", "stopped")
 
 
-def find_instances(
-    clients: Clients, tags: Mapping[str, str], states: tuple[str, ...] = ACTIVE_STATES
-) -> list[dict[str, Any]]:
+def find_instances(aws: Aws, tags: Mapping[str, str], states: tuple[str, ...] = ACTIVE_STATES) -> list[Resource]:
     """Return all instances with these tags in one of the states."""
-    chosen = [*filters(tags), {"Name": "instance-state-name", "Values": list(states)}]
-    found = paginate("listing instances", clients.ec2, "describe_instances", "Reservations", Filters=chosen)
-    return [instance for reservation in found for instance in reservation["Instances"]]
+    return find(aws, "instance", tags, {"Name": "instance-state-name", "Values": list(states)})
+
+
+def get_instance(aws: Aws, instance_id: str) -> Resource:
+    """Return an instance by its id. Raises AwsError if it does not exist."""
+    instance = describe(aws, "instance", instance_id)
+    if instance is None:
+        raise AwsError(f"instance {instance_id} does not exist in this region.", code="aws-not-found")
+    return instance
 
 
 @dataclass(frozen=True)

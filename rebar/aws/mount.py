@@ -1,9 +1,14 @@
-"""Mount EBS volumes on this machine. Only blank volumes that ``volume create`` made are formatted."""
+"""``volume mount|umount|detach``: mount EBS volumes on this machine.
+
+Only blank volumes that ``volume create`` made are formatted.
+"""
 
 import uuid
+from argparse import Namespace
 from pathlib import Path
 
-from rebar.aws.client import Clients, run_program
+from rebar.aws.arguments import argument, command
+from rebar.aws.client import Aws, Step, run_program
 from rebar.aws.devices import (
     device_of,
     link_of,
@@ -15,9 +20,8 @@ from rebar.aws.devices import (
     require_free_target,
     unmount,
 )
-from rebar.aws.plan import Mode, Step, confirm_plan
-from rebar.aws.tags import FILESYSTEM, set_tags, tags_of
-from rebar.aws.volumes import Volume, attachment, detach_volume, require_attached
+from rebar.aws.tags import FILESYSTEM, Resource, describe, set_tags, tags_of
+from rebar.aws.volumes import VOLUME, attachment, detach_volume, get_volume, require_attached
 from rebar.storage.boto import AwsError
 
 KINDS = ("ext4", "xfs")
@@ -27,7 +31,7 @@ GIB = 2**30
 BLANK = "blank"
 
 
-def require_formattable(volume: Volume) -> str:
+def require_formattable(volume: Resource) -> str:
     """Return a volume's file system tag. Raises AwsError unless ``volume create`` made it, without a snapshot."""
     tag = tags_of(volume).get(FILESYSTEM)
     if volume.get("SnapshotId") or tag is None:
@@ -37,7 +41,7 @@ def require_formattable(volume: Volume) -> str:
     return tag
 
 
-def format_volume(clients: Clients, volume: Volume, device: Path, kind: str) -> None:
+def format_volume(aws: Aws, volume: Resource, device: Path, kind: str) -> None:
     """Make a file system on a blank volume, or complete an interrupted call.
 
     The UUID is stored in a tag before anything is written, so that a repeated command recognizes its own file system.
@@ -46,7 +50,7 @@ def format_volume(clients: Clients, volume: Volume, device: Path, kind: str) -> 
     if tag == BLANK:
         require_blank(device, size)
         tag = f"{kind} {uuid.uuid4()}"
-        set_tags(clients, volume["VolumeId"], filesystem=tag)
+        set_tags(aws, volume["VolumeId"], filesystem=tag)
     chosen, _, identifier = tag.partition(" ")
     if chosen != kind:
         text = f"{volume['VolumeId']} is formatted as {chosen}, or was about to be. Use --format {chosen}."
@@ -63,13 +67,20 @@ def format_volume(clients: Clients, volume: Volume, device: Path, kind: str) -> 
     run_program("e2fsck" if kind == "ext4" else "xfs_repair", "-n", str(device))
 
 
-def mount_volume(
-    clients: Clients, volume: Volume, target: Path, mode: Mode, *, kind: str | None = None, read_only: bool = False
-) -> None:
-    """Mount a volume that is attached to this machine. ``kind``: format it first with this file system, if blank."""
+@command(
+    "volume mount",
+    "imagenet/beton /data --format ext4 --yes",
+    VOLUME,
+    argument("folder", type=Path, help="empty folder, created if necessary"),
+    argument("--format", choices=KINDS, help="make a file system first; only on a blank volume of 'volume create'"),
+    argument("--read-only", action="store_true", help="mount read-only, without replaying the journal"),
+)
+def _mount(aws: Aws, options: Namespace) -> None:
+    """Mount a volume attached to this machine (as root)."""
+    volume, kind, read_only = get_volume(aws, options.volume), options.format, options.read_only
     volume_id = volume["VolumeId"]
     require_attached(volume)
-    device, target = device_of(volume_id), target.absolute()
+    device, target = device_of(volume_id), options.folder.absolute()
     mounted = mount_of(device)
     access = "read-only" if read_only else "read-write"
     if mounted is not None:
@@ -90,47 +101,54 @@ def mount_volume(
         text = f"{volume_id} contains {found or 'no file system'}, not {' or '.join(KINDS)}"
         raise AwsError(f"{text}. Use --format ext4 if it was created blank.", code="volume-filesystem")
     steps.append(Step(f"mount {device} on {target}, {access}"))
-    if confirm_plan(mode, f"volume {volume_id}", steps):
+    if aws.confirm(f"volume {volume_id}", steps):
         if kind is not None:
-            format_volume(clients, volume, device, kind)
-        mount_device(clients, volume_id, device, target, read_only=read_only)
+            format_volume(aws, volume, device, kind)
+        mount_device(aws, volume_id, device, target, read_only=read_only)
         print(f"{volume_id} is mounted on {target}")
 
 
-def mount_device(clients: Clients, volume_id: str, device: Path, target: Path, *, read_only: bool) -> None:
+def mount_device(aws: Aws, volume_id: str, device: Path, target: Path, *, read_only: bool) -> None:
     """Mount a volume's device. A new tag marks earlier snapshots as outdated before the volume becomes writable."""
     kind = probe(device).get("TYPE", "")
     if kind not in KINDS:
         text = f"{device} contains {kind or 'no file system'}, not {' or '.join(KINDS)}."
         raise AwsError(text, code="volume-filesystem")
     if not read_only:
-        set_tags(clients, volume_id, last_mount=str(uuid.uuid4()))
+        set_tags(aws, volume_id, last_mount=str(uuid.uuid4()))
     mount(device, target, kind, options=READ_ONLY[kind] if read_only else OPTIONS[kind])
 
 
-def unmount_volume(volume: Volume, mode: Mode) -> None:
+@command("volume umount", "imagenet/beton --yes", VOLUME)
+def _unmount(aws: Aws, options: Namespace) -> None:
+    """Sync and unmount a volume from this machine (as root)."""
+    unmount_volume(aws, get_volume(aws, options.volume))
+
+
+def unmount_volume(aws: Aws, volume: Resource) -> None:
     """Unmount a volume from all its mount points on this machine."""
     volume_id = volume["VolumeId"]
     places = mounts_of(device_of(volume_id, seconds=0)) if link_of(volume_id).exists() else []
     if not places:
         print(f"{volume_id} is not mounted on this machine")
-    elif confirm_plan(mode, f"volume {volume_id}", [Step(f"sync and unmount {place.target}") for place in places]):
+    elif aws.confirm(f"volume {volume_id}", [Step(f"sync and unmount {place.target}") for place in places]):
         for place in places:
             unmount(place.target)
             print(f"unmounted {place.target}")
 
 
-def detach_unmounted(clients: Clients, volume: Volume, mode: Mode, *, instance_is_down: bool) -> None:
-    """Detach a volume that is not mounted on this machine, or whose instance is stopped.
-
-    Raises AwsError if it is attached to another running instance, whose mounts are not visible here.
-    """
-    volume_id = volume["VolumeId"]
-    if attachment(volume) is not None and not instance_is_down:
-        if not link_of(volume_id).exists():
+@command("volume detach", "imagenet/beton --yes", VOLUME)
+def _detach(aws: Aws, options: Namespace) -> None:
+    """Detach an unmounted volume, without force."""
+    volume = get_volume(aws, options.volume)
+    volume_id, where = volume["VolumeId"], attachment(volume)
+    instance = describe(aws, "instance", where["InstanceId"]) if where else None
+    is_down = instance is None or instance["State"]["Name"] in ("stopped", "terminated")
+    if where is not None and not is_down:
+        if not link_of(volume_id).exists():  # the mounts of another machine are not visible here
             text = f"{volume_id} is attached to another running instance. Detach it there, or stop that instance."
             raise AwsError(text, code="volume-in-use")
         if places := mounts_of(device_of(volume_id, seconds=0)):
             text = f"{volume_id} is mounted on {places[0].target}. Run volume umount {volume_id} first."
             raise AwsError(text, code="volume-in-use")
-    detach_volume(clients, volume, mode)
+    detach_volume(aws, volume)

@@ -1,36 +1,25 @@
-"""Upload a run folder to S3 and download it, without importing torch."""
+"""``run upload|fetch``: upload a run folder to S3 and download it, without importing torch."""
 
-import contextlib
-import os
-import shutil
 import socket
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import suppress
+from argparse import Namespace
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from rebar.aws.arguments import argument, command
+from rebar.aws.client import Aws
 from rebar.cli import warn
 from rebar.storage.boto import AwsError
 from rebar.storage.files import sha256_of
-from rebar.storage.run_manifest import (
-    LAST,
-    ORIGIN,
-    PREVIOUS,
-    RECORDS,
-    Progress,
-    RunManifest,
-    StoredCheckpoint,
-    read_origin,
-)
+from rebar.storage.run_manifest import LAST, ORIGIN, PREVIOUS, RECORDS, Progress, RunManifest, read_origin
 from rebar.storage.run_status import read_status
 from rebar.storage.run_store import RunStore
-from rebar.storage.s3 import S3Prefix
+from rebar.storage.s3 import MIB, S3Prefix
 
 TRIES = 5
-STALE_SECONDS = 3600
+URL = "s3://BUCKET/PREFIX/RUN_ID"
+FOLDER = argument("folder", type=Path, help="the run's folder (--logging.folder)")
 
 
 @dataclass(frozen=True)
@@ -42,62 +31,67 @@ class UploadResult:
     bytes: int
 
 
+@command(
+    "run upload", "runs/g5-16 s3://my-bucket/runs/g5-16", FOLDER, argument("url", metavar="to", help=URL), changes=False
+)
+def _upload(aws: Aws, options: Namespace) -> None:
+    """Upload a run's checkpoints and records. If interrupted, the previous upload stays valid."""
+    prefix = S3Prefix.parse(options.url, "to")
+    done = upload_run(aws("s3"), options.folder, prefix)
+    print(f"{prefix}: step {done.step}, {done.checkpoints} new checkpoints, {done.bytes / MIB:.1f} MiB")
+
+
 def upload_run(client: Any, folder: Path, prefix: S3Prefix) -> UploadResult:
     """Upload a run's checkpoints and records, then the manifest.
 
-    Checkpoints that are in S3 are not uploaded again. Those that the new manifest does not list are deleted. The
-    manifest is replaced only if it has not changed meanwhile, so concurrent uploads lose nothing. Raises AwsError
-    ``run-without-checkpoint`` and, if S3 has more progress, ``run-continued-elsewhere``.
+    Checkpoints that are in S3 are not uploaded again. Objects of the last and the best checkpoint that were replaced
+    are deleted; other checkpoints stay in S3, also if the folder does not have them. The manifest is replaced only if
+    it has not changed meanwhile, so concurrent uploads lose nothing. Raises AwsError ``run-without-checkpoint`` and, if
+    S3 has more progress, ``run-continued-elsewhere``.
     """
-    if not (folder / "checkpoints" / LAST).is_file():
-        raise AwsError(f"{folder}: checkpoints/{LAST} does not exist. Train first.", code="run-without-checkpoint")
     store = RunStore(client, prefix)
-    with _frozen_copy(folder) as (checkpoints, records):
+    with ExitStack() as stack:
+        files: dict[str, IO[bytes]] = {}
+        for path in sorted((folder / "checkpoints").glob("[!.]*.pt")):
+            if path.name != PREVIOUS:
+                with suppress(FileNotFoundError):  # deleted by training, which also replaces files while they are open
+                    files[path.name] = stack.enter_context(path.open("rb"))
+        if LAST not in files:
+            raise AwsError(f"{folder}: checkpoints/{LAST} does not exist. Train first.", code="run-without-checkpoint")
         for _ in range(TRIES):
-            before, version = store.read_version()
-            known = dict(before.checkpoints) if before else {}
-            present = {stored.object for stored in known.values()}
-            named = {path.name: _stored(path) for path in checkpoints}
-            progress = _progress(folder)
-            if before and before.progress.step > progress.step:
-                if known[LAST] != named[LAST]:
-                    raise AwsError(
-                        f"{folder} is at step {progress.step}, but {prefix} is at step {before.progress.step}, "
-                        f"uploaded by {before.host or 'another machine'}. Use another prefix to keep both.",
-                        code="run-continued-elsewhere",
-                    )
-                progress = before.progress
-            for path in checkpoints:
-                if named[path.name].object not in present:
-                    with path.open("rb") as file:
-                        store.store_checkpoint(file, present)
-            for path in records:
-                store.store_record(path)
-            new = [stored for stored in set(named.values()) if stored.object not in present]
-            previous = known.get(LAST) if known.get(LAST) != named[LAST] else known.get(PREVIOUS)
-            if previous is not None:
-                named[PREVIOUS] = previous
-            manifest = RunManifest(progress, named, socket.gethostname(), read_origin(folder / ORIGIN))
-            if store.write_manifest(manifest, if_version=version):
-                _delete(store, present - {stored.object for stored in named.values()})
-                return UploadResult(progress.step, len(new), sum(stored.bytes for stored in new))
+            if (done := _try_to_upload(store, folder, files)) is not None:
+                return done
     raise AwsError(f"{prefix}: another process keeps uploading to it. Use another prefix.", code="run-upload-conflict")
 
 
-def fetch_run(client: Any, prefix: S3Prefix, folder: Path, *, replace: bool = False) -> RunManifest | None:
-    """Download a run to a folder, to resume it there. Returns None if the run was not uploaded.
-
-    Raises AwsError ``run-exists`` if the folder has another last checkpoint, unless ``replace``.
-    """
-    store, last = RunStore(client, prefix), folder / "checkpoints" / LAST
-    manifest = store.read_manifest()
-    if manifest and not replace and last.is_file() and _stored(last).sha256 != manifest.last.sha256:
-        raise AwsError(
-            f"{last} is not the checkpoint of {prefix} (step {manifest.progress.step}). Upload it, or replace it with "
-            "--replace.",
-            code="run-exists",
-        )
-    return store.fetch(folder)
+def _try_to_upload(store: RunStore, folder: Path, files: dict[str, IO[bytes]]) -> UploadResult | None:
+    """Upload open checkpoints and the records; return None if another process has replaced the manifest meanwhile."""
+    before, version = store.read_version()
+    known = dict(before.checkpoints) if before else {}
+    present = {stored.object for stored in known.values()}
+    progress = _progress(folder)
+    if before and before.progress.step > progress.step:
+        if known[LAST].sha256 != _sha256(files[LAST]):
+            raise AwsError(
+                f"{folder} is at step {progress.step}, but {store.url} is at step {before.progress.step}, "
+                f"uploaded by {before.host or 'another machine'}. Use another prefix to keep both.",
+                code="run-continued-elsewhere",
+            )
+        progress = before.progress
+    checkpoints = known | {name: store.store_checkpoint(file, present) for name, file in files.items()}
+    if LAST in known and known[LAST] != checkpoints[LAST]:
+        checkpoints[PREVIOUS] = known[LAST]
+    for path in [path for pattern in RECORDS for path in folder.glob(pattern)]:
+        store.store_record(path)
+    manifest = RunManifest(progress, checkpoints, socket.gethostname(), read_origin(folder / ORIGIN))
+    if not store.write_manifest(manifest, if_version=version):
+        return None
+    try:
+        store.delete(present - {stored.object for stored in checkpoints.values()})
+    except AwsError as error:  # without permission
+        warn(f"{error} Earlier checkpoints are kept in S3.")
+    new = {stored for stored in checkpoints.values() if stored.object not in present}
+    return UploadResult(progress.step, len(new), sum(stored.bytes for stored in new))
 
 
 def _progress(folder: Path) -> Progress:
@@ -108,34 +102,34 @@ def _progress(folder: Path) -> Progress:
     return Progress(status.epoch, status.step, float(status.epoch) if status.position is None else status.position)
 
 
-@contextlib.contextmanager
-def _frozen_copy(folder: Path) -> Iterator[tuple[list[Path], list[Path]]]:
-    """Yield hard links to the checkpoints and copies of the records, since training may replace the originals."""
-    for left in folder.glob(".upload-*"):  # left by a killed command
-        if time.time() - left.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".upload-", dir=folder) as temporary:
-        checkpoints, records = Path(temporary, "checkpoints"), Path(temporary, "records")
-        checkpoints.mkdir()
-        records.mkdir()
-        for path in (folder / "checkpoints").glob("[!.]*.pt"):
-            if path.name != PREVIOUS:
-                with suppress(FileNotFoundError):  # deleted by training
-                    os.link(path, checkpoints / path.name)
-        for path in (path for pattern in RECORDS for path in folder.glob(pattern)):
-            with suppress(FileNotFoundError):
-                shutil.copyfile(path, records / path.name)
-        yield sorted(checkpoints.iterdir()), sorted(records.iterdir())
+def _sha256(file: IO[bytes]) -> str:
+    file.seek(0)
+    return sha256_of(file)
 
 
-def _stored(path: Path) -> StoredCheckpoint:
-    with path.open("rb") as file:
-        return StoredCheckpoint.of(sha256_of(file), path.stat().st_size)
-
-
-def _delete(store: RunStore, names: set[str]) -> None:
-    """Delete checkpoints that the manifest no longer lists. Without permission, they are kept, with a warning."""
-    try:
-        store.delete(names)
-    except AwsError as error:
-        warn(f"{error} Earlier checkpoints are kept in S3.")
+@command(
+    "run fetch",
+    "s3://my-bucket/runs/g5-16 runs/g5-16",
+    argument("url", metavar="from", help=URL),
+    FOLDER,
+    argument("--replace", action="store_true", help="replace a different checkpoint in the folder"),
+    changes=False,
+)
+def _fetch(aws: Aws, options: Namespace) -> None:
+    """Download a run to resume it, and verify its checksums. Does nothing if the run is not uploaded yet."""
+    prefix, folder = S3Prefix.parse(options.url, "from"), options.folder
+    store, last = RunStore(aws("s3"), prefix), folder / "checkpoints" / LAST
+    manifest = store.read_manifest()
+    if manifest and not options.replace and last.is_file():
+        with last.open("rb") as file:
+            if sha256_of(file) != manifest.last.sha256:
+                raise AwsError(
+                    f"{last} is not the checkpoint of {prefix} (step {manifest.progress.step}). Upload it, or replace "
+                    "it with --replace.",
+                    code="run-exists",
+                )
+    manifest = store.fetch(folder)
+    if manifest is None:
+        print(f"{prefix}: no uploaded run")
+    else:
+        print(f"{folder}: the run at step {manifest.progress.step}, uploaded by {manifest.host}")

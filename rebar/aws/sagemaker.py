@@ -1,17 +1,17 @@
-"""Submit SageMaker training jobs. A run has one job at a time, and the next job resumes from its checkpoint."""
+"""``sagemaker submit``: a run has one training job at a time, and the next job resumes from its checkpoint."""
 
 import re
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from rebar.aws.batch import TRAIN_JOB, training_arguments
+from rebar.aws.arguments import argument, command, identity_of, positive, run_prefix
+from rebar.aws.batch import EXAMPLE, JOB, ROLE, TRAIN_JOB, training_arguments
 from rebar.aws.capacity import require_nvme
-from rebar.aws.client import Clients, call, paginate
+from rebar.aws.client import Aws, Step, call, paginate
 from rebar.aws.instances import instance_type
-from rebar.aws.plan import Mode, Step, confirm_plan
-from rebar.aws.tags import Identity, as_tag_list, require_project_tags
-from rebar.storage.boto import AwsError, aws_error_code, translate_aws_error
+from rebar.aws.tags import Identity, Resource, as_tag_list, require_project_tags
+from rebar.storage.boto import AwsError
 from rebar.storage.s3 import S3Prefix
 
 RUN_FOLDER = "/opt/ml/checkpoints"
@@ -23,15 +23,9 @@ MAX_JOBS = 50
 IN_PROGRESS = ("InProgress", "Stopping")
 
 
-def _run_folder(options: Namespace, identity: Identity) -> S3Prefix:
-    """Return the run's own folder in S3."""
-    results = S3Prefix.parse(options.results, "--results")
-    return S3Prefix(results.bucket, results.key(f"{identity.project}/{identity.run}"))
-
-
-def training_job(options: Namespace, identity: Identity, name: str) -> dict[str, Any]:
+def _training_job(options: Namespace, identity: Identity, name: str) -> dict[str, Any]:
     """Return the parameters of CreateTrainingJob for the options of ``sagemaker submit``."""
-    machine, run = instance_type(options.instance_type), _run_folder(options, identity)
+    machine, run = instance_type(options.instance_type), run_prefix(options)
     data, mode, arguments = S3Prefix.parse(options.data, "--data"), options.input_mode, training_arguments(options)
     if machine.nvme_gb:
         require_nvme(machine, options.data_gb)
@@ -72,24 +66,34 @@ def training_job(options: Namespace, identity: Identity, name: str) -> dict[str,
     }
 
 
-def submit_training(clients: Clients, options: Namespace, identity: Identity, mode: Mode) -> None:
-    """Submit a training job, unless the run has one in progress.
-
-    SageMaker never reuses the name of an ended job, so names are numbered. Raises AwsError if SageMaker would refuse
-    the job, or if a job of that name belongs to another project.
-    """
-    client = clients("sagemaker")
-    training_job(options, identity, "")  # reject invalid options before calling AWS
+@command(
+    "sagemaker submit",
+    f"{EXAMPLE} --spot --role-arn {ROLE} --yes",
+    *JOB,
+    argument("--role-arn", required=True, help="ARN of the role that SageMaker assumes (docs/aws.md)"),
+    argument("--spot", action="store_true", help="managed spot training: cheaper, and restarts automatically"),
+    argument("--max-wait-hours", type=float, help="spot: maximum including waiting (default: twice --max-hours)"),
+    argument(
+        "--input-mode",
+        choices=("File", "FastFile"),
+        default="File",
+        help="File copies the data first, FastFile reads from S3 during training, slowly (default: %(default)s)",
+    ),
+    argument("--data-gb", type=positive, default=70, help="size of the data (default: %(default)s)"),
+)
+def _submit(aws: Aws, options: Namespace) -> None:
+    """Submit a training job. A repeated call finds the job in progress, or resumes from its checkpoint."""
+    client, identity = aws("sagemaker"), identity_of(options)
+    _training_job(options, identity, "")  # reject invalid options before calling AWS
     if f"ml.{options.instance_type}" not in client.meta.service_model.shape_for("TrainingInstanceType").enum:
         text = f"SageMaker has no ml.{options.instance_type}. Use another --instance-type."
         raise AwsError(text, code="instance-type-not-offered")
     last = None
     for number in range(1, MAX_JOBS + 1):
         name = _name(identity, number)
-        found = _describe(client, name)
+        found = _describe(client, name, identity.project)
         if found is None:
             break
-        _require_project_tags(client, found, identity.project)
         last = found
         if found["TrainingJobStatus"] in IN_PROGRESS:
             print(f"{name} exists already: {found['TrainingJobStatus']}")
@@ -98,8 +102,8 @@ def submit_training(clients: Clients, options: Namespace, identity: Identity, mo
         raise AwsError(f"{identity.run} already has {MAX_JOBS} jobs. Use another --run.", code="aws-name-invalid")
     if last is not None and last["TrainingJobStatus"] == "Completed":
         print(f"{last['TrainingJobName']} has completed: another --run starts from scratch, more --epochs resume it")
-    request = training_job(options, identity, name)
-    if confirm_plan(mode, f"training job {identity}", _steps(options, request, resumes=last is not None)):
+    request = _training_job(options, identity, name)
+    if aws.confirm(f"training job {identity}", _steps(options, request, resumes=last is not None)):
         call("submitting a training job", client.create_training_job, **request)
         print(f"submitted {name}; its checkpoints and log: {request['CheckpointConfig']['S3Uri']}")
 
@@ -112,27 +116,16 @@ def _name(identity: Identity, number: int) -> str:
     return name
 
 
-def _describe(client: Any, name: str) -> Mapping[str, Any] | None:
-    from botocore.exceptions import ClientError
-
-    with translate_aws_error(f"describing the training job {name}"):
-        try:
-            found: Mapping[str, Any] = client.describe_training_job(TrainingJobName=name)
-            return found
-        except ClientError as error:
-            message = error.response.get("Error", {}).get("Message", "").lower()
-            missing = "not found" in message or "could not find" in message
-            if aws_error_code(error) == "ResourceNotFound" or (
-                aws_error_code(error) == "ValidationException" and missing
-            ):
-                return None
-            raise
-
-
-def _require_project_tags(client: Any, found: Mapping[str, Any], project: str) -> None:
-    name = found["TrainingJobName"]
-    tags = paginate(f"reading the tags of {name}", client, "list_tags", "Tags", ResourceArn=found["TrainingJobArn"])
-    require_project_tags({"Tags": tags}, name, project)
+def _describe(client: Any, name: str, project: str) -> Resource | None:
+    """Return a job, or None. Names are never reused. Raises AwsError if it belongs to another project."""
+    missing = ["ResourceNotFound", "ValidationException"]  # SageMaker answers with either
+    describe = client.describe_training_job
+    found: Resource | None = call(f"describing {name}", describe, none_if=missing, TrainingJobName=name)
+    if found is not None:
+        arn = found["TrainingJobArn"]
+        tags = paginate(f"reading the tags of {name}", client, "list_tags", "Tags", ResourceArn=arn)
+        require_project_tags({"Tags": tags}, name, project)
+    return found
 
 
 def _steps(options: Namespace, request: Mapping[str, Any], *, resumes: bool) -> list[Step]:

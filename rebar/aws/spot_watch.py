@@ -1,19 +1,23 @@
-"""Stop training on a spot instance before EC2 interrupts it, and upload its checkpoints.
+"""``spot watch``: stop training on a spot instance before EC2 interrupts it, and upload its checkpoints.
 
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/rebalance-recommendations.html
 """
 
 import json
+import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rebar.aws.run_archive import upload_run
-from rebar.aws.training_process import Training
+from rebar.aws.arguments import argument, command, one_of, positive
+from rebar.aws.client import Aws
+from rebar.aws.run_archive import FOLDER, URL, upload_run
+from rebar.aws.training_process import Training, process, process_from_pidfile, process_group, systemd_unit
 from rebar.cli import warn
 from rebar.storage.boto import AwsError
 from rebar.storage.ec2_metadata import SPOT_NOTICE, InstanceMetadata
@@ -55,18 +59,55 @@ class Notice:
         return min(max((self.time - datetime.now(timezone.utc)).total_seconds(), 0.0), NOTICE_SECONDS)
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Options of :func:`watch`. The upload starts at the latest ``upload_seconds`` before the interruption."""
+@command(
+    "spot watch",
+    "runs/g5-16 s3://my-bucket/runs/g5-16 --pid 4711",
+    FOLDER,
+    argument("url", metavar="to", help=f"{URL}, from which the next instance resumes"),
+    one_of(
+        argument("--pid", type=positive, help="process id of training, or of torchrun"),
+        argument("--pidfile", type=Path, help="file with the process id"),
+        argument("--group", type=positive, metavar="PGID", help="process group of torchrun"),
+        argument("--unit", help="systemd unit of training"),
+        required=True,
+    ),
+    argument("--poll-seconds", type=float, default=5.0, help="seconds between checks (default: %(default)s)"),
+    argument(
+        "--upload-seconds",
+        type=float,
+        default=45.0,
+        help="seconds reserved for the upload before the interruption (default: %(default)s)",
+    ),
+    changes=False,
+)
+def _watch_command(aws: Aws, options: Namespace) -> None:
+    """Watch training on this spot instance.
 
-    folder: Path
-    prefix: S3Prefix
-    poll_seconds: float = 5.0
-    upload_seconds: float = 45.0
+    On EC2's interruption notice, stop training, wait until it has saved a checkpoint, and upload checkpoints and log.
+    Exit status: 0 finished, 75 interrupted and saved (start it again on another instance), 1 failed or not saved in
+    time.
+    """
+    if options.poll_seconds <= 0 or options.upload_seconds < 0:
+        raise AwsError("--poll-seconds must be > 0, --upload-seconds must be >= 0.", code="aws-option-invalid")
+    prefix = S3Prefix.parse(options.url, "to")
+    if not options.folder.is_dir():
+        raise AwsError(f"{options.folder}: no such folder. Use the --logging.folder of training.", code="run-not-found")
+    if status := _watch(aws("s3"), _training(options), options, prefix):
+        sys.exit(status)
 
 
-def watch(client: Any, training: Training, options: Watch) -> int:
+def _training(options: Namespace) -> Training:
+    if options.pid:
+        return process(options.pid)
+    if options.pidfile:
+        return process_from_pidfile(options.pidfile)
+    return process_group(options.group) if options.group else systemd_unit(options.unit)
+
+
+def _watch(client: Any, training: Training, options: Namespace, prefix: S3Prefix) -> int:
     """Wait for the notice or for the end of training, then upload the run; return the exit status.
+
+    The upload starts at the latest ``--upload-seconds`` before the interruption.
 
     0: training has finished; 75: it was interrupted, and everything is saved and uploaded. Raises AwsError if
     training failed (``training-failed``, ``training-killed``), if it did not save in time (``training-not-saved``),
@@ -81,12 +122,12 @@ def watch(client: Any, training: Training, options: Watch) -> int:
         print(f"EC2 notice: {notice.action} in {seconds:.0f} s; stopping {training.name}", flush=True)
         is_saved = _stop(training, options.folder, time.monotonic() + seconds - options.upload_seconds)
     started = time.monotonic()
-    done = upload_run(client, options.folder, options.prefix)
+    done = upload_run(client, options.folder, prefix)
     seconds = time.monotonic() - started
-    print(f"uploaded to {options.prefix}: step {done.step}, {done.bytes / MIB:.1f} MiB in {seconds:.1f} s", flush=True)
+    print(f"uploaded to {prefix}: step {done.step}, {done.bytes / MIB:.1f} MiB in {seconds:.1f} s", flush=True)
     if not is_saved:
         raise AwsError(
-            f"training did not save in time. {options.prefix} has an earlier checkpoint, from which the next "
+            f"training did not save in time. {prefix} has an earlier checkpoint, from which the next "
             "instance resumes. Save more often with --every-steps or --every-minutes.",
             code="training-not-saved",
         )

@@ -1,121 +1,149 @@
-"""List the resources of a project and their daily cost, end expired ones, and create a monthly budget."""
+"""``cost sweep`` lists the resources of a project and ends expired ones; ``budget create`` sends e-mail."""
 
-from collections.abc import Mapping
+import argparse
+import re
+from argparse import Namespace
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from rebar.aws.client import Clients, call
+from rebar.aws.arguments import argument, command, positive, table
+from rebar.aws.client import Aws, Step, call
 from rebar.aws.cost import EBS_GB_MONTH, HOURS_PER_MONTH, SNAPSHOT_GB_MONTH
 from rebar.aws.instances import BY_NAME, find_instances
-from rebar.aws.plan import Mode, Step, confirm_plan
 from rebar.aws.snapshots import delete_volume, find_snapshots, require_deletable
-from rebar.aws.tags import PROJECT, ROLE, RUN, expiry_of, now, tags_of
+from rebar.aws.tags import PROJECT, ROLE, RUN, Resource, expiry_of, now, tags_of
 from rebar.aws.volumes import find_volumes
 from rebar.storage.boto import AwsError
 
 
 @dataclass(frozen=True)
-class Resource:
-    """A resource that costs money; ``dollars_per_day`` None: unknown."""
+class Expense:
+    """A resource that costs money; ``dollars`` a day, None: unknown."""
 
     kind: str
     name: str
     state: str
     details: str
-    dollars_per_day: float | None
-    raw: Mapping[str, Any]
+    dollars: float | None
+    resource: Resource
 
     @property
     def expires(self) -> datetime | None:
         """Expiry time; None if it does not expire."""
-        return expiry_of(tags_of(self.raw))
+        return expiry_of(tags_of(self.resource))
 
     @property
-    def expired(self) -> bool:
+    def has_expired(self) -> bool:
         """Whether the expiry time has passed."""
         return self.expires is not None and self.expires < now()
 
-    def __str__(self) -> str:
-        tags = tags_of(self.raw)
-        cost = "price unknown" if self.dollars_per_day is None else f"${self.dollars_per_day:.2f}/day"
-        mark = "EXPIRED" if self.expired else f"until {self.expires:%Y-%m-%d}" if self.expires else "no expiry"
-        name = f"{self.kind:<9} {self.name:<22} {tags.get(RUN, '?') + '/' + tags.get(ROLE, '?'):<24}"
-        return f"{name} {self.state:<10} {cost:<15} {mark:<16} {self.details}"
+    def row(self) -> list[str]:
+        """Return its row of the table."""
+        tags = tags_of(self.resource)
+        cost = "price unknown" if self.dollars is None else f"${self.dollars:.2f}/day"
+        expires = "EXPIRED" if self.has_expired else f"until {self.expires:%Y-%m-%d}" if self.expires else "no expiry"
+        name = f"{tags.get(RUN, '?')}/{tags.get(ROLE, '?')}"
+        return [self.kind, self.name, name, self.state, cost, expires, self.details]
 
 
-def find_all(clients: Clients, project: str) -> list[Resource]:
-    """Return the instances, volumes and snapshots of a project in one region."""
-    tags, day = {PROJECT: project}, 24 / HOURS_PER_MONTH
-    found = []
-    each: Mapping[str, Any]
-    for each in find_instances(clients, tags):
-        kind, state = each["InstanceType"], each["State"]["Name"]
-        price = 0.0 if state == "stopped" else BY_NAME[kind].price if kind in BY_NAME else None
-        spot = " spot (at the on-demand price)" if each.get("InstanceLifecycle") == "spot" else ""
-        details = f"{kind}{spot} since {each['LaunchTime']:%Y-%m-%d %H:%M}"
-        cost = None if price is None else 24 * price
-        found.append(Resource("instance", each["InstanceId"], state, details, cost, each))
-    for each in find_volumes(clients, tags):
-        price = EBS_GB_MONTH.get(each["VolumeType"])
-        state = "detached" if each["State"] == "available" else each["State"]
-        cost = None if price is None else day * price * each["Size"]
-        details = f"{each['Size']} GiB {each['VolumeType']}"
-        found.append(Resource("volume", each["VolumeId"], state, details, cost, each))
-    for each in find_snapshots(clients, tags):
-        size = each["VolumeSize"]
-        cost = day * SNAPSHOT_GB_MONTH * size
-        found.append(Resource("snapshot", each["SnapshotId"], each["State"], f"at most {size} GiB", cost, each))
-    return found
+def _instance(found: Resource) -> Expense:
+    kind, state = found["InstanceType"], found["State"]["Name"]
+    price = 0.0 if state == "stopped" else BY_NAME[kind].price if kind in BY_NAME else None
+    spot = " spot (at the on-demand price)" if found.get("InstanceLifecycle") == "spot" else ""
+    details = f"{kind}{spot} since {found['LaunchTime']:%Y-%m-%d %H:%M}"
+    return Expense("instance", found["InstanceId"], state, details, None if price is None else 24 * price, found)
 
 
-def report(found: list[Resource]) -> str:
-    """Return one line per resource, and the total."""
-    total = sum(each.dollars_per_day or 0 for each in found)
-    unknown = sum(each.dollars_per_day is None for each in found)
+def _volume(found: Resource) -> Expense:
+    kind, size = found["VolumeType"], found["Size"]
+    state = "detached" if found["State"] == "available" else found["State"]
+    dollars = 24 / HOURS_PER_MONTH * EBS_GB_MONTH[kind] * size if kind in EBS_GB_MONTH else None
+    return Expense("volume", found["VolumeId"], state, f"{size} GiB {kind}", dollars, found)
+
+
+def _snapshot(found: Resource) -> Expense:
+    size, state = found["VolumeSize"], found["State"]
+    dollars = 24 / HOURS_PER_MONTH * SNAPSHOT_GB_MONTH * size
+    return Expense("snapshot", found["SnapshotId"], state, f"at most {size} GiB", dollars, found)
+
+
+@command(
+    "cost sweep",
+    "--end-expired --yes",
+    argument(
+        "--end-expired",
+        action="store_true",
+        help="terminate expired instances; delete expired volumes whose content is in a verified snapshot",
+    ),
+)
+def _sweep(aws: Aws, options: Namespace) -> None:
+    """List the resources in this region, their expiry and their daily cost. Snapshots are never deleted."""
+    tags = {PROJECT: aws.project}
+    found = [
+        *map(_instance, find_instances(aws, tags)),
+        *map(_volume, find_volumes(aws, tags)),
+        *map(_snapshot, find_snapshots(aws, tags)),
+    ]
+    unknown = sum(each.dollars is None for each in found)
     more = f", plus {unknown} of unknown price" if unknown else ""
-    last = f"{len(found)} resources, about ${total:.2f}/day (list prices, us-east-1){more}"
-    return "\n".join([*map(str, found), last])
+    total = sum(each.dollars or 0 for each in found)
+    if found:
+        print(table([each.row() for each in found]))
+    print(f"{len(found)} resources, about ${total:.2f}/day (list prices, us-east-1){more}")
+    if options.end_expired:
+        _end_expired(aws, [each for each in found if each.has_expired])
 
 
-def end_expired(clients: Clients, found: list[Resource], mode: Mode) -> None:
+def _end_expired(aws: Aws, expired: list[Expense]) -> None:
     """Terminate expired instances, and delete expired volumes whose content is in a verified snapshot."""
-    ec2, instances, volumes = clients.ec2, [], []
-    for each in found:
-        if each.kind == "instance" and each.expired:
-            instances.append(each.name)
-        elif each.kind == "volume" and each.expired:
+    terminate, delete = aws.ec2.terminate_instances, aws.ec2.delete_volume
+    instances, volumes = {}, {}
+    for each in expired:
+        if each.kind == "instance":
+            instances[each.name] = Step(f"terminate {each.name}", terminate, {"InstanceIds": [each.name]})
+        elif each.kind == "volume":
             try:
-                require_deletable(clients, each.raw)
-                volumes.append(each)
+                require_deletable(aws, each.resource)
+                volumes[each.name] = each.resource
             except AwsError as error:
                 print(f"kept: {error}")
-    if not instances and not volumes:
+    steps = [*instances.values(), *(Step(f"delete {name}", delete, {"VolumeId": name}) for name in volumes)]
+    if not steps:
         print("no expired resource can be ended")
-        return
-    steps = [Step(f"terminate {name}", ec2.terminate_instances, {"InstanceIds": [name]}) for name in instances]
-    steps += [Step(f"delete {each.name}", ec2.delete_volume, {"VolumeId": each.name}) for each in volumes]
-    if confirm_plan(mode, "expired resources", steps):
-        for name in instances:
-            call(f"terminating {name}", ec2.terminate_instances, InstanceIds=[name])
+    elif aws.confirm("expired resources", steps):
+        for name, step in instances.items():
+            step.execute()
             print(f"terminated {name}")
-        for each in volumes:
-            delete_volume(clients, each.raw, mode)
+        for volume in volumes.values():
+            delete_volume(aws, volume)
 
 
 THRESHOLDS = (("ACTUAL", 50.0), ("ACTUAL", 80.0), ("ACTUAL", 100.0), ("FORECASTED", 100.0))
 """Percent of the limit, of actual or forecast spending."""
 
 
-def create_budget(
-    clients: Clients, project: str, limit: int, email: str, mode: Mode, *, only_project: bool = False
-) -> None:
-    """Create the project's monthly budget in US dollars, or find it. Raises AwsError if its limit differs.
+def _email(text: str) -> str:
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an e-mail address")
+    return text
 
-    ``only_project`` counts resources with the project's tag, which must be activated as a cost allocation tag.
-    """
-    account = call("getting the account id", clients("sts").get_caller_identity)["Account"]
-    budgets, name = clients("budgets"), f"rebar-{project}"
+
+@command(
+    "budget create",
+    "--limit 100 --email me@example.com --yes",
+    argument("--limit", required=True, type=positive, help="US dollars a month"),
+    argument("--email", required=True, type=_email, help="recipient"),
+    argument(
+        "--only-project",
+        action="store_true",
+        help="count resources with the project's tag, not the account; activate the tag as a cost allocation tag",
+    ),
+)
+def _create_budget(aws: Aws, options: Namespace) -> None:
+    """Create a monthly budget that sends e-mail at 50, 80 and 100 percent."""
+    account = call("getting the account id", aws("sts").get_caller_identity)["Account"]
+    budgets, name, limit = aws("budgets"), f"rebar-{aws.project}", options.limit
     action, missing = f"describing the budget {name}", ["NotFoundException"]
     existing = call(action, budgets.describe_budget, none_if=missing, AccountId=account, BudgetName=name)
     if existing is not None:
@@ -131,18 +159,18 @@ def create_budget(
         "TimeUnit": "MONTHLY",
         "BudgetType": "COST",
     }
-    if only_project:
-        budget["CostFilters"] = {"TagKeyValue": [f"user:{PROJECT}${project}"]}
+    if options.only_project:
+        budget["CostFilters"] = {"TagKeyValue": [f"user:{PROJECT}${aws.project}"]}
     common: dict[str, Any] = {"ComparisonOperator": "GREATER_THAN", "ThresholdType": "PERCENTAGE"}
-    subscribers = [{"SubscriptionType": "EMAIL", "Address": email}]
+    subscribers = [{"SubscriptionType": "EMAIL", "Address": options.email}]
     notifications: list[dict[str, Any]] = [
         {"Notification": {**common, "NotificationType": kind, "Threshold": threshold}, "Subscribers": subscribers}
         for kind, threshold in THRESHOLDS
     ]
-    scope = f"resources tagged {PROJECT}={project}" if only_project else "the account"
+    scope = f"resources tagged {PROJECT}={aws.project}" if options.only_project else "the account"
     marks = ", ".join(f"{threshold:.0f} % {kind.lower()}" for kind, threshold in THRESHOLDS)
-    text = f"create the budget {name}: ${limit} a month for {scope}, e-mail to {email} at {marks}"
-    if confirm_plan(mode, "budget", [Step(text)]):
+    text = f"create the budget {name}: ${limit} a month for {scope}, e-mail to {options.email} at {marks}"
+    if aws.confirm("budget", [Step(text)]):
         request = {"AccountId": account, "Budget": budget, "NotificationsWithSubscribers": notifications}
         call("creating the budget", budgets.create_budget, **request)
         print(f"created the budget {name}; it sends e-mail, but does not stop anything")

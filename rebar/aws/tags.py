@@ -1,14 +1,16 @@
-"""Identify the resources of a project by tags, and create each only once with client tokens."""
+"""Identify and find the resources of a project by tags, and create each only once with client tokens."""
 
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from rebar.aws.client import Clients, call
+from rebar.aws import client
+from rebar.aws.client import Aws, call, paginate
 from rebar.storage.boto import AwsError
 
 PREFIX = "rebar:"
@@ -25,6 +27,12 @@ COMPLETED = PREFIX + "completed"
 VERIFIED = PREFIX + "verified"
 """On a snapshot: the time when all files of a restored copy matched its manifest."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+Resource = Mapping[str, Any]
+"""EC2's description of a volume, a snapshot or an instance."""
+DESCRIBE = {"volume": "describe_volumes", "snapshot": "describe_snapshots", "instance": "describe_instances"}
+VOLUME_ID, SNAPSHOT_ID = re.compile(r"vol-[0-9a-f]{8,17}"), re.compile(r"snap-[0-9a-f]{8,17}")
+DELETED_STATES = ("deleting", "deleted", "shutting-down", "terminated")
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Identity:
                 raise AwsError(text, code="aws-name-invalid")
 
     @classmethod
-    def of(cls, resource: Mapping[str, Any]) -> "Identity":
+    def of(cls, resource: Resource) -> "Identity":
         """Return the identity in a resource's tags, without the expiry."""
         tags = tags_of(resource)
         return cls(tags[PROJECT], tags[RUN], tags[ROLE], tags.get(OWNER, ""))
@@ -67,11 +75,6 @@ class Identity:
         return f"{self.run}/{self.role}"
 
 
-def filters(tags: Mapping[str, str]) -> list[dict[str, object]]:
-    """Return the filters of EC2's describe calls for resources with all of these tags."""
-    return [{"Name": f"tag:{key}", "Values": [value]} for key, value in tags.items()]
-
-
 def tag_specification(kind: str, tags: Mapping[str, str]) -> dict[str, object]:
     """Return the tag specification of one resource type (``volume``, ``instance`` …)."""
     return {"ResourceType": kind, "Tags": as_tag_list(tags)}
@@ -82,42 +85,69 @@ def as_tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
-def tags_of(resource: Mapping[str, Any]) -> dict[str, str]:
+def tags_of(resource: Resource) -> dict[str, str]:
     """Return the tags in EC2's description of a resource."""
     return {tag["Key"]: tag["Value"] for tag in resource.get("Tags") or ()}
 
 
-def set_tags(clients: Clients, resource: str, **tags: str) -> None:
+def set_tags(aws: Aws, resource: str, **tags: str) -> None:
     """Add or change tags of a resource; keys as in :meth:`Identity.tags`, an empty value removes the tag."""
     named = {PREFIX + key.replace("_", "-"): value for key, value in tags.items()}
     if new := as_tag_list({key: value for key, value in named.items() if value}):
-        call(f"tagging {resource}", clients.ec2.create_tags, Resources=[resource], Tags=new)
+        call(f"tagging {resource}", aws.ec2.create_tags, Resources=[resource], Tags=new)
     if old := [{"Key": key} for key, value in named.items() if not value]:
-        call(f"tagging {resource}", clients.ec2.delete_tags, Resources=[resource], Tags=old)
+        call(f"tagging {resource}", aws.ec2.delete_tags, Resources=[resource], Tags=old)
 
 
-def tags_of_name(name: str, project: str, kind: str) -> dict[str, str]:
-    """Return the tags that identify the resource ``RUN/ROLE``. Raises AwsError for an invalid name."""
-    if name.count("/") != 1:
-        raise AwsError(
-            f"{name!r} is not a {kind}. Use its id, or RUN/ROLE as in imagenet/beton.", code="aws-name-invalid"
-        )
-    run, role = name.split("/")
-    return Identity(project, run, role).key
+def find(aws: Aws, kind: str, tags: Mapping[str, str], *filters: Mapping[str, Any], **more: Any) -> list[Resource]:
+    """Return all volumes, snapshots or instances (``kind``) with these tags."""
+    wanted = [*({"Name": f"tag:{key}", "Values": [value]} for key, value in tags.items()), *filters]
+    key = "Reservations" if kind == "instance" else f"{kind.capitalize()}s"
+    found = paginate(f"listing {kind}s", aws.ec2, DESCRIBE[kind], key, Filters=wanted, **more)
+    return [each for reservation in found for each in reservation["Instances"]] if kind == "instance" else found
 
 
-def require_project_tags(resource: Mapping[str, Any], name: str, project: str) -> dict[str, str]:
-    """Return the tags of a resource. Raises AwsError if it does not belong to the project."""
+def describe(aws: Aws, kind: str, identifier: str) -> Resource | None:
+    """Return a volume, snapshot or instance (``kind``) by its id; None if it does not exist."""
+    name = kind.capitalize()
+    missing = [f"Invalid{name}.NotFound", f"Invalid{name}ID.NotFound"]
+    method = getattr(aws.ec2, DESCRIBE[kind])
+    answer = call(f"describing {identifier}", method, none_if=missing, **{f"{name}Ids": [identifier]}) or {}
+    found = (answer.get("Reservations") or [{}])[0] if kind == "instance" else answer
+    return next(iter(found.get(f"{name}s", ())), None)
+
+
+def get(aws: Aws, kind: str, name: str, find_by_tags: Callable[[Mapping[str, str]], Resource | None]) -> Resource:
+    """Return the project's volume or snapshot (``kind``) called ``vol-…``, ``snap-…`` or ``RUN/ROLE``.
+
+    Raises AwsError if it does not exist or belongs to another project.
+    """
+    if (VOLUME_ID if kind == "volume" else SNAPSHOT_ID).fullmatch(name):
+        resource = describe(aws, kind, name)
+    elif name.count("/") == 1:
+        run, role = name.split("/")
+        resource = find_by_tags(Identity(aws.project, run, role).key)
+    else:
+        text = f"{name!r} is not a {kind}. Use its id, or RUN/ROLE as in imagenet/beton."
+        raise AwsError(text, code="aws-name-invalid")
+    if resource is None:
+        text = f"{kind} {name} does not exist in this region. List all with 'python -m rebar.aws cost sweep'."
+        raise AwsError(text, code="aws-not-found")
+    require_project_tags(resource, name, aws.project)
+    return resource
+
+
+def require_project_tags(resource: Resource, name: str, project: str) -> None:
+    """Raise AwsError if a resource does not belong to the project."""
     tags = tags_of(resource)
     if PROJECT in tags and tags[PROJECT] != project:
         text = f"{name} belongs to project {tags[PROJECT]!r}, not {project!r}. Set --project."
         raise AwsError(text, code="aws-not-ours")
     if not {PROJECT, RUN, ROLE} <= tags.keys():
         raise AwsError(f"{name} does not have Rebar's tags. Use a resource of this project.", code="aws-not-ours")
-    return tags
 
 
-def at_most_one(found: Sequence[Mapping[str, Any]], key: str, what: str) -> Mapping[str, Any] | None:
+def at_most_one(found: Sequence[Resource], key: str, what: str) -> Resource | None:
     """Return the only resource found, or None. Raises AwsError if there are several."""
     if len(found) > 1:
         names = ", ".join(sorted(str(each[key]) for each in found))
@@ -154,18 +184,25 @@ def expiry_of(tags: Mapping[str, str]) -> datetime | None:
 
 
 MAX_GENERATIONS = 20
+VISIBILITY_SECONDS = {"volume": 15, "instance": 300}
+"""EC2 may not describe a new resource for this long (eventual consistency)."""
 
 
-def create_once(create: Callable[[str], str], is_deleted: Callable[[str], bool], request: Mapping[str, Any]) -> str:
+def create_once(aws: Aws, kind: str, create: Callable[[str], tuple[str, datetime]], request: Mapping[str, Any]) -> str:
     """Create a resource, or get the one that the same request created earlier today. Returns its id.
 
     AWS answers a known client token with the resource that it created, even if that was deleted since. In that case
-    the next token is used. ``create(token)`` returns the id; ``is_deleted(id)`` returns whether the resource is gone.
+    the next token is used. ``create(token)`` returns the id and the time of creation. Waits until EC2 describes the
+    resource.
     """
     for generation in range(MAX_GENERATIONS):
         content = json.dumps([request, f"{now():%Y-%m-%d}", generation], sort_keys=True, default=str)
-        created = create("rebar-" + hashlib.sha256(content.encode()).hexdigest()[:48])
-        if not is_deleted(created):
+        created, at = create("rebar-" + hashlib.sha256(content.encode()).hexdigest()[:48])
+        visible_at = at + timedelta(seconds=VISIBILITY_SECONDS[kind])
+        while (found := describe(aws, kind, created)) is None and now() < visible_at:
+            time.sleep(client.POLL_SECONDS)
+        state = None if found is None else found["State"]
+        if (state["Name"] if isinstance(state, dict) else state) not in (None, *DELETED_STATES):
             return created
     text = f"the same resource was created and deleted {MAX_GENERATIONS} times today. Check the AWS console."
     raise AwsError(text, code="aws-wait-failed")

@@ -1,21 +1,54 @@
 """The script that a launched instance runs at its first boot: ``user_data.sh`` and its variables, without secrets."""
 
+import os
 import re
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from rebar.aws.snapshots import SNAPSHOT_ID
+from rebar.aws.arguments import CONFIG, EXPIRES, RESULTS, argument, command, identity_arguments, positive, run_prefix
+from rebar.aws.capacity import DATA_GB
+from rebar.aws.client import Aws
+from rebar.aws.instances import INSTANCE_TYPE, config_file
+from rebar.aws.tags import SNAPSHOT_ID
 from rebar.storage.boto import SECRETS, AwsError
+from rebar.storage.s3 import S3Prefix
 
 TEMPLATE = Path(__file__).with_name("user_data.sh")
 MAX_BYTES = 16_384  # EC2's limit
-S3_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s]*)?")
 SECRET = re.compile(r"[A-Za-z_]\w*=/[\w./-]+")
 SUSPICIOUS = re.compile(
     r"(?i)(?:api[_-]?key|secret|token|passw(?:or)?d)[\w-]*[= ](?!/|\$)[^\s/]{8,}"  # --wandb-api-key=0123…
     r"|\bhf_[A-Za-z0-9]{20,}|://[^/\s:@]*:[^/\s@]+@"  # Hugging Face's; https://user:password@…
+)
+DATA = "s3://… folder with train.beton and val.beton, or snap-…"
+WORK = [
+    EXPIRES,
+    argument("--source", required=True, help="source of Rebar: git URL, or s3://… tar.gz"),
+    argument("--revision", default="", help="commit or tag of a git URL"),
+    RESULTS,
+    argument("--data-gb", type=positive, help=f"size of the data (default: from AWS, {DATA_GB} if not available)"),
+    argument("--max-hours", type=float, required=True, help="the instance terminates after this time in any case"),
+    argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME=/PARAMETER",
+        help="environment variable from SSM's parameter store, such as WANDB_API_KEY=/rebar/wandb",
+    ),
+]
+TRAINING = [
+    *identity_arguments("train"),
+    *WORK,
+    INSTANCE_TYPE,
+    argument("--data", required=True, help=DATA),
+    CONFIG,
+    argument("flags", nargs="*", help="flags of train_imagenet.py, after --"),
+]
+EXAMPLE = (
+    "--run g5-16 --source s3://my-bucket/rebar.tar.gz --data s3://my-bucket/betons \\\n"
+    "      --results s3://my-bucket/runs --max-hours 8 --instance-type g5.xlarge"
 )
 
 
@@ -26,21 +59,16 @@ def require_no_secrets(words: Sequence[str], advice: str) -> None:
         raise AwsError(f"an argument looks like a secret, and others could read it. {advice}", code="secret-exposed")
 
 
-def training_command(config: str, flags: Sequence[str]) -> tuple[str, ...]:
+def training_command(options: Namespace) -> Sequence[str]:
     """Return the command that runs train_imagenet.py on all GPUs of the instance."""
     line = (
         "exec ./scripts/torchrun_from_env.sh train_imagenet.py --config-file "
-        + shlex.quote(config)
+        + shlex.quote(config_file(options))
         + ' --data.train_dataset "$DATA_FOLDER/train.beton" --data.val_dataset "$DATA_FOLDER/val.beton"'
         + ' --logging.folder "$RUN_FOLDER" '
-        + shlex.join(flags)
+        + shlex.join(options.flags)
     )
     return ("bash", "-c", line.rstrip())
-
-
-def run_address(options: Namespace) -> str:
-    """Return the ``s3://`` folder of the run below ``--results``."""
-    return f"{options.results.rstrip('/')}/{options.project}/{options.run_name}"
 
 
 def render(options: Namespace, command: Sequence[str], data: str, region: str) -> str:
@@ -50,15 +78,14 @@ def render(options: Namespace, command: Sequence[str], data: str, region: str) -
     """
     if options.max_hours <= 0:
         raise AwsError("--max-hours must be positive.", code="aws-option-invalid")
-    if not S3_URL.fullmatch(options.results):
-        raise AwsError(f"--results {options.results!r} is not an s3:// folder.", code="aws-option-invalid")
-    if data and not S3_URL.fullmatch(data) and not SNAPSHOT_ID.fullmatch(data):
-        raise AwsError(f"--data {data!r} is neither an s3:// folder nor snap-….", code="aws-option-invalid")
+    if data and not SNAPSHOT_ID.fullmatch(data):
+        data = str(S3Prefix.parse(data, "--data"))
     for secret in options.secret:
         if not SECRET.fullmatch(secret):
             text = f"--secret {secret.partition('=')[0]}=… is not a parameter. Use NAME=/name/in/parameter/store."
             raise AwsError(text, code="aws-option-invalid")
-    given = [options.run_name, options.source, options.revision, data, options.results, *command]
+    results = str(run_prefix(options))
+    given = [options.run_name, options.source, options.revision, data, results, *command]
     advice = "Store it with aws ssm put-parameter --type SecureString, and set --secret NAME=/parameter."
     require_no_secrets(given, advice)
     variables = {
@@ -67,8 +94,8 @@ def render(options: Namespace, command: Sequence[str], data: str, region: str) -
         "region": region,
         "source": options.source,
         "revision": options.revision,
-        "data": data.rstrip("/"),
-        "results": run_address(options),
+        "data": data,
+        "results": results,
         "max_minutes": str(max(1, round(60 * options.max_hours))),
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
@@ -80,3 +107,10 @@ def render(options: Namespace, command: Sequence[str], data: str, region: str) -
         text = f"user data has {size} bytes, EC2's limit is {MAX_BYTES}. Move flags into a --config file."
         raise AwsError(text, code="aws-option-invalid")
     return script
+
+
+@command("userdata render", EXAMPLE, *TRAINING, changes=False)
+def _render(aws: Aws, options: Namespace) -> None:
+    """Print the user data of the instance that 'launch' would start. Changes nothing."""
+    region = aws.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    print(render(options, training_command(options), options.data, region), end="")

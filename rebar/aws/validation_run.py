@@ -1,88 +1,124 @@
-"""Run the validation, or another command, on a launched instance, and download its report."""
+"""``launch validate``: run the validation, or another command, on a launched instance, and download its report."""
 
+import shlex
 import signal
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rebar.aws import client
-from rebar.aws.client import Clients, call, paginate
-from rebar.aws.instances import find_instances
-from rebar.aws.launch import LaunchSpec, launch, terminate
-from rebar.aws.plan import Mode
+from rebar.aws.arguments import argument, command, identity_arguments, identity_of, run_prefix
+from rebar.aws.capacity import require_disk_space
+from rebar.aws.client import Aws, call, paginate
+from rebar.aws.instances import BY_NAME, find_instances, instance_type
+from rebar.aws.launch import INSTANCE, ROLES, launch, terminate
+from rebar.aws.user_data import DATA, WORK, render
 from rebar.storage.boto import AwsError, translate_aws_error
+from rebar.storage.s3 import S3Prefix
 
 STATUS = "exit-status"
 GRACE_SECONDS = 900.0
 
 
-def validate(clients: Clients, spec: LaunchSpec, results: str, folder: Path, mode: Mode) -> None:
-    """Launch an instance, wait for the exit status in ``results`` (``s3://…``), download the report, terminate.
+@command(
+    "launch validate",
+    "--run check-1 --source s3://my-bucket/rebar.tar.gz --data s3://my-bucket/betons \\\n"
+    "      --results s3://my-bucket/runs --max-hours 2 --out report" + ROLES,
+    *identity_arguments("validate"),
+    *WORK,
+    argument("--instance-type", default="g4dn.xlarge", metavar="TYPE", help=f"{', '.join(BY_NAME)}; %(default)s"),
+    argument("--data", default="", help=f"{DATA}; or hf:imagenet-1k, with --secret HF_TOKEN=/PARAMETER"),
+    argument("--command", dest="line", help="bash command instead of the validation; writes to $RUN_FOLDER"),
+    argument("--out", type=Path, required=True, help="folder for the report"),
+    *INSTANCE,
+)
+def _validate(aws: Aws, options: Namespace) -> None:
+    """Run the one-hour validation, or another command, on one GPU, and download its report."""
+    machine = instance_type(options.instance_type)
+    if machine.gpus != 1:
+        text = f"{machine.name} has {machine.gpus} GPUs. Use a type with one, such as g5.xlarge."
+        raise AwsError(text, code="instance-type-unsuitable")
+    from_hub = options.data.startswith("hf:")
+    line = options.line
+    if line is None:
+        if not options.data:
+            text = "--data is missing. Use s3://…, snap-… or hf:imagenet-1k, or set --command."
+            raise AwsError(text, code="aws-option-invalid")
+        images = shlex.quote(options.data) if from_hub else '"$DATA_FOLDER"'
+        line = f"exec ./scripts/validation_run.sh {images}"
+    if options.data and not from_hub:
+        require_disk_space(aws, machine, options.data, options.data_gb, options.root_gb)
+    data = "" if from_hub else options.data
+    _run(aws, options, render(options, ("bash", "-c", line), data, aws.ec2.meta.region_name))
 
-    Checkpoints are not downloaded. A repeated call completes an interrupted one. Raises AwsError if the command failed,
-    or if the instance ended without an exit status; ``folder`` then has the part of the report that exists.
+
+def _run(aws: Aws, options: Namespace, script: str) -> None:
+    """Launch an instance, wait for its exit status in S3, download the report, terminate.
+
+    A repeated call completes an interrupted one. Raises AwsError if the command failed, or if the instance ended
+    without an exit status; the folder then has the part of the report that exists.
     """
-    bucket, _, prefix = results.removeprefix("s3://").partition("/")
-    s3, identity = clients("s3"), spec.identity
-    if _status(s3, bucket, prefix) is None:
-        instance_id = launch(clients, spec, mode)
-        if instance_id is None or mode is not Mode.EXECUTE:
+    s3, identity, place, folder = aws("s3"), identity_of(options), run_prefix(options), options.out
+    if _status(s3, place) is None:
+        instance_id = launch(aws, options, script)
+        if instance_id is None or not aws.executes:
             return
         with _interrupted_by_sigterm():
             try:
-                _wait(clients, spec, s3, bucket, prefix)
+                _wait(aws, options, s3, place)
             finally:
-                _download(s3, bucket, prefix, folder)
-                terminate(clients, instance_id)
+                _download(s3, place, folder)
+                terminate(aws, instance_id)
     else:
         print(f"{identity.run} has already ended: nothing is launched, --yes downloads its report")
-        if mode is not Mode.EXECUTE:
+        if not aws.executes:
             return
-        _download(s3, bucket, prefix, folder)
-        for instance in find_instances(clients, identity.key):
-            terminate(clients, instance["InstanceId"])
+        _download(s3, place, folder)
+        for instance in find_instances(aws, identity.key):
+            terminate(aws, instance["InstanceId"])
     if (summary := folder / "run" / "summary.txt").is_file():
         print(summary.read_text(errors="replace"), end="")
-    status = _status(s3, bucket, prefix)
+    status = _status(s3, place)
     if status != "0":
         text = f"{identity.run} failed with exit status {status or 'unknown'}. See {folder / 'machine.log'}."
         raise AwsError(text, code="remote-run-failed")
     print(f"{identity.run} is done: its report is in {folder}")
 
 
-def _wait(clients: Clients, spec: LaunchSpec, s3: Any, bucket: str, prefix: str) -> None:
+def _wait(aws: Aws, options: Namespace, s3: Any, place: S3Prefix) -> None:
     """Wait until the exit status exists, or the instance does not."""
-    deadline = time.monotonic() + 3600 * spec.options.max_hours + GRACE_SECONDS
-    while _status(s3, bucket, prefix) is None and find_instances(clients, spec.identity.key, ("pending", "running")):
+    identity, deadline = identity_of(options), time.monotonic() + 3600 * options.max_hours + GRACE_SECONDS
+    while _status(s3, place) is None and find_instances(aws, identity.key, ("pending", "running")):
         if time.monotonic() > deadline:
-            text = f"{spec.identity.run} is still running after --max-hours. Check the AWS console."
+            text = f"{identity.run} is still running after --max-hours. Check the AWS console."
             raise AwsError(text, code="aws-wait-failed")
         time.sleep(client.POLL_SECONDS)
 
 
-def _status(s3: Any, bucket: str, prefix: str) -> str | None:
+def _status(s3: Any, place: S3Prefix) -> str | None:
     """Return the exit status of the command; None if it has not ended."""
-    key = f"{prefix}/{STATUS}"
-    answer = call(f"reading s3://{bucket}/{key}", s3.get_object, none_if=["NoSuchKey"], Bucket=bucket, Key=key)
+    missing, key = ["NoSuchKey"], place.key(STATUS)
+    answer = call(f"reading {place}/{STATUS}", s3.get_object, none_if=missing, Bucket=place.bucket, Key=key)
     return None if answer is None else str(answer["Body"].read(64).decode()).strip()
 
 
-def _download(s3: Any, bucket: str, prefix: str, folder: Path) -> None:
+def _download(s3: Any, place: S3Prefix, folder: Path) -> None:
     """Download the results, except the checkpoints."""
     from boto3.s3.transfer import TransferConfig
 
     config = TransferConfig(preferred_transfer_client="classic")  # CRT ignores AWS_ENDPOINT_URL
-    action = f"downloading s3://{bucket}/{prefix}"
-    for entry in paginate(action, s3, "list_objects_v2", "Contents", Bucket=bucket, Prefix=f"{prefix}/"):
-        name = entry["Key"].removeprefix(f"{prefix}/")
+    action, prefix = f"downloading {place}", place.key("")
+    for entry in paginate(action, s3, "list_objects_v2", "Contents", Bucket=place.bucket, Prefix=prefix):
+        name = entry["Key"].removeprefix(prefix)
         target = folder / name
         if not name or name.endswith(".pt") or not target.resolve().is_relative_to(folder.resolve()):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         with translate_aws_error(action):
-            s3.download_file(bucket, entry["Key"], str(target), Config=config)
+            s3.download_file(place.bucket, entry["Key"], str(target), Config=config)
 
 
 @contextmanager

@@ -1,77 +1,73 @@
-"""Find, create, attach and detach EBS volumes of the project."""
+"""Find, create, attach and detach EBS volumes of the project: ``volume create|attach``."""
 
-import re
-import time
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from rebar.aws.client import Clients, call, paginate, wait
+from rebar.aws.arguments import EXPIRES, INSTANCE, argument, command, identity_arguments, identity_of, positive
+from rebar.aws.client import Aws, Step, wait
 from rebar.aws.cost import EBS_GB_MONTH
-from rebar.aws.plan import Mode, Step, confirm_plan
+from rebar.aws.instances import get_instance, this_machine
 from rebar.aws.tags import (
-    PROJECT,
+    DELETED_STATES,
     Identity,
+    Resource,
     at_most_one,
     create_once,
-    filters,
-    require_project_tags,
+    find,
+    get,
     tag_specification,
-    tags_of,
-    tags_of_name,
 )
 from rebar.storage.boto import AwsError
 
-Volume = Mapping[str, Any]
-VOLUME_ID = re.compile(r"vol-[0-9a-f]{8,17}")
 STATE_CHANGE_MINUTES = 5.0
-VISIBILITY_DELAY_SECONDS = 15.0
-"""DescribeVolumes may not return a new volume for this long (eventual consistency)."""
 DEVICE_NAMES = tuple(f"/dev/sd{letter}" for letter in "fghijklmnop")
 """The names that AWS recommends for data volumes. On Nitro instances they exist in the API only."""
+VOLUME = argument("volume", help="vol-…, or RUN/ROLE such as imagenet/beton")
+ZONE_AND_TYPE = [
+    argument("--zone", required=True, help="availability zone of the instance, such as us-east-1a"),
+    argument("--type", default="gp3", choices=sorted(EBS_GB_MONTH), help="default: %(default)s"),
+    argument("--throughput", type=positive, help="MiB/s; gp3 only, extra charge above 125"),
+]
 
 
-def find_volumes(clients: Clients, tags: Mapping[str, str]) -> list[Volume]:
+def find_volumes(aws: Aws, tags: Mapping[str, str]) -> list[Resource]:
     """Return all volumes with these tags that are not being deleted."""
-    found = paginate("listing volumes", clients.ec2, "describe_volumes", "Volumes", Filters=filters(tags))
-    return [volume for volume in found if volume["State"] not in ("deleting", "deleted")]
+    return [volume for volume in find(aws, "volume", tags) if volume["State"] not in DELETED_STATES]
 
 
-def describe_volume(clients: Clients, volume_id: str) -> Volume | None:
-    """Return a volume by its id; None if it does not exist."""
-    missing = ["InvalidVolume.NotFound"]
-    ec2 = clients.ec2
-    answer = call(f"describing {volume_id}", ec2.describe_volumes, none_if=missing, VolumeIds=[volume_id])
-    return answer["Volumes"][0] if answer and answer["Volumes"] else None
-
-
-def get_volume(clients: Clients, name: str, project: str) -> Volume:
+def get_volume(aws: Aws, name: str) -> Resource:
     """Return the project's volume ``vol-…`` or ``RUN/ROLE``. Raises AwsError if there is none."""
-    if VOLUME_ID.fullmatch(name):
-        volume = describe_volume(clients, name)
-    else:
-        volume = at_most_one(find_volumes(clients, tags_of_name(name, project, "volume")), "VolumeId", name)
-    if volume is None:
-        text = f"volume {name} does not exist in this region. List all with 'python -m rebar.aws cost sweep'."
-        raise AwsError(text, code="aws-not-found")
-    require_project_tags(volume, volume["VolumeId"], project)
-    return volume
+    return get(aws, "volume", name, lambda tags: at_most_one(find_volumes(aws, tags), "VolumeId", name))
 
 
-def refresh(clients: Clients, volume: Volume) -> Volume:
-    """Return the current description of a volume."""
-    return get_volume(clients, volume["VolumeId"], tags_of(volume)[PROJECT])
-
-
-def attachment(volume: Volume) -> Mapping[str, Any] | None:
+def attachment(volume: Resource) -> Mapping[str, Any] | None:
     """Return the attachment of a volume (also attaching or detaching), or None."""
     return next((each for each in volume.get("Attachments", ()) if each.get("State") != "detached"), None)
 
 
-def require_attached(volume: Volume) -> None:
+def require_attached(volume: Resource) -> None:
     """Raise AwsError if a volume is not attached to any instance."""
     if attachment(volume) is None:
         name = volume["VolumeId"]
         raise AwsError(f"{name} is not attached. Run volume attach {name} first.", code="volume-not-attached")
+
+
+@command(
+    "volume create",
+    "--run imagenet --role beton --zone us-east-1a --size 200 --yes",
+    *identity_arguments("data"),
+    EXPIRES,
+    *ZONE_AND_TYPE,
+    argument("--size", required=True, type=positive, help="GiB"),
+    argument("--iops", type=positive, help="gp3 only, extra charge above 3000"),
+    argument("--encrypted", action="store_true", help="encrypt it (default: the account's setting)"),
+)
+def _create(aws: Aws, options: Namespace) -> None:
+    """Create a blank volume. A repeated call finds it."""
+    identity = identity_of(options)
+    more = {"Throughput": options.throughput, "Iops": options.iops, "Encrypted": options.encrypted or None}
+    create_volume(aws, identity, volume_request(identity, options.zone, options.size, options.type, **more))
 
 
 def volume_request(
@@ -91,39 +87,30 @@ def volume_request(
     }
 
 
-def create_volume(clients: Clients, identity: Identity, request: Mapping[str, Any], mode: Mode) -> Volume | None:
+def create_volume(aws: Aws, identity: Identity, request: Mapping[str, Any]) -> Resource | None:
     """Create a volume, or find the one that an earlier call created. Returns None if the plan was only printed."""
     zone, size, kind = request["AvailabilityZone"], request["Size"], request["VolumeType"]
-    found = at_most_one(find_volumes(clients, identity.key), "VolumeId", str(identity))
+    found = at_most_one(find_volumes(aws, identity.key), "VolumeId", str(identity))
     if found is not None:
         _require_same_request(found, request, identity)
         print(f"{found['VolumeId']} exists already: {size} GiB {kind} in {zone}")
-        return _available(clients, found["VolumeId"]) if mode is Mode.EXECUTE else found
+        return _available(aws, found["VolumeId"]) if aws.executes else found
     origin = f"from {request['SnapshotId']}" if "SnapshotId" in request else "blank"
     cost = f", about ${EBS_GB_MONTH[kind] * size:.2f} a month" if kind in EBS_GB_MONTH else ""
-    text = f"create a {size} GiB {kind} volume in {zone}, {origin}{cost}"
-    if not confirm_plan(mode, f"volume {identity}", [Step(text, clients.ec2.create_volume, request)]):
+    step = Step(f"create a {size} GiB {kind} volume in {zone}, {origin}{cost}", aws.ec2.create_volume, request)
+    if not aws.confirm(f"volume {identity}", [step]):
         return None
 
-    def create(token: str) -> str:
-        answer = call("creating a volume", clients.ec2.create_volume, **request, ClientToken=token)
-        return str(answer["VolumeId"])
+    def create(token: str) -> tuple[str, Any]:
+        made = step.execute(ClientToken=token)
+        return made["VolumeId"], made["CreateTime"]
 
-    volume_id = create_once(create, lambda created: _is_deleted(clients, created), request)
+    volume_id = create_once(aws, "volume", create, request)
     print(f"created {volume_id}", flush=True)
-    return _available(clients, volume_id)
+    return _available(aws, volume_id)
 
 
-def _is_deleted(clients: Clients, volume_id: str) -> bool:
-    deadline = time.monotonic() + VISIBILITY_DELAY_SECONDS
-    while (volume := describe_volume(clients, volume_id)) is None:
-        if time.monotonic() > deadline:
-            return True
-        time.sleep(0.5)
-    return volume["State"] in ("deleting", "deleted")
-
-
-def _require_same_request(volume: Volume, request: Mapping[str, Any], identity: Identity) -> None:
+def _require_same_request(volume: Resource, request: Mapping[str, Any], identity: Identity) -> None:
     keys = ("AvailabilityZone", "Size", "VolumeType", "SnapshotId")
     pairs = {key: (volume.get(key) or "none", request.get(key) or "none") for key in keys}
     if different := [f"{key} is {old}, not {new}" for key, (old, new) in pairs.items() if old != new]:
@@ -131,33 +118,26 @@ def _require_same_request(volume: Volume, request: Mapping[str, Any], identity: 
         raise AwsError(f"{text}. Use the same values, or another --run or --role.", code="aws-exists-differently")
 
 
-def _available(clients: Clients, volume_id: str) -> Volume:
+def _available(aws: Aws, volume_id: str) -> Resource:
     """Wait until a volume can be used, and return it."""
-    volume = describe_volume(clients, volume_id)
-    if volume is None or volume["State"] != "in-use":
-        wait_for_volume(clients, volume_id, "available")
-        volume = describe_volume(clients, volume_id)
-    assert volume is not None
-    return volume
+    if get_volume(aws, volume_id)["State"] != "in-use":
+        wait_for_volume(aws, volume_id, "available")
+    return get_volume(aws, volume_id)
 
 
-def wait_for_volume(clients: Clients, volume_id: str, state: str) -> None:
-    """Wait until a volume is ``available``, ``in_use`` or ``deleted``."""
+def wait_for_volume(aws: Aws, volume_id: str, state: str) -> None:
+    """Wait until a volume is ``available``, ``in_use`` or ``deleted``. Raises AwsError if its state is ``error``."""
     action = f"waiting until {volume_id} is {state.replace('_', ' ')}"
-    wait(action, clients.ec2, f"volume_{state}", minutes=STATE_CHANGE_MINUTES, VolumeIds=[volume_id])
+    wait(action, aws.ec2, f"volume_{state}", minutes=STATE_CHANGE_MINUTES, VolumeIds=[volume_id])
 
 
-def describe_instance(clients: Clients, instance_id: str) -> Mapping[str, Any]:
-    """Return an instance by its id. Raises AwsError if it does not exist."""
-    answer = call(f"describing {instance_id}", clients.ec2.describe_instances, InstanceIds=[instance_id])
-    for reservation in answer["Reservations"]:
-        for instance in reservation["Instances"]:
-            found: Mapping[str, Any] = instance
-            return found
-    raise AwsError(f"instance {instance_id} does not exist in this region.", code="aws-not-found")
+@command("volume attach", "imagenet/beton --yes", VOLUME, INSTANCE)
+def _attach(aws: Aws, options: Namespace) -> None:
+    """Attach an available volume to a running instance in its zone."""
+    attach_volume(aws, get_volume(aws, options.volume), options.instance or this_machine().instance_id)
 
 
-def attach_volume(clients: Clients, volume: Volume, instance_id: str, mode: Mode) -> None:
+def attach_volume(aws: Aws, volume: Resource, instance_id: str) -> None:
     """Attach an available volume to a running instance in its zone.
 
     Raises AwsError if the volume is attached elsewhere, or the instance is not running or in another zone.
@@ -171,18 +151,18 @@ def attach_volume(clients: Clients, volume: Volume, instance_id: str, mode: Mode
         raise AwsError(text, code="volume-in-use")
     if volume["State"] != "available":
         raise AwsError(f"{volume_id} is {volume['State']}, not available. Try again later.", code="volume-in-use")
-    instance = describe_instance(clients, instance_id)
+    instance = get_instance(aws, instance_id)
     _require_attachable(volume, instance)
     device = _free_device_name(instance)
     request = {"VolumeId": volume_id, "InstanceId": instance_id, "Device": device}
-    step = Step(f"attach {volume_id} to {instance_id} as {device}", clients.ec2.attach_volume, request)
-    if confirm_plan(mode, f"volume {volume_id}", [step]):
-        call(f"attaching {volume_id} to {instance_id}", clients.ec2.attach_volume, **request)
-        wait_for_volume(clients, volume_id, "in_use")
+    step = Step(f"attach {volume_id} to {instance_id} as {device}", aws.ec2.attach_volume, request)
+    if aws.confirm(f"volume {volume_id}", [step]):
+        step.execute()
+        wait_for_volume(aws, volume_id, "in_use")
         print(f"{volume_id} is attached to {instance_id}")
 
 
-def _require_attachable(volume: Volume, instance: Mapping[str, Any]) -> None:
+def _require_attachable(volume: Resource, instance: Resource) -> None:
     name, state, zone = instance["InstanceId"], instance["State"]["Name"], instance["Placement"]["AvailabilityZone"]
     if state != "running":
         raise AwsError(f"{name} is {state}. Start the instance first.", code="volume-not-attachable")
@@ -192,7 +172,7 @@ def _require_attachable(volume: Volume, instance: Mapping[str, Any]) -> None:
         raise AwsError(f"{text}. {advice}", code="volume-not-attachable")
 
 
-def _free_device_name(instance: Mapping[str, Any]) -> str:
+def _free_device_name(instance: Resource) -> str:
     used = {mapping["DeviceName"].replace("/dev/xvd", "/dev/sd") for mapping in instance.get("BlockDeviceMappings", ())}
     for name in DEVICE_NAMES:
         if name not in used:
@@ -201,16 +181,16 @@ def _free_device_name(instance: Mapping[str, Any]) -> str:
     raise AwsError(f"{text}. Detach a volume first.", code="volume-not-attachable")
 
 
-def detach_volume(clients: Clients, volume: Volume, mode: Mode) -> None:
+def detach_volume(aws: Aws, volume: Resource) -> None:
     """Detach an unmounted volume, never by force, and wait until it is available."""
     volume_id, where = volume["VolumeId"], attachment(volume)
     if where is None:
         print(f"{volume_id} is already detached")
         return
     request = {"VolumeId": volume_id, "InstanceId": where["InstanceId"]}
-    step = Step(f"detach {volume_id} from {where['InstanceId']}", clients.ec2.detach_volume, request)
-    if confirm_plan(mode, f"volume {volume_id}", [step]):
+    step = Step(f"detach {volume_id} from {where['InstanceId']}", aws.ec2.detach_volume, request)
+    if aws.confirm(f"volume {volume_id}", [step]):
         if where["State"] != "detaching":
-            call(f"detaching {volume_id}", clients.ec2.detach_volume, **request)
-        wait_for_volume(clients, volume_id, "available")
+            step.execute()
+        wait_for_volume(aws, volume_id, "available")
         print(f"{volume_id} is detached")

@@ -100,17 +100,18 @@ class RunStore:
         """Download the run into a folder, to resume it there; None if nothing is uploaded.
 
         ``last.pt`` is renamed into place after everything else, so its presence means that the download is complete.
-        A damaged checkpoint is removed from the manifest, and the previous one is used.
+        A damaged checkpoint is removed from the manifest, and the previous one is used. Its object is kept.
         """
-        manifest = self.read_manifest()
+        manifest, version = self.read_version()
         while manifest is not None:
             try:
                 self._fetch(manifest, folder)
                 return manifest
             except S3ChecksumError as error:
-                manifest = self._without_damaged(manifest, error)
+                self.write_manifest(self._without_damaged(manifest, error), if_version=version)
+                manifest, version = self.read_version()
             except S3NotFoundError:  # a newer upload replaced the manifest, and deleted the objects of the old one
-                newer = self.read_manifest()
+                newer, version = self.read_version()
                 if newer is None or newer == manifest:
                     raise
                 manifest = newer
@@ -143,7 +144,7 @@ class RunStore:
         download(self._client, self._prefix.bucket, self._prefix.key(stored.object), target, sha256=stored.sha256)
 
     def _without_damaged(self, manifest: RunManifest, error: S3ChecksumError) -> RunManifest:
-        """Upload and return the manifest without a damaged checkpoint; ``previous.pt`` replaces ``last.pt``."""
+        """Return the manifest without a damaged checkpoint; ``previous.pt`` replaces ``last.pt``."""
         damaged = error.key.removeprefix(self._prefix.key(""))
         intact = {name: stored for name, stored in manifest.checkpoints.items() if stored.object != damaged}
         last = intact.get(LAST) or intact.pop(PREVIOUS, None)
@@ -151,11 +152,7 @@ class RunStore:
             raise error
         warn(f"{self.url}/{damaged} does not match its SHA-256. The previous checkpoint is used.")
         # The checkpoint itself contains its progress.
-        manifest = replace(manifest, progress=Progress(0, 0, 0.0), checkpoints={**intact, LAST: last})
-        self.write_manifest(manifest)
-        with suppress(AwsError):
-            self.delete([damaged])
-        return manifest
+        return replace(manifest, progress=Progress(0, 0, 0.0), checkpoints={**intact, LAST: last})
 
     def _upload(self, name: str, content: IO[bytes], sha256: str = "") -> None:
         where = (self._prefix.bucket, self._prefix.key(name))

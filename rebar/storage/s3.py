@@ -60,6 +60,10 @@ class S3Prefix:
         """Return the key of the object ``name`` below the prefix."""
         return f"{self.prefix}/{name}" if self.prefix else name
 
+    def below(self, name: str) -> "S3Prefix":
+        """Return the prefix ``name`` below this one."""
+        return S3Prefix(self.bucket, self.key(name))
+
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}" if self.prefix else f"s3://{self.bucket}"
 

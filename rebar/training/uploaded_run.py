@@ -11,8 +11,7 @@ from rebar.training.distributed import World, gather_from_all, wait_for_all
 
 def run_store(address: str, folder: RunFolder) -> RunStore:
     """Return the store of this folder's run below ``address``. Raises AwsError if that is not an S3 URL."""
-    parent = S3Prefix.parse(address, "logging.upload")
-    prefix = S3Prefix(parent.bucket, parent.key(folder.path.resolve().name))
+    prefix = S3Prefix.parse(address, "logging.upload").below(folder.path.resolve().name)
     return RunStore(make_client("s3"), prefix, threads=0)  # the upload thread is a daemon: it starts no others
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rebar.aws.tags import VISIBILITY_SECONDS
 from tests.aws.conftest import ZONE, assert_fails, kill_at, run_cli, run_instance
 from tests.aws.disks import Disks, mounted_at
 from tests.aws.strict_aws import ErrorResponse, StrictAws
@@ -242,8 +243,9 @@ def test_verify_fails_if_the_snapshot_misses_a_block(
 
 
 def test_verify_again_removes_the_tag_if_it_fails(
-    aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
+    aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(VISIBILITY_SECONDS, "volume", 0)  # the first copy was deleted
     lost = (folder / "val.beton").read_bytes()
     run_cli("snapshot", "create", VOLUME, "--yes")
     (snapshot,) = our_snapshots(aws)

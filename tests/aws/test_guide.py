@@ -56,7 +56,7 @@ def required_permissions() -> set[str]:
     code = "\n".join(path.read_text() for path in (REPOSITORY / "rebar/aws").rglob("*.py"))
     names = set(re.findall(r"\b(?:ec2|s3|budgets|batch|client)\.([a-z]+_[a-z_0-9]+)\b", code))
     names |= set(re.findall(r'"((?:describe|list)_\w+)"', code))
-    names |= set(re.findall(r'clients\("[\w-]+"\)\.(\w+)', code))
+    names |= set(re.findall(r'aws\("[\w-]+"\)\.(\w+)', code))
     names -= {"get_paginator", "get_waiter", "meta"}
     calls = {"".join(part.capitalize() for part in name.split("_")) for name in names}
     return {PERMISSIONS.get(call, f"ec2:{call}") for call in calls}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rebar.aws.tags import VISIBILITY_SECONDS
 from tests.aws.conftest import assert_fails, kill_at, run_cli, start_cli, wait_for
 from tests.aws.strict_aws import ErrorResponse, StrictAws
 
@@ -92,6 +93,13 @@ def test_launch_terminates_an_instance_that_cannot_be_scheduled(account: StrictA
     assert len(account.sent("TerminateInstances")) == 1
 
 
+def test_launch_again_keeps_an_instance_that_cannot_be_scheduled(account: StrictAws, ec2: Any) -> None:
+    run_cli(*SINGLE, "--yes")
+    account.refuse["POST /schedules"] = ErrorResponse("AccessDeniedException", "you may not", 403)
+    assert_fails("aws-request-refused", *SINGLE, "--yes")
+    assert len(active_instances(ec2)) == 1
+
+
 def test_launch_again_finds_the_first_instance(account: StrictAws, ec2: Any) -> None:
     run_cli(*SINGLE, "--yes")
     assert "exists already" in run_cli(*SINGLE, "--yes").out
@@ -122,7 +130,7 @@ def test_launch_after_ec2_forgot_the_instance_launches_a_new_one(
     run_cli(*SINGLE, "--yes")
     (first,) = active_instances(ec2)
     account.backend.reservations.clear()
-    monkeypatch.setattr("rebar.aws.launch.VISIBILITY_DELAY", timedelta(0))
+    monkeypatch.setitem(VISIBILITY_SECONDS, "instance", 0)
     run_cli(*SINGLE, "--yes")
     (second,) = active_instances(ec2)
     assert first["InstanceId"] != second["InstanceId"]
@@ -157,10 +165,11 @@ def test_launch_checks_quota_type_and_disks_first(account: StrictAws) -> None:
 
 def test_launch_checks_the_data_first(account: StrictAws, ec2: Any) -> None:
     assert "s3://bucket/other/train.beton" in assert_fails(
-        "aws-not-found", *SINGLE, "--data", "s3://bucket/other", "--yes"
+        "s3-not-found", *SINGLE, "--data", "s3://bucket/other", "--yes"
     )
     assert_fails("aws-not-found", *SINGLE, "--data", "snap-0123456789abcdef0", "--yes")
-    assert_fails("aws-option-invalid", *SINGLE, "--data", "hf:imagenet-1k", "--yes")
+    assert_fails("s3-invalid-url", *SINGLE, "--data", "hf:imagenet-1k", "--yes")
+    assert_fails("s3-invalid-url", *SINGLE, "--results", "/mnt/runs", "--yes")
     volume = ec2.create_volume(AvailabilityZone="us-east-1a", Size=400, VolumeType="gp3")["VolumeId"]
     snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
     output = assert_fails("instance-type-unsuitable", *SINGLE, "--data", snapshot, "--yes")

@@ -1,7 +1,6 @@
 """``run upload`` and ``run fetch``, against S3 over HTTP."""
 
 import json
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,6 @@ def test_run_fetch_restores_an_uploaded_run(aws: StrictAws, s3: Any, tmp_path: P
     for name in ("checkpoints/last.pt", "checkpoints/best.pt", "log.jsonl"):
         assert (tmp_path / "there" / name).read_bytes() == (folder / name).read_bytes()
     assert not [path for path in (tmp_path / "there").rglob(".*") if path.is_file()]
-    assert not list(folder.glob(".upload-*"))
 
 
 def test_run_fetch_keeps_another_checkpoint_without_replace(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
@@ -70,12 +68,14 @@ def test_run_fetch_keeps_another_checkpoint_without_replace(aws: StrictAws, s3: 
     run_cli("run", "fetch", PLACE, there)
 
 
-def test_run_upload_removes_the_temporary_folder_of_a_killed_upload(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
-    folder = run_folder(tmp_path / "here", step=1, last=b"one")
-    (folder / ".upload-old").mkdir()
-    os.utime(folder / ".upload-old", (0, 0))
-    run_cli("run", "upload", folder, PLACE)
-    assert not list(folder.glob(".upload-*"))
+def test_run_upload_keeps_checkpoints_that_only_s3_has(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+    first = run_folder(tmp_path / "first", step=1, last=b"one")
+    (first / "checkpoints/epoch_1.pt").write_bytes(b"the first epoch")
+    run_cli("run", "upload", first, PLACE)
+    run_cli("run", "fetch", PLACE, tmp_path / "second")
+    run_cli("run", "upload", run_folder(tmp_path / "second", step=2, last=b"two"), PLACE)
+    kept = manifest(s3)["checkpoints"]["epoch_1.pt"]["object"]
+    assert s3.get_object(Bucket="bucket", Key=f"runs/g5-16/{kept}")["Body"].read() == b"the first epoch"
 
 
 def test_run_commands_without_a_run(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
@@ -178,4 +178,5 @@ def test_run_fetch_uses_the_previous_checkpoint_if_the_last_is_damaged(aws: Stri
     s3.put_object(Bucket="bucket", Key=f"runs/g5-16/{damaged}", Body=b"twx")
     assert "The previous checkpoint is used" in run_cli("run", "fetch", PLACE, tmp_path / "there").err
     assert (tmp_path / "there/checkpoints/last.pt").read_bytes() == b"one"
-    assert damaged not in keys(s3)
+    assert damaged in keys(s3)  # nothing is deleted by a download
+    assert damaged not in {stored["object"] for stored in manifest(s3)["checkpoints"].values()}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from rebar.aws.tags import VISIBILITY_SECONDS
 from tests.aws.conftest import ZONE, assert_fails, run_cli, run_instance
 from tests.aws.strict_aws import ErrorResponse, StrictAws
 
@@ -76,7 +77,7 @@ def test_create_again_before_describe_shows_the_volume_reuses_its_token(aws: Str
 
 
 def test_create_after_delete_creates_a_new_volume(aws: StrictAws, ec2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rebar.aws.volumes.VISIBILITY_DELAY_SECONDS", 0.0)
+    monkeypatch.setitem(VISIBILITY_SECONDS, "volume", 0)
     run_cli(*CREATE, "--yes")
     before = volume_id(ec2)
     ec2.delete_volume(VolumeId=before)

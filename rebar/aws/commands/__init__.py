@@ -1,1 +1,0 @@
-"""The command line, with one module per group of commands."""
