@@ -24,13 +24,13 @@ from rebar.loading.imagenet import DataConfig, build_val_loader
 from rebar.models.build import build_model, to_device
 from rebar.optim.averaging import weights_to_evaluate
 from rebar.reporting import console
-from rebar.reporting.confusion import class_lines, plot_confusion
+from rebar.reporting.plots import plot_confusion
 from rebar.reporting.run_folder import RunFolder
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
 from rebar.training.error_hints import evaluation_error_hints
-from rebar.training.evaluate import evaluate
+from rebar.training.evaluation import evaluate
 from rebar.training.execution import Precision, input_dtype, resolve_precision
 from rebar.training.export import export_weights, read_weights
 from rebar.training.state import check_same_classes
@@ -201,7 +201,7 @@ def check_classes(options: EvaluateSection, loader: Loader, class_names: Sequenc
 def report_classes(options: EvaluateSection, confusion: NDArray[np.int64], names: list[str]) -> None:
     """Print the accuracy per class and write the confusion matrix, as requested."""
     if options.per_class:
-        print("\n".join(class_lines(confusion, names)))
+        print("\n".join(console.class_lines(confusion, names)))
     if options.confusion:
         plot_confusion(confusion, names, Path(options.confusion))
         print(f"confusion: {options.confusion}")

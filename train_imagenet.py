@@ -22,13 +22,12 @@ from rebar.optim.optimizers import clip_gradients, perturbed_weights, set_learni
 from rebar.optim.schedules import build_schedule
 from rebar.training.banner import print_banner, print_epoch
 from rebar.training.dry_run import run_trial
+from rebar.training.evaluation import print_evaluation, validate_epoch
 from rebar.training.execution import autocast, seed_step, split_microbatches
-from rebar.training.finish import finish, print_evaluation
-from rebar.training.launch import launch
+from rebar.training.launch import launch, run_context
 from rebar.training.losses import build_criterion
+from rebar.training.publish import finish
 from rebar.training.run import Run
-from rebar.training.run_context import run_context
-from rebar.training.validation import validate_epoch
 
 
 def main(argv: Sequence[str]) -> None:

@@ -25,11 +25,11 @@ from rebar.config import parse_config
 from rebar.loading import Batch, Loader
 from rebar.loading.imagenet import build_train_loader
 from rebar.reporting.run_folder import RunFolder
+from rebar.training.build import build_state
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
 from rebar.training.metrics import TrainMeter
 from rebar.training.run import Run
-from rebar.training.setup import build_state
 
 LEARNING_RATE = 1e-3
 

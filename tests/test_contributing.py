@@ -34,9 +34,10 @@ def test_contributing_example_adds_a_decay(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "lr_schedule_type: sqrt" in done.stdout
     code = (
-        "from rebar.optim.schedules import LearningRateConfig, lr_at; "
+        "from rebar.optim.schedules import LearningRateConfig, build_base_schedule; "
         "config = LearningRateConfig(lr=2.0, lr_schedule_type='sqrt'); "
-        "print(*(lr_at(step, config, epochs=4, steps_per_epoch=25) for step in (0, 75, 100)))"
+        "rate = build_base_schedule(config, epochs=4, steps_per_epoch=25, peak=2.0); "
+        "print(*(rate(step) for step in (0, 75, 100)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert [float(word) for word in done.stdout.split()] == pytest.approx([2.0, 1.0, 0.0])

@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from rebar.config import flatten_config, load_config_files, parse_config
-from rebar.training.config import TrainConfig
-from rebar.training.unused_options import unused_options
+from rebar.training.config import TrainConfig, unused_options
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "rn50_configs"

@@ -19,10 +19,10 @@ from rebar.config import parse_config
 from rebar.loading import Normalizer
 from rebar.models.torchvision_compat import import_torchvision
 from rebar.training import run as run_module
+from rebar.training.build import open_data
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
-from rebar.training.setup import open_data
 from tests.conftest import Data, read_events, run
 
 EPOCHS, PEAK, SMOOTHING, DECAY = 2, 0.1, 0.1, 5e-3

@@ -146,7 +146,7 @@ def test_resume_after_an_interrupted_evaluation_is_identical(data: Data, finishe
     code = f"""if True:
         import sys, train_imagenet
         from rebar.cli import run_command
-        from rebar.training.preemption import StopReason
+        from rebar.training.stopping import StopReason
         from rebar.training.run import Run
         interruptible = Run.interruptible
         def interrupted(self, batches):

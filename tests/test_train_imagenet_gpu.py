@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rebar.training.checkpoint import read_checkpoint
-from rebar.training.preemption import EXIT_PREEMPTED
+from rebar.training.stopping import EXIT_PREEMPTED
 from tests.conftest import REPOSITORY, Data, read_events, run
 
 pytestmark = [

@@ -23,10 +23,10 @@ from rebar.config import parse_config
 from rebar.loading import Batch
 from rebar.models.build import build_model
 from rebar.reporting.run_folder import RunFolder
+from rebar.training.build import build_state
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
 from rebar.training.run import Run
-from rebar.training.setup import build_state
 
 LEARNING_RATE = 1e-3
 

@@ -13,11 +13,11 @@ from rebar.config import parse_config
 from rebar.loading import Batch
 from rebar.loading.imagenet import build_train_loader
 from rebar.reporting.run_folder import RunFolder
+from rebar.training.build import build_state
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
+from rebar.training.launch import run_context
 from rebar.training.run import Run
-from rebar.training.run_context import run_context
-from rebar.training.setup import build_state
 from training_loops import LABEL_SMOOTHING, LEARNING_RATE, MOMENTUM, NUM_CLASSES, WEIGHT_DECAY, Epoch, Job
 
 

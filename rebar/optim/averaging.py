@@ -6,12 +6,15 @@ generalization", UAI 2018); its BatchNorm statistics are computed afterwards.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rebar.config import option
 from rebar.errors import RebarError
@@ -106,3 +109,32 @@ def weights_to_evaluate(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor
     average = checkpoint.get("average")
     weights: dict[str, torch.Tensor] = average["model"] if average and average["updates"] > 0 else checkpoint["model"]
     return weights
+
+
+@torch.no_grad()
+def update_bn(
+    model: nn.Module, batches: Iterable[tuple[torch.Tensor, ...]], *, count: int, dtype: torch.dtype = torch.float32
+) -> None:
+    """Set the BatchNorm statistics to their mean over the first ``count`` batches of every rank, in place.
+
+    Like ``torch.optim.swa_utils.update_bn``, which also enables dropout and stochastic depth, and supports neither
+    autocast nor several ranks. ``dtype`` is that of autocast; float32: off. Every rank needs the same number of
+    batches. Leaves the model in eval mode.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+        norm.train()
+    for images, *_ in islice(batches, count):
+        with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        for statistic in (norm.running_mean, norm.running_var):
+            if statistic is not None and dist.is_available() and dist.is_initialized():
+                dist.all_reduce(statistic)
+                statistic.div_(dist.get_world_size())
+    model.eval()

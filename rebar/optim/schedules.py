@@ -92,11 +92,11 @@ def step_lr(epoch: float, *, peak: float, ratio: float, length: int, epochs: int
     return 0.0 if epoch >= epochs else peak * ratio ** (epoch // length)
 
 
-def lr_at_epoch(epoch: int, config: LearningRateConfig, *, epochs: int, peak: float) -> float:
-    """Return the learning rate of the cyclic or step schedule at the start of an epoch."""
-    if config.lr_schedule_type == "step":
-        return step_lr(epoch, peak=peak, ratio=config.step_ratio, length=config.step_length, epochs=epochs)
-    return cyclic_lr(epoch, peak=peak, peak_epoch=config.lr_peak_epoch, epochs=epochs)
+def interpolated_lr(step: int, at_epoch: Callable[[int], float], *, steps_per_epoch: int) -> float:
+    """Interpolate linearly between the learning rates at the start of each epoch."""
+    epoch, step_of_epoch = divmod(step, steps_per_epoch)
+    start, end = at_epoch(epoch), at_epoch(epoch + 1)
+    return start + (end - start) * step_of_epoch / steps_per_epoch
 
 
 # ------------------------------------------------------------------ functions of the step
@@ -136,37 +136,35 @@ DECAYS: dict[str, Decay] = {"cosine": cosine_lr, "linear": linear_lr}
 # ------------------------------------------------------------------ all schedules
 
 
-def lr_at(
-    step: int, config: LearningRateConfig, *, epochs: int, steps_per_epoch: int, peak: float | None = None
-) -> float:
-    """Return the learning rate at a step of the run. ``peak`` is that of :func:`peak_lr`; default ``config.lr``."""
-    peak = config.lr if peak is None else peak
-    if config.lr_schedule_type == "onecycle":
-        return onecycle_lr(
-            step,
-            steps=epochs * steps_per_epoch,
-            peak=peak,
-            rise=config.onecycle_rise,
-            start_divisor=config.onecycle_start,
-            end_divisor=config.onecycle_end,
-        )
-    if config.lr_schedule_type == "cyclic":
-        return _interpolated_lr(step, config, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)
+def build_base_schedule(
+    config: LearningRateConfig, *, epochs: int, steps_per_epoch: int, peak: float
+) -> Callable[[int], float]:
+    """Return the function that maps a step of a run, counted from 0, to its learning rate.
+
+    ``peak`` is that of :func:`peak_lr`.
+    """
+    kind, steps = config.lr_schedule_type, epochs * steps_per_epoch
     warmup_steps = config.warmup_epochs * steps_per_epoch
-    if step < warmup_steps:
-        return linear_lr(step / warmup_steps, start=config.warmup_factor * peak, end=peak)
-    if config.lr_schedule_type == "constant":
-        return peak
-    if config.lr_schedule_type == "step":
-        return _interpolated_lr(step, config, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)
-    progress = (step - warmup_steps) / max(epochs * steps_per_epoch - warmup_steps, 1)
-    return DECAYS[config.lr_schedule_type](min(progress, 1.0), start=peak, end=min(config.min_lr, peak))
 
+    def at_epoch(epoch: int) -> float:
+        if kind == "step":
+            return step_lr(epoch, peak=peak, ratio=config.step_ratio, length=config.step_length, epochs=epochs)
+        return cyclic_lr(epoch, peak=peak, peak_epoch=config.lr_peak_epoch, epochs=epochs)
 
-def _interpolated_lr(step: int, config: LearningRateConfig, *, epochs: int, steps_per_epoch: int, peak: float) -> float:
-    epoch, step_of_epoch = divmod(step, steps_per_epoch)
-    start, end = (lr_at_epoch(e, config, epochs=epochs, peak=peak) for e in (epoch, epoch + 1))
-    return start + (end - start) * step_of_epoch / steps_per_epoch
+    def at_step(step: int) -> float:
+        if kind == "onecycle":
+            rise, start, end = config.onecycle_rise, config.onecycle_start, config.onecycle_end
+            return onecycle_lr(step, steps=steps, peak=peak, rise=rise, start_divisor=start, end_divisor=end)
+        if step < warmup_steps and kind != "cyclic":
+            return linear_lr(step / warmup_steps, start=config.warmup_factor * peak, end=peak)
+        if kind in ("cyclic", "step"):
+            return interpolated_lr(step, at_epoch, steps_per_epoch=steps_per_epoch)
+        if kind == "constant":
+            return peak
+        progress = (step - warmup_steps) / max(steps - warmup_steps, 1)
+        return DECAYS[kind](min(progress, 1.0), start=peak, end=min(config.min_lr, peak))
+
+    return at_step
 
 
 # ------------------------------------------------------------------ resumed runs
@@ -248,7 +246,7 @@ def build_schedule(
     peak = peak_lr(config, global_batch=global_batch)
 
     def schedule(step: int, epochs: int) -> float:
-        return lr_at(step, config, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)
+        return build_base_schedule(config, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)(step)
 
     def learning_rate(step: int) -> float:
         if frozen_lr is not None:

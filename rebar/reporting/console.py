@@ -1,13 +1,15 @@
-"""Console output of a run: progress bar, one line per epoch, tables.
+"""Console output: progress bar, lines per epoch and per class, tables.
 
 Metrics are passed by their names in the log, such as ``train/loss``. Accuracies are fractions, printed in percent.
 """
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rebar.cli import warn
@@ -96,6 +98,31 @@ def accuracy_line(metrics: Metrics, resolution: str = "") -> str:
             f"top-5 {metrics[f'val/top5_tta{suffix}']:.2%}"
         )
     return line
+
+
+def per_class_accuracy(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the recall of each class, ``[classes]``, from ``[true, predicted]`` counts; NaN without images."""
+    totals = confusion.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.where(totals > 0, np.diagonal(confusion) / totals, np.nan)
+
+
+def class_lines(confusion: NDArray[np.int64], names: Sequence[str]) -> list[str]:
+    """Return a line per class with images, the least accurate first: accuracy, images, most frequent confusion."""
+    names = [escape_control_characters(name) for name in names]
+    accuracy, errors = per_class_accuracy(confusion), confusion.copy()
+    np.fill_diagonal(errors, 0)
+    width = max(map(len, names))
+    lines = []
+    for label in np.argsort(np.nan_to_num(accuracy, nan=2.0), kind="stable"):
+        total, predicted = int(confusion[label].sum()), int(errors[label].argmax())
+        if total == 0:
+            continue
+        line = f"{names[label]:<{width}}  {accuracy[label]:7.2%}  of {total:,}"
+        if errors[label, predicted]:
+            line += f", {int(errors[label, predicted]):,} predicted as {names[predicted]}"
+        lines.append(line)
+    return lines
 
 
 def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: RunFolder) -> str:

@@ -4,22 +4,27 @@ Every record has an ``event`` (start, step, epoch or end) and a ``time`` in seco
 names in both, such as ``train/loss``. NaN and infinite values are null.
 """
 
+import importlib.metadata
 import json
 import math
 import os
-import secrets
+import platform
+import re
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rebar.cli import warn
 from rebar.config import option
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
+from rebar.reporting.wandb_log import start_wandb
 from rebar.storage.files import atomic_write
+from rebar.storage.run_status import read_status
 
 Record = dict[str, Any]
 
@@ -94,7 +99,11 @@ def open_log(path: Path, config: LoggingConfig, *, is_main: bool, options: Mappi
     if not is_main:
         yield RunLog(None)
         return
-    run = _start_wandb(path.parent, config, options) if config.wandb else None
+    run = None
+    if config.wandb:
+        run = start_wandb(
+            path.parent, project=config.wandb_project, name=config.wandb_name, tags=config.wandb_tags, options=options
+        )
     try:
         yield RunLog(path, run)
     except BaseException:
@@ -103,50 +112,6 @@ def open_log(path: Path, config: LoggingConfig, *, is_main: bool, options: Mappi
         raise
     if run is not None:
         run.finish()
-
-
-def check_wandb_installed() -> None:
-    """Raise RebarError if wandb is not installed."""
-    try:
-        import wandb  # noqa: F401  only to check, before the run starts
-    except ImportError:
-        message = "logging.wandb: wandb is not installed. Run 'pip install wandb'."
-        raise RebarError(message, code="wandb-not-installed") from None
-
-
-def _start_wandb(folder: Path, config: LoggingConfig, options: Mapping[str, Any]) -> Any:
-    check_wandb_installed()
-    import wandb
-
-    mode: Any = os.environ.get("WANDB_MODE")
-    if mode is None and not wandb.api.api_key:  # wandb would prompt on the terminal and block
-        warn("not logged in to Weights & Biases: logging offline; run 'wandb sync' in the run folder to upload")
-        mode = "offline"
-    try:
-        run = wandb.init(
-            project=config.wandb_project,
-            name=config.wandb_name or folder.name,
-            tags=[tag.strip() for tag in config.wandb_tags.split(",") if tag.strip()],
-            id=_wandb_id(folder),
-            resume="allow",
-            dir=str(folder),
-            config=dict(options),
-            mode=mode,
-        )
-        run.define_metric("*", step_metric="epoch")  # wandb's step only increases; a resumed run repeats some steps
-        return run
-    except wandb.Error as error:
-        message = f"logging.wandb: {error}. Check the project's name and your permissions."
-        raise RebarError(message, code="wandb-failed") from None
-
-
-def _wandb_id(folder: Path) -> str:
-    """Return the wandb run id. It is stored in the run folder, so that a resumed run continues the wandb run."""
-    path = RunFolder(folder).wandb_id
-    if not path.is_file():
-        with atomic_write(path) as (file,):
-            file.write(secrets.token_hex(8).encode())
-    return path.read_text().strip()
 
 
 def truncate_log(path: Path, *, epoch: int, step: int) -> None:
@@ -186,3 +151,120 @@ def latest_records(records: list[Record], event: str, key: str) -> list[Record]:
     """Return the records of one event, sorted by ``key``. The last record per key wins."""
     latest = {record[key]: record for record in records if record["event"] == event}
     return [latest[value] for value in sorted(latest)]
+
+
+@dataclass(frozen=True)
+class Series:
+    """The points of a line; ``faint`` lines are drawn in the background."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Log, configuration and status of a run."""
+
+    name: str
+    epochs: list[Record]
+    steps: list[Record]
+    start: Record
+    config: str
+    state: str
+    end: Record
+    """The ``end`` record, unless the run was resumed after it."""
+
+    @property
+    def last(self) -> Record:
+        """The last evaluated epoch, or the last epoch if none was evaluated, or an empty record."""
+        evaluated = [epoch for epoch in self.epochs if epoch.get("val/top1") is not None]
+        return (evaluated or self.epochs or [{}])[-1]
+
+    def series(self, name: str, label: str, scale: float = 1) -> Series:
+        """Return a metric at the end of each epoch."""
+        points = [(e["epoch"] + 1, e[name] * scale) for e in self.epochs if e.get(name) is not None]
+        return Series(label, [x for x, _ in points], [y for _, y in points])
+
+    def step_series(self, name: str, label: str, faint: bool = False) -> Series:
+        """Return a metric at the logged steps."""
+        steps = [step for step in self.steps if step.get(name) is not None]
+        return Series(label, [step["epoch"] for step in steps], [step[name] for step in steps], faint)
+
+
+def read_run(folder: Path) -> RunData:
+    """Read the folder of a finished or unfinished run. Raises RebarError if it has no log."""
+    files = RunFolder(folder)
+    if not files.log.is_file():
+        raise RebarError(
+            f"{folder}: not a run folder, because it has no log.jsonl. Give the --logging.folder of a run.",
+            code="run-not-found",
+        )
+    records = read_log(files.log)
+    status = read_status(files.status)
+    starts = [record for record in records if record["event"] == "start"]
+    state = "" if status is None else status.state + (f": {status.reason}" if status.reason else "")
+    return RunData(
+        name=folder.resolve().name,
+        epochs=latest_records(records, "epoch", "epoch"),
+        steps=latest_records(records, "step", "step"),
+        start=starts[-1] if starts else {},
+        config=files.config.read_text() if files.config.is_file() else "",
+        state=state,
+        end=records[-1] if records and records[-1]["event"] == "end" else {},
+    )
+
+
+_PACKAGES = ("torch", "torchvision", "numpy", "numba", "ffcv")
+_SECRET = re.compile(r"token|secret|passw|api.?key|credential", re.IGNORECASE)
+
+
+def environment() -> dict[str, str]:
+    """Return the command (without secrets), commit, system, processor and package versions."""
+    return {
+        "command": " ".join(redact_secrets([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "code": _commit(),
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "processor": f"{_cpu_description()}, {len(os.sched_getaffinity(0))} usable cores",
+        "packages": ", ".join(f"{name} {version}" for name in _PACKAGES if (version := _version(name))),
+    }
+
+
+def redact_secrets(argv: Sequence[str]) -> list[str]:
+    """Replace the values of flags such as ``--hf-token`` with asterisks."""
+    shown, hide_next = [], False
+    for word in argv:
+        flag, equals, _ = word.partition("=")
+        if hide_next and not word.startswith("--"):
+            shown.append("***")
+        elif flag.startswith("--") and _SECRET.search(flag):
+            shown.append(f"{flag}=***" if equals else word)
+        else:
+            shown.append(word)
+        hide_next = flag.startswith("--") and not equals and bool(_SECRET.search(flag))
+    return shown
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _cpu_description() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.machine()
+
+
+def _commit() -> str:
+    """Return ``git describe`` of the code, with ``-dirty`` after local changes, or "" outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

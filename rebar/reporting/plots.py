@@ -1,6 +1,4 @@
-"""Plots of a run over its epochs, as ``plot.png`` and as inline SVG for ``report.html``.
-
-Both show the same matplotlib panels.
+"""Plots of a run over its epochs, as ``plot.png`` and as inline SVG for ``report.html``, and of a confusion matrix.
 
 python -m rebar.reporting.plots RUN_FOLDER
 """
@@ -12,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rebar.cli import run_command
 from rebar.errors import RebarError
 from rebar.reporting.console import escape_control_characters
-from rebar.reporting.run_data import RunData, Series, read_run
+from rebar.reporting.log import RunData, Series, read_run
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import atomic_write
 
@@ -170,6 +171,32 @@ def plot_run(folder: Path) -> Path:
         with atomic_write(image) as (file,):
             figure.savefig(file, format="png", dpi=100)
     return image
+
+
+_MAX_TICK_LABELS = 40
+
+
+def plot_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
+    """Write the confusion matrix as a PNG image, each row normalized to the images of the true class."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    fractions = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    # a square-root scale makes rare confusions visible next to a diagonal near 1
+    image = axes.imshow(np.sqrt(fractions), cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xlabel="predicted", ylabel="true", title=escape_mathtext(path.stem))
+    if len(names) <= _MAX_TICK_LABELS:
+        labels = [escape_mathtext(name) for name in names]
+        axes.set_xticks(range(len(names)), labels, rotation=90)
+        axes.set_yticks(range(len(names)), labels)
+    color_bar = figure.colorbar(image, ax=axes, shrink=0.7)
+    ticks = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1]
+    color_bar.set_ticks(list(np.sqrt(ticks)), labels=[f"{tick:.0%}" for tick in ticks])
+    with atomic_write(path) as (file,):
+        figure.savefig(file, format="png", dpi=110)
 
 
 def main(argv: Sequence[str]) -> None:

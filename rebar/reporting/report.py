@@ -9,9 +9,8 @@ from typing import Any
 import yaml
 
 from rebar.reporting.console import final_resolutions
-from rebar.reporting.log import Record
+from rebar.reporting.log import Record, RunData, read_run
 from rebar.reporting.plots import Panel, comparison_panels, run_panels, to_svg
-from rebar.reporting.run_data import RunData, read_run
 from rebar.storage.files import atomic_write
 
 Column = tuple[str, str, str]

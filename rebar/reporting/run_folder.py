@@ -1,16 +1,14 @@
 """The folder of a run: its files and its lock."""
 
-import fcntl
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from rebar.cli import warn
 from rebar.errors import RebarError
+from rebar.storage.file_lock import file_lock
 from rebar.storage.run_manifest import ORIGIN
 
 LOCK_TIMEOUT_SECONDS = 20.0
@@ -90,38 +88,23 @@ class RunFolder:
         another run still holds the lock.
         """
         self._create()
-        with self._lock.open("w") as file:
-            self._acquire(file, timeout)
-            yield
-
-    def _acquire(self, file: IO[str], timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while True:
+        reason = "another run is using this folder. Wait until it ends, or choose another --logging.folder."
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RebarError(
-                        f"{self.path}: another run is using this folder. Wait until it ends, or choose another "
-                        "--logging.folder.",
-                        code="run-folder-locked",
-                    ) from None
-                time.sleep(0.1)
-            except OSError:
-                return  # the file system does not support locks
-            else:
-                return
+                stack.enter_context(file_lock(self._lock, reason, timeout=timeout))
+            except RebarError as error:
+                if error.code == "file-locked":
+                    raise RebarError(f"{self.path}: {reason}", code="run-folder-locked") from None
+                raise
+            yield
 
     def is_locked(self) -> bool:
         """Return whether a run is using the folder now."""
         try:
-            with self._lock.open("r") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # no lock file, or a file system without locks
-            return False
-        return False
+            with file_lock(self._lock, ""):
+                return False
+        except RebarError as error:
+            return error.code == "file-locked"
 
     def _create(self) -> None:
         try:

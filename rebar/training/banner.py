@@ -10,13 +10,12 @@ from rebar.models.build import count_parameters
 from rebar.optim.schedules import peak_lr
 from rebar.reporting import console
 from rebar.reporting.console import format_duration
-from rebar.reporting.environment import environment
-from rebar.training.config import TrainConfig
+from rebar.reporting.log import environment
+from rebar.training.config import TrainConfig, unused_options
 from rebar.training.distributed import World
-from rebar.training.estimate import MIN_STEPS, first_estimate_step, seconds_left
 from rebar.training.resolution import all_resolutions
 from rebar.training.run import Run
-from rebar.training.unused_options import unused_options
+from rebar.training.time_estimate import MIN_STEPS, first_estimate_step, seconds_left
 
 
 def print_banner(run: Run) -> None:

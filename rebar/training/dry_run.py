@@ -1,26 +1,30 @@
-"""--dry-run and --find-lr: check the data, training steps and destinations of a run without changing it."""
+"""--dry-run and --find-lr: train a few steps of a run without changing it."""
 
+import copy
+import itertools
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from rebar.cli import warn
+from rebar.loading import Batch
 from rebar.reporting import console
 from rebar.reporting.console import format_duration
-from rebar.reporting.environment import peak_host_gb
-from rebar.reporting.log import LoggingConfig, check_wandb_installed
-from rebar.reporting.run_folder import RunFolder
-from rebar.storage.huggingface import check_token
-from rebar.training.lr_finder import find_lr, plot_findings
+from rebar.training.distributed import sum_over_world
+from rebar.training.evaluation import validate
+from rebar.training.execution import rng_states, set_rng_states
+from rebar.training.lr_finder import LrFindings, analyze, exponential_rates, plot_findings, until_divergence
+from rebar.training.metrics import TrainMeter, peak_host_gb
 from rebar.training.resolution import all_resolutions
 from rebar.training.run import Run
-from rebar.training.trial import TrainSteps, restore_afterwards, trial_losses
-from rebar.training.uploaded_run import run_store
-from rebar.training.validation import validate
 
 _WARM_UP_STEPS, _TIMED_STEPS = 2, 5
+
+TrainSteps = Callable[[Run, Iterable[Batch], Callable[[int], float]], Iterator[torch.Tensor]]
+"""The type of ``train_imagenet.train_steps``, which yields the mean loss of each batch."""
 
 
 def run_trial(run: Run, train_steps: TrainSteps) -> None:
@@ -38,21 +42,6 @@ def run_trial(run: Run, train_steps: TrainSteps) -> None:
         facts["evaluation"] = f"one batch of {validate(run, max_batches=1).num_samples:,} images evaluated"
         if is_main:
             print(console.table(facts, title="dry run"), flush=True)
-
-
-def check_destinations_writable(config: LoggingConfig) -> None:
-    """Raise RebarError if the run could not log, upload or publish. Creates nothing.
-
-    For the Hugging Face Hub, only the token is checked, not the permission to create the repository.
-    """
-    folder = RunFolder(Path(config.folder))
-    folder.check_writable()
-    if config.wandb:
-        check_wandb_installed()
-    if config.hf_repo:
-        check_token(config.hf_repo)
-    if config.upload:
-        run_store(config.upload, folder).read_manifest()
 
 
 def dry_run(run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, price_per_hour: float) -> dict[str, str]:
@@ -94,3 +83,41 @@ def _gpu_memory(device: torch.device) -> str:
         return ""
     peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
     return f", GPU {peak / 1e9:.1f} of {total / 1e9:.1f} GB"
+
+
+def find_lr(run: Run, train_steps: TrainSteps, *, steps: int) -> LrFindings:
+    """Run the learning rate range test on training batches, then restore the run. Every rank must call it."""
+    rates = exponential_rates(steps)
+    with restore_afterwards(run):
+        losses = map(torch.Tensor.item, trial_losses(run, train_steps, rates, run.resolution))
+        return analyze(rates, until_divergence(losses))
+
+
+@contextmanager
+def restore_afterwards(run: Run) -> Iterator[None]:
+    """Restore the model, average, optimizer, scaler, meter, learning rate and RNG states when the context ends."""
+    state, device = run.state, run.world.device
+    stateful: list[Any] = [state.model, state.optimizer, state.scaler]
+    stateful += [state.average] if state.average else []
+    before = [copy.deepcopy(part.state_dict()) for part in stateful]
+    random_states, meter, lr = rng_states(device), state.meter, state.lr
+    state.meter = TrainMeter(device)
+    try:
+        yield
+    finally:
+        for part, saved in zip(stateful, before, strict=True):
+            part.load_state_dict(saved)
+        state.optimizer.zero_grad(set_to_none=True)
+        state.meter, state.lr = meter, lr
+        set_rng_states(random_states, device)
+
+
+def trial_losses(run: Run, train_steps: TrainSteps, rates: Sequence[float], resolution: int) -> Iterator[torch.Tensor]:
+    """Train one step at each learning rate on training batches of ``resolution`` pixels.
+
+    Yields each step's mean loss over all ranks, on the device. Every rank must use it.
+    """
+    epochs = (run.train_loader.epoch(epoch, resolution) for epoch in itertools.count())
+    batches = itertools.islice(itertools.chain.from_iterable(epochs), len(rates))
+    for loss in train_steps(run, batches, rates.__getitem__):
+        yield sum_over_world(loss.float().clone(), run.world) / run.world.size

@@ -7,15 +7,11 @@ are fast.ai's. The result is a starting point for tuning.
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from rebar.storage.files import atomic_write
-from rebar.training.run import Run
-from rebar.training.trial import TrainSteps, restore_afterwards, trial_losses
 
 LOWEST, HIGHEST = 1e-5, 10.0
 _SMOOTHING = 0.9
@@ -84,18 +80,17 @@ def analyze(rates: Sequence[float], losses: Sequence[float]) -> LrFindings:
     return LrFindings(list(rates[: len(smooth)]), smooth, rates[steepest], rates[lowest])
 
 
-def find_lr(run: Run, train_steps: TrainSteps, *, steps: int) -> LrFindings:
-    """Run the range test on training batches, then restore the run. Every rank must call it."""
-    rates, losses = exponential_rates(steps), list[float]()
-    with restore_afterwards(run):
-        for loss in map(torch.Tensor.item, trial_losses(run, train_steps, rates, run.resolution)):
-            if not math.isfinite(loss):
-                break
-            losses.append(loss)
-            smooth = smoothed(losses)
-            if len(losses) > 10 and smooth[-1] > _BLOW_UP_RATIO * min(smooth):
-                break
-    return analyze(rates, losses)
+def until_divergence(losses: Iterable[float]) -> list[float]:
+    """Return the losses up to the first that is not finite, or at which the smoothed loss has risen far."""
+    recorded: list[float] = []
+    for loss in losses:
+        if not math.isfinite(loss):
+            break
+        recorded.append(loss)
+        smooth = smoothed(recorded)
+        if len(recorded) > 10 and smooth[-1] > _BLOW_UP_RATIO * min(smooth):
+            break
+    return recorded
 
 
 def plot_findings(findings: LrFindings, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Publish a run on the Hugging Face Hub: weights, model card, report, configuration and log.
+"""Write the results of a run, and publish them on the Hugging Face Hub.
 
     HF_TOKEN=hf_... python -m rebar.training.publish runs/g5_4gpu owner/name
 
@@ -8,24 +8,66 @@
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rebar.cli import run_command, warn
 from rebar.config import build_config
 from rebar.errors import RebarError
-from rebar.models.build import ARCHITECTURES
+from rebar.models.build import ARCHITECTURES, count_parameters
 from rebar.optim.averaging import weights_to_evaluate
+from rebar.reporting import console
+from rebar.reporting.log import read_log, read_run
 from rebar.reporting.model_card import ModelFacts, model_card
+from rebar.reporting.plots import plot_run
 from rebar.reporting.report import write_report
-from rebar.reporting.run_data import read_run
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.huggingface import prepare_repository, upload_files
 from rebar.training.banner import recipe_summary
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
-from rebar.training.export import export_metadata, export_weights
+from rebar.training.evaluation import update_average_bn, validate, validate_final_resolutions
+from rebar.training.export import export_metadata, export_suffixes, export_weights
+from rebar.training.metrics import memory_metrics
+from rebar.training.run import Run
+
+
+def finish(run: Run) -> None:
+    """Run the final evaluations, log the end of the run, export the weights and print the summary."""
+    config, state = run.config, run.state
+    if state.last_metrics.get("step") != run.step or "val/top1" not in state.last_metrics:
+        # a limit was reached before this attempt started
+        update_average_bn(run)
+        state.last_metrics = {"step": run.step} | validate(run).metrics()
+    validate_final_resolutions(run)
+    parameters = count_parameters(state.model)
+    metrics = {
+        **memory_metrics(run.world),
+        **state.last_metrics,
+        "time/train_seconds": state.train_seconds + state.meter.seconds,
+    }
+    run.log.write("end", {"epoch": state.epoch, "parameters": parameters, **metrics})
+    if run.world.is_main:
+        metadata = export_metadata(vars(state), use_blurpool=config.training.use_blurpool)
+        for suffix in export_suffixes(config.checkpoint.export):
+            weights = state.evaluated_model.state_dict()
+            export_weights(run.folder.path / f"weights{suffix}", weights, metadata)
+        print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, run.folder), flush=True)
+
+
+def write_plot_and_report(folder: RunFolder) -> None:
+    """Write the plot and the report. Errors become warnings, because the run itself is complete."""
+    if folder.log.is_file() and any(record["event"] == "epoch" for record in read_log(folder.log)):
+        _or_warn(lambda: plot_run(folder.path), f"python -m rebar.reporting.plots {folder.path}")
+    _or_warn(lambda: write_report(folder.path), f"python -m rebar.reporting {folder.path}")
+
+
+def _or_warn(write: Callable[[], object], command: str) -> None:
+    try:
+        write()
+    except RebarError as error:
+        warn(f"{error} To retry: {command}")
 
 
 def publish_run(folder: RunFolder, repository: str) -> str:

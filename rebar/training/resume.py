@@ -22,7 +22,7 @@ from rebar.training.checkpoint import set_damaged_aside
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, gather_from_all
 from rebar.training.state import TrainState
-from rebar.training.uploaded_run import fetch_run, run_store
+from rebar.training.upload import fetch_run, run_store
 
 
 def resolve_resume(config: TrainConfig, folder: RunFolder, world: World) -> TrainConfig:

@@ -16,14 +16,12 @@ from rebar.storage.run_manifest import Progress
 from rebar.storage.run_status import RunStatus, State, write_status
 from rebar.training.checkpoint import CheckpointWriter
 from rebar.training.config import TrainConfig
-from rebar.training.control import RunControl
 from rebar.training.distributed import World
-from rebar.training.estimate import TimeEstimate
 from rebar.training.execution import input_dtype
-from rebar.training.health import HealthWatch, check_finite
-from rebar.training.metrics import memory_metrics
-from rebar.training.preemption import Interrupted, StopReason
+from rebar.training.metrics import HealthWatch, check_finite, memory_metrics
 from rebar.training.state import TrainState
+from rebar.training.stopping import Interrupted, RunControl, StopReason
+from rebar.training.time_estimate import TimeEstimate
 
 T = TypeVar("T")
 

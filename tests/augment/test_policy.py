@@ -6,7 +6,7 @@ import torch
 
 from rebar.augment import policy
 from rebar.augment.policy import RegularizationConfig, build_regularizer
-from rebar.training.unused_options import unused_in_section
+from rebar.training.config import unused_in_section
 
 ALL_TECHNIQUES = RegularizationConfig(
     use_mixup=True,

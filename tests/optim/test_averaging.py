@@ -9,9 +9,14 @@ from torch import nn
 from torch.optim import swa_utils
 
 from rebar.errors import RebarError
-from rebar.optim.averaging import AveragingConfig, WeightAverage, build_average, ema_decay, weights_to_evaluate
-from rebar.training.distributed import World
-from rebar.training.update_bn import update_bn
+from rebar.optim.averaging import (
+    AveragingConfig,
+    WeightAverage,
+    build_average,
+    ema_decay,
+    update_bn,
+    weights_to_evaluate,
+)
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
 
@@ -79,13 +84,7 @@ def test_swa_with_update_bn_equals_torch() -> None:
 
     batches = [(X * scale,) for scale in (1.0, 2.0, 3.0)]
     assert ours.needs_bn_update
-    update_bn(
-        ours.model,
-        [*batches, (X * 100,)],
-        count=3,
-        world=World(rank=0, size=1, device=torch.device("cpu")),
-        precision="32",
-    )
+    update_bn(ours.model, [*batches, (X * 100,)], count=3)
     swa_utils.update_bn(batches, theirs)
     assert_close(ours.model, theirs.module)
     assert not ours.model.training

@@ -21,7 +21,7 @@ from rebar.optim.optimizers import (
     perturbed_weights,
     set_learning_rate,
 )
-from rebar.training.unused_options import unused_in_section
+from rebar.training.config import unused_in_section
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from rebar.optim.schedules import LearningRateConfig, cyclic_lr, lr_at, peak_lr, step_lr
-from rebar.training.unused_options import unused_in_section
+from rebar.optim.schedules import LearningRateConfig, build_base_schedule, cyclic_lr, peak_lr, step_lr
+from rebar.training.config import unused_in_section
 
 EPOCHS_OF_RECIPES = [16, 24, 32, 40, 56, 88]  # epochs
 STEPS_PER_EPOCH = 312  # ImageNet, global batch 8 x 512, drop_last
@@ -41,9 +41,8 @@ def reference(config: LearningRateConfig, epochs: int, steps_per_epoch: int) -> 
 
 
 def all_steps(config: LearningRateConfig, epochs: int, steps_per_epoch: int) -> list[float]:
-    return [
-        lr_at(step, config, epochs=epochs, steps_per_epoch=steps_per_epoch) for step in range(epochs * steps_per_epoch)
-    ]
+    rate = build_base_schedule(config, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=config.lr)
+    return [rate(step) for step in range(epochs * steps_per_epoch)]
 
 
 @pytest.mark.parametrize("epochs", EPOCHS_OF_RECIPES)
@@ -71,9 +70,10 @@ def test_step_schedule_equals_ffcv_imagenet(epochs: int, length: int) -> None:
         (16 * 312 - 1, 1.7 / 14 / 312),  # the last step
     ],
 )
-def test_lr_at_cyclic_examples(step: int, expected: float) -> None:
+def test_cyclic_schedule_examples(step: int, expected: float) -> None:
     config = LearningRateConfig(lr=1.7, lr_peak_epoch=2)
-    assert lr_at(step, config, epochs=16, steps_per_epoch=312) == pytest.approx(expected, rel=1e-12)
+    rate = build_base_schedule(config, epochs=16, steps_per_epoch=312, peak=1.7)
+    assert rate(step) == pytest.approx(expected, rel=1e-12)
 
 
 def test_cyclic_lr_and_step_lr_examples() -> None:
@@ -85,7 +85,7 @@ def test_cyclic_lr_and_step_lr_examples() -> None:
 
 def test_cyclic_schedule_without_rise_starts_at_peak() -> None:
     config = LearningRateConfig(lr=1.0, lr_peak_epoch=0)
-    assert [lr_at(step, config, epochs=4, steps_per_epoch=1) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert all_steps(config, 4, 1) == [1.0, 0.75, 0.5, 0.25]
 
 
 # ------------------------------------------------------------------ against torch's schedulers
@@ -169,7 +169,7 @@ def test_lr_at_is_in_range_in_runs_of_one_or_two_steps(kind: Any, epochs: int) -
 def test_peak_lr_scales_with_global_batch(settings: dict[str, Any], peak: float) -> None:
     config = LearningRateConfig(lr=0.4, lr_schedule_type="constant", **settings)
     assert peak_lr(config, global_batch=1024) == pytest.approx(peak)
-    assert lr_at(3, config, epochs=2, steps_per_epoch=4, peak=peak) == peak
+    assert build_base_schedule(config, epochs=2, steps_per_epoch=4, peak=peak)(3) == peak
 
 
 def test_options_of_other_schedules_are_reported_as_unused() -> None:

@@ -1,4 +1,4 @@
-"""The log of a run and Weights & Biases."""
+"""Tests of rebar.reporting.log."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rebar.errors import RebarError
-from rebar.reporting.log import LoggingConfig, RunLog, open_log, read_log, truncate_log
+from rebar.reporting.log import LoggingConfig, RunLog, environment, open_log, read_log, redact_secrets, truncate_log
 
 
 def test_write_appends_json_lines_with_event_and_time(tmp_path: Path) -> None:
@@ -185,3 +185,22 @@ def test_resumed_run_continues_its_wandb_run(wandb: FakeWandb, tmp_path: Path) -
     assert ids[0] == ids[1]
     assert wandb.options["resume"] == "allow"
     assert wandb.options["tags"] == ["small", "birds"]
+
+
+def test_environment_describes_command_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/train_imagenet.py", "--hf-token", "abc"])
+    described = environment()
+    assert described["command"] == "train_imagenet.py --hf-token ***"
+    assert "torch " in described["packages"]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("--hf-token abc --lr 1", "--hf-token *** --lr 1"),
+        ("--wandb-api-key=abc", "--wandb-api-key=***"),
+        ("--password --lr 1", "--password --lr 1"),
+    ],
+)
+def test_redact_secrets_masks_values(command: str, expected: str) -> None:
+    assert " ".join(redact_secrets(command.split())) == expected

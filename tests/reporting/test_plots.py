@@ -1,15 +1,17 @@
-"""Plots of a run: the points of each panel, escaping, and runs without epochs."""
+"""Tests of rebar.reporting.plots."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from rebar.errors import RebarError
+from rebar.reporting.console import class_lines, per_class_accuracy
 from rebar.reporting.log import latest_records
-from rebar.reporting.plots import main, plot_run
+from rebar.reporting.plots import main, plot_confusion, plot_run
 
 
 def step(number: int, loss: float) -> dict[str, Any]:
@@ -118,3 +120,26 @@ def test_main_rejects_folder_without_log(tmp_path: Path) -> None:
     with pytest.raises(RebarError) as caught:
         main([str(tmp_path)])
     assert caught.value.code == "run-not-found"
+
+
+CONFUSION = np.array([[8, 2, 0], [3, 1, 0], [0, 0, 0]])
+NAMES = ["hen", "ostrich", "robin"]
+
+
+def test_per_class_accuracy_is_nan_without_images() -> None:
+    np.testing.assert_allclose(per_class_accuracy(CONFUSION), [0.8, 0.25, np.nan])
+
+
+def test_class_lines_are_sorted_by_accuracy_without_empty_classes() -> None:
+    worst, best = class_lines(CONFUSION, NAMES)
+    assert worst == "ostrich   25.00%  of 4, 3 predicted as hen"
+    assert best == "hen       80.00%  of 10, 2 predicted as ostrich"
+
+
+def test_class_lines_escape_control_characters() -> None:
+    assert "\x1b" not in "".join(class_lines(CONFUSION, ["\x1b[31mhen", "ostrich", "robin"]))
+
+
+def test_plot_confusion_writes_png_for_any_class_names(tmp_path: Path) -> None:
+    plot_confusion(CONFUSION, ["$hen$", r"$\bad$", "_robin"], tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")

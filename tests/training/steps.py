@@ -13,10 +13,10 @@ import train_imagenet
 from rebar.config import parse_config
 from rebar.loading import Batch
 from rebar.reporting.run_folder import RunFolder
+from rebar.training.build import build_state
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
 from rebar.training.run import Run
-from rebar.training.setup import build_state
 from rebar.training.state import TrainState
 
 NUM_CLASSES, BATCH_SIZE, LEARNING_RATE = 10, 16, 0.02

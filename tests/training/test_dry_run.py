@@ -1,16 +1,25 @@
-"""Tests of rebar.training.dry_run, through the command line."""
+"""Tests of rebar.training.dry_run: trial steps equal training steps and leave the run unchanged."""
 
+import copy
 import json
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import train_imagenet
 from rebar.errors import RebarError
-from tests.conftest import Data
+from rebar.training.build import build_run
+from rebar.training.distributed import World
+from rebar.training.dry_run import restore_afterwards, trial_losses
+from rebar.training.evaluation import validate
+from rebar.training.launch import parse_command_line
+from rebar.training.run import Run
+from tests.conftest import Data, read_events
 from tests.storage.hub_server import TOKEN, hub_server
 from tests.training.s3_server import BUCKET, s3_server
 
@@ -102,3 +111,44 @@ def test_find_lr_starts_from_untrained_weights(
     assert first_loss(folder) != untrained
     checkpoint = "checkpoints/last.pt"
     assert (folder / checkpoint).read_bytes() == (finished_run / checkpoint).read_bytes()
+
+
+RECIPE = [
+    *("--arch=resnet20", "--use-cutmix", "--use-randaugment", "--use-ema", "--ema-update-every=1"),
+    *("--stochastic-depth=0.2", "--loss-type=bce", "--clip-norm=1", "--accumulate=2", "--max-steps=1", "--epochs=1"),
+]
+
+
+@pytest.fixture
+def command(data: Data, tmp_path: Path) -> list[str]:
+    return [str(word) for word in data.training_command(tmp_path / "run", *RECIPE)[1:]]
+
+
+def test_first_loss_of_find_lr_equals_that_of_the_run(command: list[str], tmp_path: Path) -> None:
+    train_imagenet.main([*command, "--find-lr", "--find-lr-steps=10"])
+    tested = json.loads((tmp_path / "run/lr_range_test.json").read_text())["losses"]
+    train_imagenet.main(command)
+    (first,) = read_events(tmp_path / "run", "step")
+    assert tested[0] == pytest.approx(first["train/loss"], rel=1e-12)  # the moving average rounds
+
+
+def snapshot(run: Run) -> list[Any]:
+    state = run.state
+    assert state.average is not None
+    parts = [state.model, state.optimizer, state.average]
+    contents = [part.state_dict() for part in parts]  # type: ignore[attr-defined]
+    return copy.deepcopy([*contents, state.meter.state_dict(run.world), torch.get_rng_state(), state.lr])
+
+
+def test_restore_afterwards_restores_the_run(command: list[str], world: World) -> None:
+    run = build_run(parse_command_line(command), world)
+    validate(run, max_batches=1)
+    before = snapshot(run)
+    with restore_afterwards(run):
+        for loss in trial_losses(run, train_imagenet.train_steps, [1.0, 1.0], 32):
+            assert loss.isfinite()
+        during = snapshot(run)
+    for part, expected in zip(snapshot(run), before, strict=True):
+        torch.testing.assert_close(part, expected, rtol=0, atol=0)
+    assert during[2]["updates"] == 2
+    assert not torch.equal(during[0]["fc.weight"], before[0]["fc.weight"])

@@ -1,5 +1,7 @@
-"""Tests of rebar.training.launch: the status of an attempt that fails before its first step."""
+"""Tests of rebar.training.launch."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.run_status import RunStatus, State, read_status, write_status
 from rebar.training.launch import parse_command_line
-from tests.conftest import Data
+from tests.conftest import Data, read_events
 
 NO_DATA = ["--data.train_dataset", "absent.beton"]
 
@@ -76,3 +78,19 @@ def test_parse_command_line_names_the_folder_after_the_config_file() -> None:
     assert parse_command_line(["--config-file", "rn50_configs/tiny.yaml"]).logging.folder == "runs/tiny"
     assert parse_command_line(["--arch", "resnet20"]).logging.folder == "runs/resnet20"
     assert parse_command_line(["--logging.folder", "mine"]).logging.folder == "mine"
+
+
+def test_run_context_warns_if_plot_and_report_cannot_be_written(
+    data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
+    for path in (folder.plot, folder.report):
+        path.unlink()
+        (path / "in the way").mkdir(parents=True)
+    train_imagenet.main([str(word) for word in data.training_command(folder.path)[1:]])
+    warnings = capsys.readouterr().err
+    assert f"To retry: python -m rebar.reporting.plots {folder.path}" in warnings
+    assert f"To retry: python -m rebar.reporting {folder.path}" in warnings
+    assert json.loads(folder.status.read_text())["state"] == "finished"
+    assert len(read_events(folder.path, "end")) == 1
+    assert not list(folder.path.glob(".*partial*"))

@@ -14,8 +14,8 @@ from rebar.training import checkpoint
 from rebar.training.checkpoint import CheckpointError, read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
-from rebar.training.preemption import Interrupted, StopReason, StopRequest
 from rebar.training.run import Run
+from rebar.training.stopping import Interrupted, StopReason, StopRequest
 from tests.training.test_state import make_state
 
 

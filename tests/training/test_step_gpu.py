@@ -8,11 +8,11 @@ from torch import nn
 
 from rebar.errors import RebarError
 from rebar.models.blurpool import BlurPoolConv2d
+from rebar.optim.averaging import update_bn
 from rebar.training.checkpoint import HostMemory
 from rebar.training.error_hints import error_hints
-from rebar.training.evaluate import evaluate
+from rebar.training.evaluation import evaluate
 from rebar.training.metrics import memory_metrics
-from rebar.training.update_bn import update_bn
 from tests.training.steps import ALL_RECIPES, RECIPES, Training, random_batch, weights_of
 
 pytestmark = [
@@ -200,7 +200,7 @@ def test_update_bn_on_gpu_equals_cpu() -> None:
     for device in ("cpu", "cuda"):
         training = Training(device)
         batches = training.run.normalizer().each([random_batch(number) for number in range(3)])
-        update_bn(training.state.model, batches, count=3, world=training.world, precision="32")
+        update_bn(training.state.model, batches, count=3)
         results.append(weights_of(training.state.model))
     assert torch.allclose(results[0], results[1], atol=1e-3, rtol=1e-3)
 

@@ -19,8 +19,7 @@ from rebar.storage.run_store import RunStore
 from rebar.training.checkpoint import save_checkpoint
 from rebar.training.distributed import World
 from rebar.training.resume import record_origin
-from rebar.training.upload import Uploader, start_uploads
-from rebar.training.uploaded_run import fetch_run, run_store
+from rebar.training.upload import Uploader, fetch_run, run_store, start_uploads
 from tests.training.s3_server import BUCKET, S3, SECRET, s3_server
 
 ADDRESS = f"s3://{BUCKET}"

@@ -16,11 +16,12 @@ from rebar.models.build import build_network
 from rebar.optim.averaging import build_average
 from rebar.optim.optimizers import build_optimizer, parameter_groups
 from rebar.optim.schedules import ScheduleSpan, peak_lr
+from rebar.reporting.log import LoggingConfig
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.huggingface import prepare_repository
+from rebar.reporting.wandb_log import check_wandb_installed
+from rebar.storage.huggingface import check_token, prepare_repository
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, wait_for_all, wrap_distributed
-from rebar.training.dry_run import check_destinations_writable
 from rebar.training.execution import allow_tf32, compile_model, gradient_scaler, resolve_precision
 from rebar.training.export import check_can_export
 from rebar.training.metrics import TrainMeter
@@ -28,6 +29,7 @@ from rebar.training.resolution import all_resolutions
 from rebar.training.resume import load_checkpoint, resolve_resume
 from rebar.training.run import Run
 from rebar.training.state import TrainState
+from rebar.training.upload import run_store
 
 
 def build_run(config: TrainConfig, world: World) -> Run:
@@ -76,9 +78,24 @@ def check_destinations(config: TrainConfig, world: World) -> None:
         return
     check_can_export(config.checkpoint.export)
     if training.dry_run and world.is_main:
-        check_destinations_writable(config.logging)
+        _check_writable(config.logging)
     elif config.logging.hf_repo and world.is_main:
         prepare_repository(config.logging.hf_repo)
+
+
+def _check_writable(config: LoggingConfig) -> None:
+    """Raise RebarError if the run could not log, upload or publish. Creates nothing.
+
+    For the Hugging Face Hub, only the token is checked, not the permission to create the repository.
+    """
+    folder = RunFolder(Path(config.folder))
+    folder.check_writable()
+    if config.wandb:
+        check_wandb_installed()
+    if config.hf_repo:
+        check_token(config.hf_repo)
+    if config.upload:
+        run_store(config.upload, folder).read_manifest()
 
 
 def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:

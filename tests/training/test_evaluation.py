@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from rebar.errors import RebarError
+from rebar.training.config import ValidationConfig
 from rebar.training.distributed import World
-from rebar.training.evaluate import Evaluation, ValidationConfig, add_resolution_suffix, evaluate
+from rebar.training.evaluation import Evaluation, add_resolution_suffix, evaluate
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 

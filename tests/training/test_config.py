@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from rebar.config import parse_config
-from rebar.training.config import TrainConfig
-from rebar.training.unused_options import RULES, unused_options
+from rebar.training.config import RULES, TrainConfig, unused_options
 
 DATA = ["--train-dataset=a.beton", "--val-dataset=b.beton"]
 CASES = [  # flags without effect, the message, and flags with which the option has an effect

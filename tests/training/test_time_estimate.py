@@ -1,8 +1,8 @@
-"""Tests of rebar.training.estimate, with a fake clock."""
+"""Tests of rebar.training.time_estimate, with a fake clock."""
 
 import pytest
 
-from rebar.training.estimate import MIN_STEPS, TimeEstimate
+from rebar.training.time_estimate import MIN_STEPS, TimeEstimate
 
 
 def shown(resolutions: list[int], steps: list[tuple[int, float]], **options: int) -> list[str]:

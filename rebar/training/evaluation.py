@@ -1,5 +1,6 @@
-"""Exact evaluation of a model: every sample counts once, for any number of ranks."""
+"""Evaluate a model, or the model of a run on its validation data. Every sample counts once, for any number of ranks."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -9,40 +10,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from rebar.config import ConfigError, option
-from rebar.training.distributed import World, sum_over_world
-from rebar.training.execution import Precision, autocast
-
-
-@dataclass(frozen=True)
-class ValidationConfig:
-    """Validation."""
-
-    batch_size: int = option(512, help="batch size per rank", minimum=1)
-    resolution: int = option(224, help="resolution in px", minimum=1)
-    final_resolutions: str = option(
-        "", help="evaluate the finished run at these resolutions in px, separated by commas: 224,256"
-    )
-    crop_ratio: float = option(
-        0.875, help="side of the center crop, relative to the shorter side of the image", minimum=0.01, maximum=1
-    )
-    lr_tta: bool = option(True, help="flip TTA: also average the predictions for the image and its horizontal flip")
-
-    def __post_init__(self) -> None:
-        invalid = [word for word in self._final_words() if not word.isdecimal() or int(word) == 0]
-        if invalid:
-            raise ConfigError(
-                f"validation.final_resolutions: '{invalid[0]}' is not a resolution. Give numbers such as 224,256.",
-                code="config-invalid-value",
-            )
-
-    def _final_words(self) -> list[str]:
-        return [word.strip() for word in self.final_resolutions.split(",") if word.strip()]
-
-    @property
-    def final(self) -> tuple[int, ...]:
-        """``final_resolutions`` as numbers, without duplicates."""
-        return tuple(dict.fromkeys(map(int, self._final_words())))
+from rebar.optim.averaging import update_bn
+from rebar.reporting import console
+from rebar.training.distributed import World, broadcast_buffers, sum_over_world
+from rebar.training.error_hints import evaluation_error_hints
+from rebar.training.execution import Precision, autocast, input_dtype
+from rebar.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -122,3 +95,66 @@ def evaluate(
     if not flip_tta:
         return Evaluation(int(count), loss, top1, top5, confusion=confusion)
     return Evaluation(int(count), loss, top1, top5, top1_tta, top5_tta, confusion)
+
+
+def validate(run: Run, *, resolution: int | None = None, max_batches: int | None = None) -> Evaluation:
+    """Evaluate the model, or its weight average, on the validation data. Every image counts once over all ranks.
+
+    ``resolution`` is in pixels; default: the configured one. Every rank must call it. Raises Interrupted after a stop
+    request, once a checkpoint is saved.
+    """
+    config, loader, model = run.config, run.val_loader, run.state.evaluated_model
+    broadcast_buffers(model, run.world)
+    batches = itertools.islice(loader.epoch(0, resolution or config.validation.resolution), max_batches)
+    bar = console.progress(run.interruptible(batches), "validation", total=len(loader), enabled=run.shows_progress)
+    with evaluation_error_hints(batch_size=config.validation.batch_size, option="--validation.batch_size"):
+        return evaluate(
+            model,
+            run.normalizer().each(bar),
+            world=run.world,
+            precision=run.state.precision,
+            flip_tta=config.validation.lr_tta,
+        )
+
+
+def validate_epoch(run: Run) -> dict[str, float]:
+    """Validate after an epoch. Return the metrics by their names in the log."""
+    update_average_bn(run)
+    metrics = validate(run).metrics()
+    run.health.on_validation(metrics["val/loss"], run.state.epoch + 1)
+    return metrics
+
+
+def update_average_bn(run: Run) -> None:
+    """Recompute the BatchNorm statistics of an SWA average on training images. Does nothing for EMA."""
+    state, loader = run.state, run.train_loader
+    if state.average is None or not state.average.needs_bn_update or state.average.updates == 0:
+        return
+    position = loader.state_dict(state.meter.steps_of_pass)
+    update_bn(
+        state.average.model,
+        run.normalizer().each(loader.epoch(state.epoch + 1, run.resolution)),
+        count=run.config.averaging.swa_bn_batches,
+        dtype=input_dtype(state.precision),
+    )
+    loader.load_state_dict(position)
+
+
+def validate_final_resolutions(run: Run) -> None:
+    """Validate at ``validation.final_resolutions``. The checkpoint stores the results, so a resumed run skips them."""
+    state, validation = run.state, run.config.validation
+    missing = [size for size in validation.final if f"val/top1_{size}px" not in state.last_metrics]
+    for size in missing:
+        metrics = state.last_metrics
+        if size != validation.resolution:
+            metrics = validate(run, resolution=size).metrics()
+        state.last_metrics |= add_resolution_suffix(metrics, size)
+    if missing:
+        run.save_checkpoint()
+
+
+def print_evaluation(run: Run) -> None:
+    """Evaluate the run's checkpoint or pretrained model, and print the accuracy. Every rank must call it."""
+    result = validate(run)
+    if run.world.is_main:
+        print(f"{result.num_samples:,} images: {console.accuracy_line(result.metrics())}")
