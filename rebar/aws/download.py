@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 import urllib.parse
+import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,6 +25,7 @@ INFO_HASH = re.compile(r"[0-9a-fA-F]{40}")
 STALLED_SECONDS = 900
 """aria2 stops a torrent after this time without data."""
 RETRY_SECONDS = 2
+PROBE_SECONDS = 30
 UNZIP_THREADS = 8
 _ARIA2_EXIT_STATUS = {
     3: "the server answered 404 Not Found",
@@ -41,17 +44,29 @@ def redacted_url(url: str) -> str:
 
 
 def download(url: str, target: Path) -> None:
-    """Download a file with aria2. An interrupted download resumes. ``target`` appears once it is complete.
+    """Download a file with aria2. An interrupted download resumes, unless the file on the server has changed.
 
-    Raises AwsError ``program-missing`` or ``download-failed``.
+    ``target`` appears once it is complete. Raises AwsError ``program-missing`` or ``download-failed``, and RebarError
+    ``disk-full``.
     """
     if target.is_file():
         return
+    _require("aria2c")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
+    version_file = partial.with_name(f"{partial.name}.version")
+    size, version = _size_and_version(url)
+    is_changed = bool(version) and version_file.is_file() and version_file.read_text() != version
+    if is_changed:  # these bytes cannot be completed any more
+        partial.with_name(f"{partial.name}.aria2").unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+    require_space(target, size - (partial.stat().st_blocks * 512 if partial.is_file() else 0))
+    if version:
+        version_file.write_text(version)
     options = [f"--dir={target.parent}", "--continue=true", "--auto-file-renaming=false"]
     options += [f"--retry-wait={RETRY_SECONDS}", "--always-resume=false"]
     _run_aria2(redacted_url(url), f"{url}\n  out={partial.name}\n", *options)
+    version_file.unlink(missing_ok=True)
     with partial.open("rb") as file:
         if file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html")):
             partial.unlink()
@@ -60,6 +75,18 @@ def download(url: str, target: Path) -> None:
                 code="download-failed",
             )
     os.replace(partial, target)
+
+
+def _size_and_version(url: str) -> tuple[int, str]:
+    """Return the size of a file on a server, and its ETag or modification time; 0 and "" if they are unknown."""
+    request = urllib.request.Request(url, headers={"Range": "bytes=0-0"})  # signed URLs do not permit HEAD
+    try:
+        with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as response:
+            headers = response.headers
+    except (OSError, ValueError, HTTPException):  # aria2 reports it
+        return 0, ""
+    size = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
+    return int(size) if size.isdigit() else 0, headers.get("ETag") or headers.get("Last-Modified") or ""
 
 
 def is_torrent(source: str) -> bool:

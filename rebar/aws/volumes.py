@@ -1,11 +1,13 @@
 """Find, create, attach and detach EBS volumes of the project: ``volume create|attach``."""
 
+import time
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
+from rebar.aws import client
 from rebar.aws.arguments import EXPIRES, INSTANCE, argument, command, identity_arguments, identity_of, positive
-from rebar.aws.client import Aws, Step, wait
+from rebar.aws.client import Aws, Step
 from rebar.aws.cost import EBS_GB_MONTH
 from rebar.aws.instances import get_instance, this_machine
 from rebar.aws.tags import (
@@ -14,13 +16,15 @@ from rebar.aws.tags import (
     Resource,
     at_most_one,
     create_once,
+    describe,
     find,
     get,
     tag_specification,
 )
 from rebar.storage.boto import AwsError
 
-STATE_CHANGE_MINUTES = 5.0
+STATE_CHANGE_SECONDS = 300.0
+USABLE = ("available", "in-use")
 DEVICE_NAMES = tuple(f"/dev/sd{letter}" for letter in "fghijklmnop")
 """The names that AWS recommends for data volumes. On Nitro instances they exist in the API only."""
 VOLUME = argument("volume", help="vol-…, or RUN/ROLE such as imagenet/beton")
@@ -94,7 +98,7 @@ def create_volume(aws: Aws, identity: Identity, request: Mapping[str, Any]) -> R
     if found is not None:
         _require_same_request(found, request, identity)
         print(f"{found['VolumeId']} exists already: {size} GiB {kind} in {zone}")
-        return _available(aws, found["VolumeId"]) if aws.executes else found
+        return wait_for_volume(aws, found["VolumeId"], *USABLE) if aws.executes else found
     origin = f"from {request['SnapshotId']}" if "SnapshotId" in request else "blank"
     cost = f", about ${EBS_GB_MONTH[kind] * size:.2f} a month" if kind in EBS_GB_MONTH else ""
     step = Step(f"create a {size} GiB {kind} volume in {zone}, {origin}{cost}", aws.ec2.create_volume, request)
@@ -107,7 +111,7 @@ def create_volume(aws: Aws, identity: Identity, request: Mapping[str, Any]) -> R
 
     volume_id = create_once(aws, "volume", create, request)
     print(f"created {volume_id}", flush=True)
-    return _available(aws, volume_id)
+    return wait_for_volume(aws, volume_id, *USABLE)
 
 
 def _require_same_request(volume: Resource, request: Mapping[str, Any], identity: Identity) -> None:
@@ -118,17 +122,18 @@ def _require_same_request(volume: Resource, request: Mapping[str, Any], identity
         raise AwsError(f"{text}. Use the same values, or another --run or --role.", code="aws-exists-differently")
 
 
-def _available(aws: Aws, volume_id: str) -> Resource:
-    """Wait until a volume can be used, and return it."""
-    if get_volume(aws, volume_id)["State"] != "in-use":
-        wait_for_volume(aws, volume_id, "available")
-    return get_volume(aws, volume_id)
+def wait_for_volume(aws: Aws, volume_id: str, *states: str) -> Resource:
+    """Wait until the state of a volume is one of ``states``, and return it.
 
-
-def wait_for_volume(aws: Aws, volume_id: str, state: str) -> None:
-    """Wait until a volume is ``available``, ``in_use`` or ``deleted``. Raises AwsError if its state is ``error``."""
-    action = f"waiting until {volume_id} is {state.replace('_', ' ')}"
-    wait(action, aws.ec2, f"volume_{state}", minutes=STATE_CHANGE_MINUTES, VolumeIds=[volume_id])
+    boto3's waiters do not end in the state ``error``, in which a volume is created if its key cannot be used.
+    """
+    deadline = time.monotonic() + STATE_CHANGE_SECONDS
+    while (volume := describe(aws, "volume", volume_id) or {"State": "deleted"})["State"] not in states:
+        if volume["State"] in ("error", "deleted") or time.monotonic() > deadline:
+            text = f"{volume_id} is {volume['State']}, not {' or '.join(states)}. Check the AWS console."
+            raise AwsError(text, code="aws-wait-failed")
+        time.sleep(client.POLL_SECONDS)
+    return volume
 
 
 @command("volume attach", "imagenet/beton --yes", VOLUME, INSTANCE)
@@ -158,7 +163,7 @@ def attach_volume(aws: Aws, volume: Resource, instance_id: str) -> None:
     step = Step(f"attach {volume_id} to {instance_id} as {device}", aws.ec2.attach_volume, request)
     if aws.confirm(f"volume {volume_id}", [step]):
         step.execute()
-        wait_for_volume(aws, volume_id, "in_use")
+        wait_for_volume(aws, volume_id, "in-use")
         print(f"{volume_id} is attached to {instance_id}")
 
 

@@ -123,7 +123,9 @@ class Web:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         parts, requested_range = urlsplit(request.path), request.headers.get("Range", "")
-        self.requests.append((request.path, requested_range))
+        is_probe = requested_range == "bytes=0-0"  # for size and version
+        if not is_probe:
+            self.requests.append((request.path, requested_range))
         content = self.files.get(parts.path, b"")
         headers = {"ETag": f'"{hashlib.md5(content).hexdigest()}"', "Content-Type": self.content_type}
         if parts.path == "/announce":
@@ -134,16 +136,24 @@ class Web:
             start, end = requested_range.removeprefix("bytes=").split("-")
             last = min(int(end or len(content)), len(content) - 1)
             headers["Content-Range"] = f"bytes {start}-{last}/{len(content)}"
-            self._send(request, 206, content[int(start) : last + 1], headers)
+            self._send(request, 206, content[int(start) : last + 1], headers, may_fail=not is_probe)
         else:
             self._send(request, 200, content, {"Accept-Ranges": "bytes", **headers})
 
-    def _send(self, request: BaseHTTPRequestHandler, status: int, content: bytes, headers: dict[str, str]) -> None:
+    def _send(
+        self,
+        request: BaseHTTPRequestHandler,
+        status: int,
+        content: bytes,
+        headers: dict[str, str],
+        *,
+        may_fail: bool = True,
+    ) -> None:
         request.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             request.send_header(name, value)
         request.end_headers()
-        if content and self.failures:
+        if content and self.failures and may_fail:
             self.failures -= 1
             request.close_connection = True
             request.wfile.write(content[: self.bytes_before_failure])

@@ -24,7 +24,7 @@ from rebar.aws.__main__ import main
 from rebar.cli import run_command
 from tests.aws.disks import Disks, missing
 from tests.aws.loopback_only import sitecustomize as loopback_only
-from tests.aws.strict_aws import REGION, StrictAws
+from tests.aws.strict_aws import REGION, StrictAws, strict_aws
 from tests.conftest import REPOSITORY
 
 loopback_only.uninstall()  # importing installs it, also for tests outside this folder
@@ -58,9 +58,9 @@ def cached_service_models() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def cached_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reuse clients within a test for the same environment: creating one takes longer than most commands."""
+@pytest.fixture(scope="session", autouse=True)
+def cached_clients() -> Iterator[None]:
+    """Reuse clients for the same environment: creating one takes longer than most commands."""
     made: dict[Any, Any] = {}
     make = boto3.session.Session.client
 
@@ -71,21 +71,15 @@ def cached_clients(monkeypatch: pytest.MonkeyPatch) -> None:
             made[key] = make(session, service, **options)
         return made[key]
 
-    monkeypatch.setattr(boto3.session.Session, "client", client)
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[StrictAws]:
-    strict = StrictAws()
-    yield strict
-    strict.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boto3.session.Session, "client", client)
+        yield
 
 
 @pytest.fixture
-def aws(server: StrictAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictAws]:
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictAws]:
     """Return an empty AWS account, found by this process and its children through the environment."""
-    import urllib.request
-
+    server = strict_aws()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     variables = {
@@ -103,7 +97,6 @@ def aws(server: StrictAws, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictAw
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("rebar.aws.client.POLL_SECONDS", 0.02)
-    urllib.request.urlopen(urllib.request.Request(f"{server.url}/moto-api/reset", method="POST"), timeout=30).read()
     server.reset()
     yield server
     server.disks = None

@@ -4,10 +4,12 @@ It records every request, can kill the client right after a call took effect, an
 :class:`~tests.aws.disks.Disks`, which moves real bytes.
 """
 
+import functools
 import json
 import os
 import signal
 import threading
+import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -108,7 +110,9 @@ class StrictAws:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def reset(self) -> None:
-        """Reset everything but the server."""
+        """Empty the account."""
+        reset = urllib.request.Request(f"{self.url}/moto-api/reset", method="POST")
+        urllib.request.urlopen(reset, timeout=30).close()
         self.requests.clear()
         self.disks, self.kill_after, self.invisible_describes, self.pending_describes = None, None, 0, 1
         self.watch, self.fail_ranges = None, 0
@@ -118,10 +122,6 @@ class StrictAws:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def sent(self, action: str) -> list[dict[str, str]]:
         """Return the parameters of all calls of an action, without dry runs."""
@@ -309,6 +309,12 @@ class StrictAws:
         if request.action == "GetParameter" and request.parameters["Name"] == GPU_AMI:
             return _json({"Parameter": {"Name": GPU_AMI, "Type": "String", "Value": "ami-0123456789abcdef0"}})
         return self._forward(environ)
+
+
+@functools.cache
+def strict_aws() -> StrictAws:
+    """Return the only server of the test session: moto's state is global to the process."""
+    return StrictAws()
 
 
 def first(content: bytes, name: str) -> str:

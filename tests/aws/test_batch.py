@@ -230,6 +230,8 @@ def test_submit_to_unsuitable_queues_fails(account: StrictAws) -> None:
         (["--", "--wandb-api-key=0123456789abcdef"], "secret-exposed"),
         (["--image", "https://me:0123456789abcdef@example.com/rebar"], "secret-exposed"),
         (["--attempts", "11"], "aws-option-invalid"),
+        (["--data", "/mnt/betons"], "s3-invalid-url"),
+        (["--results", "https://bucket.s3.amazonaws.com/runs"], "s3-invalid-url"),
         (["--max-hours", "0.01"], "aws-option-invalid"),
         (["--run", "g5.16"], "aws-name-invalid"),
         (["--nodes", "2", "--shards", "2"], "aws-option-invalid"),

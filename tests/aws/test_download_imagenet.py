@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -108,7 +109,8 @@ def test_obtain_neither_downloads_nor_reads_complete_files_again(served: Web, ar
 
 
 @needs_aria2
-def test_obtain_resumes_after_a_kill(web: Web, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_changed", [False, True], ids=["same", "changed"])
+def test_obtain_resumes_after_a_kill_unless_the_file_has_changed(is_changed: bool, web: Web, tmp_path: Path) -> None:
     web.files["/images.tar"] = content = os.urandom(8 * MIB)
     web.failures, web.bytes_before_failure, web.hold_open = 1, 5 * MIB, True
     partial = tmp_path / "to" / ".images.tar.partial"
@@ -120,9 +122,22 @@ def test_obtain_resumes_after_a_kill(web: Web, tmp_path: Path) -> None:
     for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
         each.kill()
     process.communicate()
+    if is_changed:
+        web.files["/images.tar"] = content = os.urandom(8 * MIB)
     run_cli(*words)
-    assert web.requests[-1] == ("/images.tar", f"bytes={5 * MIB}-{8 * MIB - 1}")
+    assert web.requests[-1] == ("/images.tar", "" if is_changed else f"bytes={5 * MIB}-{8 * MIB - 1}")
     assert (tmp_path / "to/images.tar").read_bytes() == content
+    assert leftovers(tmp_path / "to") == []
+
+
+@needs_aria2
+def test_obtain_on_a_small_disk_fails_before_the_download(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.files["/images.tar"] = bytes(MIB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=MIB - 1))
+    assert "[disk-full]" in run_failing("data", "obtain", f"{web.url}/images.tar", "--to", tmp_path / "to")
+    assert web.requests == []
     assert leftovers(tmp_path / "to") == []
 
 

@@ -124,6 +124,8 @@ def test_jobs_without_our_tags_are_not_used(aws: StrictAws) -> None:
         (["--run", "g5_16"], "aws-name-invalid"),
         (["--run", "r" * 64], "aws-name-invalid"),
         (["--spot", "--max-wait-hours", "1"], "aws-option-invalid"),
+        (["--data", "/mnt/betons"], "s3-invalid-url"),
+        (["--results", "https://bucket.s3.amazonaws.com/runs"], "s3-invalid-url"),
         (["--instance-type", "g4dn.xlarge", "--data-gb", "120"], "instance-type-unsuitable"),
         (["--", "--note", "x" * 257], "aws-option-invalid"),
         (["--", "--wandb-api-key=0123456789abcdef"], "secret-exposed"),

@@ -37,7 +37,7 @@ def machine(aws: StrictAws, disks: Disks, instance: str, metadata: Any) -> str:
     return instance
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_images_to_snapshot_and_back(machine: str, images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     here = {"FOLDER": str(folder), "SIZE": "1", "IMAGENET_SOURCE": str(images), "WRITE_FLAGS": "--subset 40"}
@@ -76,6 +76,7 @@ def test_setup_downloads_archives_and_resumes(disks: Disks, machine: str, tmp_pa
     for synset, name, content in val_images():
         assert (tmp_path / "originals/tree/val" / synset / name).read_bytes() == content
     assert len(disks.loops) == 2
+    assert "val.beton exist" in script("setup", **here)
     output = script("snapshot", **here)
     assert output.count("files match the manifest") == 2
     for role in ("beton", "originals"):

@@ -17,12 +17,11 @@ import pytest
 from tests.aws.conftest import Outcome, run_cli, run_failing, wait_for
 from tests.aws.strict_aws import StrictAws
 from tests.aws.test_run_archive import PLACE, manifest, run_folder, s3
-from tests.conftest import REPOSITORY, Data, read_events, run, torchrun
-from tests.test_resume import assert_same_run
+from tests.conftest import REPOSITORY, Data, read_events, torchrun
 
 __all__ = ["s3"]
 Metadata = Callable[..., dict[str, str]]
-WATCH = ["--poll-seconds", "0.1"]
+WATCH = ["--poll-seconds", "0.05"]
 
 
 def notice(seconds: float = 120) -> dict[str, str]:
@@ -67,20 +66,13 @@ def watch_for(folder: Path, *words: str | Path, expect: int = 0) -> Outcome:
 
 
 @pytest.mark.slow
-def test_spot_watch_interrupted_training_resumes_on_the_next_machine(
+def test_spot_watch_stops_training_and_uploads_what_it_saved(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, data: Data, tmp_path: Path
 ) -> None:
-    """Two ranks under torchrun. Only the watch sees the notice.
-
-    The second machine only has the run's name: ``--logging.upload`` finds the uploaded run.
-    """
+    """Real training, for which only the watch sees the notice. tests/test_upload.py resumes elsewhere."""
     metadata_values = metadata()
-
-    def command(folder: Path, *more: str) -> list[str | Path]:
-        words = ["--spot-notice", "off", "--training.batch_size", "8", "--epochs", "1", *more]
-        return torchrun(2, *data.training_command(folder, *words))
-
-    training = start(*command(tmp_path / "first"))
+    words = ["--spot-notice", "off", "--training.batch_size", "8", "--epochs", "1"]
+    training = start(*torchrun(1, *data.training_command(tmp_path / "first", *words)))
     wait_for_step(tmp_path / "first", training, 5)
     metadata_values.update(notice())
     outcome = watch_for(tmp_path / "first", "--group", str(training.pid), expect=75).out
@@ -88,15 +80,8 @@ def test_spot_watch_interrupted_training_resumes_on_the_next_machine(
     assert "interrupted at epoch 0" in outcome
     step = json.loads((tmp_path / "first/status.json").read_text())["step"]
     assert manifest(s3)["step"] == step > 5
+    assert last_in_s3(s3) == (tmp_path / "first/checkpoints/last.pt").read_bytes()
     training.wait(timeout=60)
-    second = tmp_path / "second/g5-16"
-    run(*command(second, "--logging.upload", "s3://bucket/runs"))
-    run(*command(tmp_path / "undisturbed"))
-    assert_same_run(second, tmp_path / "undisturbed")
-    assert manifest(s3)["step"] > step
-    assert "[run-exists]" in run_failing("run", "fetch", PLACE, tmp_path / "first")
-    run_cli("run", "fetch", PLACE, tmp_path / "third")
-    assert_same_run(tmp_path / "third", tmp_path / "undisturbed")
 
 
 PROCESS = """
@@ -138,7 +123,7 @@ def test_spot_watch_uploads_finished_training(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
     metadata()
-    pid = start_process(start, tmp_path / "run", "ignore", 1.0, "finished")
+    pid = start_process(start, tmp_path / "run", "ignore", 0.3, "finished")
     (tmp_path / "pid").write_text(f"{pid}\n")
     outcome = watch_for(tmp_path / "run", "--pidfile", tmp_path / "pid").out
     assert "finished at epoch 0, step 12" in outcome
@@ -152,7 +137,7 @@ def test_spot_watch_reports_failed_training(
     state: str, message: str, aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
     metadata()
-    pid = start_process(start, tmp_path / "run", "ignore", 0.5, state)
+    pid = start_process(start, tmp_path / "run", "ignore", 0.3, state)
     assert message in run_failing("spot", "watch", tmp_path / "run", PLACE, *WATCH, "--pid", str(pid))
     assert last_in_s3(s3) == (b"twelve" if state else b"seven")
 
@@ -161,7 +146,7 @@ def test_spot_watch_uploads_the_earlier_checkpoint_if_training_does_not_save(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
     """Training hangs, so its last checkpoint is uploaded while there is time."""
-    metadata(**notice(3))
+    metadata(**notice(2))
     pid = start_process(start, tmp_path / "run", "ignore")
     words: list[str | Path] = [
         "spot",
@@ -170,7 +155,7 @@ def test_spot_watch_uploads_the_earlier_checkpoint_if_training_does_not_save(
         PLACE,
         *WATCH,
         "--upload-seconds",
-        "2",
+        "1.5",
         "--pid",
         str(pid),
     ]
@@ -183,7 +168,7 @@ def test_spot_watch_warns_about_a_rebalance_recommendation_once(
 ) -> None:
     metadata_values = metadata(**{"events/recommendations/rebalance": '{"noticeTime": "2026-11-21T12:00:00Z"}'})
     pid = start_process(start, tmp_path / "run", "interrupted")
-    threading.Timer(0.5, lambda: metadata_values.update(notice())).start()
+    threading.Timer(0.2, lambda: metadata_values.update(notice())).start()
     outcome = watch_for(tmp_path / "run", "--pid", str(pid), expect=75)
     assert outcome.err.count("EC2 sent a rebalance recommendation") == 1
     assert "interrupted at epoch 0, step 12: the reason" in outcome.out
@@ -204,7 +189,7 @@ def test_spot_watch_of_training_that_is_about_to_exit(
 ) -> None:
     """Its status is already ``finished`` when the watch starts."""
     metadata()
-    pid = start_process(start, tmp_path / "run", "ignore", 1.0)
+    pid = start_process(start, tmp_path / "run", "ignore", 0.3)
     run_folder(tmp_path / "run", step=12, last=b"twelve", state="finished")
     status = json.loads((tmp_path / "run/status.json").read_text())
     (tmp_path / "run/status.json").write_text(json.dumps({**status, "time": time.time()}))
@@ -250,6 +235,6 @@ def test_spot_watch_warns_about_an_unreachable_metadata_service_once(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
-    pid = start_process(start, tmp_path / "run", "ignore", 1.0, "finished")
+    pid = start_process(start, tmp_path / "run", "ignore", 0.3, "finished")
     outcome = watch_for(tmp_path / "run", "--pid", str(pid))
     assert outcome.err.count("does not answer, so spot interruptions are not detected") == 1

@@ -7,7 +7,7 @@ import pytest
 
 from rebar.aws.tags import VISIBILITY_SECONDS
 from tests.aws.conftest import ZONE, assert_fails, run_cli, run_instance
-from tests.aws.strict_aws import ErrorResponse, StrictAws
+from tests.aws.strict_aws import NAMESPACE, CustomResponse, ErrorResponse, StrictAws
 
 CREATE = ["volume", "create", "--run", "imagenet", "--role", "beton", "--zone", ZONE, "--size", "1"]
 
@@ -83,6 +83,15 @@ def test_create_after_delete_creates_a_new_volume(aws: StrictAws, ec2: Any, monk
     ec2.delete_volume(VolumeId=before)
     run_cli(*CREATE, "--yes")
     assert volume_id(ec2) != before
+
+
+def test_create_of_a_volume_in_the_state_error_fails_at_once(aws: StrictAws) -> None:
+    found = CustomResponse(
+        f'<DescribeVolumesResponse xmlns="{NAMESPACE}"><volumeSet><item><volumeId>vol-0123456789abcdef0</volumeId>'
+        "<status>error</status></item></volumeSet></DescribeVolumesResponse>"
+    )
+    aws.before["CreateVolume"] = lambda: aws.refuse.update(DescribeVolumes=found)
+    assert "is error" in assert_fails("aws-wait-failed", *CREATE, "--yes")
 
 
 def test_create_again_with_another_size_fails(aws: StrictAws) -> None:

@@ -10,60 +10,50 @@ import pytest
 from rebar.errors import RebarError
 from rebar.sources.s3 import S3Folder
 from tests.sources.conftest import SYNSETS, Write, images_of_beton, images_of_folder, write_error
-
-boto3 = pytest.importorskip("boto3")
-moto_server = pytest.importorskip("moto.server")
+from tests.training.s3_server import BUCKET, s3_server
 
 
 @pytest.fixture(scope="module")
-def s3(imagenet: Path) -> Iterator[dict[str, object]]:
-    """Environment variables for a server with s3://images/sets/imagenet/{train,val}/."""
-    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    named = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
-    keys = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
-    client = boto3.client(
-        "s3",
-        endpoint_url=named["AWS_ENDPOINT_URL"],
-        region_name="us-east-1",
-        aws_access_key_id="any",
-        aws_secret_access_key="any",
-    )
-    client.create_bucket(Bucket="images")
-    for path in imagenet.glob("*/*/*"):
-        key = f"sets/imagenet/{path.relative_to(imagenet)}"
-        client.put_object(Bucket="images", Key=key, Body=path.read_bytes())
-    client.put_object(Bucket="images", Key="notes/readme.txt", Body=b"no image")
-    yield {**named, **keys}
-    server.stop()
+def s3(imagenet: Path) -> Iterator[dict[str, str]]:
+    """Environment variables for a server with s3://results/sets/imagenet/{train,val}/."""
+    with s3_server() as server:
+        for path in imagenet.glob("*/*/*"):
+            key = f"sets/imagenet/{path.relative_to(imagenet)}"
+            server.client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+        server.client.put_object(Bucket=BUCKET, Key="notes/readme.txt", Body=b"no image")
+        yield server.variables
 
 
 @pytest.mark.parametrize("below", ["", "/val/"])
 def test_write_dataset_reads_class_folders_from_s3(
-    below: str, s3: dict[str, object], imagenet: Path, write: Write
+    below: str, s3: dict[str, str], imagenet: Path, write: Write
 ) -> None:
-    file = write(f"s3://images/sets/imagenet{below}", "val", "--num-workers", 2, "--chunk-size", 4, **s3)
+    file = write(f"s3://results/sets/imagenet{below}", "val", "--num-workers", 2, "--chunk-size", 4, **s3)
     assert file.class_names == SYNSETS
     assert images_of_beton(file) == images_of_folder(imagenet / "val")
 
 
 def test_s3_folder_raises_for_missing_buckets_and_credentials(
-    s3: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, value in s3.items():
         monkeypatch.setenv(key, str(value))
     for url, code in (
-        ("s3://images/notes", "source-empty"),
+        ("s3://results/notes", "source-empty"),
         ("s3://absent/a", "s3-source-unreadable"),
         ("s3://", "s3-address-invalid"),
     ):
         with pytest.raises(RebarError) as raised:
             S3Folder(url, "val")
         assert raised.value.code == code
-    nobody = {**s3, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}
+    nobody: dict[str, object] = {
+        **s3,
+        "AWS_ACCESS_KEY_ID": "",
+        "AWS_SECRET_ACCESS_KEY": "",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     nobody["HOME"] = tmp_path
-    message = write_error("s3://images/sets", "val", tmp_path / "val.beton", **nobody)
+    message = write_error("s3://results/sets", "val", tmp_path / "val.beton", **nobody)
     assert "no AWS credentials" in message
     assert "[s3-source-unreadable]" in message
 

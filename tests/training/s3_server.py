@@ -1,7 +1,6 @@
-"""A moto S3 server on loopback with one bucket, and the environment variables of its clients."""
+"""S3 on loopback with one bucket, and the environment variables of its clients."""
 
 import json
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,13 +36,15 @@ class S3:
 
 @contextmanager
 def s3_server() -> Iterator[S3]:
-    """Run the server; only one at a time, since moto's state is global to the process."""
-    boto3, moto_server = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
-    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    """Empty the session's moto server, and create the bucket."""
+    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("moto.server")
+    from tests.aws.strict_aws import strict_aws
+
+    server = strict_aws()
+    server.reset()
     variables = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": server.url,
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": KEY_ID,
         "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -59,10 +60,5 @@ def s3_server() -> Iterator[S3]:
         aws_access_key_id=KEY_ID,
         aws_secret_access_key=SECRET,
     )
-    reset = urllib.request.Request(f"{variables['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")
-    urllib.request.urlopen(reset, timeout=30).close()
     client.create_bucket(Bucket=BUCKET)
-    try:
-        yield S3(variables, client)
-    finally:
-        server.stop()
+    yield S3(variables, client)
