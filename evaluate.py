@@ -26,14 +26,16 @@ from rebar.optim.averaging import weights_to_evaluate
 from rebar.reporting import console
 from rebar.reporting.plots import plot_confusion
 from rebar.reporting.run_folder import RunFolder
+from rebar.storage.files import check_writable
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
 from rebar.training.error_hints import evaluation_error_hints
 from rebar.training.evaluation import evaluate
 from rebar.training.execution import Precision, input_dtype, resolve_precision
-from rebar.training.export import export_weights, read_weights
+from rebar.training.export import check_export_format, export_weights
 from rebar.training.state import check_same_classes
+from rebar.training.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class EvaluateSection:
 
     checkpoint: str = option("", help="checkpoint file or run folder")
     weights: str = option(
-        "", help="instead of a checkpoint: torchvision state_dict (.pth), .safetensors, or 'torchvision' (pretrained)"
+        "",
+        help="instead of a Rebar checkpoint: .pth of torchvision, timm, ffcv-imagenet or Lightning, .safetensors, or "
+        "'torchvision' (pretrained)",
     )
     arch: str = option("resnet50", help="architecture of --weights")
     use_blurpool: bool = option(False, help="the model of --weights uses BlurPool")
@@ -81,6 +85,7 @@ def main(argv: Sequence[str]) -> None:
 
 def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
     """Load a model, evaluate it, print the results and write the requested files."""
+    check_destinations(options)
     trained = load_weights(options) if options.weights else load_checkpoint(options)
     model = to_device(trained.model, world.device)
     requested = trained.config.training.precision if options.precision == "auto" else options.precision
@@ -129,6 +134,15 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
             print(f"weights: {options.export}")
 
 
+def check_destinations(options: EvaluateSection) -> None:
+    """Raise RebarError if the requested files could not be written after the evaluation."""
+    for path in (options.confusion, options.export):
+        if path:
+            check_writable(Path(path))
+    if options.export:
+        check_export_format(Path(options.export).suffix)
+
+
 @dataclass(frozen=True)
 class TrainedModel:
     """A model and its training configuration, or the default one. ``class_names`` is empty if unknown."""
@@ -165,20 +179,25 @@ def load_weights(options: EvaluateSection) -> TrainedModel:
     """Load weights that are not a Rebar checkpoint, with the default configuration and unknown class names."""
     if options.checkpoint:
         raise RebarError("evaluate: --checkpoint and --weights are both given. Remove one.", code="config-conflict")
-    trained = build_config(TrainConfig, {"model.arch": options.arch, "training.use_blurpool": options.use_blurpool})
     if options.weights == "torchvision":
+        trained = _default_config(options, use_blurpool=options.use_blurpool)
         return TrainedModel(build_model(options.arch, num_classes=1000, pretrained=True), trained, 1000)
-    weights = read_weights(Path(options.weights))
-    heads = [value for name, value in weights.items() if name.endswith("weight") and value.ndim == 2]
+    imported = read_weights(Path(options.weights))
+    use_blurpool = options.use_blurpool or imported.use_blurpool
+    heads = [value for name, value in imported.tensors.items() if name.endswith("weight") and value.ndim == 2]
     if not heads:
         raise _mismatch(options, "the weights have no linear layer")
-    model = build_model(options.arch, num_classes=len(heads[-1]), use_blurpool=options.use_blurpool)
+    model = build_model(options.arch, num_classes=len(heads[-1]), use_blurpool=use_blurpool)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(imported.tensors)
     except RuntimeError as error:
         reason = textwrap.shorten(str(error).splitlines()[-1], 160, placeholder=" …")
         raise _mismatch(options, reason) from None
-    return TrainedModel(model, trained, len(heads[-1]))
+    return TrainedModel(model, _default_config(options, use_blurpool=use_blurpool), len(heads[-1]))
+
+
+def _default_config(options: EvaluateSection, *, use_blurpool: bool) -> TrainConfig:
+    return build_config(TrainConfig, {"model.arch": options.arch, "training.use_blurpool": use_blurpool})
 
 
 def _mismatch(options: EvaluateSection, reason: str) -> RebarError:

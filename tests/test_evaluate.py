@@ -78,6 +78,9 @@ def test_final_resolutions_equal_evaluate_and_are_not_repeated(
         (["--data", "none.beton"], "none.beton"),
         (["--checkpoint", "none.pt"], "none.pt"),
         (["--resolution", "-1"], "[config-invalid-value]"),
+        (["--export", "none/weights.pth"], "[file-not-writable]"),
+        (["--export", "weights.h5"], "[export-unknown-format]"),
+        (["--confusion", "/proc/confusion.png"], "[file-not-writable]"),
     ],
 )
 def test_errors_are_one_line(

@@ -100,6 +100,10 @@ def parse_config(
     parser = _make_parser(schema, options, description, example)
     if aliases:
         parser.add_argument_group("Flags of other scripts that are accepted", aliases)
+    ignored = getattr(schema, "ignored_keys", {})
+    hidden = argparse.SUPPRESS
+    for path in ignored:  # as in YAML files, with a warning
+        parser.add_argument(f"--{path}", dest=path, nargs="?", const="", default=hidden, help=hidden)
     namespace, unknown = parser.parse_known_args(list(argv))
     if unknown:
         _reject_unknown(unknown, parser, options)
@@ -109,7 +113,7 @@ def parse_config(
     if from_files:  # checked separately, so that the message names the right place
         required = {item.path: given[item.path] for item in options if item.required and item.path in given}
         build_config(schema, {**from_files, **required}, where=files)
-    values = {path: value for path, value in from_files.items() if path not in getattr(schema, "ignored_keys", {})}
+    values = {path: value for path, value in from_files.items() if path not in ignored}
     config = build_config(schema, {**values, **given}, where="command line")
     if namespace.print_config:
         print(to_yaml(config), end="")

@@ -79,6 +79,8 @@ class Option(Checker):
 
         Raises ValueError if the value has another type or is out of range.
         """
+        if self.type is str and self.const is not None and isinstance(value, bool):
+            value = str(value).lower()  # YAML's true, for an option that is also a flag without a value
         converted = _convert(value, self.type)
         if converted is not None and not self._in_range(converted):
             raise ValueError(f"expected {self.help()}")

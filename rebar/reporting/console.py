@@ -12,15 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from rebar.cli import warn
+from rebar.cli import escape_control_characters, warn
 from rebar.reporting.run_folder import RunFolder
 
 Metrics = Mapping[str, Any]
-
-
-def escape_control_characters(text: str) -> str:
-    """Replace control characters, such as those of terminal escape sequences, with Python escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def format_duration(seconds: float) -> str:

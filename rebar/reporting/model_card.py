@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import yaml
 
-from rebar.reporting.console import escape_control_characters, final_resolutions, format_duration
+from rebar.cli import escape_control_characters
+from rebar.reporting.console import final_resolutions, format_duration
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 _RESULTS = (

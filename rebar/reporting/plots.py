@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.cli import run_command
+from rebar.cli import escape_control_characters, run_command
 from rebar.errors import RebarError
-from rebar.reporting.console import escape_control_characters
 from rebar.reporting.log import RunData, Series, read_run
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import atomic_write

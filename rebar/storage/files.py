@@ -47,6 +47,22 @@ def write_error(target: Path, error: OSError) -> RebarError:
     )
 
 
+def check_writable(target: Path) -> None:
+    """Raise RebarError (``file-not-writable``) if ``target`` could not be written, before the work for it starts."""
+    folder = target.parent
+    if not folder.is_dir():
+        reason = f"{folder} is not a folder" if folder.exists() else f"there is no folder {folder}"
+    elif target.is_dir():
+        reason = "it is a folder"
+    elif not os.access(folder, os.W_OK):  # False on a read-only file system, even for root
+        reason = f"no permission to write to {folder}"
+    else:
+        return
+    raise RebarError(
+        f"{target} cannot be written: {reason}. Check the path and its permissions.", code="file-not-writable"
+    )
+
+
 def sync_folder(folder: Path) -> None:
     """Fsync a folder, so that renames in it survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -16,14 +16,13 @@ from rebar.models.build import build_network
 from rebar.optim.averaging import build_average
 from rebar.optim.optimizers import build_optimizer, parameter_groups
 from rebar.optim.schedules import ScheduleSpan, peak_lr
-from rebar.reporting.log import LoggingConfig
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.wandb_log import check_wandb_installed
 from rebar.storage.huggingface import check_token, prepare_repository
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, wait_for_all, wrap_distributed
 from rebar.training.execution import allow_tf32, compile_model, gradient_scaler, resolve_precision
-from rebar.training.export import check_can_export
+from rebar.training.export import check_export_format, export_suffixes
 from rebar.training.metrics import TrainMeter
 from rebar.training.resolution import all_resolutions
 from rebar.training.resume import load_checkpoint, resolve_resume
@@ -69,33 +68,29 @@ def default_datasets(config: TrainConfig) -> TrainConfig:
 
 
 def check_destinations(config: TrainConfig, world: World) -> None:
-    """Raise RebarError if the results could not be exported, uploaded or published after training.
+    """Raise RebarError if the run could not log, export, upload or publish its results.
 
     A dry run checks all destinations and creates nothing.
     """
-    training = config.training
-    if training.eval_only or (training.find_lr and not training.dry_run):
+    training, logging, folder = config.training, config.logging, RunFolder(Path(config.logging.folder))
+    if training.eval_only:
         return
-    check_can_export(config.checkpoint.export)
-    if training.dry_run and world.is_main:
-        _check_writable(config.logging)
-    elif config.logging.hf_repo and world.is_main:
-        prepare_repository(config.logging.hf_repo)
-
-
-def _check_writable(config: LoggingConfig) -> None:
-    """Raise RebarError if the run could not log, upload or publish. Creates nothing.
-
-    For the Hugging Face Hub, only the token is checked, not the permission to create the repository.
-    """
-    folder = RunFolder(Path(config.folder))
-    folder.check_writable()
-    if config.wandb:
+    if world.is_main:
+        folder.check_writable()
+    if training.find_lr and not training.dry_run:
+        return
+    for suffix in export_suffixes(config.checkpoint.export):
+        check_export_format(suffix)
+    if not world.is_main:
+        return
+    if logging.wandb:
         check_wandb_installed()
-    if config.hf_repo:
-        check_token(config.hf_repo)
-    if config.upload:
-        run_store(config.upload, folder).read_manifest()
+    if logging.hf_repo and training.dry_run:
+        check_token(logging.hf_repo)  # the permission to create the repository is not checked
+    elif logging.hf_repo:
+        prepare_repository(logging.hf_repo)
+    if logging.upload and training.dry_run:  # otherwise resolve_resume reads it
+        run_store(logging.upload, folder).read_manifest()
 
 
 def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 
@@ -24,7 +24,10 @@ class CheckpointConfig:
     """Checkpoints and resuming."""
 
     resume: str = option(
-        "auto", help="auto: resume from the run folder's checkpoint; none: start from scratch; or a checkpoint file"
+        "auto",
+        help="auto, last or true: resume from the run folder's checkpoint; none or false: start from scratch; or a "
+        "checkpoint file or run folder to start from",
+        const="auto",
     )
     overwrite: bool = option(
         False, help="with --resume none: delete an earlier run in the folder; with a file: restart from the file"
@@ -137,7 +140,8 @@ class CheckpointWriter:
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write tensors and plain values atomically; the replaced file is kept as ``previous.pt``.
 
-    Raises CheckpointError if it cannot be written; the existing file is then unchanged.
+    Raises CheckpointError (``disk-full``, ``checkpoint-not-writable``) if it cannot be written; the existing file is
+    then unchanged.
     """
     previous = path.with_name(PREVIOUS)
     try:
@@ -148,19 +152,47 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
                 raise
             previous.unlink()  # make room on a full disk
             _write(path, content)
-    except (RebarError, RuntimeError) as error:  # torch reports some failed writes as RuntimeError
-        raise CheckpointError(
-            f"{error} The previous checkpoint, if any, is intact. Run the same command again to resume from it.",
-            code="checkpoint-not-writable",
-        ) from None
+    except (RebarError, RuntimeError) as error:
+        is_full = isinstance(error, RebarError) and error.code == "disk-full"
+        message = f"{error} The previous checkpoint, if any, is intact. Run the same command again to resume from it."
+        raise CheckpointError(message, code="disk-full" if is_full else "checkpoint-not-writable") from None
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     with atomic_write(path) as (file,):
-        torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+        torch_save({"format": FORMAT, "version": VERSION, **content}, file)
         file.flush()
         if path.exists():
             link_or_copy(path, path.with_name(PREVIOUS))
+
+
+class _RecordingFile:
+    """A file for ``torch.save`` that records the first error of a write."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def torch_save(content: object, file: IO[bytes]) -> None:
+    """Call ``torch.save``. Raises the OSError of a failed write, which torch replaces with an assertion of its own."""
+    recording = _RecordingFile(file)
+    try:
+        torch.save(content, recording)  # type: ignore[arg-type]
+    except RuntimeError:
+        if recording.error is None:
+            raise
+        raise recording.error from None
 
 
 def keep_copies(last: Path, *, epoch: int, is_best: bool, keep_every: int) -> None:

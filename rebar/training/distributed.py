@@ -8,8 +8,11 @@ import gc
 import os
 import signal
 import sys
+import textwrap
+import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,10 +23,12 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # must be imported before a group exists: see join_world
 from torch import nn
 
+from rebar.cli import warn
 from rebar.errors import RebarError
 
 _TIMEOUT = timedelta(minutes=10)
 _LONG_TIMEOUT = timedelta(days=2)
+_NOTICE_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -48,12 +53,12 @@ class World:
     @property
     def is_local_main(self) -> bool:
         """Whether this is local rank 0, the first rank of its node."""
-        return int(os.environ.get("LOCAL_RANK", 0)) == 0
+        return _int_variable("LOCAL_RANK", 0) == 0
 
     @property
     def local_size(self) -> int:
         """The number of ranks on this node."""
-        return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return _int_variable("LOCAL_WORLD_SIZE", 1)
 
     @property
     def distributed(self) -> bool:
@@ -64,10 +69,11 @@ class World:
 def join_world() -> Iterator[World]:
     """Join the process group that torchrun's environment describes: NCCL on GPUs, Gloo on the CPU.
 
-    Raises RebarError if the node has fewer GPUs than ranks.
+    Warns after ten seconds about ranks that have not joined. Raises RebarError if the environment is incomplete or
+    contradictory, if ranks do not join within ten minutes, or if the node has fewer GPUs than ranks.
     """
-    device = _local_device(int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, size = _read_environment()
+    device = _local_device(_int_variable("LOCAL_RANK", 0), _int_variable("LOCAL_WORLD_SIZE", 1))
     world = World(rank=rank, size=size, device=device)
     if not world.distributed:
         yield world
@@ -76,7 +82,7 @@ def join_world() -> Iterator[World]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
-        store=_rendezvous_store(),
+        store=_rendezvous_store(rank, size),
         rank=rank,
         world_size=size,
         timeout=_TIMEOUT,
@@ -92,16 +98,88 @@ def join_world() -> Iterator[World]:
     dist.destroy_process_group()  # not after an exception: it would wait for ranks that may have exited
 
 
-def _rendezvous_store() -> dist.Store:
-    """Return torchrun's store, with a prefix per attempt on a single node.
+def _read_environment() -> tuple[int, int]:
+    """Return the rank and the number of ranks. Raises RebarError if torchrun's variables contradict each other."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    given = {name: os.environ[name] for name in (*names, "MASTER_ADDR") if os.environ.get(name)}
+    for name in names:
+        if not given.get(name, "0").isdecimal():
+            raise _environment_error(f"{name} is '{given[name]}', not a number")
+    rank, size = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
+    if size > 1:
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in given]
+        if missing:
+            raise _environment_error(f"WORLD_SIZE is {size}, but without {', '.join(missing)}")
+    if rank >= max(size, 1):
+        raise _environment_error(f"RANK is {rank}, but WORLD_SIZE is {given.get('WORLD_SIZE', 'not set')}")
+    return rank, size
+
+
+def _int_variable(name: str, default: int) -> int:
+    return int(os.environ.get(name) or default)
+
+
+def _environment_error(problem: str) -> RebarError:
+    return RebarError(
+        f"environment: {problem}. Start the ranks with torchrun, or unset RANK and WORLD_SIZE to train with one.",
+        code="distributed-environment",
+    )
+
+
+def _rendezvous_store(rank: int, size: int) -> dist.Store:
+    """Return torchrun's store, or one on rank 0, after all ranks have joined. It has a prefix per attempt on one node.
 
     When torchrun restarts the workers of a single node, it reuses the store, which has the addresses of the previous
     workers. With several nodes, it creates a new store per attempt, and the nodes' restart counts may differ.
     """
-    store, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_server = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    notice = threading.Timer(_NOTICE_SECONDS, _print_waiting, [rank, f"{host}:{port}"])
+    notice.start()
+    try:
+        store: dist.Store = dist.TCPStore(
+            host, port, size, is_server, timeout=_TIMEOUT, wait_for_workers=False, multi_tenant=True
+        )
+    except dist.DistError as error:
+        raise RebarError(
+            f"rank {rank}: no connection to {host}:{port} ({str(error).splitlines()[0]}). Check that rank 0 runs there "
+            "and that the port is free and open.",
+            code="distributed-not-joined",
+        ) from None
+    finally:
+        notice.cancel()
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    return dist.PrefixStore("rebar", store)
+    store = dist.PrefixStore("rebar", store)
+    _wait_for_ranks(store, rank, size)
+    return store
+
+
+def _print_waiting(rank: int, address: str) -> None:
+    print(f"rank {rank}: waiting for rank 0 at {address}", file=sys.stderr, flush=True)
+
+
+def _wait_for_ranks(store: dist.Store, rank: int, size: int) -> None:
+    """Wait until all ranks have joined. Rank 0 warns about those that are missing after ten seconds."""
+    keys = [f"joined_{other}" for other in range(size)]
+    store.set(keys[rank], "")
+    started, warned = time.monotonic(), False
+    while not store.check(keys):
+        waited = time.monotonic() - started
+        if waited > _NOTICE_SECONDS and not warned:
+            warn(f"{_missing_ranks(store, keys)}. Waiting for {_TIMEOUT.total_seconds() / 60:g} minutes")
+            warned = True
+        if waited > _TIMEOUT.total_seconds():
+            raise RebarError(
+                f"rank {rank}: {_missing_ranks(store, keys)}. Start all of them.", code="distributed-not-joined"
+            )
+        time.sleep(0.05)
+
+
+def _missing_ranks(store: dist.Store, keys: Sequence[str]) -> str:
+    missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+    named = f"rank{'s' if len(missing) > 1 else ''} {textwrap.shorten(', '.join(missing), 60, placeholder=' ...')}"
+    return f"{named} of {len(keys)} did not join"
 
 
 def _terminate_with_launcher() -> None:

@@ -1,4 +1,4 @@
-"""Export weights as a torchvision state_dict (``.pth``), safetensors or ONNX, and read exported weights.
+"""Export weights as a torchvision state_dict (``.pth``), safetensors or ONNX.
 
 An ONNX model takes RGB float32 images ``[n, 3, height, width]`` and returns logits; n, height and width are dynamic.
 The images must be normalized with the mean and standard deviation (in levels of 0 to 255) that its metadata contains
@@ -21,7 +21,7 @@ from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.models.build import build_model
 from rebar.storage.files import atomic_write
-from rebar.training.checkpoint import plain_names
+from rebar.training.checkpoint import torch_save
 
 OPSET = 18
 SUFFIXES = {"torchvision": ".pth", "safetensors": ".safetensors", "onnx": ".onnx"}
@@ -35,13 +35,15 @@ def export_suffixes(formats: str) -> list[str]:
     return [SUFFIXES[name] for name in names]
 
 
-def check_can_export(formats: str) -> None:
-    """Raise RebarError if a package that the export needs is not installed."""
-    if ".onnx" in export_suffixes(formats):
-        _check_onnx_installed()
-
-
-def _check_onnx_installed() -> None:
+def check_export_format(suffix: str) -> None:
+    """Raise RebarError for an unknown suffix, or if a package that the export needs is not installed."""
+    if suffix not in (*SUFFIXES.values(), ".pt"):
+        raise RebarError(
+            f"export: unknown suffix '{suffix}'. Use .pth (torchvision's state_dict), .safetensors or .onnx.",
+            code="export-unknown-format",
+        )
+    if suffix != SUFFIXES["onnx"]:
+        return
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise RebarError(
@@ -72,6 +74,7 @@ def export_weights(path: Path, weights: Mapping[str, torch.Tensor], metadata: Ma
 
     Raises RebarError for another suffix, a missing package, an architecture that cannot be exported, or a full disk.
     """
+    check_export_format(path.suffix)
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     if path.suffix == ".safetensors":
         content = _to_safetensors(plain, metadata)
@@ -79,15 +82,10 @@ def export_weights(path: Path, weights: Mapping[str, torch.Tensor], metadata: Ma
         if metadata.get("use_blurpool"):
             warn(f"{path}: the model uses BlurPool; torchvision's model without it gives other outputs")
         with atomic_write(path) as (file,):
-            torch.save(plain, file)
+            torch_save(plain, file)
         return
-    elif path.suffix == ".onnx":
-        content = _to_onnx(plain, metadata)
     else:
-        raise RebarError(
-            f"{path}: unknown export format. Use the suffix .pth (torchvision's state_dict), .safetensors or .onnx.",
-            code="export-unknown-format",
-        )
+        content = _to_onnx(plain, metadata)
     with atomic_write(path) as (file,):
         file.write(content)
 
@@ -114,7 +112,6 @@ def _sort_metadata(content: bytes) -> bytes:
 
 
 def _to_onnx(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> bytes:
-    _check_onnx_installed()
     arch, num_classes = metadata["arch"], metadata["num_classes"]
     model = build_model(arch, num_classes=num_classes, use_blurpool=bool(metadata.get("use_blurpool")))
     model.load_state_dict(dict(weights))
@@ -162,32 +159,3 @@ def _quiet_loggers() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state_dict from a ``.pth`` or ``.safetensors`` file, without the prefixes of DDP and torch.compile.
-
-    The state_dict may be wrapped in a dict, under "model" (torchvision's reference script, and Rebar's checkpoints) or
-    "state_dict" (timm). Raises RebarError if the file is missing or contains no state_dict.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return plain_names(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RebarError(f"{path}: file not found. Check the path.", code="weights-not-found") from None
-    except Exception as error:  # a damaged file may raise any exception
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _invalid(path, f"not readable: {reason}") from None
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise _invalid(path, "no state_dict found")
-    return plain_names(content)
-
-
-def _invalid(path: Path, message: str) -> RebarError:
-    return RebarError(f"{path}: {message}. Give a .pth or .safetensors file of weights.", code="weights-invalid")

@@ -21,7 +21,7 @@ from rebar.training.distributed import join_world, wait_for_all
 from rebar.training.error_hints import error_hints
 from rebar.training.publish import publish_or_warn, write_plot_and_report
 from rebar.training.resolution import all_resolutions
-from rebar.training.resume import record_origin
+from rebar.training.resume import normalize_resume, record_origin
 from rebar.training.run import Run
 from rebar.training.stopping import EXIT_PREEMPTED, Interrupted, listen_for_stop
 from rebar.training.time_estimate import TimeEstimate
@@ -65,7 +65,13 @@ def parse_command_line(argv: Sequence[str]) -> TrainConfig:
         aliases=aliases.format_table(),
     )
     folder = config.logging.folder or str(Path("runs") / (config_name(argv) or config.model.arch))
-    return dataclasses.replace(config, logging=dataclasses.replace(config.logging, folder=folder))
+    return dataclasses.replace(
+        config,
+        logging=dataclasses.replace(config.logging, folder=folder),
+        checkpoint=dataclasses.replace(
+            config.checkpoint, resume=normalize_resume(config.checkpoint.resume, RunFolder(Path(folder)))
+        ),
+    )
 
 
 @contextmanager
@@ -81,7 +87,7 @@ def record_early_failure(config: TrainConfig) -> Iterator[None]:
         yield
     except Exception as error:
         status = read_status(folder.status)
-        is_ours = is_attempt and int(os.environ.get("RANK", 0)) == 0 and _content(folder.status) == before
+        is_ours = is_attempt and os.environ.get("RANK", "0") == "0" and _content(folder.status) == before
         if is_ours and status is not None and status.state != "finished" and not folder.is_locked():
             reason = str(error) or type(error).__name__
             with suppress(RebarError):

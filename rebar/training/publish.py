@@ -6,9 +6,11 @@
 """
 
 import argparse
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +54,30 @@ def finish(run: Run) -> None:
         metadata = export_metadata(vars(state), use_blurpool=config.training.use_blurpool)
         for suffix in export_suffixes(config.checkpoint.export):
             weights = state.evaluated_model.state_dict()
-            export_weights(run.folder.path / f"weights{suffix}", weights, metadata)
+            path = run.folder.path / f"weights{suffix}"
+            command = f"python evaluate.py --checkpoint {_quoted(run.folder)} --data VAL.beton --export"
+            _or_warn(partial(export_weights, path, weights, metadata), f"{command} {shlex.quote(str(path))}")
         print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, run.folder), flush=True)
 
 
 def write_plot_and_report(folder: RunFolder) -> None:
     """Write the plot and the report. Errors become warnings, because the run itself is complete."""
     if folder.log.is_file() and any(record["event"] == "epoch" for record in read_log(folder.log)):
-        _or_warn(lambda: plot_run(folder.path), f"python -m rebar.reporting.plots {folder.path}")
-    _or_warn(lambda: write_report(folder.path), f"python -m rebar.reporting {folder.path}")
+        _or_warn(lambda: plot_run(folder.path), f"python -m rebar.reporting.plots {_quoted(folder)}")
+    _or_warn(lambda: write_report(folder.path), f"python -m rebar.reporting {_quoted(folder)}")
 
 
 def _or_warn(write: Callable[[], object], command: str) -> None:
+    """Write a result of a complete run. Any error becomes a warning with the command that writes it later."""
     try:
         write()
-    except RebarError as error:
-        warn(f"{error} To retry: {command}")
+    except Exception as error:
+        reason = str(error) if isinstance(error, RebarError) else f"{type(error).__name__}: {error}."
+        warn(f"{reason} Training is complete. To retry: {command}")
+
+
+def _quoted(folder: RunFolder) -> str:
+    return shlex.quote(str(folder.path))
 
 
 def publish_run(folder: RunFolder, repository: str) -> str:
@@ -92,10 +102,10 @@ def publish_run(folder: RunFolder, repository: str) -> str:
 
 def publish_or_warn(folder: RunFolder, repository: str) -> None:
     """Publish at the end of a run. Errors become warnings, because the run itself is complete."""
-    try:
-        print(f"published {publish_run(folder, repository)}", flush=True)
-    except RebarError as error:
-        warn(f"not published: {error} To retry: python -m rebar.training.publish {folder.path} {repository}")
+    _or_warn(
+        lambda: print(f"published {publish_run(folder, repository)}", flush=True),
+        f"python -m rebar.training.publish {_quoted(folder)} {repository}",
+    )
 
 
 def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:

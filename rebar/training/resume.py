@@ -11,18 +11,42 @@ import socket
 from pathlib import Path
 
 from rebar.cli import warn
-from rebar.config import flatten_config
+from rebar.config import flatten_config, parse_bool
 from rebar.errors import RebarError
 from rebar.loading import Loader
 from rebar.optim.schedules import build_schedule
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import link_or_copy, sha256_of
 from rebar.storage.run_manifest import PREVIOUS, Origin, read_origin, write_origin
-from rebar.training.checkpoint import set_damaged_aside
+from rebar.training.checkpoint import CheckpointError, set_damaged_aside
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, gather_from_all
 from rebar.training.state import TrainState
 from rebar.training.upload import fetch_run, run_store
+
+
+def normalize_resume(resume: str, folder: RunFolder) -> str:
+    """Return a value of --resume as 'auto', 'none' or the path of a checkpoint. ``folder`` is that of this run.
+
+    Raises CheckpointError for another folder without a checkpoint.
+    """
+    if resume == "last" or parse_bool(resume) is True:
+        return "auto"
+    if parse_bool(resume) is False:
+        return "none"
+    path = Path(resume)
+    if not path.is_dir():
+        return resume
+    if path.resolve() == folder.path.resolve():
+        return "auto"
+    other = RunFolder(path.parent if path.name == "checkpoints" else path)
+    newest = other.checkpoint_to_resume("auto")
+    if newest is None:
+        raise CheckpointError(
+            f"checkpoint.resume: {path} has no checkpoint. Give a run folder with one, or a checkpoint file.",
+            code="checkpoint-not-found",
+        )
+    return str(newest)
 
 
 def resolve_resume(config: TrainConfig, folder: RunFolder, world: World) -> TrainConfig:

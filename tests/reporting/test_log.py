@@ -1,7 +1,12 @@
 """Tests of rebar.reporting.log."""
 
 import json
+import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +15,7 @@ import pytest
 
 from rebar.errors import RebarError
 from rebar.reporting.log import LoggingConfig, RunLog, environment, open_log, read_log, redact_secrets, truncate_log
+from rebar.reporting.wandb_log import is_reachable
 
 
 def test_write_appends_json_lines_with_event_and_time(tmp_path: Path) -> None:
@@ -74,12 +80,16 @@ class FakeWandb(SimpleNamespace):
     """The part of wandb's API that the log uses; records the calls."""
 
     Error = type("Error", (Exception,), {})
+    server = "http://127.0.0.1:1"  # nothing listens there
 
     def __init__(self, api_key: str | None = None) -> None:
-        super().__init__(api=SimpleNamespace(api_key=api_key), options={}, logged=[], exit_codes=[])
+        super().__init__(api=SimpleNamespace(api_key=api_key), options={}, logged=[], exit_codes=[], fails=False)
+
+    def setup(self) -> SimpleNamespace:
+        return SimpleNamespace(settings=SimpleNamespace(base_url=self.server))
 
     def init(self, **options: Any) -> "FakeWandb":
-        if options["project"] == "forbidden":
+        if options["project"] == "forbidden" and options["mode"] != "offline":
             raise self.Error("permission denied")
         self.options = options
         return self
@@ -88,18 +98,32 @@ class FakeWandb(SimpleNamespace):
         self.axis = (name, step_metric)
 
     def log(self, values: dict[str, Any]) -> None:
+        if self.fails:
+            raise BrokenPipeError("service ended")
         self.logged.append(values)
 
     def finish(self, exit_code: int = 0) -> None:
         self.exit_codes.append(exit_code)
 
 
+@contextmanager
+def answering_server() -> Iterator[str]:
+    """Serve 404 for everything, as wandb's servers do for their root."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
     fake = FakeWandb(api_key="secret")
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    return fake
+    for name in ("WANDB_MODE", "WANDB_INIT_TIMEOUT", "WANDB_FINISH_TIMEOUT"):
+        monkeypatch.setenv(name, "")  # removed again after the test
+        monkeypatch.delenv(name)
+    with answering_server() as fake.server:
+        yield fake
 
 
 def test_wandb_receives_metrics_of_steps_and_epochs(wandb: FakeWandb, tmp_path: Path) -> None:
@@ -132,14 +156,46 @@ def test_wandb_logs_offline_without_login(wandb: FakeWandb, tmp_path: Path, caps
     assert "not logged in" in capsys.readouterr().err
 
 
-def test_wandb_error_is_reported(wandb: FakeWandb, tmp_path: Path) -> None:
-    config = LoggingConfig(wandb=True, wandb_project="forbidden")
-    with (
-        pytest.raises(RebarError, match="permission denied") as caught,
-        open_log(tmp_path / "log.jsonl", config, is_main=True, options={}),
-    ):
-        pass
-    assert caught.value.code == "wandb-failed"
+def log_two_steps(folder: Path, project: str = "birds") -> int:
+    """Log to a wandb project and return the number of records in the run folder."""
+    config = LoggingConfig(wandb=True, wandb_project=project)
+    with open_log(folder / "log.jsonl", config, is_main=True, options={}) as log:
+        log.write("step", {"step": 1})
+        log.write("step", {"step": 2})
+    return len(read_log(folder / "log.jsonl"))
+
+
+def test_wandb_logs_offline_if_the_server_refuses_the_run(
+    wandb: FakeWandb, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert log_two_steps(tmp_path, "forbidden") == 2
+    assert (wandb.options["mode"], len(wandb.logged), wandb.exit_codes) == ("offline", 2, [0])
+    assert "permission denied" in capsys.readouterr().err
+
+
+def test_wandb_logs_offline_if_the_server_is_unreachable(
+    wandb: FakeWandb, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wandb.server = FakeWandb.server
+    assert log_two_steps(tmp_path) == 2
+    assert (wandb.options["mode"], len(wandb.logged)) == ("offline", 2)
+    assert "wandb sync" in capsys.readouterr().err
+
+
+def test_wandb_failures_during_training_give_one_warning(
+    wandb: FakeWandb, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wandb.fails = True
+    assert log_two_steps(tmp_path) == 2
+    assert capsys.readouterr().err.count("service ended") == 1
+
+
+def test_is_reachable_reports_servers_that_do_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, answering_server() as answering:
+        assert not is_reachable(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.2)
+        assert is_reachable(answering)
+    assert not is_reachable("http://name.invalid", seconds=5)
+    assert not is_reachable("no address")
 
 
 def test_missing_wandb_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Tests of rebar.training.checkpoint."""
 
+import errno
 import os
 import pickle
 import subprocess
@@ -16,6 +17,7 @@ from rebar.training.checkpoint import (
     plain_names,
     read_checkpoint,
     save_checkpoint,
+    torch_save,
 )
 
 CONTENT: dict[str, Any] = {
@@ -165,7 +167,7 @@ def test_save_checkpoint_deletes_the_previous_one_on_a_full_disk(tmp_path: Path)
         assert read_checkpoint(last)["epoch"] == 3
         with pytest.raises(CheckpointError) as error:
             save_checkpoint(last, {"epoch": 4, "model": torch.zeros(1_000_000)})
-        assert error.value.code == "checkpoint-not-writable"
+        assert error.value.code == "disk-full"
         assert read_checkpoint(last)["epoch"] == 3
         assert [path.name for path in disk.iterdir()] == ["last.pt"]
     finally:
@@ -173,15 +175,15 @@ def test_save_checkpoint_deletes_the_previous_one_on_a_full_disk(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "code"),
     [
-        OSError(28, "No space left on device"),
-        OSError(5, "Input/output error"),
-        RuntimeError("PytorchStreamWriter failed writing file"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk-full"),
+        (OSError(errno.EIO, "Input/output error"), "checkpoint-not-writable"),
+        (RuntimeError("PytorchStreamWriter failed writing file"), "checkpoint-not-writable"),
     ],
 )
 def test_failed_write_leaves_the_earlier_checkpoint(
-    error: Exception, saved: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, code: str, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing_save(content: object, file: Any) -> None:
         file.write(b"the first half")
@@ -190,10 +192,15 @@ def test_failed_write_leaves_the_earlier_checkpoint(
     monkeypatch.setattr(torch, "save", failing_save)
     with pytest.raises(CheckpointError) as raised:
         save_checkpoint(saved, {"epoch": 4})
-    assert raised.value.code == "checkpoint-not-writable"
+    assert raised.value.code == code
     monkeypatch.undo()
     assert read_checkpoint(saved)["epoch"] == 3
     assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
+
+
+def test_full_disk_is_reported_in_place_of_torchs_assertion(tmp_path: Path) -> None:
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
+        torch_save({"model": torch.zeros(100_000)}, full)  # type: ignore[arg-type]
 
 
 def test_kill_while_writing_leaves_the_earlier_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,71 @@ from pathlib import Path
 
 import pytest
 
+from rebar.errors import RebarError
+from rebar.training.distributed import join_world
 from tests.conftest import free_port, run, torchrun
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "4"},
+        {"WORLD_SIZE": "4", "RANK": "1"},
+        {"WORLD_SIZE": "4", "RANK": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+        {"RANK": "1"},
+        {"WORLD_SIZE": "x"},
+        {"RANK": "-1"},
+        {"LOCAL_RANK": "a"},
+        {"LOCAL_WORLD_SIZE": "1.5"},
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "http"},
+    ],
+    ids=str,
+)
+def test_join_world_reports_contradictory_environment(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RebarError) as caught, join_world():
+        pass
+    assert caught.value.code == "distributed-environment"
+
+
+def test_join_world_accepts_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": ""}.items():
+        monkeypatch.setenv(name, value)
+    with join_world() as world:
+        assert (world.rank, world.size) == (0, 1)
+
+
+WAIT_FOR_OTHERS = """
+from rebar.training import distributed
+distributed._NOTICE_SECONDS = 0.3
+with distributed.join_world() as world:
+    pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "message"), [(0, "rank 1 of 2 "), (1, "rank 0 at 127.0.0.1")])
+def test_join_world_names_the_ranks_that_it_waits_for(first: int, message: str) -> None:
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    variables |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def start(rank: int) -> subprocess.Popen[str]:
+        environment = {**os.environ, **variables, "RANK": str(rank)}
+        return subprocess.Popen(
+            [sys.executable, "-c", WAIT_FOR_OTHERS], env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    waiting = start(first)
+    assert waiting.stderr is not None
+    assert message in waiting.stderr.readline()
+    other = start(1 - first)
+    other.communicate(timeout=60)
+    waiting.communicate(timeout=60)
+    assert [waiting.returncode, other.returncode] == [0, 0]
+
 
 LEAVE_WORLD = """
 from pathlib import Path

@@ -10,6 +10,7 @@ import train_imagenet
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.run_status import RunStatus, State, read_status, write_status
+from rebar.training.config import TrainConfig
 from rebar.training.launch import parse_command_line
 from tests.conftest import Data, read_events
 
@@ -94,3 +95,17 @@ def test_run_context_warns_if_plot_and_report_cannot_be_written(
     assert json.loads(folder.status.read_text())["state"] == "finished"
     assert len(read_events(folder.path, "end")) == 1
     assert not list(folder.path.glob(".*partial*"))
+
+
+def test_resume_is_also_a_flag_without_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.yaml").write_text("checkpoint: {resume: false}")
+    monkeypatch.chdir(tmp_path)
+    assert parse_command_line(["--resume"]).checkpoint.resume == "auto"
+    assert parse_command_line(["--config-file", "a.yaml"]).checkpoint.resume == "none"
+
+
+@pytest.mark.parametrize("name", sorted(TrainConfig.ignored_keys))
+def test_arguments_that_only_ffcv_imagenet_needs_give_a_warning(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([f"--{name}=1"], [f"--{name}", "1"], [f"--{name}"]):
+        parse_command_line(["--epochs", "3", *argv, "--arch", "resnet18"])
+        assert capsys.readouterr().err.startswith(f"warning: {name} has no effect")

@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import train_imagenet
 from rebar.reporting.run_folder import RunFolder
+from rebar.storage.run_status import read_status
 from rebar.training.checkpoint import read_checkpoint
-from rebar.training.export import read_weights
 from rebar.training.publish import publish_or_warn
+from rebar.training.weights import read_weights
 from tests.conftest import Data, read_events, run, torchrun
 from tests.storage.hub_server import TOKEN, Hub, hub_server
 
@@ -39,7 +41,7 @@ def test_run_publishes_evaluated_weights_without_token(data: Data, tmp_path: Pat
     checkpoint = read_checkpoint(folder / "checkpoints/last.pt")
     average, last = checkpoint["average"]["model"], checkpoint["model"]
     for path in (tmp_path / "model.safetensors", folder / "weights.safetensors"):
-        weights = read_weights(path)
+        weights = read_weights(path).tensors
         assert all(torch.equal(weights[name], average[name]) for name in average)
         assert not torch.equal(weights["fc.weight"], last["fc.weight"])
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
@@ -85,6 +87,32 @@ def test_invalid_token_is_reported_before_training(data: Data, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+def test_failures_after_training_are_warnings_with_a_command(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("damaged installation")
+
+    for name in ("plot_run", "write_report", "publish_run", "export_weights"):
+        monkeypatch.setattr(f"rebar.training.publish.{name}", fail)
+    monkeypatch.setattr("rebar.training.build.prepare_repository", lambda repository: None)
+    args = ["--epochs", "1", "--export", "torchvision", "--hf-repo", "owner/mine"]
+    folder = tmp_path / "my run"
+    train_imagenet.main([str(word) for word in data.training_command(folder, *args)[1:]])
+    status = read_status(RunFolder(folder).status)
+    assert status is not None
+    assert (status.state, status.exit_code) == ("finished", 0)
+    shown = capsys.readouterr().err
+    quoted = f"'{folder}'"
+    for command in (
+        f"evaluate.py --checkpoint {quoted} --data VAL.beton --export '{folder}/weights.pth'",
+        f"rebar.reporting.plots {quoted}",
+        f"rebar.reporting {quoted}",
+        f"rebar.training.publish {quoted} owner/mine",
+    ):
+        assert shown.count(f"python {'-m ' if command.startswith('rebar') else ''}{command}\n") == 1
+
+
 def test_publish_or_warn_turns_error_into_warning(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,5 +120,4 @@ def test_publish_or_warn_turns_error_into_warning(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     publish_or_warn(RunFolder(finished_run), "owner/mine")
     warning = capsys.readouterr().err
-    assert "warning: not published" in warning
     assert f"python -m rebar.training.publish {finished_run} owner/mine" in warning

@@ -8,10 +8,10 @@ import pytest
 
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.run_manifest import Origin, Progress, RunManifest, StoredCheckpoint, read_origin
-from rebar.training.checkpoint import CheckpointConfig
+from rebar.training.checkpoint import CheckpointConfig, CheckpointError
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
-from rebar.training.resume import record_origin, resolve_resume
+from rebar.training.resume import normalize_resume, record_origin, resolve_resume
 
 
 @pytest.fixture
@@ -123,3 +123,23 @@ def test_manifest_of_an_uploaded_run_contains_the_origin() -> None:
     for origin in (None, Origin("/other.pt", "b" * 64, "host 1 2", "job1", "c" * 64)):
         manifest = RunManifest(Progress(1, 20, 1.0), stored, "host", origin)
         assert RunManifest.from_json(manifest.to_json()) == manifest
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("auto", "auto"), ("last", "auto"), ("true", "auto"), ("none", "none"), ("false", "none"), ("a/b.pt", "a/b.pt")],
+)
+def test_normalize_resume_translates_words(given: str, meant: str, folder: RunFolder) -> None:
+    assert normalize_resume(given, folder) == meant
+
+
+def test_normalize_resume_finds_the_last_checkpoint_of_a_folder(folder: RunFolder, tmp_path: Path) -> None:
+    other = RunFolder(tmp_path / "other")
+    other.prepare(from_scratch=True)
+    with pytest.raises(CheckpointError) as caught:
+        normalize_resume(str(other.path), folder)
+    assert caught.value.code == "checkpoint-not-found"
+    other.last_checkpoint.write_bytes(b"")
+    for given in (other.path, other.last_checkpoint.parent):
+        assert normalize_resume(str(given), folder) == str(other.last_checkpoint)
+    assert normalize_resume(str(folder.path), folder) == "auto"
