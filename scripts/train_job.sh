@@ -59,20 +59,27 @@ train() {
     wait "$training"
 }
 
+# Whether status.json is from this attempt, not from an earlier one.
+has_status() {
+    local modified
+    modified=$(stat --format=%.9Y "$run_folder/status.json" 2>/dev/null) && ((${modified/./} >= started))
+}
+
 # torchrun exits with 1 for every failure; status.json has the state.
 was_interrupted() {
-    grep -q '"state": "interrupted"' "$run_folder/status.json" 2>/dev/null
+    has_status && grep -q '"state": "interrupted"' "$run_folder/status.json"
 }
 
 # Training only warns if an upload fails, but the disk of this node is lost when the job ends.
 upload_run() {
-    [[ -n ${RUN_PLACE:-} && -f $run_folder/checkpoints/last.pt && -f $run_folder/status.json ]] || return 0
+    [[ -n ${RUN_PLACE:-} && -f $run_folder/checkpoints/last.pt ]] || return 0
+    has_status || return 0
     is_first_node || return 0
     "$python" -m rebar.aws run upload "$run_folder" "$RUN_PLACE"
 }
 
 stage_data
-rm -f "$run_folder/status.json"  # of an earlier attempt
+started=$(date +%s%N)
 status=0
 train "$@" || status=$?
 if ((status)) && was_interrupted; then status=75; fi

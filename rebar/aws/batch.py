@@ -5,28 +5,24 @@ https://docs.aws.amazon.com/batch/latest/userguide/job_definitions.html
 
 import re
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rebar.aws.arguments import (
-    CONFIG,
-    RESULTS,
     argument,
     command,
-    identity_arguments,
     identity_of,
     positive,
     run_prefix,
 )
 from rebar.aws.client import Aws, Step, call, paginate
-from rebar.aws.instances import BY_NAME, PRICE_SOURCE, config_file, instance_type
+from rebar.aws.instances import BY_NAME, PRICE_SOURCE, instance_type
+from rebar.aws.jobs import EXAMPLE, JOB, ROLE, TRAIN_JOB, WRITE_JOB, training_arguments
 from rebar.aws.tags import PREFIX, Identity, as_tag_list, require_project_tags
 from rebar.aws.user_data import require_no_secrets
 from rebar.storage.boto import AwsError
 from rebar.storage.s3 import S3Prefix
 
-TRAIN_JOB, WRITE_JOB = "/opt/rebar/scripts/train_job.sh", "/opt/rebar/scripts/write_job.sh"
-"""Paths in the image that scripts/Dockerfile builds."""
 SECRET_ARN = re.compile(
     r"([A-Za-z_]\w*)=(arn:aws[\w-]*:(?:secretsmanager:[^:\s]+:\d{12}:secret:|ssm:[^:\s]+:\d{12}:parameter/)\S+)"
 )
@@ -37,23 +33,6 @@ RETRIES = [
     {"onStatusReason": "Host EC2*", "action": "RETRY"},  # spot interruption
     {"onExitCode": "75", "action": "RETRY"},  # interrupted, checkpoint saved
     {"onReason": "*", "action": "EXIT"},  # a failure is not retried
-]
-IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/rebar:1"
-ROLE = "arn:aws:iam::123456789012:role/rebar-job"
-EXAMPLE = (
-    f"--run g5-16 --image {IMAGE} \\\n      --data s3://my-bucket/betons --results s3://my-bucket/runs \\\n"
-    "      --instance-type g5.12xlarge --max-hours 3"
-)
-JOB = [
-    *identity_arguments("train"),
-    argument("--image", required=True, help="Rebar's image in ECR, built with scripts/Dockerfile"),
-    argument("--data", required=True, help="s3://… folder with train.beton and val.beton, or with images"),
-    RESULTS,
-    argument("--instance-type", metavar="TYPE", help=", ".join(BY_NAME)),
-    argument("--nodes", type=positive, default=1, help="number of nodes that train together (default: %(default)s)"),
-    argument("--max-hours", type=float, required=True, help="maximum duration of each attempt"),
-    CONFIG,
-    argument("flags", nargs="*", help="flags of train_imagenet.py (or write_dataset.py), after --"),
 ]
 UNFINISHED = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 
@@ -67,14 +46,6 @@ def job_name(identity: Identity) -> str:
     return name
 
 
-def training_arguments(options: Namespace) -> list[str]:
-    """Return the arguments of train_job.sh; raises AwsError for secrets among them."""
-    arguments = ["--config-file", config_file(options), *options.flags]
-    advice = "Store it in Secrets Manager (aws secretsmanager create-secret), and set --secret NAME=arn:…"
-    require_no_secrets([options.image, *arguments], advice)
-    return arguments
-
-
 def _definition(options: Namespace, identity: Identity, region: str) -> dict[str, Any]:
     """Return the parameters of RegisterJobDefinition for the options of ``batch register``."""
     if not 1 <= options.attempts <= MAX_ATTEMPTS:
@@ -84,7 +55,7 @@ def _definition(options: Namespace, identity: Identity, region: str) -> dict[str
     if options.secret and not options.execution_role:
         text = "--secret needs --execution-role, with which Batch reads the secret (docs/aws.md)."
         raise AwsError(text, code="aws-option-invalid")
-    container = _write_container(options, region) if options.shards else _train_container(options, region)
+    container = _container(options, region)
     more = {"instance_type": options.instance_type} if options.instance_type else {}
     if options.shards:
         more["shards"] = str(options.shards)
@@ -102,53 +73,17 @@ def _definition(options: Namespace, identity: Identity, region: str) -> dict[str
     return {**common, "type": "multinode", "nodeProperties": nodes}
 
 
-def _train_container(options: Namespace, region: str) -> dict[str, Any]:
-    """Return the container that trains. It gets the complete instance, except 10 % of its memory for the system."""
-    command = [TRAIN_JOB, *training_arguments(options)]
-    machine = instance_type(options.instance_type)
-    environment = {
-        "AWS_DEFAULT_REGION": region,
-        "DATA": str(S3Prefix.parse(options.data, "--data")),
-        "RUN_PLACE": str(run_prefix(options)),
-        "DATA_FOLDER": "/scratch/rebar-data" if options.scratch else "",
-    }
-    needs = {"VCPU": machine.vcpus, "MEMORY": machine.memory_gib * 1024 * 9 // 10, "GPU": machine.gpus}
-    return _container(options, command, environment, needs)
-
-
-def _write_container(options: Namespace, region: str) -> dict[str, Any]:
-    """Return the container that writes one shard of a .beton."""
-    if options.instance_type or options.config or options.nodes > 1:
-        text = "--shards does not use GPUs. Omit --instance-type, --config and --nodes; use --vcpus and --memory-gib."
-        raise AwsError(text, code="aws-option-invalid")
-    environment = {
-        "AWS_DEFAULT_REGION": region,
-        "SHARDS": str(options.shards),
-        "RESULTS": str(S3Prefix.parse(options.results, "--results")),
-        "WORK_FOLDER": "/scratch/rebar-work" if options.scratch else "",
-    }
-    command = [WRITE_JOB, "--data-dir", options.data, *options.flags]
-    require_no_secrets([options.image, *command], "Set --secret NAME=arn:…")
-    return _container(options, command, environment, {"VCPU": options.vcpus, "MEMORY": options.memory_gib * 1024})
-
-
-def _container(
-    options: Namespace, command: Sequence[str], environment: Mapping[str, str], needs: Mapping[str, int]
-) -> dict[str, Any]:
-    secrets = []
-    for each in options.secret:
-        match = SECRET_ARN.fullmatch(each)
-        if match is None:
-            text = f"--secret {each.partition('=')[0]}=… is not an ARN. Use NAME=arn:aws:secretsmanager:…"
-            raise AwsError(text, code="aws-option-invalid")
-        secrets.append({"name": match[1], "valueFrom": match[2]})
+def _container(options: Namespace, region: str) -> dict[str, Any]:
+    """Return the container that trains, or writes one shard of a .beton."""
+    command, environment, needs = _writing(options) if options.shards else _training(options)
+    environment["AWS_DEFAULT_REGION"] = region
     properties: dict[str, Any] = {
         "image": options.image,
-        "command": list(command),
+        "command": command,
         "jobRoleArn": options.job_role,
         "resourceRequirements": [{"type": kind, "value": str(value)} for kind, value in needs.items()],
         "environment": [{"name": name, "value": value} for name, value in environment.items() if value],
-        "secrets": secrets,
+        "secrets": [_secret(each) for each in options.secret],
         "linuxParameters": {"sharedMemorySize": min(MAX_SHM_MIB, needs["MEMORY"] // 2)},
     }
     if options.execution_role:
@@ -157,6 +92,45 @@ def _container(
         properties["volumes"] = [{"name": "scratch", "host": {"sourcePath": options.scratch}}]
         properties["mountPoints"] = [{"sourceVolume": "scratch", "containerPath": "/scratch"}]
     return properties
+
+
+Work = tuple[list[str], dict[str, str], dict[str, int]]
+"""Command, environment, and requirements of a container."""
+
+
+def _training(options: Namespace) -> Work:
+    """Train on the complete instance, except 10 % of its memory for the system."""
+    machine = instance_type(options.instance_type)
+    environment = {
+        "DATA": str(S3Prefix.parse(options.data, "--data")),
+        "RUN_PLACE": str(run_prefix(options)),
+        "DATA_FOLDER": "/scratch/rebar-data" if options.scratch else "",
+    }
+    needs = {"VCPU": machine.vcpus, "MEMORY": machine.memory_gib * 1024 * 9 // 10, "GPU": machine.gpus}
+    return [TRAIN_JOB, *training_arguments(options)], environment, needs
+
+
+def _writing(options: Namespace) -> Work:
+    """Write one shard of a .beton."""
+    if options.instance_type or options.config or options.nodes > 1:
+        text = "--shards does not use GPUs. Omit --instance-type, --config and --nodes; use --vcpus and --memory-gib."
+        raise AwsError(text, code="aws-option-invalid")
+    environment = {
+        "SHARDS": str(options.shards),
+        "RESULTS": str(S3Prefix.parse(options.results, "--results")),
+        "WORK_FOLDER": "/scratch/rebar-work" if options.scratch else "",
+    }
+    command = [WRITE_JOB, "--data-dir", options.data, *options.flags]
+    require_no_secrets([options.image, *command], "Set --secret NAME=arn:…")
+    return command, environment, {"VCPU": options.vcpus, "MEMORY": options.memory_gib * 1024}
+
+
+def _secret(text: str) -> dict[str, str]:
+    match = SECRET_ARN.fullmatch(text)
+    if match is None:
+        text = f"--secret {text.partition('=')[0]}=… is not an ARN. Use NAME=arn:aws:secretsmanager:…"
+        raise AwsError(text, code="aws-option-invalid")
+    return {"name": match[1], "valueFrom": match[2]}
 
 
 @command(

@@ -12,8 +12,8 @@ from typing import Any
 
 from rebar.aws.arguments import argument, command
 from rebar.aws.client import Aws, Step, run_program, wait
-from rebar.aws.cost import SNAPSHOT_GB_MONTH
 from rebar.aws.devices import device_of, frozen, mount_of, unmount
+from rebar.aws.instances import SNAPSHOT_GB_MONTH
 from rebar.aws.manifest import Manifest, Stamp, manifest_of, read_manifest, stamps_of, write_manifest
 from rebar.aws.mount import mount_device
 from rebar.aws.snapshots import find_snapshots, is_current

@@ -150,8 +150,9 @@ def _download(aws: Aws, source: str, folder: Path, checksums: Mapping[str, str])
                 code="imagenet-source-unknown",
             )
         for name in found:
-            download_object(client, prefix.bucket, prefix.key(name), folder / name)
-            _print(f"{folder / name}: downloaded")
+            if not (folder / name).is_file():
+                download_object(client, prefix.bucket, prefix.key(name), folder / name)
+                _print(f"{folder / name}: downloaded")
     elif source.startswith(("https://", "http://")):
         name = urllib.parse.urlsplit(source).path.rpartition("/")[2]
         if not name:

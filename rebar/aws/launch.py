@@ -8,10 +8,18 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from rebar.aws.arguments import argument, command, identity_of, positive
-from rebar.aws.capacity import require_disk_space, require_offered, require_quota, spot_price
 from rebar.aws.client import Aws, Step, call
-from rebar.aws.cost import EBS_GB_MONTH, HOURS_PER_MONTH
-from rebar.aws.instances import PRICE_SOURCE, find_instances, instance_type
+from rebar.aws.instances import (
+    EBS_GB_MONTH,
+    HOURS_PER_MONTH,
+    PRICE_SOURCE,
+    find_instances,
+    instance_type,
+    require_disk_space,
+    require_offered,
+    require_quota,
+    spot_price,
+)
 from rebar.aws.tags import Identity, at_most_one, create_once, expiry, now, tag_specification
 from rebar.aws.user_data import EXAMPLE, TRAINING, render, training_command
 from rebar.storage.boto import AwsError

@@ -79,14 +79,14 @@ def stamps_of(root: Path) -> dict[str, Stamp]:
 
 def manifest_of(root: Path) -> Manifest:
     """Read every file below a folder in parallel. Raises AwsError ``file-not-readable``."""
-    entries = list(_walk(root))
+    entries = {os.path.relpath(entry.path, root): entry for entry in _walk(root)}
     links = {
-        os.path.relpath(entry.path, root): hashlib.sha256(os.fsencode(os.readlink(entry.path))).hexdigest()
-        for entry in entries
+        path: hashlib.sha256(os.fsencode(os.readlink(entry.path))).hexdigest()
+        for path, entry in entries.items()
         if entry.is_symlink()
     }
-    files = [entry for entry in entries if not entry.is_symlink()]
-    size = sum(entry.stat().st_size for entry in files)
+    files = {path: entry for path, entry in entries.items() if path not in links}
+    size = sum(entry.stat().st_size for entry in files.values())
 
     def digest(entry: "os.DirEntry[str]") -> str:
         content = hashlib.sha256()
@@ -104,9 +104,7 @@ def manifest_of(root: Path) -> Manifest:
         tqdm(desc="checksums", total=size, unit="B", unit_scale=True, delay=1) as bar,
         ThreadPoolExecutor(WORKERS) as threads,
     ):
-        digests = list(threads.map(digest, files))
-    paths = [os.path.relpath(entry.path, root) for entry in files]
-    return Manifest(dict(zip(paths, digests, strict=True)), links)
+        return Manifest(dict(zip(files, threads.map(digest, files.values()), strict=True)), links)
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:

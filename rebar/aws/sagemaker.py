@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rebar.aws.arguments import argument, command, identity_of, positive, run_prefix
-from rebar.aws.batch import EXAMPLE, JOB, ROLE, TRAIN_JOB, training_arguments
-from rebar.aws.capacity import require_nvme
 from rebar.aws.client import Aws, Step, call, paginate
-from rebar.aws.instances import instance_type
+from rebar.aws.instances import instance_type, require_nvme
+from rebar.aws.jobs import EXAMPLE, JOB, ROLE, TRAIN_JOB, training_arguments
 from rebar.aws.tags import Identity, Resource, as_tag_list, require_project_tags
 from rebar.storage.boto import AwsError
 from rebar.storage.s3 import S3Prefix

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from rebar.aws.arguments import EXPIRES, INSTANCE, argument, command, positive, table
 from rebar.aws.client import Aws, Step
-from rebar.aws.cost import EBS_GB_MONTH, HOURS_PER_MONTH, SNAPSHOT_GB_MONTH
 from rebar.aws.devices import device_of, link_of, mounts_of, unmount
-from rebar.aws.instances import Machine, get_instance, this_machine
+from rebar.aws.instances import EBS_GB_MONTH, HOURS_PER_MONTH, SNAPSHOT_GB_MONTH, Machine, get_instance, this_machine
 from rebar.aws.manifest import Manifest, manifest_of, read_manifest
 from rebar.aws.mount import mount_device, unmount_volume
 from rebar.aws.tags import (

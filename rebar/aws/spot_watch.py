@@ -5,19 +5,23 @@ https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/rebalance-recommendations.ht
 """
 
 import json
+import os
+import signal
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rebar.aws.arguments import argument, command, one_of, positive
-from rebar.aws.client import Aws
-from rebar.aws.run_archive import FOLDER, URL, upload_run
-from rebar.aws.training_process import Training, process, process_from_pidfile, process_group, systemd_unit
+from rebar.aws.client import Aws, run_program
+from rebar.aws.transfer import FOLDER, URL, upload_run
 from rebar.cli import warn
 from rebar.storage.boto import AwsError
 from rebar.storage.ec2_metadata import SPOT_NOTICE, InstanceMetadata
@@ -59,6 +63,18 @@ class Notice:
         return min(max((self.time - datetime.now(timezone.utc)).total_seconds(), 0.0), NOTICE_SECONDS)
 
 
+@dataclass(frozen=True)
+class Training:
+    """Training that another command started on this machine."""
+
+    name: str
+    started: float
+    """Start time, in seconds since 1970."""
+    is_running: Callable[[], bool]
+    stop: Callable[[], object]
+    """Send SIGTERM if training is running."""
+
+
 @command(
     "spot watch",
     "runs/g5-16 s3://my-bucket/runs/g5-16 --pid 4711",
@@ -94,14 +110,6 @@ def _watch_command(aws: Aws, options: Namespace) -> None:
         raise AwsError(f"{options.folder}: no such folder. Use the --logging.folder of training.", code="run-not-found")
     if status := _watch(aws("s3"), _training(options), options, prefix):
         sys.exit(status)
-
-
-def _training(options: Namespace) -> Training:
-    if options.pid:
-        return process(options.pid)
-    if options.pidfile:
-        return process_from_pidfile(options.pidfile)
-    return process_group(options.group) if options.group else systemd_unit(options.unit)
 
 
 def _watch(client: Any, training: Training, options: Namespace, prefix: S3Prefix) -> int:
@@ -188,3 +196,99 @@ def _exit_status(status: RunStatus | None) -> int:
         raise AwsError(f"training failed: {status.reason}", code="training-failed")
     print(f"{status.state} at epoch {status.epoch}, step {status.step}{': ' + status.reason if status.reason else ''}")
     return EXIT_PREEMPTED if status.state == "interrupted" else 0
+
+
+# ------------------------------------------------------------------------------------------ processes
+
+
+def _training(options: Namespace) -> Training:
+    """Return the training of a process, such as torchrun (which forwards SIGTERM to its workers), a group or a unit.
+
+    Raises AwsError ``training-not-running``, ``pidfile-invalid``.
+    """
+    if options.unit:
+        return _unit(options.unit)
+    if options.group:
+        return _group(options.group)
+    try:
+        pid = options.pid or int(options.pidfile.read_text())
+    except (OSError, ValueError) as error:
+        raise AwsError(f"{options.pidfile}: no process id can be read: {error}.", code="pidfile-invalid") from None
+    try:
+        found = psutil.Process(pid)  # knows its start time, so a later process with the same id is another
+    except psutil.NoSuchProcess:
+        raise _not_running(f"process {pid}") from None
+    return _of_processes(f"process {pid}", lambda: [found] if _is_alive(found) else [])
+
+
+def _group(group: int) -> Training:
+    if group == os.getpgrp():
+        raise AwsError(
+            f"process group {group} is the one of this command. Start training with setsid, or use --pid.",
+            code="training-not-running",
+        )
+
+    def members() -> list[psutil.Process]:
+        return [each for each in psutil.process_iter() if _group_of(each) == group and _is_alive(each)]
+
+    return _of_processes(f"process group {group}", members)
+
+
+def _of_processes(name: str, find: Callable[[], list[psutil.Process]]) -> Training:
+    """Return the training of the processes that ``find`` returns while they are running."""
+    found = find()
+    if not found:
+        raise _not_running(name)
+    return Training(name, min(map(_start_time_of, found)), lambda: bool(find()), lambda: _terminate(find()))
+
+
+def _unit(name: str) -> Training:
+    def show(what: str) -> str:
+        return run_program("systemctl", "show", f"--property={what}", "--value", name).stdout.strip()
+
+    def is_running() -> bool:
+        return show("ActiveState") in ("active", "activating", "deactivating", "reloading")
+
+    if not is_running():
+        raise _not_running(f"the systemd unit {name}")
+    started = time.time()
+    with suppress(psutil.Error, ValueError):
+        started = _start_time_of(psutil.Process(int(show("MainPID"))))
+    return Training(
+        f"unit {name}", started, is_running, lambda: run_program("systemctl", "kill", "--signal=SIGTERM", name)
+    )
+
+
+def _not_running(name: str) -> AwsError:
+    return AwsError(f"{name} is not running on this machine. Start training first.", code="training-not-running")
+
+
+def _start_time_of(found: psutil.Process) -> float:
+    """Return the start time of a process. psutil rounds the boot time to seconds, so this uses the exact one."""
+    exact_boot_time = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return float(found.create_time()) - psutil.boot_time() + exact_boot_time
+
+
+def _is_alive(found: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(found.is_running() and found.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _group_of(found: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(found.pid)
+    except ProcessLookupError:
+        return None
+
+
+def _terminate(processes: list[psutil.Process]) -> None:
+    for each in processes:
+        with suppress(psutil.NoSuchProcess):
+            try:
+                each.send_signal(signal.SIGTERM)
+            except psutil.AccessDenied:
+                raise AwsError(
+                    f"process {each.pid} belongs to another user. Run this command as that user, or as root.",
+                    code="training-not-permitted",
+                ) from None

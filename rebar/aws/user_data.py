@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rebar.aws.arguments import CONFIG, EXPIRES, RESULTS, argument, command, identity_arguments, positive, run_prefix
-from rebar.aws.capacity import DATA_GB
 from rebar.aws.client import Aws
-from rebar.aws.instances import INSTANCE_TYPE, config_file
+from rebar.aws.instances import DATA_GB, INSTANCE_TYPE, config_file
 from rebar.aws.tags import SNAPSHOT_ID
 from rebar.storage.boto import SECRETS, AwsError
 from rebar.storage.s3 import S3Prefix

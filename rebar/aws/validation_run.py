@@ -11,9 +11,8 @@ from typing import Any
 
 from rebar.aws import client
 from rebar.aws.arguments import argument, command, identity_arguments, identity_of, run_prefix
-from rebar.aws.capacity import require_disk_space
 from rebar.aws.client import Aws, call, paginate
-from rebar.aws.instances import BY_NAME, find_instances, instance_type
+from rebar.aws.instances import BY_NAME, find_instances, instance_type, require_disk_space
 from rebar.aws.launch import INSTANCE, ROLES, launch, terminate
 from rebar.aws.user_data import DATA, WORK, render
 from rebar.storage.boto import AwsError, translate_aws_error

@@ -8,8 +8,7 @@ from typing import Any
 from rebar.aws import client
 from rebar.aws.arguments import EXPIRES, INSTANCE, argument, command, identity_arguments, identity_of, positive
 from rebar.aws.client import Aws, Step
-from rebar.aws.cost import EBS_GB_MONTH
-from rebar.aws.instances import get_instance, this_machine
+from rebar.aws.instances import EBS_GB_MONTH, get_instance, this_machine
 from rebar.aws.tags import (
     DELETED_STATES,
     Identity,

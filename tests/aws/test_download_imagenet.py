@@ -355,6 +355,9 @@ def test_obtain_downloads_archives_from_s3_and_leaves_a_tree_in_place(
     to = tmp_path / "to"
     assert run_cli(*obtain(archives, web, to, "s3://bucket/originals")).out == f"{to}\n"
     assert (to / VAL).read_bytes() == (archives / VAL).read_bytes()
+    (to / VAL).write_bytes(b"another version")
+    assert "[md5-mismatch]" in run_failing(*obtain(archives, web, to, "s3://bucket/originals"))
+    assert (to / VAL).read_bytes() == b"another version"  # an existing file is never replaced
     assert run_cli("data", "obtain", "s3://bucket/tree", "--to", to).out == "s3://bucket/tree\n"
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from tests.aws.conftest import run_cli, wait_for
 from tests.aws.strict_aws import StrictAws
-from tests.aws.test_run_archive import PLACE, manifest, run_folder, s3
+from tests.aws.test_run_transfer import PLACE, manifest, run_folder, s3
 from tests.conftest import REPOSITORY, Data, read_events
 
 __all__ = ["s3"]

@@ -16,7 +16,7 @@ import pytest
 
 from tests.aws.conftest import Outcome, run_cli, run_failing, wait_for
 from tests.aws.strict_aws import StrictAws
-from tests.aws.test_run_archive import PLACE, manifest, run_folder, s3
+from tests.aws.test_run_transfer import PLACE, manifest, run_folder, s3
 from tests.conftest import REPOSITORY, Data, read_events, torchrun
 
 __all__ = ["s3"]
@@ -123,7 +123,7 @@ def test_spot_watch_uploads_finished_training(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
     metadata()
-    pid = start_process(start, tmp_path / "run", "ignore", 0.3, "finished")
+    pid = start_process(start, tmp_path / "run", "ignore", 1.0, "finished")
     (tmp_path / "pid").write_text(f"{pid}\n")
     outcome = watch_for(tmp_path / "run", "--pidfile", tmp_path / "pid").out
     assert "finished at epoch 0, step 12" in outcome
@@ -137,7 +137,7 @@ def test_spot_watch_reports_failed_training(
     state: str, message: str, aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
     metadata()
-    pid = start_process(start, tmp_path / "run", "ignore", 0.3, state)
+    pid = start_process(start, tmp_path / "run", "ignore", 1.0, state)
     assert message in run_failing("spot", "watch", tmp_path / "run", PLACE, *WATCH, "--pid", str(pid))
     assert last_in_s3(s3) == (b"twelve" if state else b"seven")
 
@@ -168,7 +168,7 @@ def test_spot_watch_warns_about_a_rebalance_recommendation_once(
 ) -> None:
     metadata_values = metadata(**{"events/recommendations/rebalance": '{"noticeTime": "2026-11-21T12:00:00Z"}'})
     pid = start_process(start, tmp_path / "run", "interrupted")
-    threading.Timer(0.2, lambda: metadata_values.update(notice())).start()
+    threading.Timer(1.0, lambda: metadata_values.update(notice())).start()
     outcome = watch_for(tmp_path / "run", "--pid", str(pid), expect=75)
     assert outcome.err.count("EC2 sent a rebalance recommendation") == 1
     assert "interrupted at epoch 0, step 12: the reason" in outcome.out
@@ -189,7 +189,7 @@ def test_spot_watch_of_training_that_is_about_to_exit(
 ) -> None:
     """Its status is already ``finished`` when the watch starts."""
     metadata()
-    pid = start_process(start, tmp_path / "run", "ignore", 0.3)
+    pid = start_process(start, tmp_path / "run", "ignore", 1.0)
     run_folder(tmp_path / "run", step=12, last=b"twelve", state="finished")
     status = json.loads((tmp_path / "run/status.json").read_text())
     (tmp_path / "run/status.json").write_text(json.dumps({**status, "time": time.time()}))
@@ -235,6 +235,6 @@ def test_spot_watch_warns_about_an_unreachable_metadata_service_once(
     aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
-    pid = start_process(start, tmp_path / "run", "ignore", 0.3, "finished")
+    pid = start_process(start, tmp_path / "run", "ignore", 1.0, "finished")
     outcome = watch_for(tmp_path / "run", "--pid", str(pid))
     assert outcome.err.count("does not answer, so spot interruptions are not detected") == 1

@@ -8,7 +8,7 @@ import pytest
 from rebar.errors import RebarError
 from rebar.sources.huggingface import HubAddress
 from tests.sources.conftest import SYNSETS, Write, images_of_beton, images_of_folder, write_error, write_parquet
-from tests.sources.hub import Hub, serving
+from tests.storage.hub_server import TOKEN, Hub, hub_server
 
 pytest.importorskip("huggingface_hub")
 
@@ -29,24 +29,24 @@ def hub(imagenet: Path, tmp_path: Path) -> Iterator[Hub]:
         "someone/converted": {"main": tmp_path / "original", "refs/convert/parquet": converted},
         "someone/empty": {"main": tmp_path / "original"},
     }
-    with serving(datasets, gated={"ILSVRC/imagenet-1k"}) as server:
+    with hub_server(datasets, gated={"ILSVRC/imagenet-1k"}) as server:
         yield server
 
 
 def variables(hub: Hub, folder: Path, token: str = "") -> dict[str, object]:
-    named = {"HF_ENDPOINT": hub.address, "HF_HOME": folder / "hf", "HF_HUB_DISABLE_TELEMETRY": 1}
+    named = {"HF_ENDPOINT": hub.url, "HF_HOME": folder / "hf", "HF_HUB_DISABLE_TELEMETRY": 1}
     return {**named, "HF_TOKEN": token}
 
 
 def test_gated_dataset_with_a_token(hub: Hub, imagenet: Path, tmp_path: Path, write: Write) -> None:
-    file = write("hf:imagenet-1k", "val", **variables(hub, tmp_path, hub.token))
+    file = write("hf:imagenet-1k", "val", **variables(hub, tmp_path, TOKEN))
     assert file.class_names == SYNSETS
     assert images_of_beton(file) == images_of_folder(imagenet / "val")
     assert sorted(hub.downloads) == [f"data/validation-0000{number}-of-00002.parquet" for number in range(2)]
 
 
 def test_subset_downloads_only_the_files_it_needs(hub: Hub, tmp_path: Path, write: Write) -> None:
-    named = variables(hub, tmp_path, hub.token)
+    named = variables(hub, tmp_path, TOKEN)
     assert len(write("hf:imagenet-1k", "train", "--subset", 3, **named)) == 3
     assert len(hub.downloads) == 1
     assert len(write("hf:imagenet-1k", "train", **named)) == 15
@@ -59,7 +59,7 @@ def test_without_access_the_error_lists_four_steps(token: str, hub: Hub, tmp_pat
     assert "[hub-access-denied]" in message
     assert ("the token in HF_TOKEN was rejected" in message) == bool(token)
     assert [line[:4] for line in message.splitlines()[1:5]] == ["  1.", "  2.", "  3.", "  4."]
-    assert f"{hub.address}/datasets/ILSVRC/imagenet-1k" in message
+    assert f"{hub.url}/datasets/ILSVRC/imagenet-1k" in message
 
 
 def test_converted_parquet_and_configurations(hub: Hub, tmp_path: Path, write: Write) -> None:

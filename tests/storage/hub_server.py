@@ -1,14 +1,15 @@
-"""The endpoints of the Hugging Face Hub that its client uses to create a repository and commit to it."""
+"""The endpoints of the Hugging Face Hub that its client uses to create and commit to models, and to read datasets."""
 
 import base64
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
@@ -17,10 +18,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Accepts repositories of ``owner`` with the token; ``repositories`` has the committed files."""
+    """Accepts repositories of ``owner`` with the token; ``repositories`` has the committed files.
 
-    def __init__(self) -> None:
+    Serves ``datasets``, name -> revision -> folder; those in ``gated`` require the token.
+    """
+
+    def __init__(self, datasets: Mapping[str, Mapping[str, Path]] | None = None, gated: Collection[str] = ()) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.datasets, self.gated = datasets or {}, gated
+        self.downloads: list[str] = []
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.messages: list[str] = []
         self.large: dict[str, bytes] = {}
@@ -40,7 +46,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = urlsplit(self.path).path
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith(("/api/datasets/", "/datasets/")):
+            return self._dataset(path)
         self.server.asked.append(f"{self.command} {path}")
         if path.startswith("/storage/"):  # a signed address: no token
             return self._store(path.removeprefix("/storage/"))
@@ -65,7 +73,34 @@ class _Handler(BaseHTTPRequestHandler):
             return self._commit(name)
         return self._answer(404, {"error": f"not implemented: {path}"})
 
-    do_GET = do_POST = do_PUT = _handle
+    do_GET = do_HEAD = do_POST = do_PUT = _handle
+
+    def _dataset(self, path: str) -> None:
+        for name, revisions in self.server.datasets.items():
+            for revision, folder in revisions.items():
+                if path == f"/api/datasets/{name}/tree/{revision}":
+                    files = sorted(each for each in folder.rglob("*") if each.is_file())
+                    named = {each: str(each.relative_to(folder)) for each in files}
+                    listed = [
+                        {"type": "file", "path": named[each], "size": each.stat().st_size, "oid": "0" * 40}
+                        for each in files
+                    ]
+                    return self._answer(200, listed)
+                if path.startswith(prefix := f"/datasets/{name}/resolve/{revision}/"):
+                    return self._dataset_file(name, folder, path.removeprefix(prefix))
+            if path.startswith(f"/api/datasets/{name}/tree/"):
+                return self._answer(404, {}, {"X-Error-Code": "RevisionNotFound"})
+        return self._answer(404, {}, {"X-Error-Code": "RepoNotFound"})
+
+    def _dataset_file(self, name: str, folder: Path, path: str) -> None:
+        token = self.headers.get("Authorization", "")
+        if name in self.server.gated and token != f"Bearer {TOKEN}":
+            return self._answer(403 if token else 401, {}, {"X-Error-Code": "GatedRepo"})
+        content = (folder / path).read_bytes()
+        if self.command == "GET":
+            self.server.downloads.append(path)
+        etag = hashlib.sha256(content).hexdigest()
+        return self._answer(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
 
     def _create(self, asked: dict[str, Any]) -> None:
         name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
@@ -121,23 +156,25 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.repositories[name] |= files
         self._answer(200, {"commitUrl": f"{self.server.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
 
-    def _answer(self, status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> None:
-        body = json.dumps(content).encode()
+    def _answer(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
+        """Answer with bytes, or with JSON."""
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        for key, value in {"Content-Type": "application/json", **(headers or {})}.items():
+        kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
+        for key, value in {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 @contextmanager
-def hub_server() -> Iterator[Hub]:
+def hub_server(datasets: Mapping[str, Mapping[str, Path]] | None = None, gated: Collection[str] = ()) -> Iterator[Hub]:
     """Run the server on loopback."""
-    with Hub() as hub:
+    with Hub(datasets, gated) as hub:
         thread = threading.Thread(target=hub.serve_forever, daemon=True)
         thread.start()
         yield hub

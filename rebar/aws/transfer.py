@@ -1,4 +1,4 @@
-"""``run upload|fetch``: upload a run folder to S3 and download it, without importing torch."""
+"""``data send|stage`` and ``run upload|fetch``: verified transfers of files and run folders to and from S3."""
 
 import socket
 from argparse import Namespace
@@ -7,15 +7,69 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rebar.aws.arguments import argument, command
+from rebar.aws.arguments import argument, command, positive
 from rebar.aws.client import Aws
 from rebar.cli import warn
-from rebar.storage.boto import AwsError
+from rebar.storage.boto import AwsError, S3NotFoundError
 from rebar.storage.files import sha256_of
 from rebar.storage.run_manifest import LAST, ORIGIN, PREVIOUS, RECORDS, Progress, RunManifest, read_origin
 from rebar.storage.run_status import read_status
 from rebar.storage.run_store import RunStore
-from rebar.storage.s3 import MIB, S3Prefix
+from rebar.storage.s3 import DOWNLOAD_PART_BYTES, DOWNLOAD_THREADS, MIB, S3Prefix, download, upload
+
+
+@command(
+    "data send",
+    "/nvme/train.beton /nvme/train.beton.json s3://my-bucket/betons",
+    argument("files", type=Path, nargs="+", help="the files"),
+    argument("folder", help="s3://BUCKET/PREFIX"),
+    changes=False,
+)
+def _send(aws: Aws, options: Namespace) -> None:
+    """Upload files to S3, in parallel, with the checksums that 'data stage' verifies."""
+    prefix, client = S3Prefix.parse(options.folder, "FOLDER"), aws("s3")
+    for path in options.files:
+        if not path.is_file():
+            raise AwsError(f"{path}: no such file.", code="file-not-found")
+    for path in options.files:
+        with path.open("rb") as file:
+            sha256 = sha256_of(file)
+            file.seek(0)
+            upload(client, file, prefix.bucket, prefix.key(path.name), sha256=sha256)
+        print(f"{prefix}/{path.name}: {path.stat().st_size / MIB:.1f} MiB", flush=True)
+
+
+@command(
+    "data stage",
+    "s3://my-bucket/betons/train.beton /nvme/train.beton",
+    argument("source", help="s3://BUCKET/KEY; the sidecar of a .beton is downloaded too, if it exists"),
+    argument("target", type=Path, help="the local file"),
+    argument("--sha256", help="expected SHA-256 (default: the checksum that S3 has)"),
+    argument("--unverified", action="store_true", help="accept an object without a checksum in S3"),
+    argument("--workers", type=positive, default=DOWNLOAD_THREADS, help="parallel requests (default: %(default)s)"),
+    argument(
+        "--part-mib", type=positive, default=DOWNLOAD_PART_BYTES // MIB, help="MiB per request (default: %(default)s)"
+    ),
+    changes=False,
+)
+def _stage(aws: Aws, options: Namespace) -> None:
+    """Download an S3 object to a local file, in parallel. Verifies its checksum, and resumes if interrupted."""
+    source, client = S3Prefix.parse(options.source, "SOURCE"), aws("s3")
+    if not source.prefix:
+        raise AwsError(f"{source}: not an object. Use s3://BUCKET/KEY.", code="s3-invalid-url")
+    how = {"threads": options.workers, "part_bytes": options.part_mib * MIB, "unverified": options.unverified}
+    is_new = download(client, source.bucket, source.prefix, options.target, sha256=options.sha256, **how)
+    print(f"{options.target}: {'downloaded from' if is_new else 'unchanged, identical to'} {source}")
+    if source.prefix.endswith(".beton"):
+        sidecar = options.target.with_name(options.target.name + ".json")
+        try:
+            download(client, source.bucket, source.prefix + ".json", sidecar, **how)
+            print(f"{sidecar}: downloaded")
+        except S3NotFoundError:
+            pass
+
+
+# ------------------------------------------------------------------------------------------ runs
 
 TRIES = 5
 URL = "s3://BUCKET/PREFIX/RUN_ID"
@@ -120,15 +174,18 @@ def _fetch(aws: Aws, options: Namespace) -> None:
     prefix, folder = S3Prefix.parse(options.url, "from"), options.folder
     store, last = RunStore(aws("s3"), prefix), folder / "checkpoints" / LAST
     manifest = store.read_manifest()
+    is_complete = False  # last.pt is downloaded after everything else
     if manifest and not options.replace and last.is_file():
         with last.open("rb") as file:
-            if sha256_of(file) != manifest.last.sha256:
-                raise AwsError(
-                    f"{last} is not the checkpoint of {prefix} (step {manifest.progress.step}). Upload it, or replace "
-                    "it with --replace.",
-                    code="run-exists",
-                )
-    manifest = store.fetch(folder)
+            is_complete = sha256_of(file) == manifest.last.sha256
+        if not is_complete:
+            raise AwsError(
+                f"{last} is not the checkpoint of {prefix} (step {manifest.progress.step}). Upload it, or replace it "
+                "with --replace.",
+                code="run-exists",
+            )
+    if not is_complete:  # otherwise the folder's log may have later lines
+        manifest = store.fetch(folder)
     if manifest is None:
         print(f"{prefix}: no uploaded run")
     else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rebar.aws.run_archive import upload_run
+from rebar.aws.transfer import upload_run
 from rebar.storage.boto import make_client
 from rebar.storage.s3 import S3Prefix
 from tests.aws.conftest import run_cli, run_failing
@@ -65,7 +65,9 @@ def test_run_fetch_keeps_another_checkpoint_without_replace(aws: StrictAws, s3: 
     assert (there / "checkpoints/last.pt").read_bytes() == b"thirty"
     run_cli("run", "fetch", PLACE, there, "--replace")
     assert (there / "checkpoints/last.pt").read_bytes() == b"twenty-five"
+    (there / "log.jsonl").write_text("later lines")
     run_cli("run", "fetch", PLACE, there)
+    assert (there / "log.jsonl").read_text() == "later lines"
 
 
 def test_run_upload_keeps_checkpoints_that_only_s3_has(aws: StrictAws, s3: Any, tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     if DISKS_MISSING:
         pytest.skip(f"no real block devices here: {DISKS_MISSING}")
     made = Machine(tmp_path)
-    monkeypatch.setattr("rebar.aws.instance_store.BLOCKS", tmp_path / "sys")
-    monkeypatch.setattr("rebar.aws.instance_store.DEVICES", tmp_path / "dev")
+    monkeypatch.setattr("rebar.aws.mount.BLOCKS", tmp_path / "sys")
+    monkeypatch.setattr("rebar.aws.mount.DEVICES", tmp_path / "dev")
     yield made
     made.close()
 
@@ -79,17 +79,17 @@ def mdadm(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("CALLS", str(machine.root / "calls"))
     monkeypatch.setenv("ARRAY_DEVICE", machine.loop(128))
-    monkeypatch.setattr("rebar.aws.instance_store.ARRAY", machine.root / "dev" / "rebar")
+    monkeypatch.setattr("rebar.aws.mount.ARRAY", machine.root / "dev" / "rebar")
 
 
 def mark_as_array_members(monkeypatch: pytest.MonkeyPatch, *disks: Path, label: str = "any:rebar") -> None:
     """Make ``probe`` return that these disks are members of an array."""
-    from rebar.aws import devices, instance_store
+    from rebar.aws import devices, mount
 
     def probe(device: Path) -> dict[str, str]:
         return {"TYPE": "linux_raid_member", "LABEL": label, "UUID": "1"} if device in disks else devices.probe(device)
 
-    monkeypatch.setattr(instance_store, "probe", probe)
+    monkeypatch.setattr(mount, "probe", probe)
 
 
 def test_one_disk_is_formatted_once_and_recognized_again(machine: Machine, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_running_array_is_only_mounted(
     (tmp_path / "dev" / "md127").symlink_to(os.environ["ARRAY_DEVICE"])
     for disk in disks:
         (tmp_path / "holders" / disk.name / "holders" / "md127").mkdir(parents=True)
-    monkeypatch.setattr("rebar.aws.instance_store.HOLDERS", tmp_path / "holders")
+    monkeypatch.setattr("rebar.aws.mount.HOLDERS", tmp_path / "holders")
     mark_as_array_members(monkeypatch, *disks)
     run_cli("data", "disks", folder, "--yes")  # created by a call that was killed before mkfs
     assert mounted_at(os.environ["ARRAY_DEVICE"]) == [str(folder)]
