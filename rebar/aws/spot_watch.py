@@ -38,29 +38,18 @@ CLOCK_TOLERANCE_SECONDS = 0.5
 """Maximum error of a process's start time, which is computed from the boot time."""
 
 
-@dataclass(frozen=True)
-class Notice:
-    """EC2's interruption notice; ``action``: ``terminate``, ``stop`` or ``hibernate``."""
+def _action_and_seconds(notice: str) -> tuple[str, float]:
+    """Return what a notice announces, and the seconds until then.
 
-    action: str
-    time: datetime | None
-
-    @classmethod
-    def parse(cls, text: str) -> "Notice":
-        """Parse a notice. A notice that cannot be parsed means termination in two minutes."""
-        try:
-            content = json.loads(text)
-            time = datetime.strptime(content["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
-            return cls(str(content["action"]), time)
-        except (ValueError, KeyError, TypeError):
-            return cls("terminate", None)
-
-    @property
-    def seconds_left(self) -> float:
-        """Seconds until the interruption."""
-        if self.time is None:
-            return NOTICE_SECONDS
-        return min(max((self.time - datetime.now(timezone.utc)).total_seconds(), 0.0), NOTICE_SECONDS)
+    A notice that cannot be parsed means termination in two minutes.
+    """
+    try:
+        content = json.loads(notice)
+        time = datetime.strptime(content["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+        seconds = (time - datetime.now(timezone.utc)).total_seconds()
+        return str(content["action"]), min(max(seconds, 0.0), NOTICE_SECONDS)
+    except (ValueError, KeyError, TypeError):
+        return "terminate", NOTICE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -126,8 +115,8 @@ def _watch(client: Any, training: Training, options: Namespace, prefix: S3Prefix
     if notice is None:
         print(f"{training.name} has ended", flush=True)
     else:
-        seconds = notice.seconds_left
-        print(f"EC2 notice: {notice.action} in {seconds:.0f} s; stopping {training.name}", flush=True)
+        action, seconds = _action_and_seconds(notice)
+        print(f"EC2 notice: {action} in {seconds:.0f} s; stopping {training.name}", flush=True)
         is_saved = _stop(training, options.folder, time.monotonic() + seconds - options.upload_seconds)
     started = time.monotonic()
     done = upload_run(client, options.folder, prefix)
@@ -142,13 +131,13 @@ def _watch(client: Any, training: Training, options: Namespace, prefix: S3Prefix
     return _exit_status(_status(training, options.folder))
 
 
-def _wait_for_notice(training: Training, poll_seconds: float) -> Notice | None:
+def _wait_for_notice(training: Training, poll_seconds: float) -> str | None:
     """Return the notice; None if training ends first."""
     service, is_unreachable, is_recommended = InstanceMetadata(), False, False
     while training.is_running():
         try:
-            if (text := service.get(SPOT_NOTICE)) is not None:
-                return Notice.parse(text)
+            if (notice := service.get(SPOT_NOTICE)) is not None:
+                return notice
             if not is_recommended and service.get(REBALANCE) is not None:
                 is_recommended = True
                 warn("EC2 sent a rebalance recommendation: this instance may be interrupted soon")

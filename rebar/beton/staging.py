@@ -9,32 +9,27 @@ the sidecar's checksums when they are read; the copy is then read back from disk
 
 import argparse
 import os
-import struct
-import threading
 import zlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from tqdm import tqdm
 
 from rebar.beton.format import BetonError
-from rebar.beton.journal import Journal, open_or_create
 from rebar.beton.sidecar import Checksums, beton_changed, read_sidecar, sidecar_path
 from rebar.beton.write_report import report_path
 from rebar.cli import run_command
 from rebar.errors import RebarError
-from rebar.storage.file_lock import file_lock
-from rebar.storage.files import atomic_write, require_space, sync_folder, write_error
+from rebar.storage.block_copy import copy_blocks, run_in_threads
+from rebar.storage.files import atomic_write, write_error
 
 DEFAULT_WORKERS = 16
 """Concurrent reads."""
 BLOCK_BYTES = 8 << 20
 """Block size for files without a sidecar; otherwise blocks are pages."""
-_BLOCK_RECORD = struct.Struct("<QI")  # number and checksum of a copied block
 
 
 @dataclass(frozen=True)
@@ -85,22 +80,6 @@ def split_blocks(size: int, checksums: Checksums | None) -> list[Block]:
     return [*blocks, Block(len(blocks), blocks[-1].end, size, None)]
 
 
-def run_parallel(job: Callable[[Block], None], blocks: list[Block], num_workers: int, bar: "tqdm[None]") -> None:
-    """Run ``job`` for all blocks in threads and advance the progress bar; the first error cancels the rest."""
-
-    def run(block: Block) -> int:
-        job(block)
-        return block.size
-
-    with ThreadPoolExecutor(num_workers) as threads:
-        futures = [threads.submit(run, block) for block in blocks]
-        try:
-            for future in as_completed(futures):
-                bar.update(future.result())
-        finally:
-            threads.shutdown(wait=True, cancel_futures=True)
-
-
 def stage(source: Path, target: Path, *, num_workers: int = DEFAULT_WORKERS, progress: bool = True) -> str:
     """Copy a .beton file to the path ``target``, with its sidecar and report; return "copied" or "already complete".
 
@@ -134,66 +113,49 @@ def _copy(
     *,
     progress: bool,
 ) -> None:
-    header = {"bytes": status.st_size, "modified": status.st_mtime_ns, "checksums": checksums and checksums.to_json()}
-    partial, journal_path = (target.with_name(f".{target.name}.{suffix}") for suffix in ("staging", "staged"))
-    message = f"{target}: another process is copying it. Wait until it has finished."
-    with (
-        file_lock(target.with_name(f".{target.name}.lock"), message),
-        Journal(journal_path) as journal,
-        open_or_create(partial) as file,
-        source.open("rb", buffering=0) as original,
-    ):
-        found, end, records = journal.read()
-        copied: dict[int, int] = {}  # block number -> checksum
-        if found == header:
-            for record, record_end in records:
-                number, checksum = _BLOCK_RECORD.unpack(record)
-                copied[number], end = checksum, record_end
-        else:
-            end = 0
-        journal.resume(header, end)
-        os.truncate(file.fileno(), status.st_size)
-        missing = [block for block in blocks if block.number not in copied]
-        require_space(target, sum(block.size for block in missing))
-        lock = threading.Lock()
+    version = {"bytes": status.st_size, "modified": status.st_mtime_ns, "checksums": checksums and checksums.to_json()}
+    sizes = {block.number: block.size for block in blocks}
 
-        def copy(block: Block) -> None:
-            content = block.read(original, source)
-            checksum = zlib.crc32(content)
-            if block.expected not in (None, checksum):
-                raise beton_changed(source, f"the page at byte {block.start:,} does not have its checksum")
-            block.write(file, content)
-            with lock:
-                journal.append(_BLOCK_RECORD.pack(block.number, checksum))
-                copied[block.number] = checksum
+    def copy(file: IO[bytes], number: int, _: object) -> int:
+        block = blocks[number]
+        content = block.read(original, source)
+        checksum = zlib.crc32(content)
+        if block.expected not in (None, checksum):
+            raise beton_changed(source, f"the page at byte {block.start:,} does not have its checksum")
+        block.write(file, content)
+        return checksum
 
-        def compare(block: Block) -> None:
-            if zlib.crc32(block.read(file, target)) != copied[block.number]:
-                journal_path.unlink(missing_ok=True)  # its records may be wrong
+    def verify(partial: Path, copied: Mapping[int, int]) -> None:
+        def compare(number: int, _: object) -> None:
+            block = blocks[number]
+            if zlib.crc32(block.read(file, target)) != copied[number]:
                 raise RebarError(
                     f"{target}: the disk does not return what was written at byte {block.start:,}. Run the same "
                     "command again; if that fails too, replace the disk.",
                     code="staging-verify-failed",
                 )
 
-        with _bar(status.st_size, f"copying {source.name}", enabled=progress) as bar:
-            bar.update(status.st_size - sum(block.size for block in missing))
-            run_parallel(copy, missing, num_workers, bar)
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that the comparison reads from the disk
-        with _bar(status.st_size, f"comparing {source.name}", enabled=progress) as bar:
-            run_parallel(compare, blocks, num_workers, bar)
+        with partial.open("rb", buffering=0) as file:
+            deque(run_in_threads(compare, sizes, num_workers, f"comparing {source.name}", progress=progress), 0)
         if checksums and not checksums.tables_match(np.memmap(partial, np.uint8, mode="r")):
-            journal_path.unlink()
             raise beton_changed(source, "its tables do not have their checksum")
         if _status(source).st_mtime_ns != status.st_mtime_ns:
             raise RebarError(
                 f"{source} was modified during the copy. Run the same command again.", code="staging-source-modified"
             )
         _copy_companions(source, target)
-        os.replace(partial, target)
-        journal_path.unlink()
-        sync_folder(target.parent)
+
+    with source.open("rb", buffering=0) as original:
+        copy_blocks(
+            target,
+            version,
+            list(sizes.values()),
+            copy,
+            verify,
+            threads=num_workers,
+            description=f"copying {source.name}",
+            progress=progress,
+        )
 
 
 def _status(source: Path) -> os.stat_result:
@@ -209,15 +171,16 @@ def _is_complete(path: Path, size: int, checksums: Checksums, blocks: list[Block
     """Return whether a file has this size and these checksums."""
     if path.stat().st_size != size or not checksums.tables_match(np.memmap(path, np.uint8, mode="r")):
         return False
-    wrong: list[int] = []
-    with path.open("rb", buffering=0) as file, _bar(size, "", enabled=False) as bar:
+    with path.open("rb", buffering=0) as file:
 
-        def compare(block: Block) -> None:
-            if block.expected not in (None, zlib.crc32(block.read(file, path))):
-                wrong.append(block.number)
+        def is_intact(number: int, _: object) -> bool:
+            block = blocks[number]
+            return block.expected in (None, zlib.crc32(block.read(file, path)))
 
-        run_parallel(compare, blocks, num_workers, bar)
-    return not wrong
+        compared = run_in_threads(
+            is_intact, {block.number: block.size for block in blocks}, num_workers, "", progress=False
+        )
+        return all(intact for _, intact in compared)
 
 
 def _copy_companions(source: Path, target: Path) -> None:
@@ -226,10 +189,6 @@ def _copy_companions(source: Path, target: Path) -> None:
         if companion(source).exists():
             with atomic_write(companion(target)) as (file,):
                 file.write(companion(source).read_bytes())
-
-
-def _bar(total: int, description: str, *, enabled: bool) -> "tqdm[None]":
-    return tqdm(total=total, unit="B", unit_scale=True, desc=description, disable=not enabled, dynamic_ncols=True)
 
 
 def list_copies(source: Path, target: Path) -> list[tuple[Path, Path]]:

@@ -1,22 +1,19 @@
 """Upload files to S3 with checksums, and download objects in parallel, resumable and verified."""
 
 import hashlib
-import json
 import os
 import re
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm import tqdm
-
+from rebar.storage.block_copy import copy_blocks
 from rebar.storage.boto import AwsError, aws_error_code, translate_aws_error
-from rebar.storage.file_lock import file_lock
-from rebar.storage.files import sync_folder, write_error
+from rebar.storage.files import write_error
 
 MIB = 2**20
 UPLOAD_PART_BYTES, UPLOAD_THREADS = 16 * MIB, 8
@@ -121,28 +118,24 @@ def download(
     size = head["ContentLength"]
     if expected and target.is_file() and target.stat().st_size == size and expected.matches(target):
         return False
-    partial, journal, lock = (target.with_name(f".{target.name}.{name}") for name in ("part", "parts", "lock"))
+    part = _PartReader(client, bucket, key, head["ETag"], size, part_bytes)
+
+    def verify(path: Path, _: object) -> None:
+        if expected and not expected.matches(path):
+            raise S3ChecksumError(f"{url}: its {expected.algorithm} does not match. Run the command again.", key)
+
+    version, sizes = [head["ETag"], part_bytes], [min(part_bytes, size - at) for at in range(0, size, part_bytes)]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(lock, f"{target}: another process is downloading it. Wait until it has finished."):
-            with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
-                _Download(client, bucket, key, head["ETag"], size, part_bytes).run(file, journal, threads)
-                os.fsync(file.fileno())
-            if expected and not expected.matches(partial):
-                partial.unlink()
-                journal.unlink()
-                raise S3ChecksumError(f"{url}: its {expected.algorithm} does not match. Run the command again.", key)
-            os.replace(partial, target)
-            journal.unlink()
-            sync_folder(target.parent)
+        copy_blocks(target, version, sizes, part.copy, verify, threads=threads, description=target.name)
     except OSError as error:
         raise write_error(target, error) from None
     return True
 
 
 @dataclass(frozen=True)
-class _Download:
-    """The ranged requests for one version of an object."""
+class _PartReader:
+    """Reads parts of one version of an object with ranged requests."""
 
     client: Any
     bucket: str
@@ -151,38 +144,8 @@ class _Download:
     size: int
     part_bytes: int
 
-    def run(self, file: IO[bytes], journal: Path, threads: int) -> None:
-        """Download the parts that are not in the journal, a text file with one line per completed part."""
-        parts = range(-(-self.size // self.part_bytes))
-        version = json.dumps([self.etag, self.size, self.part_bytes])
-        known, *lines = journal.read_text().split("\n") if journal.is_file() else [""]
-        is_current = known == version and os.fstat(file.fileno()).st_size == self.size
-        done = {int(line) for line in lines[:-1]} if is_current else set()  # the last line may be incomplete
-        if not done:
-            os.ftruncate(file.fileno(), 0)
-        if self.size:
-            os.posix_fallocate(file.fileno(), 0, self.size)
-        os.ftruncate(file.fileno(), self.size)
-        stop = threading.Event()
-        with (
-            journal.open("w") as log,
-            tqdm(desc=self.key.rpartition("/")[2], total=self.size, unit="B", unit_scale=True, delay=1) as bar,
-            ThreadPoolExecutor(threads) as pool,
-        ):
-            log.write(version + "\n" + "".join(f"{part}\n" for part in sorted(done)))
-            log.flush()
-            bar.update(min(len(done) * self.part_bytes, self.size))
-            waiting = [pool.submit(self._fetch, part, file, bar, stop) for part in parts if part not in done]
-            try:
-                for future in as_completed(waiting):
-                    log.write(f"{future.result()}\n")
-                    log.flush()
-            except BaseException:
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def _fetch(self, part: int, file: IO[bytes], bar: Any, stop: threading.Event) -> int:
+    def copy(self, file: IO[bytes], part: int, stop: threading.Event) -> None:
+        """Write one part to its position in a file."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         start, end = part * self.part_bytes, min((part + 1) * self.part_bytes, self.size)
@@ -196,10 +159,9 @@ class _Download:
                     for chunk in body.iter_chunks(MIB):
                         os.pwrite(file.fileno(), chunk, position)
                         position += len(chunk)
-                        bar.update(len(chunk))
                         if stop.is_set():
                             break
-                    return part
+                    return
                 except ClientError as error:
                     if aws_error_code(error) not in ("PreconditionFailed", "412"):
                         raise
@@ -208,11 +170,9 @@ class _Download:
                         code="s3-object-changed",
                     ) from None
                 except BotoCoreError:
-                    bar.update(start - position)
                     if attempt == ATTEMPTS or stop.is_set():
                         raise
                     time.sleep(RETRY_SECONDS * 2**attempt)
-        raise AssertionError
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,8 @@ def _start_reporting(run: Run, stack: ExitStack) -> Uploader | None:
     if not config.logging.upload:
         return None
     replaces = not run.is_resumed or config.checkpoint.resume != "auto"
-    uploader = start_uploads(config.logging.upload, run.folder, run.progress, run.steps_per_epoch, replaces=replaces)
+    how = {"replaces": replaces, "overwrite": config.checkpoint.overwrite}
+    uploader = start_uploads(config.logging.upload, run.folder, run.progress, run.steps_per_epoch, **how)
     run.writer.on_written = uploader.checkpoint_saved
     stack.callback(uploader.finish)
     return uploader

@@ -43,11 +43,17 @@ class Uploader:
         manifest: RunManifest | None,
         *,
         replaced: RunManifest | None = None,
+        overwrite: bool = False,
         origin: Origin | None = None,
     ) -> None:
-        """Start the thread. ``manifest`` is this run's uploaded manifest, ``replaced`` that of the run it replaces."""
+        """Start the thread. ``manifest`` is this run's uploaded manifest, ``replaced`` that of the run it replaces.
+
+        The checkpoints of a replaced run are kept as ``replaced_last.pt`` etc., and deleted with ``overwrite``.
+        """
         self._store, self._folder, self._origin = store, folder, origin
         self._manifest = manifest
+        kept = replaced.checkpoints if replaced is not None and not overwrite else {}
+        self._kept = {f"replaced_{name}": stored for name, stored in kept.items()}
         uploaded = manifest or replaced
         self._objects = {stored.object for stored in uploaded.checkpoints.values()} if uploaded else set[str]()
         self._changed = threading.Condition()
@@ -112,7 +118,7 @@ class Uploader:
 
     def _upload(self, saved: tuple[IO[bytes], Progress] | None) -> None:
         """Upload the checkpoints, then the records, so that these are never older, then the manifest."""
-        before = self._manifest.checkpoints if self._manifest else {}
+        before = self._manifest.checkpoints if self._manifest else self._kept
         checkpoints = dict(before)
         if saved is not None:
             checkpoints[LAST] = self._store.store_checkpoint(saved[0], self._objects)
@@ -166,7 +172,13 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 
 def start_uploads(
-    address: str, folder: RunFolder, progress: Progress, steps_per_epoch: int, *, replaces: bool
+    address: str,
+    folder: RunFolder,
+    progress: Progress,
+    steps_per_epoch: int,
+    *,
+    replaces: bool,
+    overwrite: bool = False,
 ) -> Uploader:
     """Start uploading a run below ``address``. The caller must hold the folder's lock.
 
@@ -189,9 +201,8 @@ def start_uploads(
             f"{folder.last_checkpoint.parent} away and run the same command again; or choose another --upload.",
             code="run-continued-elsewhere",
         )
-    uploader = Uploader(
-        store, folder, None if replaces else manifest, replaced=manifest if replaces else None, origin=origin
-    )
+    own, replaced = (None, manifest) if replaces else (manifest, None)
+    uploader = Uploader(store, folder, own, replaced=replaced, overwrite=overwrite, origin=origin)
     if folder.last_checkpoint.exists():
         uploader.checkpoint_saved(progress)  # the previous attempt may have ended before its upload
     return uploader

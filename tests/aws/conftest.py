@@ -3,15 +3,14 @@
 import contextlib
 import functools
 import io
+import math
 import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tests.aws.disks import Disks, missing
 from tests.aws.loopback_only import sitecustomize as loopback_only
 from tests.aws.strict_aws import REGION, StrictAws, strict_aws
 from tests.conftest import REPOSITORY
+from tests.training.metadata_service import metadata_server
 
 loopback_only.uninstall()  # importing installs it, also for tests outside this folder
 
@@ -188,41 +188,17 @@ def kill_at(aws: StrictAws, action: str, *words: str | Path) -> str:
 
 @pytest.fixture
 def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, str]]]:
-    """Start an instance metadata service, version 2 only; the returned dict of its values may be changed."""
-    servers: list[ThreadingHTTPServer] = []
+    """Start an instance metadata service; the returned dict of its values may be changed."""
+    with metadata_server() as server:
+        server.notice_after = math.inf
 
-    def start(**known: str) -> dict[str, str]:
-        class Handler(BaseHTTPRequestHandler):
-            def do_PUT(self) -> None:
-                assert self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
-                self._answer(200, "the-token")
+        def start(**values: str) -> dict[str, str]:
+            server.values = values
+            monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
+            monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
+            return values
 
-            def do_GET(self) -> None:
-                if self.headers["X-aws-ec2-metadata-token"] != "the-token":
-                    return self._answer(401, "")
-                name = self.path.removeprefix("/latest/meta-data/")
-                return self._answer(200, known[name]) if name in known else self._answer(404, "")
-
-            def _answer(self, status: int, text: str) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
-        return known
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -1,4 +1,4 @@
-"""A local fake of EC2's instance metadata service (IMDSv2) that serves the spot interruption notice."""
+"""A local fake of EC2's instance metadata service (IMDSv2)."""
 
 import json
 from collections.abc import Iterator
@@ -10,11 +10,12 @@ NOTICE = {"action": "terminate", "time": "2026-11-21T12:00:00Z"}
 
 
 class MetadataServer(ThreadingHTTPServer):
-    """Serves the notice after ``notice_after`` requests. Rejects requests without its token."""
+    """Serves ``values``, and the notice after ``notice_after`` requests. Rejects requests without its token."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.notice_after = 0
+        self.values: dict[str, str] = {}
+        self.notice_after = 0.0
         self.questions = 0
         self.tokens = 0
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -32,7 +33,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("X-aws-ec2-metadata-token") != f"token-{self.server.tokens}":
             return self._answer(401, "")
         self.server.questions += 1
-        due = self.path.endswith("/spot/instance-action") and self.server.questions > self.server.notice_after
+        name = self.path.removeprefix("/latest/meta-data/")
+        if name in self.server.values:
+            return self._answer(200, self.server.values[name])
+        due = name == "spot/instance-action" and self.server.questions > self.server.notice_after
         return self._answer(200, json.dumps(NOTICE)) if due else self._answer(404, "")
 
     def _answer(self, status: int, text: str) -> None:

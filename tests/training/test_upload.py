@@ -153,6 +153,17 @@ def test_fetch_run_downloads_everything_needed_to_resume(
     assert not list(other.path.rglob("*.partial*"))
 
 
+def test_run_started_without_overwrite_keeps_the_checkpoints_of_the_uploaded_run(s3: S3, folder: RunFolder) -> None:
+    uploader_of(folder).finish()
+    earlier = run_store(ADDRESS, folder).read_manifest()
+    assert earlier is not None
+    for step, overwrite in ((2, False), (3, True)):
+        progress = save(folder, step)
+        start_uploads(ADDRESS, folder, progress, 10, replaces=True, overwrite=overwrite).finish()
+        stored = {f"/{earlier.last.object}"} & set(s3.names(folder.path.name))
+        assert bool(stored) != overwrite
+
+
 def test_run_killed_before_its_first_upload_still_replaces_the_earlier_run(
     s3: S3, folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,9 +173,9 @@ def test_run_killed_before_its_first_upload_still_replaces_the_earlier_run(
     record_origin("none", other)
     with monkeypatch.context() as patch:
         patch.setattr(Uploader, "_upload", lambda *_: None)
-        start_uploads(ADDRESS, other, Progress(0, 0, 0.0), 10, replaces=True).finish()
+        start_uploads(ADDRESS, other, Progress(0, 0, 0.0), 10, replaces=True, overwrite=True).finish()
     save(other, 2)
-    start_uploads(ADDRESS, other, Progress(0, 2, 0.2), 10, replaces=False).finish()
+    start_uploads(ADDRESS, other, Progress(0, 2, 0.2), 10, replaces=False, overwrite=True).finish()
     manifest = run_store(ADDRESS, other).read_manifest()
     assert manifest is not None
     assert manifest.progress.step == 2
