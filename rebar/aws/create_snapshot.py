@@ -23,9 +23,6 @@ from rebar.aws.tags import (
     MANIFEST,
     Identity,
     Resource,
-    format_time,
-    now,
-    set_tags,
     tag_specification,
     tags_of,
 )
@@ -108,7 +105,6 @@ def _wait_until_completed(aws: Aws, snapshot_id: str) -> None:
     print("waiting until it is completed; the volume can already be used again", flush=True)
     action = f"waiting until {snapshot_id} is completed"
     wait(action, aws.ec2, "snapshot_completed", minutes=COMPLETE_MINUTES, SnapshotIds=[snapshot_id])
-    set_tags(aws, snapshot_id, completed=format_time(now()))
     print(f"{snapshot_id} is completed; 'snapshot verify {snapshot_id}' restores it and compares every file")
 
 

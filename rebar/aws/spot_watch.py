@@ -25,7 +25,7 @@ from rebar.aws.transfer import FOLDER, URL, upload_run
 from rebar.cli import warn
 from rebar.storage.boto import AwsError
 from rebar.storage.ec2_metadata import SPOT_NOTICE, InstanceMetadata
-from rebar.storage.run_status import RunStatus, read_status
+from rebar.storage.run_records import RunStatus, read_status
 from rebar.storage.s3 import MIB, S3Prefix
 
 REBALANCE = "events/recommendations/rebalance"

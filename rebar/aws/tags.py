@@ -23,7 +23,6 @@ LAST_MOUNT = PREFIX + "last-mount"
 """On a volume: an id that changes when it is mounted read-write. On a snapshot: the volume's id at that time."""
 FROZEN = PREFIX + "frozen"
 """On a snapshot whose volume stayed mounted read-write, and was only frozen while the snapshot started."""
-COMPLETED = PREFIX + "completed"
 VERIFIED = PREFIX + "verified"
 """On a snapshot: the time when all files of a restored copy matched its manifest."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -12,8 +12,7 @@ from rebar.aws.client import Aws
 from rebar.cli import warn
 from rebar.storage.boto import AwsError, S3NotFoundError
 from rebar.storage.files import sha256_of
-from rebar.storage.run_manifest import LAST, ORIGIN, PREVIOUS, RECORDS, Progress, RunManifest, read_origin
-from rebar.storage.run_status import read_status
+from rebar.storage.run_records import LAST, ORIGIN, PREVIOUS, RECORDS, Progress, RunManifest, read_origin, read_status
 from rebar.storage.run_store import RunStore
 from rebar.storage.s3 import DOWNLOAD_PART_BYTES, DOWNLOAD_THREADS, MIB, S3Prefix, download, upload
 

@@ -24,7 +24,7 @@ from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.wandb_log import start_wandb
 from rebar.storage.files import atomic_write
-from rebar.storage.run_status import read_status
+from rebar.storage.run_records import read_status
 
 Record = dict[str, Any]
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 from rebar.cli import warn
 from rebar.storage.boto import AwsError, S3NotFoundError, aws_error_code, translate_aws_error
 from rebar.storage.files import atomic_write, link_or_copy, sha256_of, write_error
-from rebar.storage.run_manifest import (
+from rebar.storage.run_records import (
     LAST,
     MANIFEST,
     ORIGIN,

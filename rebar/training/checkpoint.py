@@ -13,7 +13,7 @@ from rebar.cli import warn
 from rebar.config import option
 from rebar.errors import RebarError
 from rebar.storage.files import atomic_write, link_or_copy
-from rebar.storage.run_manifest import PREVIOUS, Progress
+from rebar.storage.run_records import PREVIOUS, Progress
 
 FORMAT = "rebar-checkpoint"
 VERSION = 2

@@ -13,7 +13,7 @@ from rebar.reporting.console import warn_above_bar
 from rebar.reporting.log import open_log, truncate_log
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import atomic_write
-from rebar.storage.run_status import read_status, write_status
+from rebar.storage.run_records import read_status, write_status
 from rebar.training import aliases
 from rebar.training.build import build_run
 from rebar.training.config import TrainConfig

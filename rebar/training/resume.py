@@ -17,7 +17,7 @@ from rebar.loading import Loader
 from rebar.optim.schedules import build_schedule
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import link_or_copy, sha256_of
-from rebar.storage.run_manifest import PREVIOUS, Origin, read_origin, write_origin
+from rebar.storage.run_records import PREVIOUS, Origin, read_origin, write_origin
 from rebar.training.checkpoint import CheckpointError, set_damaged_aside
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, gather_from_all

@@ -12,8 +12,7 @@ from rebar.loading.device import Augment
 from rebar.reporting import console
 from rebar.reporting.log import RunLog
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.run_manifest import Progress
-from rebar.storage.run_status import RunStatus, State, write_status
+from rebar.storage.run_records import Progress, RunStatus, State, write_status
 from rebar.training.checkpoint import CheckpointWriter
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World

@@ -11,7 +11,7 @@ from rebar.reporting.console import warn_above_bar
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.boto import make_client
 from rebar.storage.files import sha256_of
-from rebar.storage.run_manifest import (
+from rebar.storage.run_records import (
     LAST,
     PREVIOUS,
     RECORDS,

@@ -117,9 +117,15 @@ def disks(aws: StrictAws) -> Iterator[Disks]:
 
 @pytest.fixture
 def ec2(aws: StrictAws) -> Any:
-    import boto3
-
     return boto3.client("ec2")
+
+
+@pytest.fixture
+def s3(aws: StrictAws) -> Any:
+    """Return a client of S3 with an empty bucket ``bucket``."""
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="bucket")
+    return client
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import urllib.request
 from typing import Any
 
+import boto3
 import botocore.session
 import moto.batch.models
 import pytest
@@ -45,8 +46,6 @@ def account(aws: StrictAws, monkeypatch: pytest.MonkeyPatch) -> StrictAws:
 
 
 def make_queue(name: str, kind: str, **more: Any) -> None:
-    import boto3
-
     iam, ec2, batch = boto3.client("iam"), boto3.client("ec2"), boto3.client("batch")
     trust = json.dumps({"Version": "2012-10-17", "Statement": []})
     role = iam.create_role(RoleName=f"batch-{name}", AssumeRolePolicyDocument=trust)["Role"]["Arn"]
@@ -146,8 +145,6 @@ def test_register_again_does_not_register_an_unchanged_definition(account: Stric
 
 
 def test_definitions_without_our_tags_are_not_used(account: StrictAws) -> None:
-    import boto3
-
     boto3.client("batch").register_job_definition(
         jobDefinitionName="rebar-g5-16-train",
         type="container",
@@ -187,8 +184,6 @@ def test_submit_again_finds_the_waiting_job(account: StrictAws, monkeypatch: pyt
     kill_at(account, "POST /v1/submitjob", *SUBMIT, "spot", "--yes")
     assert "exists already: rebar-g5-16-train, RUNNABLE" in run_cli(*SUBMIT, "spot", "--yes").out
     assert len(sent(account, "submitJob")) == 1
-    import boto3
-
     batch = boto3.client("batch")
     definition = batch.describe_job_definitions()["jobDefinitions"][0]["jobDefinitionArn"]
     batch.submit_job(jobName="rebar-g5-16-train", jobQueue="spot", jobDefinition=definition)
@@ -215,8 +210,6 @@ def test_submit_to_unsuitable_queues_fails(account: StrictAws) -> None:
     assert_fails("aws-not-found", *SUBMIT, "none", "--yes")
     make_queue("idle", "EC2", minvCpus=96)
     assert "keeps 96 vCPUs running" in run_cli(*SUBMIT, "idle").out
-    import boto3
-
     boto3.client("batch").update_job_queue(jobQueue="on-demand", state="DISABLED")
     assert_fails("job-queue-unsuitable", *SUBMIT, "on-demand", "--yes")
     assert sent(account, "submitJob") == []

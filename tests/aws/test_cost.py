@@ -6,6 +6,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import boto3
 import moto
 import pytest
 
@@ -99,7 +100,7 @@ def tag_as_rebar(ec2: Any, resource: str, run: str = "g5-16") -> str:
     return resource
 
 
-def test_sweep_lists_the_projects_resources(aws: StrictAws, ec2: Any, instance: str) -> None:
+def test_sweep_lists_the_projects_resources(ec2: Any, instance: str) -> None:
     run_cli(*CREATE, "imagenet")
     tag_as_rebar(ec2, instance)
     ec2.create_volume(AvailabilityZone=ZONE, Size=500, VolumeType="gp3")  # without tags
@@ -151,8 +152,6 @@ def test_sweep_deletes_an_expired_copy_of_a_verified_snapshot(aws: StrictAws, ec
 
 
 def test_budget_is_created_once(aws: StrictAws) -> None:
-    import boto3
-
     words = ["budget", "create", "--limit", "100", "--email", "me@example.com"]
     assert "nothing was changed" in run_cli(*words).out
     run_cli(*words, "--yes")

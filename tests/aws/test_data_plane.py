@@ -25,7 +25,7 @@ def folder(tmp_path: Path, disks: Disks) -> Path:
 
 
 @pytest.fixture
-def attached(disks: Disks, ec2: Any, instance: str) -> str:
+def attached(disks: Disks, instance: str) -> str:
     """Create a blank volume attached to this machine. Returns its id."""
     run_cli(*CREATE)
     run_cli("volume", "attach", VOLUME, "--instance", instance, "--yes")
@@ -136,9 +136,7 @@ def test_blank_volume_to_verified_snapshot_and_back(
     run_cli("volume", "delete", VOLUME, "--yes")  # never written to since it was restored
 
 
-def test_repeated_commands_change_nothing(
-    aws: StrictAws, disks: Disks, instance: str, mounted: str, folder: Path
-) -> None:
+def test_repeated_commands_change_nothing(aws: StrictAws, instance: str, mounted: str, folder: Path) -> None:
     here = ["--instance", instance]
     assert "is already mounted" in run_cli("volume", "mount", VOLUME, folder, "--yes").out
     run_cli("snapshot", "create", VOLUME, "--yes")
@@ -185,9 +183,7 @@ def test_mount_does_not_format_a_device_of_another_size(disks: Disks, attached: 
     )
 
 
-def test_mount_does_not_format_a_restored_volume(
-    aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
-) -> None:
+def test_mount_does_not_format_a_restored_volume(disks: Disks, instance: str, mounted: str, folder: Path) -> None:
     run_cli("snapshot", "create", VOLUME, "--yes")
     run_cli("snapshot", "restore", VOLUME, "--zone", ZONE, "--role", "copy", "--yes")
     run_cli("volume", "attach", "imagenet/copy", "--instance", instance, "--yes")
@@ -208,12 +204,12 @@ def test_mount_completes_an_interrupted_format_of_the_same_kind_only(
     assert (kind, identifier) == ("ext4", found.stdout.decode().strip())
 
 
-def test_mount_of_a_blank_volume_without_format_fails(disks: Disks, attached: str, folder: Path) -> None:
+def test_mount_of_a_blank_volume_without_format_fails(attached: str, folder: Path) -> None:
     assert_fails("volume-filesystem", "volume", "mount", VOLUME, folder, "--yes")
 
 
 def test_mount_finds_a_volume_by_its_serial_number_only(
-    aws: StrictAws, disks: Disks, attached: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    disks: Disks, attached: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rebar.aws.devices.UDEV_SECONDS", 0.0)
     disks.link(attached).unlink()
@@ -256,7 +252,7 @@ def test_verify_again_removes_the_tag_if_it_fails(
     assert "rebar:verified" not in tags(ec2, snapshot)
 
 
-def test_snapshot_of_a_mounted_file_system_misses_data(aws: StrictAws, disks: Disks, ec2: Any, mounted: str) -> None:
+def test_snapshot_of_a_mounted_file_system_misses_data(disks: Disks, ec2: Any, mounted: str) -> None:
     """Shows why ``snapshot create`` unmounts or freezes: unwritten data are not in a snapshot."""
     hasty = ec2.create_snapshot(VolumeId=mounted)["SnapshotId"]
     written = (Path(mounted_at(disks.loops[mounted])[0]) / "val.beton").read_bytes()
@@ -264,7 +260,7 @@ def test_snapshot_of_a_mounted_file_system_misses_data(aws: StrictAws, disks: Di
 
 
 def test_keep_mounted_freezes_and_thaws(
-    aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
+    aws: StrictAws, disks: Disks, instance: str, mounted: str, folder: Path
 ) -> None:
     states = []
 
@@ -284,7 +280,7 @@ def test_keep_mounted_freezes_and_thaws(
 
 @pytest.mark.parametrize("words", [[], ["--keep-mounted"]])
 def test_create_snapshot_refused_by_aws_thaws_the_file_system(
-    aws: StrictAws, disks: Disks, mounted: str, folder: Path, words: list[str]
+    aws: StrictAws, mounted: str, folder: Path, words: list[str]
 ) -> None:
     aws.refuse["CreateSnapshot"] = ErrorResponse("SnapshotCreationPerVolumeRateExceeded", "too many")
     output = assert_fails("aws-request-refused", "snapshot", "create", VOLUME, *words, "--yes")
@@ -298,7 +294,7 @@ def test_create_snapshot_refused_by_aws_thaws_the_file_system(
 
 
 def test_create_snapshot_fails_if_a_file_changes_during_checksums(
-    aws: StrictAws, disks: Disks, mounted: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    aws: StrictAws, mounted: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rebar.aws import create_snapshot
 
@@ -318,7 +314,7 @@ def test_create_snapshot_fails_if_a_file_changes_during_checksums(
     assert aws.sent("CreateSnapshot") == []
 
 
-def test_create_snapshot_fails_if_files_are_open(aws: StrictAws, disks: Disks, mounted: str, folder: Path) -> None:
+def test_create_snapshot_fails_if_files_are_open(aws: StrictAws, mounted: str, folder: Path) -> None:
     with (folder / "val.beton").open("rb"):
         assert "busy" in assert_fails("program-failed", "snapshot", "create", VOLUME, "--yes")
     (folder / "writable").write_text("as before")
@@ -326,7 +322,7 @@ def test_create_snapshot_fails_if_files_are_open(aws: StrictAws, disks: Disks, m
 
 
 def test_delete_fails_if_mounted_for_writing_after_the_snapshot(
-    aws: StrictAws, disks: Disks, instance: str, mounted: str, folder: Path
+    aws: StrictAws, instance: str, mounted: str, folder: Path
 ) -> None:
     run_cli("snapshot", "create", VOLUME, "--yes")
     run_cli("snapshot", "verify", VOLUME, "--instance", instance, "--yes")
@@ -344,9 +340,7 @@ def test_delete_fails_if_mounted_for_writing_after_the_snapshot(
 
 
 @pytest.mark.parametrize("words", [[], ["--keep-mounted"]])
-def test_create_snapshot_completes_a_killed_call(
-    aws: StrictAws, disks: Disks, mounted: str, folder: Path, words: list[str]
-) -> None:
+def test_create_snapshot_completes_a_killed_call(aws: StrictAws, mounted: str, folder: Path, words: list[str]) -> None:
     kill_at(aws, "CreateSnapshot", "snapshot", "create", VOLUME, *words, "--yes")
     if words:  # thawed by the process that outlives it
         (folder / "writable").write_text("at once")
@@ -378,7 +372,7 @@ def test_verify_completes_a_killed_call(
     assert [path.stem for path in disks.folder.glob("vol-*")] == [mounted]
 
 
-def test_create_and_attach_complete_a_killed_call(aws: StrictAws, disks: Disks, ec2: Any, instance: str) -> None:
+def test_create_and_attach_complete_a_killed_call(aws: StrictAws, disks: Disks, instance: str) -> None:
     kill_at(aws, "CreateVolume", *CREATE)
     assert "exists already" in run_cli(*CREATE).out
     kill_at(aws, "AttachVolume", "volume", "attach", VOLUME, "--instance", instance, "--yes")
@@ -386,7 +380,7 @@ def test_create_and_attach_complete_a_killed_call(aws: StrictAws, disks: Disks, 
     assert (len(aws.sent("CreateVolume")), len(aws.sent("AttachVolume"))) == (1, 1)
 
 
-def test_attach_to_another_instance_fails_while_mounted(disks: Disks, ec2: Any, mounted: str) -> None:
+def test_attach_to_another_instance_fails_while_mounted(ec2: Any, mounted: str) -> None:
     other = run_instance(ec2)
     assert_fails("volume-in-use", "volume", "attach", VOLUME, "--instance", other, "--yes")
 
@@ -394,9 +388,7 @@ def test_attach_to_another_instance_fails_while_mounted(disks: Disks, ec2: Any, 
 # ------------------------------------------------------------------------------------------ other options
 
 
-def test_check_changes_nothing(
-    aws: StrictAws, disks: Disks, ec2: Any, instance: str, mounted: str, folder: Path
-) -> None:
+def test_check_changes_nothing(aws: StrictAws, disks: Disks, instance: str, mounted: str, folder: Path) -> None:
     assert "4: allowed" in run_cli("snapshot", "create", VOLUME, "--check").out
     assert aws.sent("CreateSnapshot") == []
     assert not (folder / "rebar.sha256").exists()
@@ -406,9 +398,7 @@ def test_check_changes_nothing(
     assert list(disks.loops) == [mounted]
 
 
-def test_create_snapshot_mounts_an_unmounted_volume_temporarily(
-    aws: StrictAws, disks: Disks, ec2: Any, mounted: str, folder: Path
-) -> None:
+def test_create_snapshot_mounts_an_unmounted_volume_temporarily(aws: StrictAws, disks: Disks, mounted: str) -> None:
     run_cli("volume", "umount", VOLUME, "--yes")
     aws.refuse["CreateSnapshot"] = ErrorResponse("InternalError", "later")
     assert_fails("aws-request-refused", "snapshot", "create", VOLUME, "--yes")
@@ -423,9 +413,7 @@ def test_create_snapshot_mounts_an_unmounted_volume_temporarily(
     shutil.which("mkfs.xfs") is None or "\txfs\n" not in Path("/proc/filesystems").read_text(),
     reason="xfsprogs or the kernel's xfs is missing",
 )
-def test_xfs_volume_to_verified_snapshot(
-    aws: StrictAws, disks: Disks, ec2: Any, instance: str, attached: str, folder: Path
-) -> None:
+def test_xfs_volume_to_verified_snapshot(aws: StrictAws, ec2: Any, instance: str, attached: str, folder: Path) -> None:
     run_cli("volume", "mount", VOLUME, folder, "--format", "xfs", "--yes")
     fill(folder)
     run_cli("snapshot", "create", VOLUME, "--keep-mounted", "--yes")

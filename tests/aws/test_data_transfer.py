@@ -15,18 +15,8 @@ from tests.aws.conftest import run_cli, run_failing, start_cli, wait_for
 from tests.aws.strict_aws import StrictAws
 from tests.conftest import REPOSITORY
 
-BUCKET = "betons"
+BUCKET = "bucket"
 MIB = 2**20
-
-
-@pytest.fixture
-def s3(aws: StrictAws) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    client = boto3.client("s3", config=Config(request_checksum_calculation="when_required"))
-    client.create_bucket(Bucket=BUCKET)
-    return client
 
 
 def ranges(aws: StrictAws, key: str = "train.beton") -> list[str]:
@@ -95,7 +85,7 @@ def test_data_stage_compares_the_etag_of_a_multipart_upload(s3: Any, tmp_path: P
     assert (tmp_path / "train.beton").read_bytes() == b"".join(content)
 
 
-def test_data_stage_refuses_a_wrong_checksum(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+def test_data_stage_refuses_a_wrong_checksum(s3: Any, tmp_path: Path) -> None:
     s3.put_object(Bucket=BUCKET, Key="train.beton", Body=b"content", Metadata={"sha256": "0" * 64})
     assert "[s3-checksum-mismatch]" in run_failing(*STAGE, tmp_path / "train.beton")
     assert list(tmp_path.iterdir()) == []
@@ -218,7 +208,7 @@ def test_data_send_uploads_in_parts_with_a_sha256_that_stage_compares(s3: Any, t
 
 
 def test_data_stage_resumes_a_download_whose_connection_breaks(
-    aws: StrictAws, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """botocore does not retry while it reads a body: download() does."""
     from botocore.exceptions import IncompleteReadError

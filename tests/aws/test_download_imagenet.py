@@ -28,7 +28,6 @@ from tests.aws.archives import (
     val_images,
 )
 from tests.aws.conftest import run_cli, run_failing, start_cli, wait_for
-from tests.aws.strict_aws import StrictAws
 from tests.conftest import run
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -343,12 +342,8 @@ def test_obtain_writes_no_file_outside_the_folder(web: Web, tmp_path: Path) -> N
 
 
 def test_obtain_downloads_archives_from_s3_and_leaves_a_tree_in_place(
-    aws: StrictAws, archives: Path, web: Web, tmp_path: Path
+    s3: Any, archives: Path, web: Web, tmp_path: Path
 ) -> None:
-    import boto3
-
-    s3: Any = boto3.client("s3")
-    s3.create_bucket(Bucket="bucket")
     s3.put_object(Bucket="bucket", Key="tree/train/n01440764/a.JPEG", Body=b"image")
     for name in (TRAIN, VAL, DEVKIT):
         s3.upload_file(str(archives / name), "bucket", f"originals/{name}")

@@ -17,10 +17,9 @@ import yaml
 
 from tests.aws.conftest import run_cli, wait_for
 from tests.aws.strict_aws import StrictAws
-from tests.aws.test_run_transfer import PLACE, manifest, run_folder, s3
+from tests.aws.test_run_transfer import PLACE, manifest, run_folder
 from tests.conftest import REPOSITORY, Data, read_events
 
-__all__ = ["s3"]
 SCHEDULERS = ("SKYPILOT_", "AWS_BATCH_", "SM_", "SLURM_", "MASTER_", "RESET_SCHED", "FREEZE_LR")
 FROZEN = {"RESET_SCHED": "1", "FREEZE_LR": "1", "FREEZE_LR_VALUE": "0.01"}
 FROZEN_FLAGS = "train_imagenet.py --reset-schedule --freeze-lr=0.01 --config-file"
@@ -96,7 +95,7 @@ def put_data(s3: Any) -> None:
         s3.put_object(Bucket="bucket", Key=f"betons/{name}.beton", Body=f"{name} images".encode())
 
 
-def test_train_job_stages_trains_and_uploads(aws: StrictAws, s3: Any, tree: Path) -> None:
+def test_train_job_stages_trains_and_uploads(s3: Any, tree: Path) -> None:
     put_data(s3)
     done = train(tree, DATA="s3://bucket/betons/", RUN_PLACE=PLACE, RUN_FOLDER="")
     assert done.returncode == 0, done.stderr
@@ -113,12 +112,12 @@ def test_train_job_takes_schedule_flags_from_the_environment(tree: Path) -> None
     assert FROZEN_FLAGS in (tree / "calls").read_text()
 
 
-def test_train_job_exits_with_75_if_interrupted(aws: StrictAws, s3: Any, tree: Path) -> None:
+def test_train_job_exits_with_75_if_interrupted(s3: Any, tree: Path) -> None:
     assert train(tree, RUN_PLACE=PLACE, STATE="interrupted", STATUS="1").returncode == 75
     assert "must end in the same name" in train(tree, RUN_PLACE=PLACE, RUN_FOLDER=str(tree / "other")).stderr
 
 
-def test_train_job_keeps_the_exit_status_of_a_failure(aws: StrictAws, s3: Any, tree: Path) -> None:
+def test_train_job_keeps_the_exit_status_of_a_failure(s3: Any, tree: Path) -> None:
     assert train(tree, RUN_PLACE=PLACE, STATE="failed", STATUS="1").returncode == 1
     run_folder(tree / "runs/g5-16", step=5, last=b"x", state="interrupted")  # of the previous attempt
     assert train(tree, RUN_PLACE=PLACE, STATE="", STATUS="3").returncode == 3
@@ -163,7 +162,7 @@ def test_train_job_fails_if_the_upload_fails(aws: StrictAws, s3: Any, tree: Path
 
 
 @pytest.mark.slow
-def test_train_job_stops_and_uploads_on_sigterm(aws: StrictAws, s3: Any, data: Data, tmp_path: Path) -> None:
+def test_train_job_stops_and_uploads_on_sigterm(s3: Any, data: Data, tmp_path: Path) -> None:
     """AWS Batch stops a container with SIGTERM. tests/test_upload.py resumes on another machine."""
     run_cli("data", "send", data.train, data.val, "s3://bucket/betons")
     words = ["--config-file", "rn50_configs/tiny.yaml", "--epochs", "1", "--spot-notice", "off"]
@@ -189,7 +188,7 @@ def test_train_job_stops_and_uploads_on_sigterm(aws: StrictAws, s3: Any, data: D
     assert manifest(s3)["step"] == json.loads((tmp_path / "g5-16/status.json").read_text())["step"] > 3
 
 
-def test_write_job_writes_and_uploads_its_shard(aws: StrictAws, s3: Any, tree: Path) -> None:
+def test_write_job_writes_and_uploads_its_shard(s3: Any, tree: Path) -> None:
     more = {"AWS_BATCH_JOB_ARRAY_INDEX": "3", "SHARDS": "8", "RESULTS": "s3://bucket/parts"}
     words = ["--data-dir", "s3://bucket/imagenet", "--split", "train"]
     done = job(tree / "scripts/write_job.sh", *words, CALLS=str(tree / "calls"), **more)
@@ -273,7 +272,7 @@ def test_sbatch_options_are_valid() -> None:
         assert re.fullmatch(SBATCH[option[1]], option[2] or ""), line
 
 
-def test_skypilot_run_starts_the_job(aws: StrictAws, s3: Any, tree: Path) -> None:
+def test_skypilot_run_starts_the_job(s3: Any, tree: Path) -> None:
     """Run the task's ``run`` with SkyPilot's variables and those of ``envs``."""
     put_data(s3)
     task = yaml.safe_load((REPOSITORY / "scripts/skypilot.yaml").read_text())

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from rebar.aws.tags import VISIBILITY_SECONDS
@@ -21,12 +22,8 @@ SINGLE = ["launch", "single", *JOB, *RENT, "--instance-type", "g5.xlarge"]
 
 
 @pytest.fixture
-def account(aws: StrictAws) -> StrictAws:
+def account(aws: StrictAws, s3: Any) -> StrictAws:
     """Return an account with quotas, an instance profile, and the data in S3."""
-    import boto3
-
-    s3 = boto3.client("s3")
-    s3.create_bucket(Bucket="bucket")
     for name in ("train", "val"):
         s3.put_object(Bucket="bucket", Key=f"betons/{name}.beton", Body=b"images")
     boto3.client("iam").create_instance_profile(InstanceProfileName="rebar")
@@ -40,8 +37,6 @@ def active_instances(ec2: Any) -> list[Any]:
 
 
 def schedules() -> list[Any]:
-    import boto3
-
     scheduler = boto3.client("scheduler")
     return [scheduler.get_schedule(Name=each["Name"]) for each in scheduler.list_schedules()["Schedules"]]
 
@@ -198,13 +193,6 @@ def test_launch_with_a_secret_in_user_data_fails(account: StrictAws, words: list
 # ------------------------------------------------------------------------------------------ validate
 
 
-@pytest.fixture
-def results(account: StrictAws) -> Any:
-    import boto3
-
-    return boto3.client("s3")
-
-
 def report(s3: Any, status: str) -> None:
     """Upload what the machine uploads at its end."""
     written = {"run/summary.txt": "all well\n", "run/training/checkpoints/last.pt": "weights"}
@@ -219,10 +207,10 @@ def validate(out: Path) -> list[str | Path]:
 
 @pytest.mark.parametrize("status", ["0", "7"])
 def test_validate_downloads_the_report_and_terminates_the_instance(
-    account: StrictAws, ec2: Any, results: Any, tmp_path: Path, status: str
+    account: StrictAws, ec2: Any, s3: Any, tmp_path: Path, status: str
 ) -> None:
     assert "nothing was changed" in run_cli(*validate(tmp_path / "report")).out
-    account.watch = lambda request: report(results, status) if request.action.startswith("POST /schedules") else None
+    account.watch = lambda request: report(s3, status) if request.action.startswith("POST /schedules") else None
     if status == "0":
         assert "is done" in run_cli(*validate(tmp_path / "report"), "--yes").out
     else:
@@ -237,8 +225,8 @@ def test_validate_downloads_the_report_and_terminates_the_instance(
     assert "data=s3://bucket/betons" in script
 
 
-def test_validate_with_images_from_the_hub(account: StrictAws, results: Any, tmp_path: Path) -> None:
-    account.watch = lambda request: report(results, "0") if request.action.startswith("POST /schedules") else None
+def test_validate_with_images_from_the_hub(account: StrictAws, s3: Any, tmp_path: Path) -> None:
+    account.watch = lambda request: report(s3, "0") if request.action.startswith("POST /schedules") else None
     plain = [word for word in validate(tmp_path) if word not in ("--data", "s3://bucket/betons")]
     assert "--data" in assert_fails("aws-option-invalid", *plain, "--yes")
     assert "all well" in run_cli(*plain, "--data", "hf:imagenet-1k", "--secret", "HF_TOKEN=/rebar/hf", "--yes").out
@@ -249,9 +237,7 @@ def test_validate_with_images_from_the_hub(account: StrictAws, results: Any, tmp
     assert "secret_names=(HF_TOKEN=/rebar/hf)" in script
 
 
-def test_validate_terminates_the_instance_on_sigterm(
-    account: StrictAws, ec2: Any, results: Any, tmp_path: Path
-) -> None:
+def test_validate_terminates_the_instance_on_sigterm(account: StrictAws, ec2: Any, tmp_path: Path) -> None:
     process = start_cli(*validate(tmp_path / "report"), "--yes")
     wait_for(
         lambda: any(
@@ -266,16 +252,16 @@ def test_validate_terminates_the_instance_on_sigterm(
     assert active_instances(ec2) == []
 
 
-def test_validate_completes_a_killed_call(account: StrictAws, ec2: Any, results: Any, tmp_path: Path) -> None:
+def test_validate_completes_a_killed_call(account: StrictAws, ec2: Any, s3: Any, tmp_path: Path) -> None:
     kill_at(account, "RunInstances", *validate(tmp_path / "report"), "--yes")
-    report(results, "0")
+    report(s3, "0")
     done = run_cli(*validate(tmp_path / "report"), "--yes")
     assert "nothing is launched" in done.out
     assert active_instances(ec2) == []
     assert len(account.sent("RunInstances")) == 1
 
 
-def test_validate_fails_if_the_instance_disappears(account: StrictAws, ec2: Any, results: Any, tmp_path: Path) -> None:
+def test_validate_fails_if_the_instance_disappears(account: StrictAws, ec2: Any, tmp_path: Path) -> None:
     def vanish(request: Any) -> None:
         if request.action.startswith("POST /schedules"):
             ec2.terminate_instances(InstanceIds=[machine["InstanceId"] for machine in active_instances(ec2)])

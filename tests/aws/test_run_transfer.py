@@ -5,8 +5,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from rebar.aws.transfer import upload_run
 from rebar.storage.boto import make_client
 from rebar.storage.s3 import S3Prefix
@@ -14,15 +12,6 @@ from tests.aws.conftest import run_cli, run_failing
 from tests.aws.strict_aws import ErrorResponse, Request, StrictAws
 
 PLACE = "s3://bucket/runs/g5-16"
-
-
-@pytest.fixture
-def s3(aws: StrictAws) -> Any:
-    import boto3
-
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="bucket")
-    return client
 
 
 def run_folder(path: Path, *, step: int, last: bytes, state: str = "interrupted", **files: str) -> Path:
@@ -46,7 +35,7 @@ def manifest(s3: Any) -> Any:
     return json.loads(s3.get_object(Bucket="bucket", Key="runs/g5-16/run.json")["Body"].read())
 
 
-def test_run_fetch_restores_an_uploaded_run(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+def test_run_fetch_restores_an_uploaded_run(s3: Any, tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "here", step=25, last=b"twenty-five", wandb_id="abc")
     (folder / "checkpoints/best.pt").write_bytes(b"twenty")
     (folder / "checkpoints/previous.pt").write_bytes(b"older")
@@ -58,7 +47,7 @@ def test_run_fetch_restores_an_uploaded_run(aws: StrictAws, s3: Any, tmp_path: P
     assert not [path for path in (tmp_path / "there").rglob(".*") if path.is_file()]
 
 
-def test_run_fetch_keeps_another_checkpoint_without_replace(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+def test_run_fetch_keeps_another_checkpoint_without_replace(s3: Any, tmp_path: Path) -> None:
     run_cli("run", "upload", run_folder(tmp_path / "here", step=25, last=b"twenty-five"), PLACE)
     there = run_folder(tmp_path / "there", step=30, last=b"thirty")
     assert "[run-exists]" in run_failing("run", "fetch", PLACE, there)
@@ -70,7 +59,7 @@ def test_run_fetch_keeps_another_checkpoint_without_replace(aws: StrictAws, s3: 
     assert (there / "log.jsonl").read_text() == "later lines"
 
 
-def test_run_upload_keeps_checkpoints_that_only_s3_has(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+def test_run_upload_keeps_checkpoints_that_only_s3_has(s3: Any, tmp_path: Path) -> None:
     first = run_folder(tmp_path / "first", step=1, last=b"one")
     (first / "checkpoints/epoch_1.pt").write_bytes(b"the first epoch")
     run_cli("run", "upload", first, PLACE)
@@ -80,7 +69,7 @@ def test_run_upload_keeps_checkpoints_that_only_s3_has(aws: StrictAws, s3: Any, 
     assert s3.get_object(Bucket="bucket", Key=f"runs/g5-16/{kept}")["Body"].read() == b"the first epoch"
 
 
-def test_run_commands_without_a_run(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+def test_run_commands_without_a_run(s3: Any, tmp_path: Path) -> None:
     assert "no uploaded run" in run_cli("run", "fetch", PLACE, tmp_path / "there").out
     assert not (tmp_path / "there").exists()
     (tmp_path / "empty").mkdir()
@@ -114,7 +103,7 @@ def test_interrupted_run_upload_keeps_the_previous_version(aws: StrictAws, s3: A
     assert (tmp_path / "there/checkpoints/last.pt").read_bytes() == b"one"
 
 
-def test_run_upload_refuses_to_replace_a_later_step(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+def test_run_upload_refuses_to_replace_a_later_step(s3: Any, tmp_path: Path) -> None:
     run_cli("run", "upload", run_folder(tmp_path / "far", step=9, last=b"nine"), PLACE)
     near = run_folder(tmp_path / "near", step=2, last=b"two")
     assert "[run-continued-elsewhere]" in run_failing("run", "upload", near, PLACE)
@@ -145,7 +134,7 @@ def test_concurrent_run_uploads_lose_nothing(aws: StrictAws, s3: Any, tmp_path: 
     assert (tmp_path / "there/checkpoints/last.pt").read_bytes() == b"three"
 
 
-def test_run_fetch_detects_damage(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+def test_run_fetch_detects_damage(s3: Any, tmp_path: Path) -> None:
     run_cli("run", "upload", run_folder(tmp_path / "here", step=1, last=b"one"), PLACE)
     (stored,) = manifest(s3)["checkpoints"].values()
     s3.put_object(Bucket="bucket", Key=f"runs/g5-16/{stored['object']}", Body=b"ono")
@@ -173,7 +162,7 @@ def test_run_fetch_follows_an_upload_during_the_download(aws: StrictAws, s3: Any
     assert (tmp_path / "there/checkpoints/last.pt").read_bytes() == b"three"
 
 
-def test_run_fetch_uses_the_previous_checkpoint_if_the_last_is_damaged(aws: StrictAws, s3: Any, tmp_path: Path) -> None:
+def test_run_fetch_uses_the_previous_checkpoint_if_the_last_is_damaged(s3: Any, tmp_path: Path) -> None:
     for step, content in ((1, b"one"), (2, b"two")):
         run_cli("run", "upload", run_folder(tmp_path / "here", step=step, last=content), PLACE)
     damaged = manifest(s3)["checkpoints"]["last.pt"]["object"]

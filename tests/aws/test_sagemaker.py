@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import boto3
 import botocore.session
 import pytest
 from botocore.validate import ParamValidator
@@ -102,8 +103,6 @@ def test_submit_after_the_end_resumes_from_the_checkpoint(aws: StrictAws, status
 
 
 def test_jobs_without_our_tags_are_not_used(aws: StrictAws) -> None:
-    import boto3
-
     boto3.client("sagemaker").create_training_job(
         TrainingJobName="rebar-g5-16-1",
         RoleArn=ROLE,

@@ -12,7 +12,6 @@ from rebar.aws.download_imagenet import DEVKIT, TRAIN, VAL
 from tests.aws.archives import NUM_TRAIN, make_archives, serving, val_images
 from tests.aws.conftest import ZONE, run_cli
 from tests.aws.disks import Disks
-from tests.aws.strict_aws import StrictAws
 from tests.conftest import REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "setup_imagenet.sh"
@@ -31,7 +30,7 @@ def test_wrong_arguments_print_the_usage() -> None:
 
 
 @pytest.fixture
-def machine(aws: StrictAws, disks: Disks, instance: str, metadata: Any) -> str:
+def machine(disks: Disks, instance: str, metadata: Any) -> str:
     """Make this machine an EC2 instance; returns its id."""
     metadata(**{"instance-id": instance, "placement/availability-zone": ZONE})
     return instance

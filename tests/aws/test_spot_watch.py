@@ -16,10 +16,9 @@ import pytest
 
 from tests.aws.conftest import Outcome, run_cli, run_failing, wait_for
 from tests.aws.strict_aws import StrictAws
-from tests.aws.test_run_transfer import PLACE, manifest, run_folder, s3
+from tests.aws.test_run_transfer import PLACE, manifest, run_folder
 from tests.conftest import REPOSITORY, Data, read_events, torchrun
 
-__all__ = ["s3"]
 Metadata = Callable[..., dict[str, str]]
 WATCH = ["--poll-seconds", "0.05"]
 
@@ -67,7 +66,7 @@ def watch_for(folder: Path, *words: str | Path, expect: int = 0) -> Outcome:
 
 @pytest.mark.slow
 def test_spot_watch_stops_training_and_uploads_what_it_saved(
-    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, data: Data, tmp_path: Path
+    s3: Any, metadata: Metadata, start: Any, data: Data, tmp_path: Path
 ) -> None:
     """Real training, for which only the watch sees the notice. tests/test_upload.py resumes elsewhere."""
     metadata_values = metadata()
@@ -119,9 +118,7 @@ def last_in_s3(s3: Any) -> bytes:
     return content
 
 
-def test_spot_watch_uploads_finished_training(
-    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
-) -> None:
+def test_spot_watch_uploads_finished_training(s3: Any, metadata: Metadata, start: Any, tmp_path: Path) -> None:
     metadata()
     pid = start_process(start, tmp_path / "run", "ignore", 1.0, "finished")
     (tmp_path / "pid").write_text(f"{pid}\n")
@@ -134,7 +131,7 @@ def test_spot_watch_uploads_finished_training(
     ("state", "message"), [("failed", "training failed: the reason [training-failed]"), ("", "[training-killed]")]
 )
 def test_spot_watch_reports_failed_training(
-    state: str, message: str, aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
+    state: str, message: str, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
     metadata()
     pid = start_process(start, tmp_path / "run", "ignore", 1.0, state)
@@ -143,7 +140,7 @@ def test_spot_watch_reports_failed_training(
 
 
 def test_spot_watch_uploads_the_earlier_checkpoint_if_training_does_not_save(
-    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
+    s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
     """Training hangs, so its last checkpoint is uploaded while there is time."""
     metadata(**notice(2))
@@ -164,7 +161,7 @@ def test_spot_watch_uploads_the_earlier_checkpoint_if_training_does_not_save(
 
 
 def test_spot_watch_warns_about_a_rebalance_recommendation_once(
-    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
+    s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
     metadata_values = metadata(**{"events/recommendations/rebalance": '{"noticeTime": "2026-11-21T12:00:00Z"}'})
     pid = start_process(start, tmp_path / "run", "interrupted")
@@ -175,7 +172,7 @@ def test_spot_watch_warns_about_a_rebalance_recommendation_once(
 
 
 def test_spot_watch_ignores_the_status_of_an_earlier_attempt(
-    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
+    s3: Any, metadata: Metadata, start: Any, tmp_path: Path
 ) -> None:
     metadata(**notice())
     pid = start_process(start, tmp_path / "run", "interrupted")
@@ -184,9 +181,7 @@ def test_spot_watch_ignores_the_status_of_an_earlier_attempt(
     assert last_in_s3(s3) == b"twelve"
 
 
-def test_spot_watch_of_training_that_is_about_to_exit(
-    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path
-) -> None:
+def test_spot_watch_of_training_that_is_about_to_exit(s3: Any, metadata: Metadata, start: Any, tmp_path: Path) -> None:
     """Its status is already ``finished`` when the watch starts."""
     metadata()
     pid = start_process(start, tmp_path / "run", "ignore", 1.0)
@@ -197,7 +192,7 @@ def test_spot_watch_of_training_that_is_about_to_exit(
 
 
 def test_spot_watch_of_a_systemd_unit(
-    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: Any, metadata: Metadata, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """systemctl is replaced by a script that acts on a process."""
     metadata(**notice())
@@ -232,7 +227,7 @@ def test_spot_watch_without_training_fails(aws: StrictAws, tmp_path: Path) -> No
 
 
 def test_spot_watch_warns_about_an_unreachable_metadata_service_once(
-    aws: StrictAws, s3: Any, metadata: Metadata, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: Any, metadata: Metadata, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
     pid = start_process(start, tmp_path / "run", "ignore", 1.0, "finished")

@@ -4,6 +4,7 @@ S3 is moto, over HTTP, through the AWS CLI. Programs that would change this mach
 by stubs that record their arguments.
 """
 
+import base64
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from tests.aws.conftest import ZONE, run_cli
@@ -34,10 +36,6 @@ def render(*words: str) -> str:
 
 def validation_script(aws: StrictAws, *words: str) -> str:
     """Return the user data of 'launch validate'."""
-    import base64
-
-    import boto3
-
     boto3.client("iam").create_instance_profile(InstanceProfileName="rebar")
     aws.quotas["L-DB2E81BA"] = 64
     rent = ["--instance-profile", "rebar", "--scheduler-role", "arn:aws:iam::123456789012:role/rebar-scheduler"]
@@ -129,14 +127,10 @@ exit "${TESTS_STATUS:-0}"
 
 
 @pytest.fixture
-def bucket(aws: StrictAws, tmp_path: Path) -> Any:
+def bucket(s3: Any, tmp_path: Path) -> Any:
     """Return S3 with the data and a small repository; SSM has a secret."""
     if AWS is None:
         pytest.skip("the AWS CLI is not installed")
-    import boto3
-
-    s3 = boto3.client("s3")
-    s3.create_bucket(Bucket="bucket")
     for name in ("train", "val"):
         s3.put_object(Bucket="bucket", Key=f"betons/{name}.beton", Body=f"{name} images".encode())
     tree = tmp_path / "tree" / "scripts"

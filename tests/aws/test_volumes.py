@@ -76,7 +76,7 @@ def test_create_again_before_describe_shows_the_volume_reuses_its_token(aws: Str
     assert len({sent["ClientToken"] for sent in aws.sent("CreateVolume")}) == 1
 
 
-def test_create_after_delete_creates_a_new_volume(aws: StrictAws, ec2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_after_delete_creates_a_new_volume(ec2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VISIBILITY_SECONDS, "volume", 0)
     run_cli(*CREATE, "--yes")
     before = volume_id(ec2)
@@ -100,7 +100,7 @@ def test_create_again_with_another_size_fails(aws: StrictAws) -> None:
     assert "Size is 1, not 2" in output
 
 
-def test_two_volumes_of_one_name_fail_every_command(aws: StrictAws, ec2: Any) -> None:
+def test_two_volumes_of_one_name_fail_every_command(ec2: Any) -> None:
     run_cli(*CREATE, "--yes")
     tags = ec2.describe_volumes(VolumeIds=[volume_id(ec2)])["Volumes"][0]["Tags"]
     ec2.create_volume(
@@ -110,14 +110,14 @@ def test_two_volumes_of_one_name_fail_every_command(aws: StrictAws, ec2: Any) ->
         assert_fails("aws-ambiguous", *words, "--yes")
 
 
-def test_volumes_on_the_last_page_are_found(aws: StrictAws, ec2: Any) -> None:
+def test_volumes_on_the_last_page_are_found(ec2: Any) -> None:
     for number in range(7):
         run_cli(*CREATE[:3], f"run{number}", *CREATE[4:], "--yes")
     assert "exists already" in run_cli(*CREATE[:3], "run6", *CREATE[4:], "--yes").out
     assert "is already detached" in run_cli("volume", "detach", "run6/beton", "--yes").out
 
 
-def test_delete_of_volumes_without_our_tags_fails(aws: StrictAws, ec2: Any) -> None:
+def test_delete_of_volumes_without_our_tags_fails(ec2: Any) -> None:
     foreign = ec2.create_volume(AvailabilityZone=ZONE, Size=1, VolumeType="gp3")["VolumeId"]
     assert_fails("aws-not-ours", "volume", "delete", foreign, "--yes")
     run_cli(*CREATE, "--project", "other", "--yes")
@@ -154,7 +154,7 @@ def test_attach_again_is_a_no_op_and_to_a_second_instance_fails(aws: StrictAws, 
     )
 
 
-def test_attach_defaults_to_this_instance(aws: StrictAws, instance: str, metadata: Any) -> None:
+def test_attach_defaults_to_this_instance(instance: str, metadata: Any) -> None:
     run_cli(*CREATE, "--yes")
     assert "--instance" in assert_fails("aws-no-instance", "volume", "attach", "imagenet/beton", "--yes")
     metadata(**{"instance-id": instance, "placement/availability-zone": ZONE})

@@ -7,7 +7,7 @@ import pytest
 
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.run_status import read_status
+from rebar.storage.run_records import read_status
 
 ALL = {"config.yaml", "log.jsonl", "status.json", "report.html", "plot.png", "origin.json", "notes.txt"}
 ALL |= {"checkpoints/last.pt", "checkpoints/best.pt", "checkpoints/epoch_010.pt"}

@@ -9,7 +9,7 @@ import pytest
 import train_imagenet
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.run_status import RunStatus, State, read_status, write_status
+from rebar.storage.run_records import RunStatus, State, read_status, write_status
 from rebar.training.config import TrainConfig
 from rebar.training.launch import parse_command_line
 from tests.conftest import Data, read_events

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import train_imagenet
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.run_status import read_status
+from rebar.storage.run_records import read_status
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.publish import publish_or_warn
 from rebar.training.weights import read_weights

@@ -14,7 +14,7 @@ from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.boto import AwsError
 from rebar.storage.files import sha256_of
-from rebar.storage.run_manifest import Progress
+from rebar.storage.run_records import Progress
 from rebar.storage.run_store import RunStore
 from rebar.training.checkpoint import save_checkpoint
 from rebar.training.distributed import World
