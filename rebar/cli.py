@@ -1,14 +1,21 @@
 """Entry point of all commands: exit status, error messages and warnings."""
 
+import argparse
+import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
 
 from rebar.errors import RebarError
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
+_TORCHRUN_SECONDS = 1.0
 
 
 def _rank() -> int:
@@ -31,6 +38,30 @@ def warn(message: str) -> None:
         print(f"warning: {_escape_lines(message)}", file=sys.stderr, flush=True)
 
 
+class CommandParser(argparse.ArgumentParser):
+    """An ArgumentParser whose usage errors are RebarErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RebarError(f"command line: {message}. See --help.", code="config-invalid-value")
+
+
+def _report_to_torchrun(message: str) -> None:
+    """Write the file from which torchrun prints the message of the first rank that failed, at the end of its output.
+
+    The format is that of ``torch.distributed.elastic.multiprocessing.errors.record``.
+    """
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        content = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps(content))
+
+
+def _wait_for_torchrun() -> None:
+    """Give torchrun time to end this rank silently, if another one failed before or fails for the same reason."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(_TORCHRUN_SECONDS)
+
+
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run ``main(argv)`` and exit with status 0, 1 after a :class:`RebarError`, or 130 after Ctrl-C.
 
@@ -43,6 +74,11 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     except RebarError as error:
         if debug:
             traceback.print_exc()
+        if error.code == "rank-lost":
+            _wait_for_torchrun()
+        _report_to_torchrun(f"error: {error} [{error.code}]")
+        if _rank() != 0:
+            _wait_for_torchrun()
         prefix = f"[rank {_rank()}] " if "RANK" in os.environ else ""
         print(f"{prefix}error: {_escape_lines(str(error))} [{error.code}]", file=sys.stderr, flush=True)
         sys.exit(EXIT_ERROR)

@@ -8,7 +8,6 @@ Exits 0 if Rebar can run here, 1 otherwise. Packages are imported only within th
 incomplete installation.
 """
 
-import argparse
 import importlib
 import importlib.metadata
 import json
@@ -18,11 +17,13 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from rebar.cli import CommandParser, run_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SETUP = "run ./scripts/setup.sh"
@@ -273,13 +274,18 @@ def as_table(checks: list[Check]) -> str:
 
 
 def main() -> None:
+    """Run as the console command ``rebar-doctor``."""
+    run_command(check_machine)
+
+
+def check_machine(argv: Sequence[str]) -> None:
     """Run every check, print the results, and exit with 1 if there is a problem."""
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="rebar-doctor", description=summary)
+    parser = CommandParser(prog="rebar-doctor", description=summary)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--quiet", action="store_true", help="print problems only")
-    options = parser.parse_args()
+    options = parser.parse_args(list(argv))
 
     checks = [check() for check in CHECKS]
     problems = [check for check in checks if check.status == "problem"]

@@ -1,10 +1,12 @@
 """``run_command``: exit status and output after success, errors, Ctrl-C and unexpected exceptions."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from rebar.cli import run_command, warn
+from rebar.cli import CommandParser, run_command, warn
 from rebar.errors import RebarError
 
 
@@ -43,6 +45,33 @@ def test_run_command_prefixes_errors_with_rank_under_torchrun(
 ) -> None:
     monkeypatch.setenv("RANK", "3")
     assert run(fail, capsys=capsys) == (1, "[rank 3] error: cannot do [] [disk-full]\n")
+
+
+def test_run_command_reports_the_error_to_torchrun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    run(fail, "a", capsys=capsys)
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(tmp_path / "error.json"))
+    error = ChildFailedError("train_imagenet.py", {0: failure})
+    assert "error: cannot do ['a'] [disk-full]" in str(error)
+
+
+def test_errors_and_warnings_escape_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail_with_name(argv: Sequence[str]) -> None:
+        raise RebarError("a\x1b[31m\udcff: missing\nsecond line", code="disk-full")
+
+    assert run(fail_with_name, capsys=capsys)[1] == "error: a\\x1b[31m\\udcff: missing\nsecond line [disk-full]\n"
+    warn("\rname")
+    assert capsys.readouterr().err == "warning: \\rname\n"
+
+
+def test_command_parser_reports_usage_errors_with_a_code(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandParser()
+    parser.add_argument("run")
+    status, shown = run(parser.parse_args, "a", "b", capsys=capsys)
+    assert (status, shown.count("\n")) == (1, 1)
+    assert "[config-invalid-value]" in shown
 
 
 def test_run_command_prints_the_traceback_too_with_debug(capsys: pytest.CaptureFixture[str]) -> None:

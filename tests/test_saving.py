@@ -143,6 +143,6 @@ def test_kill_while_a_checkpoint_is_written_leaves_the_previous_one(
     assert interrupt(["-c", code], folder, 19, kill) == -signal.SIGKILL
     assert read_checkpoint(folder / "checkpoints/last.pt")["meter"]["steps"] == 8
     assert status(folder)[0] == "running"
-    assert "8 steps of the next" in run(*command).stdout
+    assert "after 8 of 20 steps of epoch 1" in run(*command).stdout
     assert_same_run(folder, finished_run)
     assert not list((folder / "checkpoints").glob(".*"))

@@ -157,7 +157,7 @@ def test_reset_schedule_extends_a_run_without_a_jump(
     assert max(extended) == pytest.approx(0.05, rel=0.01)
     assert max(abs(b - a) for a, b in itertools.pairwise([last, *extended])) < 0.003
     assert extended[-1] == pytest.approx(0.05 / 20, rel=0.01)
-    assert "resuming after epoch 2 and 10 steps" in capsys.readouterr().out
+    assert "resuming after 10 of 20 steps of epoch 3" in capsys.readouterr().out
 
 
 def test_freeze_lr_holds_the_learning_rate(data: Data, finished_run: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_resume_on_the_next_machine_gives_identical_results(
     shutil.rmtree(first)
     done = run(*data.training_command(second, *upload), **s3.variables)
     assert f"fetched   s3://{BUCKET}/some/prefix/mine/checkpoints/" in done.stdout
-    assert f"after epoch 1 and {stopped['step'] - 20} steps of the next" in done.stdout
+    assert f"after {stopped['step'] - 20} of 20 steps of epoch 2" in done.stdout
     assert_same_run(second, finished_run)
     assert_uploaded(s3, "some/prefix/mine", second)
     assert s3.manifest("some/prefix/mine")["step"] == 40

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import fastargs
 
 from rebar.config.options import ConfigError, Option, options_of, short_names
-from rebar.config.yaml_files import build_config, load_config_files, to_yaml
+from rebar.config.yaml_files import COMMAND_LINE, build_config, load_config_files, to_yaml
 
 Schema = TypeVar("Schema")
 
@@ -64,7 +64,7 @@ def _make_parser(schema: type, options: Sequence[Option], description: str, exam
             names = [item.flag, f"--{item.name}"] if item.name in short else []
             const: dict[str, Any] = {} if item.const is None else {"nargs": "?", "const": item.const}
             shown, *hidden = dict.fromkeys(names + full)
-            text = str(param).replace("%", "%%")
+            text = item.describe().replace("%", "%%")
             group.add_argument(shown, dest=item.path, default=argparse.SUPPRESS, help=text, metavar="X", **const)
             for name in hidden:  # other spellings are accepted, but not listed
                 parser.add_argument(name, dest=item.path, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **const)
@@ -73,6 +73,7 @@ def _make_parser(schema: type, options: Sequence[Option], description: str, exam
 
 def _reject_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser, options: Sequence[Option]) -> None:
     flags = [word.partition("=")[0] for word in unknown if word.startswith("--")] or list(unknown)
+    by_name = {known.lstrip("-"): known for known in parser._option_string_actions}
     described: list[str] = []
     for flag in flags:
         same_name = [f"--{item.path}" for item in options if item.flag == flag.replace("_", "-")]
@@ -80,8 +81,8 @@ def _reject_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser, opt
             raise ConfigError(
                 f"{flag}: the option is ambiguous. Write {' or '.join(same_name)}.", code="config-ambiguous-option"
             )
-        similar = difflib.get_close_matches(flag, list(parser._option_string_actions), n=1, cutoff=0.75)
-        described.append(flag + (f" (did you mean {similar[0]}?)" if similar else ""))
+        similar = difflib.get_close_matches(flag.lstrip("-"), list(by_name), n=1, cutoff=0.75)
+        described.append(flag + (f" (did you mean {by_name[similar[0]]}?)" if similar else ""))
     what = "unknown options" if len(described) > 1 else "unknown option"
     raise ConfigError(
         f"command line: {what} {', '.join(described)}. --help lists all options.", code="config-unknown-option"
@@ -114,7 +115,7 @@ def parse_config(
         required = {item.path: given[item.path] for item in options if item.required and item.path in given}
         build_config(schema, {**from_files, **required}, where=files)
     values = {path: value for path, value in from_files.items() if path not in ignored}
-    config = build_config(schema, {**values, **given}, where="command line")
+    config = build_config(schema, {**values, **given}, where=COMMAND_LINE)
     if namespace.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)

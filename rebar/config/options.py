@@ -4,7 +4,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -69,6 +69,10 @@ class Option(Checker):
         """The flag without its section, ``--name``."""
         return f"--{self.name.replace('_', '-')}"
 
+    def shortest_flag(self, short_names: Container[str]) -> str:
+        """Return the flag, with its section unless the name is one of ``short_names``."""
+        return self.flag if self.name in short_names else f"--{self.path}"
+
     @property
     def required(self) -> bool:
         """Whether the option has no default."""
@@ -94,10 +98,26 @@ class Option(Checker):
         """Return a description of the valid values."""
         words = _describe_type(self.type)
         if self.minimum is not None and self.maximum is not None:
-            return f"{words} from {self.minimum:g} to {self.maximum:g}"
+            return f"{words} from {_number(self.minimum)} to {_number(self.maximum)}"
         if self.minimum is not None:
-            return f"{words}, at least {self.minimum:g}"
+            return f"{words}, at least {_number(self.minimum)}"
         return words
+
+    def describe(self) -> str:
+        """Return the help text of the flag: what it does, then its valid values and default unless they are obvious."""
+        is_obvious = self.type in (str, bool) or (self.type is int and self.minimum in (0, 1) and self.maximum is None)
+        notes = [] if is_obvious else [self.help()]
+        if not (self.required or (self.default in ("", None, False) and not _is_number(self.default))):
+            notes.append(f"default {str(self.default).lower() if self.type is bool else self.default}")
+        return f"{self.description} ({'; '.join(notes)})" if notes else self.description
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _describe_type(kind: Any) -> str:

@@ -15,6 +15,10 @@ from rebar.config.options import ConfigError, options_of, short_names
 Schema = TypeVar("Schema")
 
 
+COMMAND_LINE = "command line"
+"""The place of options that are named as flags in messages."""
+
+
 class _StrictLoader(yaml.SafeLoader):
     """A loader that rejects duplicate keys. PyYAML silently keeps the last one."""
 
@@ -105,6 +109,7 @@ def build_config(schema: type[Schema], values: Mapping[str, Any], *, where: str 
     options = {item.path: item for item in options_of(schema)}
     ignored: Mapping[str, str] = getattr(schema, "ignored_keys", {})
     sections: dict[str, dict[str, Any]] = {item.section: {} for item in options.values()}
+    short, is_command_line = short_names(list(options.values())), where == COMMAND_LINE
     unknown: list[str] = []
     invalid: list[str] = []
     for path, value in values.items():
@@ -117,7 +122,8 @@ def build_config(schema: type[Schema], values: Mapping[str, Any], *, where: str 
             try:
                 sections[item.section][item.name] = item.check(value)
             except ValueError as error:
-                invalid.append(f"{path} = {value!r}, {error}")
+                name = item.shortest_flag(short) if is_command_line else path
+                invalid.append(f"{name} = {value!r}, {error}")
     if unknown:
         what = "unknown options" if len(unknown) > 1 else "unknown option"
         raise ConfigError(f"{where}: {what} {', '.join(unknown)}.", code="config-unknown-option")
@@ -125,9 +131,9 @@ def build_config(schema: type[Schema], values: Mapping[str, Any], *, where: str 
         raise ConfigError(f"{where}: {'; '.join(invalid)}.", code="config-invalid-value")
     for item in options.values():
         if item.required and item.name not in sections[item.section]:
-            flag = item.flag if item.name in short_names(list(options.values())) else f"--{item.path}"
             raise ConfigError(
-                f"{flag}: required. Give {item.help()}: {item.description}.", code="config-missing-option"
+                f"{item.shortest_flag(short)}: required. Give {item.help()}: {item.description}.",
+                code="config-missing-option",
             )
     hints = typing.get_type_hints(schema)
     return schema(**{name: hints[name](**chosen) for name, chosen in sections.items()})

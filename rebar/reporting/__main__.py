@@ -4,19 +4,18 @@ python -m rebar.reporting RUN                          writes RUN/report.html
 python -m rebar.reporting RUN1 RUN2 ... [--out PAGE]   writes comparison.html
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rebar.cli import run_command
+from rebar.cli import CommandParser, run_command
 from rebar.errors import RebarError
 from rebar.reporting.report import write_comparison, write_report
 
 
 def main(argv: Sequence[str]) -> None:
     """Write the page and print its path."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m rebar.reporting", description="Write the HTML report of a run, or a comparison of several."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")

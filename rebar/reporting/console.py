@@ -26,6 +26,16 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def count(number: int, noun: str) -> str:
+    """Return '1 epoch' or '3 epochs'."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def format_gb(gigabytes: float) -> str:
+    """Format a size given in GB, such as '3.2 GB' or '48 MB'."""
+    return f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{1000 * gigabytes:.0f} MB"
+
+
 def final_resolutions(metrics: Iterable[str]) -> list[int]:
     """Return the resolutions in px of metrics named like ``val/top1_224px``, in their order."""
     return [int(match[1]) for name in metrics if (match := re.fullmatch(r"val/top1_(\d+)px", name))]
@@ -64,7 +74,7 @@ def print_above_bar(message: str) -> None:
 def epoch_line(epoch: int, epochs: int, metrics: Metrics, *, seconds_left: float = 0) -> str:
     """Format the line printed after an epoch, counted from 1."""
     line = (
-        f"epoch {epoch:3d}/{epochs}  {metrics['train/resolution']} px  lr {metrics['train/lr']:.4f}  "
+        f"epoch {epoch:3d}/{epochs}  {metrics['train/resolution']} px  lr {metrics['train/lr']:.3g}  "
         f"train loss {metrics['train/loss']:.3f} top-1 {metrics['train/top1']:.2%}"
     )
     if "val/top1" in metrics:
@@ -122,17 +132,17 @@ def class_lines(confusion: NDArray[np.int64], names: Sequence[str]) -> list[str]
 
 def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: RunFolder) -> str:
     """Format the table printed at the end of a run: results and the paths of its files."""
-    gpu = f", GPU {metrics['memory/gpu_peak_gb']:.1f} GB" if "memory/gpu_peak_gb" in metrics else ""
+    gpu = f", GPU {format_gb(metrics['memory/gpu_peak_gb'])}" if "memory/gpu_peak_gb" in metrics else ""
     rows = {
         "accuracy": accuracy_line(metrics),
         **{f"at {pixels} px": accuracy_line(metrics, f"{pixels}px") for pixels in final_resolutions(metrics)},
-        "model": f"{arch}, {parameters:,} parameters, {epochs} epochs",
+        "model": f"{arch}, {parameters:,} parameters, {count(epochs, 'epoch')}",
         "time": f"{metrics['time/train_seconds']:,.0f} s of training, without validation",
     }
     if "throughput/samples_per_second" in metrics:
         rows["throughput"] = f"{metrics['throughput/samples_per_second']:,.0f} images/s in the last epoch"
     rows |= {
-        "memory": f"peak of {metrics['memory/host_peak_gb']:.1f} GB{gpu} on rank 0",
+        "memory": f"peak of {format_gb(metrics['memory/host_peak_gb'])}{gpu} on rank 0",
         "log": str(folder.log),
         "plot": str(folder.plot),
         "report": str(folder.report),

@@ -29,7 +29,7 @@ def print_banner(run: Run) -> None:
     facts = {
         "model": f"{state.arch}, {parameters:,} parameters",
         "data": f"{run.train_loader.num_samples:,} training and {run.val_loader.num_samples:,} validation images, "
-        f"{len(state.class_names)} classes",
+        f"{len(state.class_names):,} classes",
         "world": f"{world.size} x {_device_name(world)}, global batch {config.training.batch_size * world.size}",
         "recipe": recipe_summary(config, global_batch=state.global_batch, precision=precision, gpus=gpus),
         "run": str(run.folder.path) + _progress_note(run),
@@ -68,7 +68,7 @@ def recipe_summary(config: TrainConfig, *, global_batch: int, precision: str, gp
     has_warmup = frozen is None and config.lr.lr_schedule_type not in ("cyclic", "onecycle")
     ramps = resolution.max_res > resolution.min_res
     parts = {
-        f"{training.epochs} epochs": True,
+        console.count(training.epochs, "epoch"): True,
         f"{resolution.min_res} to {resolution.max_res} px": ramps,
         f"{resolution.min_res} px": not ramps,
         f"{training.optimizer}, {config.lr.lr_schedule_type} lr {peak:g}": frozen is None,
@@ -129,8 +129,9 @@ def _progress_note(run: Run) -> str:
         return ""
     if state.epoch >= run.config.training.epochs:
         return ", complete; more --epochs extend it, --resume none --overwrite restarts it from scratch"
-    steps = f" and {state.meter.steps} steps of the next" if state.meter.steps else ""
-    return f", resuming after epoch {state.epoch}{steps}"
+    if state.meter.steps == 0:
+        return f", resuming after epoch {state.epoch}"
+    return f", resuming after {state.meter.steps} of {run.steps_per_epoch} steps of epoch {state.epoch + 1}"
 
 
 def _time_note(run: Run) -> str:

@@ -1,5 +1,6 @@
 """Asynchronous checkpoints: copy to host memory in the training loop, write atomically on a background thread."""
 
+import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from rebar.storage.run_records import PREVIOUS, Progress
 
 FORMAT = "rebar-checkpoint"
 VERSION = 2
+_ZIP_START = b"PK\3\4"
 
 
 @dataclass(frozen=True)
@@ -262,19 +264,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist. Check the path.", code="checkpoint-not-found")
+    _check_start(path)
+    content = None
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not verify the checksums
             damaged = archive.testzip()
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # intact, but with objects that Rebar does not save
+        raise _not_rebars(path) from None
     except Exception as error:  # a damaged file may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _damaged(path, f"it cannot be read: {reason}") from None
     if damaged:
         raise _damaged(path, f"the checksum of its record {damaged} is wrong")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is not a Rebar checkpoint. Give a file that train_imagenet.py wrote.", code="checkpoint-invalid"
-        )
+        raise _not_rebars(path)
     if content.get("version") != VERSION:
         raise CheckpointError(
             f"checkpoint {path} has format version {content.get('version')}, this Rebar reads {VERSION}. Use the "
@@ -282,6 +286,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             code="checkpoint-version",
         )
     return content
+
+
+def _check_start(path: Path) -> None:
+    """Raise CheckpointError if the file never was a checkpoint: it starts neither like one nor with zeros."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise _damaged(path, f"it cannot be read: {error.strerror}") from None
+    if start.strip(b"\0") and not _ZIP_START.startswith(start):  # a power failure may leave zeros
+        raise _not_rebars(path)
+
+
+def _not_rebars(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a Rebar checkpoint. Give a file that train_imagenet.py wrote; evaluate.py --weights reads "
+        "weights of other programs.",
+        code="checkpoint-invalid",
+    )
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:

@@ -12,7 +12,7 @@ import torch
 from rebar.cli import warn
 from rebar.loading import Batch
 from rebar.reporting import console
-from rebar.reporting.console import format_duration
+from rebar.reporting.console import format_duration, format_gb
 from rebar.training.distributed import sum_over_world
 from rebar.training.evaluation import validate
 from rebar.training.execution import rng_states, set_rng_states
@@ -60,8 +60,9 @@ def dry_run(run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, pr
     )
     facts = {
         "images/s": speed,
-        "time": f"about {format_duration(3600 * hours)} for {len(resolutions)} epochs, without evaluation and start-up",
-        "memory": f"{peak_host_gb():.1f} GB on rank 0" + _gpu_memory(run.world.device),
+        "time": f"about {format_duration(3600 * hours)} for {console.count(len(resolutions), 'epoch')}, without "
+        "evaluation and start-up",
+        "memory": f"{format_gb(peak_host_gb())} on rank 0" + _gpu_memory(run.world.device),
     }
     if price_per_hour:
         facts["cost"] = f"about ${hours * price_per_hour:,.2f} at {price_per_hour:g} $/h"
@@ -82,7 +83,7 @@ def _gpu_memory(device: torch.device) -> str:
     if device.type != "cuda":
         return ""
     peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
-    return f", GPU {peak / 1e9:.1f} of {total / 1e9:.1f} GB"
+    return f", GPU {format_gb(peak / 1e9)} of {format_gb(total / 1e9)}"
 
 
 def find_lr(run: Run, train_steps: TrainSteps, *, steps: int) -> LrFindings:

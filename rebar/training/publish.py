@@ -5,7 +5,6 @@
 ``train_imagenet.py --hf-repo owner/name`` publishes at the end of the run.
 """
 
-import argparse
 import shlex
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rebar.cli import run_command, warn
+from rebar.cli import CommandParser, run_command, warn
 from rebar.config import build_config
 from rebar.errors import RebarError
 from rebar.models.build import ARCHITECTURES, count_parameters
@@ -141,7 +140,7 @@ def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:
 
 def main(argv: Sequence[str]) -> None:
     """Publish the run folder given on the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m rebar.training.publish",
         description="Publish weights, model card, report, configuration and log of a run on the Hugging Face Hub.",
         epilog="The token is read from HF_TOKEN, or from 'hf auth login'.",

@@ -132,7 +132,7 @@ class Run:
         self.health.on_loss(check_finite(loss, step), step, lr)
         if self.estimate:
             self.estimate.on_logged_step(step)
-        self._progress_bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.4f}", px=self.resolution, refresh=False)
+        self._progress_bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.3g}", px=self.resolution, refresh=False)
         self.log.write("step", {"step": step, "epoch": step / self.steps_per_epoch, "train/loss": loss, "train/lr": lr})
 
     def epoch_metrics(self) -> dict[str, float]:

@@ -261,24 +261,25 @@ def check_compatible(
     if num_classes is not None and content["num_classes"] != num_classes:
         raise CheckpointError(
             f"checkpoint {path} has {content['num_classes']} outputs, the model has {num_classes}. "
-            f"Give --num-classes {content['num_classes']}.",
+            f"Give --num-classes {content['num_classes']}, or start from scratch with --resume none --overwrite.",
             code="checkpoint-mismatch",
         )
-    check_same_classes(content["class_names"], class_names, path)
+    from_scratch = ", or start from scratch with --resume none --overwrite"
+    check_same_classes(content["class_names"], class_names, path, otherwise=from_scratch)
 
 
-def check_same_classes(saved: list[str], class_names: list[str], path: Path | str) -> None:
-    """Raise CheckpointError if the classes of a checkpoint and of a dataset differ."""
+def check_same_classes(saved: list[str], class_names: list[str], path: Path | str, *, otherwise: str = "") -> None:
+    """Raise CheckpointError if the classes of a checkpoint and a dataset differ. ``otherwise`` extends the advice."""
+    advice = f"Give the dataset it was trained on{otherwise}."
     if len(saved) != len(class_names):
         raise CheckpointError(
-            f"checkpoint {path} has {len(saved)} classes, the dataset has {len(class_names)}. Give the dataset it was "
-            "trained on.",
+            f"checkpoint {path} has {len(saved)} classes, the dataset has {len(class_names)}. {advice}",
             code="checkpoint-mismatch",
         )
     if saved != class_names:
         first = next(i for i, names in enumerate(zip(saved, class_names, strict=True)) if names[0] != names[1])
         raise CheckpointError(
             f"class {first} of checkpoint {path} is '{saved[first]}', class {first} of the dataset is "
-            f"'{class_names[first]}'. Give the dataset it was trained on.",
+            f"'{class_names[first]}'. {advice}",
             code="checkpoint-mismatch",
         )

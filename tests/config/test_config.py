@@ -175,15 +175,16 @@ def test_parse_config_accepts_yaml_spellings(text: str, expected: dict[str, Any]
         (["--foo=1", "--limits", "2", "--bar"], "config-unknown-option", ["--foo,", "--limits (did", "--bar."]),
         (["stray"], "config-unknown-option", ["stray"]),
         (["--batch-size", "3"], "config-ambiguous-option", ["--training.batch_size", "--validation.batch_size"]),
-        (["--epochs", "0"], "config-invalid-value", ["training.epochs = '0'", "an integer, at least 1"]),
-        (["--epochs", "1.5"], "config-invalid-value", ["training.epochs = '1.5'", "an integer"]),
-        (["--epochs", "none"], "config-invalid-value", ["training.epochs = 'none'", "an integer"]),
+        (["--epochs", "0"], "config-invalid-value", ["--epochs = '0'", "an integer, at least 1"]),
+        (["--epochs", "1.5"], "config-invalid-value", ["--epochs = '1.5'", "an integer"]),
+        (["--epochs", "none"], "config-invalid-value", ["--epochs = 'none'", "an integer"]),
         (["--epochs"], "config-invalid-value", ["--epochs"]),
+        (["--training.batch_size=0"], "config-invalid-value", ["--training.batch_size = '0'"]),
         (["--weight-decay", "2"], "config-invalid-value", ["a number from 0 to 1"]),
         (["--weight-decay", "much"], "config-invalid-value", ["'much'", "a number"]),
         (["--optimizer", "adam"], "config-invalid-value", ["one of sgd|lamb"]),
         (["--use-blurpool", "maybe"], "config-invalid-value", ["true or false"]),
-        (["--limit", "few", "--epochs", "x"], "config-invalid-value", ["training.limit = 'few'", "training.epochs"]),
+        (["--limit", "few", "--epochs", "x"], "config-invalid-value", ["--limit = 'few'", "--epochs = 'x'"]),
     ],
     ids=str,
 )
@@ -194,9 +195,10 @@ def test_parse_config_reports_errors_on_command_line(args: list[str], code: str,
     assert [fact for fact in facts if fact not in str(caught.value)] == []
 
 
-def test_parse_config_suggests_only_similar_options() -> None:
+@pytest.mark.parametrize("flag", ["--number-of-workers", "--btach"])
+def test_parse_config_suggests_only_similar_options(flag: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse("--number-of-workers", "3")
+        parse(flag, "3")
     assert "did you mean" not in str(caught.value)
 
 
@@ -304,9 +306,13 @@ def test_print_config_output_is_equivalent_config_file(tmp_path: Path, capsys: p
 
 def test_help_lists_each_option_once_with_default(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(["--help"], capsys)
+    words = " ".join(text.split())
     assert text.count("--epochs ") == 1
     assert "--training.batch_size" in text
-    assert "30" in text
+    assert "number of epochs (default 30)" in words
+    assert "integer from 0 to 9223372036854775807; default 0" in words
+    assert "e+" not in words
+    assert "text:" not in words
 
 
 # ------------------------------------------------------------------ properties

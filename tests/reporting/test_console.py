@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rebar.reporting.console import accuracy_line, epoch_line, progress, summary, table
+from rebar.reporting.console import accuracy_line, count, epoch_line, format_gb, progress, summary, table
 from rebar.reporting.run_folder import RunFolder
 
 TRAINED = {
@@ -20,12 +20,21 @@ PLAIN = {name: value for name, value in VALIDATED.items() if not name.endswith("
 
 
 def test_epoch_line_shows_validation_if_available() -> None:
-    start = "epoch   3/16  160 px  lr 0.8500  train loss 2.346 top-1 43.21%"
+    start = "epoch   3/16  160 px  lr 0.85  train loss 2.346 top-1 43.21%"
     end = "  |  12,346 images/s, 3% waiting for data"
     assert epoch_line(3, 16, TRAINED) == start + end
     validation = "  |  val loss 1.500 top-1 73.76%"
     assert epoch_line(3, 16, {**TRAINED, **PLAIN}) == start + validation + end
     assert epoch_line(3, 16, {**TRAINED, **VALIDATED}) == start + validation + " (flip TTA 74.01%)" + end
+
+
+def test_epoch_line_shows_small_learning_rates() -> None:
+    assert "lr 5e-05 " in epoch_line(3, 16, {**TRAINED, "train/lr": 5e-5})
+
+
+def test_counts_and_sizes() -> None:
+    assert [count(number, "epoch") for number in (0, 1, 2_000)] == ["0 epochs", "1 epoch", "2,000 epochs"]
+    assert [format_gb(size) for size in (0.0123, 1, 23.45)] == ["12 MB", "1.0 GB", "23.4 GB"]
 
 
 def test_accuracy_line_shows_flip_tta_if_available() -> None:

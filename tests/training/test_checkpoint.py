@@ -1,5 +1,6 @@
 """Tests of rebar.training.checkpoint."""
 
+import argparse
 import errno
 import os
 import pickle
@@ -87,20 +88,24 @@ def test_read_checkpoint_rejects_changed_weights(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "code"),
     [
-        pytest.param(b"epochs: 16\n", id="text"),
-        pytest.param(b"\x89PNG\r\n\x1a\n" + bytes(100), id="png"),
-        pytest.param(bytes(5000), id="zeros"),
+        pytest.param(b"epochs: 16\n", "checkpoint-invalid", id="text"),
+        pytest.param(b"\x89PNG\r\n\x1a\n" + bytes(100), "checkpoint-invalid", id="png"),
+        pytest.param(bytes(5000), "checkpoint-damaged", id="zeros"),  # as after a power failure
     ],
 )
-def test_read_checkpoint_rejects_other_kinds_of_files(content: bytes, tmp_path: Path) -> None:
+def test_read_checkpoint_rejects_other_kinds_of_files(content: bytes, code: str, tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     path.write_bytes(content)
-    assert_rejected(path, "checkpoint-damaged")
+    assert_rejected(path, code)
 
 
-@pytest.mark.parametrize("content", [{"weight": torch.ones(3)}, [1, 2], torch.ones(3), {"format": "other"}], ids=type)
+@pytest.mark.parametrize(
+    "content",
+    [{"weight": torch.ones(3)}, [1, 2], torch.ones(3), {"format": "other"}, {"args": argparse.Namespace(lr=1)}],
+    ids=["weights", "list", "tensor", "format", "namespace"],
+)
 def test_read_checkpoint_rejects_other_torch_files(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pt")
     assert_rejected(tmp_path / "weights.pt", "checkpoint-invalid")
@@ -129,7 +134,7 @@ def test_read_checkpoint_executes_no_code(plain_pickle: bool, tmp_path: Path) ->
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
-    assert_rejected(path, "checkpoint-damaged")
+    assert_rejected(path, "checkpoint-invalid")
     assert not proof.exists()
 
 

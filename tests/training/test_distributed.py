@@ -54,7 +54,10 @@ with distributed.join_world() as world:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "message"), [(0, "rank 1 of 2 "), (1, "rank 0 at 127.0.0.1")])
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [(0, "rank 1 of 2 "), pytest.param(1, "rank 0 at 127.0.0.1", marks=pytest.mark.nightly)],
+)
 def test_join_world_names_the_ranks_that_it_waits_for(first: int, message: str) -> None:
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     variables |= {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -117,7 +120,10 @@ with join_world() as world:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("second", "message"), [("late", ""), ("dead", "by peer|roken pipe")])
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [pytest.param("late", "", marks=pytest.mark.nightly), ("dead", "by peer|roken pipe")],
+)
 def test_wait_for_all_waits_for_slow_ranks_and_fails_if_one_dies(second: str, message: str, tmp_path: Path) -> None:
     script = tmp_path / "wait_for_all.py"
     script.write_text(WAIT_FOR_ALL)

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 import train_imagenet
+from rebar.cli import run_command
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.run_records import read_status
 from rebar.training.checkpoint import read_checkpoint
@@ -78,12 +79,20 @@ def test_two_ranks_publish_once_without_token(data: Data, tmp_path: Path) -> Non
     assert_no_token(tmp_path, *published.values(), done.stdout.encode(), done.stderr.encode())
 
 
-def test_invalid_token_is_reported_before_training(data: Data, tmp_path: Path) -> None:
+def test_invalid_token_is_reported_before_training(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     args = data.training_command(tmp_path / "run", "--hf-repo", "owner/mine", "--hf-token", "hf_wrong")
+    monkeypatch.setattr("sys.argv", [str(arg) for arg in args])
     with hub_server() as hub:
-        done = run(*args, expect=1, **environment(hub, tmp_path))
-    assert "HTTP 401" in done.stderr
-    assert "hf_wrong" not in done.stdout + done.stderr
+        for name, value in environment(hub, tmp_path).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as exit_:
+            run_command(train_imagenet.main)
+    shown = capsys.readouterr()
+    assert exit_.value.code == 1
+    assert "HTTP 401" in shown.err
+    assert "hf_wrong" not in shown.out + shown.err
     assert not (tmp_path / "run").exists()
 
 
