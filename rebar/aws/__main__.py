@@ -29,18 +29,19 @@ from rebar.aws.client import Aws, Mode
 from rebar.cli import run_command
 
 GROUPS = {
-    "volume": "Create, attach, mount and delete EBS volumes.",
-    "snapshot": "Create, verify and restore snapshots with checksums.",
-    "data": "Datasets: local disks, S3, and downloads of ImageNet.",
-    "cost": "Estimate costs, list resources that cost money, and terminate expired ones.",
-    "budget": "Send e-mail when spending reaches a limit.",
-    "launch": "Launch an instance that trains, uploads the run, and terminates.",
-    "userdata": "Print the script that a launched instance runs.",
-    "batch": "Train, or write a .beton in parallel, with AWS Batch.",
-    "sagemaker": "Train with SageMaker.",
-    "run": "Upload a run folder to S3, and download it to resume on another machine.",
-    "spot": "Handle interruptions of spot instances.",
+    "volume": ("Create, attach, mount and delete EBS volumes.", "create attach mount umount detach delete"),
+    "snapshot": ("Create, verify and restore snapshots with checksums.", "create list restore verify"),
+    "data": ("Datasets: local disks, S3, and downloads of ImageNet.", "send stage disks obtain"),
+    "cost": ("Estimate costs, list resources that cost money, and terminate expired ones.", "estimate machines sweep"),
+    "budget": ("Send e-mail when spending reaches a limit.", "create"),
+    "launch": ("Launch an instance that trains, uploads the run, and terminates.", "single multi validate"),
+    "userdata": ("Print the script that a launched instance runs.", "render"),
+    "batch": ("Train, or write a .beton in parallel, with AWS Batch.", "register submit"),
+    "sagemaker": ("Train with SageMaker.", "submit"),
+    "run": ("Upload a run folder to S3, and download it to resume on another machine.", "upload fetch"),
+    "spot": ("Handle interruptions of spot instances.", "watch"),
 }
+"""Summary and commands of each group, in the order of the help text."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,12 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m rebar.aws", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     groups = parser.add_subparsers(dest="group", required=True, metavar="GROUP")
-    for name, summary in GROUPS.items():
+    for name, (summary, names) in GROUPS.items():
         group = groups.add_parser(name, help=summary, description=summary)
         commands = group.add_subparsers(dest="command", required=True, metavar="COMMAND")
-        for command in COMMANDS:
-            if command.name.startswith(f"{name} "):
-                command.add_to(commands)
+        for each in names.split():
+            COMMANDS[f"{name} {each}"].add_to(commands)
     return parser
 
 

@@ -60,14 +60,14 @@ class Command:
             each(parser)
 
 
-COMMANDS: list[Command] = []
+COMMANDS: dict[str, Command] = {}
 
 
 def command(name: str, example: str, *arguments: Argument, changes: bool = True) -> Callable[[Run], Run]:
     """Register a function as the command ``GROUP NAME``. Its docstring is the help text."""
 
     def register(run: Run) -> Run:
-        COMMANDS.append(Command(name, example, arguments, changes, run))
+        COMMANDS[name] = Command(name, example, arguments, changes, run)
         return run
 
     return register
