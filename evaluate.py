@@ -163,7 +163,8 @@ def load_checkpoint(options: EvaluateSection) -> TrainedModel:
             code="config-missing-option",
         )
     path = Path(options.checkpoint)
-    path = RunFolder(path).last_checkpoint if path.is_dir() else path
+    if path.is_dir():
+        path = RunFolder(path).checkpoint_to_resume("auto") or RunFolder(path).last_checkpoint
     checkpoint = read_checkpoint(path)
     trained = build_config(TrainConfig, checkpoint["config"], where=str(path))
     model = build_model(
@@ -193,7 +194,8 @@ def load_weights(options: EvaluateSection) -> TrainedModel:
     except RuntimeError as error:
         reason = textwrap.shorten(str(error).splitlines()[-1], 160, placeholder=" …")
         raise _mismatch(options, reason) from None
-    return TrainedModel(model, _default_config(options, use_blurpool=use_blurpool), len(heads[-1]))
+    config = _default_config(options, use_blurpool=use_blurpool)
+    return TrainedModel(model, config, len(heads[-1]), mean=imported.mean, std=imported.std)
 
 
 def _default_config(options: EvaluateSection, *, use_blurpool: bool) -> TrainConfig:

@@ -4,14 +4,12 @@ import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import torch
 
 from rebar.cli import warn
-from rebar.config import option
 from rebar.errors import RebarError
 from rebar.storage.files import atomic_write, link_or_copy
 from rebar.storage.run_records import PREVIOUS, Progress
@@ -19,40 +17,6 @@ from rebar.storage.run_records import PREVIOUS, Progress
 FORMAT = "rebar-checkpoint"
 VERSION = 2
 _ZIP_START = b"PK\3\4"
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Checkpoints and resuming."""
-
-    resume: str = option(
-        "auto",
-        help="auto, last or true: resume from the run folder's checkpoint; none or false: start from scratch; or a "
-        "checkpoint file or run folder to start from",
-        const="auto",
-    )
-    overwrite: bool = option(
-        False, help="with --resume none: delete an earlier run in the folder; with a file: restart from the file"
-    )
-    every_steps: int = option(0, help="also save within an epoch, every N steps; 0: never", minimum=0)
-    every_minutes: float = option(10.0, help="also save within an epoch, every N minutes; 0: never", minimum=0)
-    keep_best: bool = option(True, help="keep best.pt, the checkpoint with the highest validation top-1")
-    keep_every: int = option(0, help="keep the checkpoint of every Nth epoch; 0: none", minimum=0)
-    export: Literal["none", "safetensors", "torchvision", "both", "onnx", "all"] = option(
-        "none",
-        help="at the end also write the evaluated weights: weights.safetensors, weights.pth (torchvision), both of "
-        "them, weights.onnx, or all",
-    )
-    reset_schedule: bool = option(
-        False, help="when resuming with other --epochs: restart the schedule over the remaining epochs, without a jump"
-    )
-    freeze_lr: float | None = option(
-        None, help="constant learning rate; without a value, the last one of the resumed run", minimum=0, const="0"
-    )
-    spot_notice: Literal["auto", "on", "off"] = option(
-        "auto", help="poll for EC2's spot interruption notice; auto: on EC2 instances only"
-    )
-    spot_poll_seconds: float = option(5.0, help="interval between two polls, seconds", minimum=0.1)
 
 
 class CheckpointError(RebarError):

@@ -6,7 +6,7 @@ Options that ffcv-imagenet also has use its names and defaults, so its config fi
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from rebar.augment.policy import RegularizationConfig
 from rebar.config import ConfigError, option, section
@@ -16,7 +16,6 @@ from rebar.optim.averaging import AveragingConfig
 from rebar.optim.optimizers import OptimizerConfig, OptimizerName
 from rebar.optim.schedules import LearningRateConfig
 from rebar.reporting.log import LoggingConfig
-from rebar.training.checkpoint import CheckpointConfig
 from rebar.training.execution import ExecutionConfig, Precision
 from rebar.training.losses import LossConfig
 from rebar.training.resolution import ResolutionConfig
@@ -87,6 +86,40 @@ class ValidationConfig:
     def final(self) -> tuple[int, ...]:
         """``final_resolutions`` as numbers, without duplicates."""
         return tuple(dict.fromkeys(map(int, self._final_words())))
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints and resuming."""
+
+    resume: str = option(
+        "auto",
+        help="auto, last or true: resume from the run folder's checkpoint; none or false: start from scratch; or a "
+        "checkpoint file or run folder to start from",
+        const="auto",
+    )
+    overwrite: bool = option(
+        False, help="with --resume none: delete an earlier run in the folder; with a file: restart from the file"
+    )
+    every_steps: int = option(0, help="also save within an epoch, every N steps; 0: never", minimum=0)
+    every_minutes: float = option(10.0, help="also save within an epoch, every N minutes; 0: never", minimum=0)
+    keep_best: bool = option(True, help="keep best.pt, the checkpoint with the highest validation top-1")
+    keep_every: int = option(0, help="keep the checkpoint of every Nth epoch; 0: none", minimum=0)
+    export: Literal["none", "safetensors", "torchvision", "both", "onnx", "all"] = option(
+        "none",
+        help="at the end also write the evaluated weights: weights.safetensors, weights.pth (torchvision), both of "
+        "them, weights.onnx, or all",
+    )
+    reset_schedule: bool = option(
+        False, help="when resuming with other --epochs: restart the schedule over the remaining epochs, without a jump"
+    )
+    freeze_lr: float | None = option(
+        None, help="constant learning rate; without a value, the last one of the resumed run", minimum=0, const="0"
+    )
+    spot_notice: Literal["auto", "on", "off"] = option(
+        "auto", help="poll for EC2's spot interruption notice; auto: on EC2 instances only"
+    )
+    spot_poll_seconds: float = option(5.0, help="interval between two polls, seconds", minimum=0.1)
 
 
 @dataclass(frozen=True)

@@ -55,24 +55,25 @@ def finish(run: Run) -> None:
             weights = state.evaluated_model.state_dict()
             path = run.folder.path / f"weights{suffix}"
             command = f"python evaluate.py --checkpoint {_quoted(run.folder)} --data VAL.beton --export"
-            _or_warn(partial(export_weights, path, weights, metadata), f"{command} {shlex.quote(str(path))}")
+            export = partial(export_weights, path, weights, metadata)
+            _or_warn(export, "not exported", f"{command} {shlex.quote(str(path))}")
         print("\n" + console.summary(state.arch, parameters, state.epoch, metrics, run.folder), flush=True)
 
 
 def write_plot_and_report(folder: RunFolder) -> None:
     """Write the plot and the report. Errors become warnings, because the run itself is complete."""
     if folder.log.is_file() and any(record["event"] == "epoch" for record in read_log(folder.log)):
-        _or_warn(lambda: plot_run(folder.path), f"python -m rebar.reporting.plots {_quoted(folder)}")
-    _or_warn(lambda: write_report(folder.path), f"python -m rebar.reporting {_quoted(folder)}")
+        _or_warn(lambda: plot_run(folder.path), "no plot", f"python -m rebar.reporting.plots {_quoted(folder)}")
+    _or_warn(lambda: write_report(folder.path), "no report", f"python -m rebar.reporting {_quoted(folder)}")
 
 
-def _or_warn(write: Callable[[], object], command: str) -> None:
+def _or_warn(write: Callable[[], object], problem: str, command: str) -> None:
     """Write a result of a complete run. Any error becomes a warning with the command that writes it later."""
     try:
         write()
     except Exception as error:
         reason = str(error) if isinstance(error, RebarError) else f"{type(error).__name__}: {error}."
-        warn(f"{reason} Training is complete. To retry: {command}")
+        warn(f"{problem}: {reason} Training is complete. To retry: {command}")
 
 
 def _quoted(folder: RunFolder) -> str:
@@ -103,6 +104,7 @@ def publish_or_warn(folder: RunFolder, repository: str) -> None:
     """Publish at the end of a run. Errors become warnings, because the run itself is complete."""
     _or_warn(
         lambda: print(f"published {publish_run(folder, repository)}", flush=True),
+        "not published",
         f"python -m rebar.training.publish {_quoted(folder)} {repository}",
     )
 

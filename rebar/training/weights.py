@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from rebar.cli import warn
 from rebar.errors import RebarError
+from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
 from rebar.optim.averaging import weights_to_evaluate
 from rebar.training.checkpoint import FORMAT, plain_names
 
@@ -21,10 +22,16 @@ _BLUR_FILTER = ".blur_filter"
 
 @dataclass(frozen=True)
 class ImportedWeights:
-    """A state_dict with torchvision's parameter names. ``use_blurpool``: the file shows that the model has BlurPool."""
+    """A state_dict with torchvision's parameter names, and what the file tells about the model.
+
+    - use_blurpool: whether the model has BlurPool.
+    - mean, std: channel statistics for pixel values scaled to [0, 1]; default ImageNet's.
+    """
 
     tensors: dict[str, torch.Tensor]
     use_blurpool: bool = False
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
 
 
 class _Ignored:
@@ -70,7 +77,7 @@ def read_weights(path: Path) -> ImportedWeights:
         raise _invalid(path, "a pickled object, not its state_dict" if is_object else "no state_dict found")
     imported = _translate_blurpool(_without_lightning_prefix(plain_names(tensors)))
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        return ImportedWeights(imported.tensors, use_blurpool=content["config"]["training.use_blurpool"])
+        return _with_metadata(imported.tensors, {**content, "use_blurpool": content["config"]["training.use_blurpool"]})
     return imported
 
 
@@ -80,7 +87,13 @@ def _read_safetensors(path: Path) -> ImportedWeights:
 
     with safe_open(path, framework="pt") as file:
         metadata = json.loads((file.metadata() or {}).get("rebar", "{}"))  # of export_weights
-    return ImportedWeights(plain_names(load_file(path)), use_blurpool=bool(metadata.get("use_blurpool")))
+    return _with_metadata(plain_names(load_file(path)), metadata)
+
+
+def _with_metadata(tensors: dict[str, torch.Tensor], metadata: Mapping[str, Any]) -> ImportedWeights:
+    """Return weights that Rebar wrote. ``metadata`` is that of :func:`rebar.training.export.export_metadata`."""
+    mean, std = metadata.get("mean", IMAGENET_MEAN), metadata.get("std", IMAGENET_STD)
+    return ImportedWeights(tensors, use_blurpool=bool(metadata.get("use_blurpool")), mean=mean, std=std)
 
 
 def _unpickle(path: Path) -> Any:

@@ -13,7 +13,7 @@ from rebar.models.torchvision_compat import import_torchvision
 from rebar.training.export import check_export_format, export_suffixes, export_weights
 from rebar.training.weights import read_weights
 
-METADATA = {"arch": "resnet18", "num_classes": 10, "use_blurpool": True}
+METADATA = {"arch": "resnet18", "num_classes": 10, "use_blurpool": True, "mean": [0.1, 0.2, 0.3], "std": [0.4] * 3}
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
@@ -23,7 +23,9 @@ def test_torchvision_loads_exported_weights(name: str, tmp_path: Path, capsys: p
     plain = import_torchvision().models.resnet18(num_classes=10)
     read = read_weights(path)
     plain.load_state_dict(read.tensors)
-    assert read.use_blurpool == (name == "weights.safetensors")  # a torchvision file has no metadata
+    has_metadata = name == "weights.safetensors"
+    assert read.use_blurpool == has_metadata
+    assert (list(read.mean) == METADATA["mean"]) == has_metadata
     assert torch.equal(plain.fc.weight, model.fc.weight)  # type: ignore[arg-type]
     assert ("BlurPool" in capsys.readouterr().err) == (name == "weights.pth")
 

@@ -8,8 +8,8 @@ import pytest
 
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.run_records import Origin, Progress, RunManifest, StoredCheckpoint, read_origin
-from rebar.training.checkpoint import CheckpointConfig, CheckpointError
-from rebar.training.config import TrainConfig
+from rebar.training.checkpoint import CheckpointError
+from rebar.training.config import CheckpointConfig, TrainConfig
 from rebar.training.distributed import World
 from rebar.training.resume import normalize_resume, record_origin, resolve_resume
 
