@@ -223,8 +223,8 @@ def test_find_lr_on_two_ranks_does_not_change_the_run(data: Data, finished_run: 
 def test_two_ranks_resume_after_a_kill_and_evaluate_exactly(data: Data, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = torchrun(2, *data.training_command(folder, "--training.batch_size", "8"))
-    kill_in_the_middle(command, folder)
-    assert "resuming after epoch 1" in run(*command).stdout
+    kill_in_the_middle(command, folder)  # the workers of the killed torchrun may still save within the epoch
+    assert re.search(r"resuming after (epoch 1|\d+ of 20 steps of epoch 2)", run(*command).stdout)
 
     logged = read_events(folder, "epoch")[-1]
     alone = ACCURACY.search(run("evaluate.py", "--checkpoint", folder, "--data", data.val).stdout)
