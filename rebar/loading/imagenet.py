@@ -14,7 +14,7 @@ from rebar.loading.decode import OnError
 from rebar.loading.loader import Loader
 from rebar.loading.order import OrderOption
 from rebar.sources.dataset_cache import resolve_beton
-from rebar.sources.folder import Split
+from rebar.sources.layout import Split
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Image sources, one module per kind. Each implements :class:`rebar.beton.source.Source`."""
+"""Image sources, one module per kind. Each implements :class:`rebar.beton.selection.Source`."""
 
-from rebar.sources.folder import ImageFolder
+from rebar.sources.files import ImageFolder
 from rebar.sources.registry import Request, open_source
 
 __all__ = ["ImageFolder", "Request", "open_source"]

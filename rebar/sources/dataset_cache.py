@@ -15,7 +15,7 @@ from rebar.beton.partial_file import JobMismatchError
 from rebar.beton.selection import Selection
 from rebar.beton.writer import write_beton
 from rebar.errors import RebarError
-from rebar.sources.folder import Split, find_split
+from rebar.sources.layout import Split, find_split
 from rebar.sources.registry import Request, is_remote, open_source
 from rebar.sources.tar import COMPRESSED
 from rebar.sources.webdataset import expand_shards

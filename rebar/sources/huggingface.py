@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rebar.errors import RebarError
-from rebar.sources.folder import filter_split
+from rebar.sources.layout import filter_split
 from rebar.sources.parquet import ParquetFiles, count_rows
 from rebar.storage.huggingface import http_status, hub_url
 

@@ -1,6 +1,6 @@
 """Parquet files of images and labels, as Hugging Face ``datasets`` stores them.
 
-A row group can only be read completely. Its images form a block (see :class:`rebar.beton.source.BlockSource`), and
+A row group can only be read completely. Its images form a block (see :class:`rebar.beton.selection.BlockSource`), and
 each process caches the most recently used blocks.
 """
 

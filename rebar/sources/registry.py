@@ -4,13 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rebar.beton.source import Source
+from rebar.beton.selection import Source
 from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.sources import huggingface, tar, webdataset
-from rebar.sources.beton import BetonSource
-from rebar.sources.files import is_image
-from rebar.sources.folder import ImageFolder, Split, filter_split, find_split, open_flat_folder
+from rebar.sources.files import BetonSource, ImageFolder, open_flat_folder
+from rebar.sources.layout import Split, filter_split, find_split, is_image
 from rebar.sources.parquet import ParquetFiles
 from rebar.sources.s3 import PREFIX as S3_PREFIX
 from rebar.sources.s3 import S3Folder

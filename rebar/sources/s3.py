@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rebar.errors import RebarError
-from rebar.sources.files import PackedNames, index_classes, is_image
-from rebar.sources.folder import SPLIT_FOLDERS, other_split
+from rebar.sources.files import PackedNames, index_classes
+from rebar.sources.layout import SPLIT_FOLDERS, is_image, other_split
 from rebar.storage.boto import make_client
 
 PREFIX = "s3://"

@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from rebar.errors import RebarError
-from rebar.sources.files import ByteRange, ByteRanges, index_classes, is_image
-from rebar.sources.folder import SPLIT_WORDS
+from rebar.sources.files import ByteRange, ByteRanges, index_classes
 from rebar.sources.labels import find_labels
+from rebar.sources.layout import SPLIT_WORDS, is_image
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 NUM_THREADS = 16
@@ -100,7 +100,7 @@ def ilsvrc_archive(folder: Path, split: str) -> Path:
 def open_tar(path: Path, split: str, labels: str = "") -> ByteRanges:
     """Open a tar that contains one tar per class, class folders, or ILSVRC's validation images in one folder.
 
-    Images are ordered by class, then name, as in :class:`~rebar.sources.folder.ImageFolder`. ``labels`` is the path
+    Images are ordered by class, then name, as in :class:`~rebar.sources.files.ImageFolder`. ``labels`` is the path
     of a list of labels for images without class folders. Raises RebarError.
     """
     check_uncompressed(path)

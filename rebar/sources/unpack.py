@@ -12,11 +12,10 @@ from typing import get_args
 
 from tqdm import tqdm
 
-from rebar.beton.source import Source
+from rebar.beton.selection import Source
 from rebar.cli import run_command
 from rebar.errors import RebarError
-from rebar.sources.files import is_image
-from rebar.sources.folder import Split
+from rebar.sources.layout import Split, is_image
 from rebar.sources.registry import Request, open_source
 from rebar.storage.files import write_error
 

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rebar.errors import RebarError
-from rebar.sources.files import ByteRange, ByteRanges, index_classes, is_image
+from rebar.sources.files import ByteRange, ByteRanges, index_classes
+from rebar.sources.layout import is_image
 from rebar.sources.tar import NUM_THREADS, Member, check_uncompressed, list_members
 
 JSON_KEYS = ("cls", "label", "class", "class_id", "class_name", "synset")

@@ -11,9 +11,8 @@ from PIL import Image
 
 from rebar.beton import decode as decode_module
 from rebar.beton.decode import ImageError, SizeLimit, decode, downscale
-from rebar.beton.encode import ImagePolicy, encode_image
+from rebar.beton.encode import ImagePolicy, encode_image, restart_interval
 from rebar.beton.format import MODE_JPG, MODE_RAW
-from rebar.beton.transcode import restart_interval
 
 RGB = np.stack([*np.mgrid[60:180:4, 50:210:4], np.full((30, 40), 99)], axis=-1).astype(np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from rebar.beton import BetonFile, ImagePolicy
-from rebar.beton.journal import Journal
-from rebar.beton.partial_file import journal_path, partial_path
+from rebar.beton.partial_file import Journal, journal_path, partial_path
 from rebar.errors import RebarError
 from rebar.sources import ImageFolder
 from rebar.sources.dataset_cache import is_source, resolve_beton

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rebar.beton.journal import Journal
+from rebar.beton.partial_file import Journal
 
 HEADER = {"job": 1}
 

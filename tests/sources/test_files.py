@@ -8,7 +8,7 @@ import pytest
 
 from rebar.errors import RebarError
 from rebar.sources import ImageFolder
-from rebar.sources.folder import filter_split, find_split
+from rebar.sources.layout import filter_split, find_split
 from tests.sources.conftest import error_of
 
 
