@@ -155,6 +155,7 @@ def _pillow_settings(repair: bool) -> Iterator[None]:
 
 def _decode_opened(content: bytes, image: Image.Image, limit: SizeLimit) -> Decoded:
     is_jpeg, orientation = image.format in ("JPEG", "MPO"), _orientation(image)
+    is_turned = orientation in _ROTATED
     progressive = bool(image.info.get("progressive"))
     final_size = limit.apply(*image.size)
     scale_num = _reduced_scale(image.size, final_size) if is_jpeg else 8
@@ -174,9 +175,13 @@ def _decode_opened(content: bytes, image: Image.Image, limit: SizeLimit) -> Deco
     if bgr is None:
         _check_memory(image.size, 8, progressive)
         image.load()
+        # Pillow's TIFF plugin rotates the pixels itself and removes the tag. Other formats keep the tag.
+        orientation = _orientation(image)
+        width, height = image.size
         bgr = _to_bgr(image)
-    if orientation in _ROTATED:
+    if is_turned or orientation in _ROTATED:
         irregularities += ("turned upright",)
+    if orientation in _ROTATED:
         bgr = np.ascontiguousarray(_rotate(bgr, orientation))
         if orientation >= 5:
             width, height = height, width

@@ -5,7 +5,8 @@ python -m rebar.sources.unpack /data/downloads /data/imagenet    # ILSVRC's arch
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import get_args
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from rebar.beton.selection import Source
 from rebar.cli import run_command
 from rebar.errors import RebarError
+from rebar.sources.files import PackedNames
 from rebar.sources.layout import Split, is_image
 from rebar.sources.registry import Request, open_source
 from rebar.storage.files import write_error
@@ -25,8 +27,9 @@ NUM_THREADS = 8
 def unpack(source: Source, folder: Path, *, progress: bool = True) -> int:
     """Write every image of a source to ``folder/CLASS/NAME``; return the number of images written.
 
-    Existing files are skipped, and each file is renamed to its final name once it is complete, so the same call resumes
-    after an interruption. Raises RebarError.
+    Images of a class whose file names are equal get their index in the source as a prefix. Existing files are skipped,
+    and each file is renamed to its final name once it is complete, so the same call resumes after an interruption.
+    Raises RebarError.
     """
     for name in source.class_names:
         if not name or PurePosixPath(name).name != name or name.startswith("."):
@@ -34,6 +37,7 @@ def unpack(source: Source, folder: Path, *, progress: bool = True) -> int:
                 f"{folder}: class name {name!r} cannot be used as a folder name. Rename the class in the source.",
                 code="unpack-class-name-invalid",
             )
+    names = _file_names(source)
     try:
         for name in source.class_names:
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -42,7 +46,9 @@ def unpack(source: Source, folder: Path, *, progress: bool = True) -> int:
             ThreadPoolExecutor(NUM_THREADS) as threads,
             tqdm(total=len(source), desc=f"unpacking to {folder}", disable=not progress, dynamic_ncols=True) as bar,
         ):
-            for written in threads.map(lambda index: _unpack_image(source, index, folder), range(len(source))):
+            for written in threads.map(
+                lambda index: _unpack_image(source, index, folder / names[index]), range(len(source))
+            ):
                 num_written += written
                 bar.update()
         os.sync()
@@ -51,9 +57,8 @@ def unpack(source: Source, folder: Path, *, progress: bool = True) -> int:
     return num_written
 
 
-def _unpack_image(source: Source, index: int, folder: Path) -> bool:
+def _unpack_image(source: Source, index: int, target: Path) -> bool:
     """Write an image unless it exists; return whether it was written."""
-    target = folder / source.class_names[source.label(index)] / _file_name(source, index)
     if target.is_file() and target.stat().st_size:
         return False
     try:
@@ -70,10 +75,36 @@ def _unpack_image(source: Source, index: int, folder: Path) -> bool:
     return True
 
 
-def _file_name(source: Source, index: int) -> str:
-    """Return the image's own file name, or its index if it has none."""
+def _file_names(source: Source) -> PackedNames:
+    """Return the path CLASS/NAME of every image, all different.
+
+    NAME is the image's own file name, or its index if it has none. Images of a class with equal names, for example of
+    several WebDataset shards, all get the index as a prefix. Names are compared case-insensitively, because some file
+    systems do not distinguish case.
+    """
+    names = PackedNames(
+        f"{source.class_names[source.label(index)]}/{_own_name(source, index) or f'{index:08}.JPEG'}"
+        for index in range(len(source))
+    )
+    counts = Counter(names[index].lower() for index in range(len(names)))
+    if len(counts) == len(names):
+        return names
+    numbered = [_numbered(names[index], index, counts) for index in range(len(names))]
+    if len({path.lower() for path in numbered}) < len(numbered):  # a file is named like another with its index
+        numbered = [_numbered(names[index], index, {}) for index in range(len(names))]
+    return PackedNames(numbered)
+
+
+def _numbered(path: str, index: int, counts: Mapping[str, int]) -> str:
+    """Return a path that occurs only once; others get the index as a prefix of the file name."""
+    class_name, _, name = path.rpartition("/")
+    return path if counts.get(path.lower()) == 1 else f"{class_name}/{index:08}_{name}"
+
+
+def _own_name(source: Source, index: int) -> str:
+    """Return the image's own file name; empty if it has none."""
     name = PurePosixPath(source.name(index)).name.rpartition(":")[2]
-    return name if is_image(name) else f"{index:08}.JPEG"
+    return name if is_image(name) else ""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from rebar.beton import decode as decode_module
 from rebar.beton.decode import ImageError, SizeLimit, decode, downscale
@@ -57,6 +57,24 @@ def test_decode_16_bits_keeps_the_upper_8(kind: str) -> None:
     levels = np.arange(0, 60_000, 50, np.uint16).reshape(30, 40)
     decoded = decode_rgb(as_file(Image.fromarray(levels), kind))
     assert np.array_equal(decoded, np.repeat((levels >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("image_format", ["TIFF", "PNG", "WEBP", "AVIF", "MPO"])
+def test_decode_applies_orientation_once_in_every_format(image_format: str, orientation: int) -> None:
+    if image_format == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow cannot write AVIF")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream, lossless = io.BytesIO(), image_format in ("TIFF", "PNG", "WEBP")
+    options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}, "MPO": {"quality": 100, "subsampling": 0}}
+    Image.fromarray(RGB).save(stream, image_format, exif=exif, **options.get(image_format, {}))
+    upright = {1: RGB, 3: np.rot90(RGB, 2), 6: np.rot90(RGB, -1), 8: np.rot90(RGB)}[orientation]
+    decoded = decode(stream.getvalue(), SizeLimit(None))
+    assert decoded.bgr.shape == upright.shape
+    assert decoded.size == upright.shape[1::-1]
+    assert np.abs(decoded.bgr[..., ::-1].astype(int) - upright).mean() <= (0 if lossless else 6)
+    assert ("turned upright" in decoded.irregularities) == (orientation != 1)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

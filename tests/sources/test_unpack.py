@@ -47,6 +47,19 @@ def test_unpack_skips_complete_images(tmp_path: Path) -> None:
     assert files(tmp_path) == expected
 
 
+def test_unpack_keeps_images_with_equal_names(tmp_path: Path) -> None:
+    class Shards(Images):
+        def name(self, index: int) -> str:
+            return f"train-{index}.tar:{('0001.jpg', '0001.jpg', '0001.JPG')[index]}"
+
+    source = Shards(["n01", "n02"])
+    for written in (3, 0):  # the second call finds the files of the first
+        assert unpack(source, tmp_path, progress=False) == written
+        contents = sorted(path.read_bytes()[0] for path in tmp_path.rglob("*.*"))
+        assert contents == [0, 1, 2]
+    assert len(list((tmp_path / "n01").iterdir())) == 2
+
+
 @pytest.mark.parametrize("name", ["..", "a/b", ".hidden", ""])
 def test_unpack_refuses_class_names_that_are_not_folder_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(RebarError) as raised:
