@@ -13,7 +13,7 @@ from rebar.beton.format import MODE_RAW
 from rebar.beton.reader import BetonFile
 from rebar.errors import RebarError
 from rebar.sources.labels import find_labels
-from rebar.sources.layout import EXTENSIONS, is_image
+from rebar.sources.layout import EXTENSIONS, is_hidden, is_image
 
 
 def index_classes(names: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
@@ -116,7 +116,7 @@ def _list_folder(folder: Path | str) -> tuple[list["os.DirEntry[str]"], list["os
     """Return the subfolders and the images of a folder, each sorted by name."""
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
-    folders = [entry for entry in entries if entry.is_dir()]
+    folders = [entry for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
     images = [entry for entry in entries if is_image(entry.name) and not entry.is_dir()]
     return folders, images
 

@@ -1,5 +1,6 @@
 """The rules by which names identify images and splits, the same for every kind of source."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +23,13 @@ Name = TypeVar("Name", str, Path)
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file name has the extension of an image."""
-    return name.lower().endswith(EXTENSIONS)
+    """Return whether a relative path has the extension of an image, and neither it nor a folder in it is hidden."""
+    return name.lower().endswith(EXTENSIONS) and not any(is_hidden(part) for part in name.split("/"))
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, such as ``.ipynb_checkpoints`` and macOS's ``._name``."""
+    return name.startswith(".") and name not in (".", "..")
 
 
 def other_split(split: str) -> str:
@@ -37,16 +43,30 @@ def find_split(folder: Path, split: str) -> Path:
     Raises RebarError if ``folder`` contains the other split only.
     """
     for pattern in SPLIT_FOLDERS:
-        if (found := folder / pattern.format(split=split)).is_dir():
-            return found
-        other = pattern.format(split=other_split(split))
-        if (folder / other).is_dir():
+        parent = (folder / pattern.format(split=split)).parent
+        if found := _split_folders(parent, split):
+            if len(found) > 1 and found[0].name != split:
+                raise RebarError(
+                    f"{folder}: contains {found[0].name}/ and {found[1].name}/. Give the folder of the {split} images.",
+                    code="source-split-not-found",
+                )
+            return found[0]
+        if other := _split_folders(parent, other_split(split)):
             raise RebarError(
-                f"{folder}: contains {other}/, but no {split}/. Complete the dataset, or give the folder of the "
-                f"{split} images.",
+                f"{folder}: contains {other[0].relative_to(folder)}/, but no {split}/. Complete the dataset, or give "
+                f"the folder of the {split} images.",
                 code="source-split-not-found",
             )
     return folder
+
+
+def _split_folders(parent: Path, split: str) -> list[Path]:
+    """Return the folders in ``parent`` named like the split, in any case; the one named exactly so is the first."""
+    try:
+        names = [name for name in os.listdir(parent) if name.lower() in SPLIT_WORDS[split]]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [parent / name for name in sorted(names, key=lambda name: (name != split, name)) if (parent / name).is_dir()]
 
 
 def filter_split(names: Sequence[Name], split: str, location: str) -> list[Name]:

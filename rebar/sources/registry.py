@@ -9,7 +9,7 @@ from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.sources import huggingface, tar, webdataset
 from rebar.sources.files import BetonSource, ImageFolder, open_flat_folder
-from rebar.sources.layout import Split, filter_split, find_split, is_image
+from rebar.sources.layout import Split, filter_split, find_split, is_hidden, is_image
 from rebar.sources.parquet import ParquetFiles
 from rebar.sources.s3 import PREFIX as S3_PREFIX
 from rebar.sources.s3 import S3Folder
@@ -197,6 +197,6 @@ def _is_flat(request: Request) -> bool:
     for entry in find_split(request.path, request.split).iterdir():
         if is_image(entry.name):
             has_images = True
-        elif entry.is_dir():
+        elif entry.is_dir() and not is_hidden(entry.name):
             return False
     return has_images

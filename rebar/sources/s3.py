@@ -31,7 +31,7 @@ class S3Folder:
         if not self._bucket:
             raise RebarError(f"{url} has no bucket name. Give s3://bucket/prefix.", code="s3-address-invalid")
         prefix = self._find_split(prefix.rstrip("/") + "/" if prefix.strip("/") else "", split)
-        keys = sorted(key for key in self._list(prefix) if is_image(key) and "/" in key[len(prefix) :])
+        keys = sorted(key for key in self._list(prefix) if is_image(key[len(prefix) :]) and "/" in key[len(prefix) :])
         if not keys:
             raise RebarError(
                 f"s3://{self._bucket}/{prefix}: contains no images in class folders. Arrange them as {url}/<class>/….",

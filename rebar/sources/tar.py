@@ -146,7 +146,7 @@ def _split_by_class(path: Path, images: Sequence[Member], split: str) -> list[tu
     for member in images:
         folders = PurePosixPath(member.name).parts[:-1]
         for name, spellings in SPLIT_WORDS.items():
-            depth = next((i for i, folder in enumerate(folders[:-1]) if folder in spellings), None)
+            depth = next((i for i, folder in enumerate(folders[:-1]) if folder.lower() in spellings), None)
             if depth is not None:
                 by_split[name].append((folders[depth + 1], member))
                 break

@@ -39,7 +39,7 @@ def is_shard(path: Path) -> bool:
         key, extension = _split_key(member.name)
         found = extensions.setdefault(key, set())
         found.add(extension)
-        if found & {"cls", "json"} and any(is_image(f".{e}") for e in found):
+        if found & {"cls", "json"} and any(is_image(f"x.{e}") for e in found):
             return True
     return False
 
@@ -86,7 +86,7 @@ def _read_samples(path: Path) -> list[tuple[Member, int | str]]:
     found = []
     with path.open("rb") as file:
         for key, files in samples.items():
-            image = next((member for extension, member in files.items() if is_image(f".{extension}")), None)
+            image = next((member for extension, member in files.items() if is_image(f"x.{extension}")), None)
             if image is None:
                 continue
             label = files.get("cls") or files.get("json")

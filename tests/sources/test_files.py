@@ -31,7 +31,7 @@ class TestImageFolder:
         assert source.read(1) == b"b/10.jpg"
 
     def test_order_is_torchvisions(self, tmp_path: Path) -> None:
-        names = ("b/z.jpg", "b/deep/a.jpg", "b/deep/er/0.PNG", "b/a.webp", "a/é.tiff", "a/Z.bmp", "a/.hidden.pgm")
+        names = ("b/z.jpg", "b/deep/a.jpg", "b/deep/er/0.PNG", "b/a.webp", "a/é.tiff", "a/Z.bmp")
         source = ImageFolder(make_files(tmp_path, *names))
         walks = [sorted(os.walk(tmp_path / name)) for name in source.class_names]  # as torchvision's make_dataset
         expected = [
@@ -41,6 +41,12 @@ class TestImageFolder:
             for name in sorted(files)
         ]
         assert [(source.name(i), source.label(i)) for i in range(len(source))] == expected
+
+    def test_hidden_files_and_folders_are_ignored(self, tmp_path: Path) -> None:
+        hidden = (".ipynb_checkpoints/0.jpg", "a/.ipynb_checkpoints/0.jpg", "a/._0.jpg", "a/Thumbs.db", "a/.DS_Store")
+        source = ImageFolder(make_files(tmp_path, "a/0.jpg", "b/0.jpg", *hidden))
+        assert source.class_names == ["a", "b"]
+        assert len(source) == 2
 
     def test_names_need_not_be_unicode(self, tmp_path: Path) -> None:
         make_files(tmp_path, "a/ok.jpg")
@@ -91,6 +97,18 @@ class TestFindSplit:
     def test_layout_of_the_ilsvrc_archive(self, tmp_path: Path) -> None:
         (tmp_path / "ILSVRC/Data/CLS-LOC/train").mkdir(parents=True)
         assert find_split(tmp_path, "train") == tmp_path / "ILSVRC/Data/CLS-LOC/train"
+
+    @pytest.mark.parametrize("name", ["validation", "valid", "Val", "VALIDATION"])
+    def test_other_names_of_a_split(self, name: str, tmp_path: Path) -> None:
+        make_files(tmp_path, f"{name}/a/1.jpg", "Training/a/1.jpg")
+        assert find_split(tmp_path, "val") == tmp_path / name
+        assert find_split(tmp_path, "train") == tmp_path / "Training"
+
+    def test_refuses_two_folders_of_a_split(self, tmp_path: Path) -> None:
+        make_files(tmp_path, "validation/a/1.jpg", "valid/a/1.jpg")
+        assert error_of(tmp_path, "val").code == "source-split-not-found"
+        make_files(tmp_path, "val/a/1.jpg")
+        assert find_split(tmp_path, "val") == tmp_path / "val"
 
     def test_refuses_the_other_split(self, tmp_path: Path) -> None:
         (tmp_path / "train").mkdir()
