@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from rebar.errors import RebarError
 from rebar.sources.files import ByteRange, ByteRanges, index_classes
@@ -82,13 +83,26 @@ def _read_samples(path: Path) -> list[tuple[Member, int | str]]:
     samples: dict[str, dict[str, Member]] = {}
     for member in list_members(path):
         key, extension = _split_key(member.name)
-        samples.setdefault(key, {})[extension] = member
+        files = samples.setdefault(key, {})
+        if extension in files:
+            raise RebarError(
+                f"{path}: contains {member.name} twice. Give every sample a key of its own.",
+                code="webdataset-ambiguous",
+            )
+        files[extension] = member
     found = []
     with path.open("rb") as file:
         for key, files in samples.items():
-            image = next((member for extension, member in files.items() if is_image(f"x.{extension}")), None)
-            if image is None:
+            images = [member for extension, member in files.items() if is_image(f"x.{extension}")]
+            if not images:
                 continue
+            if len(images) > 1:
+                names = ", ".join(member.name for member in images)
+                raise RebarError(
+                    f"{path}: sample {key} has several images ({names}). Pack shards with one image per sample.",
+                    code="webdataset-ambiguous",
+                )
+            image = images[0]
             label = files.get("cls") or files.get("json")
             if label is None:
                 raise RebarError(
@@ -102,11 +116,15 @@ def _read_samples(path: Path) -> list[tuple[Member, int | str]]:
 
 def _parse_label(name: str, content: bytes, *, is_json: bool) -> int | str:
     try:
-        value = content.decode().strip()
+        value: Any = content.decode().strip()
         if is_json:
             fields = json.loads(value)
             value = next(fields[key] for key in JSON_KEYS if key in fields)
         text = str(value)
+        if isinstance(value, (list, dict, bool)) or value is None:
+            raise TypeError
+        if re.fullmatch(r"-?\d+\.0*", text):  # a number written as a float
+            text = text.partition(".")[0]
         label = int(text) if text.removeprefix("-").isdigit() else text
     except (ValueError, StopIteration, TypeError):
         raise RebarError(

@@ -60,6 +60,7 @@ def test_open_source_expands_shard_patterns(imagenet: Path, tmp_path: Path) -> N
         ({"9.cls": "-1"}, "'-1' is not a class"),
         ({"9.cls": "dog"}, "Use one form"),
         ({"9.json": '{"width": 3}'}, "9.json does not contain a class"),
+        ({"9.json": '{"label": [1, 2]}'}, "9.json does not contain a class"),
     ],
 )
 def test_sample_without_a_usable_class_is_refused(
@@ -73,6 +74,23 @@ def test_sample_without_a_usable_class_is_refused(
     error = error_of(folder, "val")
     assert error.code == "webdataset-label-invalid"
     assert expected in str(error)
+
+
+@pytest.mark.parametrize("names", [("0.depth.png", "0.jpg"), ("0.jpg", "0.png"), ("0.jpg", "0.jpg")])
+def test_ambiguous_samples_are_refused(names: tuple[str, str], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for name in ("0.cls", *names):
+            add_file(tar, name, b"1")
+    assert error_of(tmp_path, "train").code == "webdataset-ambiguous"
+
+
+def test_labels_written_as_floats_are_numbers(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for key, label in enumerate(("10.0", "2.0", "2")):
+            add_file(tar, f"{key}.jpg", b"image")
+            add_file(tar, f"{key}.cls", label.encode())
+    source = open_location(tmp_path, "train")
+    assert [source.label(index) for index in range(3)] == [10, 2, 2]
 
 
 def test_too_few_class_names_are_refused(imagenet: Path, tmp_path: Path) -> None:
