@@ -40,7 +40,14 @@ class ParquetFiles:
             with _open(path) as file:
                 self._image, label, is_struct = _find_columns(path, file.schema_arrow)
                 self._is_struct = is_struct
-                names = names or _read_class_names(file.schema_arrow, label)
+                found = _read_class_names(file.schema_arrow, label)
+                if number and found != names:
+                    raise RebarError(
+                        f"{path}: its class names differ from those of {self.files[0]}, so labels have different "
+                        "meanings. Give files of one dataset.",
+                        code="parquet-label-invalid",
+                    )
+                names = found
                 groups += [(number, group) for group in range(file.num_row_groups)]
                 lengths += [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 labels += _read(path, file.read, columns=[label]).column(0).to_pylist()
@@ -64,7 +71,7 @@ class ParquetFiles:
         return int(self._labels[index])
 
     def read(self, index: int) -> bytes:
-        """Return the bytes of an image. Raises OSError if its row group cannot be read or the row has no image."""
+        """Return the bytes of an image. They are empty if the row has no image. Raises OSError."""
         block = self._block(index)
         if block not in self._cache:
             while len(self._cache) >= CACHED_BLOCKS:
@@ -72,9 +79,7 @@ class ParquetFiles:
             self._cache[block] = self._read_block(block)
         self._cache.move_to_end(block)
         content = self._cache[block][index - int(self._starts[block])].as_py()
-        if content is None:
-            raise OSError("the row contains no image")
-        return bytes(content)
+        return bytes(content or b"")
 
     def name(self, index: int) -> str:
         """Return the path of the file and the row number within it."""

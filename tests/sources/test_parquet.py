@@ -74,6 +74,18 @@ def test_image_column_may_be_named_picture(tmp_path: Path) -> None:
     assert np.array_equal([source.label(index) for index in range(2)], [1, 0])
 
 
+def test_missing_image_is_empty(tmp_path: Path) -> None:
+    source = open_location(write_table(tmp_path / "a.parquet", image=[b"1", None], cls=[0, 1]), "train")
+    assert [source.read(index) for index in range(2)] == [b"1", b""]
+
+
+def test_files_with_other_class_names_are_refused(imagenet: Path, tmp_path: Path) -> None:
+    first, second = (write_parquet(imagenet, tmp_path / str(n), list(SYNSETS[::step])) for n, step in ((0, 1), (1, -1)))
+    for number, folder in enumerate((first, second)):
+        (folder / "data/train-00000-of-00002.parquet").rename(tmp_path / f"train-{number}.parquet")
+    assert error_of(tmp_path / "train-*.parquet", "train").code == "parquet-label-invalid"
+
+
 @pytest.mark.parametrize(
     ("columns", "code"),
     [
