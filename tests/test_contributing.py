@@ -47,5 +47,5 @@ def test_files_and_registries_in_contributing_exist() -> None:
     names = re.findall(r"`((?:rebar|tests|scripts|docs|benchmarks|rn50_configs)/[\w/.]*)`", CONTRIBUTING)
     assert [name for name in names if not (REPOSITORY / name).exists()] == []
     registries = re.findall(r"`([A-Z]+)`(?: and `\w+`)? in (?:`([\w/.]+)`|the same file)", CONTRIBUTING)
-    assert {name for name, _ in registries} == {"OPERATIONS", "DECAYS", "ARCHITECTURES", "KINDS", "CHECKS"}
+    assert {name for name, _ in registries} == {"OPERATIONS", "DECAYS", "ARCHITECTURES", "KINDS", "GROUPS", "CHECKS"}
     assert [name for name, path in registries if path and name not in (REPOSITORY / path).read_text()] == []
