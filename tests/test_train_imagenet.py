@@ -299,7 +299,7 @@ def truncated_beton(data: Data, tmp_path: Path) -> list[str | Path]:
         (truncated_beton, "short.beton"),
         (lambda data, tmp_path: ["--epoch", "3"], "--epochs"),
         (lambda data, tmp_path: ["--batch-size"], "--batch-size"),
-        (lambda data, tmp_path: ["--min-res", "0"], "resolution.min_res"),
+        (lambda data, tmp_path: ["--min-res", "0"], "--min-res"),
         (lambda data, tmp_path: ["--max-res", "16"], "[config-conflict]"),
         (lambda data, tmp_path: ["--training.batch_size", "100000"], "batch size"),
         (lambda data, tmp_path: ["--arch", "resnet51"], "resnet50"),
