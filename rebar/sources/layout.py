@@ -40,7 +40,7 @@ def other_split(split: str) -> str:
 def find_split(folder: Path, split: str) -> Path:
     """Return the folder of a split's images: a subfolder of ``folder``, or ``folder`` itself.
 
-    Raises RebarError if ``folder`` contains the other split only.
+    Raises RebarError if ``folder`` contains the other split only, or several folders for the split.
     """
     for pattern in SPLIT_FOLDERS:
         parent = (folder / pattern.format(split=split)).parent
@@ -48,7 +48,7 @@ def find_split(folder: Path, split: str) -> Path:
             if len(found) > 1 and found[0].name != split:
                 raise RebarError(
                     f"{folder}: contains {found[0].name}/ and {found[1].name}/. Give the folder of the {split} images.",
-                    code="source-split-not-found",
+                    code="source-split-ambiguous",
                 )
             return found[0]
         if other := _split_folders(parent, other_split(split)):

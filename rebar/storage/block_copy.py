@@ -100,8 +100,14 @@ def _line(value: Any) -> bytes:
 
 
 def _read_journal(journal: Path, version: Any) -> dict[int, Any]:
-    """Return the values of the complete blocks of this version. The last line may be incomplete."""
+    """Return the values of the complete blocks of this version; none if the journal is damaged.
+
+    A kill may leave the last line incomplete, a power failure may leave any content.
+    """
     lines = journal.read_bytes().split(b"\n")[:-1] if journal.is_file() else []
     if not lines or lines[0] + b"\n" != _line(version):
         return {}
-    return dict(json.loads(line) for line in lines[1:])
+    try:
+        return dict(json.loads(line) for line in lines[1:])
+    except (ValueError, TypeError):
+        return {}

@@ -22,7 +22,7 @@ _BLUR_FILTER = ".blur_filter"
 
 @dataclass(frozen=True)
 class ImportedWeights:
-    """A state_dict with torchvision's parameter names, and what the file tells about the model.
+    """A state_dict with torchvision's parameter names, and the settings of its model that the file contains.
 
     - use_blurpool: whether the model has BlurPool.
     - mean, std: channel statistics for pixel values scaled to [0, 1]; default ImageNet's.

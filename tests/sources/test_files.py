@@ -106,7 +106,7 @@ class TestFindSplit:
 
     def test_refuses_two_folders_of_a_split(self, tmp_path: Path) -> None:
         make_files(tmp_path, "validation/a/1.jpg", "valid/a/1.jpg")
-        assert error_of(tmp_path, "val").code == "source-split-not-found"
+        assert error_of(tmp_path, "val").code == "source-split-ambiguous"
         make_files(tmp_path, "val/a/1.jpg")
         assert find_split(tmp_path, "val") == tmp_path / "val"
 

@@ -135,8 +135,7 @@ def test_first_loss_of_find_lr_equals_that_of_the_run(command: list[str], tmp_pa
 def snapshot(run: Run) -> list[Any]:
     state = run.state
     assert state.average is not None
-    parts = [state.model, state.optimizer, state.average]
-    contents = [part.state_dict() for part in parts]  # type: ignore[attr-defined]
+    contents = [state.model.state_dict(), state.optimizer.state_dict(), state.average.state_dict()]
     return copy.deepcopy([*contents, state.meter.state_dict(run.world), torch.get_rng_state(), state.lr])
 
 

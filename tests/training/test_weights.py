@@ -99,6 +99,8 @@ def test_read_weights_reads_files_of_torch_before_1_6(tmp_path: Path) -> None:
 class FfcvBlurPool(nn.Module):
     """The layer of ffcv-imagenet's train_imagenet.py."""
 
+    blur_filter: torch.Tensor
+
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         kernel = torch.tensor([[[[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]]]) / 16
@@ -106,8 +108,9 @@ class FfcvBlurPool(nn.Module):
         self.register_buffer("blur_filter", kernel.repeat(conv.in_channels, 1, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        blurred = nn.functional.conv2d(x, self.blur_filter, padding=1, groups=self.conv.in_channels)  # type: ignore[arg-type]
-        return self.conv(blurred)  # type: ignore[no-any-return]
+        blurred = nn.functional.conv2d(x, self.blur_filter, padding=1, groups=self.conv.in_channels)
+        convolved: torch.Tensor = self.conv(blurred)
+        return convolved
 
 
 def apply_ffcv_blurpool(module: nn.Module) -> None:
