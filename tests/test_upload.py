@@ -21,10 +21,13 @@ def s3() -> Iterator[S3]:
         yield server
 
 
-def assert_uploaded(s3: S3, run_name: str, folder: Path, *names: str) -> None:
-    """Check that S3 has the checkpoints that the manifest names and no others, and that they equal the folder's."""
+def assert_uploaded(s3: S3, run_name: str, folder: Path, *names: str, kept: str = "") -> None:
+    """Check that S3 has the checkpoints that the manifest names, and that they equal the folder's.
+
+    S3 must have no other checkpoint than the object ``kept``.
+    """
     manifest = s3.manifest(run_name)
-    objects = {stored["object"] for stored in manifest["checkpoints"].values()}
+    objects = {stored["object"] for stored in manifest["checkpoints"].values()} | ({kept} if kept else set())
     assert {name for name in s3.names(f"{run_name}/") if name.startswith("checkpoints/")} == objects
     for name in names or ("last.pt", "best.pt"):
         stored = s3.read(f"{run_name}/{manifest['checkpoints'][name]['object']}")
@@ -129,14 +132,15 @@ def test_resume_uses_the_previous_checkpoint_if_the_uploaded_one_is_damaged(
     train_here(s3, monkeypatch, *command("a", 2))
     train_here(s3, monkeypatch, *command("a", 6))
     named = s3.manifest("damaged")["checkpoints"]
-    key = "damaged/" + named["last.pt"]["object"]
+    damaged = named["last.pt"]["object"]
+    key = f"damaged/{damaged}"
     content = bytearray(s3.read(key))
     content[len(content) // 2] ^= 1
     s3.client.put_object(Bucket=BUCKET, Key=key, Body=bytes(content))
     train_here(s3, monkeypatch, *command("b", 7))
     assert "The previous checkpoint is used" in capsys.readouterr().err
     assert s3.manifest("damaged")["step"] == 7
-    assert_uploaded(s3, "damaged", tmp_path / "b/damaged", "last.pt")
+    assert_uploaded(s3, "damaged", tmp_path / "b/damaged", "last.pt", kept=damaged)
 
 
 @pytest.mark.parametrize(
