@@ -44,6 +44,7 @@ class WriterSection:
     split: Literal["train", "val"] = option(required=True, help="train is shuffled, val keeps the order of the source")
     data_dir: str = option("", help="folder, tar, shards, .beton, hf:NAME or s3://...; default: $IMAGENET_DIR")
     labels: str = option("", help="list of labels for images without class folders; default: search near the images")
+    image_key: str = option("", help="extension of the image in WebDataset samples with several, such as jpg or png")
     write_path: str = option("", help="file to write, or a folder for <split>.beton; default: $WRITE_DIR")
     write_mode: Literal["jpg", "raw", "proportion"] = option(
         "jpg", help="proportion: JPEG with probability compress_probability, otherwise raw"
@@ -108,7 +109,8 @@ def main(argv: Sequence[str]) -> None:
         seed=config.seed,
     )
     print(f"source    {location}", flush=True)
-    kind, source = open_source(Request(location, config.split, config.labels, selection.max_images), config.dataset)
+    request = Request(location, config.split, config.labels, config.image_key, selection.max_images)
+    kind, source = open_source(request, config.dataset)
     num_found = len(source)
     source, order = selection.apply(source)
     if config.shard:
@@ -253,7 +255,9 @@ def print_report(report: WriteReport, split: str) -> None:
         print(f"irregular {', '.join(f'{count:,} {kind}' for kind, count in sorted(tally.counts.items()))}")
     if tally.repaired or tally.skipped:
         print(f"bad       {len(tally.repaired):,} repaired, {len(tally.skipped):,} skipped")
-    if tally.counts or tally.repaired or tally.skipped:
+    if report.omitted:
+        print(f"omitted   {', '.join(f'{count:,} x {kind}' for kind, count in report.omitted.items())}")
+    if tally.counts or tally.repaired or tally.skipped or report.omitted:
         print(f"          listed in {report_path(report.path)}")
     train, val = (report.path.with_name(f"{name}.beton") for name in ("train", "val"))
     if report.path not in (train, val):

@@ -1,4 +1,4 @@
-"""Entry point of all commands: exit status, error messages and warnings."""
+"""Entry point of all commands: exit status, error messages, warnings, and progress of scans."""
 
 import argparse
 import json
@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
+
+from tqdm import tqdm
 
 from rebar.errors import RebarError
 
@@ -36,6 +38,20 @@ def warn(message: str) -> None:
     """Print a warning to stderr, on rank 0 only."""
     if _rank() == 0:
         print(f"warning: {_escape_lines(message)}", file=sys.stderr, flush=True)
+
+
+def scan_bar(description: str, total: int | None, unit: str) -> "tqdm[None]":
+    """Return a progress bar of a scan of files. A scan that ends within two seconds shows none."""
+    interval = 0.5 if sys.stderr.isatty() else 5.0  # seconds; in a log, every refresh is a line
+    return tqdm(
+        desc=description,
+        total=total,
+        unit=unit if unit == "B" else f" {unit}",
+        unit_scale=unit == "B",
+        delay=2,
+        mininterval=interval,
+        dynamic_ncols=True,
+    )
 
 
 class CommandParser(argparse.ArgumentParser):

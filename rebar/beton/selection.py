@@ -1,7 +1,7 @@
 """The interface of image sources, and the selection of images to write: subsets, classes, shards, order."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -54,6 +54,22 @@ class BlockSource(Protocol):
     def blocks(self) -> np.ndarray:
         """The block of each image, int64 ``[n]``."""
         ...
+
+
+@runtime_checkable
+class OmittingSource(Protocol):
+    """A source that reports the files or samples that it does not contain."""
+
+    @property
+    def omitted(self) -> Mapping[str, int]:
+        """What was omitted, such as ``hidden file or folder`` -> how many."""
+        ...
+
+
+def omitted_by(source: Source) -> dict[str, int]:
+    """Return what the source omitted, and how many of each kind, by name."""
+    found = source.omitted if isinstance(source, OmittingSource) else {}
+    return {kind: found[kind] for kind in sorted(found) if found[kind]}
 
 
 def labels_of(source: Source) -> np.ndarray:
@@ -131,6 +147,11 @@ class ClassSubset:
         label_map = np.full(total, -1, np.int64)
         label_map[kept] = np.arange(count)
         return ClassSubset(source, [source.class_names[label] for label in kept], label_map)
+
+    @property
+    def omitted(self) -> Mapping[str, int]:
+        """What the source omitted."""
+        return omitted_by(self.source)
 
     def __len__(self) -> int:
         return len(self.source)

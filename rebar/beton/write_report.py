@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -92,6 +92,8 @@ class WriteReport:
     expected: Estimate
     """The estimate before writing."""
     tally: "Tally"
+    omitted: Mapping[str, int]
+    """Kind of file or sample that the source omitted -> how many."""
 
 
 @dataclass
@@ -136,8 +138,11 @@ class Tally:
             self.counts[kind] = self.counts.get(kind, 0) + count
             self.names[kind] = [*self.names.get(kind, []), *later.names[kind]][:MAX_NAMES]
 
-    def to_json(self) -> str:
-        """Return the report as JSON text. Equal sources and settings give equal reports."""
+    def to_json(self, omitted: Mapping[str, int]) -> str:
+        """Return the report as JSON text. Equal sources and settings give equal reports.
+
+        ``omitted``: see :class:`WriteReport`.
+        """
         bad = {
             key: [{"name": name, "reason": reason} for name, reason in images]
             for key, images in (("repaired", self.repaired), ("skipped", self.skipped))
@@ -148,6 +153,7 @@ class Tally:
             "num_repaired": len(self.repaired),
             "num_skipped": len(self.skipped),
             **bad,
+            "omitted": dict(omitted),
             "kinds": {kind: {"count": self.counts[kind], "names": self.names[kind]} for kind in sorted(self.counts)},
         }
         return json.dumps(content, indent=1) + "\n"

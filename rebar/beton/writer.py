@@ -22,7 +22,7 @@ import rebar
 from rebar.beton.encode import Encoder, ImagePolicy, OnBadImage, Outcome
 from rebar.beton.format import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from rebar.beton.partial_file import PartialFile, open_partial
-from rebar.beton.selection import Source
+from rebar.beton.selection import Source, omitted_by
 from rebar.beton.sidecar import Checksums, Sidecar, sidecar_path
 from rebar.beton.worker_pool import map_in_processes
 from rebar.beton.write_report import Estimate, Tally, WriteReport, estimate, report_path
@@ -96,6 +96,7 @@ def write_beton(
         class_counts=np.bincount(partial.pages.samples["f1"], minlength=len(source.class_names)),
         expected=expected,
         tally=tally,
+        omitted=omitted_by(source),
     )
 
 
@@ -202,7 +203,7 @@ def _finish(partial: PartialFile, encoder: Encoder, num_bytes: int, checksums: C
         checksums=checksums,
     )
     with atomic_write(report_path(partial.path), sidecar_path(partial.path)) as (report_file, sidecar_file):
-        report_file.write(tally.to_json().encode())
+        report_file.write(tally.to_json(omitted_by(encoder.source)).encode())
         sidecar_file.write(sidecar.to_json().encode())
     partial.finish()
     sync_folder(partial.path.parent)

@@ -20,18 +20,10 @@ from rebar.sources.registry import Request, is_remote, open_source
 from rebar.sources.tar import COMPRESSED
 from rebar.sources.webdataset import expand_shards
 from rebar.storage.file_lock import file_lock
-from rebar.storage.files import user_cache
+from rebar.storage.files import CACHE_VARIABLE, cache_folder
 
-CACHE_VARIABLE = "REBAR_CACHE"
 LAYOUT = 1
 """Part of every cache key. Increment it when the same settings produce different files."""
-
-
-def cache_folder() -> Path:
-    """Return ``$REBAR_CACHE``, or else ``~/.cache/rebar`` (``$XDG_CACHE_HOME/rebar`` if that is set)."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen)
-    return user_cache()
 
 
 def is_source(location: str) -> bool:

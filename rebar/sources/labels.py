@@ -1,4 +1,4 @@
-"""Labels of ILSVRC's unsorted validation images, and ImageNet-1k's class names.
+"""Classes as numbers or names, labels of ILSVRC's unsorted validation images, and ImageNet-1k's class names.
 
 ILSVRC's validation images are in one folder. Their classes are read from one of these lists; the format is detected
 from the content:
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from rebar.beton.reader import MAX_CLASSES
 from rebar.cli import warn
 from rebar.errors import RebarError
 
@@ -35,8 +36,29 @@ PARENTS_SEARCHED = 4
 """Parent folders searched for a list. In Kaggle's archive, the list is four levels above the images."""
 SYNSETS_FILE = Path(__file__).with_name("imagenet_1k_synsets.txt")
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _SYNSET = re.compile(r"n\d{8}")
 _NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})")
+
+
+def parse_class(value: object) -> int | str:
+    """Return the class of an image: a number if it is one, also as ``"3"``, ``"3.0"`` or ``3.0``, otherwise a name.
+
+    Raises ValueError with the reason if it is neither.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError("is neither a number nor a name")
+    text = str(value).strip()
+    if not text:
+        raise ValueError("is empty")
+    if isinstance(value, str) and not _NUMBER.fullmatch(text):
+        return text
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(f"is {text}, which is not an integer")
+    if not 0 <= number < MAX_CLASSES:
+        raise ValueError(f"is {text}, which is not from 0 to {MAX_CLASSES - 1:,}")
+    return int(number)
 
 
 def to_synsets(class_names: Sequence[str]) -> list[str]:

@@ -16,6 +16,10 @@ SPLIT_WORDS: dict[str, tuple[str, ...]] = {
     "val": ("val", "validation", "valid"),
 }
 """Words in the names of files and folders that identify a split."""
+HIDDEN = "hidden file or folder"
+NOT_AN_IMAGE = "file that is not an image"
+OUTSIDE = "image outside the class folders"
+"""Kinds of files that sources omit and count."""
 SPLIT_FOLDERS = ("{split}", "ILSVRC/Data/CLS-LOC/{split}", "Data/CLS-LOC/{split}")
 """Possible locations of a split in a dataset's folder. If none of them exists, the folder itself is the split."""
 
@@ -24,7 +28,12 @@ Name = TypeVar("Name", str, Path)
 
 def is_image(name: str) -> bool:
     """Return whether a relative path has the extension of an image, and neither it nor a folder in it is hidden."""
-    return name.lower().endswith(EXTENSIONS) and not any(is_hidden(part) for part in name.split("/"))
+    return name.lower().endswith(EXTENSIONS) and not has_hidden_part(name)
+
+
+def has_hidden_part(name: str) -> bool:
+    """Return whether a relative path, or a folder in it, is hidden."""
+    return (name.startswith(".") or "/." in name) and any(is_hidden(part) for part in name.split("/"))
 
 
 def is_hidden(name: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rebar.errors import RebarError
-from rebar.sources.files import index_classes
+from rebar.sources.byte_ranges import index_classes
 from rebar.sources.labels import to_synsets
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "picture")

@@ -25,6 +25,8 @@ class Request:
     split: Split
     labels: str = ""
     """The path of a list of labels, for images without class folders. By default, a list is searched for."""
+    image_key: str = ""
+    """The extension of the image in each WebDataset sample. By default, a sample may have only one image."""
     max_images: int | None = None
     """The number of images that will be selected, if known. Sources that download may skip the others."""
 
@@ -72,7 +74,7 @@ KINDS = (
         "webdataset",
         "WebDataset shards: a folder of .tar files, one of them, or a pattern: shard-{000..146}.tar, 'shard-*.tar'",
         lambda request: any(webdataset.is_shard(path) for path in _find_files(request, ".tar")[:1]),
-        lambda request: webdataset.open_webdataset(_require_files(request, ".tar")),
+        lambda request: webdataset.open_webdataset(_require_files(request, ".tar"), request.image_key),
     ),
     Kind(
         "parquet",
@@ -114,6 +116,8 @@ def open_source(request: Request, kind: str = "auto") -> tuple[str, Source]:
         chosen = next(entry for entry in KINDS if entry.name == kind)
     if request.labels and chosen.name not in KINDS_WITH_LABELS:
         warn(f"--labels has no effect: {request.location} is of kind '{chosen.name}', which includes the classes")
+    if request.image_key and chosen.name != "webdataset":
+        warn(f"--image-key has no effect: {request.location} is of kind '{chosen.name}'")
     try:
         return chosen.name, chosen.open(request)
     except OSError as error:

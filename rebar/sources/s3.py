@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rebar.errors import RebarError
-from rebar.sources.files import PackedNames, index_classes
+from rebar.sources.byte_ranges import PackedNames, index_classes
 from rebar.sources.layout import SPLIT_FOLDERS, is_image, other_split
 from rebar.storage.boto import make_client
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from rebar.beton.selection import Source
 from rebar.cli import run_command
 from rebar.errors import RebarError
-from rebar.sources.files import PackedNames
+from rebar.sources.byte_ranges import PackedNames
 from rebar.sources.layout import Split, is_image
 from rebar.sources.registry import Request, open_source
 from rebar.storage.files import write_error

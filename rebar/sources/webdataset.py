@@ -3,18 +3,22 @@
 The image is ``key.jpg`` (or another image extension). The class is in ``key.cls``, or a field of ``key.json``.
 """
 
+import functools
 import json
 import os
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rebar.errors import RebarError
-from rebar.sources.files import ByteRange, ByteRanges, index_classes
-from rebar.sources.layout import is_image
-from rebar.sources.tar import NUM_THREADS, Member, check_uncompressed, list_members
+from rebar.sources.byte_ranges import ByteRanges, index_classes
+from rebar.sources.labels import parse_class
+from rebar.sources.layout import HIDDEN, has_hidden_part, is_image
+from rebar.sources.tar import check_uncompressed
+from rebar.sources.tar_index import index_tars, mixed_classes_error
+from rebar.sources.tar_members import Member, list_members
 
 JSON_KEYS = ("cls", "label", "class", "class_id", "class_name", "synset")
 CLASS_NAME_FILES = ("classes.txt", "class_names.txt", "synsets.txt", "LOC_synset_mapping.txt")
@@ -40,48 +44,80 @@ def is_shard(path: Path) -> bool:
         key, extension = _split_key(member.name)
         found = extensions.setdefault(key, set())
         found.add(extension)
-        if found & {"cls", "json"} and any(is_image(f"x.{e}") for e in found):
+        if found & {"cls", "json"} and any(map(_is_image_extension, found)):
             return True
     return False
 
 
-def open_webdataset(shards: Sequence[Path]) -> ByteRanges:
-    """Open the samples of the shards, in order. Raises RebarError."""
+def open_webdataset(shards: Sequence[Path], image_key: str = "") -> ByteRanges:
+    """Open the samples of the shards, in order. ``image_key`` is the extension of the image in every sample.
+
+    By default, a sample may have only one image. Samples without an image or without a class are omitted and counted.
+    Raises RebarError.
+    """
     for path in shards:
         check_uncompressed(path)
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        contents = list(pool.map(_read_samples, shards))
-    ranges = [ByteRange(number, *image) for number, samples in enumerate(contents) for image, _ in samples]
-    labels = [label for samples in contents for _, label in samples]
-    if not labels:
+    image_key = image_key.lower().removeprefix(".")
+    index = index_tars(
+        shards,
+        list(enumerate(shards)),
+        functools.partial(_read_shard, image_key=image_key),
+        settings=f"webdataset {image_key}",
+    )
+    if not len(index):
+        found = ", ".join(f"{count:,} x {kind}" for kind, count in index.omitted.items()) or "no samples"
         raise RebarError(
-            f"{shards[0]}: contains no sample with an image and a .cls or .json file. Give shards of labeled images.",
+            f"{shards[0]}: contains no sample with an image and a .cls or .json file ({found}). Give shards of labeled "
+            "images.",
             code="source-empty",
         )
-    names = [label for label in labels if isinstance(label, str)]
-    if len(names) == len(labels):
-        class_names = sorted(set(names))
-        return ByteRanges.from_ranges(shards, class_names, ranges, index_classes(names, class_names))
-    if names:
-        raise RebarError(
-            f"{shards[0].parent}: some samples have a number as their class, others a name. Use one form in all "
-            "shards.",
-            code="webdataset-label-invalid",
-        )
-    numbers = [int(label) for label in labels]
-    return ByteRanges.from_ranges(shards, _read_class_names(shards[0].parent, max(numbers) + 1), ranges, numbers)
+    if index.class_names:
+        return index
+    return replace(index, class_names=_read_class_names(shards[0].parent, int(index.labels.max()) + 1))
 
 
 def _split_key(name: str) -> tuple[str, str]:
-    folder, base = os.path.split(name)
-    key, _, extension = base.partition(".")
-    return os.path.join(folder, key), extension.lower()
+    """Return the key and the extension of a file: its path up to the first dot of its name, and the rest."""
+    dot = name.find(".", name.rfind("/") + 1)
+    return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :].lower())
 
 
-def _read_samples(path: Path) -> list[tuple[Member, int | str]]:
-    """Return (image, class) of every sample in a shard; files without an image are skipped."""
+@functools.lru_cache
+def _is_image_extension(extension: str) -> bool:
+    return is_image(f"x.{extension}")
+
+
+def _read_shard(task: tuple[int, Path], image_key: str) -> ByteRanges:
+    """Return the samples of a shard, given its number and path. Runs in worker processes."""
+    number, path = task
+    omitted: Counter[str] = Counter()
+    images: list[Member] = []
+    classes: list[int | str] = []
+    with path.open("rb") as file:
+        for key, files in _group_samples(path, omitted).items():
+            image = _find_image(path, key, files, image_key)
+            label = files.get("cls") or files.get("json")
+            if image is None:
+                omitted[f"sample without {f'.{image_key}' if image_key else 'an image'}"] += 1
+            elif label is None:
+                omitted["sample without a .cls or .json file"] += 1
+            else:
+                images.append(image)
+                classes.append(_read_class(path, file.fileno(), label, is_json="cls" not in files))
+    names = sorted({value for value in classes if isinstance(value, str)})
+    if names and not all(isinstance(value, str) for value in classes):
+        raise mixed_classes_error(str(path))
+    labels = index_classes(classes, names) if names else classes
+    return ByteRanges.from_members(path, names, images, labels, omitted, number)
+
+
+def _group_samples(path: Path, omitted: Counter[str]) -> dict[str, dict[str, Member]]:
+    """Return key -> extension -> file of a shard."""
     samples: dict[str, dict[str, Member]] = {}
-    for member in list_members(path):
+    for member in list_members(path, omitted=omitted):
+        if has_hidden_part(member.name):
+            omitted[HIDDEN] += 1
+            continue
         key, extension = _split_key(member.name)
         files = samples.setdefault(key, {})
         if extension in files:
@@ -90,52 +126,46 @@ def _read_samples(path: Path) -> list[tuple[Member, int | str]]:
                 code="webdataset-ambiguous",
             )
         files[extension] = member
-    found = []
-    with path.open("rb") as file:
-        for key, files in samples.items():
-            images = [member for extension, member in files.items() if is_image(f"x.{extension}")]
-            if not images:
-                continue
-            if len(images) > 1:
-                names = ", ".join(member.name for member in images)
-                raise RebarError(
-                    f"{path}: sample {key} has several images ({names}). Pack shards with one image per sample.",
-                    code="webdataset-ambiguous",
-                )
-            image = images[0]
-            label = files.get("cls") or files.get("json")
-            if label is None:
-                raise RebarError(
-                    f"{path}:{image.name}: its class is missing. Add {key}.cls or {key}.json to the shard.",
-                    code="webdataset-label-invalid",
-                )
-            content = os.pread(file.fileno(), label.size, label.offset)
-            found.append((image, _parse_label(f"{path}:{label.name}", content, is_json="cls" not in files)))
-    return found
+    return samples
 
 
-def _parse_label(name: str, content: bytes, *, is_json: bool) -> int | str:
-    try:
-        value: Any = content.decode().strip()
-        if is_json:
-            fields = json.loads(value)
-            value = next(fields[key] for key in JSON_KEYS if key in fields)
-        text = str(value)
-        if isinstance(value, (list, dict, bool)) or value is None:
-            raise TypeError
-        if re.fullmatch(r"-?\d+\.0*", text):  # a number written as a float
-            text = text.partition(".")[0]
-        label = int(text) if text.removeprefix("-").isdigit() else text
-    except (ValueError, StopIteration, TypeError):
+def _find_image(path: Path, key: str, files: Mapping[str, Member], image_key: str) -> Member | None:
+    """Return the image of a sample, or None. Raises RebarError if there are several and no ``image_key``."""
+    if image_key:
+        return files.get(image_key)
+    extensions = [extension for extension in files if _is_image_extension(extension)]
+    if len(extensions) > 1:
         raise RebarError(
-            f"{name} does not contain a class. Store a number or a name; in JSON, as {', '.join(JSON_KEYS)}.",
+            f"{path}: sample {key} has several images. Give --image-key {' or --image-key '.join(extensions)}.",
+            code="webdataset-ambiguous",
+        )
+    return files[extensions[0]] if extensions else None
+
+
+def _read_class(path: Path, descriptor: int, member: Member, *, is_json: bool) -> int | str:
+    """Return the class in a .cls or .json file of a shard."""
+    content = member.content
+    if content is None:
+        content = os.pread(descriptor, member.size, member.offset)
+    try:
+        return _parse_json(content) if is_json else _parse_cls(content)
+    except (ValueError, StopIteration, TypeError) as error:
+        reason = f"it {error}" if str(error).startswith("is ") else "the file cannot be parsed, or has no such field"
+        raise RebarError(
+            f"{path}:{member.name} does not contain a class: {reason}. Store a number or a name; in JSON, as "
+            f"{', '.join(JSON_KEYS)}.",
             code="webdataset-label-invalid",
         ) from None
-    if label == "" or (isinstance(label, int) and label < 0):
-        raise RebarError(
-            f"{name}: {text!r} is not a class. Store a number from 0, or a name.", code="webdataset-label-invalid"
-        )
-    return label
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _parse_cls(content: bytes) -> int | str:
+    return parse_class(content.decode())
+
+
+def _parse_json(content: bytes) -> int | str:
+    fields = json.loads(content)
+    return parse_class(next(fields[key] for key in JSON_KEYS if key in fields))
 
 
 def _read_class_names(folder: Path, num_classes: int) -> list[str]:

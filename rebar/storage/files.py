@@ -11,6 +11,8 @@ from typing import IO
 
 from rebar.errors import RebarError
 
+CACHE_VARIABLE = "REBAR_CACHE"
+
 
 @contextmanager
 def atomic_write(*targets: Path) -> Iterator[Sequence[IO[bytes]]]:
@@ -89,6 +91,12 @@ def user_cache() -> Path:
     https://specifications.freedesktop.org/basedir-spec/latest/
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "rebar"
+
+
+def cache_folder() -> Path:
+    """Return ``$REBAR_CACHE``, or else :func:`user_cache`: the folder of converted datasets and indexes."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen) if chosen else user_cache()
 
 
 def sha256_of(file: IO[bytes]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rebar.beton.selection import omitted_by
 from tests.sources.conftest import (
     SYNSETS,
     add_file,
@@ -75,6 +76,25 @@ def test_tar_with_duplicate_names_is_refused(tmp_path: Path) -> None:
         for content in (b"1", b"2"):
             add_file(tar, "val/n0/a.JPEG", content)
     assert error_of(tmp_path / "a.tar", "val").code == "tar-invalid"
+
+
+def test_hidden_files_and_links_in_a_tar_are_counted(imagenet: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(imagenet / "val", "val")
+        add_file(tar, f"val/{SYNSETS[0]}/._1.JPEG", b"macOS")
+        add_file(tar, "val/readme.txt", b"text")
+        add_file(tar, "val/stray.JPEG", b"image")
+        link = tarfile.TarInfo(f"val/{SYNSETS[0]}/link.JPEG")
+        link.type, link.linkname = tarfile.SYMTYPE, "other.JPEG"
+        tar.addfile(link)
+    source = open_location(tmp_path / "a.tar", "val")
+    assert images_of_source(source) == images_of_folder(imagenet / "val")
+    assert omitted_by(source) == {
+        "file that is not an image": 1,
+        "hidden file or folder": 1,
+        "image outside the class folders": 1,
+        "link in a tar": 1,
+    }
 
 
 def test_compressed_tar_is_refused(imagenet: Path, tmp_path: Path) -> None:
