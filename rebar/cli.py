@@ -40,6 +40,12 @@ def warn(message: str) -> None:
         print(f"warning: {_escape_lines(message)}", file=sys.stderr, flush=True)
 
 
+def note(message: str) -> None:
+    """Print a note to stderr, on rank 0 only."""
+    if _rank() == 0:
+        print(f"note: {_escape_lines(message)}", file=sys.stderr, flush=True)
+
+
 def scan_bar(description: str, total: int | None, unit: str) -> "tqdm[None]":
     """Return a progress bar of a scan of files. A scan that ends within two seconds shows none."""
     interval = 0.5 if sys.stderr.isatty() else 5.0  # seconds; in a log, every refresh is a line

@@ -11,17 +11,17 @@ usage() {
 usage: $0 NGPUS DATA EPOCHS BATCH WORKERS [flags of train_imagenet.py]
 
   NGPUS    number of GPUs
-  DATA     folder with train.beton and val.beton
+  DATA     folder with train.beton and val.beton, or with train/ and val/ images
   EPOCHS   number of epochs
-  BATCH    training batch size per GPU
+  BATCH    training batch size per GPU; the recipe's learning rate is scaled to the global batch
   WORKERS  loader threads per process, about cores / NGPUS
 
   CONFIG=FILE           config file (default rn50_configs/rn50_16_epochs.yaml)
-  RESET_SCHED=1         --reset-schedule: a new schedule for the remaining epochs
-  FREEZE_LR=1           --freeze-lr: keep the last learning rate
-  FREEZE_LR_VALUE=RATE  use this rate instead (with FREEZE_LR=1)
+  RESET_SCHED=1, FREEZE_LR=1, FREEZE_LR_VALUE=RATE: see docs/resume.md
 
-example: $0 8 /data/betons 16 128 12 --lr.lr 1.7
+With --max-lr, the schedule is onecycle unless --scheduler names another.
+
+example: $0 8 /data/betons 16 128 12 --max-lr 1.7
 TEXT
     exit 2
 }
@@ -49,9 +49,9 @@ require_count NGPUS "$gpus"
 require_count EPOCHS "$epochs"
 require_count BATCH "$batch"
 require_count WORKERS "$workers"
-for file in "$data/train.beton" "$data/val.beton" "$config"; do
-    [[ -f $file ]] || die "$file does not exist"
-done
+[[ -f $config ]] || die "$config does not exist"
+[[ -f $data/train.beton && -f $data/val.beton || -d $data/train ]] ||
+    die "$data has neither train.beton and val.beton, which write_dataset.py writes, nor train/ with images"
 
 visible=$(visible_gpus)
 if ((visible == 0)); then
@@ -60,8 +60,25 @@ elif ((gpus > visible)); then
     echo "warning: $gpus processes, but only $visible visible GPUs" >&2
 fi
 
-# shellcheck source=scripts/schedule_flags.sh
-source "$repo/scripts/schedule_flags.sh"
+# has FLAG...: whether one of the flags is among the extra arguments
+has() {
+    local flag argument
+    for flag in "$@"; do
+        for argument in "${extra[@]}"; do
+            if [[ ${argument//_/-} == "$flag" || ${argument//_/-} == "$flag="* ]]; then return 0; fi
+        done
+    done
+    return 1
+}
+
+extra=("$@") recipe=()
+if has --max-lr --lr.max-lr && ! has --scheduler --lr-schedule-type --lr.lr-schedule-type; then
+    recipe+=(--scheduler onecycle)
+    echo "note: onecycle schedule, because --max-lr is given without --scheduler"
+fi
+if [[ -z ${CONFIG:-} ]] && ((epochs >= 8)); then  # the rule of the recipes rn50_*_epochs.yaml
+    recipe+=(--start-ramp "$((epochs * 3 / 4 - 1))" --end-ramp "$((epochs * 7 / 8 - 1))")
+fi
 
 python=$repo/.venv/bin/python
 [[ -x $python ]] || python=python3
@@ -71,5 +88,5 @@ launcher=("$python")
 if ((gpus > 1)); then launcher+=(-m torch.distributed.run --standalone "--nproc_per_node=$gpus"); fi
 
 exec "${launcher[@]}" "$repo/train_imagenet.py" --config-file "$config" \
-    --data.train_dataset "$data/train.beton" --data.val_dataset "$data/val.beton" \
-    --epochs "$epochs" --training.batch_size "$batch" --data.num_workers "$workers" "${schedule[@]}" "$@"
+    --data.train_dataset "$data" --data.val_dataset "$data" \
+    --epochs "$epochs" --training.batch_size "$batch" --data.num_workers "$workers" "${recipe[@]}" "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Run a learning rate range test: train_imagenet.py --find-lr, with the same options.
 
-python scripts/lr_range_test.py --config-file rn50_configs/g5_1gpu.yaml --find-lr-steps 200
+python scripts/lr_range_test.py --config-file rn50_configs/g5_1gpu.yaml --min-lr 1e-4 --max-lr 10 --iterations 200
 torchrun --nproc_per_node=4 scripts/lr_range_test.py --config-file rn50_configs/g5_4gpu.yaml
 """
 
@@ -12,6 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_imagenet  # a script in the repository's root
 from rebar.cli import run_command
+from rebar.training.aliases import Alias, translate
+
+ALIASES = (  # flags that train_imagenet.py has with another meaning
+    Alias("--min-lr", "--find-lr-min={}", "RATE"),
+    Alias("--max-lr", "--find-lr-max={}", "RATE"),
+    Alias("--iterations", "--find-lr-steps={}", "N"),
+)
 
 if __name__ == "__main__":
-    run_command(train_imagenet.main, [*sys.argv[1:], "--find-lr"])
+    run_command(train_imagenet.main, [*translate(sys.argv[1:], ALIASES), "--find-lr"])

@@ -5,8 +5,6 @@
 #
 #   scripts/torchrun_from_env.sh train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml
 #   scripts/torchrun_from_env.sh --print          only print torchrun's flags
-#
-# RESET_SCHED, FREEZE_LR and FREEZE_LR_VALUE become flags of train_imagenet.py: see schedule_flags.sh.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -85,9 +83,4 @@ fi
 (($#)) || die "usage: $0 SCRIPT [ARGUMENT...]"
 python=$repo/.venv/bin/python
 [[ -x $python ]] || python=python3
-schedule=()
-if [[ $(basename "$1") == train_imagenet.py ]]; then
-    # shellcheck source=scripts/schedule_flags.sh
-    source "$repo/scripts/schedule_flags.sh"
-fi
-exec "$python" -m torch.distributed.run "${flags[@]}" "$1" "${schedule[@]}" "${@:2}"
+exec "$python" -m torch.distributed.run "${flags[@]}" "$@"

@@ -11,7 +11,7 @@
 #   DATA_FOLDER  folder on a fast disk (default: data/ in the repository)
 #   RUN_PLACE    s3://bucket/prefix/RUN for checkpoints and log; default: no uploads
 #   RUN_FOLDER   local run folder, must also end in RUN (default: runs/RUN)
-#   RESET_SCHED, FREEZE_LR, FREEZE_LR_VALUE   see schedule_flags.sh
+#   RESET_SCHED, FREEZE_LR, FREEZE_LR_VALUE   see docs/resume.md
 #
 # Exit status: 0 finished; 75 interrupted and saved, run it again; any other: failed.
 set -euo pipefail

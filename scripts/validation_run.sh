@@ -20,7 +20,7 @@ usage: $0 IMAGES [--no-tests] [FLAGS of train_imagenet.py]
   RUN_FOLDER=PATH      output: summary.txt, gpu_tests.txt, training/, evaluation.txt
   DATA_FOLDER=PATH     folder on a fast disk for the .beton files
   TRAIN_IMAGES, VAL_IMAGES   number of images (default 25000 and 5000)
-  RESET_SCHED=1, FREEZE_LR=1, FREEZE_LR_VALUE=RATE: see launch_multi_gpu.sh
+  RESET_SCHED=1, FREEZE_LR=1, FREEZE_LR_VALUE=RATE: see docs/resume.md
 
 example: $0 hf:imagenet-1k
 TEXT

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from rebar.config import flatten_config, load_config_files, parse_config
+from rebar.optim.schedules import peak_lr
 from rebar.training.config import TrainConfig, unused_options
 
 ROOT = Path(__file__).parent.parent
@@ -205,7 +206,7 @@ def test_each_recipe_and_instance_has_a_config_file():
 @pytest.mark.parametrize("name", INSTANCES)
 def test_instance_sets_only_options_of_its_machine(name):
     own = {path for path, _ in flat(yaml.safe_load((CONFIGS / name).read_text()))}
-    allowed = {"data.num_workers", "data.in_memory", "lr.lr", "dist.world_size"}
+    allowed = {"data.num_workers", "data.in_memory", "dist.world_size"}
     assert own == allowed | {"training.batch_size", "training.precision", "extends"}
 
 
@@ -231,7 +232,8 @@ def test_instance_matches_its_machine(name):
 def test_learning_rate_is_proportional_to_global_batch(name):
     config = resolve(CONFIGS / name)
     global_batch = config.training.batch_size * config.dist.world_size
-    assert config.lr.lr == pytest.approx(1.7 * global_batch / 4096)
+    assert peak_lr(config.lr, global_batch=global_batch) == pytest.approx(1.7 * global_batch / 4096)
+    assert resolve(CONFIGS / name, "--lr", "0.3").lr.lr_scaling == "none"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("demo.yaml", "tiny.yaml")])
@@ -241,7 +243,8 @@ def test_docs_list_every_config_file_with_its_values(name):
     if name in INSTANCES:
         config = resolve(CONFIGS / name)
         cells = [cell.strip() for cell in rows[0].split("|")]
-        expected = [config.training.batch_size, config.lr.lr, config.training.precision]
+        peak = peak_lr(config.lr, global_batch=config.training.batch_size * config.dist.world_size)
+        expected = [config.training.batch_size, peak, config.training.precision]
         assert cells[4:7] == [str(value) for value in expected]
         assert int(cells[7].split()[0]) == config.data.num_workers
         assert cells[8] == str(config.data.in_memory).lower()
@@ -253,7 +256,7 @@ def test_documented_flags_change_the_length_of_an_instance():
     config = resolve(CONFIGS / "g5_4gpu.yaml", "--epochs", "88", "--start-ramp", "65", "--end-ramp", "76")
     recipe = resolve(CONFIGS / "rn50_88_epochs.yaml")
     assert (config.training.epochs, config.resolution) == (recipe.training.epochs, recipe.resolution)
-    assert (config.training.batch_size, config.lr.lr) == (256, 0.425)
+    assert (config.training.batch_size, peak_lr(config.lr, global_batch=1024)) == (256, 0.425)
 
 
 def test_documented_config_file_works(tmp_path):

@@ -34,11 +34,15 @@ class RegularizationConfig:
         1, help="crops of each image per batch; an epoch then visits 1/N of the images", minimum=1
     )
     use_mixup: bool = option(False, help="MixUp: blend pairs of images and their labels")
-    mixup_alpha: float = option(0.2, help="MixUp: parameter of the Beta distribution", minimum=0.001)
+    mixup_alpha: float = option(
+        0.2, help="MixUp: parameter of the Beta distribution; implies use_mixup, 0 disables it", minimum=0
+    )
     use_cutmix: bool = option(
         False, help="CutMix: paste a box from another image; with MixUp, one of the two is chosen per batch"
     )
-    cutmix_alpha: float = option(1.0, help="CutMix: parameter of the Beta distribution", minimum=0.001)
+    cutmix_alpha: float = option(
+        1.0, help="CutMix: parameter of the Beta distribution; implies use_cutmix, 0 disables it", minimum=0
+    )
     mix_probability: float = option(
         1.0, help="probability that MixUp or CutMix is applied to a batch", minimum=0, maximum=1
     )

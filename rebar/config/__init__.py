@@ -14,11 +14,12 @@ variables have no effect.
 """
 
 from rebar.config.command_line import config_name, given_value, parse_config
-from rebar.config.options import ConfigError, Option, option, options_of, parse_bool, section
+from rebar.config.options import ConfigError, Implied, Option, option, options_of, parse_bool, section
 from rebar.config.yaml_files import build_config, flatten_config, load_config_files, to_yaml
 
 __all__ = [
     "ConfigError",
+    "Implied",
     "Option",
     "build_config",
     "config_name",

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import fastargs
 
-from rebar.config.options import ConfigError, Option, options_of, short_names
+from rebar.config.options import ConfigError, Option, options_of, short_names, with_implied
 from rebar.config.yaml_files import COMMAND_LINE, build_config, load_config_files, to_yaml
 
 Schema = TypeVar("Schema")
@@ -108,8 +108,8 @@ def parse_config(
     namespace, unknown = parser.parse_known_args(list(argv))
     if unknown:
         _reject_unknown(unknown, parser, options)
-    given = {path: value for path, value in vars(namespace).items() if "." in path}
-    from_files = load_config_files(namespace.config_file)
+    given = with_implied(schema, {path: value for path, value in vars(namespace).items() if "." in path})
+    from_files = load_config_files(namespace.config_file, schema)
     files = ", ".join(str(name) for name in namespace.config_file)
     if from_files:  # checked separately, so that the message names the right place
         required = {item.path: given[item.path] for item in options if item.required and item.path in given}

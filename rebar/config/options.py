@@ -4,7 +4,8 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -162,6 +163,30 @@ def _convert(value: Any, kind: Any) -> Any:
         if math.isfinite(number):
             return number
     raise ValueError(expected)
+
+
+@dataclass(frozen=True)
+class Implied:
+    """A rule of a schema: to set ``option`` also sets ``target`` to ``value(option's value)``.
+
+    It applies within one place, such as a YAML file or the command line, unless ``target`` is set in the same place.
+    Rules apply in order, so a later one may build on an earlier one. A schema lists its rules in ``implied``.
+    """
+
+    option: str
+    target: str
+    value: Callable[[Any], Any]
+
+
+def with_implied(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``{"section.name": value}`` of one place with the values that they imply."""
+    result, rules = dict(values), getattr(schema, "implied", ())
+    options = {item.path: item for item in options_of(schema)} if rules else {}
+    for rule in rules:
+        if rule.option in result and rule.target not in result:
+            with suppress(ValueError):  # build_config reports an invalid value
+                result[rule.target] = rule.value(options[rule.option].check(result[rule.option]))
+    return result
 
 
 def options_of(schema: type) -> Iterator[Option]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from rebar.cli import warn
-from rebar.config.options import ConfigError, options_of, short_names
+from rebar.config.options import ConfigError, options_of, short_names, with_implied
 
 Schema = TypeVar("Schema")
 
@@ -67,14 +67,16 @@ def _flatten(content: Mapping[str, Any], where: Path | str, prefix: str = "") ->
     return flat
 
 
-def load_config_files(paths: Sequence[Path | str]) -> dict[str, Any]:
+def load_config_files(paths: Sequence[Path | str], schema: type | None = None) -> dict[str, Any]:
     """Read YAML files and the files they extend into ``{"section.name": value}``; later files override earlier ones.
+
+    With a schema, the values of each file include those that they imply.
 
     Raises ConfigError for a file that is missing, unreadable, not valid YAML, or extends itself.
     """
     merged: dict[str, Any] = {}
     for path in paths:
-        merged.update(_load_one(_or_bundled(Path(path)), ()))
+        merged.update(_load_one(_or_bundled(Path(path)), (), schema))
     return merged
 
 
@@ -85,7 +87,7 @@ def _or_bundled(path: Path) -> Path:
     return bundled if is_recipe and not path.exists() and bundled.exists() else path
 
 
-def _load_one(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+def _load_one(path: Path, chain: tuple[Path, ...], schema: type | None) -> dict[str, Any]:
     if path.resolve() in chain:
         raise _invalid(path, f"extends itself, through {' -> '.join(p.name for p in chain)}.")
     content = _read_yaml(path)
@@ -95,8 +97,9 @@ def _load_one(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise _invalid(path, f"extends is {bases!r}. Give a file or a list of files.")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged.update(_load_one(path.parent / base, (*chain, path.resolve())))
-    merged.update(_flatten(content, path))
+        merged.update(_load_one(path.parent / base, (*chain, path.resolve()), schema))
+    values = _flatten(content, path)
+    merged.update(with_implied(schema, values) if schema else values)
     return merged
 
 

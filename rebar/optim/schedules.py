@@ -20,12 +20,14 @@ LrScaling = Literal["none", "linear", "sqrt"]
 class LearningRateConfig:
     """Learning rate schedule."""
 
-    lr: float = option(0.5, help="peak learning rate, for the global batch", minimum=0)
+    lr: float = option(
+        0.5, help="peak learning rate; for the actual global batch unless lr_scaling is given with it", minimum=0
+    )
     max_lr: float | None = option(
-        None, help="peak learning rate without scaling; overrides lr and lr_scaling", minimum=0
+        None, help="peak learning rate for the actual global batch; overrides lr and lr_scaling", minimum=0
     )
     lr_scaling: LrScaling = option("none", help="scale lr from a global batch of base_batch to the actual one")
-    base_batch: int = option(256, help="lr_scaling: global batch that lr refers to", minimum=1)
+    base_batch: int = option(256, help="global batch that lr refers to; implies lr_scaling linear", minimum=1)
     lr_schedule_type: Literal["cyclic", "step", "cosine", "onecycle", "linear", "constant"] = option(
         "cyclic",
         help="cyclic: linear rise, then linear decay; step: staircase; onecycle: cosine rise, then cosine decay",
@@ -48,8 +50,6 @@ class LearningRateConfig:
         onecycle = ("lr_schedule_type onecycle", kind == "onecycle")
         has_warmup = kind not in ("cyclic", "onecycle")
         return {
-            "lr_scaling": ("lr instead of max_lr", self.max_lr is None),
-            "base_batch": ("lr_scaling", self.lr_scaling != "none" and self.max_lr is None),
             "lr_peak_epoch": ("lr_schedule_type cyclic", kind == "cyclic"),
             "step_ratio": ("lr_schedule_type step", kind == "step"),
             "step_length": ("lr_schedule_type step", kind == "step"),
@@ -83,7 +83,12 @@ def peak_lr(config: LearningRateConfig, *, global_batch: int) -> float:
 
 
 def cyclic_lr(epoch: float, *, peak: float, peak_epoch: float, epochs: float) -> float:
-    """Rise linearly from 1e-4 of the peak to the peak at ``peak_epoch``, then decay linearly to 0 at ``epochs``."""
+    """Rise linearly from 1e-4 of the peak to the peak at ``peak_epoch``, then decay linearly to 0 at ``epochs``.
+
+    If ``peak_epoch`` is not before ``epochs``, the learning rate only rises.
+    """
+    if peak_epoch >= epochs:
+        return float(np.interp(epoch, [0, peak_epoch], [1e-4 * peak, peak]))
     return float(np.interp(epoch, [0, peak_epoch, epochs], [1e-4 * peak, peak, 0]))
 
 
@@ -172,17 +177,16 @@ def build_base_schedule(
 
 @dataclass(frozen=True)
 class ScheduleSpan:
-    """The epochs that a schedule covers: from ``first_epoch`` to ``epochs``.
+    """The total epochs of a run's schedule, and how a resumed run joins it.
 
-    Extending a run stretches its schedule, so the learning rate jumps. With --reset-schedule, a new span restarts the
-    schedule at the current epoch and blends from the last learning rate.
+    Extending a run stretches its schedule, so the learning rate jumps. With --reset-schedule, it moves from the last
+    learning rate to the stretched schedule without a jump.
     """
 
     epochs: int
     """Total epochs of the run."""
     reset: bool = False
     """Whether --reset-schedule created the span. Prevents the same command from creating another one."""
-    first_epoch: int = 0
     from_step: int = 0
     """Step of the run at which the span was created."""
     from_lr: float | None = None
@@ -197,37 +201,29 @@ class ScheduleSpan:
         """Restore a span from :meth:`state_dict`."""
         return cls(**state)
 
-    def resumed(self, epochs: int, *, reset: bool, epoch: int, step: int, lr: float) -> "ScheduleSpan":
+    def resumed(self, epochs: int, *, reset: bool, step: int, lr: float) -> "ScheduleSpan":
         """Return the span of a run resumed with ``epochs`` epochs: the same one, or with ``reset`` a new one.
 
-        ``epoch``, ``step`` and ``lr`` are the run's number of complete epochs and steps, and its last learning rate.
+        ``step`` and ``lr`` are the run's number of complete steps and its last learning rate.
         """
         if reset and (epochs != self.epochs or not self.reset):
-            return ScheduleSpan(epochs, reset=True, first_epoch=epoch, from_step=step, from_lr=lr)
+            return ScheduleSpan(epochs, reset=True, from_step=step, from_lr=lr)
         return replace(self, epochs=epochs)
 
 
-def lr_in_span(
-    step: int,
-    span: ScheduleSpan,
-    schedule: Callable[[int, int], float],
-    *,
-    steps_per_epoch: int,
-    blend_epochs: float,
-) -> float:
+def lr_in_span(step: int, span: ScheduleSpan, schedule: Callable[[int], float], *, steps_per_epoch: int) -> float:
     """Return the learning rate at a step of the run.
 
-    ``schedule(step, epochs)`` is the schedule of a run of ``epochs`` epochs. The difference from ``span.from_lr``
-    decreases linearly to zero over ``blend_epochs``, or over the rest of the span if that is shorter.
+    ``schedule`` is that of a run of ``span.epochs`` epochs. The weight of ``span.from_lr`` decreases linearly from 1 to
+    0 over one epoch, or over half of the remaining steps if that is shorter. Thus the result never exceeds both of them
+    and ends with the schedule.
     """
-    first_step, epochs = span.first_epoch * steps_per_epoch, span.epochs - span.first_epoch
-    scheduled = schedule(step - first_step, epochs)
+    scheduled = schedule(step)
     if span.from_lr is None:
         return scheduled
-    steps_left = span.epochs * steps_per_epoch - span.from_step
-    blend_steps = max(1.0, min(blend_epochs * steps_per_epoch, steps_left))
-    difference = span.from_lr - schedule(span.from_step - first_step, epochs)
-    return max(0.0, scheduled + difference * max(0.0, 1 - (step - span.from_step) / blend_steps))
+    blend_steps = max(1.0, min(steps_per_epoch, (span.epochs * steps_per_epoch - span.from_step) / 2))
+    weight = max(0.0, 1 - (step - span.from_step) / blend_steps)
+    return scheduled + weight * (span.from_lr - scheduled)
 
 
 def build_schedule(
@@ -244,14 +240,8 @@ def build_schedule(
     ``frozen_lr`` replaces the schedule with a constant; 0 means ``last_lr``, or the peak if that is also 0.
     """
     peak = peak_lr(config, global_batch=global_batch)
-
-    def schedule(step: int, epochs: int) -> float:
-        return build_base_schedule(config, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)(step)
-
-    def learning_rate(step: int) -> float:
-        if frozen_lr is not None:
-            return frozen_lr or last_lr or peak
-        blend_epochs = max(config.lr_peak_epoch, 1)
-        return lr_in_span(step, span, schedule, steps_per_epoch=steps_per_epoch, blend_epochs=blend_epochs)
-
-    return learning_rate
+    if frozen_lr is not None:
+        constant = frozen_lr or last_lr or peak
+        return lambda step: constant
+    schedule = build_base_schedule(config, epochs=span.epochs, steps_per_epoch=steps_per_epoch, peak=peak)
+    return lambda step: lr_in_span(step, span, schedule, steps_per_epoch=steps_per_epoch)

@@ -37,9 +37,11 @@ class LoggingConfig:
     log_level: int = option(1, help="0: evaluate and report after the last epoch only; 1: after each epoch", minimum=0)
     log_every: int = option(50, help="steps between records of the training loss", minimum=1)
     wandb: bool = option(False, help="also log to Weights & Biases (WANDB_MODE=offline works)")
-    wandb_project: str = option("rebar", help="Weights & Biases project")
-    wandb_name: str = option("", help="Weights & Biases run name; default: name of the run folder")
-    wandb_tags: str = option("", help="Weights & Biases tags, separated by commas")
+    wandb_project: str = option("", help="Weights & Biases project; implies wandb; default: WANDB_PROJECT or rebar")
+    wandb_name: str = option(
+        "", help="Weights & Biases run name; implies wandb; default: WANDB_NAME or the name of the run folder"
+    )
+    wandb_tags: str = option("", help="Weights & Biases tags, separated by commas; implies wandb")
     upload: str = option(
         "", help="s3://bucket/prefix: upload checkpoints and log to the run's folder there, and resume from it"
     )

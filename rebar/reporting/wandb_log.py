@@ -59,7 +59,7 @@ def start_wandb(folder: Path, *, project: str, name: str, tags: str, options: Ma
 
     The run is offline if the user is not logged in, or if the server cannot be reached within a few seconds.
 
-    - name: default the folder's name.
+    - project, name: if empty, those of WANDB_PROJECT and WANDB_NAME, or ``rebar`` and the folder's name.
     - tags: separated by commas.
     - options: wandb's config.
 
@@ -79,8 +79,8 @@ def start_wandb(folder: Path, *, project: str, name: str, tags: str, options: Ma
         warn(f"logging.wandb: {server} cannot be reached. {_advice(folder)}")
         mode = "offline"
     settings: dict[str, Any] = {
-        "project": project,
-        "name": name or folder.name,
+        "project": project or os.environ.get("WANDB_PROJECT") or "rebar",
+        "name": name or os.environ.get("WANDB_NAME") or folder.name,
         "tags": [tag.strip() for tag in tags.split(",") if tag.strip()],
         "id": _wandb_id(folder),
         "resume": "allow",
@@ -128,9 +128,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _wandb_id(folder: Path) -> str:
-    """Return the wandb run id. It is stored in the run folder, so that a resumed run continues the wandb run."""
-    path = RunFolder(folder).wandb_id
-    if not path.is_file():
+    """Return the wandb run id: WANDB_RUN_ID, or the one in the run folder, so that a resumed run continues it."""
+    path, given = RunFolder(folder).wandb_id, os.environ.get("WANDB_RUN_ID")
+    if given or not path.is_file():
         with atomic_write(path) as (file,):
-            file.write(secrets.token_hex(8).encode())
+            file.write((given or secrets.token_hex(8)).encode())
     return path.read_text().strip()

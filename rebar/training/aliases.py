@@ -1,4 +1,4 @@
-"""Translate the flags of other ResNet-50 training scripts to Rebar's.
+"""Translate the flags and environment variables of other ResNet-50 training scripts to Rebar's flags.
 
 :data:`ALIASES` has one entry per flag, and ``--help`` lists them.
 """
@@ -6,11 +6,11 @@
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rebar.cli import warn
+from rebar.cli import note, warn
 from rebar.config import ConfigError, given_value, parse_bool
 
 RECIPES = "rn50_configs"
@@ -103,6 +103,20 @@ def translate(argv: Sequence[str], aliases: Sequence[Alias] = ALIASES) -> list[s
         folder = Path(given.get("--out-dir", "runs")) / given.get("--experiment-name", "")
         translated.append(f"--logging.folder={folder}")
     return _resolve_amp(translated) if _AMP in translated else translated
+
+
+def flags_from_environment(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return and announce the flags for RESET_SCHED, FREEZE_LR and FREEZE_LR_VALUE."""
+    flags = []
+    if parse_bool(environment.get("RESET_SCHED", "")):
+        flags.append("--checkpoint.reset_schedule=true")
+    if parse_bool(environment.get("FREEZE_LR", "")):
+        flags.append(f"--checkpoint.freeze_lr={environment.get('FREEZE_LR_VALUE') or 0}")
+    elif environment.get("FREEZE_LR_VALUE"):
+        warn("FREEZE_LR_VALUE has no effect without FREEZE_LR=1")
+    if flags:
+        note(f"{' '.join(flags)}, from the environment variables RESET_SCHED and FREEZE_LR")
+    return flags
 
 
 def _next_value(words: list[str], *, metavar: str) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from rebar.cli import warn
 from rebar.models.build import count_parameters
-from rebar.optim.schedules import peak_lr
+from rebar.optim.schedules import LearningRateConfig, peak_lr
 from rebar.reporting import console
 from rebar.reporting.console import format_duration
 from rebar.reporting.log import environment
@@ -64,6 +64,7 @@ def recipe_summary(config: TrainConfig, *, global_batch: int, precision: str, gp
     training, resolution, execution = config.training, config.resolution, config.execution
     regularization, averaging = config.regularization, config.averaging
     frozen, peak = config.checkpoint.freeze_lr, peak_lr(config.lr, global_batch=global_batch)
+    scaling = _lr_scaling_note(config.lr, global_batch)
     momentum = "Nesterov momentum" if config.optimizer.nesterov and training.optimizer in ("sgd", "sgdw") else ""
     has_warmup = frozen is None and config.lr.lr_schedule_type not in ("cyclic", "onecycle")
     ramps = resolution.max_res > resolution.min_res
@@ -71,7 +72,7 @@ def recipe_summary(config: TrainConfig, *, global_batch: int, precision: str, gp
         console.count(training.epochs, "epoch"): True,
         f"{resolution.min_res} to {resolution.max_res} px": ramps,
         f"{resolution.min_res} px": not ramps,
-        f"{training.optimizer}, {config.lr.lr_schedule_type} lr {peak:g}": frozen is None,
+        f"{training.optimizer}, {config.lr.lr_schedule_type} lr {peak:g}{scaling}": frozen is None,
         f"constant lr {frozen or 'of the last step'}": frozen is not None,
         f"warm-up {config.lr.warmup_epochs:g} epochs": has_warmup and config.lr.warmup_epochs > 0,
         momentum: momentum and training.momentum > 0,
@@ -108,17 +109,25 @@ def recipe_summary(config: TrainConfig, *, global_batch: int, precision: str, gp
     return ", ".join(part for part, is_on in parts.items() if is_on)
 
 
+def _lr_scaling_note(config: LearningRateConfig, global_batch: int) -> str:
+    """Describe how the learning rate was scaled; empty if it was not."""
+    if config.lr_scaling == "none" or config.max_lr is not None or global_batch == config.base_batch:
+        return ""
+    ratio = f"{global_batch} / {config.base_batch}"
+    return f" ({config.lr:g} x {ratio if config.lr_scaling == 'linear' else f'sqrt({ratio})'})"
+
+
 def _warn_about_contradictions(config: TrainConfig, world: World) -> None:
-    per_gpu = config.training.batch_size
     if config.dist.world_size not in (0, world.size) and config.lr.lr_scaling == "none":
         warn(
-            f"this recipe is for {config.dist.world_size} ranks; with {world.size} the global batch is "
-            f"{per_gpu * world.size} instead of {per_gpu * config.dist.world_size}, at the same learning rate"
+            f"dist.world_size is {config.dist.world_size}, but the run has {console.count(world.size, 'rank')}: the "
+            f"learning rate {peak_lr(config.lr, global_batch=0):g} is not scaled to the global batch of "
+            f"{config.training.batch_size * world.size}. To scale it, give the batch that it is for as --base-batch"
         )
     if config.lr.lr_schedule_type == "cyclic" and config.lr.lr_peak_epoch >= config.training.epochs:
         warn(
-            f"lr.lr_peak_epoch {config.lr.lr_peak_epoch} is not before the last of {config.training.epochs} epochs: "
-            "the learning rate never decays"
+            f"lr.lr_peak_epoch is {config.lr.lr_peak_epoch}, but there are only "
+            f"{console.count(config.training.epochs, 'epoch')}: the learning rate rises until the end"
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from rebar.augment.policy import RegularizationConfig
-from rebar.config import ConfigError, option, section
+from rebar.config import ConfigError, Implied, option, section
 from rebar.loading.imagenet import IMAGENET_ON_HUB, DataConfig
 from rebar.models.build import ModelConfig
 from rebar.optim.averaging import AveragingConfig
@@ -54,7 +54,16 @@ class TrainingConfig:
     price_per_hour: float = option(0.0, help="price of the hardware for the estimate of --dry-run, $/h", minimum=0)
     find_lr: bool = option(False, help="run a learning rate range test instead of training")
     find_lr_steps: int = option(100, help="steps of the learning rate range test", minimum=10)
+    find_lr_min: float = option(1e-5, help="lowest rate of the learning rate range test", minimum=1e-12)
+    find_lr_max: float = option(10.0, help="highest rate of the learning rate range test", minimum=1e-12)
     seed: int = option(0, help="seed of weights, order and augmentation", minimum=0, maximum=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        if self.find_lr_min >= self.find_lr_max:
+            raise ConfigError(
+                f"training.find_lr_min = {self.find_lr_min:g} is not below find_lr_max = {self.find_lr_max:g}.",
+                code="config-invalid-value",
+            )
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class CheckpointConfig:
         "them, weights.onnx, or all",
     )
     reset_schedule: bool = option(
-        False, help="when resuming with other --epochs: restart the schedule over the remaining epochs, without a jump"
+        False, help="when resuming with other --epochs: reach the schedule of that many epochs without a jump"
     )
     freeze_lr: float | None = option(
         None, help="constant learning rate; without a value, the last one of the resumed run", minimum=0, const="0"
@@ -156,6 +165,16 @@ class TrainConfig:
         "dist.port": "torchrun sets the rendezvous address",
     }
 
+    implied: ClassVar[tuple[Implied, ...]] = (
+        Implied("lr.base_batch", "lr.lr_scaling", lambda batch: "linear"),
+        Implied("lr.lr", "lr.lr_scaling", lambda lr: "none"),  # a recipe's scaling is for the recipe's lr
+        Implied("regularization.mixup_alpha", "regularization.use_mixup", lambda alpha: alpha > 0),
+        Implied("regularization.cutmix_alpha", "regularization.use_cutmix", lambda alpha: alpha > 0),
+        Implied("logging.wandb_project", "logging.wandb", lambda project: project != ""),
+        Implied("logging.wandb_name", "logging.wandb", lambda name: name != ""),
+        Implied("logging.wandb_tags", "logging.wandb", lambda tags: tags != ""),
+    )
+
 
 @dataclass(frozen=True)
 class UnusedWhen:
@@ -167,7 +186,6 @@ class UnusedWhen:
 
 
 RULES = (
-    UnusedWhen("lr.lr", "with lr.max_lr", lambda c: c.lr.max_lr is not None),
     UnusedWhen("training.momentum", "with training.optimizer lamb", lambda c: c.training.optimizer == "lamb"),
     *(
         UnusedWhen(f"resolution.{name}", "without max_res above min_res", lambda c: not _resizes(c))
@@ -181,14 +199,13 @@ RULES = (
         UnusedWhen(f"model.{name}", "with model.pretrained", lambda c: c.model.pretrained)
         for name in ("initialization", "zero_init_residual")
     ),
-    *(
-        UnusedWhen(f"logging.{name}", "without logging.wandb", lambda c: not c.logging.wandb)
-        for name in ("wandb_project", "wandb_name", "wandb_tags")
-    ),
     UnusedWhen("checkpoint.overwrite", "without --resume none", lambda c: c.checkpoint.resume != "none"),
     UnusedWhen("checkpoint.spot_poll_seconds", "with spot_notice off", lambda c: c.checkpoint.spot_notice == "off"),
     UnusedWhen("training.price_per_hour", "without --dry-run", lambda c: not c.training.dry_run),
-    UnusedWhen("training.find_lr_steps", "without --find-lr", lambda c: not c.training.find_lr),
+    *(
+        UnusedWhen(f"training.{name}", "without --find-lr", lambda c: not c.training.find_lr)
+        for name in ("find_lr_steps", "find_lr_min", "find_lr_max")
+    ),
 )
 """Rules that involve several sections. A rule within a section is one of the section's ``conditions``."""
 

@@ -31,7 +31,7 @@ def run_trial(run: Run, train_steps: TrainSteps) -> None:
     """Run the learning rate range test, the dry run, or both, as configured. Every rank must call it."""
     config, is_main = run.config, run.world.is_main
     if config.training.find_lr:
-        findings = find_lr(run, train_steps, steps=config.training.find_lr_steps)
+        findings = find_lr(run, train_steps)
         if is_main:
             show = print if findings.steepest else warn
             show(findings.advice())
@@ -86,9 +86,10 @@ def _gpu_memory(device: torch.device) -> str:
     return f", GPU {format_gb(peak / 1e9)} of {format_gb(total / 1e9)}"
 
 
-def find_lr(run: Run, train_steps: TrainSteps, *, steps: int) -> LrFindings:
+def find_lr(run: Run, train_steps: TrainSteps) -> LrFindings:
     """Run the learning rate range test on training batches, then restore the run. Every rank must call it."""
-    rates = exponential_rates(steps)
+    training = run.config.training
+    rates = exponential_rates(training.find_lr_steps, lowest=training.find_lr_min, highest=training.find_lr_max)
     with restore_afterwards(run):
         losses = map(torch.Tensor.item, trial_losses(run, train_steps, rates, run.resolution))
         return analyze(rates, until_divergence(losses))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from rebar.cli import note
 from rebar.config import config_name, flatten_config, parse_config, to_yaml
 from rebar.errors import RebarError
 from rebar.reporting.console import warn_above_bar
@@ -26,6 +27,8 @@ from rebar.training.run import Run
 from rebar.training.stopping import EXIT_PREEMPTED, Interrupted, listen_for_stop
 from rebar.training.time_estimate import TimeEstimate
 from rebar.training.upload import Uploader, start_uploads
+
+DEFAULT_RECIPE = "rn50_configs/rn50_16_epochs.yaml"
 
 
 def launch(argv: Sequence[str], train: Callable[[Run], None]) -> None:
@@ -55,8 +58,15 @@ def launch(argv: Sequence[str], train: Callable[[Run], None]) -> None:
 
 
 def parse_command_line(argv: Sequence[str]) -> TrainConfig:
-    """Return the configuration. The run folder defaults to ``runs/NAME``, where NAME is the stem of the config file."""
-    argv = aliases.translate(argv)
+    """Return the configuration, without ``--config-file`` that of :data:`DEFAULT_RECIPE`.
+
+    The run folder defaults to ``runs/NAME``, where NAME is the stem of the config file.
+    """
+    argv = [*aliases.flags_from_environment(), *aliases.translate(argv)]  # the command line overrides variables
+    if config_name(argv) is None:
+        argv = ["--config-file", DEFAULT_RECIPE, *argv]
+        if not {"--help", "-h"} & set(argv):
+            note(f"the recipe is {DEFAULT_RECIPE}; --config-file selects another")
     config = parse_config(
         TrainConfig,
         argv,
@@ -64,7 +74,7 @@ def parse_command_line(argv: Sequence[str]) -> TrainConfig:
         example="torchrun --nproc_per_node=4 train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml",
         aliases=aliases.format_table(),
     )
-    folder = config.logging.folder or str(Path("runs") / (config_name(argv) or config.model.arch))
+    folder = config.logging.folder or str(Path("runs") / str(config_name(argv)))
     return dataclasses.replace(
         config,
         logging=dataclasses.replace(config.logging, folder=folder),

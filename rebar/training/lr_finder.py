@@ -13,7 +13,6 @@ from pathlib import Path
 
 from rebar.storage.files import atomic_write
 
-LOWEST, HIGHEST = 1e-5, 10.0
 _SMOOTHING = 0.9
 _SMOOTHING_WINDOW = 10  # approximate number of losses in the moving average
 _BLOW_UP_RATIO = 4.0  # smoothed loss relative to its minimum at which the test stops
@@ -48,7 +47,7 @@ class LrFindings:
         )
 
 
-def exponential_rates(steps: int, lowest: float = LOWEST, highest: float = HIGHEST) -> list[float]:
+def exponential_rates(steps: int, *, lowest: float, highest: float) -> list[float]:
     """Return learning rates from ``lowest`` to ``highest``, evenly spaced on a logarithmic scale."""
     return [lowest * (highest / lowest) ** (step / (steps - 1)) for step in range(steps)]
 

@@ -131,9 +131,7 @@ def _load_checkpoint(
 def _resume_schedule(config: TrainConfig, state: TrainState, loader: Loader) -> None:
     """Adapt the schedule to a changed number of epochs. Warn if the learning rate jumps."""
     epochs, before, step = config.training.epochs, state.schedule.epochs, state.steps(len(loader))
-    state.schedule = state.schedule.resumed(
-        epochs, reset=config.checkpoint.reset_schedule, epoch=state.epoch, step=step, lr=state.lr
-    )
+    state.schedule = state.schedule.resumed(epochs, reset=config.checkpoint.reset_schedule, step=step, lr=state.lr)
     if epochs > max(state.epoch, before) and config.checkpoint.freeze_lr is None:
         learning_rate = build_schedule(
             config.lr, state.schedule, steps_per_epoch=len(loader), global_batch=loader.global_batch
@@ -141,8 +139,8 @@ def _resume_schedule(config: TrainConfig, state: TrainState, loader: Loader) -> 
         if learning_rate(step) > 1.5 * state.lr:
             warn(
                 f"with {epochs} epochs instead of {before}, the learning rate jumps from {state.lr:.4g} to "
-                f"{learning_rate(step):.4g}. --reset-schedule restarts the schedule without a jump, --freeze-lr VALUE "
-                "keeps a constant rate"
+                f"{learning_rate(step):.4g}. --reset-schedule avoids the jump, --freeze-lr VALUE keeps a constant "
+                "rate"
             )
 
 

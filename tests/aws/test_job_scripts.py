@@ -22,7 +22,6 @@ from tests.conftest import REPOSITORY, Data, read_events
 
 SCHEDULERS = ("SKYPILOT_", "AWS_BATCH_", "SM_", "SLURM_", "MASTER_", "RESET_SCHED", "FREEZE_LR")
 FROZEN = {"RESET_SCHED": "1", "FREEZE_LR": "1", "FREEZE_LR_VALUE": "0.01"}
-FROZEN_FLAGS = "train_imagenet.py --reset-schedule --freeze-lr=0.01 --config-file"
 PYTHON = """#!/bin/bash
 # Replaces python: rebar.aws is real; training and writing record their arguments and write their output files.
 if [[ $1 == -m && $2 == rebar.aws ]]; then exec "$REAL_PYTHON" "$@"; fi
@@ -55,7 +54,7 @@ def tree(tmp_path: Path) -> Path:
     """Return a repository with the scripts and the python above."""
     repo = tmp_path / "repo"
     (repo / "scripts").mkdir(parents=True)
-    for name in ("train_job.sh", "write_job.sh", "torchrun_from_env.sh", "schedule_flags.sh", "train.sbatch"):
+    for name in ("train_job.sh", "write_job.sh", "torchrun_from_env.sh", "train.sbatch"):
         shutil.copy(REPOSITORY / "scripts" / name, repo / "scripts" / name)
     python = repo / ".venv/bin/python"
     python.parent.mkdir(parents=True)
@@ -105,11 +104,6 @@ def test_train_job_stages_trains_and_uploads(s3: Any, tree: Path) -> None:
     assert f"--epochs 16 --data.train_dataset {tree}/data/train.beton" in called
     assert f"--logging.folder {tree}/runs/g5-16 --logging.upload s3://bucket/runs" in called
     assert manifest(s3)["step"] == 5
-
-
-def test_train_job_takes_schedule_flags_from_the_environment(tree: Path) -> None:
-    assert train(tree, **FROZEN).returncode == 0
-    assert FROZEN_FLAGS in (tree / "calls").read_text()
 
 
 def test_train_job_exits_with_75_if_interrupted(s3: Any, tree: Path) -> None:
@@ -242,11 +236,6 @@ def test_sbatch_requeues_an_interrupted_job(
     assert ("scontrol requeue 17" in called) == requeued
 
 
-def test_sbatch_takes_schedule_flags_from_the_environment(tree: Path) -> None:
-    assert sbatch(tree, **FROZEN).returncode == 0
-    assert FROZEN_FLAGS in (tree / "calls").read_text()
-
-
 SBATCH = {  # option: pattern of its value, from sbatch(1)
     "job-name": r"\S+",
     "nodes": r"\d+",
@@ -286,5 +275,5 @@ def test_skypilot_run_starts_the_job(s3: Any, tree: Path) -> None:
     done = job(script, **sky, **variables, **more)
     assert done.returncode == 0, done.stderr
     called = (tree / "calls").read_text()
-    assert f"--nproc_per_node=4 --standalone {FROZEN_FLAGS} {task['envs']['CONFIG']}" in called
+    assert f"--nproc_per_node=4 --standalone train_imagenet.py --config-file {task['envs']['CONFIG']}" in called
     assert manifest(s3)["step"] == 5

@@ -1,48 +1,90 @@
-"""Tests of rebar.optim.schedules.ScheduleSpan and lr_in_span: the schedule of a resumed run."""
+"""Tests of rebar.optim.schedules: the learning rate of a run that is resumed with another number of epochs."""
 
 import itertools
+import math
 
 import pytest
 
-from rebar.optim.schedules import ScheduleSpan, lr_in_span
+from rebar.optim.schedules import LearningRateConfig, ScheduleSpan, build_schedule
 
-STEPS = 10
-
-
-def triangle(step: int, epochs: int) -> float:
-    """Rise over two epochs, then decay to 0 at the last."""
-    epoch = step / STEPS
-    return epoch / 2 if epoch < 2 else max(0.0, (epochs - epoch) / (epochs - 2))
-
-
-def constant(step: int, epochs: int) -> float:
-    return 1.0
-
-
-def rates(span: ScheduleSpan, schedule: object = triangle, first: int = 0) -> list[float]:
-    return [
-        lr_in_span(step, span, schedule, steps_per_epoch=STEPS, blend_epochs=2)  # type: ignore[arg-type]
-        for step in range(first, span.epochs * STEPS)
-    ]
+STEPS = 20  # per epoch
+PEAK = 0.8
+CONFIGS = {
+    "cyclic": LearningRateConfig(lr=PEAK, lr_schedule_type="cyclic"),
+    "step": LearningRateConfig(lr=PEAK, lr_schedule_type="step", step_length=3),
+    "cosine": LearningRateConfig(lr=PEAK, lr_schedule_type="cosine", warmup_epochs=1, min_lr=0.01),
+    "linear": LearningRateConfig(lr=PEAK, lr_schedule_type="linear", warmup_epochs=1),
+    "onecycle": LearningRateConfig(lr=PEAK, lr_schedule_type="onecycle"),
+    "constant": LearningRateConfig(lr=PEAK, lr_schedule_type="constant", warmup_epochs=1),
+}
 
 
-def test_lr_in_span_without_reset_equals_the_schedule() -> None:
-    assert rates(ScheduleSpan(epochs=5)) == [triangle(step, 5) for step in range(50)]
+def rates(config: LearningRateConfig, span: ScheduleSpan, first: int = 0) -> list[float]:
+    """Return the learning rates from step ``first`` to the end of the span."""
+    learning_rate = build_schedule(config, span, steps_per_epoch=STEPS, global_batch=256)
+    return [learning_rate(step) for step in range(first, span.epochs * STEPS)]
 
 
-@pytest.mark.parametrize("from_lr", [0.0, 0.02, 0.7])
-@pytest.mark.parametrize("schedule", [triangle, constant])
-@pytest.mark.parametrize("from_step", [50, 57])
-def test_lr_in_span_after_reset_blends_from_the_last_lr(from_lr: float, schedule: object, from_step: int) -> None:
-    span = ScheduleSpan(epochs=12, reset=True, first_epoch=5, from_step=from_step, from_lr=from_lr)
-    found = rates(span, schedule, first=from_step)
-    assert found[0] == pytest.approx(from_lr)
-    assert max(abs(after - before) for before, after in itertools.pairwise(found)) < 0.09
-    assert min(found) >= 0
-    expected = [schedule(step - 50, 7) for step in range(from_step, 120)]  # type: ignore[operator]
-    assert found[20:] == pytest.approx(expected[20:])
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("epochs", "complete_steps"), [(8, 8 * STEPS), (8, 5 * STEPS + 7), (20, 10 * STEPS), (8, 3)])
+def test_reset_schedule_reaches_the_schedule_of_the_new_length_without_a_jump(
+    kind: str, epochs: int, complete_steps: int
+) -> None:
+    config, new_epochs = CONFIGS[kind], 2 * epochs
+    used = rates(config, ScheduleSpan(epochs))[:complete_steps]
+    span = ScheduleSpan(epochs).resumed(new_epochs, reset=True, step=complete_steps, lr=used[-1])
+    resumed, target = rates(config, span, first=complete_steps), rates(config, ScheduleSpan(new_epochs))
+    assert resumed[0] == pytest.approx(used[-1])
+    assert max(resumed) <= PEAK * (1 + 1e-12)
+    assert resumed[-1] == pytest.approx(target[-1])
+    assert resumed[STEPS:] == pytest.approx(target[complete_steps + STEPS :])  # after one epoch
+    distances = [abs(after - before) for after, before in zip(resumed, target[complete_steps:], strict=True)]
+    weights = [1 - i / STEPS for i in range(STEPS)]
+    expected = [w * abs(used[-1] - t) for w, t in zip(weights, target[complete_steps:], strict=False)]
+    assert distances[:STEPS] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_reset_schedule_takes_at_most_half_of_the_remaining_steps(kind: str) -> None:
+    span = ScheduleSpan(8).resumed(9, reset=True, step=9 * STEPS - 4, lr=0.0)
+    resumed, target = rates(CONFIGS[kind], span, first=9 * STEPS - 4), rates(CONFIGS[kind], ScheduleSpan(9))
+    assert resumed[0] == 0
+    assert resumed[2:] == pytest.approx(target[-2:])
+
+
+def test_the_learning_rate_never_rises_in_a_span_that_joins_a_decaying_schedule_from_above() -> None:
+    span = ScheduleSpan(8).resumed(16, reset=True, step=10 * STEPS, lr=PEAK)
+    resumed = rates(CONFIGS["cyclic"], span, first=10 * STEPS)
+    assert all(after <= before for before, after in itertools.pairwise(resumed))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_without_reset_an_extended_run_follows_the_schedule_of_the_new_length(kind: str) -> None:
+    span = ScheduleSpan(8).resumed(16, reset=False, step=8 * STEPS, lr=0.0)
+    assert rates(CONFIGS[kind], span) == rates(CONFIGS[kind], ScheduleSpan(16))
+
+
+def test_the_same_command_does_not_reset_the_schedule_again() -> None:
+    span = ScheduleSpan(8).resumed(16, reset=True, step=8 * STEPS, lr=0.0)
+    assert span.resumed(16, reset=True, step=9 * STEPS, lr=0.1) == span
+    assert span.resumed(20, reset=True, step=9 * STEPS, lr=0.1) == ScheduleSpan(20, True, 9 * STEPS, 0.1)
+
+
+def test_a_frozen_learning_rate_overrides_the_span() -> None:
+    span = ScheduleSpan(8).resumed(16, reset=True, step=8 * STEPS, lr=0.0)
+    for frozen, last, expected in ((0.3, 0.1, 0.3), (0.0, 0.1, 0.1), (0.0, 0.0, PEAK)):
+        how = {"steps_per_epoch": STEPS, "global_batch": 256, "frozen_lr": frozen, "last_lr": last}
+        assert build_schedule(CONFIGS["cyclic"], span, **how)(200) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("epochs", "peak_epoch"), [(1, 2), (2, 2), (3, 2)])
+def test_cyclic_decays_only_if_its_peak_is_before_the_last_epoch(epochs: int, peak_epoch: int) -> None:
+    found = rates(LearningRateConfig(lr=PEAK, lr_peak_epoch=peak_epoch), ScheduleSpan(epochs))
+    rises = all(after > before for before, after in itertools.pairwise(found))
+    assert rises == (peak_epoch >= epochs)
+    assert all(math.isfinite(rate) and 0 < rate <= PEAK for rate in found)
 
 
 def test_schedule_span_round_trips_through_state_dict() -> None:
-    span = ScheduleSpan(epochs=12, reset=True, first_epoch=5, from_step=57, from_lr=0.1)
+    span = ScheduleSpan(epochs=12, reset=True, from_step=57, from_lr=0.1)
     assert ScheduleSpan.from_state(span.state_dict()) == span

@@ -173,8 +173,8 @@ def test_peak_lr_scales_with_global_batch(settings: dict[str, Any], peak: float)
 
 
 def test_options_of_other_schedules_are_reported_as_unused() -> None:
-    config = LearningRateConfig(lr_schedule_type="cyclic", warmup_epochs=5, min_lr=0.1, step_length=3, base_batch=512)
+    config = LearningRateConfig(lr_schedule_type="cyclic", warmup_epochs=5, min_lr=0.1, step_length=3)
     named = [sentence.split(" ")[0] for sentence in unused_in_section("lr", config, config.conditions())]
-    assert named == ["lr.base_batch", "lr.step_length", "lr.warmup_epochs", "lr.min_lr"]
+    assert named == ["lr.step_length", "lr.warmup_epochs", "lr.min_lr"]
     cosine = LearningRateConfig(lr_schedule_type="cosine", warmup_epochs=5, warmup_factor=0.1, min_lr=0.1)
     assert not list(unused_in_section("lr", cosine, cosine.conditions()))

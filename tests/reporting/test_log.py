@@ -119,9 +119,9 @@ def answering_server() -> Iterator[str]:
 def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
     fake = FakeWandb(api_key="secret")
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    for name in ("WANDB_MODE", "WANDB_INIT_TIMEOUT", "WANDB_FINISH_TIMEOUT"):
-        monkeypatch.setenv(name, "")  # removed again after the test
-        monkeypatch.delenv(name)
+    for name in ("MODE", "INIT_TIMEOUT", "FINISH_TIMEOUT", "PROJECT", "NAME", "RUN_ID"):
+        monkeypatch.setenv(f"WANDB_{name}", "")  # removed again after the test
+        monkeypatch.delenv(f"WANDB_{name}")
     with answering_server() as fake.server:
         yield fake
 
@@ -137,6 +137,20 @@ def test_wandb_receives_metrics_of_steps_and_epochs(wandb: FakeWandb, tmp_path: 
     assert wandb.logged == [{"step": 7, "train/loss": 2.5}, {"epoch": 1, "val/top1": 0.25}]  # at the end of the epoch
     assert wandb.exit_codes == [0]
     assert len(read_log(tmp_path / "log.jsonl")) == 3
+
+
+def test_wandb_variables_are_used_unless_an_option_is_given(
+    wandb: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("project", "name", "run_id"):
+        monkeypatch.setenv(f"WANDB_{name.upper()}", f"my-{name}")
+    for config, project, name in (
+        (LoggingConfig(wandb=True), "my-project", "my-name"),
+        (LoggingConfig(wandb=True, wandb_project="birds", wandb_name="first"), "birds", "first"),
+    ):
+        with open_log(tmp_path / "log.jsonl", config, is_main=True, options={}):
+            pass
+        assert wandb.options.items() >= {"project": project, "name": name, "id": "my-run_id"}.items()
 
 
 def test_wandb_run_finishes_with_exit_code_1_after_exception(wandb: FakeWandb, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_all_scripts_pass_shellcheck() -> None:
         ("launch_single_gpu.sh /data 16", "usage:"),
         ("launch_single_gpu.sh /data many 512 12", "EPOCHS must be a positive integer, not 'many'"),
         ("launch_multi_gpu.sh 0 /data 16 512 12", "NGPUS must be a positive integer, not '0'"),
-        ("launch_multi_gpu.sh 8 /nowhere 16 512 12", "/nowhere/train.beton does not exist"),
+        ("launch_multi_gpu.sh 8 /nowhere 16 512 12", "/nowhere has neither train.beton and val.beton"),
     ],
 )
 def test_wrong_arguments_print_a_message(command: str, message: str) -> None:
@@ -89,8 +89,8 @@ def test_launch_single_gpu_starts_one_process(fake_repository: Path) -> None:
     result = run(fake_repository / "scripts/launch_single_gpu.sh", fake_repository, "16", "512", "12", "--lr.lr", "0.5")
     assert words(result.stdout) == (
         f"called: {fake_repository}/train_imagenet.py --config-file {fake_repository}/rn50_configs/rn50_16_epochs.yaml "
-        f"--data.train_dataset {fake_repository}/train.beton --data.val_dataset {fake_repository}/val.beton "
-        "--epochs 16 --training.batch_size 512 --data.num_workers 12 --lr.lr 0.5"
+        f"--data.train_dataset {fake_repository} --data.val_dataset {fake_repository} "
+        "--epochs 16 --training.batch_size 512 --data.num_workers 12 --start-ramp 11 --end-ramp 13 --lr.lr 0.5"
     )
 
 
@@ -109,19 +109,33 @@ def test_launch_single_gpu_with_config(fake_repository: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "flags"),
+    ("flags", "schedule"),
     [
-        ({"RESET_SCHED": "1"}, "--reset-schedule"),
-        ({"FREEZE_LR": "true"}, "--freeze-lr=0"),
-        ({"FREEZE_LR": "1", "FREEZE_LR_VALUE": "0.01", "RESET_SCHED": "1"}, "--reset-schedule --freeze-lr=0.01"),
-        ({"FREEZE_LR": "0", "RESET_SCHED": ""}, ""),
+        ("--max-lr 0.5", "--scheduler onecycle"),
+        ("--max_lr=0.5", "--scheduler onecycle"),
+        ("--max-lr 0.5 --scheduler cosine", ""),
+        ("--lr 0.5", ""),
     ],
 )
-def test_launch_single_gpu_with_schedule_flags(environment: dict[str, str], flags: str, fake_repository: Path) -> None:
-    result = run(
-        fake_repository / "scripts/launch_single_gpu.sh", fake_repository, "1", "2", "3", "--debug", **environment
-    )
-    assert words(result.stdout).endswith(" ".join(f"--data.num_workers 3 {flags} --debug".split()))
+def test_launch_script_uses_onecycle_with_max_lr_unless_a_scheduler_is_given(
+    flags: str, schedule: str, fake_repository: Path
+) -> None:
+    result = run(fake_repository / "scripts/launch_single_gpu.sh", fake_repository, "1", "2", "3", *flags.split())
+    assert words(result.stdout).endswith(" ".join(f"--data.num_workers 3 {schedule} {flags}".split()))
+
+
+@pytest.mark.parametrize(("epochs", "ramp"), [("88", "65 --end-ramp 76"), ("24", "17 --end-ramp 20")])
+def test_launch_script_moves_the_resolution_ramp_like_the_recipes(
+    epochs: str, ramp: str, fake_repository: Path
+) -> None:
+    result = run(fake_repository / "scripts/launch_single_gpu.sh", fake_repository, epochs, "2", "3")
+    assert f"--start-ramp {ramp}" in result.stdout
+
+
+def test_launch_script_takes_an_image_folder(fake_repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "imagenet" / "train").mkdir(parents=True)
+    result = run(fake_repository / "scripts/launch_single_gpu.sh", tmp_path / "imagenet", "1", "2", "3")
+    assert f"--data.train_dataset {tmp_path}/imagenet --data.val_dataset {tmp_path}/imagenet" in result.stdout
 
 
 # ------------------------------------------------------------------------------------------ quick start

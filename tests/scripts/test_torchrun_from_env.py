@@ -87,7 +87,6 @@ def started(repo: Path, *words: str, **variables: str) -> list[str]:
         (repo / name).write_text(f"#!/bin/sh\n{text}\n")
         (repo / name).chmod(0o755)
     (repo / "scripts").mkdir()
-    shutil.copy(SCRIPT.parent / "schedule_flags.sh", repo / "scripts")
     script = Path(shutil.copy(SCRIPT, repo / "scripts"))
     around = environment(PATH=f"{repo}/bin:{os.environ['PATH']}", **variables)
     done = subprocess.run([script, *words], env=around, capture_output=True, text=True, check=True)
@@ -101,16 +100,6 @@ def test_torchrun_is_started_with_the_flags(scheduler: str, tmp_path: Path) -> N
     nodes = ["--standalone"] if scheduler == "none" else SECOND.split()
     assert start[2:] == ["--nproc_per_node=4", *nodes]
     assert (program, note, words) == ("train_imagenet.py", "--note", "two words")
-
-
-@pytest.mark.parametrize(
-    ("script", "flags"),
-    [("./train_imagenet.py", ["--reset-schedule", "--freeze-lr=0.01"]), ("evaluate.py", [])],
-)
-def test_schedule_flags_are_added_to_train_imagenet_only(script: str, flags: list[str], tmp_path: Path) -> None:
-    environment = {"RESET_SCHED": "1", "FREEZE_LR": "yes", "FREEZE_LR_VALUE": "0.01"}
-    words = started(tmp_path, script, "--epochs", "4", **environment)
-    assert words[words.index(script) :] == [script, *flags, "--epochs", "4"]
 
 
 def test_slurm_variables(tmp_path: Path) -> None:

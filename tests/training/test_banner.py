@@ -25,13 +25,13 @@ def banner(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[dict[
 def test_banner_of_a_dry_run_equals_that_of_the_run(
     data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["--arch=resnet20", "--wandb-name", "mine", "--world-size", "8", "--find-lr-steps=10"]
+    args = ["--arch=resnet20", "--spot-notice=off", "--spot-poll-seconds=2", "--world-size", "8", "--find-lr-steps=10"]
     command = data.training_command(tmp_path / "run", *args, "--dry-run")
     facts, warnings = banner(capsys, *command)
     assert facts["model"] == "resnet20, 272,474 parameters"
     assert facts["recipe"].startswith("2 epochs, 32 px, sgd, cyclic lr 0.05")
-    assert "logging.wandb_name = mine has no effect" in warnings
-    assert "this recipe is for 8 ranks; with 1 the global batch is 16 instead of 128" in warnings
+    assert "checkpoint.spot_poll_seconds = 2.0 has no effect" in warnings
+    assert "the learning rate 0.05 is not scaled to the global batch of 16" in warnings
     assert "training.find_lr_steps" in warnings
     assert not (tmp_path / "run/log.jsonl").exists()
 
@@ -39,7 +39,7 @@ def test_banner_of_a_dry_run_equals_that_of_the_run(
 def test_banner_shows_recipe_and_time_estimate(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = data.training_command(tmp_path / "run", "--arch=resnet20", *RECIPE)
     facts, _ = banner(capsys, *command, "--max-steps", "12")
-    for part in ("cyclic lr 0.025", "Nesterov momentum", "gradient clipping 1", "float32"):
+    for part in ("cyclic lr 0.025 (0.05 x 16 / 32)", "Nesterov momentum", "gradient clipping 1", "float32"):
         assert part in facts["recipe"].split(", ")
     assert facts["time"] == "estimated after 11 steps; --dry-run estimates it without training"
     steps = read_events(tmp_path / "run", "step")
@@ -79,10 +79,11 @@ def test_recipe_summary_of_the_defaults_is_short() -> None:
 @pytest.mark.parametrize(
     ("given", "lr"),
     [
-        ([], "2.048"),
-        (["--lr-scaling", "linear", "--base-batch", "2048"], "0.256"),
-        (["--lr-scaling", "sqrt", "--base-batch", "2048"], "0.724077"),
-        (["--lr-scaling", "linear", "--max-lr", "3"], "3"),
+        ([], "0.256 (2.048 x 256 / 2048)"),
+        (["--lr-scaling", "sqrt"], "0.724077 (2.048 x sqrt(256 / 2048))"),
+        (["--lr", "1.5"], "1.5"),
+        (["--lr", "1.5", "--base-batch", "512"], "0.75 (1.5 x 256 / 512)"),
+        (["--max-lr", "3"], "3"),
     ],
 )
 def test_recipe_summary_shows_the_scaled_learning_rate(given: list[str], lr: str) -> None:
