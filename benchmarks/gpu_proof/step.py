@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from benchmarks.gpu_proof.job import Job
 from benchmarks.gpu_proof.training_step import build_stepper, synchronize, time_steps
-from rebar.models.blurpool import BlurPoolConv2d
+from rebar.models.modifications import BlurPoolConv2d
 
 CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("baseline", {}, []),

@@ -1,7 +1,7 @@
 """RandAugment and TrivialAugment, with a separate operation per image of a batch.
 
 The batch is sorted by operation on the host, and each operation runs once, on its images only. Operations and
-magnitudes are torchvision's. To add an operation, write its function in color.py or geometry.py and add one line to
+magnitudes are torchvision's. To add an operation, write its function in transforms.py and add one line to
 OPERATIONS; tests/augment/test_operations.py compares every entry with torchvision. A new entry changes which operations
 a seed draws.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rebar.augment import color, geometry
+from rebar.augment import transforms
 from rebar.augment.rng import BatchPosition, take, to_integers, upload
 from rebar.loading.rng import Stream
 
@@ -57,7 +57,7 @@ def _posterize_bits(ranges: MagnitudeRanges) -> torch.Tensor:
 class Geometric:
     """An affine operation: the matrices for ``(magnitudes, height, width)``, and the magnitudes per bin."""
 
-    matrices: Callable[[Magnitudes, int, int], geometry.Matrices]
+    matrices: Callable[[Magnitudes, int, int], transforms.Matrices]
     magnitudes: Callable[[MagnitudeRanges], torch.Tensor]
     signed: bool = True
     """Whether the magnitude is negative half of the time."""
@@ -75,19 +75,19 @@ class Color:
 
 OPERATIONS: dict[str, Geometric | Color] = {
     "Identity": Color(lambda i, _: i),
-    "ShearX": Geometric(geometry.shear_x, lambda r: r.linear(r.shear)),
-    "ShearY": Geometric(geometry.shear_y, lambda r: r.linear(r.shear)),
-    "TranslateX": Geometric(geometry.translate_x, lambda r: r.linear(r.translate_x)),
-    "TranslateY": Geometric(geometry.translate_y, lambda r: r.linear(r.translate_y)),
-    "Rotate": Geometric(geometry.rotate, lambda r: r.linear(r.degrees)),
-    "Brightness": Color(lambda i, m: color.adjust_brightness(i, 1 + m), lambda r: r.linear(r.factor), signed=True),
-    "Color": Color(lambda i, m: color.adjust_saturation(i, 1 + m), lambda r: r.linear(r.factor), signed=True),
-    "Contrast": Color(lambda i, m: color.adjust_contrast(i, 1 + m), lambda r: r.linear(r.factor), signed=True),
-    "Sharpness": Color(lambda i, m: color.adjust_sharpness(i, 1 + m), lambda r: r.linear(r.factor), signed=True),
-    "Posterize": Color(lambda i, m: color.posterize(i, m.astype(np.int64)), _posterize_bits),
-    "Solarize": Color(lambda i, m: color.solarize(i, 255 * m), lambda r: torch.linspace(1, 0, r.bins)),
-    "AutoContrast": Color(lambda i, _: color.autocontrast(i)),
-    "Equalize": Color(lambda i, _: color.equalize(i)),
+    "ShearX": Geometric(transforms.shear_x, lambda r: r.linear(r.shear)),
+    "ShearY": Geometric(transforms.shear_y, lambda r: r.linear(r.shear)),
+    "TranslateX": Geometric(transforms.translate_x, lambda r: r.linear(r.translate_x)),
+    "TranslateY": Geometric(transforms.translate_y, lambda r: r.linear(r.translate_y)),
+    "Rotate": Geometric(transforms.rotate, lambda r: r.linear(r.degrees)),
+    "Brightness": Color(lambda i, m: transforms.adjust_brightness(i, 1 + m), lambda r: r.linear(r.factor), signed=True),
+    "Color": Color(lambda i, m: transforms.adjust_saturation(i, 1 + m), lambda r: r.linear(r.factor), signed=True),
+    "Contrast": Color(lambda i, m: transforms.adjust_contrast(i, 1 + m), lambda r: r.linear(r.factor), signed=True),
+    "Sharpness": Color(lambda i, m: transforms.adjust_sharpness(i, 1 + m), lambda r: r.linear(r.factor), signed=True),
+    "Posterize": Color(lambda i, m: transforms.posterize(i, m.astype(np.int64)), _posterize_bits),
+    "Solarize": Color(lambda i, m: transforms.solarize(i, 255 * m), lambda r: torch.linspace(1, 0, r.bins)),
+    "AutoContrast": Color(lambda i, _: transforms.autocontrast(i)),
+    "Equalize": Color(lambda i, _: transforms.equalize(i)),
 }
 """The operations by name. An operation's number is its position."""
 _IDENTITY = 0
@@ -119,7 +119,7 @@ def apply_operations(images: torch.Tensor, operations: NDArray[np.int64], magnit
             changed[part] = operation.apply(changed[part], magnitudes[part])
     affine = np.concatenate(matrices)
     if len(affine):
-        changed[: len(affine)] = geometry.transform(changed[: len(affine)], affine)
+        changed[: len(affine)] = transforms.transform(changed[: len(affine)], affine)
     return take(changed, upload(np.argsort(order), images.device, torch.int64))
 
 

@@ -11,11 +11,10 @@ from typing import Literal
 
 import torch
 
-from rebar.augment.color import color_jitter
-from rebar.augment.erasing import erase, erasing_boxes
-from rebar.augment.mixing import Mixing
+from rebar.augment.mixing import Mixing, erase, erasing_boxes
 from rebar.augment.operations import rand_augment, trivial_augment
 from rebar.augment.rng import BatchPosition
+from rebar.augment.transforms import color_jitter
 from rebar.config import option
 
 STRONG_ERASING = 0.1

@@ -16,10 +16,8 @@ from rebar.cli import warn
 from rebar.config import option
 from rebar.errors import RebarError
 from rebar.models import resnets
-from rebar.models.blurpool import apply_blurpool
-from rebar.models.gradient_checkpointing import apply_gradient_checkpointing
+from rebar.models.modifications import apply_blurpool, apply_gradient_checkpointing, apply_stochastic_depth
 from rebar.models.resnets import SMALL_RESNETS, SmallResNet
-from rebar.models.stochastic_depth import apply_stochastic_depth
 from rebar.models.torchvision_compat import import_torchvision
 
 Initialization = Literal["torchvision", "composer"]

@@ -1,11 +1,11 @@
-"""MixUp and CutMix equal torchvision's; Mixing selects between them with the given probabilities."""
+"""Random erasing, MixUp and CutMix equal torchvision's; Mixing selects between the last two as configured."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from rebar.augment.mixing import Mixing, cut_box, cutmix, mixup, neighbors
+from rebar.augment.mixing import Mixing, cut_box, cutmix, erase, erasing_boxes, mixup, neighbors
 from rebar.augment.rng import BatchPosition
 from rebar.models.torchvision_compat import import_torchvision
 
@@ -81,3 +81,34 @@ def test_disabled_mixing_returns_images_and_labels_unchanged(images: torch.Tenso
     same, labels = Mixing(5)(images, LABELS, BatchPosition(0, 0, 0, 6))
     assert same is images
     assert labels is LABELS
+
+
+def test_erase_equals_torchvision(images: torch.Tensor) -> None:
+    images = images.float()
+    boxes = erasing_boxes(BatchPosition(0, 7, 0, 6), 40, 32, probability=0.7)
+    erased = erase(images.clone(), boxes)
+    assert 0 < (boxes[:, 2] > 0).sum() < 6
+    for row, (top, left, height, width) in enumerate(boxes.tolist()):
+        assert torch.equal(erased[row], v2.functional.erase(images[row], top, left, height, width, torch.zeros(1)))
+
+
+def test_erase_preserves_the_channels_last_layout(images: torch.Tensor) -> None:
+    images = images.float().contiguous(memory_format=torch.channels_last)
+    erased = erase(images, erasing_boxes(BatchPosition(0, 7, 0, 6), 40, 32, probability=1.0))
+    assert erased.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_erasing_boxes_have_torchvision_distribution() -> None:
+    count = 20_000
+    ours = erasing_boxes(BatchPosition(5, 1, 0, count), 60, 50, probability=0.25).astype(float)
+    assert (ours[:, 0] + ours[:, 2]).max() <= 60
+    assert (ours[:, 1] + ours[:, 3]).max() <= 50
+    erased = ours[ours[:, 2] > 0]
+    assert abs(len(erased) / count - 0.25) < 0.01
+
+    torch.manual_seed(0)
+    transform, image = v2.RandomErasing(p=1.0), torch.zeros(3, 60, 50)
+    draws = [transform.make_params([image]) for _ in range(3_000)]
+    theirs = np.array([[float(d[name]) for name in ("i", "j", "h", "w")] for d in draws])
+    assert np.abs(erased.mean(0) - theirs.mean(0)).max() < 1.0
+    assert np.abs(erased.std(0) - theirs.std(0)).max() < 1.0

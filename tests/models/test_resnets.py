@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from rebar.errors import RebarError
-from rebar.models.blurpool import apply_blurpool
 from rebar.models.build import build_model, count_parameters
-from rebar.models.gradient_checkpointing import apply_gradient_checkpointing
+from rebar.models.modifications import apply_blurpool, apply_gradient_checkpointing
 from rebar.models.resnets import SMALL_RESNETS, last_batchnorms
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rebar.errors import RebarError
-from rebar.models.blurpool import BlurPoolConv2d
+from rebar.models.modifications import BlurPoolConv2d
 from rebar.optim.averaging import update_bn
 from rebar.training.checkpoint import HostMemory
 from rebar.training.error_hints import error_hints

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rebar.augment.color import adjust_hue, color_jitter
 from rebar.augment.rng import BatchPosition
+from rebar.augment.transforms import adjust_hue, color_jitter
 from rebar.loading.rng import Stream
 from rebar.models.torchvision_compat import import_torchvision
 
