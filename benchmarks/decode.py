@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.jpeg.crop_decoder import CropDecoder
-from rebar.jpeg.turbojpeg import decode_rgb
+from rebar.jpeg.decode import decode_rgb
 
 QUALITY = 90
 GROUP = 25  # images decoded by one method before the next one takes over

@@ -14,8 +14,9 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     from numba import njit
 
     from rebar.beton import BetonFile
-    from rebar.jpeg.planes import decode_planes_kernel
-    from rebar.jpeg.workspace import BITS_MARGIN, new_region_scratch, new_table_store, new_tables
+    from rebar.jpeg.kernel_arguments import BITS_MARGIN, new_region_scratch, new_table_store, new_tables
+    from rebar.jpeg.kernels.crops import decode_region
+    from rebar.jpeg.kernels.markers import parse_header
     from rebar.loading.crops import RandomResizedCrop
     from rebar.loading.order import OrderOption, epoch_order, shard_batches
     from rebar.loading.rng import RngKeys
@@ -27,7 +28,14 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     def decode_all(data, starts, ends, boxes, tables, scratch, bits):  # type: ignore[no-untyped-def]
         wrong = 0
         for i in range(starts.size):
-            status, _ = decode_planes_kernel(data[starts[i] : ends[i]], boxes[i], tables, scratch, bits)
+            status, header = parse_header(data, starts[i], ends[i], tables)
+            top, left, height, width = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
+            for c in range(header.components):
+                h_samp, v_samp = (1, 1) if c == 0 else (header.h_samp, header.v_samp)
+                scratch.needed[c, 0], scratch.needed[c, 1] = left // h_samp, -(-(left + width) // h_samp)
+                scratch.needed[c, 2], scratch.needed[c, 3] = top // v_samp, -(-(top + height) // v_samp)
+            if status == 0:
+                status = decode_region(data, ends[i], header, tables, scratch, bits)
             wrong += status != 0
         return wrong
 

@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from rebar.errors import RebarError
-from rebar.jpeg.turbojpeg import JpegError, decode_bgr
+from rebar.jpeg.decode import decode_bgr
+from rebar.jpeg.format import JpegError
 
 if TYPE_CHECKING:
     from rebar.jpeg.crop_decoder import CropDecoder

@@ -20,10 +20,9 @@ from rebar.beton.decode import ImageError, Side, SizeLimit, decode, downscale, i
 from rebar.beton.format import MODE_JPG, MODE_RAW
 from rebar.beton.selection import Source
 from rebar.errors import RebarError
-from rebar.jpeg.standard_tables import quantization_tables
-from rebar.jpeg.status import OK, UNSUPPORTED
+from rebar.jpeg.format import OK, UNSUPPORTED, JpegError, quantization_tables
 from rebar.jpeg.transcoder import Transcoder
-from rebar.jpeg.turbojpeg import JpegError, make_sequential
+from rebar.jpeg.turbojpeg import make_sequential
 
 MAX_SIDE = 65_535
 """Pixels; the limit of the file format's 16-bit fields."""

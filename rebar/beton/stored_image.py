@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.beton.format import MODE_JPG, BetonError
-from rebar.jpeg.turbojpeg import JpegError, decode_rgb
+from rebar.jpeg.decode import decode_rgb
+from rebar.jpeg.format import JpegError
 
 
 class StoredImages(Protocol):

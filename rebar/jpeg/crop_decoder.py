@@ -1,6 +1,6 @@
 """Decode, crop, resize and flip JPEGs several times as fast as full-image decoding.
 
-The kernels decode only the part of a JPEG that a crop needs (:mod:`rebar.jpeg.kernels.region`) and resize its planes
+The kernels decode only the part of a JPEG that a crop needs (:mod:`rebar.jpeg.kernels.crops`) and resize its planes
 directly to the output (:mod:`rebar.jpeg.kernels.resize`). The result agrees with full-image decoding and
 ``cv2.resize(..., INTER_AREA)`` to about a quarter of a gray level on average.
 """
@@ -8,13 +8,14 @@ directly to the output (:mod:`rebar.jpeg.kernels.resize`). The result agrees wit
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.jpeg.descriptors import DESCRIPTOR_FIELDS, array_types, descriptors
-from rebar.jpeg.kernel_cache import load_kernel
-from rebar.jpeg.status import Status
-from rebar.jpeg.workspace import (
+from rebar.jpeg.format import Status
+from rebar.jpeg.kernel_arguments import (
     BITS_MARGIN,
+    DESCRIPTOR_FIELDS,
     Call,
     Workspace,
+    array_types,
+    descriptors,
     new_axis_weights,
     new_region_scratch,
     new_resize_scratch,
@@ -22,6 +23,7 @@ from rebar.jpeg.workspace import (
     new_tables,
     prototype_arguments,
 )
+from rebar.jpeg.kernel_cache import load_kernel
 
 __all__ = ["CropDecoder", "Status"]
 

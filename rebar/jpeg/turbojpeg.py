@@ -1,4 +1,4 @@
-"""Decode complete JPEGs with libturbojpeg through ctypes, or with OpenCV or Pillow if it is not installed.
+"""Call libturbojpeg through ctypes: decode complete JPEGs, and convert progressive ones to sequential ones.
 
 ctypes releases the GIL during a call, so threads decode in parallel. Each thread has its own decompressor.
 
@@ -18,19 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.errors import RebarError
-from rebar.jpeg.decode_fallback import decode_without_turbojpeg
-from rebar.jpeg.status import JpegError
-
-__all__ = [
-    "LIBRARY_VARIABLE",
-    "JpegError",
-    "decode_bgr",
-    "decode_planes",
-    "decode_rgb",
-    "load_turbojpeg",
-    "make_sequential",
-    "turbojpeg_available",
-]
+from rebar.jpeg.format import JpegError
 
 LIBRARY_VARIABLE = "TURBOJPEG_LIBRARY"
 """The environment variable with the path of the library. A path that cannot be loaded disables libturbojpeg."""
@@ -70,8 +58,8 @@ def load_turbojpeg() -> ctypes.CDLL:
 def turbojpeg_available() -> bool:
     """Return whether libturbojpeg can be loaded.
 
-    Without it, :func:`decode_rgb` and :func:`decode_bgr` use OpenCV or Pillow, and :func:`make_sequential` raises
-    JpegError, so that progressive JPEGs are re-encoded instead of transcoded losslessly.
+    Without it, :mod:`rebar.jpeg.decode` uses OpenCV or Pillow, and :func:`make_sequential` raises JpegError, so that
+    progressive JPEGs are re-encoded instead of transcoded losslessly.
     """
     try:
         load_turbojpeg()
@@ -154,36 +142,17 @@ def _read_header(tj: _Decompressor, source: NDArray[np.uint8]) -> tuple[int, int
     return height.value, width.value, subsampling.value
 
 
-def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Decode a JPEG to RGB, uint8 ``[height, width, 3]``; grayscale becomes three equal channels.
+def decode_interleaved(source: NDArray[np.uint8], bgr: bool, scale_num: int) -> NDArray[np.uint8]:
+    """Decode a JPEG to RGB or BGR, uint8 ``[height, width, 3]``, scaled by ``scale_num`` / 8, rounded up.
 
-    Raises JpegError for every error or warning of libturbojpeg, including truncated data. Without libturbojpeg, bit
-    errors in progressive JPEGs are not detected (:mod:`rebar.jpeg.decode_fallback`).
+    Raises JpegError for every error or warning of libturbojpeg, including truncated data, and RebarError without
+    libturbojpeg.
     """
-    source = np.ascontiguousarray(jpeg)
-    if not turbojpeg_available():
-        return np.ascontiguousarray(decode_without_turbojpeg(source)[..., ::-1])
-    return _decode(source, _PIXEL_FORMAT_RGB, 8)
-
-
-def decode_bgr(jpeg: NDArray[np.uint8], scale_num: int = 8) -> NDArray[np.uint8]:
-    """Decode a JPEG to BGR, uint8 ``[height, width, 3]``, scaled by ``scale_num`` / 8 (1, 2, 4 or 8), rounded up.
-
-    A reduced scale takes less time and memory, because libjpeg uses a smaller IDCT. Raises JpegError as
-    :func:`decode_rgb` does.
-    """
-    source = np.ascontiguousarray(jpeg)
-    if not turbojpeg_available():
-        return decode_without_turbojpeg(source, scale_num)
-    return _decode(source, _PIXEL_FORMAT_BGR, scale_num)
-
-
-def _decode(source: NDArray[np.uint8], pixel_format: int, scale_num: int) -> NDArray[np.uint8]:
     with _decompressor() as tj:
         height, width, _ = _read_header(tj, source)
         height, width = -(-height * scale_num // 8), -(-width * scale_num // 8)
         image = np.empty((height, width, 3), np.uint8)
-        layout = (width, 0, height, pixel_format, 0)
+        layout = (width, 0, height, _PIXEL_FORMAT_BGR if bgr else _PIXEL_FORMAT_RGB, 0)
         tj.check(tj.library.tjDecompress2(tj.handle, source.ctypes.data, source.size, image.ctypes.data, *layout))
     return image
 
@@ -191,8 +160,8 @@ def _decode(source: NDArray[np.uint8], pixel_format: int, scale_num: int) -> NDA
 def decode_planes(jpeg: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Decode a JPEG to its stored planes: Y, Cb and Cr, or Y alone, without upsampling or color conversion.
 
-    Each plane is uint8 ``[height, width]`` at the component's own size. Raises JpegError as :func:`decode_rgb` does,
-    and RebarError without libturbojpeg.
+    Each plane is uint8 ``[height, width]`` at the component's own size. Raises the same errors as
+    :func:`decode_interleaved`.
     """
     source = np.ascontiguousarray(jpeg)
     with _decompressor() as tj:

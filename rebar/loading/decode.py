@@ -1,6 +1,6 @@
 """Decode crops of stored images, with the crop decoder or by full-image decoding, and handle corrupt samples.
 
-Images that the crop decoder does not support are decoded in full by :mod:`rebar.jpeg.turbojpeg` and resized by OpenCV.
+Images that the crop decoder does not support are decoded in full by :mod:`rebar.jpeg.decode` and resized by OpenCV.
 Images that cannot be decoded in full either are corrupt.
 """
 

@@ -11,7 +11,7 @@ from benchmarks.gpu_proof.job import Job, percentile
 from benchmarks.gpu_proof.prepare import photograph
 from benchmarks.gpu_proof.summary import summarize
 from benchmarks.gpu_proof.training_step import flops_per_image
-from rebar.jpeg.turbojpeg import decode_rgb
+from rebar.jpeg.decode import decode_rgb
 from tests.conftest import run
 
 PARTS = tuple(LIMITS)

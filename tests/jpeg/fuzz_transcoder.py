@@ -10,8 +10,8 @@ from collections import Counter
 
 import numpy as np
 
-from rebar.jpeg import turbojpeg
-from rebar.jpeg.status import Status
+from rebar.jpeg.decode import decode_rgb
+from rebar.jpeg.format import JpegError, Status
 from rebar.jpeg.transcoder import Transcoder
 from tests.jpeg.fuzz_crop_decoder import HEIGHT, WIDTH, GuardedMemory, damage
 from tests.jpeg.images import KINDS, encode, photograph
@@ -43,10 +43,10 @@ def main(seed: int, count: int) -> None:
 
 def check_same_samples(jpeg: np.ndarray, rewritten: np.ndarray) -> None:
     """Check that both decode to the same samples, or that at least ``rewritten`` decodes."""
-    after = turbojpeg.decode_rgb(rewritten)
+    after = decode_rgb(rewritten)
     try:
-        before = turbojpeg.decode_rgb(jpeg)
-    except turbojpeg.JpegError:
+        before = decode_rgb(jpeg)
+    except JpegError:
         return
     np.testing.assert_array_equal(before, after)
 

@@ -5,7 +5,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.jpeg.crop_decoder import CropDecoder, Status
-from rebar.jpeg.turbojpeg import decode_planes, decode_rgb
+from rebar.jpeg.decode import decode_rgb
+from rebar.jpeg.turbojpeg import decode_planes
 
 SAMPLINGS = {
     "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from rebar.jpeg.format import Status
+from rebar.jpeg.kernel_arguments import SHORT_BITS, SPECIFICATION_BYTES, TableStore, new_table_store
 from rebar.jpeg.kernels.huffman import AC, DC, END_OF_BLOCK, LONG, find_tables
 from rebar.jpeg.kernels.jit import kernel
-from rebar.jpeg.status import Status
-from rebar.jpeg.workspace import SHORT_BITS, SPECIFICATION_BYTES, TableStore, new_table_store
 
 
 @kernel

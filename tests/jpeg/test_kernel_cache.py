@@ -100,7 +100,7 @@ def test_decode_crops_raises_for_memory_that_the_kernel_would_misread() -> None:
             decoder.decode_crops(wrong, np.zeros(1, np.uint64), one, box, flip, out)
 
 
-@pytest.mark.parametrize("changed", ["workspace.py", "kernels/entropy.py"])
+@pytest.mark.parametrize("changed", ["kernel_arguments.py", "kernels/entropy.py"])
 def test_cache_key_changes_with_any_source(changed: str, tmp_path: Path) -> None:
     package = REPOSITORY / "rebar/jpeg"
     for source in package.rglob("*.py"):

@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from rebar.jpeg.kernel_arguments import (
+    COLUMN_MARGIN,
+    ResizeWeights,
+    new_extents,
+    new_resize_scratch,
+    new_resize_weights,
+)
 from rebar.jpeg.kernels.jit import kernel
 from rebar.jpeg.kernels.resize import NEUTRAL, resize_columns, write_rows
 from rebar.jpeg.kernels.resize_weights import COLUMN_UNITY, FULL_RESOLUTION, ROW_UNITY, set_extents, set_resize_weights
-from rebar.jpeg.workspace import COLUMN_MARGIN, ResizeWeights, new_extents, new_resize_scratch, new_resize_weights
 
 
 @kernel

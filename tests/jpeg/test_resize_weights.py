@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from rebar.jpeg.kernel_arguments import Extents, ResizeWeights, new_extents, new_resize_weights
 from rebar.jpeg.kernels.jit import kernel
 from rebar.jpeg.kernels.resize_weights import (
     COLUMN_UNITY,
@@ -17,7 +18,6 @@ from rebar.jpeg.kernels.resize_weights import (
     set_extents,
     set_resize_weights,
 )
-from rebar.jpeg.workspace import Extents, ResizeWeights, new_extents, new_resize_weights
 from tests.jpeg.images import upsample
 
 

@@ -10,12 +10,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from rebar.jpeg import planes, turbojpeg
-from rebar.jpeg.standard_tables import AC_CODES, quantization_tables
-from rebar.jpeg.status import Status
+from rebar.jpeg import turbojpeg
+from rebar.jpeg.decode import decode_rgb
+from rebar.jpeg.format import AC_CODES, JpegError, Status, quantization_tables
 from rebar.jpeg.transcoder import Transcoder
 from rebar.jpeg.turbojpeg import make_sequential
 from tests.conftest import REPOSITORY
+from tests.jpeg import planes
 from tests.jpeg.images import KINDS, encode, photograph
 
 SHAPES = ((96, 128), (97, 131), (1, 1), (8, 8), (17, 250), (250, 17))
@@ -30,7 +31,7 @@ def check_same_samples(jpeg: NDArray[np.uint8], rewritten: NDArray[np.uint8]) ->
     """Check that libjpeg-turbo decodes both to the same samples."""
     for before, after in zip(turbojpeg.decode_planes(jpeg), turbojpeg.decode_planes(rewritten), strict=True):
         np.testing.assert_array_equal(before, after)
-    np.testing.assert_array_equal(turbojpeg.decode_rgb(jpeg), turbojpeg.decode_rgb(rewritten))
+    np.testing.assert_array_equal(decode_rgb(jpeg), decode_rgb(rewritten))
 
 
 @pytest.mark.parametrize("read_interval", [0, 1, 3, 1000])
@@ -101,7 +102,7 @@ def test_make_sequential_keeps_the_samples(kind: str) -> None:
 
 def test_make_sequential_raises_for_truncated_data() -> None:
     jpeg = encode(photograph(96, 128), progressive=True)
-    with pytest.raises(turbojpeg.JpegError) as caught:
+    with pytest.raises(JpegError) as caught:
         make_sequential(jpeg[: jpeg.size // 2])
     assert caught.value.code == "jpeg-corrupt"
 

@@ -16,13 +16,12 @@ import numpy as np
 from llvmlite import binding as llvm
 from numba import carray, cfunc, types
 
-from rebar.jpeg.descriptors import DESCRIPTOR_FIELDS
+from rebar.jpeg.kernel_arguments import DESCRIPTOR_FIELDS, prototype_arguments
 from rebar.jpeg.kernel_cache import SYMBOL_PREFIX
 from rebar.jpeg.kernels.crops import decode_crops
 from rebar.jpeg.kernels.simd import pointer
 from rebar.jpeg.kernels.transcode import read_header, transcode
-from rebar.jpeg.transcode_workspace import new_transcode_call
-from rebar.jpeg.workspace import prototype_arguments
+from rebar.jpeg.transcoder import new_transcode_call
 from rebar.storage.files import atomic_write
 
 _PRIVATE = 0o600  # kernel_cache does not load files that other users can write to

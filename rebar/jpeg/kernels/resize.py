@@ -12,6 +12,16 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
+from rebar.jpeg.format import Header
+from rebar.jpeg.kernel_arguments import (
+    TILE_COLUMNS,
+    TILE_PIXELS,
+    TILE_ROWS,
+    AxisWeights,
+    RegionScratch,
+    ResizeScratch,
+    ResizeWeights,
+)
 from rebar.jpeg.kernels.jit import compiled
 from rebar.jpeg.kernels.simd import (
     I8,
@@ -33,7 +43,6 @@ from rebar.jpeg.kernels.simd import (
     transpose8,
     vector,
 )
-from rebar.jpeg.workspace import TILE_COLUMNS, TILE_PIXELS, TILE_ROWS, ResizeWeights
 
 U = np.uint64
 NEUTRAL = 128 << 8  # chroma of gray
@@ -178,6 +187,23 @@ def write_pixels(
     for part in (interleaved[:64], interleaved[64:]):  # the width of the widest registers
         store(builder, shuffle(builder, pairs[0], pairs[1], part), out)
         out = offset(builder, out, len(part))
+
+
+@compiled
+def resize(
+    header: Header, region: RegionScratch, weights: AxisWeights, scratch: ResizeScratch, out: NDArray[np.uint8]
+) -> None:
+    """Resize the decoded planes and convert them to RGB."""
+    for c in range(header.components):
+        x, y = (weights.luma_x, weights.luma_y) if c == 0 else (weights.chroma_x, weights.chroma_y)
+        left, top, stride = region.layout[c, 0], region.layout[c, 1], region.layout[c, 2]
+        if c < 2:  # Cb and Cr use the same weights
+            for i in range(x.first.size):
+                x.first[i] -= left
+            for i in range(y.first.size):
+                y.first[i] -= top
+        resize_columns(region.planes[c], stride, y.span[0] - top, y.span[1] - top, x, scratch.lines[c])
+    write_rows(scratch.lines, weights.luma_y, weights.chroma_y, header.components == 1, scratch.pixels, out)
 
 
 @compiled

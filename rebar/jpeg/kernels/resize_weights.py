@@ -9,14 +9,36 @@ chroma samples, so that chroma is never upsampled.
 import numpy as np
 from numpy.typing import NDArray
 
+from rebar.jpeg.format import Header
+from rebar.jpeg.kernel_arguments import AxisWeights, Extents, ResizeWeights
 from rebar.jpeg.kernels.jit import compiled
-from rebar.jpeg.workspace import Extents, ResizeWeights
 
 COLUMN_UNITY = 256  # the sum of the weights along x: 8-bit samples become 8.8 fixed point in 16 bits
 FULL_RESOLUTION = -1.0
 FANCY_UPSAMPLING, PLAIN_UPSAMPLING = 0.25, 0.0  # weight of the farther sample in libjpeg's two ways to upsample chroma
 ROW_UNITY = 65535  # the sum of the weights along y: the product's high 16 bits are in 8.8 again
 _SNAP = 1e-3  # pixels: as in cv2, an edge this close to a pixel's edge is moved onto it
+
+
+@compiled
+def set_axis_weights(
+    weights: AxisWeights, header: Header, box: NDArray[np.int64], flip: bool, out_height: int, out_width: int
+) -> None:
+    top, left, height, width = box[0], box[1], box[2], box[3]
+    area = height >= out_height and width >= out_width
+    set_extents(weights.x, out_width, width, area, flip)
+    # ``width < 0`` is False; for a literal, numba would compile set_extents a second time.
+    set_extents(weights.y, out_height, height, area, width < 0)
+    set_resize_weights(weights.luma_x, weights.x, left, FULL_RESOLUTION, header.width, COLUMN_UNITY)
+    set_resize_weights(weights.luma_y, weights.y, top, FULL_RESOLUTION, header.height, ROW_UNITY)
+    if header.components > 1:
+        h_samp, v_samp = header.h_samp, header.v_samp
+        chroma_width, chroma_height = -(-header.width // h_samp), -(-header.height // v_samp)
+        # libjpeg does not interpolate chroma rows of one or two samples, unless only y is subsampled.
+        far = FANCY_UPSAMPLING if chroma_width > 2 or h_samp == 1 else PLAIN_UPSAMPLING
+        far_x, far_y = far if h_samp == 2 else FULL_RESOLUTION, far if v_samp == 2 else FULL_RESOLUTION
+        set_resize_weights(weights.chroma_x, weights.x, left, far_x, chroma_width, COLUMN_UNITY)
+        set_resize_weights(weights.chroma_y, weights.y, top, far_y, chroma_height, ROW_UNITY)
 
 
 @compiled

@@ -3,11 +3,20 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.jpeg.kernels.headers import parse_header
-from rebar.jpeg.kernels.huffman import END_OF_BLOCK
+from rebar.jpeg.format import CORRUPT_DATA, OK, TRUNCATED, UNSUPPORTED, Header
+from rebar.jpeg.kernel_arguments import Tables
+from rebar.jpeg.kernels.huffman import END_OF_BLOCK, set_coders
 from rebar.jpeg.kernels.jit import compiled
-from rebar.jpeg.kernels.segments import add_stuffing, find_segments, remove_stuffing
-from rebar.jpeg.kernels.simd import load_uint32
+from rebar.jpeg.kernels.markers import find_segments, parse_header, remove_stuffing
+from rebar.jpeg.kernels.simd import (
+    copy_32_bytes,
+    load_uint8,
+    load_uint32,
+    marker_bytes,
+    store_big_endian,
+    store_uint8,
+    trailing_zeros,
+)
 from rebar.jpeg.kernels.transcode_blocks import (
     MAX_BLOCK_BYTES,
     Coder,
@@ -21,10 +30,7 @@ from rebar.jpeg.kernels.transcode_blocks import (
     skip_block,
     transcode_block,
 )
-from rebar.jpeg.kernels.transcode_tables import set_coders
-from rebar.jpeg.status import CORRUPT_DATA, OK, TRUNCATED, UNSUPPORTED, Header
-from rebar.jpeg.transcode_workspace import Codes, TranscodeCall, TranscodeScratch
-from rebar.jpeg.workspace import Tables
+from rebar.jpeg.transcoder import Codes, TranscodeCall, TranscodeScratch
 
 U = np.uint64
 _MAX_DC = 2047  # largest DC coefficient of 8-bit samples
@@ -101,7 +107,7 @@ def _write(
             mcus_to_segment = read_interval
             segment += 1
         if mcus_to_marker == 0:
-            position = add_stuffing(written, address, pending, count, out, position)
+            position = _add_stuffing(written, address, pending, count, out, position)
             if position < 0:
                 return UNSUPPORTED, 0
             out[position], out[position + 1] = 0xFF, 0xD0 + markers % 8
@@ -174,8 +180,37 @@ def _write(
     if address + U((bits_read - bits_copied) >> 3) > limit:
         return UNSUPPORTED, 0
     address, pending, count = copy_bits(read, bits_copied, bits_read, address, pending, count)
-    position = add_stuffing(written, address, pending, count, out, position)
+    position = _add_stuffing(written, address, pending, count, out, position)
     if position < 0:
         return UNSUPPORTED, 0
     out[position], out[position + 1] = 0xFF, 0xD9
     return OK, position + 2
+
+
+@compiled
+def _add_stuffing(
+    written: np.uint64, address: np.uint64, pending: np.uint64, count: np.uint64, out: NDArray[np.uint8], position: int
+) -> int:
+    """Write a segment to ``out[position:]`` with a zero byte after each 0xFF; return its end, or -1 if it does not fit.
+
+    The segment is at addresses ``written`` to ``address``; ``count`` pending bits follow, padded with ones.
+    """
+    if count:
+        store_big_endian(address, pending | (U(0xFFFFFFFFFFFFFFFF) >> count))
+        address += U(1)
+    length = np.int64(address - written)
+    if position + 2 * length + 64 > out.size:
+        return -1
+    target, done = U(out.ctypes.data) + U(position), 0
+    while done < length:
+        copy_32_bytes(written + U(done), target)
+        bits = marker_bytes(written + U(done))
+        step = min(32, length - done)
+        if bits:
+            step = min(step, np.int64(trailing_zeros(bits)) + 1)
+        target += U(step)
+        done += step
+        if load_uint8(target - U(1)) == 0xFF:
+            store_uint8(target, np.uint8(0))
+            target += U(1)
+    return np.int64(target - U(out.ctypes.data))

@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rebar.jpeg.kernels.huffman import END_OF_BLOCK, LONG
+from rebar.jpeg.kernel_arguments import SHORT_BITS
+from rebar.jpeg.kernels.huffman import END_OF_BLOCK, LONG, symbol_entry
 from rebar.jpeg.kernels.jit import compiled, inlined
 from rebar.jpeg.kernels.simd import load_big_endian, load_uint16, load_uint32, load_uint64, store_big_endian
-from rebar.jpeg.kernels.transcode_tables import symbol_entry
-from rebar.jpeg.transcode_workspace import BLOCK_ENDS, MULTI_SYMBOL_BITS, RATIO_BITS, SKIP_ENDS_AT
-from rebar.jpeg.workspace import SHORT_BITS
+from rebar.jpeg.transcoder import BLOCK_ENDS, MULTI_SYMBOL_BITS, RATIO_BITS, SKIP_ENDS_AT
 
 U = np.uint64
 MAX_BLOCK_BYTES = 64 * 4 + 64
@@ -25,7 +24,7 @@ class Coder(NamedTuple):
     """The addresses of the tables of one component.
 
     ``dc_short``, ``dc_long`` and ``ac_long`` are the lookup tables of the file's codes. ``dc_codes``, ``ac_codes``,
-    ``symbols``, ``multi_symbols`` and ``skips`` are rows of :class:`rebar.jpeg.transcode_workspace.Codes`. ``ratios``
+    ``symbols``, ``multi_symbols`` and ``skips`` are rows of :class:`rebar.jpeg.transcoder.Codes`. ``ratios``
     are 64 int32 in zigzag order by which coefficients are multiplied, in units of 2**-RATIO_BITS. ``is_standard`` is
     whether the file has the standard codes. Addresses are used because numba would count references to arrays for
     every block.

@@ -1,9 +1,12 @@
-"""The arguments and scratch memory of the crop decoder's kernel, as named tuples of NumPy arrays.
+"""The arguments and scratch memory of the crop decoder's kernel, and how arrays are passed to compiled kernels.
 
-This module does not import numba, so that processes that only run compiled kernels do not load it.
+Arguments are nested named tuples of NumPy arrays. A compiled kernel gets one int64 table with the descriptor of each
+array: its address and shape. Element types and numbers of dimensions are fixed when the kernel is compiled. This
+module does not import numba, so that processes that only run compiled kernels do not load it.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +27,7 @@ ALIGNMENT = 32  # plane columns are padded to multiples of this many bytes
 TILE_COLUMNS = 8  # output columns computed together
 TILE_ROWS = 32  # rows computed together
 TILE_PIXELS = 32  # output pixels of a row computed together
+DESCRIPTOR_FIELDS = 5  # int64: the address and up to four dimensions
 
 
 def read_ahead_bytes(blocks: int) -> int:
@@ -252,3 +256,28 @@ def prototype_arguments() -> tuple[Call, Workspace]:
     tables, region = new_tables(new_table_store()), new_region_scratch(1, 1)
     bits, weights = np.zeros((2, 1), np.uint8), new_axis_weights(1, 1, 1, 1)
     return call, Workspace(tables, region, bits, weights, new_resize_scratch(1, 1))
+
+
+def descriptors(arguments: Any) -> NDArray[np.int64]:
+    """Return the descriptors of C-contiguous arrays in nested named tuples, int64 ``[arrays, DESCRIPTOR_FIELDS]``."""
+    arrays = list(flatten_arrays(arguments))
+    table = np.zeros((len(arrays), DESCRIPTOR_FIELDS), np.int64)
+    for row, array in zip(table, arrays, strict=True):
+        assert array.flags.c_contiguous
+        row[0] = array.__array_interface__["data"][0]
+        row[1 : 1 + array.ndim] = array.shape
+    return table
+
+
+def array_types(arguments: Any) -> list[tuple[Any, int]]:
+    """Return the dtype and number of dimensions of each array in nested named tuples."""
+    return [(array.dtype, array.ndim) for array in flatten_arrays(arguments)]
+
+
+def flatten_arrays(arguments: Any) -> Iterator[NDArray[Any]]:
+    """Yield the arrays of nested named tuples, in order."""
+    if isinstance(arguments, np.ndarray):
+        yield arguments
+        return
+    for argument in arguments:
+        yield from flatten_arrays(argument)

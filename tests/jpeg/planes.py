@@ -1,13 +1,20 @@
-"""Decode a region of a JPEG to its YCbCr planes as NumPy arrays, for tests and benchmarks. Imports numba."""
+"""Decode a region of a JPEG to its YCbCr planes as NumPy arrays."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.jpeg.kernels.headers import parse_header
+from rebar.jpeg.format import OK, WRONG_SIZE, Header, Status
+from rebar.jpeg.kernel_arguments import (
+    BITS_MARGIN,
+    RegionScratch,
+    Tables,
+    new_region_scratch,
+    new_table_store,
+    new_tables,
+)
+from rebar.jpeg.kernels.crops import decode_region
 from rebar.jpeg.kernels.jit import kernel, read_only
-from rebar.jpeg.kernels.region import decode_region
-from rebar.jpeg.status import OK, WRONG_SIZE, Header, Status
-from rebar.jpeg.workspace import BITS_MARGIN, RegionScratch, Tables, new_region_scratch, new_table_store, new_tables
+from rebar.jpeg.kernels.markers import parse_header
 
 
 def decode_planes(
@@ -20,7 +27,7 @@ def decode_planes(
     """
     tables, scratch = new_tables(new_table_store()), new_region_scratch(max_height, max_width)
     bits = np.zeros((2, jpeg.size + BITS_MARGIN), np.uint8)
-    status, header = decode_planes_kernel(read_only(jpeg), np.array(box, np.int64), tables, scratch, bits)
+    status, header = _decode_planes(read_only(jpeg), np.array(box, np.int64), tables, scratch, bits)
     planes = []
     for c in range(header.components if status == OK else 0):
         left, top, stride = scratch.layout[c]
@@ -31,7 +38,7 @@ def decode_planes(
 
 
 @kernel
-def decode_planes_kernel(
+def _decode_planes(
     data: NDArray[np.uint8],
     box: NDArray[np.int64],
     tables: Tables,

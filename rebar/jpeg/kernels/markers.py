@@ -1,4 +1,4 @@
-"""Parse the markers before the entropy-coded data of a JPEG (ITU-T T.81, annex B).
+"""Parse the markers of a JPEG, find its restart segments, and remove or insert byte stuffing (ITU-T T.81, annex B).
 
 Baseline and extended sequential Huffman JPEGs with 8 bits and one scan are supported, either grayscale or YCbCr with
 4:4:4, 4:2:2, 4:4:0 or 4:2:0 subsampling. The status of others is UNSUPPORTED. No byte outside the file is read, even
@@ -8,14 +8,19 @@ if the file is corrupt.
 import numpy as np
 from numpy.typing import NDArray
 
+from rebar.jpeg.format import CORRUPT_DATA, CORRUPT_HEADER, OK, TRUNCATED, UNSUPPORTED, ZIGZAG, Header
+from rebar.jpeg.kernel_arguments import SCRATCH_PADDING, Tables
 from rebar.jpeg.kernels.huffman import find_tables
 from rebar.jpeg.kernels.jit import compiled
-from rebar.jpeg.standard_tables import ZIGZAG
-from rebar.jpeg.status import CORRUPT_HEADER, OK, TRUNCATED, UNSUPPORTED, Header
-from rebar.jpeg.workspace import Tables
+from rebar.jpeg.kernels.simd import (
+    copy_32_bytes,
+    marker_bytes,
+    trailing_zeros,
+)
 
+U = np.uint64
 _SOI, _SOF0, _SOF1, _SOF15, _DHT, _SOS, _DQT, _DRI = 0xD8, 0xC0, 0xC1, 0xCF, 0xC4, 0xDA, 0xDB, 0xDD
-_DNL, _DHP, _EXP, _APP0, _APP14, _APP15, _COM = 0xDC, 0xDE, 0xDF, 0xE0, 0xEE, 0xEF, 0xFE
+_DNL, _DHP, _EXP, _APP0, _APP14, _APP15, _COM, _RST0 = 0xDC, 0xDE, 0xDF, 0xE0, 0xEE, 0xEF, 0xFE, 0xD0
 
 
 @compiled
@@ -186,3 +191,75 @@ def _sampling(components: int, tables: Tables) -> tuple[int, int, int]:
         if tables.components[i, 1] != 1 or tables.components[i, 2] != 1:
             return UNSUPPORTED, 0, 0
     return (OK, h_samp, v_samp) if h_samp <= 2 and v_samp <= 2 else (UNSUPPORTED, 0, 0)
+
+
+@compiled
+def find_segments(
+    data: NDArray[np.uint8], start: int, end: int, count: int, starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[int, int]:
+    """Find the first ``count`` restart segments; return the status and the number found.
+
+    Their starts and ends are stored in ``starts`` and ``ends``, int64. The restart markers between them must count up
+    modulo 8. The search stops with CORRUPT_DATA at any other marker and with TRUNCATED at the end of the data; the
+    segments found before are valid.
+    """
+    base = U(data.ctypes.data)
+    found, position = 0, start
+    starts[0] = start
+    while True:
+        while position + 33 <= end:  # 32 bytes, and one more for a marker's second byte
+            bits = marker_bytes(base + U(position))
+            while bits != U(0):
+                candidate = position + np.int64(trailing_zeros(bits))
+                bits &= bits - U(1)
+                if data[candidate + 1] != 0:
+                    position = candidate
+                    break
+            else:
+                position += 32
+                continue
+            break
+        else:
+            while position + 1 < end and not (data[position] == 0xFF and data[position + 1] != 0):
+                position += 1
+            if position + 1 >= end:
+                return TRUNCATED, found
+        ends[found] = position
+        while position + 1 < end and data[position + 1] == 0xFF:  # fill bytes
+            position += 1
+        if position + 1 >= end:
+            return TRUNCATED, found
+        found += 1
+        if found == count:
+            return OK, found
+        if data[position + 1] != _RST0 + (found - 1) % 8:
+            return CORRUPT_DATA, found
+        position += 2
+        starts[found] = position
+
+
+@compiled
+def remove_stuffing(data: NDArray[np.uint8], start: int, end: int, scratch: NDArray[np.uint8]) -> int:
+    """Copy ``data[start:end]`` without the zero byte after each 0xFF; return the number of bytes copied.
+
+    Zeros follow the copy. ``scratch`` is at least ``end - start + SCRATCH_PADDING`` long.
+    """
+    source, out = U(data.ctypes.data), U(scratch.ctypes.data)
+    position, length = start, 0
+    while position + 32 <= end:
+        copy_32_bytes(source + U(position), out + U(length))
+        bits = marker_bytes(source + U(position))
+        if bits == U(0):
+            position += 32
+            length += 32
+        else:
+            first = np.int64(trailing_zeros(bits))
+            position += first + 2
+            length += first + 1
+    while position < end:
+        byte = data[position]
+        scratch[length] = byte
+        length += 1
+        position += 2 if byte == 0xFF else 1
+    scratch[length : length + SCRATCH_PADDING] = 0
+    return length

@@ -5,9 +5,9 @@ import pytest
 from numpy.typing import NDArray
 
 from rebar.jpeg import turbojpeg
-from rebar.jpeg.planes import decode_planes
-from rebar.jpeg.status import Status
+from rebar.jpeg.format import Status
 from tests.jpeg.images import FACTORS, KINDS, encode, photograph, random_box
+from tests.jpeg.planes import decode_planes
 
 REGIONS = 8
 SHAPES = ((96, 128), (97, 131), (16, 16), (1, 1), (8, 8), (17, 250), (250, 17), (9, 40))

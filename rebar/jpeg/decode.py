@@ -1,8 +1,8 @@
-"""Decode complete JPEGs with OpenCV or Pillow, for installations without libturbojpeg.
+"""Decode complete JPEGs with libturbojpeg, or with OpenCV or Pillow if it is not installed.
 
-Neither library reports libjpeg's warnings, and OpenCV 4 fills the missing part of truncated JPEGs with gray. Markers
-are therefore checked first, and the entropy-coded data of sequential JPEGs is validated by the transcoder's kernel. Bit
-errors in progressive JPEGs are not detected.
+OpenCV and Pillow do not report libjpeg's warnings, and OpenCV 4 fills the missing part of truncated JPEGs with gray.
+Markers are therefore checked first, and the entropy-coded data of sequential JPEGs is validated by the transcoder's
+kernel. Bit errors in progressive JPEGs are not detected.
 """
 
 import functools
@@ -14,19 +14,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.errors import RebarError
-from rebar.jpeg.status import JpegError, Status
+from rebar.jpeg.format import JpegError, Status
+from rebar.jpeg.turbojpeg import decode_interleaved, turbojpeg_available
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)  # neither a stuffed byte nor a restart marker
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _EOI, _SOS = 0xD9, 0xDA
 
 
-def decode_without_turbojpeg(jpeg: NDArray[np.uint8], scale_num: int = 8) -> NDArray[np.uint8]:
+def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Decode a JPEG to RGB, uint8 ``[height, width, 3]``; grayscale becomes three equal channels.
+
+    The orientation tag is ignored. Raises JpegError for data that is not a JPEG, truncated or corrupt, and for CMYK.
+    With libturbojpeg, all of its warnings are errors.
+    """
+    source = np.ascontiguousarray(jpeg)
+    if turbojpeg_available():
+        return decode_interleaved(source, bgr=False, scale_num=8)
+    return np.ascontiguousarray(_decode_without_turbojpeg(source, 8)[..., ::-1])
+
+
+def decode_bgr(jpeg: NDArray[np.uint8], scale_num: int = 8) -> NDArray[np.uint8]:
     """Decode a JPEG to BGR, uint8 ``[height, width, 3]``, scaled by ``scale_num`` / 8 (1, 2, 4 or 8), rounded up.
 
-    The orientation tag is ignored, as by libturbojpeg. Raises JpegError for data that is not a JPEG, truncated or
-    corrupt, and for CMYK.
+    A reduced scale takes less time and memory, because libjpeg uses a smaller IDCT. Raises JpegError as
+    :func:`decode_rgb` does.
     """
+    source = np.ascontiguousarray(jpeg)
+    if turbojpeg_available():
+        return decode_interleaved(source, bgr=True, scale_num=scale_num)
+    return _decode_without_turbojpeg(source, scale_num)
+
+
+def _decode_without_turbojpeg(jpeg: NDArray[np.uint8], scale_num: int) -> NDArray[np.uint8]:
     if scale_num not in (1, 2, 4, 8):
         raise ValueError(f"scale_num must be 1, 2, 4 or 8, not {scale_num}")
     content = jpeg.tobytes()
