@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+import evaluate
+import train_imagenet
+import write_dataset
+from rebar import doctor
+from rebar.reporting import plots
 from tests.conftest import REPOSITORY, Data, read_events, run, torchrun
 
 PAGES = [
@@ -16,6 +21,7 @@ PAGES = [
     "docs/resume.md",
     "docs/training.md",
 ]
+SCRIPTS = {"write_dataset.py": write_dataset, "train_imagenet.py": train_imagenet, "evaluate.py": evaluate}
 TINY = ["--config-file", "rn50_configs/tiny.yaml", "--num-classes", "0"]
 
 
@@ -29,7 +35,7 @@ def commands(page: str) -> list[list[str]]:
 def script_arguments(args: list[str]) -> list[str] | None:
     """Return ``[script, argument, ...]`` of a command that runs one of the repository's scripts, else None."""
     for position, arg in enumerate(args):
-        if arg in ("write_dataset.py", "train_imagenet.py", "evaluate.py"):
+        if arg in SCRIPTS:
             return args[position:]
     return None
 
@@ -40,21 +46,17 @@ SCRIPT_COMMANDS = [(page, arguments) for page, args in ALL_COMMANDS if (argument
 
 def test_pages_contain_commands() -> None:
     assert {page for page, _ in ALL_COMMANDS} == set(PAGES)
-    assert {arguments[0] for _, arguments in SCRIPT_COMMANDS} >= {
-        "write_dataset.py",
-        "train_imagenet.py",
-        "evaluate.py",
-    }
+    assert {arguments[0] for _, arguments in SCRIPT_COMMANDS} == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("arguments", [arguments for _, arguments in SCRIPT_COMMANDS], ids=" ".join)
-def test_commands_in_pages_have_valid_flags(arguments: list[str]) -> None:
-    if "--help" in arguments:
-        run(*arguments)
-    elif {"--verify", "--info", "--stats"} & set(arguments):
-        run(*arguments, "--help")
-    else:
-        run(*arguments, "--print-config")
+def test_commands_in_pages_have_valid_flags(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    script, *flags = arguments
+    stop_after_parsing = "--help" if {"--verify", "--info", "--stats"} & set(flags) else "--print-config"
+    with pytest.raises(SystemExit) as stopped:
+        SCRIPTS[script].main([*flags, stop_after_parsing])
+    assert stopped.value.code == 0
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -66,24 +68,30 @@ def test_files_mentioned_in_pages_exist(page: str) -> None:
     assert [name for name in typed if not (REPOSITORY / name).exists()] == []
 
 
-def test_readme_imagenet_commands_run_end_to_end(data: Data, tmp_path: Path) -> None:
+def test_readme_imagenet_commands_run_end_to_end(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Run the commands under "ImageNet" with a smaller recipe, given by a second config file."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("IMAGENET_DIR", str(data.tree))
+    monkeypatch.setenv("WRITE_DIR", str(tmp_path))
     steps = [args for args in commands("README.md") if script_arguments(args)][:4]
     assert [args[0] for args in steps] == ["python", "python", "torchrun", "python"]
-    environment = {"IMAGENET_DIR": str(data.tree), "WRITE_DIR": str(tmp_path)}
     folder = tmp_path / "run"
     for args in steps:
         arguments = [arg.replace("$WRITE_DIR", str(tmp_path)) for arg in script_arguments(args) or []]
-        arguments = [arg.replace("runs/g5_4gpu", str(folder)) for arg in arguments]
+        script, *flags = [arg.replace("runs/g5_4gpu", str(folder)) for arg in arguments]
         if args[0] == "torchrun":
             small = [*TINY, "--epochs", "1", "--logging.folder", folder, "--world-size", "0"]
-            done = run(*torchrun(2, *arguments, *small), **environment)
+            run(*torchrun(2, script, *flags, *small))
         else:
-            done = run(*arguments, **environment)
-    assert "top-1" in done.stdout
+            SCRIPTS[script].main(flags)
+    assert "top-1" in capsys.readouterr().out
     assert len(read_events(folder, "epoch")) == 1
 
 
-def test_plots_and_doctor_commands_run(data: Data, finished_run: Path) -> None:
-    run("-m", "rebar.reporting.plots", finished_run)
-    run("-m", "rebar.doctor", "--quiet")
+def test_plots_and_doctor_commands_run(finished_run: Path) -> None:
+    plots.main([str(finished_run)])
+    with pytest.raises(SystemExit) as stopped:
+        doctor.check_machine(["--quiet"])
+    assert stopped.value.code == 0

@@ -18,7 +18,8 @@ from ffcv.writer import DatasetWriter
 from rebar.beton import BetonError, BetonFile
 from rebar.errors import RebarError
 from rebar.loading import Loader, OrderOption
-from rebar.loading.ffcv.graph import FfcvBackend, PipelineError
+from rebar.loading.ffcv.graph import PipelineError
+from rebar.loading.ffcv.pipelines import field_types, recognize
 from tests.loading.ffcv.stock_ffcv import Loader as FfcvLoader
 
 
@@ -36,9 +37,8 @@ def random_pipelines() -> dict[str, Any]:
 
 def make_loader(beton: BetonFile, pipelines: dict[str, Any], **changes: Any) -> Loader:
     chosen = {"num_workers": 2, "order": OrderOption.RANDOM, "drop_last": False, **changes}
-    loader = Loader(beton.path, 5, pipelines=pipelines, **chosen)
-    assert isinstance(loader._backend, FfcvBackend)
-    return loader
+    assert recognize(pipelines, field_types(beton.path)) is None
+    return Loader(beton.path, 5, pipelines=pipelines, **chosen)
 
 
 def test_ffcv_batches_do_not_depend_on_threads_and_are_not_overwritten(textures: BetonFile) -> None:
