@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from rebar import doctor
+from rebar.errors import RebarError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -35,11 +36,12 @@ def put_command(folder: Path, name: str, output: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def test_json_lists_every_check_and_the_verdict() -> None:
-    result = run_doctor("--json")
-    report = json.loads(result.stdout)
+def test_json_lists_every_check_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        doctor.check_machine(["--json"])
+    report = json.loads(capsys.readouterr().out)
     assert [set(check) for check in report["checks"]] == [{"name", "status", "found", "advice"}] * len(doctor.CHECKS)
-    assert result.returncode == (0 if report["can_run"] else 1)
+    assert stopped.value.code == (0 if report["can_run"] else 1)
     assert {check["status"] for check in report["checks"]} <= {"ok", "warning", "problem"}
 
 
@@ -72,9 +74,9 @@ def test_quiet_prints_problems_only(tmp_path: Path) -> None:
 
 
 def test_unknown_flag_is_a_usage_error() -> None:
-    result = run_doctor("--loud")
-    assert result.returncode == 1
-    assert "[config-invalid-value]" in result.stderr
+    with pytest.raises(RebarError) as error:
+        doctor.check_machine(["--loud"])
+    assert error.value.code == "config-invalid-value"
 
 
 def test_as_table_prints_advice_below_each_check() -> None:

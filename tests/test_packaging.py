@@ -35,25 +35,21 @@ def run_installed(site: Path, folder: Path, command: str, *args: str | Path) -> 
     )
 
 
-@pytest.mark.parametrize("command", ["rebar-write", "rebar-train", "rebar-evaluate", "rebar-doctor", "rebar-aws"])
+@pytest.mark.parametrize("command", ["rebar-write", "rebar-evaluate", "rebar-doctor", "rebar-aws"])
 def test_console_commands_print_their_help(command: str, installed: Path, tmp_path: Path) -> None:
     done = run_installed(installed, tmp_path, command, "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage:")
 
 
-def test_bundled_recipes_are_found_outside_the_repository(installed: Path, tmp_path: Path) -> None:
-    recipe = ["--config-file", "rn50_configs/rn50_16_epochs.yaml", "--print-config"]
-    done = run_installed(installed, tmp_path, "rebar-train", *recipe)
+def test_recipes_of_the_current_folder_and_then_bundled_ones_are_found(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "rn50_configs").mkdir()
+    (tmp_path / "rn50_configs" / "rn50_32_epochs.yaml").write_text("training: {batch_size: 3}\n")
+    recipes = ["--config-file", "rn50_configs/rn50_16_epochs.yaml", "--config-file", "rn50_configs/rn50_32_epochs.yaml"]
+    done = run_installed(installed, tmp_path, "rebar-train", *recipes, "--print-config")
     assert done.returncode == 0, done.stderr
     assert "epochs: 16" in done.stdout
-
-
-def test_recipe_in_the_current_folder_overrides_the_bundled_one(installed: Path, tmp_path: Path) -> None:
-    (tmp_path / "rn50_configs").mkdir()
-    (tmp_path / "rn50_configs" / "rn50_16_epochs.yaml").write_text("training: {epochs: 3}\n")
-    recipe = ["--config-file", "rn50_configs/rn50_16_epochs.yaml", "--print-config"]
-    assert "epochs: 3" in run_installed(installed, tmp_path, "rebar-train", *recipe).stdout
+    assert "batch_size: 3\n" in done.stdout
 
 
 @pytest.mark.nightly

@@ -155,7 +155,7 @@ def test_train_job_fails_if_the_upload_fails(aws: StrictAws, s3: Any, tree: Path
     assert "could not be uploaded" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_train_job_stops_and_uploads_on_sigterm(s3: Any, data: Data, tmp_path: Path) -> None:
     """AWS Batch stops a container with SIGTERM. tests/test_upload.py resumes on another machine."""
     run_cli("data", "send", data.train, data.val, "s3://bucket/betons")

@@ -51,7 +51,7 @@ def test_images_to_snapshot_and_back(machine: str, images: Path, tmp_path: Path)
     run_cli("volume", "umount", "imagenet/beton", "--yes")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_setup_downloads_archives_and_resumes(disks: Disks, machine: str, tmp_path: Path) -> None:
     folder, archives = tmp_path / "data", make_archives(tmp_path / "archives")
     with serving() as web:

@@ -2,22 +2,41 @@
 
 import json
 import math
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import Data, run
+from tests.conftest import REPOSITORY, Data, run
 
+Benchmark = Callable[..., None]
 COLUMNS = {"peer", "resolution", "cores", "images_per_second", "ratio_to_ffcv", "first_batch_seconds_warm"}
 
 
-def test_loader_benchmark(data: Data, tmp_path: Path) -> None:
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Benchmark:
+    """Return a function that runs a script of ``benchmarks/`` in this process."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)  # restored afterwards
+
+    def run_script(script: str, *args: str | Path) -> None:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
+        runpy.run_path(str(REPOSITORY / "benchmarks" / script), run_name="__main__")
+
+    return run_script
+
+
+def test_loader_benchmark(data: Data, tmp_path: Path, benchmark: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "report.json"
     sizes = ["--resolutions", "32", "--cores", "1", "--count", "64", "--batch-size", "16"]
     repeats = ["--epochs", "2", "--repetitions", "1", "--work", tmp_path / "work"]
     peers = "rebar,torchvision_cv2,dali=/nowhere/python"
     files = ["--json", report, "--image", tmp_path / "bars.png"]
-    done = run("benchmarks/loader.py", "--data", data.tree / "train", "--peers", peers, *sizes, *repeats, *files)
+    benchmark("loader.py", "--data", data.tree / "train", "--peers", peers, *sizes, *repeats, *files)
     content = json.loads(report.read_text())
     assert [row["peer"] for row in content["rows"]] == ["rebar", "torchvision_cv2"]
     for row in content["rows"]:
@@ -26,20 +45,21 @@ def test_loader_benchmark(data: Data, tmp_path: Path) -> None:
         assert row["runs"][0]["images"] == 64
         assert len(row["runs"][0]["epoch_seconds"]) == 2
     assert list(content["left_out"]) == ["dali"]
-    assert "dali is skipped" in done.stdout
+    assert "dali is skipped" in capsys.readouterr().out
     assert content["machine"]["versions"]["torch"]
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_three_parts_benchmark(data: Data, tmp_path: Path) -> None:
+def test_three_parts_benchmark(data: Data, tmp_path: Path, benchmark: Benchmark) -> None:
     report = tmp_path / "report.json"
     small = ["--arch", "resnet20", "--resolution", "32", "--batch-size", "16", "--steps", "2", "--repetitions", "1"]
-    run("benchmarks/three_parts.py", "--train-dataset", data.train, *small, "--json", report)
+    benchmark("three_parts.py", "--train-dataset", data.train, *small, "--json", report)
     content = json.loads(report.read_text())
     assert all(content[f"{part}_images_per_second"] > 0 for part in ("loader", "step", "both"))
     assert 0 <= content["data_wait_fraction"] <= 1
 
 
+@pytest.mark.nightly
 def test_writer_benchmark(data: Data, tmp_path: Path) -> None:
     pytest.importorskip("ffcv")
     report = tmp_path / "report.json"
@@ -62,10 +82,12 @@ def test_writer_benchmark(data: Data, tmp_path: Path) -> None:
     assert all(math.isfinite(row["images_per_processor_second"]) for row in rows)
 
 
-def test_training_benchmark(data: Data, tmp_path: Path) -> None:
+def test_training_benchmark(
+    data: Data, tmp_path: Path, benchmark: Benchmark, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = tmp_path / "report.json"
-    small = ["--batch-size", "4", "--steps", "2", "--repetitions", "1", "--resolution", "32"]
-    done = run("benchmarks/training.py", *small, "--train-dataset", data.train, "--json", report)
+    small = ["--arch", "resnet20", "--batch-size", "4", "--steps", "2", "--repetitions", "1", "--resolution", "32"]
+    benchmark("training.py", *small, "--train-dataset", data.train, "--json", report)
     rows = {row["loop"]: row for row in json.loads(report.read_text())["rows"]}
     assert list(rows) == ["torchvision_reference", "ffcv_imagenet", "rebar", "rebar_from_file"]
     # the same images, weights and hyperparameters
@@ -78,10 +100,10 @@ def test_training_benchmark(data: Data, tmp_path: Path) -> None:
         assert row["share_of_peak"] is None  # the table has no CPUs
     assert 0 < rows["rebar_from_file"]["data_wait_fraction"] < 1
     assert rows["ffcv_imagenet"]["data_wait_fraction"] is None
-    assert "rebar_from_file" in done.stdout
+    assert "rebar_from_file" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_speedrun_benchmark(data: Data, tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "results"
     work.mkdir()

@@ -30,6 +30,7 @@ def test_rehearsal_runs_every_part(tmp_path: Path) -> None:
     assert (tmp_path / "out/summary.md").read_text().startswith("# Rehearsal on a CPU (no measurement)")
 
 
+@pytest.mark.nightly
 def test_part_over_its_time_limit_does_not_stop_the_next(tmp_path: Path) -> None:
     args = ["--only", "machine", "fashion_mnist", "--limit", "machine=0.2"]
     run("-m", "benchmarks.gpu_proof", "--out", tmp_path / "out", "--rehearse", *args)

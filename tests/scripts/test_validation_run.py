@@ -19,7 +19,7 @@ SMALL = [
 SMALL += ["32", "--epochs", "1", "--training.batch_size", "16", "--precision", "32", "--num_workers", "1"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_validation_run_of_a_small_model(images: Path, tmp_path: Path) -> None:
     counts = {"TRAIN_IMAGES": "40", "VAL_IMAGES": "20", "CUDA_VISIBLE_DEVICES": ""}
     environment = {**os.environ, **counts, "RUN_FOLDER": str(tmp_path / "run"), "DATA_FOLDER": str(tmp_path / "data")}
