@@ -219,3 +219,11 @@ def make_torrent(path: Path, tracker: str, piece: int = 16384) -> tuple[bytes, s
         info[b"length"] = len(content)
     torrent = bencode({b"announce": tracker.encode(), b"info": info})
     return torrent, hashlib.sha1(bencode(info)).hexdigest()
+
+
+def obtain(archives: Path, web: Web, to: Path, *sources: str) -> list[str | Path]:
+    return ["data", "obtain", *sources, "--to", to, "--md5", archives / "md5sums", "--devkit", f"{web.url}/{DEVKIT}"]
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if "partial" in path.name or path.suffix in (".aria2", ".lock")]

@@ -5,6 +5,7 @@ import functools
 import io
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,10 @@ import botocore.loaders
 import pytest
 
 from rebar.aws.__main__ import main
+from rebar.aws.download_imagenet import DEVKIT, TRAIN, VAL
 from rebar.cli import run_command
-from tests.aws.disks import Disks, missing
+from tests.aws.archives import Web, make_archives, serving
+from tests.aws.disks import Disks, fill, missing
 from tests.aws.loopback_only import sitecustomize as loopback_only
 from tests.aws.strict_aws import REGION, StrictAws, strict_aws
 from tests.conftest import REPOSITORY
@@ -31,7 +34,11 @@ loopback_only.uninstall()  # importing installs it, also for tests outside this 
 
 ZONE = "us-east-1a"
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+VOLUME = "imagenet/beton"
+CREATE = ["volume", "create", "--run", "imagenet", "--role", "beton", "--zone", ZONE, "--size", "1", "--yes"]
 DISKS_MISSING = missing()
+ARIA2 = shutil.which("aria2c")
+needs_aria2 = pytest.mark.skipif(ARIA2 is None, reason="aria2 is not installed")
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,11 @@ def run_instance(ec2: Any, zone: str = ZONE) -> str:
     return str(started["Instances"][0]["InstanceId"])
 
 
+def tags(ec2: Any, resource: str) -> dict[str, str]:
+    found = ec2.describe_tags(Filters=[{"Name": "resource-id", "Values": [resource]}])["Tags"]
+    return {tag["Key"]: tag["Value"] for tag in found}
+
+
 def run_cli(*words: str | Path, expect: int = 0) -> Outcome:
     """Run ``python -m rebar.aws WORDS`` in this process; checks the exit status."""
     out, err = io.StringIO(), io.StringIO()
@@ -213,3 +225,57 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "timeout"
         time.sleep(0.02)
+
+
+# ------------------------------------------------------------------ volumes
+
+
+@pytest.fixture
+def folder(tmp_path: Path, disks: Disks) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def attached(disks: Disks, instance: str) -> str:
+    """Create a blank volume attached to this machine. Returns its id."""
+    run_cli(*CREATE)
+    run_cli("volume", "attach", VOLUME, "--instance", instance, "--yes")
+    return next(iter(disks.loops))
+
+
+@pytest.fixture
+def mounted(attached: str, folder: Path) -> str:
+    """Format and mount the attached volume, and write some files to it. Returns its id."""
+    run_cli("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
+    fill(folder)
+    return attached
+
+
+# ------------------------------------------------------------------ downloads
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> Path:
+    return make_archives(tmp_path / "archives")
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A server, and an aria2 that does not look for peers beyond loopback."""
+    monkeypatch.setattr("rebar.aws.download.RETRY_SECONDS", 0)
+    settings = tmp_path / "config" / "aria2"
+    settings.mkdir(parents=True)
+    (settings / "aria2.conf").write_text(
+        "enable-dht=false\nenable-dht6=false\nbt-enable-lpd=false\nenable-peer-exchange=false\n"
+        "interface=127.0.0.1\nbt-max-peers=2\nbt-tracker-interval=1\n"
+    )
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with serving() as started:
+        yield started
+
+
+@pytest.fixture
+def served(web: Web, archives: Path) -> Web:
+    web.files |= {f"/{name}": (archives / name).read_bytes() for name in (TRAIN, VAL, DEVKIT)}
+    return web

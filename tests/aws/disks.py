@@ -4,6 +4,7 @@ Attaching creates the link with the volume's serial number that udev creates on 
 as on EBS, unwritten data of a mounted file system are missing.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -88,3 +89,42 @@ def mounted_at(device: str) -> list[str]:
 
 def _output(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def fill(folder: Path) -> None:
+    (folder / "train").mkdir(exist_ok=True)
+    for number in range(12):
+        (folder / "train" / f"{number:02}.bin").write_bytes(os.urandom(50_000 + number))
+    (folder / "val.beton").write_bytes(os.urandom(3 * 2**20))
+    (folder / "latest").symlink_to("val.beton")
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file() and "lost+found" not in path.parts]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def position_in(disk: Path, content: bytes) -> int | None:
+    """Return the offset of some bytes on a disk. Skips holes."""
+    handle, start = os.open(disk, os.O_RDONLY), 0
+    try:
+        while True:
+            start = os.lseek(handle, start, os.SEEK_DATA)
+            end = os.lseek(handle, start, os.SEEK_HOLE)
+            found = os.pread(handle, end - start, start).find(content)
+            if found >= 0:
+                return start + found
+            start = end
+    except OSError:  # no more data
+        return None
+    finally:
+        os.close(handle)
+
+
+def damage(disk: Path, content: bytes) -> None:
+    """Overwrite the first block of a file with zeros."""
+    position = position_in(disk, content[:4096])
+    assert position is not None
+    with disk.open("r+b") as file:
+        file.seek(position)
+        file.write(bytes(4096))

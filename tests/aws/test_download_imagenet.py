@@ -1,151 +1,55 @@
-"""``data obtain``: HTTP and torrents with the real aria2 on loopback, Kaggle's command line, S3, and local folders."""
+"""``data obtain``: ImageNet's archives, Kaggle's command line, S3, and local folders."""
 
 import os
-import shutil
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
+import write_dataset
 from rebar.aws.download_imagenet import COMPETITION, DEVKIT, PUBLISHED_MD5, TRAIN, VAL
-from rebar.storage.file_lock import file_lock
+from rebar.beton import BetonFile
+from rebar.sources import unpack
 from tests.aws.archives import (
     NUM_TRAIN,
     NUM_VAL,
     Web,
-    make_archives,
+    leftovers,
     make_kaggle_zip,
-    make_torrent,
-    serving,
+    obtain,
     train_images,
     val_images,
 )
-from tests.aws.conftest import run_cli, run_failing, start_cli, wait_for
-from tests.conftest import run
+from tests.aws.conftest import needs_aria2, run_cli, run_failing
 
 KEY = "0123456789abcdef0123456789abcdef"
-ARIA2 = shutil.which("aria2c")
-needs_aria2 = pytest.mark.skipif(ARIA2 is None, reason="aria2 is not installed")
-MIB = 2**20
 
 
-@pytest.fixture
-def archives(tmp_path: Path) -> Path:
-    return make_archives(tmp_path / "archives")
-
-
-@pytest.fixture
-def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    """A server, and an aria2 that does not look for peers beyond loopback."""
-    monkeypatch.setattr("rebar.aws.download.RETRY_SECONDS", 0)
-    settings = tmp_path / "config" / "aria2"
-    settings.mkdir(parents=True)
-    (settings / "aria2.conf").write_text(
-        "enable-dht=false\nenable-dht6=false\nbt-enable-lpd=false\nenable-peer-exchange=false\n"
-        "interface=127.0.0.1\nbt-max-peers=2\nbt-tracker-interval=1\n"
-    )
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with serving() as started:
-        yield started
-
-
-@pytest.fixture
-def served(web: Web, archives: Path) -> Web:
-    web.files |= {f"/{name}": (archives / name).read_bytes() for name in (TRAIN, VAL, DEVKIT)}
-    return web
-
-
-def obtain(archives: Path, web: Web, to: Path, *sources: str) -> list[str | Path]:
-    return ["data", "obtain", *sources, "--to", to, "--md5", archives / "md5sums", "--devkit", f"{web.url}/{DEVKIT}"]
-
-
-def written(place: str, split: str, folder: Path) -> str:
-    """Write a .beton of a place; return the output of the command."""
+def num_written(place: Path, split: str, folder: Path) -> int:
+    """Write a .beton of a place; return its number of images."""
     folder.mkdir(exist_ok=True)
-    return run("write_dataset.py", "--split", split, "--data-dir", place, "--write-path", f"{folder}/").stdout
-
-
-def leftovers(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if "partial" in path.name or path.suffix in (".aria2", ".lock")]
-
-
-# ------------------------------------------------------------------------------------------ HTTP
+    words = ["--split", split, "--data-dir", str(place), "--write-path", f"{folder}/", "--num-workers", "1"]
+    write_dataset.main(words)
+    return len(BetonFile.open(folder / f"{split}.beton"))
 
 
 @needs_aria2
 @pytest.mark.slow
 def test_obtain_downloads_archives_that_are_written_without_unpacking(
-    served: Web, archives: Path, tmp_path: Path
+    served: Web, archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "imagenet"
     done = run_cli(*obtain(archives, served, to, f"{served.url}/{TRAIN}", f"{served.url}/{VAL}"))
     assert done.out == f"{to}\n"
-    assert f"{NUM_TRAIN} images" in written(str(to), "train", tmp_path / "betons")
-    assert f"{NUM_VAL} images" in written(str(to), "val", tmp_path / "betons")
-    run("-m", "rebar.sources.unpack", to, tmp_path / "tree")
+    assert num_written(to, "train", tmp_path / "betons") == NUM_TRAIN
+    assert num_written(to, "val", tmp_path / "betons") == NUM_VAL
+    unpack.main([str(to), str(tmp_path / "tree")])
     for split, images in (("train", train_images()), ("val", val_images())):
         for synset, name, content in images:
             assert (tmp_path / "tree" / split / synset / name).read_bytes() == content
-    assert "6 images, 0 new" in run("-m", "rebar.sources.unpack", to, tmp_path / "tree").stdout
-
-
-@needs_aria2
-def test_obtain_neither_downloads_nor_reads_complete_files_again(served: Web, archives: Path, tmp_path: Path) -> None:
-    words = obtain(archives, served, tmp_path / "to", f"{served.url}/{TRAIN}", f"{served.url}/{VAL}")
-    run_cli(*words)
-    served.requests.clear()
-    assert "MD5" not in run_cli(*words).err
-    assert served.requests == []
-    assert leftovers(tmp_path / "to") == []
-
-
-@needs_aria2
-@pytest.mark.parametrize("is_changed", [False, True], ids=["same", "changed"])
-def test_obtain_resumes_after_a_kill_unless_the_file_has_changed(is_changed: bool, web: Web, tmp_path: Path) -> None:
-    web.files["/images.tar"] = content = os.urandom(8 * MIB)
-    web.failures, web.bytes_before_failure, web.hold_open = 1, 5 * MIB, True
-    partial = tmp_path / "to" / ".images.tar.partial"
-    words = ["data", "obtain", f"{web.url}/images.tar", "--to", tmp_path / "to"]
-    process = start_cli(*words)
-    wait_for(lambda: partial.exists() and partial.stat().st_size == 5 * MIB, 60)
-    received, control = time.time_ns(), partial.with_name(f"{partial.name}.aria2")
-    wait_for(lambda: control.exists() and control.stat().st_mtime_ns > received, 60)  # aria2 saves its progress
-    for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-        each.kill()
-    process.communicate()
-    if is_changed:
-        web.files["/images.tar"] = content = os.urandom(8 * MIB)
-    run_cli(*words)
-    assert web.requests[-1] == ("/images.tar", "" if is_changed else f"bytes={5 * MIB}-{8 * MIB - 1}")
-    assert (tmp_path / "to/images.tar").read_bytes() == content
-    assert leftovers(tmp_path / "to") == []
-
-
-@needs_aria2
-def test_obtain_on_a_small_disk_fails_before_the_download(
-    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    web.files["/images.tar"] = bytes(MIB)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=MIB - 1))
-    assert "[disk-full]" in run_failing("data", "obtain", f"{web.url}/images.tar", "--to", tmp_path / "to")
-    assert web.requests == []
-    assert leftovers(tmp_path / "to") == []
-
-
-@needs_aria2
-def test_obtain_resumes_a_broken_connection(served: Web, archives: Path, tmp_path: Path) -> None:
-    served.failures, served.bytes_before_failure = 2, 5000
-    run_cli(*obtain(archives, served, tmp_path / "to", f"{served.url}/{TRAIN}"))
-    assert (tmp_path / "to" / TRAIN).read_bytes() == (archives / TRAIN).read_bytes()
-    assert leftovers(tmp_path / "to") == []
+    unpack.main([str(to), str(tmp_path / "tree")])
+    assert "6 images, 0 new" in capsys.readouterr().out
 
 
 @needs_aria2
@@ -160,42 +64,6 @@ def test_obtain_refuses_a_file_with_a_wrong_md5(served: Web, archives: Path, tmp
     assert "[md5-mismatch]" in run_failing(*obtain(archives, served, tmp_path / "to", str(archives)))
     assert (archives / VAL).exists()  # only downloads are deleted
 
-
-@needs_aria2
-@pytest.mark.parametrize("path", ["/nothing.tar?signature=0123456789", "/page.tar?signature=0123456789"])
-def test_obtain_reports_failed_downloads_without_secrets(web: Web, tmp_path: Path, path: str) -> None:
-    web.files["/page.tar"] = b"<html>sign in</html>"
-    error = run_failing("data", "obtain", web.url + path, "--to", tmp_path / "to")
-    assert "[download-failed]" in error
-    assert "0123456789" not in error
-    assert leftovers(tmp_path / "to") == []
-
-
-def test_obtain_allows_one_process_per_folder(served: Web, tmp_path: Path) -> None:
-    with file_lock(tmp_path / ".download.lock", ""):
-        assert "[file-locked]" in run_failing("data", "obtain", f"{served.url}/{TRAIN}", "--to", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("source", "advice"),
-    [
-        ("a.torrent", "apt-get install aria2"),
-        ("http://a/b.tar", "apt-get install aria2"),
-        ("kaggle", "pip install kaggle"),
-    ],
-)
-def test_obtain_without_its_program_names_the_install_command(
-    source: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    Path("a.torrent").touch()
-    error = run_failing("data", "obtain", source, "--to", tmp_path / "to")
-    assert advice in error
-    assert "[program-missing]" in error
-
-
-# ------------------------------------------------------------------------------------------ Kaggle
 
 RECORDER = """#!{python}
 import os, pathlib, shutil, sys
@@ -230,7 +98,7 @@ def test_obtain_kaggle_extracts_a_tree_that_is_written(kaggle: Path, tmp_path: P
     assert not (to / "ILSVRC/Annotations").exists()
     for synset, name, content in train_images():
         assert (to / "ILSVRC/Data/CLS-LOC/train" / synset / name).read_bytes() == content
-    assert f"{NUM_VAL} images" in written(str(to), "val", tmp_path / "betons")
+    assert num_written(to, "val", tmp_path / "betons") == NUM_VAL
 
 
 def test_obtain_kaggle_finishes_an_interrupted_extraction(kaggle: Path, tmp_path: Path) -> None:
@@ -258,87 +126,6 @@ def test_obtain_kaggle_without_credentials(kaggle: Path, tmp_path: Path, monkeyp
     error = run_failing("data", "obtain", "kaggle", "--to", tmp_path / "to")
     assert "accept the rules" in error
     assert "[download-failed]" in error
-
-
-# ------------------------------------------------------------------------------------------ torrents
-
-
-@pytest.fixture
-def swarm(served: Web, archives: Path, tmp_path: Path) -> Iterator[Web]:
-    """A tracker, and an aria2 that seeds the archives."""
-    torrents = []
-    for name in (TRAIN, VAL):
-        torrent, info_hash = make_torrent(archives / name, f"{served.url}/announce")
-        (tmp_path / f"{name}.torrent").write_bytes(torrent)
-        served.files[f"/{info_hash}.torrent"] = torrent
-        torrents.append(str(tmp_path / f"{name}.torrent"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = [f"--dir={archives}", "--check-integrity=true", "--seed-ratio=0.0", f"--listen-port={port}"]
-    process = subprocess.Popen([str(ARIA2), *options, *torrents], stdout=subprocess.DEVNULL)
-    wait_for(lambda: ("127.0.0.1", port) in served.peers, 20)
-    yield served
-    process.terminate()
-    process.wait(timeout=20)
-
-
-@needs_aria2
-@pytest.mark.slow
-def test_obtain_downloads_a_magnet_link(swarm: Web, archives: Path, tmp_path: Path) -> None:
-    to = tmp_path / "to"
-    _, info_hash = make_torrent(archives / VAL, f"{swarm.url}/announce")
-    words = obtain(archives, swarm, to, f"magnet:?xt=urn:btih:{info_hash}&tr={swarm.url}/announce")
-    run_cli(*words)
-    assert (to / VAL).read_bytes() == (archives / VAL).read_bytes()
-    assert (to / DEVKIT).is_file()
-    written_at = (to / VAL).stat().st_mtime_ns
-    run_cli(*words)  # checks the pieces, downloads none
-    assert (to / VAL).stat().st_mtime_ns == written_at
-
-
-@needs_aria2
-@pytest.mark.slow
-def test_obtain_completes_a_partial_torrent_by_its_info_hash(
-    swarm: Web, archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rebar.aws.download.ACADEMIC_TORRENTS", f"{swarm.url}/")
-    _, info_hash = make_torrent(archives / TRAIN, f"{swarm.url}/announce")
-    to = tmp_path / "to"
-    to.mkdir()
-    (to / TRAIN).write_bytes((archives / TRAIN).read_bytes()[:20000])
-    run_cli(*obtain(archives, swarm, to, info_hash.upper()))
-    assert (to / TRAIN).read_bytes() == (archives / TRAIN).read_bytes()
-
-
-@needs_aria2
-def test_obtain_accepts_the_complete_files_of_a_torrent(web: Web, archives: Path, tmp_path: Path) -> None:
-    torrent, _ = make_torrent(archives, f"{web.url}/announce")
-    (tmp_path / "a.torrent").write_bytes(torrent)
-    shutil.copytree(archives, tmp_path / "to" / "archives")
-    run_cli("data", "obtain", str(tmp_path / "a.torrent"), "--to", tmp_path / "to")
-
-
-@needs_aria2
-def test_obtain_refuses_an_invalid_torrent(web: Web, tmp_path: Path) -> None:
-    (tmp_path / "a.torrent").write_text("nonsense")
-    assert "[download-failed]" in run_failing("data", "obtain", str(tmp_path / "a.torrent"), "--to", tmp_path / "to")
-    for source in (str(tmp_path / "b.torrent"), "magnet:?dn=name"):
-        assert "[download-not-found]" in run_failing("data", "obtain", source, "--to", tmp_path / "to")
-
-
-@needs_aria2
-def test_obtain_writes_no_file_outside_the_folder(web: Web, tmp_path: Path) -> None:
-    (tmp_path / "evil").mkdir()
-    (tmp_path / "evil/file").write_bytes(b"content")
-    torrent, _ = make_torrent(tmp_path / "evil", f"{web.url}/announce")
-    (tmp_path / "a.torrent").write_bytes(torrent.replace(b"4:evil", b"7:../evil"))
-    shutil.rmtree(tmp_path / "evil")
-    assert "[download-failed]" in run_failing("data", "obtain", str(tmp_path / "a.torrent"), "--to", tmp_path / "to")
-    assert not (tmp_path / "evil").exists()
-
-
-# ------------------------------------------------------------------------------------------ other sources
 
 
 def test_obtain_downloads_archives_from_s3_and_leaves_a_tree_in_place(

@@ -1,6 +1,5 @@
-"""``volume`` and ``snapshot`` commands on real file systems: loop devices below moto's volumes."""
+"""``snapshot`` commands on real file systems, from a blank volume to a verified snapshot and back."""
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -10,89 +9,15 @@ from typing import Any
 import pytest
 
 from rebar.aws.tags import VISIBILITY_SECONDS
-from tests.aws.conftest import ZONE, assert_fails, kill_at, run_cli, run_instance
-from tests.aws.disks import Disks, mounted_at
+from tests.aws.conftest import CREATE, VOLUME, ZONE, assert_fails, kill_at, run_cli, tags
+from tests.aws.disks import Disks, checksums, damage, fill, mounted_at, position_in
 from tests.aws.strict_aws import ErrorResponse, StrictAws
 
-VOLUME = "imagenet/beton"
-CREATE = ["volume", "create", "--run", "imagenet", "--role", "beton", "--zone", ZONE, "--size", "1", "--yes"]
 MIB = 2**20
-
-
-@pytest.fixture
-def folder(tmp_path: Path, disks: Disks) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def attached(disks: Disks, instance: str) -> str:
-    """Create a blank volume attached to this machine. Returns its id."""
-    run_cli(*CREATE)
-    run_cli("volume", "attach", VOLUME, "--instance", instance, "--yes")
-    return next(iter(disks.loops))
-
-
-@pytest.fixture
-def mounted(attached: str, folder: Path) -> str:
-    """Format and mount the attached volume, and write some files to it. Returns its id."""
-    run_cli("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
-    fill(folder)
-    return attached
-
-
-def fill(folder: Path) -> None:
-    (folder / "train").mkdir(exist_ok=True)
-    for number in range(12):
-        (folder / "train" / f"{number:02}.bin").write_bytes(os.urandom(50_000 + number))
-    (folder / "val.beton").write_bytes(os.urandom(3 * MIB))
-    (folder / "latest").symlink_to("val.beton")
-
-
-def tags(ec2: Any, resource: str) -> dict[str, str]:
-    found = ec2.describe_tags(Filters=[{"Name": "resource-id", "Values": [resource]}])["Tags"]
-    return {tag["Key"]: tag["Value"] for tag in found}
 
 
 def our_snapshots(aws: StrictAws) -> list[str]:
     return list(aws._snapshots)
-
-
-def device(disks: Disks, volume_id: str) -> Path:
-    return Path(disks.loops[volume_id])
-
-
-def checksums(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file() and "lost+found" not in path.parts]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def position_in(disk: Path, content: bytes) -> int | None:
-    """Return the offset of some bytes on a disk. Skips holes."""
-    handle, start = os.open(disk, os.O_RDONLY), 0
-    try:
-        while True:
-            start = os.lseek(handle, start, os.SEEK_DATA)
-            end = os.lseek(handle, start, os.SEEK_HOLE)
-            found = os.pread(handle, end - start, start).find(content)
-            if found >= 0:
-                return start + found
-            start = end
-    except OSError:  # no more data
-        return None
-    finally:
-        os.close(handle)
-
-
-def damage(disk: Path, content: bytes) -> None:
-    """Overwrite the first block of a file with zeros."""
-    position = position_in(disk, content[:4096])
-    assert position is not None
-    with disk.open("r+b") as file:
-        file.seek(position)
-        file.write(bytes(4096))
-
-
-# ------------------------------------------------------------------------------------------ life cycle
 
 
 def test_blank_volume_to_verified_snapshot_and_back(
@@ -134,92 +59,6 @@ def test_blank_volume_to_verified_snapshot_and_back(
     run_cli("volume", "umount", VOLUME, "--yes")
     run_cli("volume", "detach", VOLUME, "--yes")
     run_cli("volume", "delete", VOLUME, "--yes")  # never written to since it was restored
-
-
-def test_repeated_commands_change_nothing(aws: StrictAws, instance: str, mounted: str, folder: Path) -> None:
-    here = ["--instance", instance]
-    assert "is already mounted" in run_cli("volume", "mount", VOLUME, folder, "--yes").out
-    run_cli("snapshot", "create", VOLUME, "--yes")
-    assert "already has the content" in run_cli("snapshot", "create", VOLUME, "--yes").out
-    run_cli("snapshot", "verify", VOLUME, *here, "--yes")
-    assert "was verified at" in run_cli("snapshot", "verify", VOLUME, *here, "--yes").out
-    assert "not mounted" in run_cli("volume", "umount", VOLUME, "--yes").out
-    assert len(aws.sent("CreateSnapshot")) == 1
-    assert len(aws.sent("CreateVolume")) == 2
-
-
-# ------------------------------------------------------------------------------------------ formatting
-
-
-def test_mount_without_yes_formats_nothing(disks: Disks, attached: str, folder: Path) -> None:
-    planned = run_cli("volume", "mount", VOLUME, folder, "--format", "ext4")
-    assert "make ext4 on /dev/loop" in planned.out
-    assert not any(device(disks, attached).open("rb").read(4 * MIB))
-    assert not folder.exists()
-
-
-@pytest.mark.parametrize("offset", [0, 1024, 2**30 - 4096])
-def test_mount_does_not_format_a_volume_with_data(disks: Disks, attached: str, folder: Path, offset: int) -> None:
-    with device(disks, attached).open("r+b") as file:
-        file.seek(offset)
-        file.write(b"precious")
-    assert_fails("volume-not-blank", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
-    with device(disks, attached).open("rb") as file:
-        file.seek(offset)
-        assert file.read(8) == b"precious"
-
-
-def test_mount_does_not_format_another_file_system(disks: Disks, attached: str, folder: Path) -> None:
-    subprocess.run(["mkfs.ext4", "-q", device(disks, attached)], check=True)
-    output = assert_fails("volume-not-blank", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
-    assert "contains ext4" in output
-
-
-def test_mount_does_not_format_a_device_of_another_size(disks: Disks, attached: str, folder: Path) -> None:
-    os.truncate(disks.file(attached), 2 * 2**30)
-    subprocess.run(["losetup", "--set-capacity", device(disks, attached)], check=True)
-    assert "bytes instead of" in assert_fails(
-        "volume-not-blank", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes"
-    )
-
-
-def test_mount_does_not_format_a_restored_volume(disks: Disks, instance: str, mounted: str, folder: Path) -> None:
-    run_cli("snapshot", "create", VOLUME, "--yes")
-    run_cli("snapshot", "restore", VOLUME, "--zone", ZONE, "--role", "copy", "--yes")
-    run_cli("volume", "attach", "imagenet/copy", "--instance", instance, "--yes")
-    (copy,) = set(disks.loops) - {mounted}
-    with device(disks, copy).open("r+b") as file:
-        file.write(bytes(64 * MIB))  # even where nothing can be seen on it
-    assert_fails("volume-not-blank", "volume", "mount", "imagenet/copy", folder, "--format", "ext4", "--yes")
-
-
-def test_mount_completes_an_interrupted_format_of_the_same_kind_only(
-    aws: StrictAws, disks: Disks, ec2: Any, attached: str, folder: Path
-) -> None:
-    kill_at(aws, "CreateTags", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
-    kind, identifier = tags(ec2, attached)["rebar:filesystem"].split()
-    assert_fails("volume-filesystem", "volume", "mount", VOLUME, folder, "--format", "xfs", "--yes")
-    run_cli("volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
-    found = subprocess.run(["blkid", "-o", "value", "-s", "UUID", device(disks, attached)], capture_output=True)
-    assert (kind, identifier) == ("ext4", found.stdout.decode().strip())
-
-
-def test_mount_of_a_blank_volume_without_format_fails(attached: str, folder: Path) -> None:
-    assert_fails("volume-filesystem", "volume", "mount", VOLUME, folder, "--yes")
-
-
-def test_mount_finds_a_volume_by_its_serial_number_only(
-    disks: Disks, attached: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rebar.aws.devices.UDEV_SECONDS", 0.0)
-    disks.link(attached).unlink()
-    output = assert_fails("volume-not-attached", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
-    assert "nvme-Amazon_Elastic_Block_Store_vol" in output
-    disks.link(attached).symlink_to("/dev/null")
-    assert_fails("volume-device-wrong", "volume", "mount", VOLUME, folder, "--format", "ext4", "--yes")
-
-
-# ------------------------------------------------------------------------------------------ snapshots
 
 
 def test_verify_fails_if_the_snapshot_misses_a_block(
@@ -336,9 +175,6 @@ def test_delete_fails_if_mounted_for_writing_after_the_snapshot(
     assert mounted not in [sent["VolumeId"] for sent in aws.sent("DeleteVolume")]
 
 
-# ------------------------------------------------------------------------------------------ interrupted commands
-
-
 @pytest.mark.parametrize("words", [[], ["--keep-mounted"]])
 def test_create_snapshot_completes_a_killed_call(aws: StrictAws, mounted: str, folder: Path, words: list[str]) -> None:
     kill_at(aws, "CreateSnapshot", "snapshot", "create", VOLUME, *words, "--yes")
@@ -370,22 +206,6 @@ def test_verify_completes_a_killed_call(
     assert "rebar:verified" in tags(ec2, snapshot)
     assert list(disks.loops) == [mounted]
     assert [path.stem for path in disks.folder.glob("vol-*")] == [mounted]
-
-
-def test_create_and_attach_complete_a_killed_call(aws: StrictAws, disks: Disks, instance: str) -> None:
-    kill_at(aws, "CreateVolume", *CREATE)
-    assert "exists already" in run_cli(*CREATE).out
-    kill_at(aws, "AttachVolume", "volume", "attach", VOLUME, "--instance", instance, "--yes")
-    assert "already" in run_cli("volume", "attach", VOLUME, "--instance", instance, "--yes").out
-    assert (len(aws.sent("CreateVolume")), len(aws.sent("AttachVolume"))) == (1, 1)
-
-
-def test_attach_to_another_instance_fails_while_mounted(ec2: Any, mounted: str) -> None:
-    other = run_instance(ec2)
-    assert_fails("volume-in-use", "volume", "attach", VOLUME, "--instance", other, "--yes")
-
-
-# ------------------------------------------------------------------------------------------ other options
 
 
 def test_check_changes_nothing(aws: StrictAws, disks: Disks, instance: str, mounted: str, folder: Path) -> None:
