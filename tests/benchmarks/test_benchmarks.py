@@ -30,6 +30,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Benchmark:
     return run_script
 
 
+@pytest.mark.nightly  # every peer compiles in an empty cache
 def test_loader_benchmark(data: Data, tmp_path: Path, benchmark: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "report.json"
     sizes = ["--resolutions", "32", "--cores", "1", "--count", "64", "--batch-size", "16"]
