@@ -60,7 +60,7 @@ def step(compiled: nn.Module, resolution: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("backend", "max_graphs"), [("aot_eager", 1), pytest.param("inductor", 3, marks=pytest.mark.slow)]
+    ("backend", "max_graphs"), [("aot_eager", 1), pytest.param("inductor", 3, marks=pytest.mark.nightly)]
 )
 def test_compile_model_shares_graph_between_many_resolutions(
     backend: str, max_graphs: int, compiled_graphs: Callable[[], int]

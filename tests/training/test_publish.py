@@ -11,6 +11,7 @@ import train_imagenet
 from rebar.cli import run_command
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.run_records import read_status
+from rebar.training import publish
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.publish import publish_or_warn
 from rebar.training.weights import read_weights
@@ -24,7 +25,9 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": ""}
 
 
-def test_run_publishes_evaluated_weights_without_token(data: Data, tmp_path: Path) -> None:
+def test_run_publishes_evaluated_weights_without_token(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "runs/mine"
     args = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--use-ema", "--ema-update-every", "1", "--max-steps", "4"]
     command = data.training_command(folder, *args, "--export", "safetensors", "--wandb")
@@ -32,10 +35,10 @@ def test_run_publishes_evaluated_weights_without_token(data: Data, tmp_path: Pat
         done = run(*command, **environment(hub, tmp_path), WANDB_MODE="offline")
         assert f"published {hub.url}/owner/mine" in done.stdout
         published = hub.repositories["owner/mine"]
-        again = run(
-            "-m", "rebar.training.publish", folder, "owner/again", **environment(hub, tmp_path) | {"HF_TOKEN": TOKEN}
-        )
-        assert again.stdout == f"published {hub.url}/owner/again\n"
+        for name, value in (environment(hub, tmp_path) | {"HF_TOKEN": TOKEN}).items():
+            monkeypatch.setenv(name, value)
+        publish.main([str(folder), "owner/again"])
+        assert capsys.readouterr().out == f"published {hub.url}/owner/again\n"
         assert hub.repositories["owner/again"]["model.safetensors"] == published["model.safetensors"]
 
     (tmp_path / "model.safetensors").write_bytes(published["model.safetensors"])
@@ -66,6 +69,7 @@ def assert_no_token(folder: Path, *outputs: bytes) -> None:
     assert not any(TOKEN.encode() in content for content in outputs)
 
 
+@pytest.mark.nightly
 def test_two_ranks_publish_once_without_token(data: Data, tmp_path: Path) -> None:
     args = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--training.batch_size", "8", "--max-steps", "2"]
     command = torchrun(2, *data.training_command(tmp_path / "run", *args))
