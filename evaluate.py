@@ -6,6 +6,8 @@ python evaluate.py --weights torchvision --arch resnet50 --data val.beton
 torchrun --nproc_per_node=4 evaluate.py --checkpoint runs/g5_4gpu/checkpoints/last.pt --data val.beton
 """
 
+import dataclasses
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,12 +29,13 @@ from rebar.reporting import console
 from rebar.reporting.plots import plot_confusion
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import check_writable
+from rebar.training.aliases import EVALUATE_ALIASES, translate
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
 from rebar.training.error_hints import evaluation_error_hints
 from rebar.training.evaluation import evaluate
-from rebar.training.execution import Precision, input_dtype, resolve_precision
+from rebar.training.execution import PRECISION_SYNONYMS, Precision, input_dtype, resolve_precision
 from rebar.training.export import check_export_format, export_weights
 from rebar.training.state import check_same_classes
 from rebar.training.weights import read_weights
@@ -50,7 +53,9 @@ class EvaluateSection:
     )
     arch: str = option("resnet50", help="architecture of --weights")
     use_blurpool: bool = option(False, help="the model of --weights uses BlurPool")
-    data: str = option(required=True, help=".beton or image source (folder, tar, hf:NAME, ...) to evaluate on")
+    data: str = option(
+        "", help=".beton or image source (folder, tar, hf:NAME, ...) to evaluate on; default: $WRITE_DIR/val.beton"
+    )
     resolution: int = option(0, help="resolution in px; 0: the validation resolution of the training run", minimum=0)
     both: bool = option(False, help="evaluate at 224 and at 256 px")
     crop_ratio: float = option(
@@ -58,7 +63,9 @@ class EvaluateSection:
     )
     batch_size: int = option(0, help="batch size per rank; 0: the validation batch size of the training run", minimum=0)
     num_workers: int = option(0, help="decoding threads per rank; 0: cores divided by ranks", minimum=0)
-    precision: Precision = option("auto", help="precision of the forward pass; auto: as in the training run")
+    precision: Precision = option(
+        "auto", help="precision of the forward pass; auto: as in the training run", synonyms=PRECISION_SYNONYMS
+    )
     per_class: bool = option(False, help="also print the accuracy of each class, lowest first")
     confusion: str = option("", help="also plot the confusion matrix to this .png")
     export: str = option("", help="also export the weights to this .pth (torchvision), .safetensors or .onnx")
@@ -75,12 +82,19 @@ def main(argv: Sequence[str]) -> None:
     """Parse the command line and evaluate."""
     config = parse_config(
         EvaluateConfig,
-        argv,
+        translate(argv, EVALUATE_ALIASES),
         description="Compute the exact top-1 and top-5 accuracy of a checkpoint on a dataset.",
         example="python evaluate.py --checkpoint runs/g5_1gpu --data val.beton",
     )
+    options = dataclasses.replace(config.evaluate, data=config.evaluate.data or _default_data())
     with join_world() as world:
-        evaluate_checkpoint(config.evaluate, world)
+        evaluate_checkpoint(options, world)
+
+
+def _default_data() -> str:
+    if not (folder := os.environ.get("WRITE_DIR")):
+        raise RebarError("--data: required. Give a .beton or an image source, or set WRITE_DIR.", code="data-not-given")
+    return str(Path(folder) / "val.beton")
 
 
 def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:

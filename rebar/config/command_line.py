@@ -123,9 +123,12 @@ def parse_config(
 
 
 def config_name(argv: Sequence[str]) -> str | None:
-    """Return the stem of the last ``--config-file`` on a command line, or None."""
+    """Return the stem of the last ``--config-file`` on a command line, NAME for ``FILE#NAME``, or None."""
     files = _values_of(("--config-file", "-C"), argv)
-    return Path(files[-1]).stem if files else None
+    if not files:
+        return None
+    file, _, part = files[-1].partition("#")
+    return part or Path(file).stem
 
 
 def given_value(path: str, argv: Sequence[str]) -> Any:
@@ -133,7 +136,8 @@ def given_value(path: str, argv: Sequence[str]) -> Any:
 
     Raises ConfigError if a file cannot be read.
     """
-    words = _values_of((f"--{path}", f"--{path.replace('_', '-')}", f"--{path.rpartition('.')[2]}"), argv)
+    names = (path, path.rpartition(".")[2])
+    words = _values_of([f"--{spelling}" for name in names for spelling in (name, name.replace("_", "-"))], argv)
     return words[-1] if words else load_config_files(_values_of(("--config-file", "-C"), argv)).get(path)
 
 

@@ -30,15 +30,20 @@ def option(
     maximum: float | None = None,
     required: bool = False,
     const: str | None = None,
+    unit: str = "",
+    synonyms: Mapping[str, str] | None = None,
 ) -> Any:
     """Declare an option as a dataclass field.
 
     - minimum, maximum: the range of valid values, both included.
     - const: the value of the flag without an argument.
+    - unit: a suffix of numbers that is accepted, as in Composer: ep (epochs), ba (steps) or dur (fraction of the run).
+    - synonyms: other names of values, in lower case.
     """
     if required == (default is not dataclasses.MISSING):
         raise TypeError("an option has either a default or required=True")
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "const": const}
+    metadata: dict[str, Any] = {"help": help, "minimum": minimum, "maximum": maximum, "const": const}
+    metadata |= {"unit": unit, "synonyms": synonyms or {}}
     return dataclasses.field(default=default, kw_only=True, metadata=metadata)
 
 
@@ -59,6 +64,8 @@ class Option(Checker):
     minimum: float | None
     maximum: float | None
     const: str | None = None
+    unit: str = ""
+    synonyms: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def path(self) -> str:
@@ -86,7 +93,9 @@ class Option(Checker):
         """
         if self.type is str and self.const is not None and isinstance(value, bool):
             value = str(value).lower()  # YAML's true, for an option that is also a flag without a value
-        converted = _convert(value, self.type)
+        if self.unit and isinstance(value, str):
+            value = value.strip().removesuffix(self.unit)
+        converted = _convert(self.synonyms.get(str(value).lower(), value), self.type)
         if converted is not None and not self._in_range(converted):
             raise ValueError(f"expected {self.help()}")
         return converted
@@ -206,6 +215,8 @@ def options_of(schema: type) -> Iterator[Option]:
                 minimum=meta["minimum"],
                 maximum=meta["maximum"],
                 const="true" if hints[field.name] is bool else meta["const"],
+                unit=meta["unit"],
+                synonyms=meta["synonyms"],
             )
 
 

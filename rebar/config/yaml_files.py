@@ -70,13 +70,16 @@ def _flatten(content: Mapping[str, Any], where: Path | str, prefix: str = "") ->
 def load_config_files(paths: Sequence[Path | str], schema: type | None = None) -> dict[str, Any]:
     """Read YAML files and the files they extend into ``{"section.name": value}``; later files override earlier ones.
 
-    With a schema, the values of each file include those that they imply.
+    ``FILE#NAME`` is the configuration NAME in a file of several. With a schema, keys at the top level may be options
+    that only one section has, or names that its ``translate_key`` knows, and the values of each file include those that
+    they imply.
 
     Raises ConfigError for a file that is missing, unreadable, not valid YAML, or extends itself.
     """
     merged: dict[str, Any] = {}
     for path in paths:
-        merged.update(_load_one(_or_bundled(Path(path)), (), schema))
+        file, _, name = str(path).partition("#") if not Path(path).exists() else (str(path), "", "")
+        merged.update(_load_one(_or_bundled(Path(file)), (), schema, name))
     return merged
 
 
@@ -87,10 +90,12 @@ def _or_bundled(path: Path) -> Path:
     return bundled if is_recipe and not path.exists() and bundled.exists() else path
 
 
-def _load_one(path: Path, chain: tuple[Path, ...], schema: type | None) -> dict[str, Any]:
+def _load_one(path: Path, chain: tuple[Path, ...], schema: type | None, name: str = "") -> dict[str, Any]:
     if path.resolve() in chain:
         raise _invalid(path, f"extends itself, through {' -> '.join(p.name for p in chain)}.")
     content = _read_yaml(path)
+    if name:
+        content = _part(content, name, path)
     bases = content.pop("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -99,8 +104,36 @@ def _load_one(path: Path, chain: tuple[Path, ...], schema: type | None) -> dict[
     for base in bases:
         merged.update(_load_one(path.parent / base, (*chain, path.resolve()), schema))
     values = _flatten(content, path)
-    merged.update(with_implied(schema, values) if schema else values)
+    merged.update(with_implied(schema, _with_full_names(schema, values, path)) if schema else values)
     return merged
+
+
+def _part(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """Return the configuration ``name`` of a file that contains several."""
+    parts = [key for key, value in content.items() if isinstance(value, Mapping)]
+    if name not in parts:
+        raise _invalid(path, f"has no configuration '{name}'. It has {', '.join(parts) or 'none'}.")
+    return dict(content[name])
+
+
+def _with_full_names(schema: type, values: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """Replace names of options without section, and names of other scripts, with full names."""
+    options = list(options_of(schema))
+    known = {item.path for item in options} | set(getattr(schema, "ignored_keys", {}))
+    short, translate = short_names(options), getattr(schema, "translate_key", None)
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in known:
+            found = {key: value}
+        elif key in short:
+            found = {short[key].path: value}
+        else:
+            translated = translate(key.rpartition(".")[2], value) if translate else None
+            found = {key: value} if translated is None else translated
+        if duplicates := result.keys() & found.keys():
+            raise _invalid(where, f"{min(duplicates)} is given twice, by two of its names. Remove one.")
+        result |= found
+    return result
 
 
 def build_config(schema: type[Schema], values: Mapping[str, Any], *, where: str = "configuration") -> Schema:

@@ -33,7 +33,9 @@ class ModelConfig:
     """Model."""
 
     arch: str = option(
-        "resnet18", help="torchvision classifier, e.g. resnet50; for images of about 32 px, e.g. resnet20"
+        "resnet18",
+        help="torchvision classifier, e.g. resnet50; for images of about 32 px, e.g. resnet20",
+        synonyms={f"resnet{depth}-pytorch": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
     )
     pretrained: bool = option(False, help="start from torchvision's pretrained weights")
     zero_init_residual: bool = option(

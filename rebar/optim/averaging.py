@@ -25,10 +25,12 @@ class AveragingConfig:
     """Weight averaging."""
 
     use_ema: bool = option(False, help="evaluate an exponential moving average of the weights")
-    ema_half_life: float = option(100.0, help="EMA: half-life of a step's weights, in steps", minimum=0.001)
-    ema_update_every: int = option(20, help="EMA: steps between updates", minimum=1)
+    ema_half_life: float = option(100.0, help="EMA: half-life of a step's weights, in steps", minimum=0.001, unit="ba")
+    ema_update_every: int = option(20, help="EMA: steps between updates", minimum=1, unit="ba")
     use_swa: bool = option(False, help="evaluate the mean of the weights at the ends of the last epochs")
-    swa_start: float = option(0.75, help="SWA: fraction of the epochs after which it starts", minimum=0, maximum=1)
+    swa_start: float = option(
+        0.75, help="SWA: fraction of the epochs after which it starts", minimum=0, maximum=1, unit="dur"
+    )
     swa_bn_batches: int = option(50, help="SWA: training batches per rank for BatchNorm statistics", minimum=1)
 
     def __post_init__(self) -> None:

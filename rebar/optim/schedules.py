@@ -31,11 +31,14 @@ class LearningRateConfig:
     lr_schedule_type: Literal["cyclic", "step", "cosine", "onecycle", "linear", "constant"] = option(
         "cyclic",
         help="cyclic: linear rise, then linear decay; step: staircase; onecycle: cosine rise, then cosine decay",
+        synonyms={"cosineannealinglr": "cosine", "steplr": "step", "onecyclelr": "onecycle"},
     )
     lr_peak_epoch: int = option(2, help="cyclic: epoch of the peak", minimum=0)
     step_ratio: float = option(0.1, help="step: decay factor", minimum=0)
     step_length: int = option(30, help="step: epochs between decays", minimum=1)
-    warmup_epochs: float = option(0.0, help="step, cosine, linear, constant: epochs of linear warmup", minimum=0)
+    warmup_epochs: float = option(
+        0.0, help="step, cosine, linear, constant: epochs of linear warmup", minimum=0, unit="ep"
+    )
     warmup_factor: float = option(0.0, help="warmup: initial fraction of the peak", minimum=0, maximum=1)
     min_lr: float = option(0.0, help="cosine, linear: final learning rate", minimum=0)
     onecycle_rise: float = option(

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rebar.cli import note, warn
 from rebar.config import ConfigError, given_value, parse_bool
@@ -19,28 +20,64 @@ REPOSITORY_RECIPES = Path(__file__).resolve().parents[2] / RECIPES
 
 @dataclass(frozen=True)
 class Alias:
-    """A flag and its translation.
+    """Flags of other scripts, and their translation.
 
-    - translation: Rebar's flag, in which ``{}`` is replaced by the value; empty if the flag has no effect.
+    - flags: one or more names, separated by spaces. In YAML files they are keys: ``grad_clip_norm`` in any section.
+    - translation: Rebar's flags, separated by spaces, in which ``{}`` is replaced by the value; empty for no effect.
     - metavar: the value's name in the help; empty for a boolean flag, which takes an optional true or false.
     - note: an explanation for the help; for a flag without effect, the reason.
     - off: the translation if a boolean flag is false.
     - secret: the environment variable to set to the value. An option would be logged.
     """
 
-    flag: str
+    flags: str
     translation: str = ""
     metavar: str = ""
     note: str = ""
     off: str = ""
     secret: str = ""
 
+    @property
+    def names(self) -> list[str]:
+        """The flags, one per name."""
+        return self.flags.split()
+
+
+def _switch(flags: str, option: str) -> Alias:
+    return Alias(flags, f"{option}=true", off=f"{option}=false")
+
 
 _AMP = "--amp"
 AUTO_PRECISION, FULL_PRECISION = "--training.precision=auto", "--training.precision=32"
 ALIASES = (
-    Alias("--batch-size", "--training.batch_size={}", "N", "per rank"),
-    Alias("--scheduler", "--lr.lr_schedule_type={}", "NAME"),
+    Alias("--batch-size -b", "--training.batch_size={}", "N", "per rank"),
+    Alias("--model", "--model.arch={}", "NAME"),
+    Alias(
+        "--data-dir --data-root --data-path --imagenet-path",
+        "--data.train_dataset={} --data.val_dataset={}",
+        "FOLDER",
+        "with train.beton and val.beton, or images",
+    ),
+    Alias("--dataset", metavar="NAME", note="the data are those of --data-dir or $WRITE_DIR"),
+    Alias("--streaming --prefetch", note="the loader always streams and prefetches"),
+    Alias("--prefetch-factor", metavar="N", note="the loader always streams and prefetches"),
+    Alias("--workers -j", "--data.num_workers={}", "N"),
+    Alias("--scheduler --sched --lr-scheduler", "--lr.lr_schedule_type={}", "NAME"),
+    Alias("--lr-warmup-epochs", "--lr.warmup_epochs={}", "N"),
+    Alias("--lr-warmup-decay", "--lr.warmup_factor={}", "F"),
+    Alias("--lr-min", "--lr.min_lr={}", "LR"),
+    Alias("--lr-step-size", "--lr.step_length={}", "N"),
+    Alias("--lr-gamma", "--lr.step_ratio={}", "F"),
+    Alias("--iterations", "--training.max_steps={}", "N"),
+    Alias("--opt", "--training.optimizer={}", "NAME"),
+    Alias("--wd", "--training.weight_decay={}", "F"),
+    Alias("--grad-clip-norm --gradient-clip-val --clip-grad --clip-grad-norm", "--optimizer.clip_norm={}", "NORM"),
+    Alias(
+        "--gradient-accumulation-steps --gradient-accumulation --grad-accum-steps --accumulate-grad-batches",
+        "--execution.accumulate={}",
+        "N",
+        "divides the batch of --batch-size",
+    ),
     Alias(_AMP, AUTO_PRECISION, note="no effect on a recipe with fp16 or bf16", off=FULL_PRECISION),
     Alias("--no-amp", FULL_PRECISION, off=AUTO_PRECISION),
     Alias(
@@ -49,17 +86,40 @@ ALIASES = (
         note="other values: --label-smoothing",
         off="--training.label_smoothing=0",
     ),
-    Alias("--lr-finder", "--training.find_lr=true", off="--training.find_lr=false"),
-    Alias("--out-dir", "--logging.folder={}", "FOLDER", "with --experiment-name: its parent folder"),
+    Alias("--smoothing", "--training.label_smoothing={}", "F"),
+    Alias("--mixup", "--regularization.mixup_alpha={}", "ALPHA"),
+    Alias("--cutmix", "--regularization.cutmix_alpha={}", "ALPHA"),
+    Alias("--random-erase --reprob", "--regularization.random_erasing={}", "P"),
+    Alias("--drop-path", "--regularization.stochastic_depth={}", "P"),
+    Alias("--ra-sampler", "--regularization.repeated_augmentation=3", off="--regularization.repeated_augmentation=1"),
+    Alias("--ra-reps", "--regularization.repeated_augmentation={}", "N"),
+    Alias("--train-crop-size", "--resolution.min_res={} --resolution.max_res={}", "PX"),
+    Alias("--val-crop-size", "--validation.resolution={}", "PX"),
+    _switch("--model-ema", "--averaging.use_ema"),
+    _switch("--use-channels-last", "--execution.channels_last"),
+    _switch("--grad-checkpointing", "--execution.gradient_checkpointing"),
+    _switch("--torchcompile", "--execution.compile_model"),
+    _switch("--sync-batchnorm", "--execution.sync_bn"),
+    _switch("--lr-finder", "--training.find_lr"),
+    _switch("--test-only", "--training.eval_only"),
+    Alias("--print-freq --log-interval", "--logging.log_every={}", "N"),
+    Alias("--out-dir --output --output-dir", "--logging.folder={}", "FOLDER", "with --experiment-name: its parent"),
     Alias("--experiment-name", f"--logging.folder={Path('runs') / '{}'}", "NAME"),
     Alias("--config", "--config-file={}", "FILE"),
-    Alias("--config-name", f"--config-file={RECIPES}/{{}}.yaml", "NAME"),
-    Alias("--use-channels-last", "--execution.channels_last=true", off="--execution.channels_last=false"),
+    Alias("--config-name", f"--config-file={RECIPES}/{{}}.yaml", "NAME", "with --config FILE: a part of that file"),
     Alias(
         "--hf-token", metavar="TOKEN", note="other users can see command lines; prefer the variable", secret="HF_TOKEN"
     ),
-    Alias("--multi-gpu", note="torchrun starts one process per GPU: torchrun --nproc_per_node=GPUS train_imagenet.py"),
+    Alias("--multi-gpu --ddp --ddp-enabled", note="torchrun --nproc_per_node=GPUS starts one process per GPU"),
+    Alias("--num-gpus --gpus", metavar="N", note="torchrun --nproc_per_node=GPUS starts one process per GPU"),
 )
+EVALUATE_ALIASES = (
+    Alias("--data-dir --data-root --data-path --imagenet-path", "--evaluate.data={}", "FOLDER"),
+    Alias("--workers -j", "--evaluate.num_workers={}", "N"),
+    Alias("--model", "--evaluate.arch={}", "NAME"),
+    Alias("-b", "--evaluate.batch_size={}", "N"),
+)
+"""The flags of other scripts that ``evaluate.py`` accepts."""
 SAME_NAME = (
     *("--epochs", "--lr", "--max-lr", "--augmentation", "--data-subset", "--stats-file", "--use-hf"),
     *("--use-mixup", "--use-cutmix", "--use-randaugment", "--use-ema", "--use-swa", "--use-blurpool"),
@@ -67,6 +127,16 @@ SAME_NAME = (
     *("--wandb", "--wandb-project", "--wandb-name", "--wandb-tags", "--hf-repo"),
 )
 """Flags that other scripts have under the same name."""
+RECIPE_NAMES = {
+    "12xl_ddp": "g4dn_4gpu",
+    "colab": "validation_run",
+    "dev": "troubleshoot_subset",
+    "resnet_strikes_back": "rsb_a2",
+    "single_gpu_full": "g5_1gpu",
+    "validation": "validation_run",
+}
+"""Names of configurations in other projects, without ``aws_g4dn_`` and ``_config``, and the recipe nearest to each."""
+NOT_IN_YAML = {"--config", "--config-name", "--experiment-name", "--hf-token"}
 
 
 def translate(argv: Sequence[str], aliases: Sequence[Alias] = ALIASES) -> list[str]:
@@ -74,7 +144,7 @@ def translate(argv: Sequence[str], aliases: Sequence[Alias] = ALIASES) -> list[s
 
     Warns about flags without effect. Raises RebarError if a value is missing or invalid, or no recipes are found.
     """
-    known = {alias.flag: alias for alias in aliases}
+    known = {name: alias for alias in aliases for name in alias.names}
     words, given, translated = list(argv), dict[str, str](), list[str]()
     while words:
         word = words.pop(0)
@@ -91,23 +161,38 @@ def translate(argv: Sequence[str], aliases: Sequence[Alias] = ALIASES) -> list[s
             )
         if alias.secret:
             _set_secret(alias.secret, value)
-        elif alias.flag in ("--out-dir", "--experiment-name"):
-            given[alias.flag] = value
-        elif alias.flag == "--config-name":
-            translated.append(f"--config-file={_recipe(value)}")
+        elif alias.names[0] in ("--out-dir", "--experiment-name", "--config-name"):
+            given[alias.names[0]] = value
+        elif not alias.translation and alias.metavar:
+            warn(f"{flag} has no effect: {alias.note}")
         elif alias.metavar:
-            translated.append(alias.translation.replace("{}", value))
+            translated += [part.replace("{}", value) for part in alias.translation.split()]
         elif translation := _translate_boolean(alias, flag, value):
             translated.append(_AMP if translation == AUTO_PRECISION else translation)
+    if "--config-name" in given:
+        translated = _with_recipe(given.pop("--config-name"), translated)
     if given:
         folder = Path(given.get("--out-dir", "runs")) / given.get("--experiment-name", "")
         translated.append(f"--logging.folder={folder}")
     return _resolve_amp(translated) if _AMP in translated else translated
 
 
+def translate_key(name: str, value: Any) -> dict[str, Any] | None:
+    """Translate a key of a YAML file, such as ``grad_clip_norm``, to ``{"section.name": value}``.
+
+    The result is None if the name is unknown. Warns about keys without effect.
+    """
+    flag = f"--{name.replace('_', '-')}"
+    if value is None or flag in NOT_IN_YAML or not any(flag in alias.names for alias in ALIASES):
+        return None
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    words = (word.removeprefix("--").partition("=") for word in translate([f"{flag}={text}"]))
+    return {path: translated for path, _, translated in words}
+
+
 def flags_from_environment(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return and announce the flags for RESET_SCHED, FREEZE_LR and FREEZE_LR_VALUE."""
-    flags = []
+    flags: list[str] = []
     if parse_bool(environment.get("RESET_SCHED", "")):
         flags.append("--checkpoint.reset_schedule=true")
     if parse_bool(environment.get("FREEZE_LR", "")):
@@ -117,6 +202,16 @@ def flags_from_environment(environment: Mapping[str, str] = os.environ) -> list[
     if flags:
         note(f"{' '.join(flags)}, from the environment variables RESET_SCHED and FREEZE_LR")
     return flags
+
+
+def data_from_environment(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return and announce the flags for IMAGENET_ROOT, unless a dataset is given."""
+    root = environment.get("IMAGENET_ROOT", "")
+    options = ("data.train_dataset", "data.val_dataset")
+    if not root or environment.get("WRITE_DIR") or any(given_value(option, argv) for option in options):
+        return []
+    note(f"the data are those of IMAGENET_ROOT, {root}")
+    return [f"--{option}={root}" for option in options]
 
 
 def _next_value(words: list[str], *, metavar: str) -> str:
@@ -146,6 +241,14 @@ def _translate_boolean(alias: Alias, flag: str, value: str) -> str:
     return alias.translation if on else alias.off
 
 
+def _with_recipe(name: str, words: Sequence[str]) -> list[str]:
+    """Add the recipe that --config-name gives: a part of the config file, if one is given as well."""
+    files = [index for index, word in enumerate(words) if word.startswith("--config-file=")]
+    if files:
+        return [f"{word}#{name}" if index == files[-1] else word for index, word in enumerate(words)]
+    return [f"--config-file={_recipe(name)}", *words]
+
+
 def _recipe(name: str) -> Path:
     """Return the path of a recipe in the repository, or in the working folder if there is none."""
     folders = [folder for folder in (REPOSITORY_RECIPES, Path(RECIPES)) if folder.is_dir()]
@@ -156,7 +259,13 @@ def _recipe(name: str) -> Path:
             code="config-file-not-found",
         )
     files = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in folders]
-    return next((file for file in files if file.is_file()), files[0])
+    if (found := next((file for file in files if file.is_file()), None)) is not None:
+        return found
+    nearest = RECIPE_NAMES.get(name.removesuffix("_config").removeprefix("aws_g4dn_").removeprefix("aws_"))
+    if nearest is None:
+        return files[0]  # reported as missing, with similar names
+    note(f"--config-name {name}: using {RECIPES}/{nearest}.yaml")
+    return _recipe(nearest)
 
 
 def _set_secret(variable: str, value: str) -> None:
@@ -172,7 +281,11 @@ def format_table(aliases: Sequence[Alias] = ALIASES) -> str:
     for alias in aliases:
         shown = f"{alias.secret}={alias.metavar}" if alias.secret else alias.translation.replace("{}", alias.metavar)
         note = f" ({alias.note})" if alias.note and shown else alias.note and f"no effect: {alias.note}"
-        lines.append(f"  {f'{alias.flag} {alias.metavar}'.strip():<26}{shown}{note}")
+        flags = f"  {', '.join(alias.names)} {alias.metavar}".rstrip()
+        if len(flags) > 27:
+            lines.append(flags)
+            flags = ""
+        lines.append(f"{flags:<28}{shown}{note}")
     same = textwrap.wrap(
         f"same name: {' '.join(SAME_NAME)}",
         width=110,

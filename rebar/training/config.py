@@ -16,7 +16,8 @@ from rebar.optim.averaging import AveragingConfig
 from rebar.optim.optimizers import OptimizerConfig, OptimizerName
 from rebar.optim.schedules import LearningRateConfig
 from rebar.reporting.log import LoggingConfig
-from rebar.training.execution import ExecutionConfig, Precision
+from rebar.training.aliases import translate_key
+from rebar.training.execution import PRECISION_SYNONYMS, ExecutionConfig, Precision
 from rebar.training.losses import LossConfig
 from rebar.training.resolution import ResolutionConfig
 
@@ -27,20 +28,29 @@ class TrainingConfig:
 
     eval_only: bool = option(False, help="evaluate the checkpoint or the pretrained model, and exit")
     batch_size: int = option(512, help="batch size per GPU", minimum=1)
-    epochs: int = option(30, help="number of epochs", minimum=1)
+    epochs: int = option(30, help="number of epochs", minimum=1, unit="ep")
     optimizer: OptimizerName = option(
-        "sgd", help="sgdw: SGD with decoupled weight decay; lamb, lars: for large batches"
+        "sgd",
+        help="sgdw: SGD with decoupled weight decay; lamb, lars: for large batches",
+        synonyms={"momentum": "sgd"},
     )
     momentum: float = option(0.9, help="momentum of sgd, sgdw and lars", minimum=0, maximum=1)
     weight_decay: float = option(4e-5, help="weight decay, except for biases and normalization layers", minimum=0)
     label_smoothing: float = option(0.1, help="label smoothing", minimum=0, maximum=1)
     use_blurpool: bool = option(False, help="BlurPool: blur before strided convolutions")
-    precision: Precision = option("auto", help="precision of the forward pass; auto: fp16 on a GPU, 32 on the CPU")
+    precision: Precision = option(
+        "auto",
+        help="precision of the forward pass; auto: fp16 on a GPU, 32 on the CPU",
+        synonyms=PRECISION_SYNONYMS,
+    )
     decay_downsample_bn: bool = option(
         False, help="apply weight decay by parameter name like ffcv-imagenet, for comparisons"
     )
     max_steps: int = option(
-        0, help="finish after N steps of the run, resumed ones included, with an evaluation; 0: no limit", minimum=0
+        0,
+        help="finish after N steps of the run, resumed ones included, with an evaluation; 0: no limit",
+        minimum=0,
+        unit="ba",
     )
     budget_hours: float = option(
         0.0, help="finish after N hours of the run, all attempts included, with an evaluation; 0: no limit", minimum=0
@@ -165,6 +175,7 @@ class TrainConfig:
         "dist.port": "torchrun sets the rendezvous address",
     }
 
+    translate_key: ClassVar[Callable[[str, Any], dict[str, Any] | None]] = staticmethod(translate_key)
     implied: ClassVar[tuple[Implied, ...]] = (
         Implied("lr.base_batch", "lr.lr_scaling", lambda batch: "linear"),
         Implied("lr.lr", "lr.lr_scaling", lambda lr: "none"),  # a recipe's scaling is for the recipe's lr

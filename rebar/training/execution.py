@@ -16,6 +16,12 @@ from rebar.errors import RebarError
 from rebar.loading.rng import RngKeys, Stream, random_bits
 
 Precision = Literal["auto", "32", "fp16", "bf16"]
+PRECISION_SYNONYMS = {
+    **dict.fromkeys(("16", "16-mixed", "amp_fp16", "float16"), "fp16"),
+    **dict.fromkeys(("bf16-mixed", "amp_bf16", "bfloat16"), "bf16"),
+    **dict.fromkeys(("32-true", "fp32", "float32"), "32"),
+}
+"""Names of precisions in Lightning, Composer and torch."""
 MAX_STATIC_RESOLUTIONS = 4
 """With more resolutions than this, torch.compile uses one graph with dynamic shapes instead of one per resolution."""
 

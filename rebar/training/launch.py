@@ -67,6 +67,7 @@ def parse_command_line(argv: Sequence[str]) -> TrainConfig:
         argv = ["--config-file", DEFAULT_RECIPE, *argv]
         if not {"--help", "-h"} & set(argv):
             note(f"the recipe is {DEFAULT_RECIPE}; --config-file selects another")
+    argv = [*aliases.data_from_environment(argv), *argv]
     config = parse_config(
         TrainConfig,
         argv,

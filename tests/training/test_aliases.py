@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rebar.config import options_of, parse_config
+from rebar.config import config_name, flatten_config, options_of, parse_config
 from rebar.config.options import short_names
 from rebar.errors import RebarError
 from rebar.training import aliases
-from rebar.training.aliases import ALIASES, SAME_NAME, format_table, translate
+from rebar.training.aliases import ALIASES, SAME_NAME, data_from_environment, format_table, translate
 from rebar.training.config import TrainConfig
 from tests.conftest import REPOSITORY
 
@@ -66,6 +66,32 @@ from tests.conftest import REPOSITORY
         (["--amp", "--amp", "--config-name", "p5_8gpu"], "training.precision", "bf16"),
         (["--no-amp", "--config-name", "p5_8gpu"], "training.precision", "32"),
         (["--config-name", "rn50_32_epochs.yaml"], "training.epochs", 32),
+        (["-b", "64", "--opt", "momentum"], "training.batch_size", 64),
+        (["--opt", "momentum"], "training.optimizer", "sgd"),
+        (["--model", "resnet50-pytorch"], "model.arch", "resnet50"),
+        (["--data-dir", "/my data"], "data.train_dataset", "/my data"),
+        (["--data-dir", "/my data"], "data.val_dataset", "/my data"),
+        (["--workers", "3"], "data.num_workers", 3),
+        (["-j", "3"], "data.num_workers", 3),
+        (["--grad-clip-norm", "1.0"], "optimizer.clip_norm", 1.0),
+        (["--gradient_clip_val=0.5"], "optimizer.clip_norm", 0.5),
+        (["--gradient-accumulation-steps", "4"], "execution.accumulate", 4),
+        (["--precision", "16-mixed"], "training.precision", "fp16"),
+        (["--precision", "bf16-mixed"], "training.precision", "bf16"),
+        (["--iterations", "7"], "training.max_steps", 7),
+        (["--epochs", "90ep"], "training.epochs", 90),
+        (["--ema-half-life", "50ba"], "averaging.ema_half_life", 50),
+        (["--swa-start", "0.7dur"], "averaging.swa_start", 0.7),
+        (["--sched", "cosine", "--lr-warmup-epochs", "5"], "lr.warmup_epochs", 5),
+        (["--lr-scheduler", "CosineAnnealingLR"], "lr.lr_schedule_type", "cosine"),
+        (["--model-ema", "--smoothing", "0.1"], "averaging.use_ema", True),
+        (["--mixup", "0.2"], "regularization.use_mixup", True),
+        (["--ra-sampler", "--ra-reps", "4"], "regularization.repeated_augmentation", 4),
+        (["--train-crop-size", "176"], "resolution.max_res", 176),
+        (["--output", "/data"], "logging.folder", "/data"),
+        (["--config-name", "aws_g4dn_12xl_ddp_config"], "training.precision", "fp16"),
+        (["--config-name", "resnet_strikes_back"], "training.epochs", 300),
+        (["--config-name", "colab_config"], "training.epochs", 48),
     ],
 )
 def test_translate_gives_equivalent_option(given: list[str], option: str, value: object) -> None:
@@ -74,10 +100,79 @@ def test_translate_gives_equivalent_option(given: list[str], option: str, value:
     assert getattr(getattr(config, section), name) == value
 
 
-@pytest.mark.parametrize("flag", ["--multi-gpu"])
-def test_translate_warns_about_flag_without_effect(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert translate([flag, "--epochs", "3"]) == ["--epochs", "3"]
+@pytest.mark.parametrize(
+    "words", ["--multi-gpu", "--streaming", "--dataset imagenet-1k", "--prefetch-factor=3", "--num-gpus 4", "--ddp"]
+)
+def test_translate_warns_about_flag_without_effect(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert translate([*words.split(), "--epochs", "3"]) == ["--epochs", "3"]
+    flag = words.split()[0].partition("=")[0]
     assert capsys.readouterr().err.startswith(f"warning: {flag} has no effect: ")
+
+
+YAML = """
+model: resnet50-pytorch
+batch_size: 64
+lr: 0.2
+epochs: 9
+data: {data_root: /data, num_workers: 3}
+precision: bf16-mixed
+trainer: {gradient_clip_val: 1.0, ddp_enabled: true, num_gpus: 4}
+mixup_alpha: 0.2
+"""
+
+
+def test_keys_of_other_scripts_in_yaml_files_are_translated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text(YAML)
+    config = flatten_config(parse_config(TrainConfig, ["--config-file", str(tmp_path / "a.yaml")], description=""))
+    assert {path: value for path, value in config.items() if value != flatten_config(TrainConfig())[path]} == {
+        "model.arch": "resnet50",
+        "training.batch_size": 64,
+        "lr.lr": 0.2,
+        "training.epochs": 9,
+        "data.train_dataset": "/data",
+        "data.val_dataset": "/data",
+        "data.num_workers": 3,
+        "optimizer.clip_norm": 1.0,
+        "training.precision": "bf16",
+        "regularization.use_mixup": True,
+    }
+    warnings = capsys.readouterr().err
+    assert "--ddp-enabled has no effect" in warnings
+    assert "--num-gpus has no effect" in warnings
+
+
+def test_two_names_of_one_option_in_a_yaml_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("epochs: 3\ntraining: {epochs: 4}\n")
+    with pytest.raises(RebarError) as caught:
+        parse_config(TrainConfig, ["--config-file", str(tmp_path / "a.yaml")], description="")
+    assert caught.value.code == "config-file-invalid"
+
+
+def test_config_name_selects_a_part_of_a_config_file(tmp_path: Path) -> None:
+    file = tmp_path / "all.yaml"
+    file.write_text("first: {epochs: 3}\nsecond: {training: {epochs: 5}, batch_size: 8}\n")
+    argv = translate(["--config", str(file), "--config-name", "second"])
+    config = parse_config(TrainConfig, argv, description="")
+    assert (config.training.epochs, config.training.batch_size) == (5, 8)
+    assert config_name(argv) == "second"
+    with pytest.raises(RebarError, match="first, second") as caught:
+        parse_config(TrainConfig, translate(["--config", str(file), "--config-name", "third"]), description="")
+    assert caught.value.code == "config-file-invalid"
+
+
+@pytest.mark.parametrize(
+    ("environment", "argv", "expected"),
+    [
+        ({"IMAGENET_ROOT": "/data"}, [], ["--data.train_dataset=/data", "--data.val_dataset=/data"]),
+        ({"IMAGENET_ROOT": "/data"}, ["--train-dataset", "a.beton"], []),
+        ({"IMAGENET_ROOT": "/data", "WRITE_DIR": "/nvme"}, [], []),
+        ({}, [], []),
+    ],
+)
+def test_imagenet_root_gives_the_data_if_nothing_else_does(
+    environment: dict[str, str], argv: list[str], expected: list[str]
+) -> None:
+    assert data_from_environment(argv, environment) == expected
 
 
 @pytest.mark.parametrize("given", [["--hf-token", "hf_abc"], ["--hf_token=hf_abc"]])
@@ -137,7 +232,7 @@ def test_help_lists_all_aliases(capsys: pytest.CaptureFixture[str]) -> None:
         parse_config(TrainConfig, ["--help"], description="", aliases=format_table())
     output = capsys.readouterr().out
     assert "Flags of other scripts" in output
-    assert all(alias.flag in output for alias in ALIASES)
+    assert all(name in output for alias in ALIASES for name in alias.names)
     heading = output.partition("Flags of other scripts")[2]
     assert all(f" {flag} " in f"{heading} ".replace("\n", " ") for flag in SAME_NAME)
 
