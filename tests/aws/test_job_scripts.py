@@ -159,7 +159,7 @@ def test_train_job_fails_if_the_upload_fails(aws: StrictAws, s3: Any, tree: Path
 def test_train_job_stops_and_uploads_on_sigterm(s3: Any, data: Data, tmp_path: Path) -> None:
     """AWS Batch stops a container with SIGTERM. tests/test_upload.py resumes on another machine."""
     run_cli("data", "send", data.train, data.val, "s3://bucket/betons")
-    words = ["--config-file", "rn50_configs/tiny.yaml", "--epochs", "1", "--spot-notice", "off"]
+    words = ["--config-file", "rn50_configs/tiny.yaml", "--epochs", "50", "--spot-notice", "off"]
     folders = {"RUN_FOLDER": str(tmp_path / "g5-16"), "DATA_FOLDER": str(tmp_path / "data")}
     clean = {name: value for name, value in os.environ.items() if not name.startswith(SCHEDULERS)}
     training = subprocess.Popen(

@@ -17,7 +17,7 @@ import pytest
 from tests.aws.conftest import Outcome, run_cli, run_failing, wait_for
 from tests.aws.strict_aws import StrictAws
 from tests.aws.test_run_transfer import PLACE, manifest, run_folder
-from tests.conftest import REPOSITORY, Data, read_events, torchrun
+from tests.conftest import REPOSITORY, Data, read_events
 
 Metadata = Callable[..., dict[str, str]]
 WATCH = ["--poll-seconds", "0.05"]
@@ -70,13 +70,12 @@ def test_spot_watch_stops_training_and_uploads_what_it_saved(
 ) -> None:
     """Real training, for which only the watch sees the notice. tests/test_upload.py resumes elsewhere."""
     metadata_values = metadata()
-    words = ["--spot-notice", "off", "--training.batch_size", "8", "--epochs", "1"]
-    training = start(*torchrun(1, *data.training_command(tmp_path / "first", *words)))
+    training = start(*data.training_command(tmp_path / "first", "--spot-notice", "off", "--epochs", "50"))
     wait_for_step(tmp_path / "first", training, 5)
     metadata_values.update(notice())
     outcome = watch_for(tmp_path / "first", "--group", str(training.pid), expect=75).out
     assert "EC2 notice: terminate in 1" in outcome
-    assert "interrupted at epoch 0" in outcome
+    assert "interrupted at epoch" in outcome
     step = json.loads((tmp_path / "first/status.json").read_text())["step"]
     assert manifest(s3)["step"] == step > 5
     assert last_in_s3(s3) == (tmp_path / "first/checkpoints/last.pt").read_bytes()
