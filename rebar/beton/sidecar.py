@@ -6,11 +6,13 @@ The checksum of the tables is verified whenever the file is opened. The checksum
 """
 
 import json
+import math
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from rebar.beton.format import HEADER, BetonError
 FORMAT = "rebar-sidecar"
 VERSION = 1
 ALGORITHM = "crc32"
+_CRC32 = re.compile(r"[0-9a-f]{8}")
 _BLOCK = 1 << 24  # bytes per call of zlib, so that other threads can run between calls
 
 
@@ -64,24 +67,6 @@ class Checksums:
             "tables": f"{self.tables:08x}",
             "pages": [f"{page:08x}" for page in self.pages],
         }
-
-    @staticmethod
-    def from_json(content: Any) -> "Checksums":
-        """Parse the result of :meth:`to_json`. Raises ValueError."""
-        try:
-            if content["algorithm"] != ALGORITHM:
-                raise ValueError(f"checksums of algorithm {content['algorithm']!r} instead of {ALGORITHM}")
-            found = Checksums(
-                page_size=int(content["page_size"]),
-                first_page=int(content["first_page"]),
-                tables=int(content["tables"], 16),
-                pages=tuple(int(page, 16) for page in content["pages"]),
-            )
-        except (KeyError, TypeError):
-            raise ValueError("malformed checksums") from None
-        if found.page_size <= 0 or found.first_page < 0:
-            raise ValueError("checksums with an invalid page size or first page")
-        return found
 
 
 @dataclass(frozen=True)
@@ -131,14 +116,19 @@ def read_sidecar(beton_path: Path | str) -> Sidecar | None:
     """
     path = sidecar_path(beton_path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise _invalid(path, f"cannot be read: {error}") from None
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise _invalid(path, f"is not valid JSON ({error})") from None
-    sidecar = _parse(path, content)
+    try:
+        sidecar = parse_sidecar(content)
+    except ValueError as error:
+        raise _invalid(path, str(error)) from None
     _compare(path, sidecar, Path(beton_path))
     return sidecar
 
@@ -159,30 +149,70 @@ def _invalid(path: Path, problem: str) -> BetonError:
     )
 
 
-def _parse(path: Path, content: Any) -> Sidecar:
+def parse_sidecar(content: Any) -> Sidecar:
+    """Validate parsed JSON, which may have any type and values, and return it as a sidecar. Raises ValueError."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise _invalid(path, f"is not a sidecar of a .beton file: 'format' is not '{FORMAT}'")
-    if content.get("version") != VERSION:
-        raise _invalid(path, f"has version {content.get('version')!r}, but this version of Rebar reads {VERSION}")
-    expected = {
-        "num_samples": int,
-        "bytes": int,
-        "seed": int,
-        "images": dict,
-        "class_names": list,
-        "rebar_version": str,
+        raise ValueError(f"is not a sidecar of a .beton file: 'format' is not '{FORMAT}'")
+    version = content.get("version")
+    if not _is_integer(version):
+        raise ValueError("'version' is missing or not an integer")
+    if version != VERSION:
+        raise ValueError(f"has version {version}, but this version of Rebar reads {VERSION}")
+    valid: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "num_samples": ("a number of samples", _is_size),
+        "bytes": ("a number of bytes", _is_size),
+        "seed": ("an integer", _is_integer),
+        "images": ("an object of texts and numbers", _is_settings),
+        "class_names": ("a list of texts", lambda value: isinstance(value, list) and all(map(_is_text, value))),
+        "rebar_version": ("a text", _is_text),
     }
-    for key, kind in expected.items():
-        if not isinstance(content.get(key), kind) or isinstance(content[key], bool):
-            raise _invalid(path, f"'{key}' is missing or not of type {kind.__name__}")
-    if not all(isinstance(name, str) for name in content["class_names"]):
-        raise _invalid(path, "'class_names' contains values other than text")
-    values = {key: content[key] for key in expected}
-    try:
-        checksums = Checksums.from_json(content["checksums"]) if "checksums" in content else None
-    except ValueError as error:
-        raise _invalid(path, f"has {error}") from None
+    for key, (description, is_valid) in valid.items():
+        if not is_valid(content.get(key)):
+            raise ValueError(f"'{key}' is missing or not {description}")
+    values = {key: content[key] for key in valid}
+    checksums = _parse_checksums(content["checksums"], content["bytes"]) if "checksums" in content else None
     return Sidecar(**{**values, "class_names": tuple(content["class_names"]), "checksums": checksums})
+
+
+def _parse_checksums(content: Any, num_bytes: int) -> Checksums:
+    """Parse the result of :meth:`Checksums.to_json`, for a file of ``num_bytes``. Raises ValueError."""
+    if not isinstance(content, dict) or content.get("algorithm") != ALGORITHM:
+        raise ValueError(f"'checksums' is not an object with the algorithm {ALGORITHM}")
+    page_size, first_page, pages = (content.get(key) for key in ("page_size", "first_page", "pages"))
+    if not _is_size(page_size) or page_size == 0 or not _is_size(first_page) or not isinstance(pages, list):
+        raise ValueError("'checksums' has no valid page size, first page or pages")
+    if max(first_page + len(pages), 1) * page_size > num_bytes:
+        raise ValueError("'checksums' has pages outside the file")
+    values = [content.get("tables"), *pages]
+    if not all(isinstance(value, str) and _CRC32.fullmatch(value) for value in values):
+        raise ValueError("'checksums' has a value that is not a CRC-32")
+    tables, *parsed = (int(value, 16) for value in values)
+    return Checksums(page_size, first_page, tables, tuple(parsed))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> TypeGuard[int]:
+    return _is_integer(value) and 0 <= value < 1 << 63
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether the value is text without lone surrogates, which cannot be printed."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _is_settings(value: Any) -> bool:
+    def is_setting(value: Any) -> bool:
+        is_number = isinstance(value, float) and math.isfinite(value)
+        return value is None or isinstance(value, bool) or is_number or _is_integer(value) or _is_text(value)
+
+    return isinstance(value, dict) and all(_is_text(key) and is_setting(item) for key, item in value.items())
 
 
 def _compare(path: Path, sidecar: Sidecar, beton_path: Path) -> None:
