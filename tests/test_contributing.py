@@ -22,6 +22,7 @@ def replace_once(text: str, old: str, new: str) -> str:
 def test_contributing_example_adds_a_decay(tmp_path: Path) -> None:
     (function,) = re.findall(r"```python\n(def sqrt_lr.*?)```", CONTRIBUTING, re.DOTALL)
     shutil.copytree(REPOSITORY / "rebar", tmp_path / "rebar", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "rn50_configs", tmp_path / "rn50_configs")
     shutil.copy(REPOSITORY / "train_imagenet.py", tmp_path)
     file = tmp_path / SCHEDULES
     text = replace_once(file.read_text(), "\ndef linear_lr(", f"\n{function}\n\ndef linear_lr(")
