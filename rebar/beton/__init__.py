@@ -12,7 +12,7 @@ from rebar.beton.sidecar import Sidecar, read_sidecar
 
 if TYPE_CHECKING:
     from rebar.beton.encode import ImagePolicy, OnBadImage
-    from rebar.beton.selection import Source
+    from rebar.beton.images import Source
     from rebar.beton.write_report import Estimate, Tally, WriteReport
     from rebar.beton.writer import write_beton
 
@@ -34,7 +34,7 @@ _WRITING_MODULES = {
     "Estimate": "write_report",
     "ImagePolicy": "encode",
     "OnBadImage": "encode",
-    "Source": "selection",
+    "Source": "images",
     "Tally": "write_report",
     "WriteReport": "write_report",
     "write_beton": "writer",

@@ -9,15 +9,16 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from rebar.beton.metadata import JPEG_START, ROTATED, orientation_of, rotate, without_metadata
 from rebar.errors import RebarError
-from rebar.jpeg.decode import decode_bgr
+from rebar.jpeg.decode import decode_bgr, read_size
 from rebar.jpeg.format import JpegError
 
 if TYPE_CHECKING:
@@ -28,10 +29,6 @@ MAX_PIXELS = 178_956_970
 
 _MAX_KERNEL_PIXELS = 1 << 24  # limits the cached buffers; libjpeg-turbo decodes larger images
 _BUFFER_STEP = 1024  # pixels; the height and width of these buffers are rounded up to a multiple
-_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
-_ORIENTATION_TAG = 0x0112
-_ORIENTATION_HINTS = (b"Exif\0\0", b"tiff:Orientation")
-_ROTATED = range(2, 9)  # orientations other than upright (Exif 2.3, 4.6.4 A)
 _KINDS = {"L": "grayscale", "1": "grayscale", "LA": "grayscale", "P": "palette", "PA": "palette", "CMYK": "CMYK"}
 _REDUCED_DECODE_FACTOR = 4  # JPEGs that are downscaled by this factor or more are decoded at a reduced scale
 _REDUCED_SIZE_MARGIN = 2  # the reduced size is at least this multiple of the final size
@@ -89,10 +86,11 @@ def decode(content: bytes, limit: SizeLimit, *, repair: bool = False) -> Decoded
     is gray or black. Raises ImageError for files that cannot be decoded completely, or need too much memory.
     """
     try:
+        if not repair:
+            check_complete(content)
         with warnings.catch_warnings(), _pillow_settings(repair):
             warnings.simplefilter("ignore")  # about malformed metadata, which does not affect the pixels
-            with Image.open(io.BytesIO(content)) as image:
-                decoded = _decode_opened(content, image, limit)
+            decoded = _decode_without_metadata_errors(content, limit)
         if repair and (decoded.bgr == decoded.bgr[0, 0]).all():
             raise ImageError("no part of it can be decoded", code="image-undecodable")
         return decoded
@@ -105,14 +103,34 @@ def decode(content: bytes, limit: SizeLimit, *, repair: bool = False) -> Decoded
         raise ImageError(f"cannot be decoded: {error or type(error).__name__}", code="image-undecodable") from None
 
 
+def check_complete(content: bytes) -> None:
+    """Raise JpegError if the content is a truncated JPEG; see :func:`rebar.jpeg.decode.read_size`."""
+    if content.startswith(JPEG_START):
+        read_size(np.frombuffer(content, np.uint8))
+
+
+def _decode_without_metadata_errors(content: bytes, limit: SizeLimit) -> Decoded:
+    """Decode an image file, without its metadata if Pillow cannot read it: they do not affect the pixels."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return _decode_opened(content, image, limit)
+    except ImageError:
+        raise
+    except Exception:
+        pixels = without_metadata(content)
+        if pixels == content:
+            raise
+        with Image.open(io.BytesIO(pixels)) as image:
+            decoded = _decode_opened(pixels, image, limit)
+        return replace(decoded, irregularities=(*decoded.irregularities, "damaged metadata"))
+
+
 def decode_downscaled(content: bytes, size: tuple[int, int], final_size: tuple[int, int]) -> np.ndarray | None:
     """Decode a JPEG of ``size`` to ``final_size`` (width, height) with the kernels; BGR uint8 ``[height, width, 3]``.
 
     Returns None if the kernels do not support the JPEG or find an error. The planes are resized before the color
     conversion; the result differs from FFCV's by 0.25 gray levels on average.
     """
-    if content.rfind(_END_OF_IMAGE) < content.rfind(_START_OF_SCAN):
-        return None  # truncated: the kernels do not read up to EOI, so the other decoders must report it
     if size[0] * size[1] > _MAX_KERNEL_PIXELS or final_size[0] > size[0] or final_size[1] > size[1]:
         return None
     decoder = _crop_decoder(-(-size[1] // _BUFFER_STEP) * _BUFFER_STEP, -(-size[0] // _BUFFER_STEP) * _BUFFER_STEP)
@@ -121,18 +139,6 @@ def decode_downscaled(content: bytes, size: tuple[int, int], final_size: tuple[i
     jpeg, flip = np.frombuffer(content, np.uint8), np.zeros(1, np.bool_)
     statuses = decoder.decode_crops(jpeg, bounds[:1], bounds[1:], crop, flip, out)
     return cv2.cvtColor(out[0], cv2.COLOR_RGB2BGR) if int(statuses[0]) == 0 else None
-
-
-def is_upright(content: bytes, metadata_size: int) -> bool:
-    """Return whether no orientation tag in the first ``metadata_size`` bytes of a JPEG rotates it."""
-    if all(content.find(hint, 0, metadata_size) < 0 for hint in _ORIENTATION_HINTS):
-        return True
-    try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as image:
-            warnings.simplefilter("ignore")
-            return _orientation(image) not in _ROTATED
-    except Exception:
-        return False
 
 
 @functools.lru_cache(maxsize=4)
@@ -155,8 +161,8 @@ def _pillow_settings(repair: bool) -> Iterator[None]:
 
 
 def _decode_opened(content: bytes, image: Image.Image, limit: SizeLimit) -> Decoded:
-    is_jpeg, orientation = image.format in ("JPEG", "MPO"), _orientation(image)
-    is_turned = orientation in _ROTATED
+    is_jpeg, orientation = image.format in ("JPEG", "MPO"), orientation_of(image)
+    is_turned = orientation in ROTATED
     progressive = bool(image.info.get("progressive"))
     final_size = limit.apply(*image.size)
     scale_num = _reduced_scale(image.size, final_size) if is_jpeg else 8
@@ -177,13 +183,13 @@ def _decode_opened(content: bytes, image: Image.Image, limit: SizeLimit) -> Deco
         _check_memory(image.size, 8, progressive)
         image.load()
         # Pillow's TIFF plugin rotates the pixels itself and removes the tag. Other formats keep the tag.
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         width, height = image.size
         bgr = _to_bgr(image)
-    if is_turned or orientation in _ROTATED:
+    if is_turned or orientation in ROTATED:
         irregularities += ("turned upright",)
-    if orientation in _ROTATED:
-        bgr = np.ascontiguousarray(_rotate(bgr, orientation))
+    if orientation in ROTATED:
+        bgr = np.ascontiguousarray(rotate(bgr, orientation))
         if orientation >= 5:
             width, height = height, width
     return Decoded(bgr, (width, height), irregularities)
@@ -222,27 +228,6 @@ def _find_irregularities(image: Image.Image, is_jpeg: bool, progressive: bool) -
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         found.append("transparency")
     return tuple(kind for kind in found if kind)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # malformed Exif data does not affect the pixels
-        return 1
-
-
-def _rotate(bgr: np.ndarray, orientation: int) -> np.ndarray:
-    """Apply an Exif orientation, as ``PIL.ImageOps.exif_transpose`` does."""
-    rotations = {
-        2: lambda: bgr[:, ::-1],
-        3: lambda: bgr[::-1, ::-1],
-        4: lambda: bgr[::-1],
-        5: lambda: bgr.transpose(1, 0, 2),
-        6: lambda: np.rot90(bgr, -1),
-        7: lambda: bgr[::-1, ::-1].transpose(1, 0, 2),
-        8: lambda: np.rot90(bgr),
-    }
-    return rotations[orientation]()
 
 
 def _to_bgr(image: Image.Image) -> np.ndarray:

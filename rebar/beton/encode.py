@@ -16,10 +16,12 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from rebar.beton.decode import ImageError, Side, SizeLimit, decode, downscale, is_upright
+from rebar.beton.decode import MAX_PIXELS, ImageError, Side, SizeLimit, decode, downscale
 from rebar.beton.format import MODE_JPG, MODE_RAW
-from rebar.beton.selection import Source
+from rebar.beton.images import Source
+from rebar.beton.metadata import JPEG_START, is_upright
 from rebar.errors import RebarError
+from rebar.jpeg.decode import read_size
 from rebar.jpeg.format import OK, UNSUPPORTED, JpegError, quantization_tables
 from rebar.jpeg.transcoder import Transcoder
 from rebar.jpeg.turbojpeg import make_sequential
@@ -28,7 +30,6 @@ MAX_SIDE = 65_535
 """Pixels; the limit of the file format's 16-bit fields."""
 MAX_JPEG_SIDE = 65_500
 """Pixels; the limit of libjpeg."""
-_JPEG_START = b"\xff\xd8\xff"
 _PROGRESSIVE_FRAME = b"\xff\xc2"
 _MEAN_TOLERANCE = 1e-9  # relative
 _MARKER_DISTANCE = 64  # pixels between restart markers, approximately
@@ -138,12 +139,17 @@ def transcode_jpeg(content: bytes, options: TranscodeOptions) -> Transcoded | No
     Returns None for other formats, and for JPEGs that are damaged, exceed the size limit, must be rotated, or use an
     unsupported coding.
     """
-    if not content.startswith(_JPEG_START):
+    if not content.startswith(JPEG_START):
         return None
     transcoder, jpeg = _transcoder(), np.frombuffer(content, np.uint8)
+    try:
+        original_height, original_width = read_size(jpeg)
+    except JpegError:
+        return None
     irregularities: tuple[str, ...] = ()
     status, header = transcoder.read_header(jpeg)
-    if status == UNSUPPORTED and _PROGRESSIVE_FRAME in content:  # a false positive only costs time
+    is_small = original_height * original_width <= MAX_PIXELS  # libjpeg keeps all coefficients in memory
+    if status == UNSUPPORTED and is_small and _PROGRESSIVE_FRAME in content:  # a false positive only costs time
         try:
             jpeg = make_sequential(jpeg)
         except JpegError:

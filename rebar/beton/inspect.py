@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from rebar.beton.format import MODE_JPG, BetonError
+from rebar.beton.images import decode_image
 from rebar.beton.reader import BetonFile
 from rebar.beton.sidecar import read_sidecar
-from rebar.beton.stored_image import decode_image
 from rebar.beton.verify import measure_stats, verify
 from rebar.errors import RebarError
 from rebar.storage.files import atomic_write

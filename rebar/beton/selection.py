@@ -1,13 +1,13 @@
-"""The interface of image sources, and the selection of images to write: subsets, classes, shards, order."""
+"""The selection of images to write: subsets, classes, shards, order."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from rebar.beton.images import Source, blocks_of, labels_of, omitted_by
 from rebar.errors import RebarError
 
 SUBSETS = {"tiny": 1_000, "small": 10_000, "medium": 100_000, "large": 500_000}
@@ -15,71 +15,6 @@ SUBSETS = {"tiny": 1_000, "small": 10_000, "medium": 100_000, "large": 500_000}
 FULL = ("full", "-1")
 WINDOW = 400
 """Images of a source with blocks are shuffled within windows of at least this many."""
-
-
-class Source(Protocol):
-    """Labeled images, accessed by index.
-
-    A source is pickled once for each worker process. It should therefore be small when pickled, and open files or
-    connections only when an image is read.
-    """
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """The name of every label, in label order."""
-        ...
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
-
-    def label(self, index: int) -> int:
-        """Return the label of an image: an index into ``class_names``."""
-        ...
-
-    def read(self, index: int) -> bytes:
-        """Return the content of the image file (JPEG, PNG, ...). Raises OSError if it cannot be read."""
-        ...
-
-    def name(self, index: int) -> str:
-        """Return a name of the image for messages and reports."""
-        ...
-
-
-@runtime_checkable
-class BlockSource(Protocol):
-    """A source that reads images in blocks, such as the row groups of a Parquet file."""
-
-    @property
-    def blocks(self) -> np.ndarray:
-        """The block of each image, int64 ``[n]``."""
-        ...
-
-
-@runtime_checkable
-class OmittingSource(Protocol):
-    """A source that reports the files or samples that it does not contain."""
-
-    @property
-    def omitted(self) -> Mapping[str, int]:
-        """What was omitted, such as ``hidden file or folder`` -> how many."""
-        ...
-
-
-def omitted_by(source: Source) -> dict[str, int]:
-    """Return what the source omitted, and how many of each kind, by name."""
-    found = source.omitted if isinstance(source, OmittingSource) else {}
-    return {kind: found[kind] for kind in sorted(found) if found[kind]}
-
-
-def labels_of(source: Source) -> np.ndarray:
-    """Return the label of every image, int64 ``[n]``."""
-    return np.fromiter((source.label(index) for index in range(len(source))), np.int64, len(source))
-
-
-def blocks_of(source: Source) -> np.ndarray | None:
-    """Return the block of every image, int64 ``[n]``; None if images can be read one by one."""
-    return source.blocks if isinstance(source, BlockSource) else None
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from rebar.beton.format import BetonError
+from rebar.beton.images import decode_image
 from rebar.beton.reader import MAX_CLASSES, BetonFile
 from rebar.beton.sidecar import crc32
-from rebar.beton.stored_image import decode_image
 
 Result = TypeVar("Result")
 _IMAGES_PER_TASK = 256

@@ -21,8 +21,8 @@ from tqdm import tqdm
 import rebar
 from rebar.beton.encode import Encoder, ImagePolicy, OnBadImage, Outcome
 from rebar.beton.format import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE
+from rebar.beton.images import Source, omitted_by
 from rebar.beton.partial_file import PartialFile, open_partial
-from rebar.beton.selection import Source, omitted_by
 from rebar.beton.sidecar import Checksums, Sidecar, sidecar_path
 from rebar.beton.worker_pool import map_in_processes
 from rebar.beton.write_report import Estimate, Tally, WriteReport, estimate, report_path

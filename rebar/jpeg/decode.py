@@ -1,8 +1,8 @@
 """Decode complete JPEGs with libturbojpeg, or with OpenCV or Pillow if it is not installed.
 
-OpenCV and Pillow do not report libjpeg's warnings, and OpenCV 4 fills the missing part of truncated JPEGs with gray.
-Markers are therefore checked first, and the entropy-coded data of sequential JPEGs is validated by the transcoder's
-kernel. Bit errors in progressive JPEGs are not detected.
+The markers are checked first, so that all libraries and the writer agree on which JPEGs are truncated. OpenCV and
+Pillow do not report libjpeg's warnings. For them, the transcoder's kernel validates the entropy-coded data of
+sequential JPEGs. Bit errors in progressive JPEGs are not detected.
 """
 
 import functools
@@ -17,9 +17,23 @@ from rebar.errors import RebarError
 from rebar.jpeg.format import JpegError, Status
 from rebar.jpeg.turbojpeg import decode_interleaved, turbojpeg_available
 
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)  # neither a stuffed byte nor a restart marker
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # neither a stuffed byte nor a restart marker
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_EOI, _SOS = 0xD9, 0xDA
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_TAIL_BYTES = 64  # searched for the EOI marker before the complete file is
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def read_size(jpeg: NDArray[np.uint8]) -> Size:
+    """Return the size in the frame header of a complete JPEG, without decoding it.
+
+    A JPEG is complete if it ends with an EOI marker, which padding (0x00 or 0xFF) or other data may follow. This
+    function decides it for the writer, for verification and for full-image decoding; the kernels use the same rule
+    (:func:`rebar.jpeg.kernels.markers.has_end`). Raises JpegError for data that is truncated or not a JPEG.
+    """
+    return _read_frame(np.ascontiguousarray(jpeg))[:2]
 
 
 def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -29,8 +43,9 @@ def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
     With libturbojpeg, all of its warnings are errors.
     """
     source = np.ascontiguousarray(jpeg)
+    size = read_size(source)
     if turbojpeg_available():
-        return decode_interleaved(source, bgr=False, scale_num=8)
+        return decode_interleaved(source, size, bgr=False, scale_num=8)
     return np.ascontiguousarray(_decode_without_turbojpeg(source, 8)[..., ::-1])
 
 
@@ -41,8 +56,9 @@ def decode_bgr(jpeg: NDArray[np.uint8], scale_num: int = 8) -> NDArray[np.uint8]
     :func:`decode_rgb` does.
     """
     source = np.ascontiguousarray(jpeg)
+    size = read_size(source)
     if turbojpeg_available():
-        return decode_interleaved(source, bgr=True, scale_num=scale_num)
+        return decode_interleaved(source, size, bgr=True, scale_num=scale_num)
     return _decode_without_turbojpeg(source, scale_num)
 
 
@@ -50,7 +66,9 @@ def _decode_without_turbojpeg(jpeg: NDArray[np.uint8], scale_num: int) -> NDArra
     if scale_num not in (1, 2, 4, 8):
         raise ValueError(f"scale_num must be 1, 2, 4 or 8, not {scale_num}")
     content = jpeg.tobytes()
-    height, width = _check_markers(content)
+    height, width, components = _read_frame(jpeg)
+    if components not in (1, 3):
+        raise JpegError("CMYK and other 4-component JPEGs are not supported", code="jpeg-unsupported")
     if _kernels_available():
         _check_entropy_coded_data(jpeg)
     try:
@@ -101,33 +119,28 @@ def _decode_with_pillow(content: bytes, scale_num: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(rgb[..., ::-1])
 
 
-def _check_markers(content: bytes) -> tuple[int, int]:
-    """Walk the markers from SOI to EOI; return height and width in pixels. Raises JpegError if one is missing."""
-    if not content.startswith(b"\xff\xd8"):
+def _read_frame(jpeg: NDArray[np.uint8]) -> tuple[int, int, int]:
+    """Return height, width and number of components. Raises JpegError as :func:`read_size` does."""
+    if jpeg[:2].tobytes() != bytes([0xFF, _SOI]):
         raise JpegError("Not a JPEG file: it does not start with an SOI marker", code="jpeg-corrupt")
-    position, size = 2, None
-    while (found := _MARKER.search(content, position)) is not None:
-        marker, position = found.group(1)[0], found.end()
+    has_end = jpeg[-_TAIL_BYTES:].tobytes().rstrip(b"\0\xff").endswith(bytes([0xFF, _EOI]))
+    position, frame = 2, None
+    while (found := _MARKER.search(jpeg.data, position)) is not None:
+        marker, position = found[1][0], found.end()
         if marker == _EOI:
+            has_end = True
+        elif marker in _SOF and frame is None:
+            frame = jpeg[position : position + 8].tobytes()
+        if marker == _EOI or (has_end and frame is not None):
             break
-        length = int.from_bytes(content[position : position + 2], "big")
-        if marker in _SOF:
-            if length < 8 or position + 8 > len(content):
-                raise JpegError("Corrupt JPEG data: the frame header is too short", code="jpeg-corrupt")
-            if content[position + 7] not in (1, 3):
-                raise JpegError("CMYK and other 4-component JPEGs are not supported", code="jpeg-unsupported")
-            size = (
-                int.from_bytes(content[position + 3 : position + 5], "big"),
-                int.from_bytes(content[position + 5 : position + 7], "big"),
-            )
-        elif marker == _SOS and size is None:
-            raise JpegError("Corrupt JPEG data: SOS before SOF", code="jpeg-corrupt")
-        position += length
-    else:
-        raise JpegError("Premature end of JPEG file", code="jpeg-corrupt")
-    if size is None:
+        position += int.from_bytes(jpeg[position : position + 2].tobytes(), "big")
+    if not has_end:
+        raise JpegError("it is truncated: its end-of-image marker (EOI) is missing", code="jpeg-corrupt")
+    if frame is None:
         raise JpegError("JPEG datastream contains no image", code="jpeg-corrupt")
-    return size
+    if len(frame) < 8 or frame[:2] < b"\0\x08":
+        raise JpegError("Corrupt JPEG data: the frame header is too short", code="jpeg-corrupt")
+    return int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[5:7], "big"), frame[7]
 
 
 @functools.cache

@@ -142,14 +142,18 @@ def _read_header(tj: _Decompressor, source: NDArray[np.uint8]) -> tuple[int, int
     return height.value, width.value, subsampling.value
 
 
-def decode_interleaved(source: NDArray[np.uint8], bgr: bool, scale_num: int) -> NDArray[np.uint8]:
-    """Decode a JPEG to RGB or BGR, uint8 ``[height, width, 3]``, scaled by ``scale_num`` / 8, rounded up.
+def decode_interleaved(
+    source: NDArray[np.uint8], size: tuple[int, int], bgr: bool, scale_num: int
+) -> NDArray[np.uint8]:
+    """Decode a JPEG of ``size`` (height, width) to RGB or BGR, uint8 ``[height, width, 3]``.
 
-    Raises JpegError for every error or warning of libturbojpeg, including truncated data, and RebarError without
-    libturbojpeg.
+    The result is scaled by ``scale_num`` / 8, rounded up. Raises JpegError for every error or warning of libturbojpeg,
+    including truncated data, and RebarError without libturbojpeg.
     """
     with _decompressor() as tj:
         height, width, _ = _read_header(tj, source)
+        if (height, width) != size:
+            raise JpegError("Corrupt JPEG data: several frame headers", code="jpeg-corrupt")
         height, width = -(-height * scale_num // 8), -(-width * scale_num // 8)
         image = np.empty((height, width, 3), np.uint8)
         layout = (width, 0, height, _PIXEL_FORMAT_BGR if bgr else _PIXEL_FORMAT_RGB, 0)

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.beton.format import MODE_JPG, BetonError
+from rebar.beton.images import StoredImages, decode_image
 from rebar.beton.reader import BetonFile
-from rebar.beton.stored_image import StoredImages, decode_image
 from rebar.errors import RebarError
 from rebar.loading.crops import Crops
 from rebar.loading.rng import RngKeys, Stream, random_bits

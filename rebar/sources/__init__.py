@@ -1,4 +1,4 @@
-"""Image sources, one module per kind. Each implements :class:`rebar.beton.selection.Source`."""
+"""Image sources, one module per kind. Each implements :class:`rebar.beton.images.Source`."""
 
 from rebar.sources.files import ImageFolder
 from rebar.sources.registry import Request, open_source

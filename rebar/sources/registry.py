@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rebar.beton.selection import Source
+from rebar.beton.images import Source
 from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.sources import huggingface, tar, webdataset

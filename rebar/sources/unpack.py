@@ -13,7 +13,7 @@ from typing import get_args
 
 from tqdm import tqdm
 
-from rebar.beton.selection import Source
+from rebar.beton.images import Source
 from rebar.cli import run_command
 from rebar.errors import RebarError
 from rebar.sources.byte_ranges import PackedNames

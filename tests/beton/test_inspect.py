@@ -9,10 +9,10 @@ import pytest
 
 from rebar.beton import BetonError, BetonFile, ImagePolicy, write_beton
 from rebar.beton.format import ALLOCATION, FIELD_DESCRIPTOR, HEADER
+from rebar.beton.images import decode_image
 from rebar.beton.inspect import contact_sheet
 from rebar.beton.pages import SAMPLE
 from rebar.beton.sidecar import sidecar_path
-from rebar.beton.stored_image import decode_image
 from rebar.beton.verify import verify
 from rebar.errors import RebarError
 from rebar.loading import CenterCrop, CorruptSampleError, Loader

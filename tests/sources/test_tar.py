@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rebar.beton.selection import omitted_by
+from rebar.beton.images import omitted_by
 from tests.sources.conftest import (
     SYNSETS,
     add_file,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rebar.beton.selection import omitted_by
+from rebar.beton.images import omitted_by
 from rebar.beton.write_report import report_path
 from rebar.sources import Request, open_source
 from tests.sources.conftest import (

@@ -31,7 +31,7 @@ from rebar.jpeg.kernels.entropy import (
 from rebar.jpeg.kernels.huffman import SLOT_SHIFT
 from rebar.jpeg.kernels.idct import Target, dequantize_and_idct
 from rebar.jpeg.kernels.jit import compiled
-from rebar.jpeg.kernels.markers import find_segments, parse_header, remove_stuffing
+from rebar.jpeg.kernels.markers import find_segments, has_end, parse_header, remove_stuffing
 from rebar.jpeg.kernels.resize import resize
 from rebar.jpeg.kernels.resize_weights import set_axis_weights
 
@@ -57,6 +57,8 @@ def _decode_crop(call: Call, i: int, workspace: Workspace) -> int:
         return status
     if not _fits(header, call.shapes[i], box, region):
         return WRONG_SIZE
+    if not has_end(call.data, header.entropy_start, end):
+        return TRUNCATED  # although the crop may be complete: other decoders refuse the image too
     set_axis_weights(weights, header, box, call.flips[i], out.shape[0], out.shape[1])
     for c in range(header.components):
         x, y = (weights.luma_x, weights.luma_y) if c == 0 else (weights.chroma_x, weights.chroma_y)
@@ -104,11 +106,9 @@ def decode_region(
         interval = mcus_per_row * mcu_rows
     first = (top * mcus_per_row + left) // interval
     last = ((bottom - 1) * mcus_per_row + right - 1) // interval
-    status, found = find_segments(data, header.entropy_start, end, last + 1, scratch.starts, scratch.ends)
-    if found <= last and header.restart_interval != 0:
-        return TRUNCATED if status == OK else status
-    if found == 0:  # the only segment has no end: the file is truncated, but the region may be complete
-        scratch.ends[0] = end
+    status = find_segments(data, header.entropy_start, end, last + 1, scratch.starts, scratch.ends)
+    if status != OK:
+        return status
     _assign_tables(header, tables, scratch)
     region = (left, right, top, bottom)
     status = _decode_segments(data, header, tables, scratch, bits, first, last, interval, region)

@@ -19,7 +19,7 @@ from rebar.jpeg.kernels.simd import (
 )
 
 U = np.uint64
-_SOI, _SOF0, _SOF1, _SOF15, _DHT, _SOS, _DQT, _DRI = 0xD8, 0xC0, 0xC1, 0xCF, 0xC4, 0xDA, 0xDB, 0xDD
+_SOI, _EOI, _SOF0, _SOF1, _SOF15, _DHT, _SOS, _DQT, _DRI = 0xD8, 0xD9, 0xC0, 0xC1, 0xCF, 0xC4, 0xDA, 0xDB, 0xDD
 _DNL, _DHP, _EXP, _APP0, _APP14, _APP15, _COM, _RST0 = 0xDC, 0xDE, 0xDF, 0xE0, 0xEE, 0xEF, 0xFE, 0xD0
 
 
@@ -196,12 +196,11 @@ def _sampling(components: int, tables: Tables) -> tuple[int, int, int]:
 @compiled
 def find_segments(
     data: NDArray[np.uint8], start: int, end: int, count: int, starts: NDArray[np.int64], ends: NDArray[np.int64]
-) -> tuple[int, int]:
-    """Find the first ``count`` restart segments; return the status and the number found.
+) -> int:
+    """Find the first ``count`` restart segments; return the status.
 
     Their starts and ends are stored in ``starts`` and ``ends``, int64. The restart markers between them must count up
-    modulo 8. The search stops with CORRUPT_DATA at any other marker and with TRUNCATED at the end of the data; the
-    segments found before are valid.
+    modulo 8. The search stops with CORRUPT_DATA at any other marker and with TRUNCATED at the end of the data.
     """
     base = U(data.ctypes.data)
     found, position = 0, start
@@ -223,19 +222,37 @@ def find_segments(
             while position + 1 < end and not (data[position] == 0xFF and data[position + 1] != 0):
                 position += 1
             if position + 1 >= end:
-                return TRUNCATED, found
+                return TRUNCATED
         ends[found] = position
         while position + 1 < end and data[position + 1] == 0xFF:  # fill bytes
             position += 1
         if position + 1 >= end:
-            return TRUNCATED, found
+            return TRUNCATED
         found += 1
         if found == count:
-            return OK, found
+            return OK
         if data[position + 1] != _RST0 + (found - 1) % 8:
-            return CORRUPT_DATA, found
+            return CORRUPT_DATA
         position += 2
         starts[found] = position
+
+
+@compiled
+def has_end(data: NDArray[np.uint8], start: int, end: int) -> bool:
+    """Return whether entropy-coded data in ``data[start:end]`` ends with an EOI marker.
+
+    The marker is usually at the end, or followed by padding (0x00 or 0xFF). Otherwise all data is searched, because
+    other data may follow.
+    """
+    last = end - 1
+    while last > start and (data[last] == 0 or data[last] == 0xFF):
+        last -= 1
+    if last > start and data[last] == _EOI and data[last - 1] == 0xFF:
+        return True
+    position = start
+    while position < end - 1 and not (data[position] == 0xFF and data[position + 1] == _EOI):
+        position += 1
+    return position < end - 1
 
 
 @compiled

@@ -80,7 +80,7 @@ def _write(
     mcus = -(-header.width // (8 * header.h_samp)) * -(-header.height // (8 * header.v_samp))
     read_interval = header.restart_interval if header.restart_interval else mcus
     starts, ends = scratch.segments[0], scratch.segments[1]
-    status, _ = find_segments(data, header.entropy_start, data.size, -(-mcus // read_interval), starts, ends)
+    status = find_segments(data, header.entropy_start, data.size, -(-mcus // read_interval), starts, ends)
     if status != OK:
         return status, 0
     set_coders(header, tables, codes, scratch.ratios, scratch.coders)

@@ -36,7 +36,7 @@ _decoders = DecoderPool(capacity=256)
 
 @dataclass(frozen=True)
 class InMemoryImages:
-    """Images at addresses in this process's memory; a :class:`rebar.beton.stored_image.StoredImages`.
+    """Images at addresses in this process's memory; a :class:`rebar.beton.images.StoredImages`.
 
     ``samples`` are their indices in the file.
     """
