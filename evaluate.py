@@ -21,8 +21,8 @@ from rebar.cli import run_command
 from rebar.config import build_config, option, parse_config, section
 from rebar.errors import RebarError
 from rebar.loading import Loader, Normalizer
-from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
 from rebar.loading.imagenet import DataConfig, build_val_loader
+from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
 from rebar.models.build import build_model, to_device
 from rebar.optim.averaging import weights_to_evaluate
 from rebar.reporting import console

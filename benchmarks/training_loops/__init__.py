@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rebar.loading import Batch
-from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
+from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
 from rebar.models.build import build_model
 from rebar.training.execution import Precision
 

@@ -3,6 +3,7 @@
 import ctypes
 import glob
 import math
+import mmap
 import os
 import stat
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from rebar.beton.format import BetonError
 from rebar.beton.sidecar import Checksums, beton_changed, read_sidecar, sidecar_path
 from rebar.beton.tables import read_tables
+from rebar.storage.page_cache import mapping_of
 
 MAX_CLASSES = 10_000_000
 """Larger labels are treated as damage."""
@@ -115,6 +117,11 @@ class BetonFile:
     def files(self) -> tuple[Path, ...]:
         """The paths of the files that make up this dataset."""
         return (self.path,)
+
+    @property
+    def mappings(self) -> tuple[mmap.mmap, ...]:
+        """The memory mapping of each of :attr:`files`."""
+        return (mapping_of(self.data),)
 
     def pages(self, indices: np.ndarray) -> np.ndarray:
         """Return the page number of each sample's image, int64."""
@@ -244,6 +251,11 @@ class ConcatenatedBetons(BetonFile):
     def files(self) -> tuple[Path, ...]:
         """The paths of the parts."""
         return tuple(part.path for part in self.parts)
+
+    @property
+    def mappings(self) -> tuple[mmap.mmap, ...]:
+        """The memory mapping of each of :attr:`files`."""
+        return tuple(mapping_of(part.data) for part in self.parts)
 
     def pages(self, indices: np.ndarray) -> np.ndarray:
         """Return the page number of each sample's image, int64, counted across all parts."""

@@ -158,8 +158,10 @@ def _convert(value: Any, kind: Any) -> Any:
         if (boolean := parse_bool(text)) is not None:
             return boolean
     elif get_origin(kind) is Literal:
-        if text in get_args(kind):
-            return text
+        word = text if (boolean := parse_bool(text)) is None else str(boolean).lower()
+        for candidate in (text, word):  # YAML's true and the command line's 1 are also "true"
+            if candidate in get_args(kind):
+                return candidate
     elif isinstance(value, bool):
         pass  # YAML's true is neither a number nor text
     elif kind is str:

@@ -1,11 +1,10 @@
 """Read betons and deliver batches on the device. FFCV is optional: only FFCV pipelines import it."""
 
-from rebar.loading.batches import Batch
-from rebar.loading.crops import CenterCrop, RandomResizedCrop
 from rebar.loading.decode import CorruptSampleError, CorruptSampleWarning
-from rebar.loading.device import Normalizer
 from rebar.loading.loader import Loader
-from rebar.loading.order import OrderOption
+from rebar.loading.order import LoaderAttributeError, OrderOption
+from rebar.loading.prefetch import Batch, Normalizer
+from rebar.loading.rng import CenterCrop, RandomResizedCrop
 
 __all__ = [
     "Batch",
@@ -13,6 +12,7 @@ __all__ = [
     "CorruptSampleError",
     "CorruptSampleWarning",
     "Loader",
+    "LoaderAttributeError",
     "Normalizer",
     "OrderOption",
     "RandomResizedCrop",

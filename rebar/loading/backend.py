@@ -4,7 +4,8 @@ NativeBackend decodes images with rebar.jpeg; :class:`rebar.loading.ffcv.graph.F
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import mmap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,27 +17,65 @@ from numpy.typing import NDArray
 
 from rebar.beton.reader import BetonFile, BetonPaths, find_betons, open_betons
 from rebar.errors import RebarError
-from rebar.loading.batches import Batch, BatchSpec, CropSpec
-from rebar.loading.crops import Cropper, Crops
 from rebar.loading.decode import CorruptSampleError, CorruptSamples, DecoderPool, ImageDecoder, OnError
-from rebar.loading.device import on_device
 from rebar.loading.ffcv.pipelines import field_types, image_and_label_fields, recognize
-from rebar.loading.prefetch import BufferPool, Lazy, Regions, StartBatch, Wait, split_slices
-from rebar.loading.rng import RngKeys
+from rebar.loading.prefetch import Batch, BufferPool, Lazy, StartBatch, Wait, on_device, split_slices
+from rebar.loading.rng import Cropper, Crops, RngKeys
+from rebar.storage.page_cache import MappedFiles, Regions
 
 Subset: TypeAlias = "Sequence[int] | NDArray[np.integer] | None"
 
 
-class Backend(Protocol):
+class BatchSpec(Protocol):
+    """Specifies how batches are made from images and labels. Read at the start of each epoch, so it may change."""
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device that :meth:`finish` moves its tensors to; None if it leaves them in main memory."""
+
+    def cropper(self) -> Cropper:
+        """Return the cropper for the next epoch."""
+
+    def size(self, resolution: int | None) -> tuple[int, int]:
+        """Return the images' (height, width) in pixels for the next epoch."""
+
+    def finish(self, batch: Batch) -> tuple[Any, ...]:
+        """Apply the operations after decoding and return the loader's output."""
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """The BatchSpec of ``Loader(cropper=...)``: uint8 crops and labels."""
+
+    crop: Cropper
+    device: torch.device | None = None
+
+    def cropper(self) -> Cropper:
+        """Return the cropper."""
+        return self.crop
+
+    def size(self, resolution: int | None) -> tuple[int, int]:
+        """Return ``(resolution, resolution)``. Raises RebarError if the resolution is missing or below 1."""
+        if resolution is None or resolution < 1:
+            raise RebarError(
+                f"resolution: {resolution} is not a number of pixels. Set Loader(resolution=...) or call "
+                "epoch(..., resolution).",
+                code="loader-invalid-argument",
+            )
+        return resolution, resolution
+
+    def finish(self, batch: Batch) -> Batch:
+        """Return the batch unchanged."""
+        return batch
+
+
+class Backend(MappedFiles, Protocol):
     """Produces batches of given samples. The loader handles order, sharding and position."""
 
-    @property
-    def indices(self) -> NDArray[np.int64]:
-        """The samples in use, int64 ``[n]``."""
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that are read."""
+    indices: NDArray[np.int64]
+    """The samples in use, int64 ``[n]``."""
+    num_samples: int
+    """The number of samples in the files."""
 
     @property
     def page_size(self) -> int:
@@ -54,17 +93,14 @@ class Backend(Protocol):
     def corrupt_samples(self) -> dict[int, str]:
         """The corrupt samples replaced so far: index to reason."""
 
-    def begin_epoch(self, resolution: int | None) -> StartBatch:
-        """Return the function that starts the batches of the next epoch."""
+    def begin_epoch(self, resolution: int | None, *, num_workers: int, recompile: bool) -> StartBatch:
+        """Return the function that starts the batches of the next epoch on ``num_workers`` threads."""
 
     def finish(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Process the batches in the consumer's thread."""
 
     def pages(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the page of each sample, numbered across all files."""
-
-    def regions(self, indices: NDArray[np.int64]) -> Regions:
-        """Return the byte ranges of samples."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +113,6 @@ class BackendOptions:
     """Maximum number of idle batch buffers."""
     on_error: OnError
     pin_memory: bool
-    recompile: bool
 
 
 class NativeBackend:
@@ -88,24 +123,30 @@ class NativeBackend:
     def __init__(self, beton: BetonFile, spec: BatchSpec, indices: NDArray[np.int64], options: BackendOptions) -> None:
         self.beton = beton
         self.indices = indices
+        self.num_samples = beton.num_samples
         self.files = beton.files
         self.page_size = beton.page_size
         self.spec = spec
-        self.num_workers = options.num_workers
         self.pin_memory = options.pin_memory or (spec.device is not None and spec.device.type == "cuda")
-        self._corruption = CorruptSamples(options.on_error, indices)
+        self._corruption = CorruptSamples(options.on_error)
         self.corrupt_samples = self._corruption.reasons
         self._buffers = BufferPool(options.pool_capacity)
         self._decoders = DecoderPool()
         self._max_size = int(beton.heights.max()), int(beton.widths.max())
 
-    def begin_epoch(self, resolution: int | None) -> StartBatch:
-        """Return the function that starts the batches of the next epoch."""
-        return functools.partial(self._start, cropper=self.spec.cropper(), size=self.spec.size(resolution))
+    def begin_epoch(self, resolution: int | None, *, num_workers: int, recompile: bool) -> StartBatch:
+        """Return the function that starts the batches of the next epoch; each is split over ``num_workers`` threads."""
+        cropper, size = self.spec.cropper(), self.spec.size(resolution)
+        return functools.partial(self._start, cropper=cropper, size=size, parts=num_workers)
 
     def finish(self, batches: Iterator[Batch]) -> Iterator[tuple[Any, ...]]:
         """Apply the operations after decoding; on a GPU, one batch ahead of the consumer."""
         return on_device(batches, self.spec.finish, self.spec.device)
+
+    @property
+    def mappings(self) -> tuple[mmap.mmap, ...]:
+        """The memory mapping of each file."""
+        return self.beton.mappings
 
     def pages(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the page of each sample, numbered across all files."""
@@ -116,15 +157,15 @@ class NativeBackend:
         return Regions(*self.beton.regions(indices))
 
     def _start(
-        self, threads: ThreadPoolExecutor, keys: RngKeys, *, cropper: Cropper, size: tuple[int, int]
+        self, threads: ThreadPoolExecutor, keys: RngKeys, *, cropper: Cropper, size: tuple[int, int], parts: int
     ) -> Wait[Batch]:
-        """Submit the decoding of a batch at ``size`` (height, width in pixels)."""
+        """Submit the decoding of a batch at ``size`` (height, width in pixels), in up to ``parts`` parts."""
         # The first thread to run allocates the buffer, so a batch that is still queued uses no memory.
         images = Lazy(functools.partial(self._empty_images, (len(keys), *size, 3)))
         labels = self.beton.labels[keys.indices]
         tasks = [
             threads.submit(self._decode_part, keys, cropper, images, labels, part)
-            for part in split_slices(len(keys), self.num_workers)
+            for part in split_slices(len(keys), parts)
         ]
         return functools.partial(self._wait, tasks, images, labels)
 
@@ -163,7 +204,7 @@ class NativeBackend:
         out: NDArray[np.uint8],
     ) -> int:
         """Decode another sample in place of a corrupt one; return its index."""
-        for index in self._corruption.substitutes(error, keys):
+        for index in self._corruption.substitutes(error, keys, self.indices):
             key = RngKeys(keys.seed, keys.epoch, np.array([index]))
             if not decoder.decode(self.beton, key.indices, self._crops(cropper, key), out):
                 return int(index)
@@ -184,11 +225,24 @@ def open_backend(
 ) -> Backend:
     """Open the native backend for a cropper or recognized pipelines, and FFCV's graph for other pipelines."""
     if cropper is not None:
-        if pipelines:
-            raise RebarError("cropper and pipelines: both are given. Pass only one.", code="loader-invalid-argument")
+        if pipelines or custom_fields:
+            raise RebarError(
+                "cropper and pipelines, or custom_fields: both are given. Pass only one.",
+                code="loader-invalid-argument",
+            )
         return _open_native(files, CropSpec(cropper), indices, options)
+    for argument, value in (("pipelines", pipelines), ("custom_fields", custom_fields)):
+        if not isinstance(value, Mapping):
+            raise RebarError(
+                f"{argument}: {type(value).__name__} is not a dictionary. Pass one, with the fields' names as keys.",
+                code="loader-invalid-argument",
+            )
     paths = find_betons(files)
     types = field_types(paths[0])
+    # The source of a PipelineSpec is a field, or an operation of another pipeline.
+    sources = [getattr(pipeline, "source", name) for name, pipeline in pipelines.items()]
+    _check_fields("pipelines", [source for source in sources if isinstance(source, str)], types, paths[0])
+    _check_fields("custom_fields", custom_fields, types, paths[0])
     spec = recognize(pipelines, types) if not custom_fields else None
     if spec is not None:
         return _open_native(paths, spec, indices, options)
@@ -204,15 +258,25 @@ def open_backend(
     from rebar.loading.ffcv.graph import FfcvBackend, FfcvFile
 
     file = FfcvFile.open(paths[0], custom_fields)
-    return FfcvBackend(file, pipelines, _check_subset(indices, file.num_samples), options)
+    return FfcvBackend(file, pipelines, check_subset(indices, file.num_samples), options)
 
 
 def _open_native(files: BetonPaths, spec: BatchSpec, indices: Subset, options: BackendOptions) -> NativeBackend:
     beton = open_betons(files)
-    return NativeBackend(beton, spec, _check_subset(indices, beton.num_samples), options)
+    return NativeBackend(beton, spec, check_subset(indices, beton.num_samples), options)
 
 
-def _check_subset(indices: Subset, num_samples: int) -> NDArray[np.int64]:
+def _check_fields(argument: str, names: Iterable[Any], types: Mapping[str, int], path: Path) -> None:
+    for name in names:
+        if name not in types:
+            raise RebarError(
+                f"{argument}: {path} has no field {name!r}. Use one of its fields: {', '.join(types)}.",
+                code="loader-invalid-argument",
+            )
+
+
+def check_subset(indices: Subset, num_samples: int) -> NDArray[np.int64]:
+    """Return the indices as int64 ``[n]``; None means all samples. Raises RebarError if they are invalid."""
     if indices is None:
         return np.arange(num_samples)
     subset = np.asarray(indices)

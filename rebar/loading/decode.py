@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,7 @@ from rebar.beton.format import MODE_JPG, BetonError
 from rebar.beton.images import StoredImages, decode_image
 from rebar.beton.reader import BetonFile
 from rebar.errors import RebarError
-from rebar.loading.crops import Crops
-from rebar.loading.rng import RngKeys, Stream, random_bits
+from rebar.loading.rng import Crops, RngKeys, Stream, random_bits
 
 if TYPE_CHECKING:
     from rebar.jpeg.crop_decoder import CropDecoder
@@ -47,23 +46,22 @@ class CorruptSampleWarning(UserWarning):
 class CorruptSamples:
     """Implements ``on_error`` and records the corrupt samples: ``reasons`` maps an index to its error message."""
 
-    def __init__(self, on_error: OnError, candidates: NDArray[np.int64]) -> None:
+    def __init__(self, on_error: OnError) -> None:
         if on_error not in get_args(OnError):
             raise RebarError(
                 f"on_error: {on_error!r} is unknown. Use {' or '.join(get_args(OnError))}.",
                 code="loader-invalid-argument",
             )
         self.on_error = on_error
-        self.candidates = candidates
         self.reasons: dict[int, str] = {}
 
-    def substitutes(self, error: CorruptSampleError, keys: RngKeys) -> NDArray[np.int64]:
-        """Return the samples to try instead, a function of (seed, epoch, sample), or raise ``error`` as configured."""
+    def substitutes(self, error: CorruptSampleError, keys: RngKeys, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the candidates to try instead, a function of (seed, epoch, sample), or raise ``error``."""
         if self.on_error == "raise":
             raise error
         key = RngKeys(keys.seed, keys.epoch, np.array([error.index]))
         bits = random_bits(key, Stream.SUBSTITUTE, SUBSTITUTE_ATTEMPTS)[0]
-        return self.candidates[(bits % np.uint64(len(self.candidates))).astype(np.int64)]
+        return candidates[(bits % np.uint64(len(candidates))).astype(np.int64)]
 
     def record(self, errors: list[CorruptSampleError]) -> None:
         """Add the samples to ``reasons``, with one warning per sample."""
@@ -202,6 +200,9 @@ class DecoderPool:
 
     def __init__(self, capacity: int | None = None) -> None:
         self._idle: deque[ImageDecoder] = deque(maxlen=capacity)  # appending and popping are atomic
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DecoderPool, (self._idle.maxlen,)
 
     @contextmanager
     def borrow(self, max_height: int, max_width: int) -> Iterator[ImageDecoder]:

@@ -1,7 +1,13 @@
-"""The training and validation loaders of the ImageNet recipe, and their configuration."""
+"""The training and validation loaders of the ImageNet recipe, their configuration, and the channel statistics.
 
+Statistics other than ImageNet's come from a JSON file that ``write_dataset.py --stats`` writes.
+"""
+
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,10 +15,12 @@ from numpy.typing import NDArray
 from rebar.beton.reader import open_betons
 from rebar.beton.selection import balanced_subset
 from rebar.config import option
-from rebar.loading.crops import CenterCrop, RandomResizedCrop
+from rebar.errors import RebarError
 from rebar.loading.decode import OnError
 from rebar.loading.loader import Loader
 from rebar.loading.order import OrderOption
+from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
+from rebar.loading.rng import CenterCrop, RandomResizedCrop
 from rebar.sources.dataset_cache import resolve_beton
 from rebar.sources.layout import Split
 
@@ -32,8 +40,11 @@ class DataConfig:
         "a number of images",
     )
     num_workers: int = option(0, help="decoding threads per rank; 0: usable cores / ranks on the node", minimum=0)
-    in_memory: bool = option(
-        True, help="the betons fit in memory; if not, shuffle in windows of 512 MB (QUASI_RANDOM) and read ahead"
+    in_memory: Literal["auto", "true", "false"] = option(
+        "auto",
+        const="true",
+        help="true: read the betons into the page cache; false: shuffle in windows of 512 MB (QUASI_RANDOM), for disks "
+        "that are slow at random reads; auto: fully shuffled, and in the page cache if they fit in memory",
     )
     min_scale: float = option(
         0.08, help="smallest area of a random crop, as a fraction of the image", minimum=0.001, maximum=1
@@ -43,6 +54,7 @@ class DataConfig:
 
 
 IMAGENET_ON_HUB = "hf:imagenet-1k"
+_OS_CACHE = {"auto": None, "true": True, "false": False}
 
 
 def build_train_loader(
@@ -61,8 +73,9 @@ def build_train_loader(
         path,
         batch_size,
         config.num_workers,
-        os_cache=config.in_memory,
-        order=OrderOption.RANDOM if config.in_memory else OrderOption.QUASI_RANDOM,
+        os_cache=_OS_CACHE[config.in_memory],
+        # Not a function of the memory that is available: the order must be the same on every machine.
+        order=OrderOption.QUASI_RANDOM if config.in_memory == "false" else OrderOption.RANDOM,
         seed=seed,
         indices=indices,
         drop_last=True,
@@ -88,7 +101,7 @@ def build_val_loader(
         path,
         batch_size,
         config.num_workers,
-        os_cache=config.in_memory,
+        os_cache=_OS_CACHE[config.in_memory],
         order=OrderOption.SEQUENTIAL,
         indices=indices,
         drop_last=False,
@@ -107,3 +120,48 @@ def _resolve(dataset: str, split: Split, subset: str) -> tuple[Path, NDArray[np.
     if subset.isdigit() and int(subset) >= len(labels):
         return path, None
     return path, balanced_subset(labels, subset, seed=0)
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Mean and standard deviation of the red, green and blue channels, for pixel values scaled to [0, 1]."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+def read_statistics(path: Path | str | None) -> ChannelStatistics:
+    """Return the statistics in a JSON file, for pixel values of 0 to 1 or 0 to 255; ImageNet's if ``path`` is empty.
+
+    Raises RebarError if the file cannot be read or its values are invalid.
+    """
+    if not path:
+        return ChannelStatistics()
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _invalid_statistics(path, f"cannot be read: {error}") from None
+    mean, std = (_three_numbers(content, name, path) for name in ("mean", "std"))
+    if max(*mean, *std) > 1:  # statistics of pixel values from 0 to 255
+        mean, std = (tuple(value / 255 for value in values) for values in (mean, std))
+    if min(mean) < 0 or max(mean) > 1 or min(std) <= 0:
+        raise _invalid_statistics(path, "'mean' must be between 0 and 1 (or 255), and 'std' above 0")
+    return ChannelStatistics(mean, std)
+
+
+def _three_numbers(content: Any, name: str, path: Path | str) -> tuple[float, ...]:
+    values = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(values, list) or len(values) != 3 or not all(_is_number(value) for value in values):
+        raise _invalid_statistics(path, f"'{name}' must be a list of three numbers, for red, green and blue")
+    return tuple(float(value) for value in values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _invalid_statistics(path: Path | str, problem: str) -> RebarError:
+    return RebarError(
+        f"data.stats_file {path}: {problem}. Measure the statistics with write_dataset.py --stats BETON.",
+        code="stats-file-invalid",
+    )

@@ -11,26 +11,28 @@ from numpy.typing import NDArray
 
 from rebar.beton.reader import BetonFile, BetonPaths
 from rebar.errors import RebarError
-from rebar.loading.backend import BackendOptions, Subset, open_backend
-from rebar.loading.crops import Cropper
+from rebar.loading.backend import BackendOptions, Subset, check_subset, open_backend
 from rebar.loading.decode import OnError
 from rebar.loading.order import (
+    ALTERNATIVES,
+    SETTINGS,
     WINDOW_BYTES,
+    LoaderAttributeError,
     OrderIdentity,
     OrderOption,
     Position,
     Progress,
+    check_flag,
     epoch_order,
     from_state,
-    order_option,
     rank_and_world_size,
     shard_batches,
-    threads_per_process,
     to_state,
     with_copies,
 )
-from rebar.loading.prefetch import ReadAhead, Start, prefetch
-from rebar.loading.rng import RngKeys
+from rebar.loading.prefetch import Start, prefetch, start_with_request
+from rebar.loading.rng import Cropper, RngKeys
+from rebar.storage.page_cache import ReadAhead
 
 
 class Loader:
@@ -42,10 +44,16 @@ class Loader:
     Iterating yields the epoch ``next_epoch``, which then increments. The number of threads, the number of ranks and
     resuming do not change a global batch.
 
+    The arguments from ``batch_size`` to ``recompile`` in the constructor (except ``os_cache``, ``distributed``,
+    ``pipelines`` and ``custom_fields``), ``copies``, ``window_pages``, ``resolution`` and ``next_epoch`` are attributes
+    that may be set; a change takes effect at the next epoch. Setting any other attribute raises LoaderAttributeError.
+    A Loader can be pickled at any time; the copy continues with the same epoch.
+
     - fname, batch_size: the beton, or several as one dataset (a glob pattern, sorted by name, or a list); samples per
       batch and rank.
     - num_workers: decoding threads; if below 1, the usable cores divided by the ranks on this node.
-    - os_cache: whether the beton fits in memory; if not, upcoming batches are read ahead.
+    - os_cache: read the complete beton into the page cache in the first epoch; None means if it fits in the available
+      memory. Upcoming batches are read ahead in any case.
     - order: an OrderOption of Rebar or FFCV. All ranks share one order.
     - distributed: take ``rank`` and ``world_size`` from torch.distributed or torchrun's environment.
     - seed: the seed of order and augmentation; None means 0.
@@ -60,12 +68,25 @@ class Loader:
     - window_pages: pages per QUASI_RANDOM window; None means 512 MB.
     """
 
+    __slots__ = (*SETTINGS, "_arguments", "_backend", "_progress", "_read_ahead", "_resume", "__weakref__")
+    batch_size: int
+    num_workers: int
+    order: OrderOption
+    seed: int
+    drop_last: bool
+    batches_ahead: int
+    recompile: bool
+    copies: int
+    window_pages: int
+    resolution: int | None
+    next_epoch: int
+
     def __init__(
         self,
         fname: BetonPaths,
         batch_size: int,
         num_workers: int = -1,
-        os_cache: bool = True,
+        os_cache: bool | None = None,
         order: Any = OrderOption.SEQUENTIAL,
         distributed: bool = False,
         seed: int | None = None,
@@ -85,37 +106,81 @@ class Loader:
         window_pages: int | None = None,
         copies: int = 1,
     ) -> None:
-        if batch_size < 1 or batches_ahead < 0 or copies < 1:
-            raise RebarError(
-                f"batch_size {batch_size}, batches_ahead {batches_ahead}, copies {copies}: too small. Pass at least "
-                "1, 0 and 1.",
-                code="loader-invalid-argument",
-            )
         self.batch_size = batch_size
-        self.num_workers = threads_per_process(num_workers)
-        self.order = order_option(order)
-        self.seed = seed or 0
+        self.num_workers = num_workers
+        self.order = order
+        self.seed = seed  # type: ignore[assignment]  # None means 0
         self.drop_last = drop_last
         self.copies = copies
         self.batches_ahead = batches_ahead
+        self.recompile = recompile
         self.resolution = resolution
-        self.rank, self.world_size = rank_and_world_size(distributed, rank, world_size)
         self.next_epoch = 0
-        pool_capacity = batches_ahead + 3  # in progress, held by the consumer, and just released by it
-        options = BackendOptions(batch_size, self.num_workers, pool_capacity, on_error, pin_memory, recompile)
+        self._arguments = (
+            fname,
+            check_flag("distributed", distributed),
+            *rank_and_world_size(distributed, rank, world_size),
+        )
+        pool_capacity = self.batches_ahead + 3  # in progress, held by the consumer, and just released by it
+        options = BackendOptions(self.batch_size, self.num_workers, pool_capacity, on_error, pin_memory)
         self._backend = open_backend(fname, cropper, pipelines or {}, custom_fields or {}, indices, options)
         self.window_pages = window_pages or max(1, WINDOW_BYTES // self._backend.page_size)
-        self._read_ahead = None if os_cache else ReadAhead(self._backend.files)
+        self._read_ahead = ReadAhead(self._backend, None if os_cache is None else check_flag("os_cache", os_cache))
         self._progress: Progress | None = None
         self._resume = Position(0, 0)
+        self._require_a_batch()
+
+    def _require_a_batch(self) -> None:
         if len(self) == 0:
             raise RebarError(
                 f"{self._describe_files()}: {self.num_samples} samples are fewer than one global batch of "
-                f"{self.world_size} x {batch_size}. Use a smaller batch size.",
+                f"{self.world_size} x {self.batch_size}. Use a smaller batch size.",
                 code="loader-too-few-samples",
             )
 
-    # ------------------------------------------------------------------ properties
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute. Raises RebarError for invalid values, LoaderAttributeError for names that cannot be set."""
+        check = SETTINGS.get(name)
+        try:
+            object.__setattr__(self, name, value if check is None else check(name, value))
+        except AttributeError:
+            advice = ALTERNATIVES.get(name, f"Set one of {', '.join(sorted([*SETTINGS, 'indices']))}.")
+            raise LoaderAttributeError(
+                f"Loader.{name} cannot be set. {advice}", code="loader-unsupported-attribute"
+            ) from None
+
+    def __getattr__(self, name: str) -> Any:
+        advice = ALTERNATIVES.get(name, "See docs/loader.md for the attributes of FFCV's Loader that are supported.")
+        raise LoaderAttributeError(f"Loader has no attribute {name!r}. {advice}", code="loader-unsupported-attribute")
+
+    @property
+    def fname(self) -> BetonPaths:
+        """The argument ``fname``."""
+        return self._arguments[0]
+
+    @property
+    def distributed(self) -> bool:
+        """The argument ``distributed``."""
+        return self._arguments[1]
+
+    @property
+    def rank(self) -> int:
+        """The rank."""
+        return self._arguments[2]
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks."""
+        return self._arguments[3]
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """The samples in use, over all ranks, int64 ``[n]``. None, when set, means all samples of the files."""
+        return self._backend.indices
+
+    @indices.setter
+    def indices(self, indices: Subset) -> None:
+        self._backend.indices = check_subset(indices, self._backend.num_samples)
 
     @property
     def beton(self) -> BetonFile:
@@ -169,8 +234,6 @@ class Loader:
             drop_last=self.drop_last,
         )
 
-    # ------------------------------------------------------------------ iteration
-
     def __iter__(self) -> Iterator[Any]:
         return self.epoch(self.next_epoch)
 
@@ -181,11 +244,12 @@ class Loader:
         they belong to: CorruptSampleError, or PipelineError if FFCV runs the pipelines. Abandoning the iterator ends
         its threads.
         """
+        self._require_a_batch()
         first_sample = self._resume.samples if self._resume.epoch == epoch else 0
         batches = self._batches(epoch, first_sample)
         self._resume = Position(epoch, 0)
         self.next_epoch = epoch + 1
-        self._progress = Progress(Position(epoch, first_sample), len(batches), self.global_batch)
+        self._progress = Progress(Position(epoch, first_sample), self._identity(), len(batches), self.global_batch)
         return self._iterate(batches, self._progress, resolution or self.resolution)
 
     def _iterate(self, batches: list[RngKeys], progress: Progress, resolution: int | None) -> Iterator[Any]:
@@ -198,14 +262,13 @@ class Loader:
                 yield batch
 
     def _tasks(self, batches: list[RngKeys], resolution: int | None) -> Iterator[Start[Any]]:
-        start_batch = self._backend.begin_epoch(resolution)
-        indices = [keys.indices for keys in batches]
+        start_batch = self._backend.begin_epoch(resolution, num_workers=self.num_workers, recompile=self.recompile)
+        request = self._read_ahead.begin_epoch(
+            self.indices, [keys.indices for keys in batches], start=self.rank / self.world_size
+        )
         for number, keys in enumerate(batches):
-            if self._read_ahead is not None:
-                self._read_ahead.request(number, indices, self._backend.regions)
-            yield functools.partial(start_batch, keys=keys)
-
-    # ------------------------------------------------------------------ saving and resuming
+            start = functools.partial(start_batch, keys=keys)
+            yield functools.partial(start_with_request, start, functools.partial(request, number)) if request else start
 
     def state_dict(self, batches_used: int | None = None) -> dict[str, Any]:
         """Return the position for :meth:`load_state_dict`, the same on every rank.
@@ -215,12 +278,12 @@ class Loader:
         were trained on as ``batches_used``.
         """
         if self._progress is None:
-            position = Position(self.next_epoch, self._resume.samples if self._resume.epoch == self.next_epoch else 0)
-        else:
-            position = self._progress.position(batches_used)
-            if position.samples == 0 and position.epoch > self._progress.start.epoch:
-                position = Position(self.next_epoch, 0)
-        return to_state(position, self._identity())
+            samples = self._resume.samples if self._resume.epoch == self.next_epoch else 0
+            return to_state(Position(self.next_epoch, samples), self._identity())
+        position = self._progress.position(batches_used)
+        if position.samples == 0 and position.epoch > self._progress.start.epoch:
+            return to_state(Position(self.next_epoch, 0), self._identity())
+        return to_state(position, self._progress.identity)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume exactly at the saved position, with any number of ranks and any batch size.
@@ -233,7 +296,7 @@ class Loader:
 
     def _describe_files(self) -> str:
         first, *others = self._backend.files
-        return f"{first} and {len(others)} more" if others else str(first)
+        return f"{first}{f' and {len(others)} more' if others else ''}"
 
     def _identity(self) -> OrderIdentity:
         digest = hashlib.sha256(self._backend.indices.tobytes()).hexdigest()[:16]

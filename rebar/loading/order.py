@@ -1,10 +1,11 @@
-"""The order of samples in an epoch, its sharding over ranks, and the loader's position in it.
+"""The order of samples in an epoch, its sharding over ranks, the loader's settings, and its position in an epoch.
 
 All ranks share one permutation per epoch. It is cut into global batches, which are split over the ranks, so a global
 batch depends neither on the number of ranks nor on the batch size per rank.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
@@ -137,6 +138,56 @@ def threads_per_process(requested: int, local_world_size: int | None = None) -> 
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
+def _integer(minimum: int) -> Callable[[str, Any], int]:
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+            raise RebarError(
+                f"{name}: {value!r} is not an integer of at least {minimum}. Pass one.", code="loader-invalid-argument"
+            )
+        return int(value)
+
+    return check
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return a bool. Raises RebarError for values that are neither a bool nor 0 or 1."""
+    if not isinstance(value, (bool, int, np.bool_)) or value not in (0, 1):
+        raise RebarError(f"{name}: {value!r} is not a bool. Pass True or False.", code="loader-invalid-argument")
+    return bool(value)
+
+
+_ANY_INTEGER = -(2**63)
+SETTINGS: dict[str, Callable[[str, Any], Any]] = {
+    "batch_size": _integer(1),
+    "num_workers": lambda name, value: threads_per_process(_integer(_ANY_INTEGER)(name, value)),
+    "order": lambda name, value: order_option(value),
+    "seed": lambda name, value: 0 if value is None else _integer(_ANY_INTEGER)(name, value),
+    "drop_last": check_flag,
+    "batches_ahead": _integer(0),
+    "recompile": check_flag,
+    "copies": _integer(1),
+    "window_pages": _integer(1),
+    "resolution": lambda name, value: None if value is None else _integer(1)(name, value),
+    "next_epoch": _integer(0),
+}
+"""The attributes of Loader that may be set, and the functions that check and convert their values."""
+
+ALTERNATIVES = {
+    "filter": "Set indices to the samples to use; beton.labels has all labels.",
+    "reader": "beton has the file's tables.",
+    "pipelines": "Create another Loader to use other pipelines.",
+    **dict.fromkeys(
+        ("traversal_order", "next_traversal_order", "first_traversal_order"),
+        "Set order; batch_indices(epoch) returns the samples of each batch.",
+    ),
+}
+"""For attributes of FFCV's Loader that are not supported: what to use instead."""
+
+
+class LoaderAttributeError(RebarError, AttributeError):
+    """An attribute of ``ffcv.loader.Loader`` that is not supported, or any other name that Loader does not have."""
+
+
 _STATE_VERSION = 1
 
 
@@ -165,6 +216,7 @@ class Progress:
     """The progress of this rank in one iteration over an epoch."""
 
     start: Position
+    identity: OrderIdentity
     batches: int
     """The number of batches of this iteration."""
     global_batch: int

@@ -1,16 +1,16 @@
-"""Prefetching: a thread pool that prepares batches, a pool of batch buffers, and read-ahead from disk."""
+"""Prefetching: threads that prepare batches in reused buffers, and copies to the device."""
 
+import functools
 import mmap
-import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Result = TypeVar("Result")
@@ -20,6 +20,13 @@ Start = Callable[[ThreadPoolExecutor], Wait[Result]]
 """Submits a task to a thread pool."""
 StartBatch = Callable[..., Wait[Any]]
 """Like :data:`Start`, with the keyword argument ``keys``: the :class:`RngKeys` of the batch's samples."""
+
+
+class Batch(NamedTuple):
+    """``images`` uint8 ``[n, height, width, 3]`` RGB and ``labels`` int64 ``[n]``, in main memory."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
 
 
 class Lazy(Generic[Result]):
@@ -63,6 +70,15 @@ def prefetch(tasks: Iterable[Start[Result]], *, num_threads: int, depth: int) ->
             threads.shutdown(wait=True, cancel_futures=True)
 
 
+def start_with_request(start: Start[Result], request: Callable[[], None], threads: ThreadPoolExecutor) -> Wait[Result]:
+    """Submit a request of data from the disk, then start a task. Together with the first two arguments a Start.
+
+    Exceptions of the request are ignored: it only makes reading faster, and reading reports errors of the disk.
+    """
+    threads.submit(request)
+    return start(threads)
+
+
 class BufferPool:
     """Reuses batch buffers, which avoids a page fault per 4 KB of each batch.
 
@@ -73,9 +89,13 @@ class BufferPool:
     def __init__(self, capacity: int) -> None:
         self._idle: deque[mmap.mmap] = deque(maxlen=capacity)  # appending and popping are atomic
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BufferPool, (self._idle.maxlen,)
+
     def take(self, nbytes: int) -> NDArray[np.uint8]:
         """Return an uninitialized uint8 array ``[nbytes]``."""
-        memory = self._take_idle(nbytes) or mmap.mmap(-1, max(nbytes, 1))
+        # Private memory: a forked process must not write into the buffers of its parent.
+        memory = self._take_idle(nbytes) or mmap.mmap(-1, max(nbytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # NumPy collapses chains of views: a view refers to the array that owns the memory. No array owns an mmap, so
         # every view refers to this one, which is finalized after the last of them.
         array = np.frombuffer(memory, np.uint8, nbytes)
@@ -93,47 +113,95 @@ class BufferPool:
                 return memory
 
 
-READ_AHEAD_BATCHES = 8
-"""Number of batches by which read-ahead precedes decoding."""
-_MERGE_GAP = 256 << 10
-"""Regions closer than this (bytes) are read as one, since reading the gap is faster than a seek."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Augment = Callable[[torch.Tensor, int], torch.Tensor]
+"""Augments uint8 ``[n, 3, h, w]`` images on the device; the second argument is the step."""
+HostBatch = TypeVar("HostBatch")
+DeviceBatch = TypeVar("DeviceBatch", bound=tuple[torch.Tensor, ...])
 
 
-class Regions(NamedTuple):
-    """Byte ranges in files: file number (int64), offset and size in bytes (uint64), each ``[n]``."""
+class Normalizer:
+    """Copies batches to ``device`` as uint8, a quarter of the size of float32, and normalizes them there.
 
-    files: NDArray[np.int64]
-    offsets: NDArray[np.uint64]
-    sizes: NDArray[np.uint64]
+    ``augment(images, step)`` is applied on the device before normalization, to uint8 ``[n, 3, h, w]``.
+    """
 
-
-class ReadAhead:
-    """Requests byte ranges of files into the page cache with ``posix_fadvise``. Keeps the files open."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._descriptors = []
-        for path in paths:
-            self._descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            weakref.finalize(self, os.close, self._descriptors[-1])
-
-    def request(
-        self, number: int, batches: Sequence[NDArray[np.int64]], regions: Callable[[NDArray[np.int64]], Regions]
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        channels_last: bool = True,
+        augment: Augment | None = None,
     ) -> None:
-        """Request batch ``number + READ_AHEAD_BATCHES``; at batch 0, also all batches before it."""
-        last = number + READ_AHEAD_BATCHES
-        for batch in batches[0 if number == 0 else last : last + 1]:
-            for file, start, end in merge_regions(regions(batch)):
-                os.posix_fadvise(self._descriptors[file], start, end - start, os.POSIX_FADV_WILLNEED)
+        self.device = device
+        self.dtype = dtype
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._augment = augment
+        self._scale = self._per_channel([1 / (255 * deviation) for deviation in std])
+        self._shift = self._per_channel([-m / deviation for m, deviation in zip(mean, std, strict=True)])
+
+    def _per_channel(self, values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.device).view(1, 3, 1, 1)
+
+    def __call__(self, batch: Batch, step: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images of ``dtype`` ``[n, 3, h, w]`` and int64 labels ``[n]``; ``step`` is passed to ``augment``."""
+        images = batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        if self._augment is not None:
+            images = self._augment(images, step)
+        # Compute in float32 and round once: float16 is not precise enough for the subtraction.
+        normalized = torch.addcmul(self._shift, images.to(torch.float32), self._scale)
+        return normalized.to(self.dtype).contiguous(memory_format=self._memory_format), labels
+
+    def each(self, batches: Iterable[Batch], first_step: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Normalize each batch; on a GPU, one batch ahead of the consumer. Steps count from ``first_step``."""
+        return on_device(enumerate(batches, first_step), lambda numbered: self(numbered[1], numbered[0]), self.device)
 
 
-def merge_regions(regions: Regions) -> list[tuple[int, int, int]]:
-    """Return the regions as (file, start, end), sorted, with nearby regions merged."""
-    merged: list[tuple[int, int, int]] = []
-    for position in np.lexsort((regions.offsets, regions.files)):
-        file, start = int(regions.files[position]), int(regions.offsets[position])
-        end = start + int(regions.sizes[position])
-        if merged and merged[-1][0] == file and start - merged[-1][2] <= _MERGE_GAP:
-            merged[-1] = (file, merged[-1][1], max(merged[-1][2], end))
-        else:
-            merged.append((file, start, end))
-    return merged
+def on_device(
+    batches: Iterable[HostBatch], move: Callable[[HostBatch], DeviceBatch], device: torch.device | None
+) -> Iterator[DeviceBatch]:
+    """Apply ``move`` to each batch; for a GPU, on a side stream, one batch ahead of the consumer.
+
+    The consumer's current stream waits for the copy, so the consumer needs no synchronization of its own.
+    """
+    if device is None or device.type != "cuda":
+        return map(move, batches)
+    return _on_side_stream(batches, move, device)
+
+
+def _on_side_stream(
+    batches: Iterable[HostBatch], move: Callable[[HostBatch], DeviceBatch], device: torch.device
+) -> Iterator[DeviceBatch]:
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # the tensors that ``move`` uses were created there
+    started: deque[Callable[[], DeviceBatch]] = deque()
+    for batch in batches:
+        # The host batch may be released immediately: torch keeps pinned memory until its copies are complete, and
+        # copies from pageable memory return only after reading it.
+        with torch.cuda.stream(stream):
+            moved = move(batch)
+        started.append(functools.partial(_hand_over, moved, stream.record_event()))
+        if len(started) > 1:
+            yield started.popleft()()
+    while started:
+        yield started.popleft()()
+
+
+def _hand_over(moved: DeviceBatch, done: torch.cuda.Event) -> DeviceBatch:
+    wait_on_current_stream(moved, done)
+    return moved
+
+
+def wait_on_current_stream(values: Iterable[object], done: torch.cuda.Event) -> None:
+    """Make the current stream wait for ``done``, and record the stream on the GPU tensors."""
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.is_cuda:
+            current = torch.cuda.current_stream(value.device)
+            current.wait_event(done)
+            value.record_stream(current)

@@ -10,8 +10,7 @@ from torch import nn
 from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.loading import Loader
-from rebar.loading.device import read_statistics
-from rebar.loading.imagenet import IMAGENET_ON_HUB, build_train_loader, build_val_loader
+from rebar.loading.imagenet import IMAGENET_ON_HUB, build_train_loader, build_val_loader, read_statistics
 from rebar.models.build import build_network
 from rebar.optim.averaging import build_average
 from rebar.optim.optimizers import build_optimizer, parameter_groups

@@ -72,7 +72,7 @@ def hint_for(error: BaseException, *, batch_size: int, precision: str, accumulat
     ):
         return RebarError(
             f"training: out of main memory with batches of {batch_size}. Lower --training.batch_size or --num-workers, "
-            "start fewer ranks on this node, or give --in-memory 0 to read the data through a smaller cache.",
+            "or start fewer ranks on this node.",
             code="host-out-of-memory",
         )
     if isinstance(error, torch.distributed.DistError) or (

@@ -8,7 +8,7 @@ from torch import nn
 
 from rebar.config import flatten_config
 from rebar.loading import Batch, Loader, Normalizer
-from rebar.loading.device import Augment
+from rebar.loading.prefetch import Augment
 from rebar.reporting import console
 from rebar.reporting.log import RunLog
 from rebar.reporting.run_folder import RunFolder

@@ -10,7 +10,7 @@ from torch import nn
 from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.loading import Loader
-from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
+from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
 from rebar.optim.averaging import WeightAverage
 from rebar.optim.schedules import ScheduleSpan
 from rebar.training.checkpoint import CheckpointError, plain_names, read_newest

@@ -11,7 +11,7 @@ import torch
 
 from rebar.cli import warn
 from rebar.errors import RebarError
-from rebar.loading.device import IMAGENET_MEAN, IMAGENET_STD
+from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
 from rebar.optim.averaging import weights_to_evaluate
 from rebar.training.checkpoint import FORMAT, plain_names
 

@@ -51,6 +51,19 @@ def test_loader_benchmark(data: Data, tmp_path: Path, benchmark: Benchmark, caps
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_low_memory_benchmark(data: Data, tmp_path: Path, benchmark: Benchmark) -> None:
+    report = tmp_path / "report.json"
+    cases = ["--no-limit", "--loaders", "rebar", "--os-cache", "None", "--orders", "RANDOM", "--processes", "2"]
+    small = ["--work", tmp_path, "--gigabytes", "0.001", "--batch-size", "8", "--json", report]
+    benchmark("low_memory.py", "--data", data.tree / "train", *cases, *small)
+    (row,) = json.loads(report.read_text())["rows"]
+    assert len(row["epochs"]) == row["processes"] == 2
+    for epoch in row["epochs"]:
+        assert epoch["images_per_second"] > 0
+        assert epoch["own_memory_mb_per_process"] > 10
+        assert epoch["bytes_read_per_byte_needed"] >= 0
+
+
 def test_three_parts_benchmark(data: Data, tmp_path: Path, benchmark: Benchmark) -> None:
     report = tmp_path / "report.json"
     small = ["--arch", "resnet20", "--resolution", "32", "--batch-size", "16", "--steps", "2", "--repetitions", "1"]

@@ -1,13 +1,18 @@
-"""The loaders of the ImageNet recipe select the right samples of the right file."""
+"""The loaders of the ImageNet recipe select the right samples of the right file; channel statistics are validated."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from rebar.beton import ImagePolicy, write_beton
+from rebar.beton import BetonFile, ImagePolicy, write_beton
 from rebar.beton.selection import SUBSETS, Selection
-from rebar.loading.imagenet import DataConfig, build_train_loader, build_val_loader
+from rebar.beton.verify import measure_stats
+from rebar.errors import RebarError
+from rebar.loading.imagenet import ChannelStatistics, DataConfig, build_train_loader, build_val_loader, read_statistics
+from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
 from rebar.sources import ImageFolder
 
 
@@ -40,3 +45,54 @@ def test_data_subset_is_the_same_for_a_source_and_for_a_beton(
         labels = np.concatenate([labels.numpy().ravel() for _, labels in loader.epoch(0, 16)])
         assert np.bincount(labels).tolist() == [2, 2]
     assert len(val.beton) == (4 if is_source else 12)
+
+
+# ------------------------------------------------------------------ channel statistics
+
+
+def write_json(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_read_statistics_without_a_file_returns_imagenet_values() -> None:
+    assert read_statistics("") == ChannelStatistics(IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_read_statistics_accepts_both_scales(tmp_path: Path) -> None:
+    unit = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1], "num_samples": 3}
+    bytes_ = {name: [value * 255 for value in unit[name]] for name in ("mean", "std")}  # type: ignore[union-attr]
+    from_unit, from_bytes = (read_statistics(write_json(tmp_path / "s.json", content)) for content in (unit, bytes_))
+    assert from_unit == ChannelStatistics((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    assert (*from_bytes.mean, *from_bytes.std) == pytest.approx((*from_unit.mean, *from_unit.std))
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"mean": [0.5, 0.4, 0.3]}, "'std'"),
+        ({"mean": [0.5, 0.4], "std": [1, 1, 1]}, "'mean'"),
+        ({"mean": [0.5, 0.4, "x"], "std": [1, 1, 1]}, "'mean'"),
+        ([1, 2], "'mean'"),
+        ({"mean": [0.5, 0.4, 0.3], "std": [0.2, 0, 0.2]}, "'std'"),
+    ],
+    ids=str,
+)
+def test_read_statistics_rejects_invalid_files(content: Any, named: str, tmp_path: Path) -> None:
+    with pytest.raises(RebarError, match=named) as error:
+        read_statistics(write_json(tmp_path / "s.json", content))
+    assert error.value.code == "stats-file-invalid"
+    with pytest.raises(RebarError, match=r"none\.json") as error:
+        read_statistics(tmp_path / "none.json")
+    assert error.value.code == "stats-file-invalid"
+
+
+def test_read_statistics_reads_what_measure_stats_writes(textures: BetonFile, tmp_path: Path) -> None:
+    path = tmp_path / "stats.json"
+    path.write_text(measure_stats(textures.path, num_threads=1).to_json())
+    found = read_statistics(path)
+    cv2 = pytest.importorskip("cv2")
+    images = [cv2.imdecode(textures.image_bytes(i), cv2.IMREAD_COLOR)[..., ::-1] / 255 for i in range(len(textures))]
+    mean, mean_square = (np.mean([(image**power).mean((0, 1)) for image in images], axis=0) for power in (1, 2))
+    np.testing.assert_allclose(found.mean, mean, atol=1e-5)
+    np.testing.assert_allclose(found.std, np.sqrt(mean_square - mean**2), atol=1e-5)

@@ -1,6 +1,7 @@
 """Loader yields the right images with the right labels for any number of threads and ranks, and raises errors."""
 
 import dataclasses
+import os
 import threading
 from collections.abc import Iterator
 from itertools import islice
@@ -14,12 +15,11 @@ from numpy.typing import NDArray
 
 from rebar.beton import BetonFile
 from rebar.errors import RebarError
-from rebar.loading.batches import Batch
-from rebar.loading.crops import CenterCrop, Cropper, RandomResizedCrop
 from rebar.loading.decode import CorruptSampleError, decode_full_image
 from rebar.loading.loader import Loader
 from rebar.loading.order import OrderOption
-from rebar.loading.rng import RngKeys
+from rebar.loading.prefetch import Batch
+from rebar.loading.rng import CenterCrop, Cropper, RandomResizedCrop, RngKeys
 from tests.loading.conftest import WriteBeton, label_of, number_of, textured_image
 
 RESOLUTION = 16
@@ -109,13 +109,32 @@ def loaded_and_expected(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_workers": 1}, {"num_workers": 5}, {"num_workers": 20}, {"batches_ahead": 0}, {"os_cache": False}],
+    [
+        {"num_workers": 1},
+        {"num_workers": 5},
+        {"num_workers": 20},
+        {"batches_ahead": 0},
+        {"os_cache": False},
+        {"os_cache": True},
+    ],
 )
 def test_batches_do_not_depend_on_threads_prefetching_or_read_ahead(
     changes: dict[str, Any], textures: BetonFile
 ) -> None:
     expected = list(make_loader(textures, batch_size=5).epoch(1, RESOLUTION))
     assert same_batches(list(make_loader(textures, batch_size=5, **changes).epoch(1, RESOLUTION)), expected)
+
+
+@pytest.mark.parametrize("order", list(OrderOption))
+def test_loader_without_os_cache_requests_every_image_before_its_batch(
+    order: OrderOption, numbers: BetonFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requested: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, advice: requested.append((start, start + size)))
+    loader = make_loader(numbers, os_cache=False, order=order, num_workers=1)
+    for indices, _ in zip(loader.batch_indices(0), loader.epoch(0, RESOLUTION), strict=True):
+        for offset, size in zip(numbers.offsets[indices].tolist(), numbers.sizes[indices].tolist(), strict=True):
+            assert any(start <= offset and offset + size <= end for start, end in requested)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -180,6 +199,14 @@ def test_two_interleaved_loaders_are_independent(numbers: BetonFile, textures: B
     pairs = list(islice(interleaved, 6))
     for number in (0, 1):
         assert same_batches([pair[number] for pair in pairs], alone[number])
+
+
+def test_batch_is_not_overwritten_when_the_next_ones_arrive(textures: BetonFile) -> None:
+    held, copies = [], []
+    for batch in make_loader(textures, batch_size=3, batches_ahead=1).epoch(0, RESOLUTION):
+        held.append(batch)
+        copies.append(Batch(batch.images.clone(), batch.labels.clone()))
+    assert same_batches(held, copies)
 
 
 # ------------------------------------------------------------------ errors

@@ -1,5 +1,9 @@
-"""state_dict and load_state_dict resume exactly, also with another number of ranks or batch size."""
+"""A loader resumes exactly from a state, also with another number of ranks or batch size, and from a pickle."""
 
+import copy
+import multiprocessing
+import pickle
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
@@ -167,3 +171,47 @@ def test_resume_with_repeated_augmentation_keeps_the_global_batches(order: Order
     assert all(same(a, b) for a, b in zip(together, uninterrupted[4:], strict=True))
     with pytest.raises(RebarError, match="its copies is 3"):
         make_loader(numbers, order=order).load_state_dict(first.state_dict())
+
+
+# ------------------------------------------------------------------ pickling
+
+
+def send_batches(loader: Loader, epochs: int, connection: Connection) -> None:
+    """Send all batches of some epochs, as NumPy arrays."""
+    connection.send([(b.images.numpy(), b.labels.numpy()) for _ in range(epochs) for b in copies(loader)])
+
+
+def batches_in_a_process(method: str, loader: Loader, epochs: int) -> list[Batch]:
+    context = multiprocessing.get_context(method)
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=send_batches, args=(loader, epochs, sending))
+    process.start()
+    sending.close()
+    received = receiving.recv()
+    process.join()
+    return [Batch(*map(torch.from_numpy, batch)) for batch in received]
+
+
+@pytest.mark.parametrize(
+    "method", ["spawn", pytest.param("forkserver", marks=pytest.mark.nightly), pytest.param("fork")]
+)
+def test_loader_sent_to_a_process_after_an_epoch_yields_the_same_batches(method: str, numbers: BetonFile) -> None:
+    loader = make_loader(numbers, os_cache=False)
+    copies(loader)
+    copies(loader, 3)  # an abandoned epoch
+    found = batches_in_a_process(method, loader, epochs=2)
+    expected = copies(loader) + copies(loader)
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_loader_can_be_pickled_in_the_middle_of_an_epoch(numbers: BetonFile) -> None:
+    loader = make_loader(numbers, order=OrderOption.QUASI_RANDOM)
+    epoch = iter(loader)
+    held = [next(epoch) for _ in range(3)]
+    for other in (pickle.loads(pickle.dumps(loader)), copy.deepcopy(loader)):
+        assert other.state_dict() == loader.state_dict()
+        assert other.next_epoch == loader.next_epoch == 2
+        resumed = make_loader(numbers, order=OrderOption.QUASI_RANDOM)
+        resumed.load_state_dict(other.state_dict())
+        whole = copies(make_loader(numbers, order=OrderOption.QUASI_RANDOM))
+        assert same(concatenated(held + copies(resumed)), concatenated(whole))

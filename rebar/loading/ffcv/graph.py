@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from rebar.beton.format import BetonError
 from rebar.errors import RebarError
 from rebar.loading.backend import BackendOptions
-from rebar.loading.device import wait_on_current_stream
-from rebar.loading.prefetch import BufferPool, Regions, StartBatch, Wait
+from rebar.loading.prefetch import BufferPool, StartBatch, Wait, wait_on_current_stream
 from rebar.loading.rng import RngKeys, Stream, random_bits
+from rebar.storage.page_cache import Regions, mapping_of
 
 _compiling = threading.Lock()
 
@@ -80,7 +80,12 @@ class FfcvFile:
     storage: tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint64]]
     pages: NDArray[np.int64]
     """The page of each sample's first region."""
-    _region_samples: NDArray[np.uint64]
+    custom_fields: Mapping[str, Any]
+    _by_sample: NDArray[Any]
+    """The allocation table, sorted by sample."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FfcvFile.open, (self.path, self.custom_fields)
 
     @staticmethod
     def open(path: Path, custom_fields: Mapping[str, Any]) -> "FfcvFile":
@@ -97,7 +102,7 @@ class FfcvFile:
             )
         first = np.zeros(int(reader.num_samples), np.uint64)
         first[table["sample_id"][::-1].astype(np.int64)] = table["ptr"][::-1]  # the first region is written last
-        regions = [np.ascontiguousarray(table[name]) for name in ("ptr", "size", "sample_id")]
+        regions = [np.ascontiguousarray(table[name]) for name in ("ptr", "size")]
         return FfcvFile(
             path=path,
             num_samples=int(reader.num_samples),
@@ -106,13 +111,17 @@ class FfcvFile:
             metadata=reader.metadata,
             storage=(np.asarray(np.memmap(path, np.uint8, mode="r")), regions[0], regions[1]),
             pages=(first // np.uint64(reader.page_size)).astype(np.int64),
-            _region_samples=regions[2],
+            custom_fields=custom_fields,
+            _by_sample=table[np.argsort(table["sample_id"], kind="stable")],
         )
 
     def regions(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Return the samples' offsets and sizes (bytes)."""
-        selected = np.isin(self._region_samples, indices.astype(np.uint64))
-        return self.storage[1][selected], self.storage[2][selected]
+        """Return the offsets and sizes (bytes) of all regions of the samples."""
+        samples, wanted = self._by_sample["sample_id"], indices.astype(np.uint64)
+        first, end = (np.searchsorted(samples, wanted, side) for side in ("left", "right"))
+        before = np.cumsum(end - first) - (end - first)
+        rows = np.arange((end - first).sum()) + np.repeat(first - before, end - first)
+        return self._by_sample["ptr"][rows], self._by_sample["size"][rows]
 
 
 def compile_read() -> Any:
@@ -144,12 +153,14 @@ class FfcvBackend:
         from ffcv.pipeline.graph import Graph
 
         self.indices = indices
+        self.num_samples = file.num_samples
         self.files = (file.path,)
+        self.mappings = (mapping_of(file.storage[0]),)
         self.page_size = file.page_size
         self.corrupt_samples: dict[int, str] = {}
         self._file = file
-        self._batch_size = options.batch_size
-        self._recompile = options.recompile
+        self._pipelines = pipelines
+        self._options = options
         capacity = options.pool_capacity + options.num_workers  # each thread works on its own batch
         # One pool per buffer of each operation, because the sizes differ.
         self._buffers: dict[Any, BufferPool] = defaultdict(lambda: BufferPool(capacity))
@@ -160,7 +171,10 @@ class FfcvBackend:
             self._memory, code = self._graph.collect_requirements()
             self._stages, self._outputs = self._graph.codegen_all(code)
 
-    def begin_epoch(self, resolution: int | None) -> StartBatch:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FfcvBackend, (self._file, self._pipelines, self.indices, self._options)
+
+    def begin_epoch(self, resolution: int | None, *, num_workers: int, recompile: bool) -> StartBatch:
         """Query the operations' memory, since sizes may have changed, and return the function that starts a batch."""
         if resolution is not None:
             raise RebarError(
@@ -169,7 +183,7 @@ class FfcvBackend:
             )
         with single_threaded_code():
             self._memory, code = self._graph.collect_requirements()
-            if self._recompile:
+            if recompile:
                 self._stages, self._outputs = self._graph.codegen_all(code)
         return self._start
 
@@ -221,7 +235,7 @@ class FfcvBackend:
 
     def _allocate_host(self, shape: tuple[int, ...], dtype: np.dtype[Any], purpose: Hashable) -> NDArray[Any]:
         # Always a full batch, so that the smaller last batch leaves no smaller buffers in the pool.
-        full = (max(self._batch_size, shape[0]), *shape[1:])
+        full = (max(self._options.batch_size, shape[0]), *shape[1:])
         memory = self._buffers[purpose].take(int(np.prod(full)) * dtype.itemsize)
         return memory.view(dtype).reshape(full)[: shape[0]]
 

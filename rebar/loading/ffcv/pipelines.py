@@ -14,8 +14,8 @@ import torch
 
 from rebar.beton.format import FIELD_DESCRIPTOR, HEADER, TYPE_IMAGE, TYPE_INT, VERSION, choose_field, field_names
 from rebar.beton.reader import BetonFile
-from rebar.loading.batches import Batch
-from rebar.loading.crops import CenterCrop, Cropper, RandomResizedCrop
+from rebar.loading.prefetch import Batch
+from rebar.loading.rng import CenterCrop, Cropper, RandomResizedCrop
 
 TensorOp = Callable[[torch.Tensor], torch.Tensor]
 
@@ -44,7 +44,7 @@ def image_and_label_fields(types: Mapping[str, int]) -> tuple[str | None, str | 
 
 @dataclass(frozen=True)
 class RecognizedPipelines:
-    """The :class:`rebar.loading.batches.BatchSpec` of recognized pipelines.
+    """The :class:`rebar.loading.backend.BatchSpec` of recognized pipelines.
 
     ``outputs`` has one pair per element of the loader's output: whether it is the images, and its operations after
     decoding.
@@ -54,6 +54,11 @@ class RecognizedPipelines:
     flip_probability: float
     outputs: Sequence[tuple[bool, Sequence[TensorOp]]]
     device: torch.device | None
+    pipelines: Mapping[Any, Any]
+    types: Mapping[str, int]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return recognize, (self.pipelines, self.types)  # the operations in ``outputs`` cannot be pickled
 
     def cropper(self) -> Cropper:
         """Return the cropper with the decoder's current settings."""
@@ -100,7 +105,7 @@ def recognize(pipelines: Mapping[Any, Any], types: Mapping[str, int]) -> Recogni
         return None
     decoder, flip_probability, (operations, device) = image_pipeline
     outputs = [(name == image, operations if name == image else labels[0]) for name in fields]
-    return RecognizedPipelines(decoder, flip_probability, outputs, device or labels[1])
+    return RecognizedPipelines(decoder, flip_probability, outputs, device or labels[1], pipelines, types)
 
 
 def _parse_image_pipeline(

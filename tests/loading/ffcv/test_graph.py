@@ -1,5 +1,6 @@
 """FfcvBackend runs pipelines that only FFCV supports, reproducibly, and raises their errors."""
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ def test_ffcv_backend_reads_fields_of_any_type(tmp_path: Path) -> None:
     with pytest.raises(RebarError) as error:
         _ = loader.beton
     assert error.value.code == "ffcv-unsupported"
+
+
+def test_loader_of_ffcvs_graph_can_be_pickled_after_an_epoch(textures: BetonFile) -> None:
+    loader = make_loader(textures, random_pipelines(), order=OrderOption.RANDOM)
+    list(loader)
+    other = pickle.loads(pickle.dumps(loader))
+    for found, expected in zip(other, loader, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 class Fails(torch.nn.Module):

@@ -1,5 +1,6 @@
 """Well-known FFCV pipelines are recognized, run by the native backend, and yield what FFCV yields."""
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,6 +88,22 @@ def test_center_crop_pipeline_equals_stock_ffcvs_loader(dtype: type, noise: Beto
         assert torch.allclose(images.float(), their_images.float(), atol=tolerance)
         assert labels.dtype == their_labels.dtype
         assert torch.equal(labels, their_labels)
+
+
+def test_loader_with_recognized_pipelines_can_be_pickled_after_an_epoch(textures: BetonFile) -> None:
+    image = [
+        RandomResizedCropRGBImageDecoder((8, 8)),
+        ToTensor(),
+        ToTorchImage(),
+        NormalizeImage(MEAN, STD, np.float32),
+    ]
+    pipelines = {"image": image, "label": label_pipeline()}
+    assert recognize(pipelines, TYPES) is not None
+    loader = Loader(textures.path, 5, 2, pipelines=pipelines)
+    list(loader)
+    other = pickle.loads(pickle.dumps(loader))
+    for found, expected in zip(other, loader, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_default_label_pipeline_and_disabled_label(textures: BetonFile) -> None:

@@ -8,8 +8,7 @@ import torch
 
 from rebar.beton import BetonFile
 from rebar.loading import CenterCrop, Loader
-from rebar.loading.batches import Batch
-from rebar.loading.device import Normalizer
+from rebar.loading.prefetch import Batch, Normalizer
 from tests.loading.conftest import number_of
 
 pytestmark = [
