@@ -1,7 +1,6 @@
 """The page cache: the memory available to it, and reading the bytes of memory-mapped files into it before their use."""
 
 import functools
-import itertools
 import mmap
 import os
 import weakref
@@ -165,9 +164,9 @@ class ReadAhead:
             steps = list(_split(self._used, _WARM_UP_STEP))
             first = int(start * len(steps))
             self._steps = iter(steps[first:] + steps[:first])
+        self._advise(mmap.MADV_NORMAL if self._is_warm and fits else mmap.MADV_RANDOM)
         if not batches or (self._is_warm and fits):
             return None
-        self._advise(mmap.MADV_RANDOM)
         bytes_per_batch = max(1, int(self._mapped.regions(batches[0]).sizes.sum()))
         share = available // (4 * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         ahead = max(1, min(READ_AHEAD_BATCHES, share // bytes_per_batch))
@@ -187,13 +186,14 @@ class ReadAhead:
 
     def _warm_up(self, steps: Iterator[tuple[int, int, int]], nbytes: int, fits: bool) -> None:
         """Request the next ``nbytes`` bytes of the data, rounded up to whole steps."""
-        taken = list(itertools.islice(steps, -(-nbytes // _WARM_UP_STEP)))
-        for file, start, end in taken:
+        for file, start, end in steps:  # shared by all threads
             self._read(Regions(*(np.array([value]) for value in (file, start, end - start))))
-        if not taken:
-            self._is_warm = True
-            if fits:
-                self._advise(mmap.MADV_NORMAL)
+            nbytes -= end - start
+            if nbytes <= 0:
+                return
+        self._is_warm = True
+        if fits:
+            self._advise(mmap.MADV_NORMAL)
 
     def _read(self, regions: Regions) -> None:
         for file, start, end in _split(regions, _REQUEST):
