@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -14,10 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.processes import REPOSITORY, start_ranks
 from tests.training.metadata_service import MetadataServer, metadata_server
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN_PER_CLASS, VAL_PER_CLASS = 32, 21
+TWO_RANKS = ("--training.batch_size", "8")  # the same global batch as one rank with the recipe's 16
 NUM_VAL = 203  # not divisible by any world size or batch size in use
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as after "&" in a shell; the tested commands need SIGINT
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -60,10 +60,11 @@ def torchrun(processes: int, *args: str | Path) -> list[str | Path]:
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *args]
 
 
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
+def train_here(*command: str | Path) -> None:
+    """Run a command of :meth:`Data.training_command` in this process."""
+    import train_imagenet  # not at the top: the tests of other packages do not need torch
+
+    train_imagenet.main([str(arg) for arg in command[1:]])
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Data:
         return self.folder / "val.beton"
 
     def training_command(self, run_folder: Path, *args: str) -> list[str | Path]:
-        """Return the arguments of :func:`run` that train on this data with ``rn50_configs/tiny.yaml``."""
+        """Return a command for :func:`run` or :func:`train_here` that trains on this data with tiny.yaml."""
         data = ["--data.train_dataset", self.train, "--data.val_dataset", self.val, "--logging.folder", run_folder]
         return ["train_imagenet.py", "--config-file", "rn50_configs/tiny.yaml", *data, *args]
 
@@ -120,8 +121,23 @@ def data(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
 def finished_run(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished two-epoch run in one process."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    run(*data.training_command(folder))
+    train_here(*data.training_command(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_ranks(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the same run on two ranks."""
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    ranks = start_ranks(2, data.training_command(folder, *TWO_RANKS))
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].output
+    return folder
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not draw the plot and the report of runs in this process, which takes longer than a few training steps."""
+    monkeypatch.setattr("rebar.training.launch.write_plot_and_report", lambda folder: None)
 
 
 def read_events(folder: Path, event: str) -> list[dict[str, Any]]:

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 import evaluate
-import train_imagenet
+import write_dataset
 from rebar.cli import run_command
-from tests.conftest import Data, read_events
+from tests.conftest import Data, read_events, train_here
+
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 def test_options_default_to_those_of_the_training_run(
@@ -19,15 +21,15 @@ def test_options_default_to_those_of_the_training_run(
         return capsys.readouterr().out.partition(": ")[2]
 
     default = accuracy()
-    assert accuracy("--resolution", "32", "--crop-ratio", "0.875", "--batch-size", "7") == default
-    assert accuracy("--resolution", "64", "--crop-ratio", "1") != default
+    assert accuracy("--resolution", "16", "--crop-ratio", "0.875", "--batch-size", "7") == default
+    assert accuracy("--resolution", "24", "--crop-ratio", "1") != default
 
 
 def test_exported_weights_give_the_same_results(
     data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights, image = tmp_path / "weights.safetensors", tmp_path / "confusion.png"
-    args = ["--data", str(data.val), "--resolution", "32", "--per-class", "--confusion", str(image)]
+    args = ["--data", str(data.val), "--resolution", "16", "--per-class", "--confusion", str(image)]
     evaluate.main(["--checkpoint", str(finished_run), *args, "--export", str(weights)])
     first = capsys.readouterr().out
     evaluate.main(["--weights", str(weights), "--arch", "resnet20", *args])
@@ -37,9 +39,12 @@ def test_exported_weights_give_the_same_results(
     assert image.exists()
 
 
-@pytest.mark.slow
-def test_both_evaluates_at_224_and_256_px(data: Data, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate.main(["--checkpoint", str(finished_run), "--data", str(data.val), "--both"])
+def test_both_evaluates_at_224_and_256_px(
+    data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few.beton"
+    write_dataset.main(["--split=val", f"--data-dir={data.tree}", f"--write-path={few}", "--subset=8"])
+    evaluate.main(["--checkpoint", str(finished_run), "--data", str(few), "--both"])
     lines = capsys.readouterr().out.splitlines()
     assert [re.search(r"at (\d+) px", line).group(1) for line in lines] == ["224", "256"]  # type: ignore[union-attr]
 
@@ -47,26 +52,26 @@ def test_both_evaluates_at_224_and_256_px(data: Data, finished_run: Path, capsys
 def test_final_resolutions_equal_evaluate_and_are_not_repeated(
     data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = data.training_command(tmp_path, "--epochs", "1", "--lr.lr_peak_epoch", "0")
-    train = [*map(str, command[1:]), "--final-resolutions", "32,48"]
-    train_imagenet.main(train)
+    options = ["--epochs", "1", "--lr.lr_peak_epoch", "0", "--training.batch_size", "64"]
+    train = data.training_command(tmp_path, *options, "--final-resolutions", "16,24")
+    train_here(*train)
     printed = capsys.readouterr().out
     (end,) = read_events(tmp_path, "end")
     checkpoint = tmp_path / "checkpoints/last.pt"
-    for resolution in (32, 48):
+    for resolution in (16, 24):
         evaluate.main(["--checkpoint", str(tmp_path), "--data", str(data.val), "--resolution", str(resolution)])
         accuracy = capsys.readouterr().out.partition(": ")[2]
         assert f"at {resolution} px: {accuracy}" in printed
         assert f"with flip TTA: top-1 {end[f'val/top1_tta_{resolution}px']:.2%}" in accuracy
-    assert all(end[f"val/{name}_32px"] == end[f"val/{name}"] for name in ("loss", "top1", "top5", "top1_tta"))
-    assert end["val/loss_48px"] != end["val/loss"]
+    assert all(end[f"val/{name}_16px"] == end[f"val/{name}"] for name in ("loss", "top1", "top5", "top1_tta"))
+    assert end["val/loss_24px"] != end["val/loss"]
 
     before = checkpoint.stat()
-    train_imagenet.main(train)  # the finished run does not evaluate again
+    train_here(*train)  # the finished run does not evaluate again
     assert checkpoint.stat() == before
-    assert f"at 48 px: {accuracy}" in capsys.readouterr().out
-    train_imagenet.main([*train, "--final-resolutions", "32,40"])
-    assert "at 40 px: " in capsys.readouterr().out
+    assert f"at 24 px: {accuracy}" in capsys.readouterr().out
+    train_here(*train, "--final-resolutions", "16,20")
+    assert "at 20 px: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

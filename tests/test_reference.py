@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import train_imagenet
+import write_dataset
 from rebar.config import parse_config
 from rebar.loading import Normalizer
 from rebar.models.torchvision_compat import import_torchvision
@@ -23,7 +24,7 @@ from rebar.training.build import open_data
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
-from tests.conftest import Data, read_events, run
+from tests.conftest import Data, read_events
 
 EPOCHS, PEAK, SMOOTHING, DECAY = 2, 0.1, 0.1, 5e-3
 RECIPE = [
@@ -114,11 +115,11 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("by_name", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("float64", "without_plots")
+@pytest.mark.parametrize("by_name", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_train_steps_equals_reference_implementation(by_name: bool, data: Data, tmp_path: Path) -> None:
     few = tmp_path / "few.beton"
-    run("write_dataset.py", "--split=train", f"--data-dir={data.tree}", f"--write-path={few}", "--subset=128")
+    write_dataset.main(["--split=train", f"--data-dir={data.tree}", f"--write-path={few}", "--subset=128"])
     args = data.training_command(
         tmp_path / "run", *RECIPE, "--arch=resnet18", f"--train-dataset={few}", f"--decay-downsample-bn={by_name}"
     )[1:]

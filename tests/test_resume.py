@@ -1,29 +1,30 @@
 """A run that is interrupted at any step and resumed is identical to an uninterrupted one."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
+import torch.distributed.run
 
 from rebar.training.checkpoint import read_checkpoint
-from tests.conftest import REPOSITORY, Data, free_port, read_events, run, torchrun
+from rebar.training.run import Run
+from rebar.training.stopping import StopReason
+from tests.conftest import REPOSITORY, TWO_RANKS, Data, read_events, train_here
+from tests.processes import Args, Process, free_port, interrupt, send, start, start_ranks, wait_for_step
 from tests.training.metadata_service import metadata_server
 from tests.training.s3_server import s3_server
 
-Process = subprocess.Popen[str]
-Args = list[str | Path]
-TWO_RANKS = ["--training.batch_size", "8"]  # the same global batch as one rank with the recipe's 16
+TORCHRUN = torch.distributed.run.__file__
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -40,46 +41,17 @@ def assert_same_run(folder: Path, uninterrupted: Path) -> None:
         assert logged == [[record[name] for name in names] for record in read_events(uninterrupted, event)]
 
 
-def interrupt(command: Args, folder: Path, at_step: int, how: Callable[[int], None], **environment: str) -> int:
-    """Start a run, and call ``how`` with its process id once a step is logged. Returns its exit status."""
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=REPOSITORY,
-        env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 100
-        while not (folder / "log.jsonl").exists() or not any(
-            record["step"] >= at_step for record in read_events(folder, "step")
-        ):
-            assert process.poll() is None, "the run ended before it could be interrupted"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        how(process.pid)
-        return process.wait(timeout=100)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def send(number: signal.Signals) -> Callable[[int], None]:
-    return lambda pid: os.kill(pid, number)
-
-
-def kill_rank(rank: int) -> Callable[[int], None]:
-    def kill(pid: int) -> None:
-        for worker in psutil.Process(pid).children():
-            if worker.environ().get("RANK") == str(rank):
-                worker.kill()
-
-    return kill
-
-
 def status(folder: Path) -> tuple[str, str, int]:
     record = json.loads((folder / "status.json").read_text())
     return record["state"], record["reason"], record["exit_code"]
+
+
+def finish(processes: list[Process], expect: int = 0) -> str:
+    """Wait for all processes, and check their exit status. Returns their output."""
+    statuses = [process.wait() for process in processes]
+    printed = "\n".join(process.output for process in processes)
+    assert statuses == [expect] * len(processes), printed
+    return printed
 
 
 # ------------------------------------------------------------------ one rank
@@ -89,95 +61,97 @@ def status(folder: Path) -> tuple[str, str, int]:
     ("number", "at_step"),
     [
         pytest.param(signal.SIGTERM, 7, id="SIGTERM"),
-        pytest.param(signal.SIGINT, 0, id="SIGINT", marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, 27, id="SIGUSR1", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 0, id="SIGINT", marks=pytest.mark.nightly),
+        pytest.param(signal.SIGUSR1, 22, id="SIGUSR1", marks=pytest.mark.nightly),
     ],
 )
 def test_resume_after_a_signal_is_identical(
-    number: signal.Signals, at_step: int, data: Data, finished_run: Path, tmp_path: Path
+    number: signal.Signals,
+    at_step: int,
+    data: Data,
+    finished_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = data.training_command(tmp_path / "run")
     assert interrupt(command, tmp_path / "run", at_step, send(number)) == 75
     assert status(tmp_path / "run") == ("interrupted", number.name, 75)
     assert read_checkpoint(tmp_path / "run/checkpoints/last.pt")["meter"]["steps"] > at_step % 20
-    assert " of 20 steps of epoch " in run(*command).stdout
+    train_here(*command)
+    assert " of 20 steps of epoch " in capsys.readouterr().out
     assert_same_run(tmp_path / "run", finished_run)
     assert status(tmp_path / "run") == ("finished", "", 0)
 
 
-@pytest.mark.slow
-def test_resume_after_sigkill_within_an_epoch_is_identical(data: Data, finished_run: Path, tmp_path: Path) -> None:
+def test_resume_after_sigkill_within_an_epoch_is_identical(
+    data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = data.training_command(tmp_path / "run", "--every-steps", "4")
-    assert interrupt(command, tmp_path / "run", 26, send(signal.SIGKILL)) == -signal.SIGKILL
-    resumed = run(*command).stdout
-    assert re.search("after [48] of 20 steps of epoch 2", resumed)
+    assert interrupt(command, tmp_path / "run", 25, send(signal.SIGKILL)) == -signal.SIGKILL
+    train_here(*command)
+    assert re.search("after (4|8|12|16) of 20 steps of epoch 2", capsys.readouterr().out)
     assert_same_run(tmp_path / "run", finished_run)
 
 
-def test_resume_file_then_sigkill_resumes_the_run_itself(data: Data, finished_run: Path, tmp_path: Path) -> None:
+def test_resume_file_then_sigkill_resumes_the_run_itself(
+    data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = finished_run / "checkpoints/last.pt"
     args = ["--resume", str(file), "--epochs", "3", "--every-steps", "4"]
-    run(*data.training_command(tmp_path / "uninterrupted", *args))
+    train_here(*data.training_command(tmp_path / "uninterrupted", *args))
     command = data.training_command(tmp_path / "run", *args)
-    assert interrupt(command, tmp_path / "run", 46, send(signal.SIGKILL)) == -signal.SIGKILL
-    resumed = run(*command).stdout
+    assert interrupt(command, tmp_path / "run", 45, send(signal.SIGKILL)) == -signal.SIGKILL
+    train_here(*command)
+    resumed = capsys.readouterr().out
     assert f"started from {file} and resumes from its own last checkpoint" in resumed
     assert " steps of epoch 3" in resumed
     assert_same_run(tmp_path / "run", tmp_path / "uninterrupted")
 
 
-@pytest.mark.slow
 def test_every_minutes_saves_by_time(data: Data, tmp_path: Path) -> None:
-    command = data.training_command(tmp_path, "--every-minutes", "0.005", "--max-steps", "12", "--keep-best", "0")
-    run(*command)
+    train_here(*data.training_command(tmp_path, "--every-minutes", "1e-9", "--max-steps", "3", "--keep-best", "0"))
     assert (tmp_path / "checkpoints/previous.pt").exists()  # saved more than once
 
 
-@pytest.mark.slow
-def test_resume_after_an_interrupted_evaluation_is_identical(data: Data, finished_run: Path, tmp_path: Path) -> None:
-    with metadata_server() as server:  # polled once a minute: the first poll gets the notice
-        args = data.training_command(tmp_path / "run", "--spot-notice", "on", "--spot-poll-seconds", "60")
-        stopped = run(*args, expect=75, AWS_EC2_METADATA_SERVICE_ENDPOINT=server.url)
-    assert "interrupted by EC2's spot interruption notice" in stopped.stdout
-    assert status(tmp_path / "run")[0] == "interrupted"
-    last = tmp_path / "run/checkpoints/last.pt"
-    assert read_checkpoint(last)["epoch"] == 0
-    # Resumed, and interrupted again at the first batch of the evaluation.
-    code = f"""if True:
-        import sys, train_imagenet
-        from rebar.cli import run_command
-        from rebar.training.stopping import StopReason
-        from rebar.training.run import Run
-        interruptible = Run.interruptible
-        def interrupted(self, batches):
-            self.control.request.set(StopReason.SIGTERM)
-            return interruptible(self, batches)
-        Run.interruptible = interrupted
-        run_command(train_imagenet.main, {[str(arg) for arg in args[1:]]!r})
-    """
-    run("-c", code, expect=75, AWS_EC2_METADATA_SERVICE_ENDPOINT="")
-    assert read_checkpoint(last)["meter"]["steps"] == 20
-    run(*data.training_command(tmp_path / "run"))
-    assert_same_run(tmp_path / "run", finished_run)
+def test_resume_after_an_interrupted_evaluation_is_identical(
+    data: Data, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = data.training_command(tmp_path)
+    interruptible = Run.interruptible
+
+    def interrupted(run: Run, batches: Any) -> Any:  # a signal arrives before the first batch of the evaluation
+        assert run.control.request is not None
+        run.control.request.set(StopReason.SIGTERM)
+        return interruptible(run, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "interruptible", interrupted)
+        with pytest.raises(SystemExit) as exited:
+            train_here(*command)
+    assert exited.value.code == 75
+    assert status(tmp_path)[0] == "interrupted"
+    assert read_checkpoint(tmp_path / "checkpoints/last.pt")["meter"]["steps"] == 20
+    train_here(*command)
+    assert_same_run(tmp_path, finished_run)
 
 
 # ------------------------------------------------------------------ several ranks
 
 
-@pytest.fixture(scope="module")
-def two_ranks(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run on two ranks."""
-    folder = tmp_path_factory.mktemp("runs") / "two"
-    run(*torchrun(2, *data.training_command(folder, *TWO_RANKS)))
-    return folder
+def kill_rank(rank: int) -> Callable[[int], None]:
+    def kill(launcher: int) -> None:
+        for worker in psutil.Process(launcher).children():
+            if worker.environ().get("RANK") == str(rank):
+                worker.kill()
+
+    return kill
 
 
 @pytest.mark.parametrize(
     ("rank", "args"),
     [
-        (0, []),
-        pytest.param(1, [], marks=pytest.mark.slow),
-        pytest.param(1, ["--resume", "none", "--overwrite"], id="overwriting_an_earlier_run"),
+        pytest.param(0, ["--resume", "none", "--overwrite"], id="overwriting_an_earlier_run"),
+        pytest.param(1, [], marks=pytest.mark.nightly),
     ],
 )
 def test_torchrun_restart_after_a_killed_rank_is_identical(
@@ -187,53 +161,71 @@ def test_torchrun_restart_after_a_killed_rank_is_identical(
     if args:
         shutil.copytree(finished_run, folder)
         (folder / "log.jsonl").unlink()
-    command = torchrun(2, *data.training_command(folder, *TWO_RANKS, "--every-steps", "5", *args))
-    command.insert(2, "--max-restarts=2")
+    launcher = [TORCHRUN, "--standalone", "--nproc_per_node=2", "--max-restarts=2"]
+    command = [*launcher, *data.training_command(folder, *TWO_RANKS, "--every-steps", "5", *args)]
     assert interrupt(command, folder, 12, kill_rank(rank)) == 0
     assert len(read_events(folder, "start")) == 2
     assert_same_run(folder, two_ranks)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_resume_after_a_signal_to_torchrun_is_identical(
+    number: signal.Signals, data: Data, two_ranks: Path, tmp_path: Path
+) -> None:
+    command = [TORCHRUN, "--standalone", "--nproc_per_node=2", *data.training_command(tmp_path, *TWO_RANKS)]
+    interrupt(command, tmp_path, 22, send(number))  # the ranks of a killed torchrun get SIGTERM from Linux
+    while status(tmp_path)[0] == "running":
+        time.sleep(0.1)
+    assert status(tmp_path) == ("interrupted", "SIGTERM", 75)
+    assert " steps of epoch 2" in finish(start_ranks(2, data.training_command(tmp_path, *TWO_RANKS)))
+    assert_same_run(tmp_path, two_ranks)
+
+
 def test_all_ranks_stop_at_the_same_step(data: Data, two_ranks: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    command = torchrun(2, *data.training_command(folder, *TWO_RANKS))
-    interrupt(command, folder, 24, send(signal.SIGTERM))
-    assert status(folder) == ("interrupted", "SIGTERM", 75)
-    assert " steps of epoch 2" in run(*command).stdout
-    assert_same_run(folder, two_ranks)
+    command = data.training_command(tmp_path, *TWO_RANKS)
+    ranks = start_ranks(2, command)
+    wait_for_step(tmp_path, 22, ranks)
+    send(signal.SIGTERM)(ranks[1].pid)
+    finish(ranks, expect=75)
+    assert status(tmp_path) == ("interrupted", "SIGTERM", 75)
+    assert " steps of epoch 2" in finish(start_ranks(2, command))
+    assert_same_run(tmp_path, two_ranks)
 
 
 # BatchNorm depends on the number of ranks, because each rank has its own statistics.
-GROUP_NORM = """if True:
-    import functools, sys, train_imagenet
-    from torch import nn
-    from rebar.cli import run_command
-    from rebar.models import build
-    from rebar.models.torchvision_compat import import_torchvision
-    def build_model(arch, *, num_classes, **_):
-        norm = functools.partial(nn.GroupNorm, 8)
-        return import_torchvision().models.resnet18(num_classes=num_classes, norm_layer=norm)
-    build.build_model = build_model
-    run_command(train_imagenet.main)
+GROUP_NORM = """
+import sys
+sys.path.insert(0, {repository!r})
+import train_imagenet
+from torch import nn
+from rebar.models import build
+original = build.build_model
+def build_model(*args, **options):
+    model = original(*args, **options)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            model.set_submodule(name, nn.GroupNorm(8, module.num_features))
+    return model
+build.build_model = build_model
+train_imagenet.command()
 """
 
 
-@pytest.mark.slow
 def test_resume_with_another_number_of_ranks(data: Data, tmp_path: Path) -> None:
     script = tmp_path / "group_norm.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n{GROUP_NORM}")
+    script.write_text(GROUP_NORM.format(repository=str(REPOSITORY)))
 
     def command(folder: str, *args: str) -> Args:
         return [script, *data.training_command(tmp_path / folder, "--lr", "0.01", "--epochs", "1", *args)[1:]]
 
-    assert re.search(r"time left: about \d+ s for 1 epoch, without evaluation", run(*command("one")).stdout)
-    run(*command("changing", "--max-steps", "8"))
-    four = run(*torchrun(4, *command("changing", "--training.batch_size", "4", "--max-steps", "13")))
-    assert "after 8 of " in four.stdout
-    one = run(*command("changing"))
-    assert "after 13 of " in one.stdout
-    assert "warning: resuming with" not in four.stderr + one.stderr
+    finish([start(command("one"))])
+    finish([start(command("changing", "--max-steps", "8"))])
+    four = finish(start_ranks(4, command("changing", "--training.batch_size", "4", "--max-steps", "13")))
+    assert "after 8 of " in four
+    one = finish([start(command("changing"))])
+    assert "after 13 of " in one
+    assert "warning: resuming with" not in four + one
     ours, theirs = weights(tmp_path / "changing"), weights(tmp_path / "one")
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
@@ -248,41 +240,34 @@ def test_resume_with_another_number_of_ranks(data: Data, tmp_path: Path) -> None
 # ------------------------------------------------------------------ several nodes
 
 
-@contextmanager
-def nodes(command: Callable[[int], Args], environments: Sequence[dict[str, str]]) -> Iterator[list[Process]]:
-    """Start one launcher per node, all on this machine; ``command(node)`` is the node's command."""
-    rendezvous = [f"--nnodes={len(environments)}", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test"]
-    rendezvous.append(f"--rdzv_endpoint=127.0.0.1:{free_port()}")
-    launchers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *rendezvous, *map(str, command(node))],
-            cwd=REPOSITORY,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+def start_nodes(command: Callable[[int], Args], *environments: dict[str, str], first: int = 0) -> list[Process]:
+    """Start one rank per node, all on this machine. ``command(node)`` is a node's command, ``first`` has rank 0."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    sizes = {"WORLD_SIZE": str(len(environments)), "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    ranks = [{"RANK": str((node - first) % len(environments))} for node in range(len(environments))]
+    return [
+        start(command(node), **address, **sizes, **ranks[node], **environment)
         for node, environment in enumerate(environments)
     ]
-    try:
-        yield launchers
-    finally:
-        for launcher in launchers:
-            launcher.kill()  # its worker ends with it
-            launcher.wait()
 
 
-def finish(launchers: Sequence[Process], expect: int) -> str:
-    """Wait for the launchers, and check their exit status. Returns their output."""
-    printed = [launcher.communicate(timeout=200)[0] for launcher in launchers]
-    assert [launcher.returncode for launcher in launchers] == [expect] * len(launchers), "\n".join(printed)
-    return "\n".join(printed)
+def launch_nodes(command: Callable[[int], Args], *environments: dict[str, str], first: int = 0) -> list[Process]:
+    """Start one torchrun per node, all on this machine. They choose the node with rank 0."""
+    rendezvous = [f"--nnodes={len(environments)}", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test"]
+    launcher = [TORCHRUN, *rendezvous, f"--rdzv_endpoint=127.0.0.1:{free_port()}"]
+    return [start([*launcher, *command(node)], **environment) for node, environment in enumerate(environments)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shared", [True, False], ids=["one_folder", "a_folder_each_and_s3"])
+@pytest.mark.parametrize(
+    ("launch", "shared"),
+    [
+        pytest.param(start_nodes, True, id="one_folder"),
+        pytest.param(start_nodes, False, id="a_folder_each_and_s3", marks=pytest.mark.nightly),
+        pytest.param(launch_nodes, False, id="torchrun", marks=pytest.mark.nightly),
+    ],
+)
 def test_spot_notice_on_one_node_stops_all_ranks_at_the_same_step(
-    shared: bool, data: Data, two_ranks: Path, tmp_path: Path
+    launch: Callable[..., list[Process]], shared: bool, data: Data, two_ranks: Path, tmp_path: Path
 ) -> None:
     folders = [tmp_path / "run"] * 2 if shared else [tmp_path / "a/run", tmp_path / "b/run"]
     with ExitStack() as stack:
@@ -296,52 +281,44 @@ def test_spot_notice_on_one_node_stops_all_ranks_at_the_same_step(
             return data.training_command(folders[node], *TWO_RANKS, *upload, "--spot-poll-seconds", "0.1")
 
         noticed = {**variables, "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url, "AWS_EC2_METADATA_DISABLED": "false"}
-        with nodes(command, [variables, noticed]) as launchers:
-            deadline = time.monotonic() + 200
-            while not any(steps_logged(folder) > 23 for folder in folders):
-                assert all(launcher.poll() is None for launcher in launchers)
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            metadata.notice_after = 0
-            finish(launchers, expect=1)  # torchrun turns a worker's 75 into 1
-        (folder,) = {folder for folder in folders if (folder / "status.json").exists()}
+        nodes = launch(command, variables, noticed)
+        folder = wait_for_any(folders, 22, nodes)
+        metadata.notice_after = 0
+        finish(nodes, expect=1 if launch is launch_nodes else 75)  # torchrun turns a worker's 75 into 1
         assert status(folder) == ("interrupted", "EC2's spot interruption notice", 75)
         at = read_checkpoint(folder / "checkpoints/last.pt")["meter"]["steps"]
-        assert steps_logged(folder) == 20 + at  # no rank went beyond the checkpoint
+        assert len(read_events(folder, "step")) == 20 + at  # no rank went beyond the checkpoint
         assert {path for each in folders for path in each.glob("checkpoints/last.pt")} == {
             folder / "checkpoints/last.pt"
         }
 
-        with nodes(command, [variables, variables]) as launchers:
-            assert f"after {at} of 20 steps of epoch 2" in finish(launchers, expect=0)
-        assert_same_run(finished(folders), two_ranks)
+        assert f"after {at} of 20 steps of epoch 2" in finish(launch(command, variables, variables, first=1))
+        (complete,) = {f for f in folders if (f / "status.json").exists() and status(f)[0] == "finished"}
+        assert_same_run(complete, two_ranks)
+
+
+def wait_for_any(folders: list[Path], step: int, nodes: list[Process]) -> Path:
+    """Wait until one of the folders has a log, and in it the step. Returns the folder."""
+    while not (found := [folder for folder in folders if (folder / "log.jsonl").exists()]):
+        assert all(node.poll() is None for node in nodes), "\n".join(node.output for node in nodes)
+        time.sleep(0.02)
+    wait_for_step(found[0], step, nodes)
+    return found[0]
 
 
 def test_nodes_with_different_checkpoints_do_not_start(data: Data, finished_run: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "a/run", tmp_path / "b/run"]
     shutil.copytree(finished_run, folders[1])
-
-    def command(node: int) -> Args:
-        return data.training_command(folders[node], *TWO_RANKS)
-
-    with nodes(command, [{}, {}]) as launchers:
-        printed = finish(launchers, expect=1)
-    assert re.search(r"rank 0 at step (0, rank 1 at step [^0]|[^0]\d*, rank 1 at step 0)", printed)
+    printed = finish(start_nodes(lambda node: data.training_command(folders[node], *TWO_RANKS), {}, {}), expect=1)
+    assert "rank 0 at step 0, rank 1 at step 40" in printed
     assert "[checkpoint-differs-between-nodes]" in printed
 
 
-def steps_logged(folder: Path) -> int:
-    return len(read_events(folder, "step")) if (folder / "log.jsonl").exists() else 0
-
-
-def finished(folders: Sequence[Path]) -> Path:
-    """Return the folder of rank 0, which may be on another node than before."""
-    (found,) = {f for f in folders if (f / "status.json").exists() and status(f)[0] == "finished"}
-    return found
+# ------------------------------------------------------------------ damaged and missing checkpoints
 
 
 def test_resume_after_damage_keeps_the_good_and_the_damaged_checkpoint(
-    data: Data, finished_run: Path, tmp_path: Path
+    data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
@@ -350,15 +327,15 @@ def test_resume_after_damage_keeps_the_good_and_the_damaged_checkpoint(
     last.write_bytes(damaged)
     epoch = read_checkpoint(previous)["epoch"]
 
-    done = run(*data.training_command(folder, "--epochs", "3", "--max-steps", "1", "--log-level", "0"))
-    assert "previous.pt" in done.stderr
+    train_here(*data.training_command(folder, "--epochs", "3", "--max-steps", "1", "--log-level", "0"))
+    assert "previous.pt" in capsys.readouterr().err
     assert read_checkpoint(last)["epoch"] >= epoch
     assert read_checkpoint(previous)["epoch"] == epoch
     assert last.with_name("last.pt.damaged").read_bytes() == damaged
 
 
 def test_resume_without_last_pt_continues_from_the_newest_checkpoint(
-    data: Data, finished_run: Path, tmp_path: Path
+    data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
@@ -366,7 +343,7 @@ def test_resume_without_last_pt_continues_from_the_newest_checkpoint(
     before = {path.name for path in folder.rglob("*.pt")}
     records = len(read_events(folder, "step"))
 
-    done = run(*data.training_command(folder, "--epochs", "3", "--max-steps", "1", "--log-level", "0"))
-    assert "last.pt is missing" in done.stderr
+    train_here(*data.training_command(folder, "--epochs", "3", "--max-steps", "1", "--log-level", "0"))
+    assert "last.pt is missing" in capsys.readouterr().err
     assert {path.name for path in folder.rglob("*.pt")} >= before
     assert len(read_events(folder, "step")) >= records // 2  # the epochs before the checkpoint stay in the log

@@ -3,9 +3,9 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import pytest
 
 from rebar.errors import RebarError
 from rebar.training.checkpoint import read_checkpoint
-from tests.conftest import REPOSITORY, Data, read_events, run
-from tests.test_resume import Args, assert_same_run, interrupt, status
-from tests.test_train_imagenet import train_here
+from tests.conftest import REPOSITORY, Data, read_events, train_here
+from tests.processes import interrupt
+from tests.test_resume import assert_same_run, status
+
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def good_epoch(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def resumed_command(data: Data, good: Path, folder: Path, *args: str) -> Args:
+def resumed_command(data: Data, good: Path, folder: Path, *args: str) -> list[str | Path]:
     """Return a command that resumes from the good epoch's checkpoint, in another folder."""
     (folder / "checkpoints").mkdir(parents=True)
     os.link(good / "checkpoints/last.pt", folder / "checkpoints/last.pt")
@@ -41,9 +43,9 @@ def test_kept_checkpoints_are_of_their_epochs(good_epoch: Path, finished_run: Pa
     assert top1[best["epoch"] - 1] == best["best_top1"] == max(top1)
 
 
-def diverging(*args: str, subject: str, name: str, quick: bool = False) -> Any:
+def diverging(*args: str, subject: str, name: str) -> Any:
     """Options of a run with a huge learning rate, and the values that become NaN."""
-    return pytest.param(args, subject, id=name, marks=() if quick else pytest.mark.slow)
+    return pytest.param(args, subject, id=name)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def diverging(*args: str, subject: str, name: str, quick: bool = False) -> Any:
     [
         diverging("--freeze-lr", "1e30", subject="training loss", name="found at a logged step"),
         diverging("--freeze-lr", "1e39", "--log-every", "99", subject="training loss", name="found at the epoch end"),
-        diverging("--freeze-lr", "1e39", "--every-steps", "1", subject="momenta", name="found when saving", quick=True),
+        diverging("--freeze-lr", "1e39", "--every-steps", "1", subject="momenta", name="found when saving"),
         diverging("--freeze-lr", "1e39", "--max-steps", "21", subject="momenta", name="found at a limit"),
         diverging(
             *("--freeze-lr", "1e39", "--training.batch_size", "320"),  # an epoch of one step
@@ -72,7 +74,6 @@ def test_divergence_leaves_the_good_checkpoint(
     assert (folder / "checkpoints/last.pt").read_bytes() == (good_epoch / "checkpoints/last.pt").read_bytes()
 
 
-@pytest.mark.slow
 def test_run_resumes_after_divergence_with_a_lower_learning_rate(
     data: Data, good_epoch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,21 +85,23 @@ def test_run_resumes_after_divergence_with_a_lower_learning_rate(
     assert status(folder) == ("finished", "", 0)
 
 
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let this process write no file larger than ``size`` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_checkpoint_larger_than_the_free_space(data: Data, good_epoch: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = resumed_command(data, good_epoch, folder, "--every-steps", "4")
-    limited = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=REPOSITORY,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),  # a checkpoint has 2 MB
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert limited.returncode == 1, limited.stderr
-    assert "checkpoints/last.pt" in limited.stderr
-    assert "[checkpoint-not-writable]" in limited.stderr
-    assert "Traceback" not in limited.stderr
+    with largest_file(1 << 20), pytest.raises(RebarError, match=r"checkpoints/last\.pt") as error:  # it has 2 MB
+        train_here(*command)
+    assert error.value.code == "checkpoint-not-writable"
     assert status(folder)[0] == "failed"
     assert 23 <= max(record["step"] for record in read_events(folder, "step")) < 28  # reported before the next save
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.pt"]
@@ -106,32 +109,32 @@ def test_checkpoint_larger_than_the_free_space(data: Data, good_epoch: Path, tmp
 
 
 # A disk on which the second checkpoint never gets beyond its first half.
-SLOW_DISK = """if True:
-    import io, sys, time, torch, train_imagenet
-    from pathlib import Path
-    from rebar.cli import run_command
-    original, saves = torch.save, []
-    def save(content, file):
-        buffer = io.BytesIO()
-        original(content, buffer)
-        saves.append(content)
-        if len(saves) == 1:
-            file.write(buffer.getvalue())
-            return
-        file.write(buffer.getvalue()[: buffer.tell() // 2])
-        file.flush()
-        time.sleep(300)
-    torch.save = save
-    run_command(train_imagenet.main, {args!r})
+SLOW_DISK = """
+import io, sys, time
+sys.path.insert(0, {repository!r})
+import torch, train_imagenet
+original, saves = torch.save, []
+def save(content, file):
+    buffer = io.BytesIO()
+    original(content, buffer)
+    saves.append(content)
+    if len(saves) == 1:
+        file.write(buffer.getvalue())
+        return
+    file.write(buffer.getvalue()[: buffer.tell() // 2])
+    file.flush()
+    time.sleep(300)
+torch.save = save
+train_imagenet.command()
 """
 
 
 def test_kill_while_a_checkpoint_is_written_leaves_the_previous_one(
-    data: Data, finished_run: Path, tmp_path: Path
+    data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "run"
+    folder, script = tmp_path / "run", tmp_path / "slow_disk.py"
     command = data.training_command(folder, "--every-steps", "8")
-    code = SLOW_DISK.format(args=[str(arg) for arg in command[1:]])
+    script.write_text(SLOW_DISK.format(repository=str(REPOSITORY)))
 
     def kill(pid: int) -> None:  # at step 19, while the second checkpoint, of step 16, is being written
         checkpoints = folder / "checkpoints"
@@ -140,9 +143,10 @@ def test_kill_while_a_checkpoint_is_written_leaves_the_previous_one(
             time.sleep(0.02)
         os.kill(pid, signal.SIGKILL)
 
-    assert interrupt(["-c", code], folder, 19, kill) == -signal.SIGKILL
+    assert interrupt([script, *command[1:]], folder, 19, kill) == -signal.SIGKILL
     assert read_checkpoint(folder / "checkpoints/last.pt")["meter"]["steps"] == 8
     assert status(folder)[0] == "running"
-    assert "after 8 of 20 steps of epoch 1" in run(*command).stdout
+    train_here(*command)
+    assert "after 8 of 20 steps of epoch 1" in capsys.readouterr().out
     assert_same_run(folder, finished_run)
     assert not list((folder / "checkpoints").glob(".*"))

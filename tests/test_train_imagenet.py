@@ -3,9 +3,6 @@
 import itertools
 import re
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,42 +17,16 @@ from rebar.config import build_config, load_config_files
 from rebar.errors import RebarError
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
-from tests.conftest import NUM_VAL, REPOSITORY, Data, read_events, run, torchrun
+from tests.conftest import NUM_VAL, REPOSITORY, Data, read_events, train_here
+from tests.processes import start, start_ranks
 
+pytestmark = pytest.mark.usefixtures("without_plots")
 ACCURACY = re.compile(r"top-1 ([\d.]+)%, top-5 ([\d.]+)%; .*top-1 ([\d.]+)%, top-5 ([\d.]+)%")
 
 
 def same_weights(a: Path, b: Path) -> bool:
     first, second = (read_checkpoint(folder / "checkpoints/last.pt")["model"] for folder in (a, b))
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def kill_in_the_middle(command: list[str | Path], folder: Path) -> None:
-    """Start a run, and send SIGKILL in the middle of its second epoch."""
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 200
-        while not any(record["epoch"] > 1 for record in _steps(folder)):
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _steps(folder: Path) -> list[dict[str, float]]:
-    return read_events(folder, "step") if (folder / "log.jsonl").exists() else []
-
-
-def train_here(*args: str | Path) -> None:
-    """Run a command of :meth:`Data.training_command` in this process."""
-    train_imagenet.main([str(arg) for arg in args[1:]])
 
 
 # ------------------------------------------------------------------ one rank
@@ -89,14 +60,6 @@ def test_learning_rate_of_every_step_equals_the_reference(finished_run: Path) ->
         assert record["train/lr"] == pytest.approx(expected, rel=1e-9)
 
 
-def test_resume_after_a_kill_gives_identical_weights(data: Data, finished_run: Path, tmp_path: Path) -> None:
-    command = data.training_command(tmp_path / "run")
-    kill_in_the_middle(command, tmp_path / "run")
-    resumed = run(*command)
-    assert "resuming after epoch 1" in resumed.stdout
-    assert same_weights(tmp_path / "run", finished_run)
-
-
 def test_rerunning_a_finished_run_changes_nothing(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--config-file", str(finished_run / "config.yaml")]
     before = (finished_run / "checkpoints/last.pt").read_bytes()
@@ -125,14 +88,16 @@ def test_evaluate_counts_every_image_once_and_equals_the_log(
 
 
 def test_progressive_resizing_with_a_step_schedule(data: Data, tmp_path: Path) -> None:
-    recipe = ["--min-res", "32", "--max-res", "96", "--end-ramp", "2", "--epochs", "3", "--use-blurpool"]
-    train_here(*data.training_command(tmp_path, *recipe, "--lr-schedule-type", "step", "--step-length", "1"))
+    recipe = ["--min-res", "8", "--max-res", "16", "--round-to", "4", "--end-ramp", "2", "--epochs", "3"]
+    steps = ["--lr-schedule-type", "step", "--step-length", "1", "--training.batch_size", "64"]
+    train_here(*data.training_command(tmp_path, *recipe, *steps, "--use-blurpool"))
     epochs = read_events(tmp_path, "epoch")
-    assert [record["train/resolution"] for record in epochs] == [32, 64, 96]
+    assert [record["train/resolution"] for record in epochs] == [8, 12, 16]
 
 
 def test_wandb_offline_writes_files(data: Data, tmp_path: Path) -> None:
-    run(*data.training_command(tmp_path, "--wandb", "--epochs", "1"), WANDB_MODE="offline")
+    process = start(data.training_command(tmp_path, "--wandb", "--max-steps", "2"), WANDB_MODE="offline")
+    assert process.wait() == 0, process.output
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
@@ -147,7 +112,7 @@ def test_reset_schedule_extends_a_run_without_a_jump(
     data: Data, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(finished_run, tmp_path / "run")
-    command = data.training_command(folder, "--epochs", "4")
+    command = data.training_command(folder, "--epochs", "4", "--log-level", "0")
     last = rates_after(folder, 39)[0]
     train_here(*command, "--reset-schedule", "--max-steps", "50")  # ends within the third epoch
     train_here(*command, "--reset-schedule")  # the same command resumes without another reset
@@ -163,12 +128,14 @@ def test_reset_schedule_extends_a_run_without_a_jump(
 def test_freeze_lr_holds_the_learning_rate(data: Data, finished_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished_run, tmp_path / "run")
     last = rates_after(folder, 39)[0]
-    train_here(*data.training_command(folder, "--epochs", "3", "--freeze-lr"))
+    train_here(*data.training_command(folder, "--epochs", "3", "--freeze-lr", "--log-level", "0"))
     assert rates_after(folder, 40) == [last] * 20
-    train_here(*data.training_command(folder, "--epochs", "5", "--freeze-lr", "0.01", "--reset-schedule"))
+    train_here(
+        *data.training_command(folder, "--epochs", "5", "--freeze-lr", "0.01", "--reset-schedule", "--log-level", "0")
+    )
     assert rates_after(folder, 60) == [0.01] * 40
     # without --freeze-lr, the schedule that was reset at epoch 3 continues, in its last third
-    train_here(*data.training_command(folder, "--epochs", "6"))
+    train_here(*data.training_command(folder, "--epochs", "6", "--log-level", "0"))
     assert 0 < rates_after(folder, 100)[-1] < rates_after(folder, 100)[0] < 0.03
 
 
@@ -197,20 +164,21 @@ def test_limits_end_a_run_with_evaluation_and_export(
 
 
 def test_dry_run_estimates_and_writes_nothing(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["--dry-run", "--max-res", "64", "--end-ramp", "1", "--price-per-hour", "3"]
+    args = ["--dry-run", "--max-res", "32", "--end-ramp", "1", "--price-per-hour", "3"]
     train_here(*data.training_command(tmp_path / "run", *args))
     shown = capsys.readouterr().out
-    assert re.search(r"images/s: [\d,]+ at 32 px, [\d,]+ at 64 px", shown)
+    assert re.search(r"images/s: [\d,]+ at 16 px, [\d,]+ at 32 px", shown)
     assert re.search(r"time: about \d+ (s|min|h)", shown)
     assert re.search(r"cost: about \$\d", shown)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_find_lr_on_two_ranks_does_not_change_the_run(data: Data, finished_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished_run, tmp_path / "run")
-    command = data.training_command(folder, "--training.batch_size", "8", "--find-lr-steps", "30")
-    shown = run(*torchrun(2, "scripts/lr_range_test.py", *command[1:])).stdout
+    args = data.training_command(folder, "--training.batch_size", "8", "--find-lr-steps", "10")[1:]
+    ranks = start_ranks(2, ["scripts/lr_range_test.py", *args])
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    shown = "".join(rank.output for rank in ranks)
     assert shown.count("lr_range_test.png") == 1  # printed by rank 0 only
     assert (folder / "lr_range_test.png").exists()
     assert same_weights(folder, finished_run)
@@ -220,15 +188,16 @@ def test_find_lr_on_two_ranks_does_not_change_the_run(data: Data, finished_run: 
 # ------------------------------------------------------------------ several ranks
 
 
-def test_two_ranks_resume_after_a_kill_and_evaluate_exactly(data: Data, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    command = torchrun(2, *data.training_command(folder, "--training.batch_size", "8"))
-    kill_in_the_middle(command, folder)  # the workers of the killed torchrun may still save within the epoch
-    assert re.search(r"resuming after (epoch 1|\d+ of 20 steps of epoch 2)", run(*command).stdout)
-
-    logged = read_events(folder, "epoch")[-1]
-    alone = ACCURACY.search(run("evaluate.py", "--checkpoint", folder, "--data", data.val).stdout)
-    three = ACCURACY.search(run(*torchrun(3, "evaluate.py", "--checkpoint", folder, "--data", data.val)).stdout)
+def test_evaluation_does_not_depend_on_the_number_of_ranks(
+    data: Data, two_ranks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged = read_events(two_ranks, "epoch")[-1]
+    command = ["evaluate.py", "--checkpoint", str(two_ranks), "--data", str(data.val)]
+    evaluate.main(command[1:])
+    alone = ACCURACY.search(capsys.readouterr().out)
+    ranks = start_ranks(3, command)
+    assert [rank.wait() for rank in ranks] == [0, 0, 0]
+    three = ACCURACY.search(ranks[0].output)
     assert alone
     assert three
     assert alone.groups() == three.groups()
@@ -240,19 +209,10 @@ def test_two_ranks_resume_after_a_kill_and_evaluate_exactly(data: Data, tmp_path
 
 
 RECIPES = sorted(path.name for path in (REPOSITORY / "rn50_configs").glob("*.yaml"))
-ALWAYS_TESTED = {"demo.yaml", "g5_1gpu.yaml", "mosaicml_medium.yaml", "rsb_a2.yaml"}  # the others: nightly
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        pytest.param(name, marks=() if name in ALWAYS_TESTED else pytest.mark.nightly)
-        for name in RECIPES
-        if not name.endswith("_base.yaml")
-    ],
-)
-def test_recipe_trains(recipe: str, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Train one epoch of every recipe, with fewer and smaller images only."""
+def train_recipe(recipe: str, data: Data, folder: Path, *args: str) -> None:
+    """Train a recipe with fewer and smaller images only."""
     small = [  # at 16 px, oneDNN 3.12 leaves parts of a bf16 gradient uninitialized (3x3 kernel, one pixel)
         "--min-res=24",
         "--max-res=24",
@@ -260,12 +220,28 @@ def test_recipe_trains(recipe: str, data: Data, tmp_path: Path, capsys: pytest.C
         "--validation.final_resolutions=24",
         "--training.batch_size=64",
         "--num-workers=1",
+        "--epochs=1",
+        "--model.num_classes=0",
     ]
-    paths = [f"--data.train_dataset={data.train}", f"--data.val_dataset={data.val}", f"--logging.folder={tmp_path}"]
-    recipe_file = REPOSITORY / "rn50_configs" / recipe
-    train_imagenet.main(["--config-file", str(recipe_file), *small, *paths, "--epochs=1", "--model.num_classes=0"])
+    paths = [f"--data.train_dataset={data.train}", f"--data.val_dataset={data.val}", f"--logging.folder={folder}"]
+    train_imagenet.main(["--config-file", str(REPOSITORY / "rn50_configs" / recipe), *small, *paths, *args])
+
+
+@pytest.mark.parametrize("recipe", ["demo.yaml", "g5_1gpu.yaml", "mosaicml_medium.yaml", "rsb_a2.yaml"])
+def test_recipe_trains_a_small_model(
+    recipe: str, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_recipe(recipe, data, tmp_path, "--arch=resnet20", "--training.precision=32", "--max-steps=2")
+    assert len(read_events(tmp_path, "end")) == 1
+    assert "finished" in capsys.readouterr().out
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.endswith("_base.yaml")])
+def test_recipe_trains_an_epoch(recipe: str, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_recipe(recipe, data, tmp_path)
     (end,) = read_events(tmp_path, "end")
-    arch = build_config(TrainConfig, load_config_files([recipe_file])).model.arch
+    arch = build_config(TrainConfig, load_config_files([REPOSITORY / "rn50_configs" / recipe])).model.arch
     parameters = {"resnet20": 272_474, "resnet50": 23_528_522, "resnet10_small": 1_228_970}
     assert end["parameters"] == parameters[arch]
     assert "finished" in capsys.readouterr().out
@@ -300,7 +276,7 @@ def truncated_beton(data: Data, tmp_path: Path) -> list[str | Path]:
         (lambda data, tmp_path: ["--epoch", "3"], "--epochs"),
         (lambda data, tmp_path: ["--batch-size"], "--batch-size"),
         (lambda data, tmp_path: ["--min-res", "0"], "--min-res"),
-        (lambda data, tmp_path: ["--max-res", "16"], "[config-conflict]"),
+        (lambda data, tmp_path: ["--max-res", "12"], "[config-conflict]"),
         (lambda data, tmp_path: ["--training.batch_size", "100000"], "batch size"),
         (lambda data, tmp_path: ["--arch", "resnet51"], "resnet50"),
         (lambda data, tmp_path: ["--config-file", tmp_path / "my.yaml"], "my.yaml"),
@@ -338,7 +314,8 @@ def test_corrupt_image_ends_the_run_or_is_replaced_and_counted(
     with damaged.open("r+b") as file:
         file.seek(int(beton.offsets[7]) + 200)
         file.write(bytes(60))
-    args = data.training_command(tmp_path / "run", "--train-dataset", str(damaged), "--epochs", "1")
+    few_steps = ["--epochs", "1", "--training.batch_size", "64"]
+    args = data.training_command(tmp_path / "run", "--train-dataset", str(damaged), *few_steps)
     with pytest.raises(RebarError, match="sample 7"):
         train_here(*args)
     train_here(*args, "--on-error", "replace")
@@ -348,8 +325,9 @@ def test_corrupt_image_ends_the_run_or_is_replaced_and_counted(
 
 
 def test_training_runs_without_libturbojpeg(data: Data, tmp_path: Path) -> None:
-    command = data.training_command(tmp_path, "--epochs", "1")
-    run(*command, TURBOJPEG_LIBRARY="/nowhere/libturbojpeg.so")
+    command = data.training_command(tmp_path, "--max-steps", "2")
+    process = start(command, TURBOJPEG_LIBRARY="/nowhere/libturbojpeg.so")
+    assert process.wait() == 0, process.output
 
 
 def test_data_and_run_folder_have_defaults(
@@ -359,5 +337,5 @@ def test_data_and_run_folder_have_defaults(
     tiny = ["train_imagenet.py", "--config-file", REPOSITORY / "rn50_configs/tiny.yaml"]
     assert "WRITE_DIR" in error_line(*tiny, capsys=capsys)
     monkeypatch.setenv("WRITE_DIR", str(data.folder))
-    train_imagenet.main([str(arg) for arg in [*tiny[1:], "--epochs", "1"]])
+    train_imagenet.main([str(arg) for arg in [*tiny[1:], "--max-steps", "1"]])
     assert (tmp_path / "runs/tiny/checkpoints/last.pt").is_file()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+import evaluate
 from rebar.beton.sidecar import sidecar_path
-from tests.conftest import Data, read_events, run, torchrun
-
-pytestmark = pytest.mark.slow
+from tests.conftest import Data, read_events
+from tests.processes import start, start_ranks
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,10 @@ def trained(data: Data, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("runs") / "on_source"
     args = ["--config-file", "rn50_configs/tiny.yaml", "--epochs", "1", "--logging.folder", folder]
     datasets = ["--data.train_dataset", data.tree, "--data.val_dataset", data.tree, "--training.batch_size", "32"]
-    done = run(*torchrun(2, "train_imagenet.py", *args, *datasets), REBAR_CACHE=str(cache))
-    assert done.stdout.count("writing   ") == 2  # once per split, by either rank
+    ranks = start_ranks(2, ["train_imagenet.py", *args, *datasets], REBAR_CACHE=str(cache))
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].output
+    printed = "".join(rank.output for rank in ranks)
+    assert printed.count("writing   ") == 2  # once per split, by either rank
     return folder
 
 
@@ -37,10 +39,14 @@ def test_training_on_an_image_folder_completes(trained: Path, data: Data) -> Non
     assert str(data.tree) in (trained / "config.yaml").read_text()
 
 
-def test_evaluate_reuses_the_cached_beton(trained: Path, data: Data, cache: Path) -> None:
-    done = run("evaluate.py", "--checkpoint", trained, "--data", data.tree, REBAR_CACHE=str(cache))
-    assert "writing   " not in done.stdout
-    assert "210 images" in done.stdout
+def test_evaluate_reuses_the_cached_beton(
+    trained: Path, data: Data, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REBAR_CACHE", str(cache))
+    evaluate.main(["--checkpoint", str(trained), "--data", str(data.tree)])
+    shown = capsys.readouterr().out
+    assert "writing   " not in shown
+    assert "210 images" in shown
     assert len(list(cache.glob("*.beton"))) == 2
 
 
@@ -48,21 +54,22 @@ def test_unusable_source_stops_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     args = ["--config-file", "rn50_configs/tiny.yaml", "--data.train_dataset", tmp_path / "empty"]
     where = ["--data.val_dataset", tmp_path / "empty", "--logging.folder", tmp_path / "run"]
-    done = run(*torchrun(2, "train_imagenet.py", *args, *where), expect=None, REBAR_CACHE=str(tmp_path / "cache"))
-    assert done.returncode != 0
-    assert f"{tmp_path}/empty" in done.stderr
-    assert "[source-empty]" in done.stderr
+    ranks = start_ranks(2, ["train_imagenet.py", *args, *where], REBAR_CACHE=str(tmp_path / "cache"))
+    assert [rank.wait() for rank in ranks] == [1, 1]
+    printed = "".join(rank.output for rank in ranks)
+    assert f"{tmp_path}/empty" in printed
+    assert "[source-empty]" in printed
     assert not (tmp_path / "run").exists()
     assert not list((tmp_path / "cache").glob("*.beton"))
 
 
 def test_use_hf_requests_imagenet_1k(tmp_path: Path) -> None:
     """Only the request is tested: there is no server at this address."""
-    done = run(
-        "train_imagenet.py", "--config-file", "rn50_configs/tiny.yaml", "--use-hf", "--data-subset", "small",
-        "--logging.folder", tmp_path / "run", expect=1,
-        REBAR_CACHE=str(tmp_path / "cache"), HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hf"),
-    )  # fmt: skip
-    assert "writing   hf:imagenet-1k (train, subset small)" in done.stdout
-    assert "http://127.0.0.1:9" in done.stderr
-    assert "[hub-unreachable]" in done.stderr
+    options = ["--config-file", "rn50_configs/tiny.yaml", "--use-hf", "--data-subset", "small"]
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
+    command = ["train_imagenet.py", *options, "--logging.folder", tmp_path / "run"]
+    process = start(command, REBAR_CACHE=str(tmp_path / "cache"), **hub)
+    assert process.wait() == 1
+    assert "writing   hf:imagenet-1k (train, subset small)" in process.output
+    assert "http://127.0.0.1:9" in process.output
+    assert "[hub-unreachable]" in process.output

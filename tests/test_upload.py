@@ -10,9 +10,12 @@ import pytest
 
 import train_imagenet
 from rebar.errors import RebarError
-from tests.conftest import Data, read_events, run
-from tests.test_resume import assert_same_run, interrupt, send
+from tests.conftest import Data, read_events
+from tests.processes import interrupt, send, start
+from tests.test_resume import assert_same_run
 from tests.training.s3_server import BUCKET, KEY_ID, S3, SECRET, s3_server
+
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 @pytest.fixture(scope="module")
@@ -63,25 +66,25 @@ def test_resume_on_the_next_machine_gives_identical_results(
 ) -> None:
     upload = ["--upload", f"s3://{BUCKET}/some/prefix"]
     first, second = tmp_path / "machine1/mine", tmp_path / "machine2/mine"
-    assert interrupt(data.training_command(first, *upload), first, 27, send(signal.SIGTERM), **s3.variables) == 75
+    assert interrupt(data.training_command(first, *upload), first, 22, send(signal.SIGTERM), **s3.variables) == 75
     stopped = s3.manifest("some/prefix/mine")
     assert stopped["epoch"] == 1
-    assert stopped["step"] > 27
+    assert stopped["step"] > 22
     assert_uploaded(s3, "some/prefix/mine", first)
     assert json.loads(s3.read("some/prefix/mine/status.json"))["exit_code"] == 75
 
     shutil.rmtree(first)
-    done = run(*data.training_command(second, *upload), **s3.variables)
-    assert f"fetched   s3://{BUCKET}/some/prefix/mine/checkpoints/" in done.stdout
-    assert f"after {stopped['step'] - 20} of 20 steps of epoch 2" in done.stdout
+    resumed = start(data.training_command(second, *upload), **s3.variables)
+    assert resumed.wait() == 0, resumed.output
+    assert f"fetched   s3://{BUCKET}/some/prefix/mine/checkpoints/" in resumed.output
+    assert f"after {stopped['step'] - 20} of 20 steps of epoch 2" in resumed.output
     assert_same_run(second, finished_run)
     assert_uploaded(s3, "some/prefix/mine", second)
     assert s3.manifest("some/prefix/mine")["step"] == 40
     assert s3.read("some/prefix/mine/report.html") == (second / "report.html").read_bytes()
-    assert_no_secret(second, done.stdout, done.stderr)
+    assert_no_secret(second, resumed.output)
 
 
-@pytest.mark.slow
 def test_upload_rejects_a_run_that_another_machine_continued(
     s3: S3, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +107,6 @@ def test_upload_rejects_a_run_that_another_machine_continued(
     assert_uploaded(s3, "run", tmp_path / "d/run", "last.pt")
 
 
-@pytest.mark.slow
 def test_resume_from_a_file_continues_the_uploaded_run_on_another_machine(
     s3: S3, data: Data, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +123,6 @@ def test_resume_from_a_file_continues_the_uploaded_run_on_another_machine(
     assert_uploaded(s3, "begun", tmp_path / "c/begun", "last.pt")
 
 
-@pytest.mark.slow
 def test_resume_uses_the_previous_checkpoint_if_the_uploaded_one_is_damaged(
     s3: S3, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,7 @@ def test_banner_of_a_dry_run_equals_that_of_the_run(
     command = data.training_command(tmp_path / "run", *args, "--dry-run")
     facts, warnings = banner(capsys, *command)
     assert facts["model"] == "resnet20, 272,474 parameters"
-    assert facts["recipe"].startswith("2 epochs, 32 px, sgd, cyclic lr 0.05")
+    assert facts["recipe"].startswith("2 epochs, 16 px, sgd, cyclic lr 0.05")
     assert "checkpoint.spot_poll_seconds = 2.0 has no effect" in warnings
     assert "the learning rate 0.05 is not scaled to the global batch of 16" in warnings
     assert "training.find_lr_steps" in warnings
@@ -48,7 +48,7 @@ def test_banner_shows_recipe_and_time_estimate(data: Data, tmp_path: Path, capsy
 
     facts, _ = banner(capsys, *command, "--max-steps", "14")  # a resumed run has a measured speed
     assert re.fullmatch(
-        r"about \d+ s left, without evaluation, at the [\d,]+ images/s measured before at 32 px",
+        r"about \d+ s left, without evaluation, at the [\d,]+ images/s measured before at 16 px",
         facts["time"],
     )
 

@@ -10,7 +10,8 @@ import pytest
 
 from rebar.errors import RebarError
 from rebar.training.distributed import join_world
-from tests.conftest import free_port, run, torchrun
+from tests.conftest import run, torchrun
+from tests.processes import free_port
 
 
 @pytest.mark.parametrize(
