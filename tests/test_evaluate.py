@@ -44,6 +44,7 @@ def test_both_evaluates_at_224_and_256_px(
 ) -> None:
     few = tmp_path / "few.beton"
     write_dataset.main(["--split=val", f"--data-dir={data.tree}", f"--write-path={few}", "--subset=8"])
+    capsys.readouterr()
     evaluate.main(["--checkpoint", str(finished_run), "--data", str(few), "--both"])
     lines = capsys.readouterr().out.splitlines()
     assert [re.search(r"at (\d+) px", line).group(1) for line in lines] == ["224", "256"]  # type: ignore[union-attr]
