@@ -17,7 +17,7 @@ train.beton.report.json, lists irregular and bad images. After an interruption, 
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,22 +25,23 @@ from typing import Literal
 from rebar.beton import Estimate, ImagePolicy, Source, WriteReport, read_sidecar, write_beton
 from rebar.beton.inspect import COMMANDS, is_inspect_command
 from rebar.beton.inspect import main as inspect
-from rebar.beton.partial_file import journal_path
+from rebar.beton.partial_file import journal_path, partial_path
 from rebar.beton.selection import Selection, select_shard, shard_path
 from rebar.beton.write_report import report_path
-from rebar.cli import run_command
+from rebar.cli import Terminated, raise_terminated, run_command, warn
 from rebar.config import option, parse_config, section
 from rebar.errors import RebarError
 from rebar.sources import Request, open_source
+from rebar.storage.files import check_writable
 
 
 @dataclass(frozen=True)
 class WriterSection:
     """The images to write, the target file, and how images are stored."""
 
-    dataset: Literal["auto", "imagenet", "hf", "s3", "beton", "tar", "webdataset", "parquet", "folder", "flat"] = (
-        option("auto", help="kind of source; auto and imagenet detect it")
-    )
+    dataset: Literal[
+        "auto", "imagenet", "hf", "s3", "beton", "tar", "webdataset", "parquet", "arrow", "folder", "flat"
+    ] = option("auto", help="kind of source; auto and imagenet detect it")
     split: Literal["train", "val"] = option(required=True, help="train is shuffled, val keeps the order of the source")
     data_dir: str = option("", help="folder, tar, shards, .beton, hf:NAME or s3://...; default: $IMAGENET_DIR")
     labels: str = option("", help="list of labels for images without class folders; default: search near the images")
@@ -100,7 +101,12 @@ def main(argv: Sequence[str]) -> None:
     location = require_path("--data-dir", config.data_dir, "IMAGENET_DIR")
     target = find_target(require_path("--write-path", config.write_path, "WRITE_DIR"), config.split, config.shard)
     check_target(target, overwrite=config.overwrite)
+    with raise_terminated(), print_resume_hint(target):
+        write(config, location, target)
 
+
+def write(config: WriterSection, location: str, target: Path) -> None:
+    """Write the images at ``location`` to ``target``."""
     selection = Selection(
         subset=config.subset,
         max_classes=config.max_classes or None,
@@ -108,6 +114,7 @@ def main(argv: Sequence[str]) -> None:
         shuffle=config.split == "train",
         seed=config.seed,
     )
+    selection.validate()
     print(f"source    {location}", flush=True)
     request = Request(location, config.split, config.labels, config.image_key, selection.max_images)
     kind, source = open_source(request, config.dataset)
@@ -115,8 +122,7 @@ def main(argv: Sequence[str]) -> None:
     source, order = selection.apply(source)
     if config.shard:
         order = select_shard(order, config.shard)
-    if config.split == "val":
-        check_classes(location, source, target.with_name("train.beton"))
+    check_classes(location, source, target, config.split)
     policy = ImagePolicy(
         max_resolution=config.max_resolution,
         limit_side=config.limit_side,
@@ -129,23 +135,27 @@ def main(argv: Sequence[str]) -> None:
     )
     num_workers = config.num_workers or len(os.sched_getaffinity(0))
 
-    print(f"images    {len(order):,} of {num_found:,} in {len(source.class_names):,} classes ({kind})")
+    print(f"images    {len(order):,} of {num_found:,} in {count(len(source.class_names), 'class', 'classes')} ({kind})")
     print(f"stored    {describe_policy(policy)}")
     print(f"order     {'shuffled' if config.split == 'train' else 'as in the source'}, seed {config.seed}")
-    print(f"target    {target}, {num_workers} worker processes", flush=True)
-    with print_resume_hint(target):
-        report = write_beton(
-            source,
-            target,
-            policy=policy,
-            order=order,
-            on_bad_image=config.on_bad_image,
-            num_workers=num_workers,
-            chunk_size=config.chunk_size,
-            restart=config.restart,
-            on_estimate=print_estimate,
-        )
+    print(f"target    {target}, {count(num_workers, 'worker process', 'worker processes')}", flush=True)
+    report = write_beton(
+        source,
+        target,
+        policy=policy,
+        order=order,
+        on_bad_image=config.on_bad_image,
+        num_workers=num_workers,
+        chunk_size=config.chunk_size,
+        restart=config.restart,
+        on_estimate=print_estimate,
+    )
     print_report(report, config.split)
+
+
+def count(number: int, singular: str, plural: str) -> str:
+    """Return a number with its noun."""
+    return f"{number:,} {singular if number == 1 else plural}"
 
 
 def require_path(flag: str, value: str, variable: str) -> str:
@@ -175,7 +185,7 @@ def find_target(write_path: str, split: str, shard: str = "") -> Path:
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
-    """Raise RebarError if the target exists and may not be replaced."""
+    """Raise RebarError if the target cannot be written, or exists and may not be replaced."""
     if target.is_dir():
         raise RebarError(f"{target} is a folder. Give the path of a file.", code="write-target-invalid")
     if target.exists() and not overwrite:
@@ -183,20 +193,27 @@ def check_target(target: Path, *, overwrite: bool) -> None:
             f"{target} already exists. Add --overwrite to replace it, or give another path.",
             code="write-target-exists",
         )
+    check_writable(target)
 
 
-def check_classes(location: str, source: Source, train_file: Path) -> None:
-    """Raise RebarError if an existing training file has other classes than the source."""
-    sidecar = read_sidecar(train_file) if train_file.exists() else None
+def check_classes(location: str, source: Source, target: Path, split: str) -> None:
+    """Compare the classes of a source with an existing file of the other split next to the target.
+
+    Raises RebarError if train.beton has other classes; warns if val.beton does, because it may be written next.
+    """
+    other = target.with_name("train.beton" if split == "val" else "val.beton")
+    sidecar = read_sidecar(other) if other.exists() else None
     if sidecar is None or list(sidecar.class_names) == list(source.class_names):
         return
     differing = sorted(set(sidecar.class_names) ^ set(source.class_names))
     shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
-    raise RebarError(
-        f"{location}: its {len(source.class_names)} classes differ from the {len(sidecar.class_names)} of {train_file} "
-        f"(differing: {shown}), so their labels are incompatible. Give the matching source, or write elsewhere.",
-        code="beton-classes-differ",
+    message = (
+        f"{location}: its {len(source.class_names)} classes differ from the {len(sidecar.class_names)} of {other} "
+        f"(differing: {shown}), so their labels are incompatible. Give the matching source, or write elsewhere."
     )
+    if split == "val":
+        raise RebarError(message, code="beton-classes-differ")
+    warn(message)
 
 
 def describe_policy(policy: ImagePolicy) -> str:
@@ -230,12 +247,15 @@ def print_estimate(expected: Estimate) -> None:
 
 @contextmanager
 def print_resume_hint(target: Path) -> Iterator[None]:
-    """After Ctrl-C, print how to resume."""
+    """After Ctrl-C or a signal, print what is kept and how to resume."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
+        kept = "nothing is written yet"
         if journal_path(target).exists():
-            print("the pages written so far are kept: the same command resumes", file=sys.stderr)
+            kept = f"the pages written so far are kept in {partial_path(target)}: the same command resumes"
+        with suppress(OSError):  # the terminal may be gone
+            print(kept, file=sys.stderr, flush=True)
         raise
 
 
@@ -257,7 +277,7 @@ def print_report(report: WriteReport, split: str) -> None:
         print(f"bad       {len(tally.repaired):,} repaired, {len(tally.skipped):,} skipped")
     if report.omitted:
         print(f"omitted   {', '.join(f'{count:,} x {kind}' for kind, count in report.omitted.items())}")
-    if tally.counts or tally.repaired or tally.skipped or report.omitted:
+    if tally.counts or tally.repaired or tally.skipped:
         print(f"          listed in {report_path(report.path)}")
     train, val = (report.path.with_name(f"{name}.beton") for name in ("train", "val"))
     if report.path not in (train, val):

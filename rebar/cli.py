@@ -3,11 +3,12 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,6 +45,32 @@ def note(message: str) -> None:
     """Print a note to stderr, on rank 0 only."""
     if _rank() == 0:
         print(f"note: {_escape_lines(message)}", file=sys.stderr, flush=True)
+
+
+class Terminated(BaseException):
+    """A signal that asks the process to end; ``signal_number`` is its number."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+@contextmanager
+def raise_terminated() -> Iterator[None]:
+    """Raise :class:`Terminated` in the block for SIGTERM and SIGHUP, unless they are ignored, as with ``nohup``."""
+
+    def handle(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # until the block has cleaned up
+        raise Terminated(number)
+
+    handled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def scan_bar(description: str, total: int | None, unit: str) -> "tqdm[None]":
@@ -87,6 +114,8 @@ def _wait_for_torchrun() -> None:
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run ``main(argv)`` and exit with status 0, 1 after a :class:`RebarError`, or 130 after Ctrl-C.
 
+    After :class:`Terminated`, the status is 128 plus the number of the signal.
+
     With ``--debug`` on the command line, the traceback is printed as well.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -107,4 +136,8 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
+    except Terminated as error:
+        with suppress(OSError):  # the terminal may be gone
+            print(f"ended by {signal.Signals(error.signal_number).name}", file=sys.stderr, flush=True)
+        sys.exit(128 + error.signal_number)
     sys.exit(0)

@@ -1,12 +1,14 @@
 """``run_command``: exit status and output after success, errors, Ctrl-C and unexpected exceptions."""
 
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from rebar.cli import CommandParser, run_command, warn
+from rebar.cli import CommandParser, raise_terminated, run_command, warn
 from rebar.errors import RebarError
 
 
@@ -55,6 +57,46 @@ def test_run_command_reports_the_error_to_torchrun(
     failure = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(tmp_path / "error.json"))
     error = ChildFailedError("train_imagenet.py", {0: failure})
     assert "error: cannot do ['a'] [disk-full]" in str(error)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_run_command_exits_with_the_status_of_a_signal(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end_itself(argv: Sequence[str]) -> None:
+        with raise_terminated():
+            os.kill(os.getpid(), number)
+            signal.pause()
+
+    status, printed = run(end_itself, capsys=capsys)
+    assert status == 128 + number
+    assert number.name in printed
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with raise_terminated():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_second_signal_does_not_interrupt_the_cleanup(capsys: pytest.CaptureFixture[str]) -> None:
+    def end_itself(argv: Sequence[str]) -> None:
+        with raise_terminated():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.pause()
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                cleaned_up.append(True)
+
+    cleaned_up: list[bool] = []
+    status, _ = run(end_itself, capsys=capsys)
+    assert (status, cleaned_up) == (128 + signal.SIGTERM, [True])
 
 
 def test_errors_and_warnings_escape_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

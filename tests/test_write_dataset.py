@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,8 @@ def test_missing_paths_name_option_and_variable(imagenet: Path) -> None:
     ("options", "code"),
     [
         (["--subset", "10"], "selection-too-large"),
+        (["--subset", "ten", "--max-classes", "2", "--data-dir", "absent"], "subset-invalid"),
+        (["--write-path", "/proc/a.beton", "--data-dir", "absent"], "file-not-writable"),
         (["--shard", "3/3"], "shard-invalid"),
         (["--data-dir", "absent"], "source-not-found"),
         (["--write-path", "absent/a.beton"], "write-target-invalid"),
@@ -207,6 +210,35 @@ def test_val_must_have_the_classes_of_train(imagenet: Path, tmp_path: Path) -> N
     assert "n0, n1, n2, n9" in str(error)
 
 
+def test_train_with_other_classes_than_val_warns(
+    imagenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("--split", "val", "--data-dir", imagenet, "--write-path", tmp_path)
+    assert "differ" not in capsys.readouterr().err
+    write("--split", "train", "--data-dir", imagenet, "--write-path", tmp_path, "--max-classes", 2)
+    assert "classes differ from the 3" in capsys.readouterr().err
+
+
+def test_counts_have_the_right_number_of_nouns(
+    imagenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("--split", "val", "--data-dir", imagenet, "--write-path", tmp_path, "--max-classes", 1, "--num-workers", 1)
+    printed = capsys.readouterr().out
+    assert "1 class (" in printed
+    assert "1 worker process\n" in printed
+
+
+def test_hidden_files_are_printed_and_in_the_report(
+    imagenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(imagenet / "val", tmp_path / "val")
+    (tmp_path / "val" / "n0" / "._0.JPEG").write_bytes(b"macOS")
+    write("--split", "val", "--data-dir", tmp_path, "--write-path", tmp_path)
+    assert "1 x hidden file or folder" in capsys.readouterr().out
+    report = json.loads((tmp_path / "val.beton.report.json").read_text())
+    assert report["omitted"] == {"hidden file or folder": 1}
+
+
 def processes_of_session(session: int) -> list[psutil.Process]:
     """Return the running processes of a session, without zombies."""
     found = []
@@ -217,7 +249,8 @@ def processes_of_session(session: int) -> list[psutil.Process]:
     return found
 
 
-def test_ctrl_c_stops_all_processes_and_keeps_the_written_pages(imagenet: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_stops_all_processes_and_keeps_the_written_pages(number: signal.Signals, tmp_path: Path) -> None:
     """Signals every process of the group at once, as a terminal does."""
     images = tmp_path / "images"
     (images / "a").mkdir(parents=True)
@@ -240,10 +273,11 @@ def test_ctrl_c_stops_all_processes_and_keeps_the_written_pages(imagenet: Path, 
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=20)  # returns once all processes have exited
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Traceback" not in stderr
+    assert str(out / ".train.beton.partial") in stderr
     assert "the same command resumes" in stderr
     assert {path.name for path in out.iterdir()} == {".train.beton.partial", ".train.beton.journal"}
     deadline = time.monotonic() + 5

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import cv2
 import numpy as np
@@ -13,8 +12,9 @@ from rebar.beton.images import decode_image
 from rebar.beton.reader import BetonFile
 from rebar.beton.sidecar import read_sidecar
 from rebar.beton.verify import measure_stats, verify
+from rebar.cli import CommandParser
 from rebar.errors import RebarError
-from rebar.storage.files import atomic_write
+from rebar.storage.files import atomic_write, check_writable
 
 COMMANDS = ("--verify", "--info", "--stats")
 TILE = 160
@@ -96,12 +96,6 @@ def _draw_caption(sheet: np.ndarray, text: str, bottom: int, left: int) -> None:
     cv2.putText(sheet, shown, (left, bottom), font, size, (0, 0, 0), 1, cv2.LINE_AA)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        usage = f"write_dataset.py {'|'.join(COMMANDS)} --help"
-        raise RebarError(f"command line: {message}. See {usage}.", code="inspect-usage")
-
-
 def is_inspect_command(argv: Sequence[str]) -> bool:
     """Return whether a command line contains one of COMMANDS."""
     return any(argument.partition("=")[0] in COMMANDS for argument in argv)
@@ -109,12 +103,13 @@ def is_inspect_command(argv: Sequence[str]) -> bool:
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line. Raises RebarError."""
-    parser = _Parser(prog="write_dataset.py", allow_abbrev=False, description="Inspect a .beton file.")
+    parser = CommandParser(prog="write_dataset.py", allow_abbrev=False, description="Inspect a .beton file.")
     command = parser.add_mutually_exclusive_group(required=True)
     command.add_argument("--verify", metavar="FILE", type=Path, help="check every page, offset, label and image")
     command.add_argument("--info", metavar="FILE", type=Path, help="describe the file, and draw a contact sheet as PNG")
     command.add_argument("--stats", metavar="FILE", type=Path, help="channel mean and standard deviation, as JSON")
     parser.add_argument("--out", metavar="PATH", type=Path, help="path of the PNG or JSON; default: next to FILE")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing PNG or JSON")
     parser.add_argument("--num-workers", type=int, default=0, help="threads; 0: one per core")
     return parser.parse_args(argv)
 
@@ -125,13 +120,21 @@ def main(argv: Sequence[str]) -> None:
     if options.verify:
         _verify(options.verify, options.num_workers)
     elif options.info:
-        _info(options.info, options.out or _append_suffix(options.info, ".png"))
+        _info(options.info, _find_output(options, options.info, ".png"))
     else:
-        _stats(options.stats, options.out or _append_suffix(options.stats, ".stats.json"), options.num_workers)
+        _stats(options.stats, _find_output(options, options.stats, ".stats.json"), options.num_workers)
 
 
-def _append_suffix(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
+def _find_output(options: argparse.Namespace, path: Path, suffix: str) -> Path:
+    """Return the path of the PNG or JSON. Raises RebarError if it exists or cannot be written."""
+    out: Path = options.out or path.with_name(path.name + suffix)
+    if out.exists() and not options.overwrite:
+        raise RebarError(
+            f"{out} already exists. Add --overwrite to replace it, or give another path with --out.",
+            code="write-target-exists",
+        )
+    check_writable(out)
+    return out
 
 
 def _verify(path: Path, num_threads: int) -> None:

@@ -7,7 +7,6 @@ Volumes restored from snapshots and network disks are much faster with many conc
 the sidecar's checksums when they are read; the copy is then read back from disk and verified.
 """
 
-import argparse
 import os
 import zlib
 from collections import deque
@@ -21,7 +20,7 @@ import numpy as np
 from rebar.beton.format import BetonError
 from rebar.beton.sidecar import Checksums, beton_changed, read_sidecar, sidecar_path
 from rebar.beton.write_report import report_path
-from rebar.cli import run_command
+from rebar.cli import CommandParser, run_command
 from rebar.errors import RebarError
 from rebar.storage.block_copy import copy_blocks, run_in_threads
 from rebar.storage.files import atomic_write, write_error
@@ -208,7 +207,7 @@ def list_copies(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
 def main(argv: Sequence[str]) -> None:
     """Copy the files given on the command line."""
-    parser = argparse.ArgumentParser(prog="stage_dataset.sh", description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(prog="stage_dataset.sh", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", type=Path, help="a .beton file, or a folder of them")
     parser.add_argument("target", type=Path, help="target folder; created if missing")
     parser.add_argument("--num-workers", type=int, default=DEFAULT_WORKERS, help="concurrent reads (%(default)s)")

@@ -58,7 +58,7 @@ class ByteRanges:
     """Bytes, int64 ``[n]``, as are ``sizes``."""
     sizes: np.ndarray
     omitted: Mapping[str, int] = field(default_factory=dict)
-    """See :class:`rebar.beton.selection.OmittingSource`."""
+    """See :class:`rebar.beton.images.OmittingSource`."""
 
     @staticmethod
     def from_members(

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rebar.beton.encode import ImagePolicy
-from rebar.beton.partial_file import JobMismatchError
+from rebar.beton.partial_file import JobMismatchError, journal_path, partial_path
 from rebar.beton.selection import Selection
 from rebar.beton.writer import write_beton
 from rebar.errors import RebarError
@@ -69,8 +70,19 @@ def _write(location: str, split: Split, selection: Selection, policy: ImagePolic
     )
     try:
         write()
-    except JobMismatchError:  # an unfinished file of another software version, or of the source before it changed
-        write(restart=True)
+    except JobMismatchError:  # of another software version, or of the source before it changed
+        kept = _set_aside(target)
+        print(f"kept      {kept}, an unfinished file of another version or source; it can be deleted", flush=True)
+        write()
+
+
+def _set_aside(target: Path) -> Path:
+    """Rename the unfinished file and its journal, which this process did not create; return the new path."""
+    partial, journal = partial_path(target), journal_path(target)
+    number = next(n for n in itertools.count(1) if not partial.with_name(f"{partial.name}.{n}").exists())
+    for path in (journal, partial):
+        path.replace(path.with_name(f"{path.name}.{number}"))
+    return partial.with_name(f"{partial.name}.{number}")
 
 
 def _cache_path(location: str, split: Split, selection: Selection, policy: ImagePolicy) -> Path:

@@ -1,25 +1,43 @@
 """Sources on disk: class folders, images with a list of labels, and betons."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rebar.beton.format import MODE_RAW
 from rebar.beton.reader import BetonFile
+from rebar.cli import scan_bar
 from rebar.errors import RebarError
 from rebar.sources.byte_ranges import PackedNames, index_classes
 from rebar.sources.labels import find_labels
-from rebar.sources.layout import EXTENSIONS, is_hidden, is_image
+from rebar.sources.layout import (
+    HIDDEN,
+    NOT_AN_IMAGE,
+    OUTSIDE,
+    check_class_folders,
+    is_hidden,
+    is_image,
+    without_classes_error,
+)
 
 
 class LabeledFiles:
     """The image files ``names`` below ``root``; ``labels`` are indices into ``class_names``."""
 
-    def __init__(self, root: Path, class_names: Sequence[str], names: Iterable[str], labels: np.ndarray) -> None:
+    def __init__(
+        self,
+        root: Path,
+        class_names: Sequence[str],
+        names: Iterable[str],
+        labels: np.ndarray,
+        omitted: Mapping[str, int],
+    ) -> None:
         self.root = root
         self.class_names = list(class_names)
+        self.omitted = dict(omitted)
         self._names = PackedNames(names)
         self._labels = np.asarray(labels, np.int32)
 
@@ -51,22 +69,25 @@ class ImageFolder(LabeledFiles):
 
     def __init__(self, root: Path | str) -> None:
         root = Path(root)
+        omitted: Counter[str] = Counter()
         try:
-            folders, images = _list_folder(root)
+            folders, outside = _list_folder(root, omitted)
             if not folders:
-                raise _no_class_folders(root, images)
+                raise _no_class_folders(root, outside)
             names: list[str] = []
             counts: list[int] = []
-            for folder in folders:
-                found = sorted(_walk(folder.path, ""))
-                names += [subfolder + name for subfolder, name in found]
-                counts.append(len(found))
+            with scan_bar(f"scanning {root}", len(folders), "classes") as bar:
+                for folder in folders:
+                    found = sorted(_walk(folder.path, "", omitted))
+                    names += [subfolder + name for subfolder, name in found]
+                    counts.append(len(found))
+                    bar.update()
         except OSError as error:
             raise _unreadable(error, root) from None
         class_names = [folder.name for folder in folders]
-        if 0 in counts:
-            raise _empty_class_folders(root, class_names, counts)
-        super().__init__(root, class_names, names, np.repeat(np.arange(len(counts)), counts))
+        check_class_folders(str(root), class_names, counts, [image.name for image in outside])
+        omitted[OUTSIDE] += len(outside)
+        super().__init__(root, class_names, names, np.repeat(np.arange(len(counts)), counts), omitted)
 
     def name(self, index: int) -> str:
         """Return the path of the image file."""
@@ -78,32 +99,43 @@ def open_flat_folder(folder: Path, labels: str = "") -> LabeledFiles:
 
     ``labels`` is the path of a list of labels; by default, a list near the folder is used. Raises RebarError.
     """
-    names = sorted(name for name in os.listdir(folder) if is_image(name))
+    omitted: Counter[str] = Counter()
+    names = [image.name for image in _list_folder(folder, omitted)[1]]
     if not names:
         raise RebarError(f"{folder}: contains no images. Give a folder of images.", code="source-empty")
     found = find_labels(folder, labels)
     pairs = sorted(zip(found.look_up(names, str(folder)), names, strict=True))
     class_names = found.class_names
     label_numbers = index_classes([synset for synset, _ in pairs], class_names)
-    return LabeledFiles(folder, class_names, (name for _, name in pairs), label_numbers)
+    return LabeledFiles(folder, class_names, (name for _, name in pairs), label_numbers, omitted)
 
 
-def _list_folder(folder: Path | str) -> tuple[list["os.DirEntry[str]"], list["os.DirEntry[str]"]]:
-    """Return the subfolders and the images of a folder, each sorted by name."""
+def _list_folder(
+    folder: Path | str, omitted: Counter[str]
+) -> tuple[list["os.DirEntry[str]"], list["os.DirEntry[str]"]]:
+    """Return the subfolders and the images of a folder, each sorted by name. Other entries are counted."""
+    folders: list[os.DirEntry[str]] = []
+    images: list[os.DirEntry[str]] = []
     with os.scandir(folder) as scan:
-        entries = sorted(scan, key=lambda entry: entry.name)
-    folders = [entry for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
-    images = [entry for entry in entries if is_image(entry.name) and not entry.is_dir()]
+        for entry in sorted(scan, key=lambda entry: entry.name):
+            if is_hidden(entry.name):
+                omitted[HIDDEN] += 1
+            elif entry.is_dir():
+                folders.append(entry)
+            elif is_image(entry.name):
+                images.append(entry)
+            else:
+                omitted[NOT_AN_IMAGE] += 1
     return folders, images
 
 
-def _walk(folder: str, subfolder: str) -> Iterator[tuple[str, str]]:
+def _walk(folder: str, subfolder: str, omitted: Counter[str]) -> Iterator[tuple[str, str]]:
     """Yield (subfolder of the class folder, file name) of every image. Sorting these gives torchvision's order."""
-    folders, images = _list_folder(folder)
+    folders, images = _list_folder(folder, omitted)
     for entry in images:
         yield subfolder, entry.name
     for entry in folders:
-        yield from _walk(entry.path, f"{subfolder}{entry.name}{os.sep}")
+        yield from _walk(entry.path, f"{subfolder}{entry.name}{os.sep}", omitted)
 
 
 def _unreadable(error: OSError, root: Path) -> RebarError:
@@ -121,21 +153,7 @@ def _no_class_folders(root: Path, images: list["os.DirEntry[str]"]) -> RebarErro
     if not images:
         message = f"{root}: contains no class folders. Arrange the images as {root}/<class>/<image>."
         return RebarError(message, code="source-empty")
-    return RebarError(
-        f"{root}: {len(images)} images (such as {images[0].name}) are not in class folders, so their classes are "
-        f"unknown. Move each into the folder of its class: {root}/<class>/<image>.",
-        code="source-without-classes",
-    )
-
-
-def _empty_class_folders(root: Path, class_names: list[str], counts: list[int]) -> RebarError:
-    empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
-    shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-    return RebarError(
-        f"{root}: no images in class folder {shown}. Remove {'it' if len(empty) == 1 else 'them'}, or complete the "
-        f"copy (extensions of images: {' '.join(EXTENSIONS)}).",
-        code="source-empty-class",
-    )
+    return without_classes_error(str(root), [image.name for image in images])
 
 
 class BetonSource:

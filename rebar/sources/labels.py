@@ -29,6 +29,7 @@ LISTS = (
     "imagenet_2012_validation_synset_labels.txt",
     "ILSVRC2012_val_labels.txt",
     "val_labels.txt",
+    "val_annotations.txt",
     "valprep.sh",
 )
 SYNSETS_BY_ID = ("meta.mat", "map_clsloc.txt", "synsets.txt")
@@ -164,7 +165,7 @@ def _read_list(path: Path) -> ValidationLabels:
         return ValidationLabels(origin, {}, tuple(lines))
     by_stem = {}
     for line in lines:
-        name, _, rest = line.removeprefix("mv ").replace(",", " ").strip().partition(" ")
+        name, _, rest = line.removeprefix("mv ").replace(",", " ").replace("\t", " ").strip().partition(" ")
         synset = _SYNSET.match(rest.strip())
         if synset and name.lower() != "mkdir":
             by_stem[PurePosixPath(name).name.partition(".")[0]] = synset.group()

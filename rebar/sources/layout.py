@@ -1,11 +1,12 @@
-"""The rules by which names identify images and splits, the same for every kind of source."""
+"""The rules by which names identify images, splits and classes, the same for every kind of source."""
 
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
+from rebar.cli import warn
 from rebar.errors import RebarError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -16,12 +17,15 @@ SPLIT_WORDS: dict[str, tuple[str, ...]] = {
     "val": ("val", "validation", "valid"),
 }
 """Words in the names of files and folders that identify a split."""
+ALL_SPLIT_WORDS = {*SPLIT_WORDS["train"], *SPLIT_WORDS["val"], "test", "testing"}
 HIDDEN = "hidden file or folder"
 NOT_AN_IMAGE = "file that is not an image"
 OUTSIDE = "image outside the class folders"
 """Kinds of files that sources omit and count."""
-SPLIT_FOLDERS = ("{split}", "ILSVRC/Data/CLS-LOC/{split}", "Data/CLS-LOC/{split}")
-"""Possible locations of a split in a dataset's folder. If none of them exists, the folder itself is the split."""
+SPLIT_PARENTS = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+"""Folders of a dataset that may contain the folders of the splits. Otherwise the dataset's folder is the split."""
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
+"""Names of a folder that contains all images of a split and is not a class, as in tiny-imagenet-200's ``val/``."""
 
 Name = TypeVar("Name", str, Path)
 
@@ -46,36 +50,144 @@ def other_split(split: str) -> str:
     return "val" if split == "train" else "train"
 
 
-def find_split(folder: Path, split: str) -> Path:
-    """Return the folder of a split's images: a subfolder of ``folder``, or ``folder`` itself.
+class Tree(Protocol):
+    """Folders on disk, in a tar, or below an S3 prefix. Paths are relative to the root, which is the empty path."""
 
-    Raises RebarError if ``folder`` contains the other split only, or several folders for the split.
+    def folders(self, path: str) -> list[str]:
+        """Return the names of the folders in a folder that are not hidden, sorted; none if it does not exist."""
+        ...
+
+    def has_images(self, path: str) -> bool:
+        """Return whether images are directly in a folder."""
+        ...
+
+
+class DiskTree:
+    """The folders below a folder on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def folders(self, path: str) -> list[str]:
+        """Return the names of the folders in a folder that are not hidden, sorted; none if it does not exist."""
+        try:
+            with os.scandir(self._root / path) as scan:
+                return sorted(entry.name for entry in scan if not is_hidden(entry.name) and entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def has_images(self, path: str) -> bool:
+        """Return whether images are directly in a folder."""
+        try:
+            with os.scandir(self._root / path) as scan:
+                return any(is_image(entry.name) and not entry.is_dir() for entry in scan)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+
+def find_split(folder: Path, split: str) -> Path:
+    """Return the folder of a split's images on disk; see :func:`find_split_path`."""
+    path = find_split_path(DiskTree(folder), split, str(folder), folder.resolve().name)
+    return folder / path if path else folder
+
+
+def find_split_path(tree: Tree, split: str, location: str, name: str) -> str:
+    """Return the path of a split's images: a folder in the tree, or the root, whose own name is ``name``.
+
+    If all images of the split are in a folder such as ``images``, that folder is returned. Raises RebarError if the
+    tree contains another split only, if several folders may be the split, or if a folder named like a split may be a
+    class; the messages contain ``location``.
     """
-    for pattern in SPLIT_FOLDERS:
-        parent = (folder / pattern.format(split=split)).parent
-        if found := _split_folders(parent, split):
-            if len(found) > 1 and found[0].name != split:
-                raise RebarError(
-                    f"{folder}: contains {found[0].name}/ and {found[1].name}/. Give the folder of the {split} images.",
-                    code="source-split-ambiguous",
-                )
-            return found[0]
-        if other := _split_folders(parent, other_split(split)):
+    path = _find_split_folder(tree, split, location, name)
+    inner = tree.folders(path)
+    if len(inner) == 1 and inner[0].lower() in IMAGE_FOLDERS and tree.has_images(join(path, inner[0])):
+        return join(path, inner[0])
+    return path
+
+
+def _find_split_folder(tree: Tree, split: str, location: str, name: str) -> str:
+    for parent in SPLIT_PARENTS:
+        names = tree.folders(parent)
+        found = sorted((n for n in names if n.lower() in SPLIT_WORDS[split]), key=lambda n: (n != split, n))
+        other = [n for n in names if n.lower() in SPLIT_WORDS[other_split(split)]]
+        if (found or other) and not parent and _are_classes(tree, names, location, name):
+            return ""
+        if len(found) > 1 and found[0] != split:
             raise RebarError(
-                f"{folder}: contains {other[0].relative_to(folder)}/, but no {split}/. Complete the dataset, or give "
-                f"the folder of the {split} images.",
+                f"{location}: contains {found[0]}/ and {found[1]}/. Give the folder of the {split} images.",
+                code="source-split-ambiguous",
+            )
+        if found:
+            return join(parent, found[0])
+        if other:
+            raise RebarError(
+                f"{location}: contains {join(parent, other[0])}/, but no {split}/. Complete the dataset, or give the "
+                f"folder of the {split} images.",
                 code="source-split-not-found",
             )
-    return folder
+    return ""
 
 
-def _split_folders(parent: Path, split: str) -> list[Path]:
-    """Return the folders in ``parent`` named like the split, in any case; the one named exactly so is the first."""
-    try:
-        names = [name for name in os.listdir(parent) if name.lower() in SPLIT_WORDS[split]]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [parent / name for name in sorted(names, key=lambda name: (name != split, name)) if (parent / name).is_dir()]
+def _are_classes(tree: Tree, names: Sequence[str], location: str, name: str) -> bool:
+    """Return whether the folders named like splits are classes, such as CIFAR-100's ``train``.
+
+    They are if they and other folders contain images, and the folder that contains them is itself named like a split.
+    Raises RebarError if it is not.
+    """
+    like_splits = [folder for folder in names if folder.lower() in ALL_SPLIT_WORDS]
+    if not all(tree.has_images(folder) for folder in like_splits):
+        return False
+    sibling = next((folder for folder in names if folder not in like_splits and tree.has_images(folder)), None)
+    if sibling is None:
+        return False
+    if name.lower() in ALL_SPLIT_WORDS:
+        return True
+    raise RebarError(
+        f"{location}: {like_splits[0]}/ may be a split or a class, because it contains images, and so does {sibling}/. "
+        "Move all class folders into a folder named train/ or val/, or give the folder of the split.",
+        code="source-split-ambiguous",
+    )
+
+
+def join(*parts: str) -> str:
+    """Join the parts of a path that are not empty."""
+    return "/".join(part for part in parts if part)
+
+
+def check_class_folders(
+    location: str, class_names: Sequence[str], counts: Sequence[int], outside: Sequence[str]
+) -> None:
+    """Raise RebarError if a class has no images, or if most images are ``outside`` of the class folders."""
+    if len(outside) > sum(counts):
+        raise without_classes_error(location, outside)
+    empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
+    if empty:
+        shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        raise RebarError(
+            f"{location}: no images in class folder {shown}. Remove {'it' if len(empty) == 1 else 'them'}, or complete "
+            f"the copy (extensions of images: {' '.join(EXTENSIONS)}).",
+            code="source-empty-class",
+        )
+
+
+def without_classes_error(location: str, images: Sequence[str]) -> RebarError:
+    """Return the error of ``images`` that are not in class folders."""
+    return RebarError(
+        f"{location}: {len(images):,} images (such as {images[0]}) are not in class folders, so their classes are "
+        f"unknown. Move each into the folder of its class: {location}/<class>/<image>.",
+        code="source-without-classes",
+    )
+
+
+def warn_about_classes(location: str, class_names: Sequence[str]) -> None:
+    """Warn if there is only one class, or if classes are named like splits."""
+    if len(class_names) == 1:
+        warn(f"{location} has only one class, {class_names[0]}; is this the folder of the class folders?")
+    like_splits = [name for name in class_names if name.lower() in ALL_SPLIT_WORDS]
+    if like_splits:
+        warn(
+            f"{location} has a class named {' and '.join(like_splits)}, like a split; is this the folder of one split?"
+        )
 
 
 def filter_split(names: Sequence[Name], split: str, location: str) -> list[Name]:

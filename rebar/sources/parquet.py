@@ -14,7 +14,7 @@ import numpy as np
 
 from rebar.errors import RebarError
 from rebar.sources.byte_ranges import index_classes
-from rebar.sources.labels import to_synsets
+from rebar.sources.labels import parse_class, to_synsets
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "picture")
 LABEL_COLUMNS = ("label", "labels", "cls", "fine_label", "class")
@@ -38,22 +38,17 @@ class ParquetFiles:
         names: list[str] | None = None
         for number, path in enumerate(self.files):
             with _open(path) as file:
-                self._image, label, is_struct = _find_columns(path, file.schema_arrow)
+                self._image, label, is_struct = find_columns(path, file.schema_arrow)
                 self._is_struct = is_struct
-                found = _read_class_names(file.schema_arrow, label)
-                if number and found != names:
-                    raise RebarError(
-                        f"{path}: its class names differ from those of {self.files[0]}, so labels have different "
-                        "meanings. Give files of one dataset.",
-                        code="parquet-label-invalid",
-                    )
+                found = read_class_names(file.schema_arrow, label)
+                check_equal_names(number, path, found, names)
                 names = found
                 groups += [(number, group) for group in range(file.num_row_groups)]
                 lengths += [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 labels += _read(path, file.read, columns=[label]).column(0).to_pylist()
         if not labels:
             raise RebarError(f"{self.files[0]}: contains no rows. Give files with images.", code="source-empty")
-        self.class_names, self._labels = _parse_labels(self.files[0], labels, names)
+        self.class_names, self._labels = parse_labels(self.files[0], labels, names)
         self._groups = np.array(groups, np.int32)
         self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self._file_starts = self._starts[np.searchsorted(self._groups[:, 0], np.arange(len(self.files)))]
@@ -103,6 +98,16 @@ class ParquetFiles:
         return {**self.__dict__, "_cache": OrderedDict()}
 
 
+def check_equal_names(number: int, path: Path, found: list[str] | None, names: list[str] | None) -> None:
+    """Raise RebarError if the class names of file ``number`` differ from those of the files before it."""
+    if number and found != names:
+        raise RebarError(
+            f"{path}: its class names differ from those of the files before it, so labels have different meanings. "
+            "Give files of one dataset.",
+            code="parquet-label-invalid",
+        )
+
+
 def count_rows(path: Path) -> int:
     """Return the number of rows from a file's footer. Raises RebarError."""
     with _open(path) as file:
@@ -135,27 +140,42 @@ def _read(path: Path, read: Any, *arguments: Any, **options: Any) -> Any:
         raise RebarError(f"{path} is damaged ({error}). Download or copy it again.", code="parquet-invalid") from None
 
 
-def _find_columns(path: Path, schema: Any) -> tuple[str, str, bool]:
-    """Return the names of the image and label columns, and whether images are structs with a field ``bytes``."""
-    import pyarrow.types as types
+def find_columns(path: Path, schema: Any) -> tuple[str, str, bool]:
+    """Return the names of the image and label columns, and whether images are structs with a field ``bytes``.
 
-    for name in IMAGE_COLUMNS:
-        if name not in schema.names:
-            continue
+    Raises RebarError if there are none.
+    """
+    images = [name for name in IMAGE_COLUMNS if name in schema.names]
+    if not images:
+        raise _columns_error(path, f"no image column among {', '.join(schema.names)}", "Name it", IMAGE_COLUMNS)
+    labels = [name for name in LABEL_COLUMNS if name in schema.names]
+    if not labels:
+        raise _columns_error(path, f"no label column among {', '.join(schema.names)}", "Name it", LABEL_COLUMNS)
+    for name in images:
         kind = schema.field(name).type
-        is_struct = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-        if is_struct or types.is_binary(kind) or types.is_large_binary(kind):
-            for label in LABEL_COLUMNS:
-                if label in schema.names:
-                    return name, label, is_struct
-    raise RebarError(
-        f"{path}: no image and label columns among {', '.join(schema.names)}. Store image bytes as "
-        f"{' or '.join(IMAGE_COLUMNS)}, and classes as {' or '.join(LABEL_COLUMNS)}.",
-        code="parquet-columns-missing",
+        if _is_binary(kind):
+            return name, labels[0], False
+        if (field := kind.get_field_index("bytes") if kind.num_fields else -1) >= 0 and _is_binary(kind[field].type):
+            return name, labels[0], True
+    raise _columns_error(
+        path,
+        f"column {images[0]} has type {schema.field(images[0]).type}, which does not contain the bytes of images",
+        "Store the content of the image files instead of their paths, text or pixels, as",
+        ("binary", "struct<bytes: binary>"),
     )
 
 
-def _read_class_names(schema: Any, label: str) -> list[str] | None:
+def _is_binary(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def _columns_error(path: Path, problem: str, fix: str, names: Sequence[str]) -> RebarError:
+    return RebarError(f"{path}: {problem}. {fix} {' or '.join(names)}.", code="parquet-columns-missing")
+
+
+def read_class_names(schema: Any, label: str) -> list[str] | None:
     """Return the class names in Hugging Face's metadata, if there are any."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
@@ -164,27 +184,23 @@ def _read_class_names(schema: Any, label: str) -> list[str] | None:
         return None
 
 
-def _parse_labels(path: Path, values: Sequence[Any], names: list[str] | None) -> tuple[list[str], np.ndarray]:
-    """Return class names and labels (int32) for a label column of integers or text."""
-    if all(isinstance(value, str) for value in values):
-        class_names = sorted(set(values))
-        return class_names, index_classes(values, class_names)
-    if not all(isinstance(value, int) for value in values):
-        raise RebarError(
-            f"{path}: some labels are missing, or neither integers nor text. Give a labeled split.",
-            code="parquet-label-invalid",
-        )
-    labels = np.array(values, np.int64)
-    if labels.min() < 0:
-        raise RebarError(
-            f"{path}: label {labels.min()} is negative; test splits often have no labels. Give a labeled split.",
-            code="parquet-label-invalid",
-        )
-    names = names or [str(number) for number in range(int(labels.max()) + 1)]
-    if labels.max() >= len(names):
-        raise RebarError(
-            f"{path}: label {labels.max()} is out of range: the metadata names {len(names)} classes. Download it "
-            "again.",
-            code="parquet-label-invalid",
-        )
-    return names, labels.astype(np.int32)
+def parse_labels(path: Path, values: Sequence[Any], names: list[str] | None) -> tuple[list[str], np.ndarray]:
+    """Return class names and labels (int32) for a label column of numbers or names. Raises RebarError."""
+    try:
+        classes = {value: parse_class(value) for value in set(values)}
+    except (ValueError, TypeError) as error:
+        raise _label_error(path, f"a label {error}; test splits often have no labels") from None
+    numbers = [value for value in classes.values() if isinstance(value, int)]
+    if not numbers:
+        class_names = sorted({str(value) for value in classes.values()})
+        return class_names, index_classes([classes[value] for value in values], class_names)
+    if len(numbers) < len(classes):
+        raise _label_error(path, "some labels are numbers, others are names")
+    names = names or [str(number) for number in range(max(numbers) + 1)]
+    if max(numbers) >= len(names):
+        raise _label_error(path, f"label {max(numbers)} is out of range: the metadata names {len(names)} classes")
+    return names, np.array([classes[value] for value in values], np.int32)
+
+
+def _label_error(path: Path, problem: str) -> RebarError:
+    return RebarError(f"{path}: {problem}. Give files of a labeled split.", code="parquet-label-invalid")

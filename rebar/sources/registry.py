@@ -8,8 +8,9 @@ from rebar.beton.images import Source
 from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.sources import huggingface, tar, webdataset
+from rebar.sources.arrow import STATE_FILE, ArrowFolder
 from rebar.sources.files import BetonSource, ImageFolder, open_flat_folder
-from rebar.sources.layout import Split, filter_split, find_split, is_hidden, is_image
+from rebar.sources.layout import DiskTree, Split, filter_split, find_split, warn_about_classes
 from rebar.sources.parquet import ParquetFiles
 from rebar.sources.s3 import PREFIX as S3_PREFIX
 from rebar.sources.s3 import S3Folder
@@ -83,6 +84,12 @@ KINDS = (
         lambda request: ParquetFiles(_require_files(request, ".parquet")),
     ),
     Kind(
+        "arrow",
+        "a folder written by save_to_disk of Hugging Face's datasets, or the parent folder of train/ and validation/",
+        lambda request: request.path.is_dir() and (find_split(request.path, request.split) / STATE_FILE).is_file(),
+        lambda request: ArrowFolder(find_split(request.path, request.split)),
+    ),
+    Kind(
         "folder",
         "a folder of class folders, or the parent folder of train/ and val/",
         lambda request: request.path.is_dir() and not _is_flat(request),
@@ -119,9 +126,11 @@ def open_source(request: Request, kind: str = "auto") -> tuple[str, Source]:
     if request.image_key and chosen.name != "webdataset":
         warn(f"--image-key has no effect: {request.location} is of kind '{chosen.name}'")
     try:
-        return chosen.name, chosen.open(request)
+        source = chosen.open(request)
     except OSError as error:
         raise _unreadable(request, error) from None
+    warn_about_classes(request.location, source.class_names)
+    return chosen.name, source
 
 
 def detect_kind(request: Request) -> Kind:
@@ -132,13 +141,14 @@ def detect_kind(request: Request) -> Kind:
                 return kind
     except OSError as error:
         raise _unreadable(request, error) from None
-    expected = "".join(f"\n  {kind.name:11}{kind.description}" for kind in KINDS)
     if request.path.is_file():
         check_uncompressed(request.path)
         raise RebarError(
-            f"{request.location} is not a supported kind of file. Give one of:{expected}", code="source-unrecognized"
+            f"{request.location} is not a supported kind of file. Give a .tar, .parquet or .beton file, a folder of "
+            "class folders, hf:OWNER/NAME, or s3://BUCKET/PREFIX (all kinds: docs/datasets.md).",
+            code="source-unrecognized",
         )
-    raise RebarError(f"{request.location}: no such folder or file. Give one of:{expected}", code="source-not-found")
+    raise RebarError(f"{request.location}: no such folder or file. Check the path.", code="source-not-found")
 
 
 def _unreadable(request: Request, error: OSError) -> RebarError:
@@ -197,10 +207,5 @@ def _require_files(request: Request, suffix: str) -> list[Path]:
 
 def _is_flat(request: Request) -> bool:
     """Return whether the split's folder contains images but no class folders."""
-    has_images = False
-    for entry in find_split(request.path, request.split).iterdir():
-        if is_image(entry.name):
-            has_images = True
-        elif entry.is_dir() and not is_hidden(entry.name):
-            return False
-    return has_images
+    tree = DiskTree(find_split(request.path, request.split))
+    return not tree.folders("") and tree.has_images("")

@@ -4,12 +4,23 @@ boto3 reads credentials, region and endpoint from its usual places: AWS_PROFILE,
 """
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rebar.cli import scan_bar
 from rebar.errors import RebarError
 from rebar.sources.byte_ranges import PackedNames, index_classes
-from rebar.sources.layout import SPLIT_FOLDERS, is_image, other_split
+from rebar.sources.layout import (
+    HIDDEN,
+    NOT_AN_IMAGE,
+    OUTSIDE,
+    check_class_folders,
+    find_split_path,
+    has_hidden_part,
+    is_hidden,
+    is_image,
+)
 from rebar.storage.boto import make_client
 
 PREFIX = "s3://"
@@ -30,15 +41,38 @@ class S3Folder:
         self._client: Any = None
         if not self._bucket:
             raise RebarError(f"{url} has no bucket name. Give s3://bucket/prefix.", code="s3-address-invalid")
-        prefix = self._find_split(prefix.rstrip("/") + "/" if prefix.strip("/") else "", split)
-        keys = sorted(key for key in self._list(prefix) if is_image(key[len(prefix) :]) and "/" in key[len(prefix) :])
-        if not keys:
+        self._root = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+        path = find_split_path(self, split, url, prefix.rstrip("/").rpartition("/")[2])
+        prefix = self._root + (f"{path}/" if path else "")
+        omitted: Counter[str] = Counter()
+        counts: Counter[str] = Counter()  # of the images in each class folder
+        keys: list[str] = []
+        outside: list[str] = []
+        with scan_bar(f"listing {url}", None, "objects") as bar:
+            for key in self._list(prefix):
+                bar.update()
+                name = key[len(prefix) :]
+                class_name, slash, _ = name.partition("/")
+                if has_hidden_part(name):
+                    omitted[HIDDEN] += 1
+                elif is_image(name) and not slash:
+                    outside.append(name)
+                elif is_image(name):
+                    keys.append(key)
+                    counts[class_name] += 1
+                else:
+                    omitted[NOT_AN_IMAGE] += not key.endswith("/")  # consoles create objects for folders
+                    counts.update({class_name: 0} if slash else {})
+        if not keys and not outside:
             raise RebarError(
                 f"s3://{self._bucket}/{prefix}: contains no images in class folders. Arrange them as {url}/<class>/….",
                 code="source-empty",
             )
+        check_class_folders(f"s3://{self._bucket}/{prefix}".rstrip("/"), list(counts), list(counts.values()), outside)
+        omitted[OUTSIDE] += len(outside)
+        self.omitted: Mapping[str, int] = dict(omitted)
         classes = [key[len(prefix) :].partition("/")[0] for key in keys]
-        self.class_names: Sequence[str] = sorted(set(classes))
+        self.class_names: Sequence[str] = sorted(counts)
         # Keys sort as a-b/c.jpg < a/b.jpg; class folders sort as a < a-b.
         order = sorted(range(len(keys)), key=lambda index: (classes[index], keys[index]))
         self._keys = PackedNames(keys[index] for index in order)
@@ -79,30 +113,28 @@ class S3Folder:
             self._client = make_client("s3")
         return self._client
 
-    def _find_split(self, prefix: str, split: str) -> str:
-        """Return the prefix of a split's images: below ``prefix``, or ``prefix`` itself. Raises RebarError."""
-        for pattern in SPLIT_FOLDERS:
-            below = f"{prefix}{pattern.format(split=split)}/"
-            if self._list(below, max_keys=1):
-                return below
-            other = f"{prefix}{pattern.format(split=other_split(split))}/"
-            if self._list(other, max_keys=1):
-                raise RebarError(
-                    f"s3://{self._bucket}/{prefix}: contains {other.removeprefix(prefix)}, but no {split}/. Complete "
-                    f"the dataset, or give the prefix of the {split} images.",
-                    code="source-split-not-found",
-                )
-        return prefix
+    def folders(self, path: str) -> list[str]:
+        """Return the names of the folders in a folder of the prefix that are not hidden, sorted."""
+        prefix = self._root + (f"{path}/" if path else "")
+        names = [entry["Prefix"][len(prefix) : -1] for entry in self._entries("CommonPrefixes", prefix, Delimiter="/")]
+        return sorted(name for name in names if not is_hidden(name))
 
-    def _list(self, prefix: str, max_keys: int | None = None) -> list[str]:
+    def has_images(self, path: str) -> bool:
+        """Return whether images are directly in a folder of the prefix."""
+        prefix = self._root + (f"{path}/" if path else "")
+        return any(is_image(entry["Key"][len(prefix) :]) for entry in self._entries("Contents", prefix, Delimiter="/"))
+
+    def _list(self, prefix: str) -> Iterator[str]:
+        return (entry["Key"] for entry in self._entries("Contents", prefix))
+
+    def _entries(self, kind: str, prefix: str, **options: str) -> Iterator[Any]:
         client = self._connect()
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-        pages = client.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket, Prefix=prefix, PaginationConfig={"MaxItems": max_keys}
-        )
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix, **options)
         try:
-            return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+            for page in pages:
+                yield from page.get(kind, ())
         except NoCredentialsError:
             raise RebarError(
                 f"s3://{self._bucket}: no AWS credentials found. Run aws configure, set AWS_PROFILE, or attach a role "

@@ -11,7 +11,17 @@ from rebar.cli import scan_bar
 from rebar.errors import RebarError
 from rebar.sources.byte_ranges import ByteRanges, index_classes
 from rebar.sources.labels import find_labels
-from rebar.sources.layout import HIDDEN, NOT_AN_IMAGE, OUTSIDE, SPLIT_WORDS, has_hidden_part, is_image
+from rebar.sources.layout import (
+    ALL_SPLIT_WORDS,
+    HIDDEN,
+    NOT_AN_IMAGE,
+    OUTSIDE,
+    check_class_folders,
+    find_split_path,
+    has_hidden_part,
+    is_image,
+    join,
+)
 from rebar.sources.tar_index import index_tars
 from rebar.sources.tar_members import Member, list_members
 
@@ -44,11 +54,12 @@ def open_tar(path: Path, split: str, labels: str = "") -> ByteRanges:
     images, others = _list_images(path, omitted)
     if images:
         omitted[NOT_AN_IMAGE] += len(others)
-        if _is_flat(images):
-            found = find_labels(path, labels)
-            synsets = found.look_up([member.name for member in images], str(path))
-            return _sort_by_class(path, list(zip(synsets, images, strict=True)), omitted, found.class_names)
-        return _sort_by_class(path, _split_by_class(path, images, split, omitted), omitted)
+        classes, flat = ([], images) if _is_flat(images) else _split_by_class(path, images, split, omitted)
+        if classes:
+            return _sort_by_class(path, classes, omitted)
+        found = find_labels(path, labels)
+        synsets = found.look_up([member.name for member in flat], str(path))
+        return _sort_by_class(path, list(zip(synsets, flat, strict=True)), omitted, found.class_names)
     inner_tars = sorted(
         (other for other in others if other.name.endswith(".tar")), key=lambda tar: (_class_of_tar(tar), tar.name)
     )
@@ -102,32 +113,63 @@ def _is_flat(images: Sequence[Member]) -> bool:
     return len(folders) == 1 and (folders == {""} or PurePosixPath(images[0].name).name.startswith("ILSVRC2012_val_"))
 
 
+class _PathTree:
+    """The folders that contain the given images."""
+
+    def __init__(self, images: Iterable[Member]) -> None:
+        self._with_images = {os.path.dirname(image.name) for image in images}
+        self._folders: dict[str, set[str]] = {}
+        for path in self._with_images:
+            while path and os.path.basename(path) not in self._folders.setdefault(os.path.dirname(path), set()):
+                self._folders[os.path.dirname(path)].add(os.path.basename(path))
+                path = os.path.dirname(path)
+
+    def folders(self, path: str) -> list[str]:
+        """Return the names of the folders in a folder, sorted."""
+        return sorted(self._folders.get(path, ()))
+
+    def has_images(self, path: str) -> bool:
+        """Return whether images are directly in a folder."""
+        return path in self._with_images
+
+    def below(self, path: str) -> "_PathTree":
+        """Return the tree of a folder."""
+        tree = _PathTree(())
+        tree._with_images = {p[len(path) + 1 :] for p in self._with_images if f"{p}/".startswith(f"{path}/")}
+        tree._folders = {p[len(path) + 1 :]: f for p, f in self._folders.items() if f"{p}/".startswith(f"{path}/")}
+        return tree
+
+
 def _split_by_class(
     path: Path, images: Sequence[Member], split: str, omitted: Counter[str]
-) -> list[tuple[str, Member]]:
-    """Return (class name, image) for the images of the split.
+) -> tuple[list[tuple[str, Member]], list[Member]]:
+    """Return (class name, image) for the images of the split; if none is in a class folder, the images instead.
 
-    The class is the folder below the split's folder, or the folder of the image if the tar has no folder per split.
+    The rules are those of folders on disk. Folders at the start of all paths, such as ``imagenette2/``, are skipped.
     """
-    by_split: dict[str, list[tuple[str, Member]]] = {"train": [], "val": [], "": []}
-    for member in images:
-        folders = PurePosixPath(member.name).parts[:-1]
-        for name, spellings in SPLIT_WORDS.items():
-            depth = next((i for i, folder in enumerate(folders[:-1]) if folder.lower() in spellings), None)
-            if depth is not None:
-                by_split[name].append((folders[depth + 1], member))
-                break
-        else:
-            by_split[""].append((folders[-1] if folders else "", member))
-    if by_split["train"] or by_split["val"]:
-        if not by_split[split]:
-            raise RebarError(
-                f"{path}: contains the folder of the other split, but no {split}/. Give the tar of the {split} split.",
-                code="source-split-not-found",
-            )
-        omitted[OUTSIDE] += len(by_split[""])
-        return by_split[split]
-    return by_split[""]
+    tree, root = _PathTree(images), ""
+    while len(names := tree.folders("")) == 1 and not tree.has_images("") and tree.folders(names[0]):
+        if names[0].lower() in ALL_SPLIT_WORDS:
+            break
+        tree, root = tree.below(names[0]), join(root, names[0])
+    found = find_split_path(tree, split, str(path), os.path.basename(root) or path.stem)
+    prefix = join(root, found) + "/" if root or found else ""
+    classes: list[tuple[str, Member]] = []
+    outside: list[Member] = []
+    for image in images:
+        if image.name.startswith(prefix):
+            class_name, slash, _ = image.name[len(prefix) :].partition("/")
+            if slash:
+                classes.append((class_name, image))
+            else:
+                outside.append(image)
+        elif not ALL_SPLIT_WORDS.intersection(image.name.lower().split("/")[:-1]):
+            omitted[OUTSIDE] += 1
+    if not classes:
+        return [], outside
+    check_class_folders(str(path), ["images"], [len(classes)], [image.name for image in outside])
+    omitted[OUTSIDE] += len(outside)
+    return classes, []
 
 
 def _sort_by_class(

@@ -106,7 +106,7 @@ class _Headers:
             if kind in _LINKS:
                 omitted[LINK] += 1
             elif kind in _REGULAR and not name.endswith("/"):  # before POSIX, the names of folders ended in a slash
-                yield Member(name.removeprefix("./"), content, size, small)
+                yield Member(name.removeprefix("./").lstrip("/"), content, size, small)
 
     def _read(self, position: int, size: int) -> bytes:
         """Read blocks that contain ``size`` bytes, or fewer at the end of the tar, but at least one block."""

@@ -3,7 +3,6 @@
 python -m rebar.sources.unpack /data/downloads /data/imagenet    # ILSVRC's archives to train/ and val/
 """
 
-import argparse
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,8 +12,8 @@ from typing import get_args
 
 from tqdm import tqdm
 
-from rebar.beton.images import Source
-from rebar.cli import run_command
+from rebar.beton.images import Source, omitted_by
+from rebar.cli import CommandParser, run_command
 from rebar.errors import RebarError
 from rebar.sources.byte_ranges import PackedNames
 from rebar.sources.layout import Split, is_image
@@ -109,16 +108,19 @@ def _own_name(source: Source, index: int) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Unpack the source given on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m rebar.sources.unpack", description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(prog="python -m rebar.sources.unpack", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", help="any --data-dir of write_dataset.py")
     parser.add_argument("target", type=Path, help="folder for train/ and val/; created if missing")
     parser.add_argument("--split", choices=get_args(Split), action="append", help="default: both")
     parser.add_argument("--labels", default="", help="list of labels, for images without class folders")
+    parser.add_argument("--image-key", default="", help="extension of the image in WebDataset samples with several")
     options = parser.parse_args(argv)
     for split in options.split or get_args(Split):
-        _, source = open_source(Request(options.source, split, options.labels))
+        _, source = open_source(Request(options.source, split, options.labels, options.image_key))
         num_written = unpack(source, options.target / split)
         print(f"{options.target / split}: {len(source):,} images, {num_written:,} new", flush=True)
+        for kind, count in omitted_by(source).items():
+            print(f"{'omitted':>9} {count:,} x {kind}", flush=True)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,8 @@ def _find_image(path: Path, key: str, files: Mapping[str, Member], image_key: st
     extensions = [extension for extension in files if _is_image_extension(extension)]
     if len(extensions) > 1:
         raise RebarError(
-            f"{path}: sample {key} has several images. Give --image-key {' or --image-key '.join(extensions)}.",
+            f"{path}: sample {key} has several images ({', '.join(extensions)}). Choose one, for example: "
+            f"write_dataset.py --image-key {extensions[0]}",
             code="webdataset-ambiguous",
         )
     return files[extensions[0]] if extensions else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rebar.errors import RebarError
-from rebar.storage.files import write_error
+from rebar.storage.files import check_writable, write_error
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -29,6 +29,7 @@ def file_lock(path: Path, message: str, *, timeout: float = 0, required: bool = 
     try:
         lock.acquire()
     except Timeout:
+        check_writable(path)  # filelock also times out if the folder allows no files
         raise RebarError(message, code="file-locked") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -58,11 +59,22 @@ def check_writable(target: Path) -> None:
         reason = "it is a folder"
     elif not os.access(folder, os.W_OK):  # False on a read-only file system, even for root
         reason = f"no permission to write to {folder}"
+    elif (error := _error_of_creating(folder)) is not None:
+        raise write_error(target, error)
     else:
         return
     raise RebarError(
         f"{target} cannot be written: {reason}. Check the path and its permissions.", code="file-not-writable"
     )
+
+
+def _error_of_creating(folder: Path) -> OSError | None:
+    """Create and remove a temporary file. ``/proc``, for example, appears to be writable but is not."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return error
+    return None
 
 
 def sync_folder(folder: Path) -> None:

@@ -116,8 +116,8 @@ def test_stats_equal_those_of_the_pixels(image_tree: Path, tmp_path: Path) -> No
     ("arguments", "code"),
     [
         (["--verify", "absent.beton"], "beton-not-found"),
-        (["--info", "copy.beton", "--split", "train"], "inspect-usage"),
-        (["--info", "copy.beton", "--verify", "copy.beton"], "inspect-usage"),
+        (["--info", "copy.beton", "--split", "train"], "config-invalid-value"),
+        (["--info", "copy.beton", "--verify", "copy.beton"], "config-invalid-value"),
         (["--info", "copy.beton", "--out", "absent/a.png"], "file-not-writable"),
     ],
 )
@@ -128,6 +128,22 @@ def test_inspect_main_raises_for_invalid_arguments(
     with pytest.raises(RebarError) as raised:
         main(arguments)
     assert raised.value.code == code
+
+
+@pytest.mark.parametrize(("command", "suffix"), [("--info", ".png"), ("--stats", ".stats.json")])
+@pytest.mark.parametrize("with_out", [False, True])
+def test_existing_output_is_replaced_only_with_overwrite(
+    command: str, suffix: str, with_out: bool, copied: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "mine" if with_out else copied.with_name(copied.name + suffix)
+    out.write_bytes(b"precious")
+    arguments = [command, str(copied), *(["--out", str(out)] if with_out else [])]
+    with pytest.raises(RebarError) as raised:
+        main(arguments)
+    assert raised.value.code == "write-target-exists"
+    assert out.read_bytes() == b"precious"
+    main([*arguments, "--overwrite"])
+    assert out.read_bytes() != b"precious"
 
 
 @pytest.mark.nightly

@@ -57,14 +57,21 @@ class TestOneProcess:
         assert capfd.readouterr().out == ""
         assert path.stat().st_mtime_ns == before
 
-    def test_unfinished_file_of_other_software_is_discarded(self, image_tree: Path, cache: Path) -> None:
+    def test_unfinished_file_of_other_software_is_kept_aside(self, image_tree: Path, cache: Path) -> None:
         path = resolve_beton(str(image_tree), "train")
         for file in (path, *cache.glob(f"{path.name}.*")):
             file.unlink()
         with Journal(journal_path(path)) as journal:
             journal.resume({"software": "of last year"}, 0)
-        partial_path(path).write_bytes(bytes(100))
-        assert len(BetonFile.open(resolve_beton(str(image_tree), "train"))) == 24
+        for number in (1, 2):
+            partial_path(path).write_bytes(bytes(100 + number))
+            journal = journal_path(path).read_bytes()
+            assert len(BetonFile.open(resolve_beton(str(image_tree), "train"))) == 24
+            assert partial_path(path).with_name(f"{partial_path(path).name}.{number}").stat().st_size == 100 + number
+            assert journal_path(path).with_name(f"{journal_path(path).name}.{number}").read_bytes() == journal
+            for file in (path, *cache.glob(f"{path.name}.*")):
+                file.unlink()
+            journal_path(path).write_bytes(journal)
 
     def test_policy_and_split_are_part_of_the_key(self, image_tree: Path, cache: Path) -> None:
         full = resolve_beton(str(image_tree), "train")

@@ -2,14 +2,16 @@
 
 import os
 import pickle
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from rebar.beton.images import omitted_by
 from rebar.errors import RebarError
 from rebar.sources import ImageFolder
 from rebar.sources.layout import filter_split, find_split
-from tests.sources.conftest import error_of
+from tests.sources.conftest import SYNSETS, error_of, open_location
 
 
 def make_files(root: Path, *names: str) -> Path:
@@ -44,9 +46,14 @@ class TestImageFolder:
 
     def test_hidden_files_and_folders_are_ignored(self, tmp_path: Path) -> None:
         hidden = (".ipynb_checkpoints/0.jpg", "a/.ipynb_checkpoints/0.jpg", "a/._0.jpg", "a/Thumbs.db", "a/.DS_Store")
-        source = ImageFolder(make_files(tmp_path, "a/0.jpg", "b/0.jpg", *hidden))
+        source = ImageFolder(make_files(tmp_path, "a/0.jpg", "b/0.jpg", "c.jpg", *hidden))
         assert source.class_names == ["a", "b"]
         assert len(source) == 2
+        assert omitted_by(source) == {
+            "file that is not an image": 1,
+            "hidden file or folder": 4,
+            "image outside the class folders": 1,
+        }
 
     def test_names_need_not_be_unicode(self, tmp_path: Path) -> None:
         make_files(tmp_path, "a/ok.jpg")
@@ -67,6 +74,7 @@ class TestImageFolder:
             (tuple(f"{n}/x.txt" for n in range(8)), "source-empty-class", "0, 1, 2, 3, 4 and 3 more. Remove them"),
             (("x.txt",), "source-empty", "<class>/<image>"),
             (("x.jpg", "y.jpg"), "source-without-classes", "2 images (such as x.jpg)"),
+            (("x.jpg", "y.jpg", "thumbnails/x.jpg"), "source-without-classes", "2 images (such as x.jpg)"),
             ((), "source-not-found", "images: no such folder"),
         ],
     )
@@ -110,9 +118,75 @@ class TestFindSplit:
         make_files(tmp_path, "val/a/1.jpg")
         assert find_split(tmp_path, "val") == tmp_path / "val"
 
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_class_named_like_a_split(self, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """CIFAR-100 has a class named train."""
+        names = [f"{folder}/{name}/0.jpg" for folder in ("train", "val") for name in ("apple", "train", "whale")]
+        make_files(tmp_path / "cifar", *names)
+        for location in (tmp_path / "cifar", tmp_path / "cifar" / split):
+            source = open_location(location, split)
+            assert source.class_names == ["apple", "train", "whale"]
+            assert source.name(1) == str(tmp_path / "cifar" / split / "train" / "0.jpg")
+            assert "a class named train" in capsys.readouterr().err
+
+    def test_refuses_a_class_or_split_if_it_cannot_know(self, tmp_path: Path) -> None:
+        make_files(tmp_path / "data", "apple/0.jpg", "train/0.jpg", "whale/0.jpg")
+        for split in ("train", "val"):
+            assert error_of(tmp_path / "data", split).code == "source-split-ambiguous"
+
+    def test_flat_validation_images_next_to_class_folders_are_a_split(self, tmp_path: Path) -> None:
+        make_files(tmp_path, "train/a/0.jpg", "val/0.jpg", "test/0.jpg", "devkit/readme.txt")
+        assert find_split(tmp_path, "val") == tmp_path / "val"
+        assert find_split(tmp_path, "train") == tmp_path / "train"
+
     def test_refuses_the_other_split(self, tmp_path: Path) -> None:
         (tmp_path / "train").mkdir()
         assert error_of(tmp_path, "val").code == "source-split-not-found"
+
+
+class TestTinyImageNet:
+    """Class folders with subfolders in train/, and all validation images in val/images/ with a list of labels."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        names = [f"train/{synset}/images/{synset}_{number}.JPEG" for synset in SYNSETS for number in range(2)]
+        boxes = [f"train/{synset}/{synset}_boxes.txt" for synset in SYNSETS]
+        folder = make_files(tmp_path / "tiny-imagenet-200", *names, *boxes, "test/images/test_0.JPEG")
+        make_files(folder, *(f"val/images/val_{number}.JPEG" for number in range(6)))
+        lines = [f"val_{number}.JPEG\t{SYNSETS[number % 3]}\t0\t32\t44\t62\n" for number in range(6)]
+        (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+        return folder
+
+    @pytest.fixture(params=["folder", "tar"])
+    def location(self, request: pytest.FixtureRequest, folder: Path) -> Path:
+        if request.param == "folder":
+            return folder
+        with tarfile.open(folder.with_suffix(".tar"), "w") as tar:
+            tar.add(folder, folder.name)
+        (folder / "val" / "val_annotations.txt").rename(folder.with_name("val_annotations.txt"))
+        return folder.with_suffix(".tar")
+
+    def test_train(self, location: Path) -> None:
+        source = open_location(location, "train")
+        assert tuple(source.class_names) == SYNSETS
+        assert [source.label(index) for index in range(6)] == [0, 0, 1, 1, 2, 2]
+        assert omitted_by(source)["file that is not an image"] >= 3
+
+    def test_val_has_the_labels_of_its_list(self, location: Path) -> None:
+        source = open_location(location, "val")
+        assert tuple(source.class_names) == SYNSETS
+        assert [source.label(index) for index in range(6)] == [0, 0, 1, 1, 2, 2]
+        assert source.name(1).endswith("val/images/val_3.JPEG")
+
+    def test_val_without_a_list_is_refused(self, location: Path, tmp_path: Path) -> None:
+        for path in tmp_path.rglob("val_annotations.txt"):
+            path.unlink()
+        assert error_of(location, "val").code == "labels-not-found"
+
+
+def test_single_class_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(open_location(make_files(tmp_path, "imagenette2/0.jpg", "imagenette2/1.jpg"), "val")) == 2
+    assert "only one class, imagenette2" in capsys.readouterr().err
 
 
 class TestFilterSplit:

@@ -74,6 +74,26 @@ def test_image_column_may_be_named_picture(tmp_path: Path) -> None:
     assert np.array_equal([source.label(index) for index in range(2)], [1, 0])
 
 
+@pytest.mark.parametrize("labels", [[10.0, 2.0, 2.0], ["10", "2", "2.0"], ["1e1", "2", "2"]])
+def test_labels_stored_as_floats_or_text_are_numbers(labels: list[Any], tmp_path: Path) -> None:
+    source = open_location(write_table(tmp_path / "a.parquet", image=[b"1", b"2", b"3"], label=labels), "train")
+    assert [source.label(index) for index in range(3)] == [10, 2, 2]
+    assert source.class_names == [str(number) for number in range(11)]
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view"])
+def test_image_column_may_have_any_type_of_bytes(kind: str, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    images = pyarrow.array([b"1", b"2" * 100], getattr(pyarrow, kind)())
+    source = open_location(write_table(tmp_path / "a.parquet", image=images, label=[0, 1]), "train")
+    assert [source.read(index) for index in range(2)] == [b"1", b"2" * 100]
+
+
+def test_unusable_column_is_named(tmp_path: Path) -> None:
+    error = error_of(write_table(tmp_path / "a.parquet", image=["a.jpg"], label=[1]), "train")
+    assert "column image has type string" in str(error)
+
+
 def test_missing_image_is_empty(tmp_path: Path) -> None:
     source = open_location(write_table(tmp_path / "a.parquet", image=[b"1", None], cls=[0, 1]), "train")
     assert [source.read(index) for index in range(2)] == [b"1", b""]
@@ -90,6 +110,14 @@ def test_files_with_other_class_names_are_refused(imagenet: Path, tmp_path: Path
     ("columns", "code"),
     [
         ({"text": ["a"]}, "parquet-columns-missing"),
+        ({"image": [b"1"]}, "parquet-columns-missing"),
+        ({"label": [1]}, "parquet-columns-missing"),
+        ({"image": ["a.jpg"], "label": [1]}, "parquet-columns-missing"),
+        ({"image": [[1, 2]], "label": [1]}, "parquet-columns-missing"),
+        ({"image": [{"path": "a.jpg"}], "label": [1]}, "parquet-columns-missing"),
+        ({"image": [b"1"], "label": [2.5]}, "parquet-label-invalid"),
+        ({"image": [b"1"], "label": [float("nan")]}, "parquet-label-invalid"),
+        ({"image": [b"1", b"2"], "label": ["1", "dog"]}, "parquet-label-invalid"),
         ({"image": [b"1"], "label": [-1]}, "parquet-label-invalid"),
         ({"image": [b"1", b"2"], "label": [0, None]}, "parquet-label-invalid"),
     ],

@@ -53,12 +53,12 @@ def test_shards_and_parquet_files_in_folders(imagenet: Path, tmp_path: Path) -> 
     assert kind_of(write_parquet(imagenet, tmp_path / "hub")) == "parquet"
 
 
-def test_unrecognized_file_lists_all_kinds(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "code"), [("notes.txt", "source-unrecognized"), ("absent", "source-not-found")])
+def test_unknown_source_is_one_line(name: str, code: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
-    error = error_of(tmp_path / "notes.txt", "train")
-    assert error.code == "source-unrecognized"
-    for kind in KINDS:
-        assert f"\n  {kind.name:11}" in str(error)
+    error = error_of(tmp_path / name, "train")
+    assert error.code == code
+    assert "\n" not in str(error)
 
 
 def test_chosen_kind_is_not_detected(imagenet: Path) -> None:

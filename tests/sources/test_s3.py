@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rebar.beton.images import omitted_by
 from rebar.errors import RebarError
 from rebar.sources.s3 import S3Folder
 from tests.sources.conftest import SYNSETS, Write, images_of_beton, images_of_folder, write_error
@@ -20,7 +21,15 @@ def s3(imagenet: Path) -> Iterator[dict[str, str]]:
         for path in imagenet.glob("*/*/*"):
             key = f"sets/imagenet/{path.relative_to(imagenet)}"
             server.client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
-        server.client.put_object(Bucket=BUCKET, Key="notes/readme.txt", Body=b"no image")
+        for key in (
+            "notes/readme.txt",
+            *(f"cifar/{split}/{name}/0.jpg" for split in ("training", "valid") for name in ("apple", "train")),
+            *("cifar/training/apple/", "cifar/training/apple/.0.jpg", "cifar/training/0.jpg", "cifar/training/a.txt"),
+            *("both/valid/a/0.jpg", "both/validation/a/0.jpg"),
+            *("tiny/train/a/0.jpg", "tiny/val/images/0.jpg"),
+            *("empty/a/0.jpg", "empty/b/readme.txt"),
+        ):
+            server.client.put_object(Bucket=BUCKET, Key=key, Body=b"no image")
         yield server.variables
 
 
@@ -56,6 +65,31 @@ def test_s3_folder_raises_for_missing_buckets_and_credentials(
     message = write_error("s3://results/sets", "val", tmp_path / "val.beton", **nobody)
     assert "no AWS credentials" in message
     assert "[s3-source-unreadable]" in message
+
+
+def test_s3_folder_follows_the_rules_of_folders(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in s3.items():
+        monkeypatch.setenv(key, str(value))
+    for url, split in (("s3://results/cifar", "train"), ("s3://results/cifar/training/", "val")):
+        source = S3Folder(url, split)
+        assert source.class_names == ["apple", "train"]
+        assert [source.name(index) for index in range(len(source))] == [
+            f"s3://results/cifar/training/{name}/0.jpg" for name in ("apple", "train")
+        ]
+        assert omitted_by(source) == {
+            "file that is not an image": 1,
+            "hidden file or folder": 1,
+            "image outside the class folders": 1,
+        }
+    assert S3Folder("s3://results/cifar", "val").name(0) == "s3://results/cifar/valid/apple/0.jpg"
+    for url, code in (
+        ("s3://results/both", "source-split-ambiguous"),
+        ("s3://results/tiny", "source-without-classes"),
+        ("s3://results/empty", "source-empty-class"),
+    ):
+        with pytest.raises(RebarError) as raised:
+            S3Folder(url, "val")
+        assert raised.value.code == code
 
 
 class _TruncatedResponses(BaseHTTPRequestHandler):

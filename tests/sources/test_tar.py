@@ -78,6 +78,20 @@ def test_tar_with_duplicate_names_is_refused(tmp_path: Path) -> None:
     assert error_of(tmp_path / "a.tar", "val").code == "tar-invalid"
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_class_named_like_a_split_in_a_tar(split: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "cifar100.tar", "w") as tar:
+        for folder in ("train", "val", "test"):
+            for name in ("apple", "train/deeper", "val"):
+                add_file(tar, f"./cifar100/{folder}/{name}/0.png", f"{folder} {name}".encode())
+    source = open_location(tmp_path / "cifar100.tar", split)
+    assert source.class_names == ["apple", "train", "val"]
+    assert [source.read(index) for index in range(3)] == [
+        f"{split} {name}".encode() for name in ("apple", "train/deeper", "val")
+    ]
+    assert omitted_by(source) == {}
+
+
 def test_hidden_files_and_links_in_a_tar_are_counted(imagenet: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(imagenet / "val", "val")

@@ -47,6 +47,13 @@ def test_unpack_skips_complete_images(tmp_path: Path) -> None:
     assert files(tmp_path) == expected
 
 
+@pytest.mark.parametrize("options", [["--absent"], ["a", "b", "--split", "test"]])
+def test_usage_error_is_one_line(options: list[str]) -> None:
+    with pytest.raises(RebarError) as raised:
+        main(options)
+    assert raised.value.code == "config-invalid-value"
+
+
 def test_unpack_keeps_images_with_equal_names(tmp_path: Path) -> None:
     class Shards(Images):
         def name(self, index: int) -> str:

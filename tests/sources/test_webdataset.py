@@ -97,7 +97,8 @@ def test_ambiguous_samples_are_refused(names: tuple[str, str], tmp_path: Path) -
     error = error_of(tmp_path, "train")
     assert error.code == "webdataset-ambiguous"
     if len(set(names)) > 1:
-        assert all(f"--image-key {name.partition('.')[2]}" in str(error) for name in names)
+        assert "--image-key" in str(error)
+        assert all(name.partition(".")[2] in str(error) for name in names)
 
 
 @pytest.mark.parametrize("image_key", ["jpg", ".JPG", "depth.png", "input"])
