@@ -249,8 +249,8 @@ def processes_of_session(session: int) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_stops_all_processes_and_keeps_the_written_pages(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_stops_all_processes_and_keeps_the_written_pages(ending: signal.Signals, tmp_path: Path) -> None:
     """Signals every process of the group at once, as a terminal does."""
     images = tmp_path / "images"
     (images / "a").mkdir(parents=True)
@@ -273,9 +273,9 @@ def test_signal_stops_all_processes_and_keeps_the_written_pages(number: signal.S
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
-    os.killpg(process.pid, number)
+    os.killpg(process.pid, ending)
     _, stderr = process.communicate(timeout=20)  # returns once all processes have exited
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + ending
     assert "Traceback" not in stderr
     assert str(out / ".train.beton.partial") in stderr
     assert "the same command resumes" in stderr

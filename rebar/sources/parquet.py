@@ -145,6 +145,8 @@ def find_columns(path: Path, schema: Any) -> tuple[str, str, bool]:
 
     Raises RebarError if there are none.
     """
+    import pyarrow.types as types
+
     images = [name for name in IMAGE_COLUMNS if name in schema.names]
     if not images:
         raise _columns_error(path, f"no image column among {', '.join(schema.names)}", "Name it", IMAGE_COLUMNS)
@@ -155,7 +157,8 @@ def find_columns(path: Path, schema: Any) -> tuple[str, str, bool]:
         kind = schema.field(name).type
         if _is_binary(kind):
             return name, labels[0], False
-        if (field := kind.get_field_index("bytes") if kind.num_fields else -1) >= 0 and _is_binary(kind[field].type):
+        field = kind.get_field_index("bytes") if types.is_struct(kind) else -1
+        if field >= 0 and _is_binary(kind[field].type):
             return name, labels[0], True
     raise _columns_error(
         path,
