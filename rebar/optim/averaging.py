@@ -6,7 +6,7 @@ generalization", UAI 2018); its BatchNorm statistics are computed afterwards.
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,7 +17,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rebar.config import option
-from rebar.errors import RebarError
 
 
 @dataclass(frozen=True)
@@ -27,15 +26,13 @@ class AveragingConfig:
     use_ema: bool = option(False, help="evaluate an exponential moving average of the weights")
     ema_half_life: float = option(100.0, help="EMA: half-life of a step's weights, in steps", minimum=0.001, unit="ba")
     ema_update_every: int = option(20, help="EMA: steps between updates", minimum=1, unit="ba")
-    use_swa: bool = option(False, help="evaluate the mean of the weights at the ends of the last epochs")
+    use_swa: bool = option(
+        False, help="evaluate the mean of the weights at the ends of the last epochs; until it starts, that of use_ema"
+    )
     swa_start: float = option(
         0.75, help="SWA: fraction of the epochs after which it starts", minimum=0, maximum=1, unit="dur"
     )
     swa_bn_batches: int = option(50, help="SWA: training batches per rank for BatchNorm statistics", minimum=1)
-
-    def __post_init__(self) -> None:
-        if self.use_ema and self.use_swa:
-            raise RebarError("averaging: use_ema and use_swa are both on. Choose one.", code="config-conflict")
 
     def conditions(self) -> Mapping[str, tuple[str, bool]]:
         """Return, by option, the condition under which it has an effect, and whether that condition is met."""
@@ -43,35 +40,48 @@ class AveragingConfig:
         return {"ema_half_life": ema, "ema_update_every": ema, "swa_start": swa, "swa_bn_batches": swa}
 
 
+@dataclass(frozen=True)
+class AveragePhase:
+    """How weights are averaged from a step on."""
+
+    every: int
+    """Steps between updates."""
+    decay: float | None
+    """Decay of an exponential moving average; None for the mean of all updates."""
+    first_step: int = 0
+
+
 class WeightAverage:
-    """A running average of a model's weights and buffers. ``updates`` is the number of updates so far.
+    """A running average of a model's weights and buffers.
 
-    - every: steps between updates; first_step: no update before this step.
-    - decay: of an exponential moving average; None for the mean of all updates.
-
-    torch's ``AveragedModel`` computes the same but synchronizes with the device in every update.
+    The first update of each phase discards the average of the phase before. ``updates`` is the number of updates in
+    the current phase. torch's ``AveragedModel`` computes the same but synchronizes with the device in every update.
     """
 
-    def __init__(self, model: nn.Module, *, every: int, decay: float | None, first_step: int = 0) -> None:
+    def __init__(self, model: nn.Module, phases: Sequence[AveragePhase]) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self.every, self.decay, self.first_step = every, decay, first_step
+        self.phases, self.phase = phases, 0
         self.updates = 0
 
     @property
     def needs_bn_update(self) -> bool:
         """Whether the BatchNorm statistics must be recomputed for the averaged weights, as for SWA."""
-        return self.decay is None
+        return self.phases[self.phase].decay is None
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int) -> None:
-        """Update the average after ``step``, counted from 0, if one is due. The first update copies the model."""
-        if step + 1 <= self.first_step or (step + 1) % self.every != 0:
+        """Update the average after ``step``, counted from 0, if one is due. A phase's first update copies the model."""
+        active = [index for index, phase in enumerate(self.phases) if step >= phase.first_step]
+        if not active or (step + 1) % self.phases[active[-1]].every != 0:
             return
+        if active[-1] != self.phase:
+            self.phase, self.updates = active[-1], 0
         self.updates += 1
+        decay = self.phases[self.phase].decay
         if self.updates == 1:
             weight = 1.0
         else:
-            weight = 1 / self.updates if self.decay is None else 1 - self.decay
+            weight = 1 / self.updates if decay is None else 1 - decay
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
         averages, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
         torch._foreach_lerp_(averages, values, weight)
@@ -80,12 +90,12 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        return {"model": self.model.state_dict(), "updates": self.updates}
+        return {"model": self.model.state_dict(), "updates": self.updates, "phase": self.phase}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state from a checkpoint."""
         self.model.load_state_dict(state["model"])
-        self.updates = state["updates"]
+        self.updates, self.phase = state["updates"], state["phase"]
 
 
 def ema_decay(half_life: float, every: int) -> float:
@@ -96,14 +106,18 @@ def ema_decay(half_life: float, every: int) -> float:
 def build_average(
     model: nn.Module, config: AveragingConfig, *, epochs: int, steps_per_epoch: int
 ) -> WeightAverage | None:
-    """Return the configured average, initialized with the model's weights; None without averaging."""
+    """Return the configured average, initialized with the model's weights; None without averaging.
+
+    With both EMA and SWA, SWA replaces the EMA at the end of the first epoch that it averages.
+    """
+    phases = []
     if config.use_ema:
         decay = ema_decay(config.ema_half_life, config.ema_update_every)
-        return WeightAverage(model, every=config.ema_update_every, decay=decay)
+        phases.append(AveragePhase(config.ema_update_every, decay))
     if config.use_swa:
-        first = min(round(config.swa_start * epochs), epochs - 1) * steps_per_epoch
-        return WeightAverage(model, every=steps_per_epoch, decay=None, first_step=first)
-    return None
+        first_epoch = min(round(config.swa_start * epochs), epochs - 1)
+        phases.append(AveragePhase(steps_per_epoch, decay=None, first_step=first_epoch * steps_per_epoch))
+    return WeightAverage(model, phases) if phases else None
 
 
 def weights_to_evaluate(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -177,6 +177,14 @@ class RunData:
     state: str
     end: Record
     """The ``end`` record, unless the run was resumed after it."""
+    times: tuple[float, float] | None = None
+    """Times of the first and the last record, in seconds since 1970."""
+
+    @property
+    def best(self) -> int | None:
+        """The epoch with the highest validation top-1, counted from 0; None if none was evaluated."""
+        evaluated = [epoch for epoch in self.epochs if epoch.get("val/top1") is not None]
+        return max(evaluated, key=lambda epoch: epoch["val/top1"])["epoch"] if evaluated else None
 
     @property
     def last(self) -> Record:
@@ -207,6 +215,7 @@ def read_run(folder: Path) -> RunData:
     status = read_status(files.status)
     starts = [record for record in records if record["event"] == "start"]
     state = "" if status is None else status.state + (f": {status.reason}" if status.reason else "")
+    times = [record["time"] for record in records if record.get("time") is not None]
     return RunData(
         name=folder.resolve().name,
         epochs=latest_records(records, "epoch", "epoch"),
@@ -215,6 +224,7 @@ def read_run(folder: Path) -> RunData:
         config=files.config.read_text() if files.config.is_file() else "",
         state=state,
         end=records[-1] if records and records[-1]["event"] == "end" else {},
+        times=(times[0], times[-1]) if times else None,
     )
 
 

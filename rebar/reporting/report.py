@@ -3,12 +3,14 @@
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rebar.reporting.console import final_resolutions
+from rebar.reporting.console import final_resolutions, format_duration
 from rebar.reporting.log import Record, RunData, read_run
 from rebar.reporting.plots import Panel, comparison_panels, run_panels, to_svg
 from rebar.storage.files import atomic_write
@@ -26,7 +28,7 @@ h1 { margin-bottom: 0 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; 
 table { border-collapse: collapse; font-variant-numeric: tabular-nums } .wide { overflow-x: auto }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee } th { color: #555 }
 th:first-child, td:first-child { text-align: left }
-.text td { text-align: left }
+.text td { text-align: left } .best { font-weight: 600; background: #eef6ee }
 pre { background: #f4f5f7; padding: 1rem; border-radius: 8px; overflow-x: auto; font-size: 13px }
 """
 _COLUMNS = (  # name in the log, heading, format
@@ -49,12 +51,12 @@ def write_report(folder: Path) -> Path:
     """Write ``report.html`` into a run folder and return its path."""
     run = read_run(folder)
     sections = [
-        f'<p class="state">{html.escape(run.state)}</p>',
+        f'<p class="state">{html.escape(_state(run))}</p>',
         _facts(run),
         _charts(run_panels(run)),
         "<h2>Epochs</h2>" + _epochs_table(run),
         "<h2>Environment</h2>" + _text_table(_environment(run)),
-        f"<h2>Configuration</h2><pre>{html.escape(run.config)}</pre>",
+        f"<h2>Configuration</h2><details><summary>all options</summary><pre>{html.escape(run.config)}</pre></details>",
     ]
     return _write_page(folder / "report.html", run.name, sections)
 
@@ -89,6 +91,17 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 # ------------------------------------------------------------------ sections of a page
+
+
+def _state(run: RunData) -> str:
+    """Describe the state of the run and when it started and ended, such as 'finished, 2026-11-28 09:15 to 10:02'."""
+    if run.times is None:
+        return run.state
+    first, last = (datetime.fromtimestamp(seconds, timezone.utc) for seconds in run.times)
+    form = "%H:%M" if first.date() == last.date() else "%Y-%m-%d %H:%M"
+    words = [run.state] if run.state else []
+    words.append(f"{first:%Y-%m-%d %H:%M} to {last:{form}} UTC ({format_duration(run.times[1] - run.times[0])})")
+    return ", ".join(words)
 
 
 def _facts(run: RunData) -> str:
@@ -131,7 +144,9 @@ def _cells(epoch: Record, columns: Sequence[Column]) -> list[str]:
 def _epochs_table(run: RunData) -> str:
     columns = _columns(run.epochs)
     heads = ["epoch", *(heading for _, heading, _ in columns)]
-    return _table(heads, [[str(epoch["epoch"] + 1), *_cells(epoch, columns)] for epoch in run.epochs])
+    marks = {run.best: " (best)"}
+    rows = [[f"{e['epoch'] + 1}{marks.get(e['epoch'], '')}", *_cells(e, columns)] for e in run.epochs]
+    return _table(heads, rows, bold=[e["epoch"] == run.best for e in run.epochs])
 
 
 def _environment(run: RunData) -> dict[str, str]:
@@ -156,9 +171,12 @@ def _flatten(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], bold: Sequence[bool] = ()) -> str:
     head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    body = ""
+    for row, is_bold in zip_longest(rows, bold, fillvalue=False):
+        cells = "".join(f"<td>{html.escape(text)}</td>" for text in row)
+        body += f'<tr class="best">{cells}</tr>' if is_bold else f"<tr>{cells}</tr>"
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 

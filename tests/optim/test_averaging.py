@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.optim import swa_utils
 
-from rebar.errors import RebarError
 from rebar.optim.averaging import (
+    AveragePhase,
     AveragingConfig,
     WeightAverage,
     build_average,
@@ -92,7 +92,12 @@ def test_swa_with_update_bn_equals_torch() -> None:
 
 
 def test_weight_average_resumes_identically() -> None:
-    for config in (AveragingConfig(use_ema=True, ema_update_every=1), AveragingConfig(use_swa=True, swa_start=0)):
+    for config in (
+        AveragingConfig(use_ema=True, ema_update_every=1),
+        AveragingConfig(use_swa=True, swa_start=0),
+        AveragingConfig(use_ema=True, ema_update_every=1, use_swa=True, swa_start=0.25),
+        AveragingConfig(use_ema=True, ema_update_every=1, use_swa=True, swa_start=0.75),
+    ):
         straight = new_model()
         uninterrupted = build_average(straight, config, epochs=4, steps_per_epoch=2)
         assert uninterrupted is not None
@@ -113,7 +118,7 @@ def test_weight_average_resumes_identically() -> None:
 
 def test_weight_average_is_independent_of_the_model() -> None:
     model = new_model()
-    average = WeightAverage(model, every=1, decay=0.5)
+    average = WeightAverage(model, [AveragePhase(every=1, decay=0.5)])
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
     before = {name: value.clone() for name, value in average.model.state_dict().items()}
     train(model, 1, lambda _: None)
@@ -132,7 +137,26 @@ def test_build_average_is_none_without_averaging() -> None:
     assert build_average(new_model(), AveragingConfig(), epochs=1, steps_per_epoch=1) is None
 
 
-def test_ema_and_swa_exclude_each_other() -> None:
-    with pytest.raises(RebarError) as caught:
-        AveragingConfig(use_ema=True, use_swa=True)
-    assert caught.value.code == "config-conflict"
+def test_swa_replaces_the_ema_at_the_end_of_the_first_epoch_it_averages() -> None:
+    both = AveragingConfig(use_ema=True, ema_update_every=1, use_swa=True, swa_start=0.5)
+    kinds = {
+        "both": both,
+        "ema": AveragingConfig(use_ema=True, ema_update_every=1),
+        "swa": AveragingConfig(use_swa=True, swa_start=0.5),
+    }
+    model = new_model()
+    averages = {name: build_average(model, config, epochs=4, steps_per_epoch=3) for name, config in kinds.items()}
+
+    def after(step: int) -> None:
+        for average in averages.values():
+            assert average is not None
+            average.after_step(model, step)
+        if step in (5, 6, 8, 11):
+            same = averages["ema" if step < 6 else "swa"]
+            assert averages["both"] is not None
+            assert same is not None
+            if step != 6:  # within the epoch, the EMA of the epoch before is kept
+                assert_close(averages["both"].model, same.model)
+            assert averages["both"].needs_bn_update == (step >= 8)
+
+    train(model, 12, after)

@@ -100,6 +100,20 @@ def test_report_has_all_sections_and_escapes_html(tmp_path: Path) -> None:
     assert "arch: resnet50" in page
 
 
+def test_report_shows_when_the_run_took_place_and_its_best_epoch(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "mine", epochs=2)
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    records[-1]["val/top1"] = 0.1
+    for index, record in enumerate(records):
+        record["time"] = 1_000_000_000 + 300 * index
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    page = write_report(folder).read_text()
+    assert "2001-09-09 01:46 to 03:36 UTC (2 h" not in page
+    assert "2001-09-09 01:46 to 03:36 UTC (1 h 50 min)" in page
+    assert page.count('class="best"') == 1
+    assert "<td>1 (best)</td>" in page
+
+
 def test_report_of_run_without_epochs(tmp_path: Path) -> None:
     page = write_report(make_run(tmp_path / "mine", epochs=0)).read_text()
     assert PageChecker(page).charts == 0

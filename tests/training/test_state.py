@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rebar.optim.averaging import WeightAverage
+from rebar.optim.averaging import AveragePhase, WeightAverage
 from rebar.optim.optimizers import OptimizerConfig, build_optimizer, parameter_groups, set_learning_rate
 from rebar.optim.schedules import ScheduleSpan
 from rebar.training.checkpoint import CheckpointError, HostMemory, save_checkpoint
@@ -161,7 +161,7 @@ def test_checkpoint_content_rejects_a_nan_loss(saved: Path) -> None:
 @pytest.mark.parametrize("where", ["weights", "BatchNorm's statistics", "momenta", "average"])
 def test_checkpoint_content_rejects_nan_and_infinity(where: str, value: float, saved: Path) -> None:
     before, state = saved.read_bytes(), make_state()
-    state.average = WeightAverage(state.model, every=1, decay=0.9)
+    state.average = WeightAverage(state.model, [AveragePhase(every=1, decay=0.9)])
     train(state, 2)
     state.epoch = 1
     state.checkpoint_content(OPTIONS, WORLD)
@@ -182,7 +182,7 @@ def test_checkpoint_content_rejects_nan_and_infinity(where: str, value: float, s
 
 def test_snapshot_of_the_content_is_independent_of_training() -> None:
     state = make_state()
-    state.average = WeightAverage(state.model, every=1, decay=0.9)
+    state.average = WeightAverage(state.model, [AveragePhase(every=1, decay=0.9)])
     train(state, 3)
     state.last_metrics = {"val/top1": 0.25}
     snapshot = HostMemory().copy(state.checkpoint_content(OPTIONS, WORLD))
