@@ -64,7 +64,7 @@ def test_export_suffixes() -> None:
     assert export_suffixes("all") == [".pth", ".safetensors", ".onnx"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_onnx_export_gives_same_logits_at_any_resolution(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -36,8 +36,7 @@ def same(first: list[tuple[int, torch.Tensor]], second: list[tuple[int, torch.Te
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-@pytest.mark.parametrize("os_cache", [True, False])
+@pytest.mark.parametrize(("num_workers", "os_cache"), [(1, True), (2, False)])
 def test_random_resized_crop_in_ffcvs_loader_equals_rebars_loader_every_epoch(
     num_workers: int, os_cache: bool, numbers: BetonFile, textures: BetonFile
 ) -> None:
