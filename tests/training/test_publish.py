@@ -15,7 +15,8 @@ from rebar.training import publish
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.publish import publish_or_warn
 from rebar.training.weights import read_weights
-from tests.conftest import Data, read_events, run, torchrun
+from tests.conftest import Data, read_events
+from tests.processes import start, start_ranks
 from tests.storage.hub_server import TOKEN, Hub, hub_server
 
 hub_client = pytest.importorskip("huggingface_hub")
@@ -32,8 +33,9 @@ def test_run_publishes_evaluated_weights_without_token(
     args = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--use-ema", "--ema-update-every", "1", "--max-steps", "4"]
     command = data.training_command(folder, *args, "--export", "safetensors", "--wandb")
     with hub_server() as hub:
-        done = run(*command, **environment(hub, tmp_path), WANDB_MODE="offline")
-        assert f"published {hub.url}/owner/mine" in done.stdout
+        process = start(command, **environment(hub, tmp_path), WANDB_MODE="offline")
+        assert process.wait() == 0, process.output
+        assert f"published {hub.url}/owner/mine" in process.output
         published = hub.repositories["owner/mine"]
         for name, value in (environment(hub, tmp_path) | {"HF_TOKEN": TOKEN}).items():
             monkeypatch.setenv(name, value)
@@ -59,7 +61,7 @@ def test_run_publishes_evaluated_weights_without_token(
     assert b"<svg" in published["report.html"]
     assert b">finished: training.max_steps 4<" in published["report.html"]
     assert published["report.html"] == (folder / "report.html").read_bytes()
-    assert_no_token(tmp_path, *published.values(), done.stdout.encode(), done.stderr.encode())
+    assert_no_token(tmp_path, *published.values(), process.output.encode())
 
 
 def assert_no_token(folder: Path, *outputs: bytes) -> None:
@@ -69,18 +71,16 @@ def assert_no_token(folder: Path, *outputs: bytes) -> None:
     assert not any(TOKEN.encode() in content for content in outputs)
 
 
-@pytest.mark.nightly
 def test_two_ranks_publish_once_without_token(data: Data, tmp_path: Path) -> None:
     args = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--training.batch_size", "8", "--max-steps", "2"]
-    command = torchrun(2, *data.training_command(tmp_path / "run", *args))
-    command[2:2] = [f"--log-dir={tmp_path / 'torchrun'}", "--tee=3"]  # also write each rank's output to files
     with hub_server() as hub:
-        done = run(*command, **environment(hub, tmp_path))
+        ranks = start_ranks(2, data.training_command(tmp_path / "run", *args), **environment(hub, tmp_path))
+        assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].output
         published = hub.repositories["owner/mine"]
-    assert done.stdout.count(f"published {hub.url}/owner/mine") == 1
+    outputs = [rank.output for rank in ranks]
+    assert "".join(outputs).count(f"published {hub.url}/owner/mine") == 1
     assert b">finished: training.max_steps 2<" in published["report.html"]
-    assert list(tmp_path.glob("torchrun/**/stderr.log"))
-    assert_no_token(tmp_path, *published.values(), done.stdout.encode(), done.stderr.encode())
+    assert_no_token(tmp_path, *published.values(), *(output.encode() for output in outputs))
 
 
 def test_invalid_token_is_reported_before_training(
