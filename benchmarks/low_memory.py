@@ -243,10 +243,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("benchmark_run"), help="folder for the beton")
     parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the beton; default 1")
     parser.add_argument("--memory-mb", type=int, default=300, help="limit for one process; default 300")
-    parser.add_argument("--memory-mb-per-process", type=int, default=165, help="for each further one; default 165")
+    parser.add_argument("--memory-mb-per-process", type=int, default=190, help="for each further one; default 190")
     parser.add_argument("--no-limit", action="store_true", help="no control group; the cache is emptied every epoch")
     parser.add_argument("--loaders", default="rebar,ffcv")
-    parser.add_argument("--os-cache", default="None,True,False", help="comma-separated; FFCV has no None")
+    parser.add_argument("--os-cache", default="None", help="comma-separated; default None, which is False for FFCV")
     parser.add_argument("--orders", default="RANDOM,QUASI_RANDOM")
     parser.add_argument("--processes", default="1,4")
     parser.add_argument("--batch-size", type=int, default=128, help="per process")
@@ -270,9 +270,8 @@ def main() -> None:
     for processes, order, loader, os_cache in itertools.product(
         arguments.processes.split(","), arguments.orders.split(","), arguments.loaders.split(","), caches
     ):
-        if loader == "ffcv" and os_cache is None:
-            continue
-        rows.append(run_case(Case(loader, os_cache, order, int(processes)), path, arguments))
+        chosen = False if loader == "ffcv" and os_cache is None else os_cache
+        rows.append(run_case(Case(loader, chosen, order, int(processes)), path, arguments))
         print_row(rows[-1])
     beton = BetonFile.open(path)
     report = {
