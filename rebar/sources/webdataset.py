@@ -137,7 +137,7 @@ def _find_image(path: Path, key: str, files: Mapping[str, Member], image_key: st
     if len(extensions) > 1:
         raise RebarError(
             f"{path}: sample {key} has several images ({', '.join(extensions)}). Choose one, for example: "
-            f"write_dataset.py --image-key {extensions[0]}",
+            f"write_dataset.py --image-key {min(extensions, key=len)}",
             code="webdataset-ambiguous",
         )
     return files[extensions[0]] if extensions else None
