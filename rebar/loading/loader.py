@@ -116,11 +116,8 @@ class Loader:
         self.recompile = recompile
         self.resolution = resolution
         self.next_epoch = 0
-        self._arguments = (
-            fname,
-            check_flag("distributed", distributed),
-            *rank_and_world_size(distributed, rank, world_size),
-        )
+        distributed = check_flag("distributed", distributed)
+        self._arguments = (fname, distributed, *rank_and_world_size(distributed, rank, world_size))
         pool_capacity = self.batches_ahead + 3  # in progress, held by the consumer, and just released by it
         options = BackendOptions(self.batch_size, self.num_workers, pool_capacity, on_error, pin_memory)
         self._backend = open_backend(fname, cropper, pipelines or {}, custom_fields or {}, indices, options)

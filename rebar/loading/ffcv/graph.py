@@ -81,8 +81,7 @@ class FfcvFile:
     pages: NDArray[np.int64]
     """The page of each sample's first region."""
     custom_fields: Mapping[str, Any]
-    _by_sample: NDArray[Any]
-    """The allocation table, sorted by sample."""
+    _by_sample: NDArray[Any]  # the allocation table, sorted by sample
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FfcvFile.open, (self.path, self.custom_fields)
@@ -102,14 +101,14 @@ class FfcvFile:
             )
         first = np.zeros(int(reader.num_samples), np.uint64)
         first[table["sample_id"][::-1].astype(np.int64)] = table["ptr"][::-1]  # the first region is written last
-        regions = [np.ascontiguousarray(table[name]) for name in ("ptr", "size")]
+        addresses, sizes = (np.ascontiguousarray(table[name]) for name in ("ptr", "size"))
         return FfcvFile(
             path=path,
             num_samples=int(reader.num_samples),
             page_size=int(reader.page_size),
             handlers=reader.handlers,
             metadata=reader.metadata,
-            storage=(np.asarray(np.memmap(path, np.uint8, mode="r")), regions[0], regions[1]),
+            storage=(np.asarray(np.memmap(path, np.uint8, mode="r")), addresses, sizes),
             pages=(first // np.uint64(reader.page_size)).astype(np.int64),
             custom_fields=custom_fields,
             _by_sample=table[np.argsort(table["sample_id"], kind="stable")],
