@@ -4,7 +4,6 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +143,11 @@ def _cells(epoch: Record, columns: Sequence[Column]) -> list[str]:
 def _epochs_table(run: RunData) -> str:
     columns = _columns(run.epochs)
     heads = ["epoch", *(heading for _, heading, _ in columns)]
-    marks = {run.best: " (best)"}
-    rows = [[f"{e['epoch'] + 1}{marks.get(e['epoch'], '')}", *_cells(e, columns)] for e in run.epochs]
-    return _table(heads, rows, bold=[e["epoch"] == run.best for e in run.epochs])
+    rows = [[str(epoch["epoch"] + 1), *_cells(epoch, columns)] for epoch in run.epochs]
+    best = next((index for index, epoch in enumerate(run.epochs) if epoch["epoch"] == run.best), None)
+    if best is not None:
+        rows[best][0] += " (best)"
+    return _table(heads, rows, best)
 
 
 def _environment(run: RunData) -> dict[str, str]:
@@ -171,12 +172,13 @@ def _flatten(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], bold: Sequence[bool] = ()) -> str:
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], best: int | None = None) -> str:
+    """Return a table in which the row with the index ``best`` is highlighted."""
     head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
     body = ""
-    for row, is_bold in zip_longest(rows, bold, fillvalue=False):
+    for index, row in enumerate(rows):
         cells = "".join(f"<td>{html.escape(text)}</td>" for text in row)
-        body += f'<tr class="best">{cells}</tr>' if is_bold else f"<tr>{cells}</tr>"
+        body += f'<tr class="best">{cells}</tr>' if index == best else f"<tr>{cells}</tr>"
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
