@@ -36,7 +36,7 @@ def test_run_writes_plot_report_and_log(finished_run: Path) -> None:
     assert (finished_run / "plot.png").read_bytes().startswith(b"\x89PNG")
     page = (finished_run / "report.html").read_text()
     assert "<svg" in page
-    assert ">finished<" in page
+    assert ">finished, " in page
     epochs = read_events(finished_run, "epoch")
     assert [record["epoch"] for record in epochs] == [0, 1]
     expected = {"train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "val/top1_tta", "train/lr"}
