@@ -49,7 +49,7 @@ INVALID_ARGUMENTS: dict[str, list[Any]] = {
     "batch_size": [0, "8", 1.5, None],
     "num_workers": ["8", None],
     "os_cache": ["yes", 2],
-    "order": ["shuffled", object(), None],
+    "order": ["shuffled", 3.5, None],
     "distributed": ["yes", True],  # there is no process group
     "seed": ["7", 1.5],
     "indices": [[], [0, 103], [True], [0.5], "all", [[1, 2]]],
