@@ -10,11 +10,12 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, NoReturn
 
 from rebar.errors import RebarError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -75,6 +76,8 @@ def raise_terminated() -> Iterator[None]:
 
 def scan_bar(description: str, total: int | None, unit: str) -> "tqdm[None]":
     """Return a progress bar of a scan of files. A scan that ends within two seconds shows none."""
+    from tqdm import tqdm  # not at the top: the doctor reports that it is missing
+
     interval = 0.5 if sys.stderr.isatty() else 5.0  # seconds; in a log, every refresh is a line
     return tqdm(
         desc=description,

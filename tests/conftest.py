@@ -62,8 +62,12 @@ def torchrun(processes: int, *args: str | Path) -> list[str | Path]:
 
 def train_here(*command: str | Path) -> None:
     """Run a command of :meth:`Data.training_command` in this process."""
-    import train_imagenet  # not at the top: the tests of other packages do not need torch
+    import torch  # not at the top: the tests of other packages do not need it
 
+    import train_imagenet
+
+    # importing ffcv, as some tests do, sets 1, which changes the order of sums
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     train_imagenet.main([str(arg) for arg in command[1:]])
 
 

@@ -217,7 +217,7 @@ def test_resume_with_another_number_of_ranks(data: Data, tmp_path: Path) -> None
     script.write_text(GROUP_NORM.format(repository=str(REPOSITORY)))
 
     def command(folder: str, *args: str) -> Args:
-        return [script, *data.training_command(tmp_path / folder, "--lr", "0.01", "--epochs", "1", *args)[1:]]
+        return [script, *data.training_command(tmp_path / folder, "--lr", "0.001", "--epochs", "1", *args)[1:]]
 
     finish([start(command("one"))])
     finish([start(command("changing", "--max-steps", "8"))])

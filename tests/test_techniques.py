@@ -123,10 +123,15 @@ def test_center_crops_channel_statistics_and_onecycle(
 
 
 def test_options_without_effect_print_warnings(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["--max-steps=1", "--mixup-alpha=0.5", "--ema-half-life=3", "--bce-threshold=0.2", "--sync-bn"]
+    args = ["--max-steps=1", "--mix-probability=0.5", "--ema-half-life=3", "--bce-threshold=0.2", "--sync-bn"]
     train_here(*data.training_command(tmp_path, *args))
     err = capsys.readouterr().err
-    for name in ("regularization.mixup_alpha", "averaging.ema_half_life", "loss.bce_threshold", "execution.sync_bn"):
+    for name in (
+        "regularization.mix_probability",
+        "averaging.ema_half_life",
+        "loss.bce_threshold",
+        "execution.sync_bn",
+    ):
         assert f"warning: {name}" in err
 
 
