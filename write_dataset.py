@@ -15,6 +15,7 @@ train.beton.report.json, lists irregular and bad images. After an interruption, 
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,12 +24,12 @@ from pathlib import Path
 from typing import Literal
 
 from rebar.beton import Estimate, ImagePolicy, Source, WriteReport, read_sidecar, write_beton
-from rebar.beton.inspect import COMMANDS, is_inspect_command
+from rebar.beton.inspect import COMMANDS, is_inspect_command, value_range
 from rebar.beton.inspect import main as inspect
 from rebar.beton.partial_file import journal_path, partial_path
 from rebar.beton.selection import Selection, select_shard, shard_path
 from rebar.beton.write_report import report_path
-from rebar.cli import Terminated, raise_terminated, run_command, warn
+from rebar.cli import Terminated, count, raise_terminated, run_command, warn
 from rebar.config import option, parse_config, section
 from rebar.errors import RebarError
 from rebar.sources import Request, open_source
@@ -98,8 +99,9 @@ def main(argv: Sequence[str]) -> None:
         description=f"{__doc__.splitlines()[0]} To inspect one: {', '.join(COMMANDS)} FILE.",
         example="python write_dataset.py --split train",
     ).cfg
-    location = require_path("--data-dir", config.data_dir, "IMAGENET_DIR")
-    target = find_target(require_path("--write-path", config.write_path, "WRITE_DIR"), config.split, config.shard)
+    location = require_path("--data-dir", config.data_dir, "IMAGENET_DIR", code="data-not-given")
+    folder = require_path("--write-path", config.write_path, "WRITE_DIR", code="write-path-missing")
+    target = find_target(folder, config.split, config.shard)
     check_target(target, overwrite=config.overwrite)
     with raise_terminated(), print_resume_hint(target):
         write(config, location, target)
@@ -150,21 +152,16 @@ def write(config: WriterSection, location: str, target: Path) -> None:
         restart=config.restart,
         on_estimate=print_estimate,
     )
-    print_report(report, config.split)
+    print_report(report, config)
 
 
-def count(number: int, singular: str, plural: str) -> str:
-    """Return a number with its noun."""
-    return f"{number:,} {singular if number == 1 else plural}"
-
-
-def require_path(flag: str, value: str, variable: str) -> str:
+def require_path(flag: str, value: str, variable: str, *, code: str) -> str:
     """Return a path from the command line or the environment. Raises RebarError if neither specifies it."""
     if chosen := value or os.environ.get(variable, ""):
         return chosen
     raise RebarError(
         f"{flag} is not given. Give {flag} PATH, or set the environment variable {variable}.",
-        code="write-path-missing",
+        code=code,
     )
 
 
@@ -233,14 +230,13 @@ def describe_policy(policy: ImagePolicy) -> str:
 
 def print_estimate(expected: Estimate) -> None:
     """Print the expected size and duration."""
-    gigabytes = expected.bytes / 1e9
     duration = f"{expected.seconds / 60:,.0f} min" if expected.seconds >= 120 else f"{expected.seconds:,.0f} s"
-    print(f"expected  {gigabytes:,.3f} GB, {duration} of encoding, estimated from {expected.num_sampled} images")
+    sampled = count(expected.num_sampled, "image")
+    print(f"expected  {expected.bytes / 1e9:,.3f} GB, {duration} of encoding, estimated from {sampled}")
     if expected.keep_quality_factor != 1:
-        factor = expected.keep_quality_factor
         print(
-            f"          {expected.bytes_per_image:,.0f} bytes per image, {factor:.1f} times as many as without "
-            "--keep-quality; every epoch reads and decodes them"
+            f"          {expected.bytes_per_image:,.0f} bytes per image, {expected.keep_quality_factor:.1f} times as "
+            "many as without --keep-quality; every epoch reads and decodes them"
         )
     sys.stdout.flush()
 
@@ -259,33 +255,40 @@ def print_resume_hint(target: Path) -> Iterator[None]:
         raise
 
 
-def print_report(report: WriteReport, split: str) -> None:
+def print_report(report: WriteReport, config: WriterSection) -> None:
     """Print what was written, and the next command."""
     per_image, per_second = report.image_bytes / report.num_samples, report.num_encoded / report.seconds
-    fewest, most = report.class_counts.min(), report.class_counts.max()
-    tally = report.tally
+    expected, tally = report.expected, report.tally
     print(f"written   {report.path}: {report.bytes / 1e9:,.3f} GB in {report.seconds:,.1f} s")
-    print(f"          {report.num_samples:,} images, {fewest:,} to {most:,} per class")
+    print(f"          {count(report.num_samples, 'image')}, {value_range(report.class_counts)} per class")
     print(f"          {tally.passed_through:,} losslessly, {tally.encoded:,} re-encoded")
     print(f"          {per_image:,.0f} bytes per image, {per_second:,.0f} images/s")
-    if report.expected.marker_overhead:
-        share, sampled = report.expected.marker_overhead, report.expected.num_sampled
-        print(f"          restart markers add {share:.1%}, estimated from {sampled} images")
+    if expected.marker_overhead:
+        sampled = count(expected.num_sampled, "image")
+        print(f"          restart markers add {expected.marker_overhead:.1%}, estimated from {sampled}")
     if tally.counts:
-        print(f"irregular {', '.join(f'{count:,} {kind}' for kind, count in sorted(tally.counts.items()))}")
+        print(f"irregular {', '.join(f'{number:,} {kind}' for kind, number in sorted(tally.counts.items()))}")
     if tally.repaired or tally.skipped:
         print(f"bad       {len(tally.repaired):,} repaired, {len(tally.skipped):,} skipped")
     if report.omitted:
-        print(f"omitted   {', '.join(f'{count:,} x {kind}' for kind, count in report.omitted.items())}")
+        print(f"omitted   {', '.join(f'{number:,} x {kind}' for kind, number in report.omitted.items())}")
     if tally.counts or tally.repaired or tally.skipped:
         print(f"          listed in {report_path(report.path)}")
     train, val = (report.path.with_name(f"{name}.beton") for name in ("train", "val"))
     if report.path not in (train, val):
         return
-    if split == "train" and not val.exists():
-        print(f"next      python write_dataset.py --split val --write-path {val}")
+    if config.split == "train" and not val.exists():
+        words = ["write_dataset.py", "--split", "val", *flags_of_source(config), "--write-path", str(val)]
     else:
-        print(f"next      python train_imagenet.py --train-dataset {train} --val-dataset {val}")
+        words = ["train_imagenet.py", "--train-dataset", str(train), "--val-dataset", str(val)]
+    print(f"next      python {shlex.join(words)}")
+
+
+def flags_of_source(config: WriterSection) -> list[str]:
+    """Return the flags that select the source and its classes, without those that have their default values."""
+    names = ["data_dir", "dataset", "labels", "image_key", *(["max_classes", "seed"] if config.max_classes else [])]
+    changed = [name for name in names if getattr(config, name) != getattr(WriterSection(split="val"), name)]
+    return [word for name in changed for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
 
 
 def command() -> None:

@@ -48,6 +48,16 @@ def note(message: str) -> None:
         print(f"note: {_escape_lines(message)}", file=sys.stderr, flush=True)
 
 
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, such as '1 epoch', '3 epochs' or '2,000 classes'; ``plural`` if irregular."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def and_others(first: str, others: int, noun: str, plural: str = "") -> str:
+    """Return the first of several, with the number of the others: 'a.jpg and 2 more images'."""
+    return f"{first} and {count(others, f'more {noun}', plural and f'more {plural}')}" if others else first
+
+
 class Terminated(BaseException):
     """A signal that asks the process to end; ``signal_number`` is its number."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from rebar.cli import CommandParser, raise_terminated, run_command, warn
+from rebar.cli import CommandParser, and_others, count, raise_terminated, run_command, warn
 from rebar.errors import RebarError
 
 
@@ -137,3 +137,13 @@ def test_warn_prints_on_rank_0_only(capsys: pytest.CaptureFixture[str], monkeypa
         monkeypatch.setenv("RANK", rank)
         warn("slow")
     assert capsys.readouterr().err == "warning: slow\n"
+
+
+def test_counts_agree_with_their_nouns() -> None:
+    assert [count(number, "epoch") for number in (0, 1, 2_000)] == ["0 epochs", "1 epoch", "2,000 epochs"]
+    assert [count(number, "class", "classes") for number in (1, 2)] == ["1 class", "2 classes"]
+    assert [and_others("a", number, "image") for number in range(3)] == [
+        "a",
+        "a and 1 more image",
+        "a and 2 more images",
+    ]

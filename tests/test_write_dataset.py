@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -84,6 +85,22 @@ def test_both_splits_from_environment_variables(
     assert sorted(levels["train"]) == list(range(30))
 
 
+def test_printed_next_command_writes_the_other_split(
+    imagenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "all images", tmp_path / "be tons"
+    source.symlink_to(imagenet)
+    target.mkdir()
+    options = ("--dataset", "folder", "--max-classes", 2, "--seed", 5)
+    write("--split", "train", "--data-dir", source, "--write-path", target, *options)
+    script, *arguments = shlex.split(capsys.readouterr().out.split("next      python ")[1])
+    assert script == "write_dataset.py"
+    write(*arguments)
+    train, val = (BetonFile.open(target / f"{split}.beton") for split in ("train", "val"))
+    assert val.class_names == train.class_names
+    assert len(val) == 6
+
+
 def test_write_dataset_applies_its_options(imagenet: Path, tmp_path: Path) -> None:
     target = tmp_path / "small.beton"
     options = ("--write-mode", "raw", "--max-resolution", "32", "--subset", "7", "--cfg.seed=4", "--num-workers", 1)
@@ -157,12 +174,12 @@ def test_existing_file_is_replaced_only_with_overwrite(imagenet: Path, tmp_path:
 
 
 def test_missing_paths_name_option_and_variable(imagenet: Path) -> None:
-    for arguments, option, variable in (
-        (("--split", "val"), "--data-dir", "IMAGENET_DIR"),
-        (("--split", "val", "--data-dir", imagenet), "--write-path", "WRITE_DIR"),
+    for arguments, option, variable, code in (
+        (("--split", "val"), "--data-dir", "IMAGENET_DIR", "data-not-given"),
+        (("--split", "val", "--data-dir", imagenet), "--write-path", "WRITE_DIR", "write-path-missing"),
     ):
         error = error_of(*arguments)
-        assert error.code == "write-path-missing"
+        assert error.code == code
         assert option in str(error)
         assert variable in str(error)
 

@@ -12,7 +12,7 @@ from rebar.beton.images import decode_image
 from rebar.beton.reader import BetonFile
 from rebar.beton.sidecar import read_sidecar
 from rebar.beton.verify import measure_stats, verify
-from rebar.cli import CommandParser
+from rebar.cli import CommandParser, count
 from rebar.errors import RebarError
 from rebar.storage.files import atomic_write, check_writable
 
@@ -33,16 +33,16 @@ def describe(path: Path | str) -> list[str]:
     longer = np.maximum(file.heights, file.widths)
     lines = [
         f"file      {file.path}: {file.data.size / 1e9:,.3f} GB, pages of {file.page_size / 2**20:g} MiB",
-        f"samples   {len(file):,} in {file.num_classes:,} classes, {counts.min():,} to {counts.max():,} per class",
+        f"samples   {len(file):,} in {_describe_classes(counts)}",
         f"fields    {', '.join(file.field_names)}",
         f"stored    {num_jpegs:,} JPEG, {len(file) - num_jpegs:,} raw",
-        f"bytes     {file.sizes.mean():,.0f} per image, {file.sizes.min():,} to {file.sizes.max():,}",
-        f"sizes     longer side {longer.min():,} to {longer.max():,} px, median {np.median(longer):,.0f} px",
+        f"bytes     {file.sizes.mean():,.0f} per image, {value_range(file.sizes)}",
+        f"sizes     longer side {value_range(longer)} px, median {np.median(longer):,.0f} px",
     ]
     if sidecar is None:
         return [*lines, "sidecar   none: no class names, no checksums"]
     policy = ", ".join(f"{key} {value}" for key, value in sidecar.images.items())
-    checksums = f"checksums of {len(sidecar.checksums.pages):,} pages" if sidecar.checksums else "no checksums"
+    checksums = f"checksums of {count(len(sidecar.checksums.pages), 'page')}" if sidecar.checksums else "no checksums"
     names = sidecar.class_names
     return [
         *lines,
@@ -50,6 +50,16 @@ def describe(path: Path | str) -> list[str]:
         f"policy    {policy}",
         f"classes   {', '.join(names[:8])}" + (f" ... {names[-1]}" if len(names) > 8 else ""),
     ]
+
+
+def value_range(values: np.ndarray) -> str:
+    """Return the lowest and the highest value, as '12 to 16', or '16' if they are equal."""
+    lowest, highest = values.min(), values.max()
+    return f"{lowest:,}" if lowest == highest else f"{lowest:,} to {highest:,}"
+
+
+def _describe_classes(counts: np.ndarray) -> str:
+    return f"{count(len(counts), 'class', 'classes')}, {value_range(counts)} per class"
 
 
 def contact_sheet(path: Path | str, columns: int = 8, rows: int = 6) -> np.ndarray:
@@ -144,12 +154,12 @@ def _verify(path: Path, num_threads: int) -> None:
     if len(found.problems) > _MAX_PROBLEMS:
         print(f"          and {len(found.problems) - _MAX_PROBLEMS:,} more")
     counts, names = found.class_counts, found.file.class_names
-    print(f"samples   {len(found.file):,} in {len(counts):,} classes, {counts.min():,} to {counts.max():,} per class")
-    for label, count in enumerate(counts):
-        print(f"          {count:8,}  {names[label] if names and label < len(names) else label}")
+    print(f"samples   {len(found.file):,} in {_describe_classes(counts)}")
+    for label, number in enumerate(counts):
+        print(f"          {number:8,}  {names[label] if names and label < len(names) else label}")
     if found.problems:
         raise RebarError(
-            f"{path}: {len(found.problems):,} problems found. Copy it again, or write it again.",
+            f"{path}: {count(len(found.problems), 'problem')} found. Copy it again, or write it again.",
             code="beton-verification-failed",
         )
     checked = "offsets, labels, images and checksums are correct"

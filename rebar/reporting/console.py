@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from rebar.cli import escape_control_characters, warn
+from rebar.cli import count, escape_control_characters, warn
 from rebar.reporting.run_folder import RunFolder
 
 Metrics = Mapping[str, Any]
@@ -24,11 +24,6 @@ def format_duration(seconds: float) -> str:
         return f"{round(seconds)} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def count(number: int, noun: str) -> str:
-    """Return '1 epoch' or '3 epochs'."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_gb(gigabytes: float) -> str:

@@ -15,6 +15,7 @@ from rebar.beton.encode import ImagePolicy
 from rebar.beton.partial_file import JobMismatchError, journal_path, partial_path
 from rebar.beton.selection import Selection
 from rebar.beton.writer import write_beton
+from rebar.cli import count
 from rebar.errors import RebarError
 from rebar.sources.layout import Split, find_split
 from rebar.sources.registry import Request, is_remote, open_source
@@ -64,7 +65,7 @@ def _write(location: str, split: Split, selection: Selection, policy: ImagePolic
     )
     _, source = open_source(Request(location, split, max_images=selection.max_images))
     source, order = selection.apply(source)
-    print(f"images    {len(order):,} in {len(source.class_names):,} classes", flush=True)
+    print(f"images    {len(order):,} in {count(len(source.class_names), 'class', 'classes')}", flush=True)
     write = functools.partial(
         write_beton, source, target, policy=policy, order=order, num_workers=len(os.sched_getaffinity(0))
     )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rebar.cli import count
 from rebar.errors import RebarError
 from rebar.sources.layout import filter_split
 from rebar.sources.parquet import ParquetFiles, count_rows
@@ -174,7 +175,8 @@ def _check_space(address: HubAddress, revision: str | None, files: Sequence[_Fil
         )
     if missing:
         print(
-            f"download  {len(missing)} files, {sum(missing) / 1e9:,.2f} GB, of {address.name} to {folder}", flush=True
+            f"download  {count(len(missing), 'file')}, {sum(missing) / 1e9:,.2f} GB, of {address.name} to {folder}",
+            flush=True,
         )
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from rebar.beton.reader import MAX_CLASSES
-from rebar.cli import warn
+from rebar.cli import and_others, warn
 from rebar.errors import RebarError
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -98,8 +98,8 @@ class ValidationLabels:
         known = self.by_stem or self._by_number(stems, location)
         if missing := [name for name, stem in zip(names, stems, strict=True) if stem not in known]:
             raise RebarError(
-                f"{self.origin} does not contain {missing[0]} and {len(missing) - 1} more images of {location}. Give "
-                "a complete list with --labels FILE.",
+                f"{self.origin} does not contain {and_others(missing[0], len(missing) - 1, 'image')} of {location}. "
+                "Give a complete list with --labels FILE.",
                 code="labels-incomplete",
             )
         if len(names) < len(known):

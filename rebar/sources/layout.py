@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
-from rebar.cli import warn
+from rebar.cli import count, warn
 from rebar.errors import RebarError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -173,8 +173,8 @@ def check_class_folders(
 def without_classes_error(location: str, images: Sequence[str]) -> RebarError:
     """Return the error of ``images`` that are not in class folders."""
     return RebarError(
-        f"{location}: {len(images):,} images (such as {images[0]}) are not in class folders, so their classes are "
-        f"unknown. Move each into the folder of its class: {location}/<class>/<image>.",
+        f"{location}: contains {count(len(images), 'image')} (such as {images[0]}) outside class folders, so of "
+        f"unknown class. Move each into the folder of its class: {location}/<class>/<image>.",
         code="source-without-classes",
     )
 

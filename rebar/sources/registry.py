@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rebar.beton.images import Source
-from rebar.cli import warn
+from rebar.cli import and_others, warn
 from rebar.errors import RebarError
 from rebar.sources import huggingface, tar, webdataset
 from rebar.sources.arrow import STATE_FILE, ArrowFolder
@@ -148,7 +148,7 @@ def detect_kind(request: Request) -> Kind:
             "class folders, hf:OWNER/NAME, or s3://BUCKET/PREFIX (all kinds: docs/datasets.md).",
             code="source-unrecognized",
         )
-    raise RebarError(f"{request.location}: no such folder or file. Check the path.", code="source-not-found")
+    raise RebarError(f"{request.location}: no such file or folder. Check the path.", code="source-not-found")
 
 
 def _unreadable(request: Request, error: OSError) -> RebarError:
@@ -186,7 +186,7 @@ def _find_files(request: Request, suffix: str) -> list[Path]:
         missing = [file for file in found if not file.is_file()]
         if missing and len(missing) < len(found):
             raise RebarError(
-                f"{missing[0]}: no such file; {len(missing) - 1} more of {request.location} are missing. Complete the "
+                f"{request.location}: lacks {and_others(str(missing[0]), len(missing) - 1, 'file')}. Complete the "
                 "copy, or correct the pattern.",
                 code="source-not-found",
             )

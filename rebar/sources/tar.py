@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from rebar.cli import scan_bar
+from rebar.cli import and_others, scan_bar
 from rebar.errors import RebarError
 from rebar.sources.byte_ranges import ByteRanges, index_classes
 from rebar.sources.labels import find_labels
@@ -23,19 +23,15 @@ from rebar.sources.layout import (
     join,
 )
 from rebar.sources.tar_index import index_tars
-from rebar.sources.tar_members import Member, list_members
+from rebar.sources.tar_members import Member, compressed_error, list_members
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 
 def check_uncompressed(path: Path) -> None:
-    """Raise RebarError for a compressed tar, which does not allow random access to its members."""
+    """Raise RebarError for a compressed tar, as its name says. ``list_members`` checks the content."""
     if path.name.lower().endswith((*COMPRESSED, ".zip")):
-        raise RebarError(
-            f"{path} is compressed, which does not allow random access to its images. Unpack it and give the folder, "
-            "or decompress it to a .tar (gunzip, unxz, zstd -d).",
-            code="tar-compressed",
-        )
+        raise compressed_error(str(path))
 
 
 def ilsvrc_archive(folder: Path, split: str) -> Path:
@@ -184,7 +180,7 @@ def _sort_by_class(
     duplicates = [name for name, count in Counter(member.name for _, member in images).items() if count > 1]
     if duplicates:
         raise RebarError(
-            f"{path}: contains {duplicates[0]} twice, and {len(duplicates) - 1} more duplicates. Pack it again.",
+            f"{path}: contains {and_others(duplicates[0], len(duplicates) - 1, 'name')} twice. Pack it again.",
             code="tar-invalid",
         )
     labels = index_classes([name for name, _ in images], names)

@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors(
 _WINDOW = 4096  # bytes per read; contains a header, and usually a label and the header after it
 _REGULAR, _LINKS, _WITHOUT_CONTENT = b"07\0", b"12", b"123456"
 _SPARSE, _LONG_NAME, _EXTENDED = ord("S"), ord("L"), b"LxX"
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")  # gzip, bzip2, xz, zstd, zip
 _MAX_EXTENDED = 1 << 20  # bytes of a header with a long name or other attributes
 
 
@@ -41,7 +43,7 @@ def list_members(path: Path, within: Member | None = None, omitted: Counter[str]
     """Yield the regular files of a tar, in tar order; with ``within``, of the inner tar that is this member.
 
     Folders are skipped. Links are skipped and counted in ``omitted``. Raises RebarError if the file cannot be read, is
-    not a tar, is truncated, or contains sparse files.
+    not a tar, is compressed or truncated, or contains sparse files.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -52,13 +54,35 @@ def list_members(path: Path, within: Member | None = None, omitted: Counter[str]
     try:
         start, size = (within.offset, within.size) if within else (0, os.fstat(descriptor).st_size)
         yield from _Headers(descriptor, start, start + size).members(Counter() if omitted is None else omitted)
+    except IsADirectoryError:
+        raise RebarError(
+            f"{path} is a folder, not a tar. Give a .tar file, or omit --dataset to detect the kind of the folder.",
+            code="source-not-found",
+        ) from None
     except (ValueError, OSError) as error:
         name = f"{path}:{within.name}" if within else str(path)
+        if _is_compressed(descriptor, start):
+            raise compressed_error(name) from None
         raise RebarError(
             f"{name} is not a tar, or is truncated ({error}). Download or copy it again.", code="tar-invalid"
         ) from None
     finally:
         os.close(descriptor)
+
+
+def compressed_error(name: str) -> RebarError:
+    """Return the error of a compressed tar, which does not allow random access to its members."""
+    return RebarError(
+        f"{name} is compressed, which does not allow random access to its images. Unpack it and give the folder, or "
+        "decompress it to a .tar (gunzip, unxz, zstd -d).",
+        code="tar-compressed",
+    )
+
+
+def _is_compressed(descriptor: int, start: int) -> bool:
+    with suppress(OSError):
+        return os.pread(descriptor, max(map(len, _COMPRESSED)), start).startswith(_COMPRESSED)
+    return False
 
 
 @dataclass
@@ -131,7 +155,10 @@ def _check_header(header: bytes) -> None:
 def _parse_number(field: bytes) -> int:
     if field[0] == 0x80:  # base 256, for sizes from 8 GiB
         return int.from_bytes(field[1:], "big")
-    return int(field.partition(b"\0")[0].strip() or b"0", 8)
+    try:
+        return int(field.partition(b"\0")[0].strip() or b"0", 8)
+    except ValueError:
+        raise ValueError("a number in a header is invalid") from None
 
 
 def _parse_name(header: bytes) -> bytes:

@@ -13,7 +13,7 @@ from typing import get_args
 from tqdm import tqdm
 
 from rebar.beton.images import Source, omitted_by
-from rebar.cli import CommandParser, run_command
+from rebar.cli import CommandParser, count, run_command
 from rebar.errors import RebarError
 from rebar.sources.byte_ranges import PackedNames
 from rebar.sources.layout import Split, is_image
@@ -118,9 +118,9 @@ def main(argv: Sequence[str]) -> None:
     for split in options.split or get_args(Split):
         _, source = open_source(Request(options.source, split, options.labels, options.image_key))
         num_written = unpack(source, options.target / split)
-        print(f"{options.target / split}: {len(source):,} images, {num_written:,} new", flush=True)
-        for kind, count in omitted_by(source).items():
-            print(f"{'omitted':>9} {count:,} x {kind}", flush=True)
+        print(f"{options.target / split}: {count(len(source), 'image')}, {num_written:,} new", flush=True)
+        for kind, number in omitted_by(source).items():
+            print(f"{'omitted':>9} {number:,} x {kind}", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from rebar.cli import warn
+from rebar.cli import count, warn
 from rebar.models.build import count_parameters
 from rebar.optim.schedules import LearningRateConfig, peak_lr
 from rebar.reporting import console
@@ -69,7 +69,7 @@ def recipe_summary(config: TrainConfig, *, global_batch: int, precision: str, gp
     has_warmup = frozen is None and config.lr.lr_schedule_type not in ("cyclic", "onecycle")
     ramps = resolution.max_res > resolution.min_res
     parts = {
-        console.count(training.epochs, "epoch"): True,
+        count(training.epochs, "epoch"): True,
         f"{resolution.min_res} to {resolution.max_res} px": ramps,
         f"{resolution.min_res} px": not ramps,
         f"{training.optimizer}, {config.lr.lr_schedule_type} lr {peak:g}{scaling}": frozen is None,
@@ -121,14 +121,14 @@ def _lr_scaling_note(config: LearningRateConfig, global_batch: int) -> str:
 def _warn_about_contradictions(config: TrainConfig, world: World) -> None:
     if config.dist.world_size not in (0, world.size) and config.lr.lr_scaling == "none":
         warn(
-            f"dist.world_size is {config.dist.world_size}, but the run has {console.count(world.size, 'rank')}: the "
+            f"dist.world_size is {config.dist.world_size}, but the run has {count(world.size, 'rank')}: the "
             f"learning rate {peak_lr(config.lr, global_batch=0):g} is not scaled to the global batch of "
             f"{config.training.batch_size * world.size}. To scale it, give the batch that it is for as --base-batch"
         )
     if config.lr.lr_schedule_type == "cyclic" and config.lr.lr_peak_epoch >= config.training.epochs:
         warn(
             f"lr.lr_peak_epoch is {config.lr.lr_peak_epoch}, but there are only "
-            f"{console.count(config.training.epochs, 'epoch')}: the learning rate rises until the end"
+            f"{count(config.training.epochs, 'epoch')}: the learning rate rises until the end"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rebar.cli import warn
+from rebar.cli import count, warn
 from rebar.loading import Batch
 from rebar.reporting import console
 from rebar.reporting.console import format_duration, format_gb
@@ -60,7 +60,7 @@ def dry_run(run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, pr
     )
     facts = {
         "images/s": speed,
-        "time": f"about {format_duration(3600 * hours)} for {console.count(len(resolutions), 'epoch')}, without "
+        "time": f"about {format_duration(3600 * hours)} for {count(len(resolutions), 'epoch')}, without "
         "evaluation and start-up",
         "memory": f"{format_gb(peak_host_gb())} on rank 0" + _gpu_memory(run.world.device),
     }

@@ -31,7 +31,7 @@ def overwrite(path: Path, offset: int, content: bytes) -> None:
 def test_verify_intact_file(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--verify", str(copied)])
     lines = capsys.readouterr().out.splitlines()
-    assert "24 in 3 classes, 8 to 8 per class" in lines[0]
+    assert "24 in 3 classes, 8 per class" in lines[0]
     assert [line.split() for line in lines[1:4]] == [["8", "n00"], ["8", "n01"], ["8", "n02"]]
     assert lines[4].startswith("ok ")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rebar.reporting.console import accuracy_line, count, epoch_line, format_gb, progress, summary, table
+from rebar.reporting.console import accuracy_line, epoch_line, format_gb, progress, summary, table
 from rebar.reporting.run_folder import RunFolder
 
 TRAINED = {
@@ -32,8 +32,7 @@ def test_epoch_line_shows_small_learning_rates() -> None:
     assert "lr 5e-05 " in epoch_line(3, 16, {**TRAINED, "train/lr": 5e-5})
 
 
-def test_counts_and_sizes() -> None:
-    assert [count(number, "epoch") for number in (0, 1, 2_000)] == ["0 epochs", "1 epoch", "2,000 epochs"]
+def test_sizes() -> None:
     assert [format_gb(size) for size in (0.0123, 1, 23.45)] == ["12 MB", "1.0 GB", "23.4 GB"]
 
 

@@ -1,9 +1,13 @@
 """The reader of tar headers, compared with ``tarfile``."""
 
+import bz2
+import gzip
+import lzma
 import subprocess
 import tarfile
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -115,6 +119,28 @@ def test_damaged_tar_is_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(RebarError) as raised:
         list(list_members(path))
     assert raised.value.code == "tar-invalid"
+
+
+@pytest.mark.parametrize("module", [gzip, bz2, lzma])
+def test_compressed_file_named_tar_is_refused(module: ModuleType, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.tar"
+    with tarfile.open(plain, "w") as tar:
+        add_file(tar, "0.jpg", b"content")
+    path = tmp_path / "a.tar"
+    path.write_bytes(module.compress(plain.read_bytes()))
+    inner = tmp_path / "outer.tar"
+    with tarfile.open(inner, "w") as tar:
+        tar.add(path, "n0.tar")
+    for arguments in ((path,), (inner, next(list_members(inner)))):
+        with pytest.raises(RebarError) as raised:
+            list(list_members(*arguments))
+        assert raised.value.code == "tar-compressed"
+
+
+def test_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RebarError) as raised:
+        list(list_members(tmp_path))
+    assert raised.value.code == "source-not-found"
 
 
 def test_sparse_file_is_refused(tmp_path: Path) -> None:
