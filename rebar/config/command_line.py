@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,8 +71,15 @@ def _make_parser(schema: type, options: Sequence[Option], description: str, exam
     return parser
 
 
-def _reject_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser, options: Sequence[Option]) -> None:
-    flags = [word.partition("=")[0] for word in unknown if word.startswith("--")] or list(unknown)
+def _reject_unknown(
+    unknown: Sequence[str], parser: argparse.ArgumentParser, options: Sequence[Option], hints: Mapping[str, str]
+) -> None:
+    flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+    if not flags:
+        raise ConfigError(
+            f"command line: unexpected argument '{unknown[0]}'. Every value needs a flag before it: see --help.",
+            code="config-unknown-option",
+        )
     by_name = {known.lstrip("-"): known for known in parser._option_string_actions}
     described: list[str] = []
     for flag in flags:
@@ -82,7 +89,8 @@ def _reject_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser, opt
                 f"{flag}: the option is ambiguous. Write {' or '.join(same_name)}.", code="config-ambiguous-option"
             )
         similar = difflib.get_close_matches(flag.lstrip("-"), list(by_name), n=1, cutoff=0.75)
-        described.append(flag + (f" (did you mean {by_name[similar[0]]}?)" if similar else ""))
+        hint = hints.get(flag.replace("_", "-")) or (f"did you mean {by_name[similar[0]]}?" if similar else "")
+        described.append(flag + (f" ({hint})" if hint else ""))
     what = "unknown options" if len(described) > 1 else "unknown option"
     raise ConfigError(
         f"command line: {what} {', '.join(described)}. --help lists all options.", code="config-unknown-option"
@@ -107,7 +115,7 @@ def parse_config(
         parser.add_argument(f"--{path}", dest=path, nargs="?", const="", default=hidden, help=hidden)
     namespace, unknown = parser.parse_known_args(list(argv))
     if unknown:
-        _reject_unknown(unknown, parser, options)
+        _reject_unknown(unknown, parser, options, getattr(schema, "flag_hints", {}))
     given = with_implied(schema, {path: value for path, value in vars(namespace).items() if "." in path})
     from_files = load_config_files(namespace.config_file, schema)
     files = ", ".join(str(name) for name in namespace.config_file)

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,7 @@ ALIASES = (
     Alias("--workers -j", "--data.num_workers={}", "N"),
     Alias("--scheduler --sched --lr-scheduler", "--lr.lr_schedule_type={}", "NAME"),
     Alias("--lr-warmup-epochs", "--lr.warmup_epochs={}", "N"),
+    Alias("--lr-warmup-method", metavar="NAME", note="warm-up is linear"),
     Alias("--lr-warmup-decay", "--lr.warmup_factor={}", "F"),
     Alias("--lr-min", "--lr.min_lr={}", "LR"),
     Alias("--lr-step-size", "--lr.step_length={}", "N"),
@@ -71,6 +73,7 @@ ALIASES = (
     Alias("--iterations", "--training.max_steps={}", "N"),
     Alias("--opt", "--training.optimizer={}", "NAME"),
     Alias("--wd", "--training.weight_decay={}", "F"),
+    Alias("--norm-weight-decay", metavar="F", note="normalization layers have no weight decay"),
     Alias("--grad-clip-norm --gradient-clip-val --clip-grad --clip-grad-norm", "--optimizer.clip_norm={}", "NORM"),
     Alias(
         "--gradient-accumulation-steps --gradient-accumulation --grad-accum-steps --accumulate-grad-batches",
@@ -78,6 +81,7 @@ ALIASES = (
         "N",
         "divides the batch of --batch-size",
     ),
+    Alias("--amp-dtype", "--training.precision={}", "NAME"),
     Alias(_AMP, AUTO_PRECISION, note="no effect on a recipe with fp16 or bf16", off=FULL_PRECISION),
     Alias("--no-amp", FULL_PRECISION, off=AUTO_PRECISION),
     Alias(
@@ -93,7 +97,8 @@ ALIASES = (
     Alias("--drop-path", "--regularization.stochastic_depth={}", "P"),
     Alias("--ra-sampler", "--regularization.repeated_augmentation=3", off="--regularization.repeated_augmentation=1"),
     Alias("--ra-reps", "--regularization.repeated_augmentation={}", "N"),
-    Alias("--train-crop-size", "--resolution.min_res={} --resolution.max_res={}", "PX"),
+    Alias("--bce-loss", "--loss.loss_type=bce", off="--loss.loss_type=cross_entropy"),
+    Alias("--train-crop-size --img-size", "--resolution.min_res={} --resolution.max_res={}", "PX"),
     Alias("--val-crop-size", "--validation.resolution={}", "PX"),
     _switch("--model-ema", "--averaging.use_ema"),
     _switch("--use-channels-last", "--execution.channels_last"),
@@ -111,6 +116,7 @@ ALIASES = (
         "--hf-token", metavar="TOKEN", note="other users can see command lines; prefer the variable", secret="HF_TOKEN"
     ),
     Alias("--multi-gpu --ddp --ddp-enabled", note="torchrun --nproc_per_node=GPUS starts one process per GPU"),
+    Alias("--device", metavar="NAME", note="a GPU is used if there is one; CUDA_VISIBLE_DEVICES selects it"),
     Alias("--num-gpus --gpus", metavar="N", note="torchrun --nproc_per_node=GPUS starts one process per GPU"),
 )
 EVALUATE_ALIASES = (
@@ -127,6 +133,15 @@ SAME_NAME = (
     *("--wandb", "--wandb-project", "--wandb-name", "--wandb-tags", "--hf-repo"),
 )
 """Flags that other scripts have under the same name."""
+FLAG_HINTS = {
+    **dict.fromkeys(("--aa", "--auto-augment"), "use --use-randaugment or --use-trivialaugment"),
+    "--checkpoint-hist": "use --keep-every",
+    "--model-ema-decay": "use --ema-half-life, in steps",
+    "--remode": "use --random-erasing",
+    "--val-resize-size": "use --crop-ratio, the crop size divided by the resize size",
+    "--warmup-lr": "use --warmup-factor, a fraction of the peak",
+}
+"""Flags of other scripts that cannot be translated, and what to use instead."""
 RECIPE_NAMES = {
     "12xl_ddp": "g4dn_4gpu",
     "colab": "validation_run",
@@ -146,8 +161,11 @@ def translate(argv: Sequence[str], aliases: Sequence[Alias] = ALIASES) -> list[s
     """
     known = {name: alias for alias in aliases for name in alias.names}
     words, given, translated = list(argv), dict[str, str](), list[str]()
+    switches = list[str]()  # before the other words, so that a value that is given takes precedence
     while words:
         word = words.pop(0)
+        if attached := re.fullmatch(r"(-[bj])=?(\d+)", word):
+            word = "=".join(attached.groups())
         flag, equals, value = word.partition("=")
         alias = known.get(flag.replace("_", "-"))
         if alias is None:
@@ -168,7 +186,8 @@ def translate(argv: Sequence[str], aliases: Sequence[Alias] = ALIASES) -> list[s
         elif alias.metavar:
             translated += [part.replace("{}", value) for part in alias.translation.split()]
         elif translation := _translate_boolean(alias, flag, value):
-            translated.append(_AMP if translation == AUTO_PRECISION else translation)
+            switches.append(_AMP if translation == AUTO_PRECISION else translation)
+    translated = switches + translated
     if "--config-name" in given:
         translated = _with_recipe(given.pop("--config-name"), translated)
     if given:
@@ -216,7 +235,7 @@ def data_from_environment(argv: Sequence[str], environment: Mapping[str, str] = 
 
 def _next_value(words: list[str], *, metavar: str) -> str:
     """Remove and return the value that follows a flag; 'true' for a boolean flag without a value."""
-    if words and not words[0].startswith("--" if metavar else "-"):
+    if words and (not words[0].startswith("-") or (metavar and re.match(r"-\.?\d", words[0]))):
         return words.pop(0)
     return "" if metavar else "true"
 
@@ -242,11 +261,13 @@ def _translate_boolean(alias: Alias, flag: str, value: str) -> str:
 
 
 def _with_recipe(name: str, words: Sequence[str]) -> list[str]:
-    """Add the recipe that --config-name gives: a part of the config file, if one is given as well."""
-    files = [index for index, word in enumerate(words) if word.startswith("--config-file=")]
-    if files:
-        return [f"{word}#{name}" if index == files[-1] else word for index, word in enumerate(words)]
-    return [f"--config-file={_recipe(name)}", *words]
+    """Add the recipe that --config-name gives: the configuration NAME of the config file, if one is given as well."""
+    flags = ("--config-file", "--config_file", "-C")
+    values = [index + 1 for index, word in enumerate(words) if word in flags]
+    values += [index for index, word in enumerate(words) if word.startswith(tuple(f"{flag}=" for flag in flags))]
+    if not values:
+        return [f"--config-file={_recipe(name)}", *words]
+    return [f"{word}#{name}" if index == max(values) else word for index, word in enumerate(words)]
 
 
 def _recipe(name: str) -> Path:

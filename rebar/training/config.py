@@ -16,7 +16,7 @@ from rebar.optim.averaging import AveragingConfig
 from rebar.optim.optimizers import OptimizerConfig, OptimizerName
 from rebar.optim.schedules import LearningRateConfig
 from rebar.reporting.log import LoggingConfig
-from rebar.training.aliases import translate_key
+from rebar.training.aliases import FLAG_HINTS, translate_key
 from rebar.training.execution import PRECISION_SYNONYMS, ExecutionConfig, Precision
 from rebar.training.losses import LossConfig
 from rebar.training.resolution import ResolutionConfig
@@ -176,6 +176,7 @@ class TrainConfig:
     }
 
     translate_key: ClassVar[Callable[[str, Any], dict[str, Any] | None]] = staticmethod(translate_key)
+    flag_hints: ClassVar[Mapping[str, str]] = FLAG_HINTS
     implied: ClassVar[tuple[Implied, ...]] = (
         Implied("lr.base_batch", "lr.lr_scaling", lambda batch: "linear"),
         Implied("lr.lr", "lr.lr_scaling", lambda lr: "none"),  # a recipe's scaling is for the recipe's lr
@@ -210,7 +211,7 @@ RULES = (
         UnusedWhen(f"model.{name}", "with model.pretrained", lambda c: c.model.pretrained)
         for name in ("initialization", "zero_init_residual")
     ),
-    UnusedWhen("checkpoint.overwrite", "without --resume none", lambda c: c.checkpoint.resume != "none"),
+    UnusedWhen("checkpoint.overwrite", "without --resume none or FILE", lambda c: c.checkpoint.resume == "auto"),
     UnusedWhen("checkpoint.spot_poll_seconds", "with spot_notice off", lambda c: c.checkpoint.spot_notice == "off"),
     UnusedWhen("training.price_per_hour", "without --dry-run", lambda c: not c.training.dry_run),
     *(

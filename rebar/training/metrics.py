@@ -143,8 +143,8 @@ class HealthWatch:
         if not math.isfinite(loss):
             self._warn_once(
                 "validation",
-                f"the validation loss of epoch {epoch} is {loss}: in fp16 the network's outputs may have overflowed. "
-                "If this persists, try --training.precision bf16 or 32",
+                f"the validation loss of epoch {epoch} is {loss}: the network's outputs overflowed. If this "
+                "persists, lower --lr, or with fp16 try --training.precision bf16",
             )
 
     def on_epoch(self, epoch: int, wait_fraction: float, num_workers: int, cores: int) -> None:
@@ -168,7 +168,7 @@ class HealthWatch:
             self.warn(message)
 
 
-ADVICE = "Lower --lr, or try --training.precision bf16 or 32."
+ADVICE = "Lower --lr, or with fp16 try --training.precision bf16."
 """Advice for a NaN or infinite loss."""
 
 

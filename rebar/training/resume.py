@@ -75,7 +75,8 @@ def resolve_resume(config: TrainConfig, folder: RunFolder, world: World) -> Trai
             )
     if not gather_from_all(has_started, world)[0]:
         return config
-    return dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, resume="auto"))
+    checkpoint = dataclasses.replace(config.checkpoint, resume="auto", overwrite=False)
+    return dataclasses.replace(config, checkpoint=checkpoint)
 
 
 def load_checkpoint(

@@ -153,8 +153,8 @@ class TrainState:
         subject = "weights or their momenta" if sums.isfinite().all() else "training loss"
         where = f"epoch {self.epoch + 1}, by step {self.meter.steps}" if self.meter.steps else f"epoch {self.epoch}"
         raise CheckpointError(
-            f"training diverged: the {subject} became NaN or infinite in {where}. No checkpoint was saved; the last "
-            f"one is from before. {ADVICE}",
+            f"training diverged: the {subject} became NaN or infinite in {where}. These weights were not saved; "
+            f"earlier checkpoints are kept. {ADVICE}",
             code="training-diverged",
         )
 

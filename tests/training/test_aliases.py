@@ -1,6 +1,7 @@
 """Tests of rebar.training.aliases."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rebar.config import config_name, flatten_config, options_of, parse_config
 from rebar.config.options import short_names
 from rebar.errors import RebarError
 from rebar.training import aliases
-from rebar.training.aliases import ALIASES, SAME_NAME, data_from_environment, format_table, translate
+from rebar.training.aliases import ALIASES, FLAG_HINTS, SAME_NAME, data_from_environment, format_table, translate
 from rebar.training.config import TrainConfig
 from tests.conftest import REPOSITORY
 
@@ -87,6 +88,12 @@ from tests.conftest import REPOSITORY
         (["--model-ema", "--smoothing", "0.1"], "averaging.use_ema", True),
         (["--mixup", "0.2"], "regularization.use_mixup", True),
         (["--ra-sampler", "--ra-reps", "4"], "regularization.repeated_augmentation", 4),
+        (["--ra-reps", "4", "--ra-sampler"], "regularization.repeated_augmentation", 4),
+        (["--label-smoothing", "0.2", "--use-label-smoothing"], "training.label_smoothing", 0.2),
+        (["-b16", "-j2"], "training.batch_size", 16),
+        (["-b16", "-j2"], "data.num_workers", 2),
+        (["--amp-dtype", "bfloat16"], "training.precision", "bf16"),
+        (["--bce-loss", "--img-size", "176"], "loss.loss_type", "bce"),
         (["--train-crop-size", "176"], "resolution.max_res", 176),
         (["--output", "/data"], "logging.folder", "/data"),
         (["--config-name", "aws_g4dn_12xl_ddp_config"], "training.precision", "fp16"),
@@ -148,16 +155,33 @@ def test_two_names_of_one_option_in_a_yaml_file_are_refused(tmp_path: Path) -> N
     assert caught.value.code == "config-file-invalid"
 
 
-def test_config_name_selects_a_part_of_a_config_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", [["--config"], ["--config-file"], ["-C"]])
+def test_config_name_selects_a_configuration_of_a_config_file(flag: list[str], tmp_path: Path) -> None:
     file = tmp_path / "all.yaml"
     file.write_text("first: {epochs: 3}\nsecond: {training: {epochs: 5}, batch_size: 8}\n")
-    argv = translate(["--config", str(file), "--config-name", "second"])
+    argv = translate([*flag, str(file), "--config-name", "second"])
     config = parse_config(TrainConfig, argv, description="")
     assert (config.training.epochs, config.training.batch_size) == (5, 8)
     assert config_name(argv) == "second"
     with pytest.raises(RebarError, match="first, second") as caught:
         parse_config(TrainConfig, translate(["--config", str(file), "--config-name", "third"]), description="")
     assert caught.value.code == "config-file-invalid"
+
+
+@pytest.mark.parametrize(("flag", "hint"), FLAG_HINTS.items())
+def test_flags_that_cannot_be_translated_are_refused_with_a_hint(flag: str, hint: str) -> None:
+    with pytest.raises(RebarError) as caught:
+        parse_config(TrainConfig, translate([flag, "x"]), description="")
+    assert caught.value.code == "config-unknown-option"
+    assert hint in str(caught.value)
+    named = re.findall(r"--([a-z-]+)", hint)
+    assert {name.replace("-", "_") for name in named} <= {item.name for item in options_of(TrainConfig)}
+
+
+def test_a_value_without_flag_is_refused() -> None:
+    with pytest.raises(RebarError, match="unexpected argument '/data'") as caught:
+        parse_config(TrainConfig, ["/data", "--epochs", "3"], description="")
+    assert caught.value.code == "config-unknown-option"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +211,7 @@ def test_translate_moves_token_from_command_line_to_environment(
     assert sys.argv[-2:] == ["--epochs", "3"]
 
 
-@pytest.mark.parametrize("args", [["--batch-size"], ["--batch-size", "--epochs", "3"]])
+@pytest.mark.parametrize("args", [["--batch-size"], ["--batch-size", "--epochs", "3"], ["--batch-size", "-j", "3"]])
 def test_translate_rejects_missing_value(args: list[str]) -> None:
     with pytest.raises(RebarError, match="--batch-size N") as caught:
         translate(args)

@@ -49,7 +49,7 @@ CASES = [  # flags without effect, the message, and flags with which the option 
     ),
     (
         ["--overwrite"],
-        "checkpoint.overwrite = True has no effect without --resume none",
+        "checkpoint.overwrite = True has no effect without --resume none or FILE",
         ["--overwrite", "--resume=none"],
     ),
     (
