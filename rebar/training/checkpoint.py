@@ -191,6 +191,9 @@ def plain_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return plain
 
 
+_USE_ANOTHER = " Pass another checkpoint of the run as --resume FILE."
+
+
 def read_newest(path: Path) -> tuple[dict[str, Any], Path]:
     """Read a checkpoint, or ``previous.pt`` with a warning if it is damaged. Return the content and the path read.
 
@@ -203,7 +206,7 @@ def read_newest(path: Path) -> tuple[dict[str, Any], Path]:
         if not (path.is_file() and previous.is_file()):
             raise
         content = read_checkpoint(previous)
-        warn(f"{error} Using {previous}, the checkpoint before it.")
+        warn(f"{str(error).removesuffix(_USE_ANOTHER)} Using {previous}, the checkpoint before it.")
         return content, previous
 
 
@@ -272,6 +275,4 @@ def _not_rebars(path: Path) -> CheckpointError:
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint {path} is damaged: {reason}. Use another checkpoint of the run.", code="checkpoint-damaged"
-    )
+    return CheckpointError(f"checkpoint {path} is damaged: {reason}.{_USE_ANOTHER}", code="checkpoint-damaged")
