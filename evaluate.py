@@ -29,7 +29,7 @@ from rebar.reporting import console
 from rebar.reporting.plots import plot_confusion
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import check_writable
-from rebar.training.aliases import EVALUATE_ALIASES, translate
+from rebar.training.aliases import EVALUATE_ALIASES, format_table, translate
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
@@ -85,6 +85,7 @@ def main(argv: Sequence[str]) -> None:
         translate(argv, EVALUATE_ALIASES),
         description="Compute the exact top-1 and top-5 accuracy of a checkpoint on a dataset.",
         example="python evaluate.py --checkpoint runs/g5_1gpu --data val.beton",
+        aliases=format_table(EVALUATE_ALIASES, same_name=()),
     )
     options = dataclasses.replace(config.evaluate, data=config.evaluate.data or _default_data())
     with join_world() as world:
@@ -206,7 +207,7 @@ def load_weights(options: EvaluateSection) -> TrainedModel:
     try:
         model.load_state_dict(imported.tensors)
     except RuntimeError as error:
-        reason = textwrap.shorten(str(error).splitlines()[-1], 160, placeholder=" …")
+        reason = textwrap.shorten(str(error).splitlines()[-1].rstrip("."), 160, placeholder=" …")
         raise _mismatch(options, reason) from None
     config = _default_config(options, use_blurpool=use_blurpool)
     return TrainedModel(model, config, len(heads[-1]), mean=imported.mean, std=imported.std)

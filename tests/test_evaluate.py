@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import evaluate
 import write_dataset
 from rebar.cli import run_command
+from rebar.models.build import build_model
+from rebar.training.aliases import EVALUATE_ALIASES
 from tests.conftest import Data, read_events, train_here
 
 pytestmark = pytest.mark.usefixtures("without_plots")
@@ -81,6 +84,7 @@ def test_final_resolutions_equal_evaluate_and_are_not_repeated(
         (["--weights", "a.pth"], "[config-conflict]"),
         (["--checkpoint", "", "--weights", "none.pth"], "[weights-not-found]"),
         (["--checkpoint", ""], "[config-missing-option]"),
+        (["--checkpoint", "", "--weights", "w.pth", "--arch", "resnet50"], "[weights-mismatch]"),
         (["--data", "none.beton"], "none.beton"),
         (["--checkpoint", "none.pt"], "none.pt"),
         (["--resolution", "-1"], "[config-invalid-value]"),
@@ -90,8 +94,17 @@ def test_final_resolutions_equal_evaluate_and_are_not_repeated(
     ],
 )
 def test_errors_are_one_line(
-    flags: list[str], expected: str, data: Data, finished_run: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str],
+    expected: str,
+    data: Data,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "w.pth" in flags:
+        torch.save(build_model("resnet18", num_classes=4).state_dict(), "w.pth")
     command = ["--checkpoint", str(finished_run), "--data", str(data.val), *flags]
     with pytest.raises(SystemExit) as exit_:
         run_command(evaluate.main, command)
@@ -99,3 +112,12 @@ def test_errors_are_one_line(
     assert exit_.value.code == 1
     assert expected in message
     assert message.count("\n") == 1
+    assert ".." not in message
+
+
+def test_help_lists_its_aliases(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    heading = capsys.readouterr().out.partition("Flags of other scripts")[2]
+    assert all(name in heading for alias in EVALUATE_ALIASES for name in alias.names)
+    assert "same name" not in heading

@@ -157,7 +157,9 @@ def _size_of_regular_file(path: Path) -> int:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise BetonError(f"{path}: no such file. Write one with write_dataset.py.", code="beton-not-found") from None
+        raise BetonError(
+            f"{path}: no such file or folder. Write a .beton with write_dataset.py.", code="beton-not-found"
+        ) from None
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     if stat.S_ISDIR(status.st_mode):

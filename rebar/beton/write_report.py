@@ -44,7 +44,6 @@ def estimate(encoder: Encoder, page_size: int, num_workers: int) -> Estimate:
     """
     num_samples = len(encoder.order)
     sampled = encoder.order[np.unique(np.linspace(0, num_samples - 1, NUM_SAMPLED).astype(np.int64))]
-    encoder.encode(int(sampled[0]))  # loads or compiles the kernels
     begin = time.perf_counter()
     sizes = _encoded_sizes(encoder, sampled)
     seconds = (time.perf_counter() - begin) / len(sampled)

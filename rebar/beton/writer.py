@@ -65,8 +65,9 @@ def write_beton(
     """
     path = Path(path)
     _check_arguments(source, path, order, page_size)
-    begin = time.monotonic()
     encoder = Encoder(source, policy, np.ascontiguousarray(order, np.int64), on_bad_image, page_size)
+    encoder.encode(int(encoder.order[0]))  # loads or compiles the kernels, once per machine; not part of the duration
+    begin = time.monotonic()
     expected = estimate(encoder, page_size, num_workers)
     if on_estimate:
         on_estimate(expected)

@@ -1,7 +1,6 @@
 """Options on the command line: flags, ``--help``, ``--config-file`` and ``--print-config``."""
 
 import argparse
-import difflib
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, TypeVar
 
 import fastargs
 
-from rebar.config.options import ConfigError, Option, options_of, short_names, with_implied
+from rebar.config.options import ConfigError, Option, closest, options_of, short_names, with_implied
 from rebar.config.yaml_files import COMMAND_LINE, build_config, load_config_files, to_yaml
 
 Schema = TypeVar("Schema")
@@ -88,8 +87,8 @@ def _reject_unknown(
             raise ConfigError(
                 f"{flag}: the option is ambiguous. Write {' or '.join(same_name)}.", code="config-ambiguous-option"
             )
-        similar = difflib.get_close_matches(flag.lstrip("-"), list(by_name), n=1, cutoff=0.75)
-        hint = hints.get(flag.replace("_", "-")) or (f"did you mean {by_name[similar[0]]}?" if similar else "")
+        similar = closest(flag.lstrip("-"), by_name)
+        hint = hints.get(flag.replace("_", "-")) or (f"did you mean {by_name[similar]}?" if similar else "")
         described.append(flag + (f" ({hint})" if hint else ""))
     what = "unknown options" if len(described) > 1 else "unknown option"
     raise ConfigError(

@@ -1,10 +1,11 @@
 """Declaration of options: type, default, range and help text."""
 
 import dataclasses
+import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -16,6 +17,7 @@ from rebar.errors import RebarError
 Section = TypeVar("Section")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+_SIMILAR = 0.75  # lowest ratio of names that are suggested
 
 
 class ConfigError(RebarError):
@@ -220,6 +222,13 @@ def options_of(schema: type) -> Iterator[Option]:
                 unit=meta["unit"],
                 synonyms=meta["synonyms"],
             )
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the name in ``known`` that is similar to ``word``, or None. A common section is not enough."""
+    name = word.rpartition(".")[2]
+    similar = [path for path in known if difflib.get_close_matches(name, [path.rpartition(".")[2]], cutoff=_SIMILAR)]
+    return next(iter(difflib.get_close_matches(word, similar, n=1, cutoff=_SIMILAR)), None)
 
 
 def short_names(options: Sequence[Option]) -> dict[str, Option]:

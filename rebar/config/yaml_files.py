@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from rebar.cli import warn
-from rebar.config.options import ConfigError, options_of, short_names, with_implied
+from rebar.config.options import ConfigError, closest, options_of, short_names, with_implied
 
 Schema = TypeVar("Schema")
 
@@ -34,23 +34,40 @@ def _invalid(path: Path | str, message: str) -> ConfigError:
     return ConfigError(f"config file {path}: {message}", code="config-file-invalid")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, extended_by: Path | None = None) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(), Loader=_StrictLoader)
+        text = path.read_text()
     except FileNotFoundError:
-        similar = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
-        fix = f"Did you mean {' or '.join(similar)}?" if similar else "Check the path."
-        raise ConfigError(f"config file {path}: file not found. {fix}", code="config-file-not-found") from None
+        # Without the extension, which makes short names similar.
+        similar = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=3)
+        fix = f"Did you mean {' or '.join(f'{stem}.yaml' for stem in similar)}?" if similar else "Check the path."
+        place = f", which {extended_by} extends" if extended_by else ""
+        raise ConfigError(f"config file {path}{place}: file not found. {fix}", code="config-file-not-found") from None
     except (OSError, UnicodeDecodeError) as error:
         raise _invalid(path, f"not readable: {error}.") from None
+    try:
+        content = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
-        raise _invalid(path, f"invalid YAML: {error}") from None
+        place, problem = _describe_yaml_error(error, text)
+        raise _invalid(f"{path}{place}", f"invalid YAML: {problem}.") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise _invalid(path, f"the top level is a {kind}. Write sections such as 'training:' with options in them.")
     return content
+
+
+def _describe_yaml_error(error: yaml.YAMLError, text: str) -> tuple[str, str]:
+    """Return the place, as ``:LINE:COLUMN`` counted from 1, and the problem, in one line."""
+    if isinstance(error, yaml.reader.ReaderError):
+        before = text[: error.position]
+        line, column = before.count("\n"), error.position - (before.rfind("\n") + 1)
+        return f":{line + 1}:{column + 1}", f"character {error.character:#x} is not allowed"
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return "", " ".join(str(error).split())
+    problem = ", ".join(part for part in (error.context, error.problem) if part)
+    return f":{error.problem_mark.line + 1}:{error.problem_mark.column + 1}", " ".join(problem.split())
 
 
 def _flatten(content: Mapping[str, Any], where: Path | str, prefix: str = "") -> dict[str, Any]:
@@ -90,10 +107,12 @@ def _or_bundled(path: Path) -> Path:
     return bundled if is_recipe and not path.exists() and bundled.exists() else path
 
 
-def _load_one(path: Path, chain: tuple[Path, ...], schema: type | None, name: str = "") -> dict[str, Any]:
+def _load_one(
+    path: Path, chain: tuple[Path, ...], schema: type | None, name: str = "", extended_by: Path | None = None
+) -> dict[str, Any]:
     if path.resolve() in chain:
         raise _invalid(path, f"extends itself, through {' -> '.join(p.name for p in chain)}.")
-    content = _read_yaml(path)
+    content = _read_yaml(path, extended_by)
     if name:
         content = _part(content, name, path)
     bases = content.pop("extends", [])
@@ -102,9 +121,12 @@ def _load_one(path: Path, chain: tuple[Path, ...], schema: type | None, name: st
         raise _invalid(path, f"extends is {bases!r}. Give a file or a list of files.")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged.update(_load_one(path.parent / base, (*chain, path.resolve()), schema))
+        merged.update(_load_one(path.parent / base, (*chain, path.resolve()), schema, extended_by=path))
     values = _flatten(content, path)
-    merged.update(with_implied(schema, _with_full_names(schema, values, path)) if schema else values)
+    if schema:
+        merged.update(with_implied(schema, _with_full_names(schema, values, path)))
+    else:
+        merged.update({key.replace("-", "_"): value for key, value in values.items()})
     return merged
 
 
@@ -123,10 +145,11 @@ def _with_full_names(schema: type, values: Mapping[str, Any], where: Path) -> di
     short, translate = short_names(options), getattr(schema, "translate_key", None)
     result: dict[str, Any] = {}
     for key, value in values.items():
-        if key in known:
-            found = {key: value}
-        elif key in short:
-            found = {short[key].path: value}
+        spelled = key.replace("-", "_")  # as flags may be
+        if spelled in known:
+            found = {spelled: value}
+        elif spelled in short:
+            found = {short[spelled].path: value}
         else:
             translated = translate(key.rpartition(".")[2], value) if translate else None
             found = {key: value} if translated is None else translated
@@ -176,10 +199,11 @@ def build_config(schema: type[Schema], values: Mapping[str, Any], *, where: str 
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    word = word.replace("-", "_")
     name = word.rpartition(".")[2]
     in_other_sections = [path for path in known if path.rpartition(".")[2] == name]
-    similar = in_other_sections[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.75)
-    return f" (did you mean {similar[0]}?)" if similar else ""
+    similar = in_other_sections[0] if in_other_sections else closest(word, known)
+    return f" (did you mean {similar}?)" if similar else ""
 
 
 def flatten_config(config: Any) -> dict[str, Any]:

@@ -59,12 +59,12 @@ def resolve_beton(location: str, split: Split, *, subset: str = "full", policy: 
 
 
 def _write(location: str, split: Split, selection: Selection, policy: ImagePolicy, target: Path) -> None:
+    _, source = open_source(Request(location, split, max_images=selection.max_images))
+    source, order = selection.apply(source)
     print(
         f"writing   {location} ({split}, subset {selection.subset}) to {target}; later runs reuse this file",
         flush=True,
     )
-    _, source = open_source(Request(location, split, max_images=selection.max_images))
-    source, order = selection.apply(source)
     print(f"images    {len(order):,} in {count(len(source.class_names), 'class', 'classes')}", flush=True)
     write = functools.partial(
         write_beton, source, target, policy=policy, order=order, num_workers=len(os.sched_getaffinity(0))

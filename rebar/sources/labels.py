@@ -99,7 +99,7 @@ class ValidationLabels:
         if missing := [name for name, stem in zip(names, stems, strict=True) if stem not in known]:
             raise RebarError(
                 f"{self.origin} does not contain {and_others(missing[0], len(missing) - 1, 'image')} of {location}. "
-                "Give a complete list with --labels FILE.",
+                "Give a complete list with write_dataset.py --labels FILE.",
                 code="labels-incomplete",
             )
         if len(names) < len(known):
@@ -113,7 +113,8 @@ class ValidationLabels:
             return dict(zip(sorted(stems), self.in_order, strict=True))
         raise RebarError(
             f"{self.origin} has {len(self.in_order):,} lines, but {location} has {len(stems):,} images whose names do "
-            "not contain their number (as ILSVRC2012_val_00000001.JPEG does). Give a list of names with --labels FILE.",
+            "not contain their number (as ILSVRC2012_val_00000001.JPEG does). Give a list of names with "
+            "write_dataset.py --labels FILE.",
             code="labels-incomplete",
         )
 
@@ -138,9 +139,10 @@ def find_labels(near: Path, given: str = "") -> ValidationLabels:
             if (folder / name).exists():
                 return _read_devkit(folder / name)
     raise RebarError(
-        f"{near}: the images are not in class folders, and no list of their labels was found in this folder or the "
-        f"{PARENTS_SEARCHED} above it ({', '.join((GROUND_TRUTH, *LISTS, *DEVKITS[:1]))}). Download one of these, or "
-        "give --labels FILE (formats: docs/datasets.md).",
+        f"{near}: contains images but no class folders, and no list of labels was found in this folder or the "
+        f"{PARENTS_SEARCHED} above it ({', '.join((GROUND_TRUTH, *LISTS, *DEVKITS[:1]))}). If it is the folder of one "
+        "class, give the folder that contains all classes. Otherwise download one of these lists, or write a .beton "
+        "with write_dataset.py --labels FILE (formats: docs/datasets.md).",
         code="labels-not-found",
     )
 

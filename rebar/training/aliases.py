@@ -296,8 +296,8 @@ def _set_secret(variable: str, value: str) -> None:
         sys.argv = [word.replace(value, "***") for word in sys.argv]
 
 
-def format_table(aliases: Sequence[Alias] = ALIASES) -> str:
-    """Return the aliases as the table that ``--help`` prints."""
+def format_table(aliases: Sequence[Alias] = ALIASES, same_name: Sequence[str] = SAME_NAME) -> str:
+    """Return the aliases as the table that ``--help`` prints, with the flags that have the same name."""
     lines = []
     for alias in aliases:
         shown = f"{alias.secret}={alias.metavar}" if alias.secret else alias.translation.replace("{}", alias.metavar)
@@ -308,10 +308,10 @@ def format_table(aliases: Sequence[Alias] = ALIASES) -> str:
             flags = ""
         lines.append(f"{flags:<28}{shown}{note}")
     same = textwrap.wrap(
-        f"same name: {' '.join(SAME_NAME)}",
+        f"same name: {' '.join(same_name)}",
         width=110,
         initial_indent="  ",
         subsequent_indent="    ",
         break_on_hyphens=False,
     )
-    return "\n".join([*lines, *same])
+    return "\n".join([*lines, *same] if same_name else lines)

@@ -222,8 +222,13 @@ def test_parse_config_suggests_only_similar_options(flag: str) -> None:
         ("extends: 5", "config-file-invalid", ["extends", "5"]),
         ("extends: null", "config-file-invalid", ["extends", "None"]),
         ("- training", "config-file-invalid", ["list"]),
-        ("training: {epochs: 3", "config-file-invalid", []),
-        ("extends: base.yaml", "config-file-not-found", ["base.yaml"]),
+        ("training: {epochs: 3", "config-file-invalid", ["my.yaml:1:21"]),
+        ("training:\n  epochs: 3\n limit: 4", "config-file-invalid", ["my.yaml:3:2"]),
+        ("training:\n  epochs: 3\n  epochs: 4", "config-file-invalid", ["my.yaml:"]),
+        ("training:\n  epochs: \0", "config-file-invalid", ["my.yaml:2:11"]),
+        ("training: {use-blurpol: 1}", "config-unknown-option", ["(did you mean training.use_blurpool?)"]),
+        ("training: {use-blurpool: 1, use_blurpool: 0}", "config-file-invalid", ["training.use_blurpool"]),
+        ("extends: base.yaml", "config-file-not-found", ["base.yaml", "my.yaml"]),
     ],
 )
 def test_parse_config_reports_errors_in_yaml(text: str, code: str, facts: list[str], yaml_file: Path) -> None:
@@ -231,7 +236,8 @@ def test_parse_config_reports_errors_in_yaml(text: str, code: str, facts: list[s
     with pytest.raises(ConfigError) as caught:
         parse("-C", yaml_file)
     assert caught.value.code == code
-    facts = [*facts, "base.yaml" if "base.yaml" in text else "my.yaml"]
+    facts = [*facts, "my.yaml"]
+    assert "\n" not in str(caught.value)
     assert [fact for fact in facts if fact not in str(caught.value)] == []
 
 
@@ -244,9 +250,38 @@ def test_load_config_files_rejects_circular_extends(tmp_path: Path) -> None:
 
 
 def test_load_config_files_suggests_files_with_similar_names(yaml_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"mine\.yaml.*my\.yaml") as caught:
-        load_config_files([yaml_file.with_name("mine.yaml")])
+    with pytest.raises(ConfigError, match=r"myy\.yaml.*my\.yaml") as caught:
+        load_config_files([yaml_file.with_name("myy.yaml")])
     assert caught.value.code == "config-file-not-found"
+
+
+def test_load_config_files_suggests_no_file_with_only_the_same_extension(tmp_path: Path) -> None:
+    for name in ("e", "odd", "num"):
+        (tmp_path / f"{name}.yaml").write_text("extends: nope.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_config_files([tmp_path / "e.yaml"])
+    assert caught.value.code == "config-file-not-found"
+    assert "e.yaml extends" in str(caught.value)
+    assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["1", "z", "zz"])
+def test_a_common_section_does_not_make_options_similar(key: str, yaml_file: Path) -> None:
+    yaml_file.write_text(f"training: {{{key}: 2}}")
+    for arguments in (("-C", yaml_file), (f"--training.{key}=2",)):
+        with pytest.raises(ConfigError) as caught:
+            parse(*arguments)
+        assert caught.value.code == "config-unknown-option"
+        assert "did you mean" not in str(caught.value)
+
+
+def test_keys_in_yaml_may_have_hyphens(yaml_file: Path) -> None:
+    yaml_file.write_text("training: {use-blurpool: true, weight-decay: 0.5}\nvalidation.batch-size: 8")
+    config = parse("-C", yaml_file)
+    assert (config.training.use_blurpool, config.training.weight_decay, config.validation.batch_size) == (True, 0.5, 8)
+    yaml_file.write_text("weight-decay: 0.25")
+    assert parse("-C", yaml_file).training.weight_decay == 0.25
+    assert load_config_files([yaml_file]) == {"weight_decay": 0.25}
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00training"], ids=["folder", "binary"])

@@ -148,3 +148,17 @@ class TestManyProcesses:
         (name,) = betons(cache)
         assert len(BetonFile.open(cache / name)) == 1000
         writer.communicate(timeout=30)
+
+
+def test_folder_of_one_class_is_refused_before_writing_is_announced(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "val/cat"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        (folder / f"{number}.jpg").write_bytes(b"image")
+    with pytest.raises(RebarError) as raised:
+        resolve_beton(str(folder), "val")
+    assert raised.value.code == "labels-not-found"
+    assert "writing" not in capsys.readouterr().out
+    assert betons(cache) == []
