@@ -1,4 +1,4 @@
-"""Commands in processes of their own, which tests can kill, and with several ranks.
+"""Run commands in separate, killable processes, optionally with several ranks.
 
 Importing torch takes seconds. The processes are therefore forked from a server that has imported it. Everything else is
 as in a process started by a shell or by torchrun: arguments, environment, signals, exit status and end of the
@@ -147,12 +147,12 @@ def _serve() -> None:
             pid, status = os.waitpid(request["poll"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
         elif (answer := os.fork()) == 0:
-            _become(**request)
+            _exec_script(**request)
             return
         print(json.dumps(answer), flush=True)
 
 
-def _become(command: list[str], environment: dict[str, str], output: str) -> None:
+def _exec_script(command: list[str], environment: dict[str, str], output: str) -> None:
     """Run ``python COMMAND`` in this process."""
     stdin, printed = os.open(os.devnull, os.O_RDONLY), os.open(output, os.O_WRONLY | os.O_APPEND)
     for target, source in ((0, stdin), (1, printed), (2, printed)):

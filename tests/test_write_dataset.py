@@ -236,9 +236,7 @@ def test_train_with_other_classes_than_val_warns(
     assert "classes differ from the 3" in capsys.readouterr().err
 
 
-def test_counts_have_the_right_number_of_nouns(
-    imagenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_counts_are_pluralized(imagenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write("--split", "val", "--data-dir", imagenet, "--write-path", tmp_path, "--max-classes", 1, "--num-workers", 1)
     printed = capsys.readouterr().out
     assert "1 class (" in printed

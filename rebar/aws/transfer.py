@@ -98,7 +98,7 @@ def upload_run(client: Any, folder: Path, prefix: S3Prefix) -> UploadResult:
     """Upload a run's checkpoints and records, then the manifest.
 
     Checkpoints that are in S3 are not uploaded again. Objects of the last and the best checkpoint that were replaced
-    are deleted; other checkpoints stay in S3, also if the folder does not have them. The manifest is replaced only if
+    are deleted; other checkpoints stay in S3, even if the folder does not have them. The manifest is replaced only if
     it has not changed meanwhile, so concurrent uploads lose nothing. Raises AwsError ``run-without-checkpoint`` and, if
     S3 has more progress, ``run-continued-elsewhere``.
     """

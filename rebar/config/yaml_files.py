@@ -79,7 +79,9 @@ def _flatten(content: Mapping[str, Any], where: Path | str, prefix: str = "") ->
         else:  # a section may be empty
             found = {f"{prefix}{key}": value} if value is not None or prefix else {}
         if duplicates := flat.keys() & found.keys():
-            raise _invalid(where, f"{min(duplicates)} is given twice, with a dot and within its section. Remove one.")
+            raise _invalid(
+                where, f"{min(duplicates)} is set twice: as section.option and inside the section. Remove one."
+            )
         flat |= found
     return flat
 
@@ -154,7 +156,7 @@ def _with_full_names(schema: type, values: Mapping[str, Any], where: Path) -> di
             translated = translate(key.rpartition(".")[2], value) if translate else None
             found = {key: value} if translated is None else translated
         if duplicates := result.keys() & found.keys():
-            raise _invalid(where, f"{min(duplicates)} is given twice, by two of its names. Remove one.")
+            raise _invalid(where, f"{min(duplicates)} is set twice, under two names. Remove one.")
         result |= found
     return result
 

@@ -188,7 +188,7 @@ def make_sequential(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Losslessly convert a progressive or multi-scan JPEG to one sequential scan with the standard Huffman tables.
 
     Returns the JPEG's bytes, uint8 ``[n]``. Raises JpegError for every error or warning of libturbojpeg, including
-    truncated data, and also if libturbojpeg is not installed.
+    truncated data, and if libturbojpeg is not installed.
     """
     if not turbojpeg_available():
         raise JpegError("libturbojpeg, which converts progressive JPEGs, is not installed", code="turbojpeg-not-found")

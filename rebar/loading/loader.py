@@ -52,7 +52,7 @@ class Loader:
     - fname, batch_size: the beton, or several as one dataset (a glob pattern, sorted by name, or a list); samples per
       batch and rank.
     - num_workers: decoding threads; if below 1, the usable cores divided by the ranks on this node.
-    - os_cache: read the complete beton into the page cache in the first epoch; None means if it fits in the available
+    - os_cache: read the complete beton into the page cache in the first epoch; None: only if it fits in the available
       memory. Upcoming batches are read ahead in any case.
     - order: an OrderOption of Rebar or FFCV. All ranks share one order.
     - distributed: take ``rank`` and ``world_size`` from torch.distributed or torchrun's environment.

@@ -71,7 +71,7 @@ def prefetch(tasks: Iterable[Start[Result]], *, num_threads: int, depth: int) ->
 
 
 def start_with_request(start: Start[Result], request: Callable[[], None], threads: ThreadPoolExecutor) -> Wait[Result]:
-    """Submit a request of data from the disk, then start a task. Together with the first two arguments a Start.
+    """Submit a read-ahead request, then start a task. With its first two arguments bound, this is a Start.
 
     Exceptions of the request are ignored: it only makes reading faster, and reading reports errors of the disk.
     """

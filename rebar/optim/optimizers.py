@@ -75,7 +75,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return an optimizer with a learning rate of 0; the training loop sets the rate at every step.
 
-    The parameters must already be on their device. SGD and SGDW use torch's fused kernels, also on the CPU. On a GPU,
+    The parameters must already be on their device. SGD and SGDW use torch's fused kernels, even on the CPU. On a GPU,
     a fused optimizer checks for fp16 gradient overflow on the device, without a CPU-GPU sync.
     """
     if name == "lamb":

@@ -78,7 +78,7 @@ def _write(location: str, split: Split, selection: Selection, policy: ImagePolic
 
 
 def _set_aside(target: Path) -> Path:
-    """Rename the unfinished file and its journal, which this process did not create; return the new path."""
+    """Rename the unfinished file and its journal, left by an earlier run; return the new path."""
     partial, journal = partial_path(target), journal_path(target)
     number = next(n for n in itertools.count(1) if not partial.with_name(f"{partial.name}.{n}").exists())
     for path in (journal, partial):

@@ -16,7 +16,7 @@ from rebar.sources.labels import find_labels
 from rebar.sources.layout import (
     HIDDEN,
     NOT_AN_IMAGE,
-    OUTSIDE,
+    OUTSIDE_CLASS_FOLDERS,
     check_class_folders,
     is_hidden,
     is_image,
@@ -86,7 +86,7 @@ class ImageFolder(LabeledFiles):
             raise _unreadable(error, root) from None
         class_names = [folder.name for folder in folders]
         check_class_folders(str(root), class_names, counts, [image.name for image in outside])
-        omitted[OUTSIDE] += len(outside)
+        omitted[OUTSIDE_CLASS_FOLDERS] += len(outside)
         super().__init__(root, class_names, names, np.repeat(np.arange(len(counts)), counts), omitted)
 
     def name(self, index: int) -> str:

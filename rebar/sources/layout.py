@@ -20,7 +20,7 @@ SPLIT_WORDS: dict[str, tuple[str, ...]] = {
 ALL_SPLIT_WORDS = {*SPLIT_WORDS["train"], *SPLIT_WORDS["val"], "test", "testing"}
 HIDDEN = "hidden file or folder"
 NOT_AN_IMAGE = "file that is not an image"
-OUTSIDE = "image outside the class folders"
+OUTSIDE_CLASS_FOLDERS = "image outside the class folders"
 """Kinds of files that sources omit and count."""
 SPLIT_PARENTS = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 """Folders of a dataset that may contain the folders of the splits. Otherwise the dataset's folder is the split."""
@@ -143,7 +143,8 @@ def _are_classes(tree: Tree, names: Sequence[str], location: str, name: str) -> 
     if name.lower() in ALL_SPLIT_WORDS:
         return True
     raise RebarError(
-        f"{location}: {like_splits[0]}/ may be a split or a class, because it contains images, and so does {sibling}/. "
+        f"{location}: {like_splits[0]}/ is ambiguous: it could be a split or a class, "
+        f"because it contains images, and so does {sibling}/. "
         "Move all class folders into a folder named train/ or val/, or give the folder of the split.",
         code="source-split-ambiguous",
     )

@@ -14,7 +14,7 @@ from rebar.sources.byte_ranges import PackedNames, index_classes
 from rebar.sources.layout import (
     HIDDEN,
     NOT_AN_IMAGE,
-    OUTSIDE,
+    OUTSIDE_CLASS_FOLDERS,
     check_class_folders,
     find_split_path,
     has_hidden_part,
@@ -69,7 +69,7 @@ class S3Folder:
                 code="source-empty",
             )
         check_class_folders(f"s3://{self._bucket}/{prefix}".rstrip("/"), list(counts), list(counts.values()), outside)
-        omitted[OUTSIDE] += len(outside)
+        omitted[OUTSIDE_CLASS_FOLDERS] += len(outside)
         self.omitted: Mapping[str, int] = dict(omitted)
         classes = [key[len(prefix) :].partition("/")[0] for key in keys]
         self.class_names: Sequence[str] = sorted(counts)

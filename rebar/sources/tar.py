@@ -15,7 +15,7 @@ from rebar.sources.layout import (
     ALL_SPLIT_WORDS,
     HIDDEN,
     NOT_AN_IMAGE,
-    OUTSIDE,
+    OUTSIDE_CLASS_FOLDERS,
     check_class_folders,
     find_split_path,
     has_hidden_part,
@@ -109,7 +109,7 @@ def _is_flat(images: Sequence[Member]) -> bool:
     return len(folders) == 1 and (folders == {""} or PurePosixPath(images[0].name).name.startswith("ILSVRC2012_val_"))
 
 
-class _PathTree:
+class _ArchiveTree:
     """The folders that contain the given images."""
 
     def __init__(self, images: Iterable[Member]) -> None:
@@ -128,9 +128,9 @@ class _PathTree:
         """Return whether images are directly in a folder."""
         return path in self._with_images
 
-    def below(self, path: str) -> "_PathTree":
+    def below(self, path: str) -> "_ArchiveTree":
         """Return the tree of a folder."""
-        tree = _PathTree(())
+        tree = _ArchiveTree(())
         tree._with_images = {p[len(path) + 1 :] for p in self._with_images if f"{p}/".startswith(f"{path}/")}
         tree._folders = {p[len(path) + 1 :]: f for p, f in self._folders.items() if f"{p}/".startswith(f"{path}/")}
         return tree
@@ -143,7 +143,7 @@ def _split_by_class(
 
     The rules are those of folders on disk. Folders at the start of all paths, such as ``imagenette2/``, are skipped.
     """
-    tree, root = _PathTree(images), ""
+    tree, root = _ArchiveTree(images), ""
     while len(names := tree.folders("")) == 1 and not tree.has_images("") and tree.folders(names[0]):
         if names[0].lower() in ALL_SPLIT_WORDS:
             break
@@ -160,11 +160,11 @@ def _split_by_class(
             else:
                 outside.append(image)
         elif not ALL_SPLIT_WORDS.intersection(image.name.lower().split("/")[:-1]):
-            omitted[OUTSIDE] += 1
+            omitted[OUTSIDE_CLASS_FOLDERS] += 1
     if not classes:
         return [], outside
     check_class_folders(str(path), ["images"], [len(classes)], [image.name for image in outside])
-    omitted[OUTSIDE] += len(outside)
+    omitted[OUTSIDE_CLASS_FOLDERS] += len(outside)
     return classes, []
 
 

@@ -25,7 +25,7 @@ from rebar.storage.files import atomic_write, cache_folder
 LAYOUT = 1
 """Part of every name in the cache. Increment it when equal tars give another index."""
 MIN_PARALLEL = 16
-"""Tars from which worker processes are started, which takes about a second."""
+"""Minimum number of tars for which worker processes are started; starting them takes about a second."""
 MIN_WORKERS = 4
 """With fewer cores, some processes wait for the disk."""
 MIN_CACHED = 10_000
@@ -37,7 +37,7 @@ Task = TypeVar("Task")
 def index_tars(
     files: Sequence[Path], tasks: Sequence[Task], read: Callable[[Task], ByteRanges], *, settings: str
 ) -> ByteRanges:
-    """Return the images of ``read(task)`` for every task, in order. Class names are sorted; numbers have none.
+    """Return the images of ``read(task)`` for every task, in order. Class names are sorted; numeric classes have none.
 
     ``files`` are all files that are read, and ``settings`` describes everything else that the result depends on.
     ``read`` is pickled; an error that it raises is raised here. Raises RebarError if some of the classes are numbers
@@ -132,11 +132,11 @@ def _save(path: Path, index: ByteRanges) -> None:
                 sizes=index.sizes,
             )
     except (OSError, RebarError) as error:
-        warn(f"the index of the tars is not kept, and will be read again by the next command: {error}")
+        warn(f"the index of the tars could not be cached, and will be read again by the next command: {error}")
 
 
 def _load(path: Path, files: Sequence[Path]) -> ByteRanges | None:
-    """Return a kept index; None if there is none, or it is damaged."""
+    """Return a cached index; None if there is none, or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             text = json.loads(arrays["text"].tobytes())

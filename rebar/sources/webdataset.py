@@ -122,7 +122,7 @@ def _group_samples(path: Path, omitted: Counter[str]) -> dict[str, dict[str, Mem
         files = samples.setdefault(key, {})
         if extension in files:
             raise RebarError(
-                f"{path}: contains {member.name} twice. Give every sample a key of its own.",
+                f"{path}: contains {member.name} twice. Use a unique key per sample.",
                 code="webdataset-ambiguous",
             )
         files[extension] = member

@@ -22,7 +22,7 @@ def available_memory(root: Path = Path("/")) -> int:
     """
     fields = (line.split() for line in _read(root / "proc/meminfo").splitlines())
     machine = [int(words[1]) * 1024 for words in fields if words[0] == "MemAvailable:"]
-    return min([*machine, *map(_left_in_group, _memory_groups(root)), _UNLIMITED])
+    return min([*machine, *map(_cgroup_memory_left, _memory_groups(root)), _UNLIMITED])
 
 
 def _read(path: Path) -> str:
@@ -49,7 +49,7 @@ def _memory_groups(root: Path) -> Iterator[Path]:
         yield from (mount / folder for folder in (inside, *inside.parents) if ".." not in folder.parts)
 
 
-def _left_in_group(folder: Path) -> int:
+def _cgroup_memory_left(folder: Path) -> int:
     """Return the bytes left until the limit of a control group, with its cached files counted as free."""
     limits = [_read(folder / name).strip() for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
     limit = min((int(text) for text in limits if text.isdigit()), default=_UNLIMITED)
@@ -126,8 +126,8 @@ class ReadAhead:
 
     The kernel's own read-ahead, which follows page faults, is disabled (MADV_RANDOM): with samples in random order it
     reads several times the bytes that are needed. ``os_cache`` determines whether the complete dataset is read into the
-    page cache as well, in file order during the first epoch; None means if it fits in the available memory. Once it has
-    been read, and fits, nothing is requested any more. Keeps the files open.
+    page cache as well, in file order during the first epoch; None: only if it fits in the available memory. Once it has
+    been read, and fits, no more requests are made. Keeps the files open.
     """
 
     def __init__(self, mapped: MappedFiles, os_cache: bool | None) -> None:

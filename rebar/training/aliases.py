@@ -59,7 +59,7 @@ ALIASES = (
         "FOLDER",
         "with train.beton and val.beton, or images",
     ),
-    Alias("--dataset", metavar="NAME", note="the data are those of --data-dir or $WRITE_DIR"),
+    Alias("--dataset", metavar="NAME", note="the data comes from --data-dir or $WRITE_DIR"),
     Alias("--streaming --prefetch", note="the loader always streams and prefetches"),
     Alias("--prefetch-factor", metavar="N", note="the loader always streams and prefetches"),
     Alias("--workers -j", "--data.num_workers={}", "N"),
@@ -210,7 +210,7 @@ def translate_key(name: str, value: Any) -> dict[str, Any] | None:
 
 
 def flags_from_environment(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return and announce the flags for RESET_SCHED, FREEZE_LR and FREEZE_LR_VALUE."""
+    """Return the flags, and print a note, for RESET_SCHED, FREEZE_LR and FREEZE_LR_VALUE."""
     flags: list[str] = []
     if parse_bool(environment.get("RESET_SCHED", "")):
         flags.append("--checkpoint.reset_schedule=true")
@@ -224,7 +224,7 @@ def flags_from_environment(environment: Mapping[str, str] = os.environ) -> list[
 
 
 def data_from_environment(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return and announce the flags for IMAGENET_ROOT, unless a dataset is given."""
+    """Return the flags, and print a note, for IMAGENET_ROOT, unless a dataset is given."""
     root = environment.get("IMAGENET_ROOT", "")
     options = ("data.train_dataset", "data.val_dataset")
     if not root or environment.get("WRITE_DIR") or any(given_value(option, argv) for option in options):

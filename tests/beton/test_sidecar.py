@@ -124,7 +124,7 @@ def test_sidecar_with_any_values_is_read_or_refused_without_other_exceptions(cop
 
 
 class TestChecksums:
-    def test_are_crc32_of_tables_and_pages(self, beton: BetonFile) -> None:
+    def test_checksums_are_crc32_of_tables_and_pages(self, beton: BetonFile) -> None:
         checksums = json.loads(sidecar_path(beton.path).read_text())["checksums"]
         content = beton.path.read_bytes()
         size, first = checksums["page_size"], checksums["first_page"]

@@ -90,7 +90,7 @@ def test_build_model_reports_failed_download(outcome: Exception, monkeypatch: py
     assert str(outcome) in str(caught.value)
 
 
-def test_build_model_rejects_to_resize_unknown_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_model_refuses_to_resize_unknown_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     mock_download(monkeypatch)
     with pytest.raises(RebarError) as caught:
         build_model("squeezenet1_1", num_classes=7, pretrained=True)

@@ -46,7 +46,7 @@ def test_prepare_to_resume_deletes_nothing(used: RunFolder) -> None:
     assert files_in(used) == ALL
 
 
-def test_check_overwrite_rejects_to_delete_a_checkpoint(used: RunFolder) -> None:
+def test_check_overwrite_refuses_to_delete_a_checkpoint(used: RunFolder) -> None:
     with pytest.raises(RebarError, match="runs/mine") as caught:
         used.check_overwrite("none", overwrite=False)
     assert caught.value.code == "run-exists"
@@ -75,7 +75,7 @@ def test_without_last_pt_the_newest_checkpoint_is_resumed(used: RunFolder, capsy
     assert "epoch_009.pt" in capsys.readouterr().err
 
 
-def test_check_overwrite_rejects_to_delete_other_checkpoints(used: RunFolder) -> None:
+def test_check_overwrite_refuses_to_delete_other_checkpoints(used: RunFolder) -> None:
     used.last_checkpoint.with_name("epoch_001.pt").write_text("a checkpoint")
     used.last_checkpoint.unlink()
     with pytest.raises(RebarError) as caught:

@@ -57,7 +57,7 @@ class TestOneProcess:
         assert capfd.readouterr().out == ""
         assert path.stat().st_mtime_ns == before
 
-    def test_unfinished_file_of_other_software_is_kept_aside(self, image_tree: Path, cache: Path) -> None:
+    def test_unfinished_file_of_other_software_is_renamed(self, image_tree: Path, cache: Path) -> None:
         path = resolve_beton(str(image_tree), "train")
         for file in (path, *cache.glob(f"{path.name}.*")):
             file.unlink()

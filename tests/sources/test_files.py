@@ -129,7 +129,7 @@ class TestFindSplit:
             assert source.name(1) == str(tmp_path / "cifar" / split / "train" / "0.jpg")
             assert "a class named train" in capsys.readouterr().err
 
-    def test_refuses_a_class_or_split_if_it_cannot_know(self, tmp_path: Path) -> None:
+    def test_refuses_ambiguous_split_or_class(self, tmp_path: Path) -> None:
         make_files(tmp_path / "data", "apple/0.jpg", "train/0.jpg", "whale/0.jpg")
         for split in ("train", "val"):
             assert error_of(tmp_path / "data", split).code == "source-split-ambiguous"

@@ -107,7 +107,7 @@ class TestCache:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("REBAR_CACHE", str(tmp_path / "file" / "cache"))
         assert len(open_webdataset(shards)) == MIN_CACHED
-        assert "the index of the tars is not kept" in capsys.readouterr().err
+        assert "the index of the tars could not be cached" in capsys.readouterr().err
 
     def test_small_index_is_not_kept(self, tmp_path: Path, cache: Path) -> None:
         open_webdataset(write_shards(tmp_path / "small", 2, 3))

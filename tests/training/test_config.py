@@ -126,7 +126,7 @@ def test_unused_options_reports_options_of_config_files(tmp_path: Path) -> None:
         (["--lr", "0.1", "--base-batch", "512"], "lr.lr_scaling", "linear"),
     ],
 )
-def test_an_option_switches_on_what_it_belongs_to(flags: list[str], option: str, value: object) -> None:
+def test_option_enables_its_feature(flags: list[str], option: str, value: object) -> None:
     assert flatten_config(parse_config(TrainConfig, flags, description=""))[option] == value
 
 
