@@ -66,8 +66,8 @@ def train_here(*command: str | Path) -> None:
 
     import train_imagenet
 
-    # importing ffcv, as some tests do, sets 1, which changes the order of sums
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    # FFCV's pipelines change it, and with it the order of sums
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     train_imagenet.main([str(arg) for arg in command[1:]])
 
 

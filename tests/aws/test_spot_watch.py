@@ -183,7 +183,7 @@ def test_spot_watch_ignores_the_status_of_an_earlier_attempt(
 def test_spot_watch_of_training_that_is_about_to_exit(s3: Any, metadata: Metadata, start: Any, tmp_path: Path) -> None:
     """Its status is already ``finished`` when the watch starts."""
     metadata()
-    pid = start_process(start, tmp_path / "run", "ignore", 1.0)
+    pid = start_process(start, tmp_path / "run", "ignore", 5.0)
     run_folder(tmp_path / "run", step=12, last=b"twelve", state="finished")
     status = json.loads((tmp_path / "run/status.json").read_text())
     (tmp_path / "run/status.json").write_text(json.dumps({**status, "time": time.time()}))

@@ -91,7 +91,7 @@ def test_main_unpacks_a_tar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         tar.add(tmp_path / "made" / "train", "train")
     arguments = [str(tmp_path / "made.tar"), str(tmp_path / "tree"), "--split"]
     main([*arguments, "train"])
-    assert "1 images, 1 new" in capsys.readouterr().out
+    assert "1 image, 1 new" in capsys.readouterr().out
     assert (tmp_path / "tree/train/n01/a.JPEG").read_bytes() == b"image"
     with pytest.raises(RebarError) as raised:
         main([*arguments, "val"])
