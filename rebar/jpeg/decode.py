@@ -72,11 +72,9 @@ def _decode_without_turbojpeg(jpeg: NDArray[np.uint8], scale_num: int) -> NDArra
     if _kernels_available():
         _check_entropy_coded_data(jpeg)
     try:
-        import cv2  # noqa: F401
+        image = _decode_with_opencv(jpeg, scale_num)
     except ImportError:
         image = _decode_with_pillow(content, scale_num)
-    else:
-        image = _decode_with_opencv(jpeg, scale_num)
     expected = (-(-height * scale_num // 8), -(-width * scale_num // 8), 3)
     if image.shape != expected:
         raise JpegError(f"Corrupt JPEG data: decoded to {image.shape}, not {expected}", code="jpeg-corrupt")

@@ -1,4 +1,4 @@
-"""Translate the flags and environment variables of other ResNet-50 training scripts to Rebar's flags.
+"""Translate the flags of other ResNet-50 training scripts to Rebar's.
 
 :data:`ALIASES` has one entry per flag, and ``--help`` lists them.
 """
@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,12 @@ ALIASES = (
     Alias("--out-dir --output --output-dir", "--logging.folder={}", "FOLDER", "with --experiment-name: its parent"),
     Alias("--experiment-name", f"--logging.folder={Path('runs') / '{}'}", "NAME"),
     Alias("--config", "--config-file={}", "FILE"),
-    Alias("--config-name", f"--config-file={RECIPES}/{{}}.yaml", "NAME", "with --config FILE: a part of that file"),
+    Alias(
+        "--config-name",
+        f"--config-file={RECIPES}/{{}}.yaml",
+        "NAME",
+        "with --config FILE: the configuration NAME in that file",
+    ),
     Alias(
         "--hf-token", metavar="TOKEN", note="other users can see command lines; prefer the variable", secret="HF_TOKEN"
     ),
@@ -209,30 +214,6 @@ def translate_key(name: str, value: Any) -> dict[str, Any] | None:
     return {path: translated for path, _, translated in words}
 
 
-def flags_from_environment(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the flags, and print a note, for RESET_SCHED, FREEZE_LR and FREEZE_LR_VALUE."""
-    flags: list[str] = []
-    if parse_bool(environment.get("RESET_SCHED", "")):
-        flags.append("--checkpoint.reset_schedule=true")
-    if parse_bool(environment.get("FREEZE_LR", "")):
-        flags.append(f"--checkpoint.freeze_lr={environment.get('FREEZE_LR_VALUE') or 0}")
-    elif environment.get("FREEZE_LR_VALUE"):
-        warn("FREEZE_LR_VALUE has no effect without FREEZE_LR=1")
-    if flags:
-        note(f"{' '.join(flags)}, from the environment variables RESET_SCHED and FREEZE_LR")
-    return flags
-
-
-def data_from_environment(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the flags, and print a note, for IMAGENET_ROOT, unless a dataset is given."""
-    root = environment.get("IMAGENET_ROOT", "")
-    options = ("data.train_dataset", "data.val_dataset")
-    if not root or environment.get("WRITE_DIR") or any(given_value(option, argv) for option in options):
-        return []
-    note(f"the data are those of IMAGENET_ROOT, {root}")
-    return [f"--{option}={root}" for option in options]
-
-
 def _next_value(words: list[str], *, metavar: str) -> str:
     """Remove and return the value that follows a flag; 'true' for a boolean flag without a value."""
     if words and (not words[0].startswith("-") or (metavar and re.match(r"-\.?\d", words[0]))):
@@ -252,8 +233,8 @@ def _translate_boolean(alias: Alias, flag: str, value: str) -> str:
     """Translate a boolean flag. Warn and return "" if the flag has no effect."""
     on = parse_bool(value)
     if on is None:
-        note = f" ({alias.note})" if alias.note and alias.translation else ""
-        message = f"{flag}: '{value}' is neither true nor false. Give true, false or no value{note}."
+        remark = f" ({alias.note})" if alias.note and alias.translation else ""
+        message = f"{flag}: '{value}' is neither true nor false. Give true, false or no value{remark}."
         raise ConfigError(message, code="config-invalid-value")
     if not alias.translation:
         warn(f"{flag} has no effect: {alias.note}")
@@ -301,12 +282,12 @@ def format_table(aliases: Sequence[Alias] = ALIASES, same_name: Sequence[str] = 
     lines = []
     for alias in aliases:
         shown = f"{alias.secret}={alias.metavar}" if alias.secret else alias.translation.replace("{}", alias.metavar)
-        note = f" ({alias.note})" if alias.note and shown else alias.note and f"no effect: {alias.note}"
+        remark = f" ({alias.note})" if alias.note and shown else alias.note and f"no effect: {alias.note}"
         flags = f"  {', '.join(alias.names)} {alias.metavar}".rstrip()
         if len(flags) > 27:
             lines.append(flags)
             flags = ""
-        lines.append(f"{flags:<28}{shown}{note}")
+        lines.append(f"{flags:<28}{shown}{remark}")
     same = textwrap.wrap(
         f"same name: {' '.join(same_name)}",
         width=110,

@@ -15,7 +15,7 @@ from rebar.storage.files import atomic_write, link_or_copy
 from rebar.storage.run_records import PREVIOUS, Progress
 
 FORMAT = "rebar-checkpoint"
-VERSION = 2
+VERSION = 3
 _ZIP_START = b"PK\3\4"
 
 

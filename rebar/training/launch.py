@@ -3,12 +3,12 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from rebar.cli import note
-from rebar.config import config_name, flatten_config, parse_config, to_yaml
+from rebar.cli import note, warn
+from rebar.config import config_name, flatten_config, given_value, parse_bool, parse_config, to_yaml
 from rebar.errors import RebarError
 from rebar.reporting.console import warn_above_bar
 from rebar.reporting.log import open_log, truncate_log
@@ -62,12 +62,12 @@ def parse_command_line(argv: Sequence[str]) -> TrainConfig:
 
     The run folder defaults to ``runs/NAME``, where NAME is the stem of the config file.
     """
-    argv = [*aliases.flags_from_environment(), *aliases.translate(argv)]  # the command line overrides variables
+    argv = [*flags_from_environment(), *aliases.translate(argv)]  # the command line overrides variables
     if config_name(argv) is None:
         argv = ["--config-file", DEFAULT_RECIPE, *argv]
         if not {"--help", "-h"} & set(argv):
             note(f"the recipe is {DEFAULT_RECIPE}; --config-file selects another")
-    argv = [*aliases.data_from_environment(argv), *argv]
+    argv = [*data_from_environment(argv), *argv]
     config = parse_config(
         TrainConfig,
         argv,
@@ -83,6 +83,30 @@ def parse_command_line(argv: Sequence[str]) -> TrainConfig:
             config.checkpoint, resume=normalize_resume(config.checkpoint.resume, RunFolder(Path(folder)))
         ),
     )
+
+
+def flags_from_environment(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the flags, and print a note, for RESET_SCHED, FREEZE_LR and FREEZE_LR_VALUE."""
+    flags: list[str] = []
+    if parse_bool(environment.get("RESET_SCHED", "")):
+        flags.append("--checkpoint.reset_schedule=true")
+    if parse_bool(environment.get("FREEZE_LR", "")):
+        flags.append(f"--checkpoint.freeze_lr={environment.get('FREEZE_LR_VALUE') or 0}")
+    elif environment.get("FREEZE_LR_VALUE"):
+        warn("FREEZE_LR_VALUE has no effect without FREEZE_LR=1")
+    if flags:
+        note(f"{' '.join(flags)}, from the environment variables RESET_SCHED and FREEZE_LR")
+    return flags
+
+
+def data_from_environment(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the flags, and print a note, for IMAGENET_ROOT, unless a dataset is given."""
+    root = environment.get("IMAGENET_ROOT", "")
+    options = ("data.train_dataset", "data.val_dataset")
+    if not root or environment.get("WRITE_DIR") or any(given_value(option, argv) for option in options):
+        return []
+    note(f"the data comes from IMAGENET_ROOT, {root}")
+    return [f"--{option}={root}" for option in options]
 
 
 @contextmanager

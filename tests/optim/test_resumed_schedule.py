@@ -73,8 +73,10 @@ def test_the_same_command_does_not_reset_the_schedule_again() -> None:
 def test_a_frozen_learning_rate_overrides_the_span() -> None:
     span = ScheduleSpan(8).resumed(16, reset=True, step=8 * STEPS, lr=0.0)
     for frozen, last, expected in ((0.3, 0.1, 0.3), (0.0, 0.1, 0.1), (0.0, 0.0, PEAK)):
-        how = {"steps_per_epoch": STEPS, "global_batch": 256, "frozen_lr": frozen, "last_lr": last}
-        assert build_schedule(CONFIGS["cyclic"], span, **how)(200) == expected  # type: ignore[arg-type]
+        learning_rate = build_schedule(
+            CONFIGS["cyclic"], span, steps_per_epoch=STEPS, global_batch=256, frozen_lr=frozen, last_lr=last
+        )
+        assert learning_rate(200) == expected
 
 
 @pytest.mark.parametrize(("epochs", "peak_epoch"), [(1, 2), (2, 2), (3, 2)])

@@ -11,7 +11,7 @@ from rebar.config import config_name, flatten_config, options_of, parse_config
 from rebar.config.options import short_names
 from rebar.errors import RebarError
 from rebar.training import aliases
-from rebar.training.aliases import ALIASES, FLAG_HINTS, SAME_NAME, data_from_environment, format_table, translate
+from rebar.training.aliases import ALIASES, FLAG_HINTS, SAME_NAME, format_table, translate
 from rebar.training.config import TrainConfig
 from tests.conftest import REPOSITORY
 
@@ -182,21 +182,6 @@ def test_a_value_without_flag_is_refused() -> None:
     with pytest.raises(RebarError, match="unexpected argument '/data'") as caught:
         parse_config(TrainConfig, ["/data", "--epochs", "3"], description="")
     assert caught.value.code == "config-unknown-option"
-
-
-@pytest.mark.parametrize(
-    ("environment", "argv", "expected"),
-    [
-        ({"IMAGENET_ROOT": "/data"}, [], ["--data.train_dataset=/data", "--data.val_dataset=/data"]),
-        ({"IMAGENET_ROOT": "/data"}, ["--train-dataset", "a.beton"], []),
-        ({"IMAGENET_ROOT": "/data", "WRITE_DIR": "/nvme"}, [], []),
-        ({}, [], []),
-    ],
-)
-def test_imagenet_root_gives_the_data_if_nothing_else_does(
-    environment: dict[str, str], argv: list[str], expected: list[str]
-) -> None:
-    assert data_from_environment(argv, environment) == expected
 
 
 @pytest.mark.parametrize("given", [["--hf-token", "hf_abc"], ["--hf_token=hf_abc"]])

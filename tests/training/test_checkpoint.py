@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rebar.training.checkpoint import (
+    VERSION,
     CheckpointError,
     HostMemory,
     keep_copies,
@@ -129,7 +130,7 @@ class Malicious:
 @pytest.mark.parametrize("plain_pickle", [False, True])
 def test_read_checkpoint_executes_no_code(plain_pickle: bool, tmp_path: Path) -> None:
     path, proof = tmp_path / "evil.pt", tmp_path / "was_run"
-    content = {"format": "rebar-checkpoint", "version": 2, "model": Malicious(proof)}
+    content = {"format": "rebar-checkpoint", "version": VERSION, "model": Malicious(proof)}
     if plain_pickle:
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:

@@ -11,7 +11,7 @@ from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.run_records import RunStatus, State, read_status, write_status
 from rebar.training.config import TrainConfig
-from rebar.training.launch import parse_command_line
+from rebar.training.launch import data_from_environment, parse_command_line
 from tests.conftest import Data, read_events
 
 NO_DATA = ["--data.train_dataset", "absent.beton"]
@@ -144,3 +144,18 @@ def test_arguments_that_only_ffcv_imagenet_needs_give_a_warning(name: str, capsy
     for argv in ([f"--{name}=1"], [f"--{name}", "1"], [f"--{name}"]):
         parse_command_line(["--epochs", "3", *argv, "--arch", "resnet18"])
         assert f"warning: {name} has no effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "argv", "expected"),
+    [
+        ({"IMAGENET_ROOT": "/data"}, [], ["--data.train_dataset=/data", "--data.val_dataset=/data"]),
+        ({"IMAGENET_ROOT": "/data"}, ["--train-dataset", "a.beton"], []),
+        ({"IMAGENET_ROOT": "/data", "WRITE_DIR": "/nvme"}, [], []),
+        ({}, [], []),
+    ],
+)
+def test_imagenet_root_gives_the_data_if_nothing_else_does(
+    environment: dict[str, str], argv: list[str], expected: list[str]
+) -> None:
+    assert data_from_environment(argv, environment) == expected

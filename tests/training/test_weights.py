@@ -14,6 +14,7 @@ from torch import nn
 
 from rebar.errors import RebarError
 from rebar.models.build import build_model
+from rebar.training.checkpoint import VERSION
 from rebar.training.weights import read_weights
 
 WEIGHTS = {
@@ -43,7 +44,7 @@ CHECKPOINTS: dict[str, Any] = {
         "arch": "resnet18",
         "state_dict": WEIGHTS,
         "optimizer": defaultdict(dict, a=1),
-        "version": 2,
+        "version": VERSION,
         "args": ARGS,
         "metric": np.float64(70.1),
         "rank": np.array([1, 2]),
