@@ -70,6 +70,7 @@ def test_use_hf_requests_imagenet_1k(tmp_path: Path) -> None:
     command = ["train_imagenet.py", *options, "--logging.folder", tmp_path / "run"]
     process = start(command, REBAR_CACHE=str(tmp_path / "cache"), **hub)
     assert process.wait() == 1
-    assert "writing   hf:imagenet-1k (train, subset small)" in process.output
+    assert "opening   hf:imagenet-1k (train)" in process.output
     assert "http://127.0.0.1:9" in process.output
     assert "[hub-unreachable]" in process.output
+    assert "HTTPS_PROXY" in process.output

@@ -59,6 +59,7 @@ def resolve_beton(location: str, split: Split, *, subset: str = "full", policy: 
 
 
 def _write(location: str, split: Split, selection: Selection, policy: ImagePolicy, target: Path) -> None:
+    print(f"opening   {location} ({split})", flush=True)
     _, source = open_source(Request(location, split, max_images=selection.max_images))
     source, order = selection.apply(source)
     print(

@@ -26,6 +26,8 @@ SHORT_NAMES = {"imagenet-1k": "ILSVRC/imagenet-1k"}
 CONVERTED = "refs/convert/parquet"
 """The branch with the Hub's automatic Parquet conversion of a dataset in another format."""
 NUM_DOWNLOADS = 4
+TIMEOUT = 10
+"""Seconds within which the Hub must answer the first request."""
 SUBSET_FACTOR = 2
 """For a subset of n images, files with at least ``SUBSET_FACTOR * n`` are downloaded, so that no class runs out."""
 
@@ -102,6 +104,8 @@ def _list_sizes(address: HubAddress, revision: str | None) -> dict[str, int]:
 
     try:
         with _translate_errors(address):
+            # One request without retries: it fails at once if the Hub cannot be reached.
+            HfApi().repo_info(address.name, revision=revision, repo_type="dataset", timeout=TIMEOUT)
             tree = HfApi().list_repo_tree(address.name, recursive=True, revision=revision, repo_type="dataset")
             return {e.path: getattr(e, "size", 0) for e in tree if e.path.endswith(".parquet")}
     except RevisionNotFoundError:
@@ -198,9 +202,14 @@ def _translate_errors(address: HubAddress) -> Iterator[None]:
                 f"{address}: no such dataset on the Hub. Look it up at {hub_url()}/datasets.", code="hub-not-found"
             ) from None
         raise RebarError(
-            f"{address}: request to {hub_url()} failed: {error}. Check the connection and try again.",
+            f"{address}: the request to {hub_url()} failed: {_first_line(error)}. Check the connection and the proxy "
+            "(HTTPS_PROXY), set HF_TOKEN for a gated dataset, or pass a dataset on a local disk instead.",
             code="hub-unreachable",
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _access_denied(address: HubAddress, status: int | None) -> RebarError:

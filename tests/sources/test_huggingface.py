@@ -78,12 +78,12 @@ def test_missing_dataset_or_parquet_files(hub: Hub, tmp_path: Path) -> None:
     assert "[hub-not-found]" in write_error("hf:someone/absent", "train", target, **named)
 
 
-@pytest.mark.nightly  # the client of the Hub retries for half a minute
-def test_unreachable_hub(hub: Hub, tmp_path: Path) -> None:
+def test_unreachable_hub_is_reported_in_one_line(hub: Hub, tmp_path: Path) -> None:
     named = {**variables(hub, tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     message = write_error("hf:a/b", "val", tmp_path / "val.beton", **named)
     assert "http://127.0.0.1:9" in message
     assert "[hub-unreachable]" in message
+    assert len(message.strip().splitlines()) == 1
 
 
 def test_hub_address_parse() -> None:

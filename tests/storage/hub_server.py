@@ -77,6 +77,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _dataset(self, path: str) -> None:
         for name, revisions in self.server.datasets.items():
+            if path in (f"/api/datasets/{name}", *(f"/api/datasets/{name}/revision/{each}" for each in revisions)):
+                return self._answer(200, {"id": name, "sha": COMMIT, "siblings": []})
             for revision, folder in revisions.items():
                 if path == f"/api/datasets/{name}/tree/{revision}":
                     files = sorted(each for each in folder.rglob("*") if each.is_file())
@@ -88,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
                     return self._answer(200, listed)
                 if path.startswith(prefix := f"/datasets/{name}/resolve/{revision}/"):
                     return self._dataset_file(name, folder, path.removeprefix(prefix))
-            if path.startswith(f"/api/datasets/{name}/tree/"):
+            if path.startswith((f"/api/datasets/{name}/tree/", f"/api/datasets/{name}/revision/")):
                 return self._answer(404, {}, {"X-Error-Code": "RevisionNotFound"})
         return self._answer(404, {}, {"X-Error-Code": "RepoNotFound"})
 
