@@ -21,7 +21,7 @@ from rebar.cli import run_command
 from rebar.config import build_config, option, parse_config, section
 from rebar.errors import RebarError
 from rebar.loading import Loader, Normalizer
-from rebar.loading.imagenet import DataConfig, build_val_loader
+from rebar.loading.imagenet import SUBSET_HELP, DataConfig, build_val_loader
 from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
 from rebar.models.build import build_model, to_device
 from rebar.optim.averaging import weights_to_evaluate
@@ -29,7 +29,7 @@ from rebar.reporting import console
 from rebar.reporting.plots import plot_confusion
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import check_writable
-from rebar.training.aliases import EVALUATE_ALIASES, format_table, translate
+from rebar.training.aliases import EVALUATE_ALIASES, format_table
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
@@ -38,6 +38,7 @@ from rebar.training.evaluation import evaluate
 from rebar.training.execution import PRECISION_SYNONYMS, Precision, input_dtype, resolve_precision
 from rebar.training.export import check_export_format, export_weights
 from rebar.training.state import check_same_classes
+from rebar.training.translation import translate
 from rebar.training.weights import read_weights
 
 
@@ -56,6 +57,7 @@ class EvaluateSection:
     data: str = option(
         "", help=".beton or image source (folder, tar, hf:NAME, ...) to evaluate on; default: $WRITE_DIR/val.beton"
     )
+    data_subset: str = option("full", help=SUBSET_HELP)
     resolution: int = option(0, help="resolution in px; 0: the validation resolution of the training run", minimum=0)
     both: bool = option(False, help="evaluate at 224 and at 256 px")
     crop_ratio: float = option(
@@ -106,7 +108,7 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
     requested = trained.config.training.precision if options.precision == "auto" else options.precision
     precision = resolve_precision(requested, world.device)
     loader = build_val_loader(
-        DataConfig(val_dataset=options.data, num_workers=options.num_workers),
+        DataConfig(val_dataset=options.data, num_workers=options.num_workers, data_subset=options.data_subset),
         batch_size=options.batch_size or trained.config.validation.batch_size,
         crop_ratio=options.crop_ratio or trained.config.validation.crop_ratio,
         distributed=world.distributed,

@@ -13,7 +13,8 @@ usage: $0 NGPUS DATA EPOCHS BATCH WORKERS [flags of train_imagenet.py]
   NGPUS    number of GPUs
   DATA     folder with train.beton and val.beton, or with train/ and val/ images
   EPOCHS   number of epochs
-  BATCH    training batch size per GPU; the recipe's learning rate is scaled to the global batch
+  BATCH    training batch size per GPU; the recipe's learning rate is scaled to the global batch.
+           --global-batch-size N replaces it with N divided by the number of GPUs
   WORKERS  loader threads per process, about cores / NGPUS
 
   CONFIG=FILE           config file (default rn50_configs/rn50_16_epochs.yaml)

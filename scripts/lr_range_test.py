@@ -6,13 +6,15 @@ torchrun --nproc_per_node=4 scripts/lr_range_test.py --config-file rn50_configs/
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_imagenet  # a script in the repository's root
 from rebar.cli import run_command
-from rebar.training.aliases import Alias, translate
+from rebar.training.aliases import Alias
+from rebar.training.translation import translate
 
 ALIASES = (  # flags that train_imagenet.py has with another meaning
     Alias("--min-lr", "--find-lr-min={}", "RATE"),
@@ -20,5 +22,11 @@ ALIASES = (  # flags that train_imagenet.py has with another meaning
     Alias("--iterations", "--find-lr-steps={}", "N"),
 )
 
+
+def main(argv: Sequence[str]) -> None:
+    """Run the range test."""
+    train_imagenet.main([*translate(argv, ALIASES), "--find-lr"])
+
+
 if __name__ == "__main__":
-    run_command(train_imagenet.main, [*translate(sys.argv[1:], ALIASES), "--find-lr"])
+    run_command(main)

@@ -73,7 +73,10 @@ obtain() {
 setup() {
     local split images
     local -a flags=()
-    : "${IMAGENET_SOURCE:?set the source of ImageNet: $0 without arguments lists the sources}"
+    if [[ -z ${IMAGENET_SOURCE:-} ]]; then
+        echo "error: IMAGENET_SOURCE is not set. Set it to a source of ImageNet: $0 without arguments lists them" >&2
+        exit 2
+    fi
     read -ra flags <<<"${WRITE_FLAGS:-}"
     blank_volume beton "$size" "$folder"
     if [[ -n $originals_size ]]; then blank_volume originals "$originals_size" "$downloads"; fi

@@ -6,7 +6,8 @@ import pytest
 
 import evaluate
 from rebar.beton.sidecar import sidecar_path
-from tests.conftest import Data, read_events
+from rebar.errors import RebarError
+from tests.conftest import Data, read_events, train_here
 from tests.processes import start, start_ranks
 
 
@@ -61,6 +62,22 @@ def test_unusable_source_stops_all_ranks(tmp_path: Path) -> None:
     assert "[source-empty]" in printed
     assert not (tmp_path / "run").exists()
     assert not list((tmp_path / "cache").glob("*.beton"))
+
+
+def test_max_classes_and_samples_apply_to_a_source(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_plots: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REBAR_CACHE", str(tmp_path / "cache"))
+    limits = ["--max-classes", "3", "--max-samples-per-class", "8", "--training.batch_size", "8", "--epochs", "1"]
+    datasets = ["--data.train_dataset", str(data.tree), "--data.val_dataset", str(data.tree)]
+    train_here(*data.training_command(tmp_path / "run", *datasets, *limits))
+    assert "24 training and 24 validation images, 3 classes" in capsys.readouterr().out
+
+
+def test_max_classes_are_refused_for_a_beton(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(RebarError) as caught:
+        train_here(*data.training_command(tmp_path / "run", "--max-classes", "3"))
+    assert caught.value.code == "config-conflict"
 
 
 def test_use_hf_requests_imagenet_1k(tmp_path: Path) -> None:

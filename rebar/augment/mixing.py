@@ -120,16 +120,36 @@ class Mixing:
         if not self.enabled:
             return images, labels
         targets = F.one_hot(labels, self.num_classes).to(torch.float32)
+        drawn = self.draw(position)
+        if drawn is None:
+            return images, targets
+        partners = neighbors(len(labels), labels.device)
+        if drawn.center is None:
+            return mixup(images, targets, partners, drawn.lam)
+        height, width = images.shape[2:]
+        return cutmix(images, targets, partners, cut_box(height, width, drawn.lam, *drawn.center))
+
+    def draw(self, position: BatchPosition) -> "Mix | None":
+        """Return how the batch is mixed; None if it is not."""
+        if not self.enabled:
+            return None
         generator = position.generator(Stream.MIXING)
         mix_draw, switch_draw, center_y, center_x = generator.random(4).tolist()
         if mix_draw >= self.probability:
-            return images, targets
-        partners = neighbors(len(labels), labels.device)
+            return None
         if self.cutmix_alpha > 0 and (self.mixup_alpha == 0 or switch_draw < self.cutmix_share):
-            lam = generator.beta(self.cutmix_alpha, self.cutmix_alpha)
-            height, width = images.shape[2:]
-            return cutmix(images, targets, partners, cut_box(height, width, lam, center_y, center_x))
-        return mixup(images, targets, partners, generator.beta(self.mixup_alpha, self.mixup_alpha))
+            return Mix(generator.beta(self.cutmix_alpha, self.cutmix_alpha), (center_y, center_x))
+        return Mix(generator.beta(self.mixup_alpha, self.mixup_alpha))
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The random draws of one batch."""
+
+    lam: float
+    """The weight of each image; that of its partner is the rest. CutMix clips the box, so its area may be smaller."""
+    center: tuple[float, float] | None = None
+    """The center of CutMix's box in fractions of height and width; None for MixUp."""
 
 
 def neighbors(count: int, device: torch.device) -> torch.Tensor:

@@ -160,11 +160,21 @@ class Regularizer:
 
 def build_regularizer(config: RegularizationConfig, *, num_classes: int, seed: int, rank: int) -> Regularizer:
     """Return the regularizer of a rank for a configuration."""
-    mixing = Mixing(
+    return Regularizer(config, _mixing(config, num_classes), seed, rank)
+
+
+def mix_weight(config: RegularizationConfig, *, seed: int, step: int) -> float | None:
+    """Return the weight of each image in the mixture of a step, 1 if it is not mixed; None without MixUp and CutMix."""
+    mixing = _mixing(config, num_classes=1)
+    drawn = mixing.draw(BatchPosition(seed, step, first=0, count=1))
+    return (1.0 if drawn is None else drawn.lam) if mixing.enabled else None
+
+
+def _mixing(config: RegularizationConfig, num_classes: int) -> Mixing:
+    return Mixing(
         num_classes,
         mixup_alpha=config.mixup_alpha if config.use_mixup else 0.0,
         cutmix_alpha=config.cutmix_alpha if config.use_cutmix else 0.0,
         probability=config.mix_probability,
         cutmix_share=config.cutmix_share,
     )
-    return Regularizer(config, mixing, seed, rank)

@@ -54,16 +54,17 @@ class Estimate:
 def estimate(machine: InstanceType, epochs: int, images_per_second: float | None = None) -> Estimate:
     """Return the training time from a measured throughput, or scaled from ffcv-imagenet's published times.
 
-    Raises AwsError without a throughput if no time is published for that number of epochs.
+    Without a published time for that number of epochs, the time per epoch is that of the nearest number.
     """
     if images_per_second:
         hours = epochs * TRAIN_IMAGES / images_per_second / 3600
         return Estimate(hours, f"from your {images_per_second:.0f} images/s, without validation")
-    if epochs not in MINUTES_ON_8_A100:
-        known = ", ".join(map(str, MINUTES_ON_8_A100))
-        text = f"no published time for {epochs} epochs. Set --images-per-second, or use {known} epochs."
-        raise AwsError(text, code="cost-unknown")
-    hours = MINUTES_ON_8_A100[epochs] / 60 * 8 / (machine.gpus * SPEED_IN_A100[machine.gpu])
+    published = min(MINUTES_ON_8_A100, key=lambda known: abs(known - epochs))
+    minutes = MINUTES_ON_8_A100[published] * epochs / published
+    hours = minutes / 60 * 8 / (machine.gpus * SPEED_IN_A100[machine.gpu])
+    if published != epochs:
+        basis = f"scaled by epochs and GPU speed from ffcv-imagenet's time for {published} epochs on 8 A100"
+        return Estimate(hours, f"{basis}; not measured, may be 20 % longer")
     if machine.gpu == "A100" and machine.gpus == 8:
         return Estimate(hours, "measured by ffcv-imagenet with its own script on this machine, not with Rebar")
     return Estimate(hours, "scaled by GPU speed from ffcv-imagenet's time on 8 A100; not measured, may be 20 % longer")

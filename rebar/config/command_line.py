@@ -2,7 +2,7 @@
 
 import argparse
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,39 +70,47 @@ def _make_parser(schema: type, options: Sequence[Option], description: str, exam
     return parser
 
 
-def _reject_unknown(
+def _describe_unknown(
     unknown: Sequence[str], parser: argparse.ArgumentParser, options: Sequence[Option], hints: Mapping[str, str]
-) -> None:
-    flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-    if not flags:
-        raise ConfigError(
-            f"command line: unexpected argument '{unknown[0]}'. Every value needs a flag before it: see --help.",
-            code="config-unknown-option",
-        )
+) -> ConfigError:
+    """Return an error that lists all words of the command line that are not known."""
     by_name = {known.lstrip("-"): known for known in parser._option_string_actions}
     described: list[str] = []
-    for flag in flags:
-        same_name = [f"--{item.path}" for item in options if item.flag == flag.replace("_", "-")]
-        if same_name:  # in several sections
-            raise ConfigError(
-                f"{flag}: the option is ambiguous. Write {' or '.join(same_name)}.", code="config-ambiguous-option"
-            )
+    ambiguous = 0
+    for flag in dict.fromkeys(word.partition("=")[0] for word in unknown if word.startswith("-")):
         similar = closest(flag.lstrip("-"), by_name)
         hint = hints.get(flag.replace("_", "-")) or (f"did you mean {by_name[similar]}?" if similar else "")
+        same_name = [f"--{item.path}" for item in options if item.flag == flag.replace("_", "-")]
+        if same_name:
+            hint = f"in several sections: give {' or '.join(same_name)}"
+            ambiguous += 1
         described.append(flag + (f" ({hint})" if hint else ""))
-    what = "unknown options" if len(described) > 1 else "unknown option"
-    raise ConfigError(
-        f"command line: {what} {', '.join(described)}. --help lists all options.", code="config-unknown-option"
+    if not described:
+        text = f"unexpected argument '{unknown[0]}'. Every value needs a flag before it: see --help."
+    elif ambiguous == len(described):
+        text = f"ambiguous {'options' if ambiguous > 1 else 'option'} {', '.join(described)}."
+    else:
+        text = f"unknown {'options' if len(described) > 1 else 'option'} {', '.join(described)}. See --help-all."
+    is_ambiguous = 0 < ambiguous == len(described)
+    return ConfigError(
+        f"{COMMAND_LINE}: {text}", code="config-ambiguous-option" if is_ambiguous else "config-unknown-option"
     )
 
 
 def parse_config(
-    schema: type[Schema], argv: Sequence[str], *, description: str, example: str = "", aliases: str = ""
+    schema: type[Schema],
+    argv: Sequence[str],
+    *,
+    description: str,
+    example: str = "",
+    aliases: str = "",
+    resolve: Callable[[Schema], Schema] = lambda config: config,
 ) -> Schema:
     """Return a frozen ``schema`` instance: the command line overrides YAML files, which override the defaults.
 
-    ``--help`` and ``--print-config`` print and exit; ``aliases`` is an additional part of the help. Raises ConfigError
-    for unknown or missing options, invalid values and unreadable files.
+    ``--help`` and ``--print-config`` print and exit; ``aliases`` is an additional part of the help. ``resolve`` is
+    applied to the result before it is returned or printed. Raises ConfigError with all unknown options, for missing
+    options, invalid values and unreadable files.
     """
     options = list(options_of(schema))
     parser = _make_parser(schema, options, description, example)
@@ -113,16 +121,22 @@ def parse_config(
     for path in ignored:  # as in YAML files, with a warning
         parser.add_argument(f"--{path}", dest=path, nargs="?", const="", default=hidden, help=hidden)
     namespace, unknown = parser.parse_known_args(list(argv))
+    problems: list[ConfigError] = []
     if unknown:
-        _reject_unknown(unknown, parser, options, getattr(schema, "flag_hints", {}))
+        problems.append(_describe_unknown(unknown, parser, options, getattr(schema, "flag_hints", {})))
     given = with_implied(schema, {path: value for path, value in vars(namespace).items() if "." in path})
     from_files = load_config_files(namespace.config_file, schema)
     files = ", ".join(str(name) for name in namespace.config_file)
-    if from_files:  # checked separately, so that the message names the right place
-        required = {item.path: given[item.path] for item in options if item.required and item.path in given}
-        build_config(schema, {**from_files, **required}, where=files)
+    try:
+        if from_files:  # checked separately, so that the message names the right place
+            required = {item.path: given[item.path] for item in options if item.required and item.path in given}
+            build_config(schema, {**from_files, **required}, where=files)
+    except ConfigError as error:
+        problems.append(error)
+    if problems:
+        raise ConfigError("\n".join(map(str, problems)), code=problems[0].code)
     values = {path: value for path, value in from_files.items() if path not in ignored}
-    config = build_config(schema, {**values, **given}, where=COMMAND_LINE)
+    config = resolve(build_config(schema, {**values, **given}, where=COMMAND_LINE))
     if namespace.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)

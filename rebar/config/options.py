@@ -34,6 +34,7 @@ def option(
     const: str | None = None,
     unit: str = "",
     synonyms: Mapping[str, str] | None = None,
+    short: bool = True,
 ) -> Any:
     """Declare an option as a dataclass field.
 
@@ -41,11 +42,12 @@ def option(
     - const: the value of the flag without an argument.
     - unit: a suffix of numbers that is accepted, as in Composer: ep (epochs), ba (steps) or dur (fraction of the run).
     - synonyms: other names of values, in lower case.
+    - short: whether the flag may omit the section.
     """
     if required == (default is not dataclasses.MISSING):
         raise TypeError("an option has either a default or required=True")
     metadata: dict[str, Any] = {"help": help, "minimum": minimum, "maximum": maximum, "const": const}
-    metadata |= {"unit": unit, "synonyms": synonyms or {}}
+    metadata |= {"unit": unit, "synonyms": synonyms or {}, "short": short}
     return dataclasses.field(default=default, kw_only=True, metadata=metadata)
 
 
@@ -68,6 +70,7 @@ class Option(Checker):
     const: str | None = None
     unit: str = ""
     synonyms: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    short: bool = True
 
     @property
     def path(self) -> str:
@@ -221,6 +224,7 @@ def options_of(schema: type) -> Iterator[Option]:
                 const="true" if hints[field.name] is bool else meta["const"],
                 unit=meta["unit"],
                 synonyms=meta["synonyms"],
+                short=meta["short"],
             )
 
 
@@ -236,4 +240,4 @@ def short_names(options: Sequence[Option]) -> dict[str, Option]:
     by_name: dict[str, list[Option]] = {}
     for item in options:
         by_name.setdefault(item.name, []).append(item)
-    return {name: items[0] for name, items in by_name.items() if len(items) == 1}
+    return {name: items[0] for name, items in by_name.items() if len(items) == 1 and items[0].short}

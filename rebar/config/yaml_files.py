@@ -14,6 +14,8 @@ from rebar.config.options import ConfigError, closest, options_of, short_names, 
 
 Schema = TypeVar("Schema")
 
+_BUNDLED = Path(__file__).resolve().parents[2] / "rn50_configs"
+"""The recipes that are installed next to this package."""
 
 COMMAND_LINE = "command line"
 """The place of options that are named as flags in messages."""
@@ -40,7 +42,10 @@ def _read_yaml(path: Path, extended_by: Path | None = None) -> dict[str, Any]:
     except FileNotFoundError:
         # Without the extension, which makes short names similar.
         similar = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=3)
-        fix = f"Did you mean {' or '.join(f'{stem}.yaml' for stem in similar)}?" if similar else "Check the path."
+        names = [f"{stem}.yaml" for stem in similar]
+        if not names and (_BUNDLED / path.name).is_file():
+            names = [f"{_BUNDLED.name}/{path.name}"]
+        fix = f"Did you mean {' or '.join(names)}?" if names else "Check the path."
         place = f", which {extended_by} extends" if extended_by else ""
         raise ConfigError(f"config file {path}{place}: file not found. {fix}", code="config-file-not-found") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -103,9 +108,9 @@ def load_config_files(paths: Sequence[Path | str], schema: type | None = None) -
 
 
 def _or_bundled(path: Path) -> Path:
-    """Return ``path``, or the bundled recipe of that name: ``rn50_configs`` is installed next to this package."""
-    bundled = Path(__file__).resolve().parents[2] / path
-    is_recipe = not path.is_absolute() and path.parent.name == path.parts[0] == "rn50_configs"
+    """Return ``path``, or the bundled recipe of that name."""
+    bundled = _BUNDLED / path.name
+    is_recipe = path.parent == Path(_BUNDLED.name)
     return bundled if is_recipe and not path.exists() and bundled.exists() else path
 
 

@@ -23,6 +23,12 @@ from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
 from rebar.loading.rng import CenterCrop, RandomResizedCrop
 from rebar.sources.dataset_cache import resolve_beton
 from rebar.sources.layout import Split
+from rebar.storage.files import cache_folder
+
+SUBSET_HELP = (
+    "class-balanced subset: tiny (1,000 images), small (10,000), medium (100,000), large (500,000), full, or a number "
+    "of images"
+)
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,9 @@ class DataConfig:
     )
     val_dataset: str = option("", help="validation .beton, or a source; default $WRITE_DIR/val.beton")
     use_hf: bool = option(False, help="use hf:imagenet-1k if no dataset is given")
-    data_subset: str = option(
-        "full",
-        help="class-balanced subset: tiny (1,000 images), small (10,000), medium (100,000), large (500,000), full, or "
-        "a number of images",
-    )
+    data_subset: str = option("full", help=SUBSET_HELP)
+    max_classes: int = option(0, help="of a source: number of classes, drawn at random; 0: all", minimum=0)
+    max_samples_per_class: int = option(0, help="of a source: maximum number of images per class; 0: all", minimum=0)
     num_workers: int = option(0, help="decoding threads per rank; 0: usable cores / ranks on the node", minimum=0)
     in_memory: Literal["auto", "true", "false"] = option(
         "auto",
@@ -68,7 +72,7 @@ def build_train_loader(
     copies: int = 1,
 ) -> Loader:
     """Return the training loader: shuffled, random resized crops with flips (or center crops), last batch dropped."""
-    path, indices = _resolve(config.train_dataset, "train", config.data_subset)
+    path, indices = _resolve(config.train_dataset, "train", config)
     return Loader(
         path,
         batch_size,
@@ -96,7 +100,7 @@ def build_val_loader(
     pin_memory: bool,
 ) -> Loader:
     """Return the validation loader: file order, center crops, each sample exactly once; a corrupt image is an error."""
-    path, indices = _resolve(config.val_dataset, "val", config.data_subset)
+    path, indices = _resolve(config.val_dataset, "val", config)
     return Loader(
         path,
         batch_size,
@@ -111,9 +115,17 @@ def build_val_loader(
     )
 
 
-def _resolve(dataset: str, split: Split, subset: str) -> tuple[Path, NDArray[np.int64] | None]:
+def _resolve(dataset: str, split: Split, config: DataConfig) -> tuple[Path, NDArray[np.int64] | None]:
     """Return the beton, written to the cache first if ``dataset`` is a source, and the samples to use (None: all)."""
-    path = resolve_beton(dataset, split, subset=subset)
+    subset = config.data_subset
+    classes, per_class = config.max_classes, config.max_samples_per_class
+    path = resolve_beton(dataset, split, subset=subset, max_classes=classes, max_samples_per_class=per_class)
+    if (classes or per_class) and not path.is_relative_to(cache_folder()):
+        raise RebarError(
+            f"data.max_classes, data.max_samples_per_class: {path} is a beton, and they select images when one is "
+            "written. Give the images that it was written from, or write another with the same options.",
+            code="config-conflict",
+        )
     if subset == "full":
         return path, None
     labels = open_betons(path).labels

@@ -3,6 +3,7 @@
 Metrics are passed by their names in the log, such as ``train/loss``. Accuracies are fractions, printed in percent.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,23 +67,69 @@ def print_above_bar(message: str) -> None:
         print(message, flush=True)
 
 
-def epoch_line(epoch: int, epochs: int, metrics: Metrics, *, seconds_left: float = 0) -> str:
-    """Format the line printed after an epoch, counted from 1."""
-    line = (
-        f"epoch {epoch:3d}/{epochs}  {metrics['train/resolution']} px  lr {metrics['train/lr']:.3g}  "
-        f"train loss {metrics['train/loss']:.3f} top-1 {metrics['train/top1']:.2%}"
+_COLUMNS = {  # heading and width
+    "epoch": 7,
+    "px": 4,
+    "lr": 8,
+    "train loss": 10,
+    "top-1": 7,
+    "val loss": 8,
+    "val top-1": 9,
+    "flip TTA": 8,
+    "images/s": 8,
+    "waiting": 7,
+    "left": 12,
+}
+
+
+def epoch_heading() -> str:
+    """Return the heading of the lines of :func:`epoch_line`."""
+    return " ".join(f"{name:>{width}}" for name, width in _COLUMNS.items())
+
+
+def epoch_line(epoch: int, epochs: int, metrics: Metrics, *, seconds_left: float = 0, is_best: bool = False) -> str:
+    """Format the line printed after an epoch, counted from 1. It has at most 100 characters.
+
+    The best epoch so far has an asterisk, and is green on a terminal.
+    """
+
+    def cell(name: str, form: str) -> str:
+        return "" if metrics.get(name) is None else format(metrics[name], form)
+
+    cells = (
+        f"{epoch}/{epochs}",
+        f"{metrics['train/resolution']}",
+        cell("train/lr", ".3g"),
+        cell("train/loss", ".3f"),
+        cell("train/top1", ".2%"),
+        cell("val/loss", ".3f"),
+        cell("val/top1", ".2%") + ("*" if is_best else ""),
+        cell("val/top1_tta", ".2%"),
+        format_rate(metrics["throughput/samples_per_second"]),
+        cell("time/data_wait_fraction", ".0%"),
+        format_duration(seconds_left) if seconds_left else "",
     )
-    if "val/top1" in metrics:
-        line += f"  |  val loss {metrics['val/loss']:.3f} top-1 {metrics['val/top1']:.2%}"
-        if metrics.get("val/top1_tta") is not None:
-            line += f" (flip TTA {metrics['val/top1_tta']:.2%})"
-    if metrics.get("data/corrupt_samples"):
-        line += f"  |  corrupt images replaced: {metrics['data/corrupt_samples']}"
-    line += (
-        f"  |  {metrics['throughput/samples_per_second']:,.0f} images/s, "
-        f"{metrics['time/data_wait_fraction']:.0%} waiting for data"
-    )
-    return line + (f"  |  {format_duration(seconds_left)} left" if seconds_left else "")
+    line = " ".join(f"{text:>{width}}" for text, width in zip(cells, _COLUMNS.values(), strict=True)).rstrip()
+    return colored(line, GREEN) if is_best else line
+
+
+GREEN = "32"
+
+
+def colored(text: str, color: str) -> str:
+    """Return text for stdout in a color (an SGR code), unless it is not a terminal or NO_COLOR is set."""
+    return f"\033[{color}m{text}\033[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
+
+
+def format_rate(per_second: float) -> str:
+    """Format a rate such as '12,345', '7.3' or '0.051', with at least two significant digits."""
+    return f"{per_second:,.0f}" if per_second >= 9.95 else f"{per_second:.2g}"
+
+
+def images_per_second(rate: float) -> str:
+    """Format a rate with its unit, such as '12,345 images/s' or '1 image/s'."""
+    number = format_rate(rate)
+    return f"{number} {'image' if number == '1' else 'images'}/s"
 
 
 def accuracy_line(metrics: Metrics, resolution: str = "") -> str:
@@ -135,7 +182,7 @@ def summary(arch: str, parameters: int, epochs: int, metrics: Metrics, folder: R
         "time": f"{metrics['time/train_seconds']:,.0f} s of training, without validation",
     }
     if "throughput/samples_per_second" in metrics:
-        rows["throughput"] = f"{metrics['throughput/samples_per_second']:,.0f} images/s in the last epoch"
+        rows["throughput"] = f"{images_per_second(metrics['throughput/samples_per_second'])} in the last epoch"
     rows |= {
         "memory": f"peak of {format_gb(metrics['memory/host_peak_gb'])}{gpu} on rank 0",
         "log": str(folder.log),

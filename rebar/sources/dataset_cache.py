@@ -35,7 +35,15 @@ def is_source(location: str) -> bool:
     )
 
 
-def resolve_beton(location: str, split: Split, *, subset: str = "full", policy: ImagePolicy | None = None) -> Path:
+def resolve_beton(
+    location: str,
+    split: Split,
+    *,
+    subset: str = "full",
+    max_classes: int = 0,
+    max_samples_per_class: int = 0,
+    policy: ImagePolicy | None = None,
+) -> Path:
     """Return the path of a .beton file for a location; convert a source first unless it is in the cache.
 
     The path of a .beton file is returned unchanged. For a folder with a file ``<split>.beton``, that file is returned.
@@ -47,7 +55,7 @@ def resolve_beton(location: str, split: Split, *, subset: str = "full", policy: 
     if (inside := Path(location) / f"{split}.beton").is_file():
         return inside
     policy = policy or ImagePolicy()
-    selection = Selection(subset=subset, shuffle=split == "train", seed=policy.seed)
+    selection = Selection(subset, max_classes or None, max_samples_per_class or None, split == "train", policy.seed)
     selection.validate()
     target = _cache_path(location, split, selection, policy)
     if target.exists():

@@ -28,6 +28,23 @@ def http_status(error: Any) -> int | None:
     return None
 
 
+def has_token() -> bool:
+    """Return whether ``HF_TOKEN`` is set or ``hf auth login`` has stored a token."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
+    stored = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
+    return bool(os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")) or stored.is_file()
+
+
+def steps_to_access(dataset: str) -> str:
+    """Return the four steps to get access to a gated dataset, on one line each."""
+    return (
+        f"  1. Create an account: {hub_url()}/join\n"
+        f"  2. Accept the terms of the dataset: {hub_url()}/datasets/{dataset}\n"
+        f"  3. Create a token with read permission: {hub_url()}/settings/tokens\n"
+        "  4. Set HF_TOKEN to the token, or run hf auth login"
+    )
+
+
 _TOKEN = re.compile(r"\bhf_\w+")
 
 

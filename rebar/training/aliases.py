@@ -1,22 +1,14 @@
-"""Translate the flags of other ResNet-50 training scripts to Rebar's.
+"""The flags of other ResNet-50 training scripts that are accepted, and what they mean in Rebar.
 
-:data:`ALIASES` has one entry per flag, and ``--help`` lists them.
+:data:`ALIASES` has one entry per flag, and ``--help-all`` lists them. :mod:`rebar.training.translation` uses the table.
 """
 
-import os
-import re
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from rebar.cli import note, warn
-from rebar.config import ConfigError, given_value, parse_bool
 
 RECIPES = "rn50_configs"
-REPOSITORY_RECIPES = Path(__file__).resolve().parents[2] / RECIPES
 
 
 @dataclass(frozen=True)
@@ -29,6 +21,8 @@ class Alias:
     - note: an explanation for the help; for a flag without effect, the reason.
     - off: the translation if a boolean flag is false.
     - secret: the environment variable to set to the value. An option would be logged.
+    - weak: the options of the translation take precedence if they are given as well.
+    - many: several values may follow; they are joined by commas.
     """
 
     flags: str
@@ -37,6 +31,8 @@ class Alias:
     note: str = ""
     off: str = ""
     secret: str = ""
+    weak: bool = False
+    many: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -48,10 +44,11 @@ def _switch(flags: str, option: str) -> Alias:
     return Alias(flags, f"{option}=true", off=f"{option}=false")
 
 
-_AMP = "--amp"
+AMP = "--amp"
 AUTO_PRECISION, FULL_PRECISION = "--training.precision=auto", "--training.precision=32"
 ALIASES = (
     Alias("--batch-size -b", "--training.batch_size={}", "N", "per rank"),
+    Alias("--global-train-batch-size --train-batch-size", "--training.global_batch_size={}", "N", "all ranks"),
     Alias("--model", "--model.arch={}", "NAME"),
     Alias(
         "--data-dir --data-root --data-path --imagenet-path",
@@ -82,7 +79,7 @@ ALIASES = (
         "divides the batch of --batch-size",
     ),
     Alias("--amp-dtype", "--training.precision={}", "NAME"),
-    Alias(_AMP, AUTO_PRECISION, note="no effect on a recipe with fp16 or bf16", off=FULL_PRECISION),
+    Alias(AMP, AUTO_PRECISION, note="no effect on a recipe with fp16 or bf16", off=FULL_PRECISION),
     Alias("--no-amp", FULL_PRECISION, off=AUTO_PRECISION),
     Alias(
         "--use-label-smoothing",
@@ -100,6 +97,13 @@ ALIASES = (
     Alias("--bce-loss", "--loss.loss_type=bce", off="--loss.loss_type=cross_entropy"),
     Alias("--train-crop-size --img-size", "--resolution.min_res={} --resolution.max_res={}", "PX"),
     Alias("--val-crop-size", "--validation.resolution={}", "PX"),
+    Alias(
+        "--resolution",
+        "--resolution.min_res={} --resolution.max_res={} --validation.resolution={}",
+        "PX",
+        "those that are not given",
+        weak=True,
+    ),
     _switch("--model-ema", "--averaging.use_ema"),
     _switch("--use-channels-last", "--execution.channels_last"),
     _switch("--grad-checkpointing", "--execution.gradient_checkpointing"),
@@ -109,6 +113,7 @@ ALIASES = (
     _switch("--test-only", "--training.eval_only"),
     Alias("--print-freq --log-interval", "--logging.log_every={}", "N"),
     Alias("--out-dir --output --output-dir", "--logging.folder={}", "FOLDER", "with --experiment-name: its parent"),
+    Alias("--wandb-tags", "--logging.wandb_tags={}", "TAG...", many=True),
     Alias("--experiment-name", f"--logging.folder={Path('runs') / '{}'}", "NAME"),
     Alias("--config", "--config-file={}", "FILE"),
     Alias(
@@ -135,7 +140,7 @@ SAME_NAME = (
     *("--epochs", "--lr", "--max-lr", "--augmentation", "--data-subset", "--stats-file", "--use-hf"),
     *("--use-mixup", "--use-cutmix", "--use-randaugment", "--use-ema", "--use-swa", "--use-blurpool"),
     *("--compile-model", "--channels-last", "--sync-bn", "--resume", "--dry-run", "--find-lr", "--show-progress"),
-    *("--wandb", "--wandb-project", "--wandb-name", "--wandb-tags", "--hf-repo"),
+    *("--wandb", "--wandb-project", "--wandb-name", "--hf-repo"),
 )
 """Flags that other scripts have under the same name."""
 FLAG_HINTS = {
@@ -157,124 +162,6 @@ RECIPE_NAMES = {
 }
 """Names of configurations in other projects, without ``aws_g4dn_`` and ``_config``, and the recipe nearest to each."""
 NOT_IN_YAML = {"--config", "--config-name", "--experiment-name", "--hf-token"}
-
-
-def translate(argv: Sequence[str], aliases: Sequence[Alias] = ALIASES) -> list[str]:
-    """Translate a command line to Rebar's flags.
-
-    Warns about flags without effect. Raises RebarError if a value is missing or invalid, or no recipes are found.
-    """
-    known = {name: alias for alias in aliases for name in alias.names}
-    words, given, translated = list(argv), dict[str, str](), list[str]()
-    switches = list[str]()  # before the other words, so that a value that is given takes precedence
-    while words:
-        word = words.pop(0)
-        if attached := re.fullmatch(r"(-[bj])=?(\d+)", word):
-            word = "=".join(attached.groups())
-        flag, equals, value = word.partition("=")
-        alias = known.get(flag.replace("_", "-"))
-        if alias is None:
-            translated.append(word)
-            continue
-        if not equals:
-            value = _next_value(words, metavar=alias.metavar)
-        if alias.metavar and not value:
-            raise ConfigError(
-                f"{flag}: the value is missing. Give {flag} {alias.metavar}.", code="config-invalid-value"
-            )
-        if alias.secret:
-            _set_secret(alias.secret, value)
-        elif alias.names[0] in ("--out-dir", "--experiment-name", "--config-name"):
-            given[alias.names[0]] = value
-        elif not alias.translation and alias.metavar:
-            warn(f"{flag} has no effect: {alias.note}")
-        elif alias.metavar:
-            translated += [part.replace("{}", value) for part in alias.translation.split()]
-        elif translation := _translate_boolean(alias, flag, value):
-            switches.append(_AMP if translation == AUTO_PRECISION else translation)
-    translated = switches + translated
-    if "--config-name" in given:
-        translated = _with_recipe(given.pop("--config-name"), translated)
-    if given:
-        folder = Path(given.get("--out-dir", "runs")) / given.get("--experiment-name", "")
-        translated.append(f"--logging.folder={folder}")
-    return _resolve_amp(translated) if _AMP in translated else translated
-
-
-def translate_key(name: str, value: Any) -> dict[str, Any] | None:
-    """Translate a key of a YAML file, such as ``grad_clip_norm``, to ``{"section.name": value}``.
-
-    The result is None if the name is unknown. Warns about keys without effect.
-    """
-    flag = f"--{name.replace('_', '-')}"
-    if value is None or flag in NOT_IN_YAML or not any(flag in alias.names for alias in ALIASES):
-        return None
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    words = (word.removeprefix("--").partition("=") for word in translate([f"{flag}={text}"]))
-    return {path: translated for path, _, translated in words}
-
-
-def _next_value(words: list[str], *, metavar: str) -> str:
-    """Remove and return the value that follows a flag; 'true' for a boolean flag without a value."""
-    if words and (not words[0].startswith("-") or (metavar and re.match(r"-\.?\d", words[0]))):
-        return words.pop(0)
-    return "" if metavar else "true"
-
-
-def _resolve_amp(words: Sequence[str]) -> list[str]:
-    """Replace --amp with its translation, or remove it if another option already selects fp16 or bf16."""
-    others = [word for word in words if word != _AMP]
-    if given_value("training.precision", others) in ("fp16", "bf16"):
-        return others
-    return [AUTO_PRECISION if word == _AMP else word for word in words]
-
-
-def _translate_boolean(alias: Alias, flag: str, value: str) -> str:
-    """Translate a boolean flag. Warn and return "" if the flag has no effect."""
-    on = parse_bool(value)
-    if on is None:
-        remark = f" ({alias.note})" if alias.note and alias.translation else ""
-        message = f"{flag}: '{value}' is neither true nor false. Give true, false or no value{remark}."
-        raise ConfigError(message, code="config-invalid-value")
-    if not alias.translation:
-        warn(f"{flag} has no effect: {alias.note}")
-    return alias.translation if on else alias.off
-
-
-def _with_recipe(name: str, words: Sequence[str]) -> list[str]:
-    """Add the recipe that --config-name gives: the configuration NAME of the config file, if one is given as well."""
-    flags = ("--config-file", "--config_file", "-C")
-    values = [index + 1 for index, word in enumerate(words) if word in flags]
-    values += [index for index, word in enumerate(words) if word.startswith(tuple(f"{flag}=" for flag in flags))]
-    if not values:
-        return [f"--config-file={_recipe(name)}", *words]
-    return [f"{word}#{name}" if index == max(values) else word for index, word in enumerate(words)]
-
-
-def _recipe(name: str) -> Path:
-    """Return the path of a recipe in the repository, or in the working folder if there is none."""
-    folders = [folder for folder in (REPOSITORY_RECIPES, Path(RECIPES)) if folder.is_dir()]
-    if not folders:
-        raise ConfigError(
-            f"--config-name {name}: no folder {RECIPES} in {Path.cwd()} or next to the package. Run the command in a "
-            "clone of the repository, or give --config FILE.",
-            code="config-file-not-found",
-        )
-    files = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in folders]
-    if (found := next((file for file in files if file.is_file()), None)) is not None:
-        return found
-    nearest = RECIPE_NAMES.get(name.removesuffix("_config").removeprefix("aws_g4dn_").removeprefix("aws_"))
-    if nearest is None:
-        return files[0]  # reported as missing, with similar names
-    note(f"--config-name {name}: using {RECIPES}/{nearest}.yaml")
-    return _recipe(nearest)
-
-
-def _set_secret(variable: str, value: str) -> None:
-    """Set an environment variable to a secret, and mask the secret in ``sys.argv``."""
-    os.environ[variable] = value
-    if value:
-        sys.argv = [word.replace(value, "***") for word in sys.argv]
 
 
 def format_table(aliases: Sequence[Alias] = ALIASES, same_name: Sequence[str] = SAME_NAME) -> str:

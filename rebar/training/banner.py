@@ -30,7 +30,8 @@ def print_banner(run: Run) -> None:
         "model": f"{state.arch}, {parameters:,} parameters",
         "data": f"{run.train_loader.num_samples:,} training and {run.val_loader.num_samples:,} validation images, "
         f"{len(state.class_names):,} classes",
-        "world": f"{world.size} x {_device_name(world)}, global batch {config.training.batch_size * world.size}",
+        "world": f"{world.size} x {_device_name(world)}, batch {config.training.batch_size} per rank, "
+        f"global batch {config.training.batch_size * world.size}",
         "recipe": recipe_summary(config, global_batch=state.global_batch, precision=precision, gpus=gpus),
         "run": str(run.folder.path) + _progress_note(run),
     }
@@ -51,7 +52,12 @@ def print_epoch(run: Run) -> None:
     epochs, resolution = run.config.training.epochs, metrics["train/resolution"]
     remaining = all_resolutions(epochs, run.config.resolution)[state.epoch :]
     left = metrics["time/epoch_seconds"] * sum((size / resolution) ** 2 for size in remaining)
-    print(console.epoch_line(state.epoch, epochs, metrics, seconds_left=left), flush=True)
+    if not run.has_heading:
+        print(console.epoch_heading())
+        run.has_heading = True
+    print(console.epoch_line(state.epoch, epochs, metrics, seconds_left=left, is_best=state.is_best), flush=True)
+    if metrics.get("data/corrupt_samples"):
+        print(f"corrupt images replaced: {metrics['data/corrupt_samples']}", flush=True)
     cores = len(os.sched_getaffinity(0)) // run.world.local_size
     run.health.on_epoch(state.epoch, metrics["time/data_wait_fraction"], run.train_loader.num_workers, cores)
 
@@ -171,8 +177,8 @@ def _time_note(run: Run) -> str:
     if not left:
         return ""
     return (
-        f"about {format_duration(left)} left, without evaluation, at the {speed:,.0f} images/s measured before at "
-        f"{resolution} px"
+        f"about {format_duration(left)} left, without evaluation, at the {console.images_per_second(speed)} measured "
+        f"before at {resolution} px"
     )
 
 

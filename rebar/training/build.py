@@ -1,7 +1,5 @@
 """Build a run from its configuration: data, model, optimizer, and the checkpoint to resume from."""
 
-import dataclasses
-import os
 from pathlib import Path
 
 import torch
@@ -10,7 +8,7 @@ from torch import nn
 from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.loading import Loader
-from rebar.loading.imagenet import IMAGENET_ON_HUB, build_train_loader, build_val_loader, read_statistics
+from rebar.loading.imagenet import build_train_loader, build_val_loader, read_statistics
 from rebar.models.build import build_network
 from rebar.optim.averaging import build_average
 from rebar.optim.optimizers import build_optimizer, parameter_groups
@@ -35,7 +33,7 @@ def build_run(config: TrainConfig, world: World) -> Run:
 
     Raises RebarError if the data, the checkpoint or a destination of the results cannot be used.
     """
-    config = default_datasets(config)
+    check_data_is_given(config)
     torch.manual_seed(config.training.seed)
     torch.backends.cudnn.benchmark = True
     allow_tf32(config.execution.tf32)
@@ -49,21 +47,15 @@ def build_run(config: TrainConfig, world: World) -> Run:
     return Run(config, world, folder, state, model, train_loader, val_loader, is_resumed)
 
 
-def default_datasets(config: TrainConfig) -> TrainConfig:
-    """Fill in the default datasets: ``train.beton`` and ``val.beton`` in $WRITE_DIR."""
-    write_dir = os.environ.get("WRITE_DIR")
-    paths: dict[str, str] = {}
-    for option, split in (("train_dataset", "train"), ("val_dataset", "val")):
-        written = str(Path(write_dir) / f"{split}.beton") if write_dir else ""
-        paths[option] = getattr(config.data, option) or (IMAGENET_ON_HUB if config.data.use_hf else written)
-        if not paths[option]:
+def check_data_is_given(config: TrainConfig) -> None:
+    """Raise RebarError if a dataset is missing."""
+    for split, path in (("train", config.data.train_dataset), ("val", config.data.val_dataset)):
+        if not path:
             raise RebarError(
-                f"data.{option}: no {split} data is given. Give --data.{option} FILE.beton, or set WRITE_DIR to the "
-                f"folder with {split}.beton (written by python write_dataset.py --split {split}).",
+                f"data.{split}_dataset: no {split} data is given. Give --data.{split}_dataset FILE.beton, or set "
+                f"WRITE_DIR to the folder with {split}.beton (written by python write_dataset.py --split {split}).",
                 code="data-not-given",
             )
-    data = dataclasses.replace(config.data, train_dataset=paths["train_dataset"], val_dataset=paths["val_dataset"])
-    return dataclasses.replace(config, data=data)
 
 
 def check_destinations(config: TrainConfig, world: World) -> None:

@@ -16,10 +16,11 @@ from rebar.optim.averaging import AveragingConfig
 from rebar.optim.optimizers import OptimizerConfig, OptimizerName
 from rebar.optim.schedules import LearningRateConfig
 from rebar.reporting.log import LoggingConfig
-from rebar.training.aliases import FLAG_HINTS, translate_key
+from rebar.training.aliases import FLAG_HINTS
 from rebar.training.execution import PRECISION_SYNONYMS, ExecutionConfig, Precision
 from rebar.training.losses import LossConfig
 from rebar.training.resolution import ResolutionConfig
+from rebar.training.translation import translate_key
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class TrainingConfig:
 
     eval_only: bool = option(False, help="evaluate the checkpoint or the pretrained model, and exit")
     batch_size: int = option(512, help="batch size per GPU", minimum=1)
+    global_batch_size: int = option(
+        0, help="batch size of all GPUs together; sets batch_size; 0: batch_size times the number of GPUs", minimum=0
+    )
     epochs: int = option(30, help="number of epochs", minimum=1, unit="ep")
     optimizer: OptimizerName = option(
         "sgd",
@@ -81,7 +85,7 @@ class ValidationConfig:
     """Validation."""
 
     batch_size: int = option(512, help="batch size per rank", minimum=1)
-    resolution: int = option(224, help="resolution in px", minimum=1)
+    resolution: int = option(224, help="resolution in px", minimum=1, short=False)
     final_resolutions: str = option(
         "", help="evaluate the finished run at these resolutions in px, separated by commas: 224,256"
     )
@@ -178,6 +182,7 @@ class TrainConfig:
     translate_key: ClassVar[Callable[[str, Any], dict[str, Any] | None]] = staticmethod(translate_key)
     flag_hints: ClassVar[Mapping[str, str]] = FLAG_HINTS
     implied: ClassVar[tuple[Implied, ...]] = (
+        Implied("training.batch_size", "training.global_batch_size", lambda batch: 0),
         Implied("lr.base_batch", "lr.lr_scaling", lambda batch: "linear"),
         Implied("lr.lr", "lr.lr_scaling", lambda lr: "none"),  # a recipe's scaling is for the recipe's lr
         Implied("regularization.mixup_alpha", "regularization.use_mixup", lambda alpha: alpha > 0),

@@ -55,7 +55,7 @@ def dry_run(run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, pr
             seconds_per_step[resolution] = _seconds_per_step(run, train_steps, resolution)
     hours = run.steps_per_epoch * sum(seconds_per_step[resolution] for resolution in resolutions) / 3600
     speed = ", ".join(
-        f"{run.train_loader.global_batch / seconds:,.0f} at {resolution} px"
+        f"{console.format_rate(run.train_loader.global_batch / seconds)} at {resolution} px"
         for resolution, seconds in sorted(seconds_per_step.items())
     )
     facts = {

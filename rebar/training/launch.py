@@ -3,32 +3,29 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from rebar.cli import note, warn
-from rebar.config import config_name, flatten_config, given_value, parse_bool, parse_config, to_yaml
+from rebar.config import flatten_config, to_yaml
 from rebar.errors import RebarError
 from rebar.reporting.console import warn_above_bar
 from rebar.reporting.log import open_log, truncate_log
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import atomic_write
 from rebar.storage.run_records import read_status, write_status
-from rebar.training import aliases
 from rebar.training.build import build_run
+from rebar.training.command_line import name_options_as_typed, parse_command_line
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import join_world, wait_for_all
 from rebar.training.error_hints import error_hints
 from rebar.training.publish import publish_or_warn, write_plot_and_report
 from rebar.training.resolution import all_resolutions
-from rebar.training.resume import normalize_resume, record_origin
+from rebar.training.resume import record_origin
 from rebar.training.run import Run
 from rebar.training.stopping import EXIT_PREEMPTED, Interrupted, listen_for_stop
 from rebar.training.time_estimate import TimeEstimate
 from rebar.training.upload import Uploader, start_uploads
-
-DEFAULT_RECIPE = "rn50_configs/rn50_16_epochs.yaml"
 
 
 def launch(argv: Sequence[str], train: Callable[[Run], None]) -> None:
@@ -40,6 +37,7 @@ def launch(argv: Sequence[str], train: Callable[[Run], None]) -> None:
     interrupted = False
     with (
         record_early_failure(config),
+        name_options_as_typed(argv),
         error_hints(
             batch_size=config.training.batch_size,
             precision=config.training.precision,
@@ -55,58 +53,6 @@ def launch(argv: Sequence[str], train: Callable[[Run], None]) -> None:
             interrupted = True
     if interrupted:
         sys.exit(EXIT_PREEMPTED)
-
-
-def parse_command_line(argv: Sequence[str]) -> TrainConfig:
-    """Return the configuration, without ``--config-file`` that of :data:`DEFAULT_RECIPE`.
-
-    The run folder defaults to ``runs/NAME``, where NAME is the stem of the config file.
-    """
-    argv = [*flags_from_environment(), *aliases.translate(argv)]  # the command line overrides variables
-    if config_name(argv) is None:
-        argv = ["--config-file", DEFAULT_RECIPE, *argv]
-        if not {"--help", "-h"} & set(argv):
-            note(f"the recipe is {DEFAULT_RECIPE}; --config-file selects another")
-    argv = [*data_from_environment(argv), *argv]
-    config = parse_config(
-        TrainConfig,
-        argv,
-        description="Train an ImageNet classifier from .beton files.",
-        example="torchrun --nproc_per_node=4 train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml",
-        aliases=aliases.format_table(),
-    )
-    folder = config.logging.folder or str(Path("runs") / str(config_name(argv)))
-    return dataclasses.replace(
-        config,
-        logging=dataclasses.replace(config.logging, folder=folder),
-        checkpoint=dataclasses.replace(
-            config.checkpoint, resume=normalize_resume(config.checkpoint.resume, RunFolder(Path(folder)))
-        ),
-    )
-
-
-def flags_from_environment(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the flags, and print a note, for RESET_SCHED, FREEZE_LR and FREEZE_LR_VALUE."""
-    flags: list[str] = []
-    if parse_bool(environment.get("RESET_SCHED", "")):
-        flags.append("--checkpoint.reset_schedule=true")
-    if parse_bool(environment.get("FREEZE_LR", "")):
-        flags.append(f"--checkpoint.freeze_lr={environment.get('FREEZE_LR_VALUE') or 0}")
-    elif environment.get("FREEZE_LR_VALUE"):
-        warn("FREEZE_LR_VALUE has no effect without FREEZE_LR=1")
-    if flags:
-        note(f"{' '.join(flags)}, from the environment variables RESET_SCHED and FREEZE_LR")
-    return flags
-
-
-def data_from_environment(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the flags, and print a note, for IMAGENET_ROOT, unless a dataset is given."""
-    root = environment.get("IMAGENET_ROOT", "")
-    options = ("data.train_dataset", "data.val_dataset")
-    if not root or environment.get("WRITE_DIR") or any(given_value(option, argv) for option in options):
-        return []
-    note(f"the data comes from IMAGENET_ROOT, {root}")
-    return [f"--{option}={root}" for option in options]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from rebar.augment.policy import mix_weight
 from rebar.config import flatten_config
 from rebar.loading import Batch, Loader, Normalizer
 from rebar.loading.prefetch import Augment
@@ -48,6 +49,8 @@ class Run:
     control: RunControl = field(init=False)
     writer: CheckpointWriter = field(init=False)
     health: HealthWatch = field(default_factory=HealthWatch)
+    has_heading: bool = False
+    """Whether the heading of the epochs' lines is printed."""
     estimate: TimeEstimate | None = None
     """Prints the remaining time once, on rank 0 only."""
     _progress_bar: Any = field(init=False, default=None)
@@ -133,7 +136,9 @@ class Run:
         if self.estimate:
             self.estimate.on_logged_step(step)
         self._progress_bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.3g}", px=self.resolution, refresh=False)
-        self.log.write("step", {"step": step, "epoch": step / self.steps_per_epoch, "train/loss": loss, "train/lr": lr})
+        record = {"step": step, "epoch": step / self.steps_per_epoch, "train/loss": loss, "train/lr": lr}
+        weight = mix_weight(self.config.regularization, seed=self.config.training.seed, step=step)
+        self.log.write("step", record if weight is None else {**record, "train/mix_weight": weight})
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the training metrics of the current epoch, and stop its clock. Every rank must call it.

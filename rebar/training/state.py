@@ -31,6 +31,7 @@ _MAY_CHANGE = (
     "execution.",
     "training.eval_only",
     "training.batch_size",  # the global batch is compared instead
+    "training.global_batch_size",
     "training.max_steps",
     "training.budget_hours",
     "training.target_top1",

@@ -4,7 +4,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from rebar.reporting.console import format_duration, print_above_bar
+from rebar.cli import count
+from rebar.reporting.console import format_duration, images_per_second, print_above_bar
 
 MIN_STEPS = 10
 """Minimum number of steps to base an estimate on."""
@@ -82,7 +83,7 @@ class TimeEstimate:
             max_steps=self._max_steps,
         )
         self._show(
-            f"time left: about {format_duration(left)} for {epochs} epoch{'s' if epochs > 1 else ''}, "
-            f"without evaluation, at {self._global_batch / seconds_per_step:,.0f} images/s and "
+            f"time left: about {format_duration(left)} for {count(epochs, 'epoch')}, "
+            f"without evaluation, at {images_per_second(self._global_batch / seconds_per_step)} and "
             f"{self._resolutions[epoch]} px (measured over {steps} steps)"
         )

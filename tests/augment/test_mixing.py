@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from rebar.augment.mixing import Mixing, cut_box, cutmix, erase, erasing_boxes, mixup, neighbors
+from rebar.augment.policy import RegularizationConfig, mix_weight
 from rebar.augment.rng import BatchPosition
 from rebar.models.torchvision_compat import import_torchvision
 
@@ -71,6 +72,16 @@ def test_mixup_lam_has_the_beta_distribution(images: torch.Tensor) -> None:
     expected = np.random.default_rng(0).beta(0.2, 0.2, 100_000)
     for level in (0.1, 0.25, 0.5, 0.75, 0.9):
         assert np.quantile(lams, level) == pytest.approx(np.quantile(expected, level), abs=0.05)
+
+
+def test_mix_weight_is_that_of_the_batch(images: torch.Tensor) -> None:
+    config = RegularizationConfig(use_mixup=True, mix_probability=0.5)
+    mixing = Mixing(5, mixup_alpha=0.2, probability=0.5)
+    for step in range(20):
+        _, targets = mixing(images.float(), LABELS, BatchPosition(3, step, 6, 6))
+        weight = mix_weight(config, seed=3, step=step)
+        assert weight == pytest.approx(targets[0, 0].item(), abs=1e-6)
+    assert mix_weight(RegularizationConfig(), seed=3, step=0) is None
 
 
 def test_neighbors_are_pairs_and_the_last_of_an_odd_number_is_alone() -> None:

@@ -57,9 +57,14 @@ def test_estimate_of_other_machines_is_scaled(aws: StrictAws) -> None:
     assert "not measured" in output
 
 
+def test_estimate_of_any_number_of_epochs_uses_the_nearest_published_time(aws: StrictAws) -> None:
+    output = run_cli("cost", "estimate", "--instance-type", "p4d.24xlarge", "--epochs", "90").out
+    assert "1.32 h: scaled by epochs" in output  # 77.2 minutes for 88 epochs
+    assert "88 epochs on 8 A100" in output
+
+
 def test_estimate_from_a_measured_throughput(aws: StrictAws) -> None:
     words = ["cost", "estimate", "--instance-type", "g5.xlarge", "--epochs", "18", "--price", "2"]
-    assert "--images-per-second" in assert_fails("cost-unknown", *words)
     output = run_cli(*words, "--images-per-second", "6405.835").out
     assert "1.00 h: from your 6406 images/s" in output
     assert "$2.50 for 1.25 h" in output

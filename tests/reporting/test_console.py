@@ -1,10 +1,20 @@
 """Console output of a run."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from rebar.reporting.console import accuracy_line, epoch_line, format_gb, progress, summary, table
+from rebar.reporting.console import (
+    accuracy_line,
+    epoch_heading,
+    epoch_line,
+    format_gb,
+    images_per_second,
+    progress,
+    summary,
+    table,
+)
 from rebar.reporting.run_folder import RunFolder
 
 TRAINED = {
@@ -20,16 +30,40 @@ PLAIN = {name: value for name, value in VALIDATED.items() if not name.endswith("
 
 
 def test_epoch_line_shows_validation_if_available() -> None:
-    start = "epoch   3/16  160 px  lr 0.85  train loss 2.346 top-1 43.21%"
-    end = "  |  12,346 images/s, 3% waiting for data"
-    assert epoch_line(3, 16, TRAINED) == start + end
-    validation = "  |  val loss 1.500 top-1 73.76%"
-    assert epoch_line(3, 16, {**TRAINED, **PLAIN}) == start + validation + end
-    assert epoch_line(3, 16, {**TRAINED, **VALIDATED}) == start + validation + " (flip TTA 74.01%)" + end
+    start, end = ["3/16", "160", "0.85", "2.346", "43.21%"], ["12,346", "3%"]
+    assert epoch_line(3, 16, TRAINED).split() == start + end
+    assert epoch_line(3, 16, {**TRAINED, **PLAIN}).split() == [*start, "1.500", "73.76%", *end]
+    left = epoch_line(3, 16, {**TRAINED, **VALIDATED}, seconds_left=40, is_best=True)
+    assert left.split() == [*start, "1.500", "73.76%*", "74.01%", *end, "40", "s"]
 
 
 def test_epoch_line_shows_small_learning_rates() -> None:
-    assert "lr 5e-05 " in epoch_line(3, 16, {**TRAINED, "train/lr": 5e-5})
+    assert " 5e-05 " in epoch_line(3, 16, {**TRAINED, "train/lr": 5e-5})
+
+
+def test_epoch_line_fits_100_columns() -> None:
+    largest = {**TRAINED, **VALIDATED, "train/lr": 1.2345e-5, "throughput/samples_per_second": 123456.7}
+    largest |= {"train/top1": 1.0, "val/top1": 1.0, "val/top1_tta": 1.0, "train/loss": 1234.5, "val/loss": 1234.5}
+    line = epoch_line(600, 600, largest, seconds_left=100 * 3600, is_best=True)
+    assert len(line) == len(epoch_heading()) <= 100
+
+
+def test_best_epoch_has_a_color_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    plain = epoch_line(3, 16, TRAINED, is_best=True)
+    assert "\033" not in plain
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert epoch_line(3, 16, TRAINED, is_best=True) == f"\033[32m{plain}\033[0m"
+    assert epoch_line(3, 16, TRAINED) == plain.replace("*", " ").rstrip()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert epoch_line(3, 16, TRAINED, is_best=True) == plain
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(12345.6, "12,346 images/s"), (10, "10 images/s"), (1.0, "1 image/s"), (0.051, "0.051 images/s")]
+)
+def test_rates_have_significant_digits(rate: float, text: str) -> None:
+    assert images_per_second(rate) == text
 
 
 def test_sizes() -> None:

@@ -10,9 +10,10 @@ import pytest
 from rebar.config import config_name, flatten_config, options_of, parse_config
 from rebar.config.options import short_names
 from rebar.errors import RebarError
-from rebar.training import aliases
-from rebar.training.aliases import ALIASES, FLAG_HINTS, SAME_NAME, format_table, translate
+from rebar.training import translation
+from rebar.training.aliases import ALIASES, FLAG_HINTS, SAME_NAME, format_table
 from rebar.training.config import TrainConfig
+from rebar.training.translation import translate
 from tests.conftest import REPOSITORY
 
 
@@ -218,7 +219,7 @@ def test_translate_rejects_invalid_boolean(word: str) -> None:
 
 
 def test_config_name_falls_back_to_recipes_in_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aliases, "REPOSITORY_RECIPES", tmp_path / "site-packages/rn50_configs")
+    monkeypatch.setattr(translation, "REPOSITORY_RECIPES", tmp_path / "site-packages/rn50_configs")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RebarError, match="rn50_configs") as caught:
         translate(["--config-name", "mine"])

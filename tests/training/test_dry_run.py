@@ -14,10 +14,10 @@ import torch
 import train_imagenet
 from rebar.errors import RebarError
 from rebar.training.build import build_run
+from rebar.training.command_line import parse_command_line
 from rebar.training.distributed import World
 from rebar.training.dry_run import restore_afterwards, trial_losses
 from rebar.training.evaluation import validate
-from rebar.training.launch import parse_command_line
 from rebar.training.run import Run
 from tests.conftest import Data, read_events
 from tests.storage.hub_server import TOKEN, hub_server

@@ -10,8 +10,8 @@ import train_imagenet
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.run_records import RunStatus, State, read_status, write_status
+from rebar.training.command_line import data_from_environment, parse_command_line
 from rebar.training.config import TrainConfig
-from rebar.training.launch import data_from_environment, parse_command_line
 from tests.conftest import Data, read_events
 
 NO_DATA = ["--data.train_dataset", "absent.beton"]
@@ -159,3 +159,73 @@ def test_imagenet_root_gives_the_data_if_nothing_else_does(
     environment: dict[str, str], argv: list[str], expected: list[str]
 ) -> None:
     assert data_from_environment(argv, environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "per_rank"),
+    [
+        ("--global-batch-size 512", "4", 128),
+        ("--global-batch-size 512", "", 512),
+        ("--batch-size 64 --global-batch-size 512", "4", 128),
+        ("--batch-size 64", "4", 64),
+    ],
+)
+def test_global_batch_size_is_divided_by_the_ranks(
+    words: str, ranks: str, per_rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    assert parse_command_line(words.split()).training.batch_size == per_rank
+
+
+def test_batch_size_on_the_command_line_overrides_the_global_batch_size_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("global_batch_size: 512")
+    given = ["--config-file", str(tmp_path / "a.yaml")]
+    assert parse_command_line(given).training.batch_size == 512
+    assert parse_command_line([*given, "--batch-size", "64"]).training.batch_size == 64
+
+
+def test_a_global_batch_size_that_ranks_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(RebarError) as caught:
+        parse_command_line(["--global-batch-size", "512"])
+    assert caught.value.code == "config-invalid-value"
+    assert str(caught.value).startswith("--global-batch-size = 512 ")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("-b 0", "-b"),
+        ("--batch-size=0", "--batch-size"),
+        ("--training.batch_size 0", "--training.batch_size"),
+        ("--grad_clip_norm -1", "--grad_clip_norm"),
+        ("--scheduler wavy", "--scheduler"),
+        ("--epochs x", "--epochs"),
+    ],
+)
+def test_errors_name_options_as_they_were_typed(words: str, name: str) -> None:
+    with pytest.raises(RebarError) as caught:
+        parse_command_line(words.split())
+    assert f"{name} = " in str(caught.value)
+
+
+def test_an_unusable_run_folder_is_named_by_its_flag(data: Data, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = fail(data, RunFolder(tmp_path / "unused"), "--out-dir", str(tmp_path / "file/run"))
+    assert "logging.folder" not in message
+
+
+def test_resolution_sets_training_and_validation_unless_given() -> None:
+    config = parse_command_line(["--validation.resolution", "256", "--resolution", "176"])
+    resolution = config.resolution
+    assert (resolution.min_res, resolution.max_res, config.validation.resolution) == (176, 176, 256)
+    assert parse_command_line(["--resolution", "176"]).validation.resolution == 176
+
+
+def test_print_config_resolves_the_data_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WRITE_DIR", "/data/betons")
+    with pytest.raises(SystemExit):
+        parse_command_line(["--print-config"])
+    assert "train_dataset: /data/betons/train.beton" in capsys.readouterr().out
