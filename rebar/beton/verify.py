@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,32 +15,39 @@ from rebar.beton.format import BetonError
 from rebar.beton.images import decode_image
 from rebar.beton.reader import MAX_CLASSES, BetonFile
 from rebar.beton.sidecar import crc32
+from rebar.cli import count
 
 Result = TypeVar("Result")
 _IMAGES_PER_TASK = 256
 
 
 def map_images(
-    file: BetonFile, job: Callable[[BetonFile, range], Result], num_threads: int = 0, *, progress: bool = False
+    file: BetonFile,
+    job: Callable[[BetonFile, Sequence[int]], Result],
+    num_threads: int = 0,
+    *,
+    samples: Sequence[int] | None = None,
+    progress: bool = False,
 ) -> Iterator[Result]:
-    """Yield ``job(file, samples)`` for consecutive ranges of samples, in order.
+    """Yield ``job(file, part)`` for consecutive parts of ``samples`` (default: all samples), in order.
 
     The job runs in ``num_threads`` threads; 0 uses one per core.
     """
     num_threads = num_threads or len(os.sched_getaffinity(0))
-    ranges = [range(first, min(first + _IMAGES_PER_TASK, len(file))) for first in range(0, len(file), _IMAGES_PER_TASK)]
+    chosen = range(len(file)) if samples is None else samples
+    parts = [chosen[first : first + _IMAGES_PER_TASK] for first in range(0, len(chosen), _IMAGES_PER_TASK)]
     with (
         ThreadPoolExecutor(num_threads) as threads,
-        tqdm(total=len(file), unit=" images", disable=not progress, dynamic_ncols=True) as bar,
+        tqdm(total=len(chosen), unit=" images", disable=not progress, dynamic_ncols=True) as bar,
     ):
         window = num_threads * 2  # bounds the results in memory
-        futures = [threads.submit(job, file, samples) for samples in ranges[:window]]
+        futures = [threads.submit(job, file, part) for part in parts[:window]]
         try:
-            for number, samples in enumerate(ranges):
+            for number, part in enumerate(parts):
                 result = futures[number].result()
-                if number + window < len(ranges):
-                    futures.append(threads.submit(job, file, ranges[number + window]))
-                bar.update(len(samples))
+                if number + window < len(parts):
+                    futures.append(threads.submit(job, file, parts[number + window]))
+                bar.update(len(part))
                 yield result
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
@@ -71,9 +78,9 @@ def verify(path: Path | str, *, num_threads: int = 0, progress: bool = False) ->
 
 
 def _check_labels(file: BetonFile) -> list[str]:
-    count = len(file.class_names) if file.class_names else MAX_CLASSES
-    wrong = (file.labels < 0) | (file.labels >= count)
-    valid = f"in 0 to {count - 1}, the sidecar's classes" if file.class_names else "a class label"
+    num_classes = len(file.class_names) if file.class_names else MAX_CLASSES
+    wrong = (file.labels < 0) | (file.labels >= num_classes)
+    valid = f"in 0 to {num_classes - 1}, the sidecar's classes" if file.class_names else "a class label"
     return [f"sample {index}: label {int(file.labels[index])} is not {valid}" for index in np.flatnonzero(wrong)]
 
 
@@ -105,7 +112,7 @@ def _check_pages(file: BetonFile) -> list[str]:
     return problems
 
 
-def _check_images(file: BetonFile, samples: range) -> list[str]:
+def _check_images(file: BetonFile, samples: Sequence[int]) -> list[str]:
     problems = []
     for index in samples:
         try:
@@ -122,28 +129,48 @@ class ChannelStats:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     num_samples: int
+    """The images that were measured."""
+    num_samples_in_file: int
+
+    @property
+    def description(self) -> str:
+        """Which images were measured, such as ``50,000 evenly spaced images of 1,281,167``."""
+        if self.num_samples == self.num_samples_in_file:
+            return f"all {count(self.num_samples, 'image')}"
+        return f"{self.num_samples:,} evenly spaced images of {self.num_samples_in_file:,}"
 
     def to_json(self) -> str:
         """Return the file content for training's ``--stats-file``."""
-        content = {"mean": self.mean, "std": self.std, "num_samples": self.num_samples}
+        content = {
+            "mean": self.mean,
+            "std": self.std,
+            "num_samples": self.num_samples,
+            "num_samples_in_file": self.num_samples_in_file,
+            "samples": self.description,
+        }
         return json.dumps(content) + "\n"
 
 
-def measure_stats(path: Path | str, *, num_threads: int = 0, progress: bool = False) -> ChannelStats:
-    """Compute channel statistics over all pixels of all images. Raises BetonError."""
+def measure_stats(
+    path: Path | str, *, max_samples: int | None = None, num_threads: int = 0, progress: bool = False
+) -> ChannelStats:
+    """Compute channel statistics over all pixels of ``max_samples`` evenly spaced images (default: of all images).
+
+    Raises BetonError.
+    """
     file = BetonFile.open(path)
+    number = len(file) if max_samples is None else min(max_samples, len(file))
+    samples = (np.arange(number) * len(file) // number).tolist()
     moments = np.zeros((2, 3))
-    for sums in map_images(file, _sum_moments, num_threads, progress=progress):
+    for sums in map_images(file, _sum_moments, num_threads, samples=samples, progress=progress):
         moments += sums
-    mean, squares = moments / len(file)
-    mean_values = [round(float(value), 6) for value in mean]
-    std_values = [round(float(value), 6) for value in np.sqrt(np.maximum(squares - mean**2, 0))]
-    return ChannelStats(
-        (mean_values[0], mean_values[1], mean_values[2]), (std_values[0], std_values[1], std_values[2]), len(file)
-    )
+    mean, squares = moments / number
+    red, green, blue = (round(float(value), 6) for value in mean)
+    std_red, std_green, std_blue = (round(float(v), 6) for v in np.sqrt(np.maximum(squares - mean**2, 0)))
+    return ChannelStats((red, green, blue), (std_red, std_green, std_blue), number, len(file))
 
 
-def _sum_moments(file: BetonFile, samples: range) -> np.ndarray:
+def _sum_moments(file: BetonFile, samples: Sequence[int]) -> np.ndarray:
     """Return the sums over images of the mean level and the mean squared level, float64 ``[2, 3]``."""
     levels = np.arange(256) / 255
     sums = np.zeros((2, 3))

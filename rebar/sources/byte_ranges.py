@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,11 @@ class ByteRanges:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, order: np.ndarray) -> "ByteRanges":
+        """Return the images at the indices ``order``, int64 ``[n]``, in this order."""
+        arrays = {name: getattr(self, name)[order] for name in ("labels", "file_numbers", "offsets", "sizes")}
+        return replace(self, names=PackedNames(self.names[index] for index in order.tolist()), **arrays)
 
     def label(self, index: int) -> int:
         """Return the label of an image."""

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from rebar.cli import and_others, scan_bar
 from rebar.errors import RebarError
 from rebar.sources.byte_ranges import ByteRanges, index_classes
@@ -22,7 +24,7 @@ from rebar.sources.layout import (
     is_image,
     join,
 )
-from rebar.sources.tar_index import index_tars
+from rebar.sources.tar_index import cached_index, read_tars
 from rebar.sources.tar_members import Member, compressed_error, list_members
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -46,6 +48,19 @@ def open_tar(path: Path, split: str, labels: str = "") -> ByteRanges:
     of a list of labels for images without class folders. Raises RebarError.
     """
     check_uncompressed(path)
+    index = cached_index([path], f"tar {split}", lambda: _read_tar(path, split))
+    if index.class_names:
+        return index
+    found = find_labels(path, labels)
+    synsets = found.look_up([index.names[number] for number in range(len(index))], str(path))
+    class_labels = index_classes(synsets, found.class_names)
+    return replace(
+        index.take(np.argsort(class_labels, kind="stable")), class_names=found.class_names, labels=np.sort(class_labels)
+    )
+
+
+def _read_tar(path: Path, split: str) -> ByteRanges:
+    """Return the images of the split, sorted by class, then name. Images without class folders have no class names."""
     omitted: Counter[str] = Counter()
     images, others = _list_images(path, omitted)
     if images:
@@ -53,9 +68,7 @@ def open_tar(path: Path, split: str, labels: str = "") -> ByteRanges:
         classes, flat = ([], images) if _is_flat(images) else _split_by_class(path, images, split, omitted)
         if classes:
             return _sort_by_class(path, classes, omitted)
-        found = find_labels(path, labels)
-        synsets = found.look_up([member.name for member in flat], str(path))
-        return _sort_by_class(path, list(zip(synsets, flat, strict=True)), omitted, found.class_names)
+        return replace(_sort_by_class(path, [("", image) for image in flat], omitted), class_names=[])
     inner_tars = sorted(
         (other for other in others if other.name.endswith(".tar")), key=lambda tar: (_class_of_tar(tar), tar.name)
     )
@@ -65,7 +78,7 @@ def open_tar(path: Path, split: str, labels: str = "") -> ByteRanges:
             code="source-empty",
         )
     omitted[NOT_AN_IMAGE] += len(others) - len(inner_tars)
-    index = index_tars([path], inner_tars, functools.partial(_read_inner_tar, path), settings="tars of classes")
+    index = read_tars([path], inner_tars, functools.partial(_read_inner_tar, path))
     return replace(index, omitted=dict(omitted + Counter(index.omitted)))
 
 
@@ -168,15 +181,10 @@ def _split_by_class(
     return classes, []
 
 
-def _sort_by_class(
-    path: Path,
-    images: Iterable[tuple[str, Member]],
-    omitted: Mapping[str, int],
-    class_names: Sequence[str] | None = None,
-) -> ByteRanges:
-    """Return a source of the images, sorted by class, then name; classes are sorted by name unless given."""
+def _sort_by_class(path: Path, images: Iterable[tuple[str, Member]], omitted: Mapping[str, int]) -> ByteRanges:
+    """Return a source of the images, sorted by class, then name; classes are sorted by name."""
     images = sorted(images)
-    names = class_names or sorted({name for name, _ in images})
+    names = sorted({name for name, _ in images})
     duplicates = [name for name, count in Counter(member.name for _, member in images).items() if count > 1]
     if duplicates:
         raise RebarError(

@@ -1,4 +1,4 @@
-"""Index the images of many tars: in parallel processes, with a progress bar, and once per content.
+"""Index the images of tars: many tars in parallel processes, with a progress bar, and once per content.
 
 Opening ImageNet's shards would otherwise take minutes in every command. The index is kept in the cache folder under
 a name that identifies the path, the size and the modification time of every file.
@@ -34,22 +34,28 @@ MIN_CACHED = 10_000
 Task = TypeVar("Task")
 
 
-def index_tars(
-    files: Sequence[Path], tasks: Sequence[Task], read: Callable[[Task], ByteRanges], *, settings: str
-) -> ByteRanges:
-    """Return the images of ``read(task)`` for every task, in order. Class names are sorted; numeric classes have none.
+def cached_index(files: Sequence[Path], settings: str, read: Callable[[], ByteRanges]) -> ByteRanges:
+    """Return the result of ``read()``, or the one that an earlier call with equal arguments kept in the cache folder.
 
-    ``files`` are all files that are read, and ``settings`` describes everything else that the result depends on.
-    ``read`` is pickled; an error that it raises is raised here. Raises RebarError if some of the classes are numbers
-    and others are names.
+    ``files`` are all files that ``read`` reads, and ``settings`` describes everything else that its result depends on.
+    Results of fewer than MIN_CACHED images are not kept.
     """
     path = _index_path(files, settings)
     index = _load(path, files)
     if index is None:
-        index = _join(files, _read_all(tasks, read))
+        index = read()
         if len(index) >= MIN_CACHED:
             _save(path, index)
     return index
+
+
+def read_tars(files: Sequence[Path], tasks: Sequence[Task], read: Callable[[Task], ByteRanges]) -> ByteRanges:
+    """Return the images of ``read(task)`` for every task, in order. Class names are sorted; numeric classes have none.
+
+    ``files`` are all files that are read. ``read`` is pickled; an error that it raises is raised here. Raises
+    RebarError if some of the classes are numbers and others are names.
+    """
+    return _join(files, _read_all(tasks, read))
 
 
 def _read_all(tasks: Sequence[Task], read: Callable[[Task], ByteRanges]) -> Iterator[ByteRanges]:

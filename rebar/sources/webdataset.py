@@ -17,7 +17,7 @@ from rebar.sources.byte_ranges import ByteRanges, index_classes
 from rebar.sources.labels import parse_class
 from rebar.sources.layout import HIDDEN, has_hidden_part, is_image
 from rebar.sources.tar import check_uncompressed
-from rebar.sources.tar_index import index_tars, mixed_classes_error
+from rebar.sources.tar_index import cached_index, mixed_classes_error, read_tars
 from rebar.sources.tar_members import Member, list_members
 
 JSON_KEYS = ("cls", "label", "class", "class_id", "class_name", "synset")
@@ -58,11 +58,9 @@ def open_webdataset(shards: Sequence[Path], image_key: str = "") -> ByteRanges:
     for path in shards:
         check_uncompressed(path)
     image_key = image_key.lower().removeprefix(".")
-    index = index_tars(
-        shards,
-        list(enumerate(shards)),
-        functools.partial(_read_shard, image_key=image_key),
-        settings=f"webdataset {image_key}",
+    read_shard = functools.partial(_read_shard, image_key=image_key)
+    index = cached_index(
+        shards, f"webdataset {image_key}", lambda: read_tars(shards, list(enumerate(shards)), read_shard)
     )
     if not len(index):
         found = ", ".join(f"{count:,} x {kind}" for kind, count in index.omitted.items()) or "no samples"

@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 import pytest
 
-from rebar.beton import BetonError, BetonFile, ImagePolicy, write_beton
+from rebar.beton import BetonError, BetonFile, ImagePolicy, inspect, write_beton
 from rebar.beton.format import ALLOCATION, FIELD_DESCRIPTOR, HEADER
 from rebar.beton.images import decode_image
 from rebar.beton.inspect import contact_sheet
 from rebar.beton.pages import SAMPLE
 from rebar.beton.sidecar import sidecar_path
-from rebar.beton.verify import verify
+from rebar.beton.verify import measure_stats, verify
 from rebar.errors import RebarError
 from rebar.loading import CenterCrop, CorruptSampleError, Loader
 from rebar.sources import ImageFolder
@@ -110,6 +110,30 @@ def test_stats_equal_those_of_the_pixels(image_tree: Path, tmp_path: Path) -> No
     stats = json.loads((tmp_path / "stats.json").read_text())
     np.testing.assert_allclose(stats["mean"], mean, atol=1e-6)
     np.testing.assert_allclose(stats["std"], np.sqrt(squares - mean**2), atol=1e-6)
+    assert stats["num_samples"] == stats["num_samples_in_file"] == len(source)
+
+
+def test_stats_measure_evenly_spaced_images_unless_exact(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspect, "STATS_SAMPLES", 7)
+    file, out = BetonFile.open(copied), tmp_path / "stats.json"
+    main(["--stats", str(copied), "--out", str(out)])
+    sampled = json.loads(out.read_text())
+    main(["--stats", str(copied), "--out", str(out), "--overwrite", "--exact"])
+    exact = json.loads(out.read_text())
+    assert [stats["num_samples"] for stats in (sampled, exact)] == [7, len(file)]
+    assert sampled["num_samples_in_file"] == len(file)
+    assert "evenly spaced" in sampled["samples"]
+    chosen = [decode_image(file, number * len(file) // 7) for number in range(7)]
+    mean = np.mean([image.reshape(-1, 3).mean(0) / 255 for image in chosen], axis=0)
+    np.testing.assert_allclose(sampled["mean"], mean, atol=1e-6)
+    assert sampled["mean"] != exact["mean"]
+
+
+def test_stats_of_fewer_images_than_samples_measure_each_once(copied: Path) -> None:
+    assert measure_stats(copied, max_samples=1000) == measure_stats(copied)
+    assert measure_stats(copied, max_samples=1).num_samples == 1
 
 
 @pytest.mark.parametrize(

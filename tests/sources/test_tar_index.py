@@ -9,6 +9,7 @@ import pytest
 
 from rebar.errors import RebarError
 from rebar.sources.byte_ranges import ByteRanges
+from rebar.sources.tar import open_tar
 from rebar.sources.tar_index import MIN_CACHED, MIN_PARALLEL
 from rebar.sources.webdataset import open_webdataset
 from tests.sources.conftest import add_file
@@ -63,6 +64,20 @@ class TestCache:
     @pytest.fixture
     def shards(self, tmp_path: Path) -> list[Path]:
         return write_shards(tmp_path / "shards", 2, MIN_CACHED // 2)
+
+    @pytest.mark.parametrize("folders", [("train/n0", "train/n1", "val/n0"), ("",)])
+    def test_index_of_a_tar_of_images_is_read_from_the_cache(self, folders: tuple[str, ...], tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "images.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for number in range(MIN_CACHED * len(folders) // 2 if folders[0] else MIN_CACHED):
+                add_file(tar, f"{folders[number % len(folders)]}/{number:05}.jpg".lstrip("/"), b"")
+        labels = tmp_path / "val_labels.txt"
+        labels.write_text("\n".join(f"{number:05}.jpg n0000000{number % 3}" for number in range(MIN_CACHED)))
+        expected = columns(open_tar(tmp_path / "images.tar", "train"))
+        self.hide(tmp_path / "images.tar", b"no longer a tar")
+        assert columns(open_tar(tmp_path / "images.tar", "train")) == expected
+        if not folders[0]:  # the list of labels is not part of what is kept
+            labels.write_text(labels.read_text().replace("n00000000", "n00000007"))
+            assert "n00000007" in open_tar(tmp_path / "images.tar", "train").class_names
 
     def hide(self, shard: Path, replacement: bytes) -> os.stat_result:
         """Change the name of the first file in a shard, and nothing that the operating system reports."""
