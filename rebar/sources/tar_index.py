@@ -4,6 +4,7 @@ Opening ImageNet's shards would otherwise take minutes in every command. The ind
 a name that identifies the path, the size and the modification time of every file.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -11,8 +12,9 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -61,15 +63,32 @@ def read_tars(files: Sequence[Path], tasks: Sequence[Task], read: Callable[[Task
 def _read_all(tasks: Sequence[Task], read: Callable[[Task], ByteRanges]) -> Iterator[ByteRanges]:
     num_workers = min(max(len(os.sched_getaffinity(0)), MIN_WORKERS), len(tasks))
     with scan_bar("indexing", len(tasks), "tars") as bar:
+        job = _WithoutCollection(read)
         if len(tasks) < MIN_PARALLEL:
             for task in tasks:
-                yield read(task)
+                yield job(task)
                 bar.update()
             return
-        with closing(map_in_processes(read, tasks, num_workers=num_workers)) as parts:
+        with closing(map_in_processes(job, tasks, num_workers=num_workers)) as parts:
             for part in parts:
                 yield part
                 bar.update()
+
+
+@dataclass(frozen=True)
+class _WithoutCollection(Generic[Task]):
+    """Calls ``read`` without garbage collection, which would visit every file of a tar repeatedly and free none."""
+
+    read: Callable[[Task], ByteRanges]
+
+    def __call__(self, task: Task) -> ByteRanges:
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return self.read(task)
+        finally:
+            if was_enabled:
+                gc.enable()
 
 
 def _join(files: Sequence[Path], parts: Iterable[ByteRanges]) -> ByteRanges:

@@ -21,6 +21,7 @@ LINK = "link in a tar"
 _BLOCK = 512  # bytes; headers and contents start at multiples of it
 _END = bytes(_BLOCK)
 _BLANK = b" " * 8  # stands for the checksum when it is computed
+_BLANK_SUM = sum(_BLANK)
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # as os.fsdecode(), but faster
 _WINDOW = 4096  # bytes per read; contains a header, and usually a label and the header after it
 _REGULAR, _LINKS, _WITHOUT_CONTENT = b"07\0", b"12", b"123456"
@@ -143,9 +144,10 @@ class _Headers:
 
 def _check_header(header: bytes) -> None:
     """Raise ValueError if the checksum of a header is wrong. Old programs added the bytes as signed numbers."""
-    stored = _parse_number(header[148:156])
+    field = header[148:156]
+    stored = _parse_number(field)
     # The lower half of Adler-32 is one plus the sum of the bytes, modulo 65,521, and much faster than sum().
-    if (zlib.adler32(header) & 0xFFFF) == (stored + 1 + sum(header[148:156]) - sum(_BLANK)) % 65521:
+    if (zlib.adler32(header) & 0xFFFF) == (stored + 1 + sum(field) - _BLANK_SUM) % 65521:
         return
     checked = header[:148] + _BLANK + header[156:]
     if sum(checked) != stored and sum(byte - (byte & 128) * 2 for byte in checked) != stored:
@@ -153,6 +155,10 @@ def _check_header(header: bytes) -> None:
 
 
 def _parse_number(field: bytes) -> int:
+    try:
+        return int(field.rstrip(b"\0 "), 8)
+    except ValueError:
+        pass
     if field[0] == 0x80:  # base 256, for sizes from 8 GiB
         return int.from_bytes(field[1:], "big")
     try:

@@ -51,6 +51,14 @@ def test_loader_benchmark(data: Data, tmp_path: Path, benchmark: Benchmark, caps
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_open_tars_benchmark(tmp_path: Path, benchmark: Benchmark) -> None:
+    report = tmp_path / "report.json"
+    benchmark("open_tars.py", "--samples", "20000", "--work", tmp_path, "--json", report)
+    indexed, cached = json.loads(report.read_text())["rows"]
+    assert indexed["samples"] == cached["samples"] == 20_000
+    assert list(tmp_path.iterdir()) == [report]
+
+
 def test_low_memory_benchmark(data: Data, tmp_path: Path, benchmark: Benchmark) -> None:
     report = tmp_path / "report.json"
     cases = ["--no-limit", "--loaders", "rebar", "--os-cache", "None", "--orders", "RANDOM", "--processes", "2"]
