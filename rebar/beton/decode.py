@@ -82,7 +82,7 @@ def decode(content: bytes, limit: SizeLimit, *, repair: bool = False) -> Decoded
     """Decode an image file to upright BGR. Transparency is dropped, as torchvision does.
 
     A JPEG that exceeds ``limit`` is decoded to its final size, or, if it is many times larger, at a reduced scale of
-    at least twice the final size. With ``repair``, truncated files are decoded as far as possible, and the missing part
+    at least twice the final size. With ``repair``, damaged files are decoded as far as possible, and the missing part
     is gray or black. Raises ImageError for files that cannot be decoded completely, or need too much memory.
     """
     try:
@@ -90,7 +90,7 @@ def decode(content: bytes, limit: SizeLimit, *, repair: bool = False) -> Decoded
             check_complete(content)
         with warnings.catch_warnings(), _pillow_settings(repair):
             warnings.simplefilter("ignore")  # about malformed metadata, which does not affect the pixels
-            decoded = _decode_without_metadata_errors(content, limit)
+            decoded = _decode_without_metadata_errors(content, limit, repair=repair)
         if repair and (decoded.bgr == decoded.bgr[0, 0]).all():
             raise ImageError("no part of it can be decoded", code="image-undecodable")
         return decoded
@@ -109,11 +109,11 @@ def check_complete(content: bytes) -> None:
         read_size(np.frombuffer(content, np.uint8))
 
 
-def _decode_without_metadata_errors(content: bytes, limit: SizeLimit) -> Decoded:
+def _decode_without_metadata_errors(content: bytes, limit: SizeLimit, *, repair: bool) -> Decoded:
     """Decode an image file, without its metadata if Pillow cannot read it: they do not affect the pixels."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return _decode_opened(content, image, limit)
+            return _decode_opened(content, image, limit, repair=repair)
     except ImageError:
         raise
     except Exception:
@@ -121,7 +121,7 @@ def _decode_without_metadata_errors(content: bytes, limit: SizeLimit) -> Decoded
         if pixels == content:
             raise
         with Image.open(io.BytesIO(pixels)) as image:
-            decoded = _decode_opened(pixels, image, limit)
+            decoded = _decode_opened(pixels, image, limit, repair=repair)
         return replace(decoded, irregularities=(*decoded.irregularities, "damaged metadata"))
 
 
@@ -160,7 +160,7 @@ def _pillow_settings(repair: bool) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _decode_opened(content: bytes, image: Image.Image, limit: SizeLimit) -> Decoded:
+def _decode_opened(content: bytes, image: Image.Image, limit: SizeLimit, *, repair: bool) -> Decoded:
     is_jpeg, orientation = image.format in ("JPEG", "MPO"), orientation_of(image)
     is_turned = orientation in ROTATED
     progressive = bool(image.info.get("progressive"))
@@ -176,9 +176,8 @@ def _decode_opened(content: bytes, image: Image.Image, limit: SizeLimit) -> Deco
         try:
             bgr = decode_bgr(np.frombuffer(content, np.uint8), scale_num)
         except JpegError as error:
-            # Extraneous bytes between markers are harmless.
-            if "Corrupt JPEG data" in str(error) and "extraneous bytes" not in str(error):
-                irregularities += ("damaged data",)
+            if not repair and error.code == "jpeg-corrupt":
+                raise
     if bgr is None:
         _check_memory(image.size, 8, progressive)
         image.load()

@@ -106,17 +106,29 @@ def decode_image(stored: StoredImages, index: int) -> NDArray[np.uint8]:
     pixels is allocated. The message is a predicate such as "cannot be decoded: ..."; the caller prepends the file and
     the sample.
     """
-    start = int(stored.offsets[index])
-    content = stored.data[start : start + int(stored.sizes[index])]
-    height, width = int(stored.heights[index]), int(stored.widths[index])
+    content = _content(stored, index)
     try:
         if stored.modes[index] != MODE_JPG:
-            return content.reshape((height, width, 3))
-        found = read_size(content)
-        if found != (height, width):
-            raise BetonError(
-                f"is {found[1]}x{found[0]} px, but the table records {width}x{height} px", code="beton-image-corrupt"
-            )
+            return content.reshape((int(stored.heights[index]), int(stored.widths[index]), 3))
+        check_size(stored, index)
         return decode_rgb(content)
     except (JpegError, ValueError) as error:
         raise BetonError(f"cannot be decoded: {error}", code="beton-image-corrupt") from None
+
+
+def check_size(stored: StoredImages, index: int) -> None:
+    """Compare the header of a sample's JPEG with the size in the table. Raises BetonError as :func:`decode_image`."""
+    height, width = int(stored.heights[index]), int(stored.widths[index])
+    try:
+        found = read_size(_content(stored, index))
+    except JpegError as error:
+        raise BetonError(f"cannot be decoded: {error}", code="beton-image-corrupt") from None
+    if found != (height, width):
+        raise BetonError(
+            f"is {found[1]}x{found[0]} px, but the table records {width}x{height} px", code="beton-image-corrupt"
+        )
+
+
+def _content(stored: StoredImages, index: int) -> NDArray[np.uint8]:
+    start = int(stored.offsets[index])
+    return stored.data[start : start + int(stored.sizes[index])]

@@ -9,6 +9,7 @@ import functools
 import io
 import re
 import threading
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,13 +41,12 @@ def decode_rgb(jpeg: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Decode a JPEG to RGB, uint8 ``[height, width, 3]``; grayscale becomes three equal channels.
 
     The orientation tag is ignored. Raises JpegError for data that is not a JPEG, truncated or corrupt, and for CMYK.
-    With libturbojpeg, all of its warnings are errors.
+    With libturbojpeg, all of its warnings are errors, except for those about the header.
     """
     source = np.ascontiguousarray(jpeg)
     size = read_size(source)
-    if turbojpeg_available():
-        return decode_interleaved(source, size, bgr=False, scale_num=8)
-    return np.ascontiguousarray(_decode_without_turbojpeg(source, 8)[..., ::-1])
+    image = _decode_with_turbojpeg(source, size, bgr=False, scale_num=8)
+    return np.ascontiguousarray(_decode_without_turbojpeg(source, 8)[..., ::-1]) if image is None else image
 
 
 def decode_bgr(jpeg: NDArray[np.uint8], scale_num: int = 8) -> NDArray[np.uint8]:
@@ -57,9 +57,20 @@ def decode_bgr(jpeg: NDArray[np.uint8], scale_num: int = 8) -> NDArray[np.uint8]
     """
     source = np.ascontiguousarray(jpeg)
     size = read_size(source)
-    if turbojpeg_available():
-        return decode_interleaved(source, size, bgr=True, scale_num=scale_num)
-    return _decode_without_turbojpeg(source, scale_num)
+    image = _decode_with_turbojpeg(source, size, bgr=True, scale_num=scale_num)
+    return _decode_without_turbojpeg(source, scale_num) if image is None else image
+
+
+def _decode_with_turbojpeg(source: NDArray[np.uint8], size: Size, *, bgr: bool, scale_num: int) -> Any:
+    """Return the image; None if libturbojpeg is not installed or does not support the chroma subsampling."""
+    if not turbojpeg_available():
+        return None
+    try:
+        return decode_interleaved(source, size, bgr, scale_num)
+    except JpegError as error:
+        if error.code == "jpeg-unsupported":
+            return None
+        raise
 
 
 def _decode_without_turbojpeg(jpeg: NDArray[np.uint8], scale_num: int) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ _SAMPLING_FACTORS = {0: (1, 1), 1: (2, 1), 2: (2, 2), _GRAY: (1, 1), 4: (1, 2)} 
 _COPY_NOTHING = 64  # TJXOPT_COPYNONE: no comments, no application data
 _STOP_ON_WARNING = 8192  # TJFLAG_STOPONWARNING
 _LIMIT_SCANS = 32768  # TJFLAG_LIMITSCANS: a few kilobytes can hold thousands of scans of a huge image
+_WARNING = 0  # TJERR_WARNING
 _INSTALL = (
     "Install it with 'apt-get install libturbojpeg0' (Ubuntu: libturbojpeg) or 'conda install libjpeg-turbo', "
     f"or set {LIBRARY_VARIABLE} to its path"
@@ -93,7 +94,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     transform = ctypes.POINTER(_Transform)
     library.tjTransform.argtypes = [*source, integer, ctypes.POINTER(pointer), ctypes.POINTER(size), transform, integer]
     library.tjGetErrorStr2.restype = ctypes.c_char_p
-    library.tjGetErrorStr2.argtypes = [pointer]
+    library.tjGetErrorStr2.argtypes = library.tjGetErrorCode.argtypes = [pointer]
     return library
 
 
@@ -108,9 +109,11 @@ class _Decompressor:
         if getattr(self, "handle", None):
             self.library.tjDestroy(self.handle)
 
-    def check(self, status: int) -> None:
-        if status != 0:
-            raise JpegError(_last_error(self.library, self.handle), code="jpeg-corrupt")
+    def check(self, status: int, accepted: str = "") -> None:
+        """Raise JpegError with libturbojpeg's last message unless it is the ``accepted`` one."""
+        if status != 0 and (message := _last_error(self.library, self.handle)) != accepted:
+            code = "jpeg-unsupported" if "subsampling" in message else "jpeg-corrupt"
+            raise JpegError(message, code=code)
 
 
 def _last_error(library: ctypes.CDLL, handle: int) -> str:
@@ -134,12 +137,24 @@ def _decompressor() -> Iterator[_Decompressor]:
         raise
 
 
-def _read_header(tj: _Decompressor, source: NDArray[np.uint8]) -> tuple[int, int, int]:
-    """Return height and width in pixels, and the chroma subsampling (TJSAMP)."""
+class _Header(NamedTuple):
+    height: int
+    """Pixels, as ``width``."""
+    width: int
+    subsampling: int
+    """TJSAMP."""
+    warning: str
+    """About metadata or extraneous bytes in the header, which do not affect the pixels; empty if there are none."""
+
+
+def _read_header(tj: _Decompressor, source: NDArray[np.uint8]) -> _Header:
     width, height, subsampling, colorspace = (ctypes.c_int() for _ in range(4))
     header = (ctypes.byref(width), ctypes.byref(height), ctypes.byref(subsampling), ctypes.byref(colorspace))
-    tj.check(tj.library.tjDecompressHeader3(tj.handle, source.ctypes.data, source.size, *header))
-    return height.value, width.value, subsampling.value
+    status = tj.library.tjDecompressHeader3(tj.handle, source.ctypes.data, source.size, *header)
+    is_warning = status != 0 and tj.library.tjGetErrorCode(tj.handle) == _WARNING and subsampling.value >= 0
+    warning = _last_error(tj.library, tj.handle) if is_warning else ""
+    tj.check(status, accepted=warning)
+    return _Header(height.value, width.value, subsampling.value, warning)
 
 
 def decode_interleaved(
@@ -148,16 +163,18 @@ def decode_interleaved(
     """Decode a JPEG of ``size`` (height, width) to RGB or BGR, uint8 ``[height, width, 3]``.
 
     The result is scaled by ``scale_num`` / 8, rounded up. Raises JpegError for every error or warning of libturbojpeg,
-    including truncated data, and RebarError without libturbojpeg.
+    including truncated data, except for warnings about the header, and RebarError without libturbojpeg.
     """
     with _decompressor() as tj:
-        height, width, _ = _read_header(tj, source)
+        header = _read_header(tj, source)
+        height, width = header[:2]
         if (height, width) != size:
             raise JpegError("Corrupt JPEG data: several frame headers", code="jpeg-corrupt")
         height, width = -(-height * scale_num // 8), -(-width * scale_num // 8)
         image = np.empty((height, width, 3), np.uint8)
         layout = (width, 0, height, _PIXEL_FORMAT_BGR if bgr else _PIXEL_FORMAT_RGB, 0)
-        tj.check(tj.library.tjDecompress2(tj.handle, source.ctypes.data, source.size, image.ctypes.data, *layout))
+        status = tj.library.tjDecompress2(tj.handle, source.ctypes.data, source.size, image.ctypes.data, *layout)
+        tj.check(status, accepted=header.warning)  # the header is read again
     return image
 
 
@@ -169,7 +186,7 @@ def decode_planes(jpeg: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """
     source = np.ascontiguousarray(jpeg)
     with _decompressor() as tj:
-        height, width, subsampling = _read_header(tj, source)
+        height, width, subsampling, _ = _read_header(tj, source)
         if subsampling not in _SAMPLING_FACTORS:
             raise JpegError(f"chroma subsampling {subsampling} is not supported", code="jpeg-unsupported")
         count = 1 if subsampling == _GRAY else 3

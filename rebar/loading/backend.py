@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from rebar.beton.reader import BetonFile, BetonPaths, find_betons, open_betons
 from rebar.errors import RebarError
-from rebar.loading.decode import CorruptSampleError, CorruptSamples, DecoderPool, ImageDecoder, OnError
+from rebar.loading.decode import (
+    CorruptSampleError,
+    CorruptSamples,
+    DecoderPool,
+    ImageDecoder,
+    OnError,
+    check_largest_size,
+)
 from rebar.loading.ffcv.pipelines import field_types, image_and_label_fields, recognize
 from rebar.loading.prefetch import Batch, BufferPool, Lazy, StartBatch, Wait, on_device, split_slices
 from rebar.loading.rng import Cropper, Crops, RngKeys
@@ -254,7 +261,7 @@ def open_backend(
             code="ffcv-unsupported",
         )
     if None not in image_and_label_fields(types) and not custom_fields:
-        BetonFile.open(paths[0])  # validates more than FFCV's reader
+        check_largest_size(BetonFile.open(paths[0]))  # opening it validates more than FFCV's reader
     from rebar.loading.ffcv.graph import FfcvBackend, FfcvFile
 
     file = FfcvFile.open(paths[0], custom_fields)

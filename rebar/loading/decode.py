@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.beton.format import MODE_JPG, BetonError
-from rebar.beton.images import StoredImages, decode_image
+from rebar.beton.images import StoredImages, check_size, decode_image
 from rebar.beton.reader import BetonFile
 from rebar.errors import RebarError
 from rebar.loading.rng import Crops, RngKeys, Stream, random_bits
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rebar.jpeg.crop_decoder import CropDecoder
 
 OnError = Literal["raise", "replace"]
+MAX_CROP_DECODER_SIDE = 16_384
+"""Pixels. Larger images are decoded in full, so that a wrong size in the table does not determine the memory."""
 SUBSTITUTE_ATTEMPTS = 16
 """Number of substitutes to try for a corrupt sample. If all are corrupt, the loader raises an error."""
 
@@ -85,6 +87,19 @@ def decode_full_image(
     resize_crop(image, box, flip, out)
 
 
+def check_largest_size(file: BetonFile) -> None:
+    """Raise CorruptSampleError if the table has a wrong size for the highest or the widest JPEG.
+
+    FFCV allocates memory for images of this size.
+    """
+    for index in {int(file.heights.argmax()), int(file.widths.argmax())}:
+        if file.modes[index] == MODE_JPG:
+            try:
+                check_size(file, index)
+            except BetonError as error:
+                raise _corrupt_sample(file, index, str(error)) from None
+
+
 def resize_crop(image: NDArray[np.uint8], box: NDArray[np.int64], flip: bool, out: NDArray[np.uint8]) -> None:
     """Resize an image's ``box`` into ``out`` with cv2.INTER_AREA, as FFCV does, flipped horizontally if ``flip``."""
     import cv2  # slow to import, and unused if the crop decoder supports every image
@@ -98,6 +113,7 @@ def resize_crop(image: NDArray[np.uint8], box: NDArray[np.int64], flip: bool, ou
 
 
 def _corrupt_sample(stored: StoredImages, index: int, reason: str) -> CorruptSampleError:
+    """Return the error of a sample, with its file, byte offset and advice; ``reason`` is a predicate."""
     path, offset = stored.path, int(stored.offsets[index])
     if isinstance(stored, BetonFile):
         (file,), (offset,), _ = stored.regions(np.array([index]))
@@ -128,7 +144,7 @@ def new_crop_decoder(max_height: int, max_width: int) -> "CropDecoder | None":
         return None
     from rebar.jpeg.crop_decoder import CropDecoder
 
-    return CropDecoder(max_height, max_width)
+    return CropDecoder(min(max_height, MAX_CROP_DECODER_SIDE), min(max_width, MAX_CROP_DECODER_SIDE))
 
 
 @functools.cache
