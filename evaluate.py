@@ -21,7 +21,7 @@ from rebar.cli import run_command
 from rebar.config import build_config, option, parse_config, section
 from rebar.errors import RebarError
 from rebar.loading import Loader, Normalizer
-from rebar.loading.imagenet import SUBSET_HELP, DataConfig, build_val_loader
+from rebar.loading.imagenet import IMAGE_KEY_HELP, SUBSET_HELP, DataConfig, build_val_loader
 from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
 from rebar.models.build import build_model, to_device
 from rebar.optim.averaging import weights_to_evaluate
@@ -58,6 +58,7 @@ class EvaluateSection:
         "", help=".beton or image source (folder, tar, hf:NAME, ...) to evaluate on; default: $WRITE_DIR/val.beton"
     )
     data_subset: str = option("full", help=SUBSET_HELP)
+    image_key: str = option("", help=IMAGE_KEY_HELP)
     resolution: int = option(0, help="resolution in px; 0: the validation resolution of the training run", minimum=0)
     both: bool = option(False, help="evaluate at 224 and at 256 px")
     crop_ratio: float = option(
@@ -108,7 +109,12 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
     requested = trained.config.training.precision if options.precision == "auto" else options.precision
     precision = resolve_precision(requested, world.device)
     loader = build_val_loader(
-        DataConfig(val_dataset=options.data, num_workers=options.num_workers, data_subset=options.data_subset),
+        DataConfig(
+            val_dataset=options.data,
+            num_workers=options.num_workers,
+            data_subset=options.data_subset,
+            image_key=options.image_key,
+        ),
         batch_size=options.batch_size or trained.config.validation.batch_size,
         crop_ratio=options.crop_ratio or trained.config.validation.crop_ratio,
         distributed=world.distributed,

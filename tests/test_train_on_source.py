@@ -1,5 +1,6 @@
 """Training on an image folder: one of several ranks writes the .beton files, later commands reuse them."""
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from rebar.beton.sidecar import sidecar_path
 from rebar.errors import RebarError
 from tests.conftest import Data, read_events, train_here
 from tests.processes import start, start_ranks
+from tests.sources.conftest import add_file
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,32 @@ def test_unusable_source_stops_all_ranks(tmp_path: Path) -> None:
     assert "[source-empty]" in printed
     assert not (tmp_path / "run").exists()
     assert not list((tmp_path / "cache").glob("*.beton"))
+
+
+def test_image_key_chooses_the_image_of_a_source(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_plots: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REBAR_CACHE", str(tmp_path / "cache"))
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"set-{split}-0.tar", "w") as tar:
+            for number, path in enumerate(sorted((data.tree / split).glob("*/*"))[::4]):
+                add_file(tar, f"{number}.jpg", path.read_bytes())
+                add_file(tar, f"{number}.mask.png", b"not decodable")
+                add_file(tar, f"{number}.cls", path.parent.name.encode())
+    shards = [
+        "--data.train_dataset",
+        str(tmp_path / "*-train-*.tar"),
+        "--data.val_dataset",
+        str(tmp_path / "*-val-*.tar"),
+    ]
+    command = data.training_command(tmp_path / "run", *shards, "--training.batch_size", "8", "--epochs", "1")
+    with pytest.raises(RebarError) as raised:
+        train_here(*command)
+    assert raised.value.code == "webdataset-ambiguous"
+    train_here(*command, "--image-key", "jpg")
+    capsys.readouterr()
+    evaluate.main(["--checkpoint", str(tmp_path / "run"), "--data", shards[3], "--image-key", "jpg"])
+    assert "writing   " not in capsys.readouterr().out  # it is the file that training wrote
 
 
 def test_max_classes_and_samples_apply_to_a_source(

@@ -72,6 +72,9 @@ def omitted_by(source: Source) -> dict[str, int]:
 
 def labels_of(source: Source) -> np.ndarray:
     """Return the label of every image, int64 ``[n]``."""
+    labels = getattr(source, "labels", None)
+    if isinstance(labels, np.ndarray):
+        return labels.astype(np.int64)
     return np.fromiter((source.label(index) for index in range(len(source))), np.int64, len(source))
 
 

@@ -30,6 +30,8 @@ SUBSET_HELP = (
     "of images"
 )
 
+IMAGE_KEY_HELP = "of WebDataset samples with several images: extension of the one to use, such as jpg or depth.png"
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -43,6 +45,7 @@ class DataConfig:
     data_subset: str = option("full", help=SUBSET_HELP)
     max_classes: int = option(0, help="of a source: number of classes, drawn at random; 0: all", minimum=0)
     max_samples_per_class: int = option(0, help="of a source: maximum number of images per class; 0: all", minimum=0)
+    image_key: str = option("", help=IMAGE_KEY_HELP)
     num_workers: int = option(0, help="decoding threads per rank; 0: usable cores / ranks on the node", minimum=0)
     in_memory: Literal["auto", "true", "false"] = option(
         "auto",
@@ -119,7 +122,14 @@ def _resolve(dataset: str, split: Split, config: DataConfig) -> tuple[Path, NDAr
     """Return the beton, written to the cache first if ``dataset`` is a source, and the samples to use (None: all)."""
     subset = config.data_subset
     classes, per_class = config.max_classes, config.max_samples_per_class
-    path = resolve_beton(dataset, split, subset=subset, max_classes=classes, max_samples_per_class=per_class)
+    path = resolve_beton(
+        dataset,
+        split,
+        subset=subset,
+        max_classes=classes,
+        max_samples_per_class=per_class,
+        image_key=config.image_key,
+    )
     if (classes or per_class) and not path.is_relative_to(cache_folder()):
         raise RebarError(
             f"data.max_classes, data.max_samples_per_class: {path} is a beton, and they select images when one is "

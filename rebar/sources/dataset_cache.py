@@ -42,6 +42,7 @@ def resolve_beton(
     subset: str = "full",
     max_classes: int = 0,
     max_samples_per_class: int = 0,
+    image_key: str = "",
     policy: ImagePolicy | None = None,
 ) -> Path:
     """Return the path of a .beton file for a location; convert a source first unless it is in the cache.
@@ -57,18 +58,20 @@ def resolve_beton(
     policy = policy or ImagePolicy()
     selection = Selection(subset, max_classes or None, max_samples_per_class or None, split == "train", policy.seed)
     selection.validate()
-    target = _cache_path(location, split, selection, policy)
+    request = Request(location, split, image_key=image_key, max_images=selection.max_images)
+    target = _cache_path(request, selection, policy)
     if target.exists():
         return target
     with _exclusive(target):
         if not target.exists():  # another process may have written it
-            _write(location, split, selection, policy, target)
+            _write(request, selection, policy, target)
     return target
 
 
-def _write(location: str, split: Split, selection: Selection, policy: ImagePolicy, target: Path) -> None:
+def _write(request: Request, selection: Selection, policy: ImagePolicy, target: Path) -> None:
+    location, split = request.location, request.split
     print(f"opening   {location} ({split})", flush=True)
-    _, source = open_source(Request(location, split, max_images=selection.max_images))
+    _, source = open_source(request)
     source, order = selection.apply(source)
     print(
         f"writing   {location} ({split}, subset {selection.subset}) to {target}; later runs reuse this file",
@@ -95,7 +98,8 @@ def _set_aside(target: Path) -> Path:
     return partial.with_name(f"{partial.name}.{number}")
 
 
-def _cache_path(location: str, split: Split, selection: Selection, policy: ImagePolicy) -> Path:
+def _cache_path(request: Request, selection: Selection, policy: ImagePolicy) -> Path:
+    location, split = request.location, request.split
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,6 +109,8 @@ def _cache_path(location: str, split: Split, selection: Selection, policy: Image
             code="dataset-cache-not-writable",
         ) from None
     key = {"layout": LAYOUT, "source": _identity(location, split), **asdict(selection), **asdict(policy)}
+    if request.image_key:
+        key["image_key"] = request.image_key
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.-]+", "-", location.rstrip("/").rpartition("/")[2])[-60:].strip("-.") or "data"
     return folder / f"{name}-{split}-{selection.subset}-{digest}.beton"

@@ -138,8 +138,13 @@ def find_labels(near: Path, given: str = "") -> ValidationLabels:
         for name in DEVKITS:
             if (folder / name).exists():
                 return _read_devkit(folder / name)
-    raise RebarError(
-        f"{near}: contains images but no class folders, and no list of labels was found in this folder or the "
+    raise labels_not_found(str(near))
+
+
+def labels_not_found(location: str) -> RebarError:
+    """Return the error of a folder with images, but without class folders and a list of labels."""
+    return RebarError(
+        f"{location}: contains images but no class folders, and no list of labels was found in this folder or the "
         f"{PARENTS_SEARCHED} above it ({', '.join((GROUND_TRUTH, *LISTS, *DEVKITS[:1]))}). If it is the folder of one "
         "class, give the folder that contains all classes. Otherwise download one of these lists, or write a .beton "
         "with write_dataset.py --labels FILE (formats: docs/datasets.md).",

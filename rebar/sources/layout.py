@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
-from rebar.cli import count, warn
+import numpy as np
+from numpy.typing import NDArray
+
+from rebar.cli import and_others, count, warn
 from rebar.errors import RebarError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -188,6 +191,24 @@ def warn_about_classes(location: str, class_names: Sequence[str]) -> None:
     if like_splits:
         warn(
             f"{location} has a class named {' and '.join(like_splits)}, like a split; is this the folder of one split?"
+        )
+
+
+def warn_about_numbers(location: str, class_names: Sequence[str], labels: NDArray[np.int64]) -> None:
+    """Warn how classes are numbered if their names are numbers, but differ from the labels or do not start at 0.
+
+    ``labels`` are those of all images.
+    """
+    if not all(name.isdecimal() for name in class_names):
+        return
+    if [int(name) for name in class_names] != list(range(len(class_names))):
+        shown = ", ".join(f"{name} is label {label}" for label, name in enumerate(class_names[:3]))
+        warn(f"{location} has classes named by numbers, which are labelled in alphabetical order: {shown}")
+    elif unused := np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0).tolist():
+        missing = and_others(str(unused[0]), len(unused) - 1, "number")
+        warn(
+            f"{location}: its labels are numbers from {labels.min()} to {labels.max()}, without {missing}. They are "
+            f"kept, so there are {len(class_names):,} classes, of which {len(unused):,} have no images"
         )
 
 

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rebar.beton.images import Source
+from rebar.beton.images import Source, labels_of
 from rebar.cli import and_others, warn
 from rebar.errors import RebarError
 from rebar.sources import huggingface, tar, webdataset
 from rebar.sources.arrow import STATE_FILE, ArrowFolder
 from rebar.sources.files import BetonSource, ImageFolder, open_flat_folder
-from rebar.sources.layout import DiskTree, Split, filter_split, find_split, warn_about_classes
+from rebar.sources.layout import DiskTree, Split, filter_split, find_split, warn_about_classes, warn_about_numbers
 from rebar.sources.parquet import ParquetFiles
 from rebar.sources.s3 import PREFIX as S3_PREFIX
 from rebar.sources.s3 import S3Folder
@@ -55,9 +55,9 @@ KINDS = (
     ),
     Kind(
         "s3",
-        "s3://bucket/prefix with class folders",
+        "s3://bucket/prefix with class folders, or with images and a list of labels",
         lambda request: request.location.startswith(S3_PREFIX),
-        lambda request: S3Folder(request.location, request.split),
+        lambda request: S3Folder(request.location, request.split, request.labels),
     ),
     Kind(
         "beton",
@@ -103,7 +103,7 @@ KINDS = (
     ),
 )
 
-KINDS_WITH_LABELS = ("flat", "tar")
+KINDS_WITH_LABELS = ("flat", "tar", "s3")
 
 
 def is_remote(location: str) -> bool:
@@ -130,6 +130,8 @@ def open_source(request: Request, kind: str = "auto") -> tuple[str, Source]:
     except OSError as error:
         raise _unreadable(request, error) from None
     warn_about_classes(request.location, source.class_names)
+    if source.class_names[0].isdecimal():  # otherwise labels_of() is not needed
+        warn_about_numbers(request.location, source.class_names, labels_of(source))
     return chosen.name, source
 
 

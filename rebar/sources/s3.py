@@ -1,16 +1,29 @@
-"""Class folders of images below a prefix of an S3 bucket, read object by object.
+"""Images below a prefix of an S3 bucket, in class folders or with a list of labels, read object by object.
 
 boto3 reads credentials, region and endpoint from its usual places: AWS_PROFILE, AWS_ENDPOINT_URL, an instance role.
 """
 
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rebar.cli import scan_bar
 from rebar.errors import RebarError
 from rebar.sources.byte_ranges import PackedNames, index_classes
+from rebar.sources.labels import (
+    DEVKITS,
+    GROUND_TRUTH,
+    LISTS,
+    PARENTS_SEARCHED,
+    SYNSETS_BY_ID,
+    ValidationLabels,
+    find_labels,
+    labels_not_found,
+)
 from rebar.sources.layout import (
     HIDDEN,
     NOT_AN_IMAGE,
@@ -32,11 +45,12 @@ BACKOFF_SECONDS = 0.05
 class S3Folder:
     """The images at ``s3://bucket/prefix/<class>/``, ordered by class, then key.
 
-    Each process connects when it reads its first image. Raises RebarError if the prefix cannot be listed or contains no
-    images in class folders.
+    Without class folders, classes are read from a list: the local file ``labels``, or an object near the images, as for
+    :func:`~rebar.sources.files.open_flat_folder`. Each process connects when it reads its first image. Raises
+    RebarError if the prefix cannot be listed, or the classes of the images cannot be determined.
     """
 
-    def __init__(self, url: str, split: str) -> None:
+    def __init__(self, url: str, split: str, labels: str = "") -> None:
         self._bucket, _, prefix = url.removeprefix(PREFIX).partition("/")
         self._client: Any = None
         if not self._bucket:
@@ -68,11 +82,18 @@ class S3Folder:
                 f"s3://{self._bucket}/{prefix}: contains no images in class folders. Arrange them as {url}/<class>/….",
                 code="source-empty",
             )
-        check_class_folders(f"s3://{self._bucket}/{prefix}".rstrip("/"), list(counts), list(counts.values()), outside)
-        omitted[OUTSIDE_CLASS_FOLDERS] += len(outside)
+        location = f"s3://{self._bucket}/{prefix}".rstrip("/")
+        if counts:
+            check_class_folders(location, list(counts), list(counts.values()), outside)
+            omitted[OUTSIDE_CLASS_FOLDERS] += len(outside)
+            classes = [key[len(prefix) :].partition("/")[0] for key in keys]
+            self.class_names: Sequence[str] = sorted(counts)
+        else:
+            found = find_labels(Path(), labels) if labels else self._find_labels(prefix)
+            classes = found.look_up(outside, location)
+            self.class_names = found.class_names
+            keys = [prefix + name for name in outside]
         self.omitted: Mapping[str, int] = dict(omitted)
-        classes = [key[len(prefix) :].partition("/")[0] for key in keys]
-        self.class_names: Sequence[str] = sorted(counts)
         # Keys sort as a-b/c.jpg < a/b.jpg; class folders sort as a < a-b.
         order = sorted(range(len(keys)), key=lambda index: (classes[index], keys[index]))
         self._keys = PackedNames(keys[index] for index in order)
@@ -86,12 +107,15 @@ class S3Folder:
         return int(self._labels[index])
 
     def read(self, index: int) -> bytes:
-        """Return the content of an object. Interrupted downloads are tried up to ``MAX_ATTEMPTS`` times."""
+        """Return the content of an image. Interrupted downloads are tried up to ``MAX_ATTEMPTS`` times."""
+        return self._read_object(self._keys[index])
+
+    def _read_object(self, key: str) -> bytes:
         from botocore.exceptions import BotoCoreError, ClientError
 
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                content: bytes = self._connect().get_object(Bucket=self._bucket, Key=self._keys[index])["Body"].read()
+                content: bytes = self._connect().get_object(Bucket=self._bucket, Key=key)["Body"].read()
                 return content
             except ClientError as error:
                 raise OSError(str(error)) from None
@@ -123,6 +147,24 @@ class S3Folder:
         """Return whether images are directly in a folder of the prefix."""
         prefix = self._root + (f"{path}/" if path else "")
         return any(is_image(entry["Key"][len(prefix) :]) for entry in self._entries("Contents", prefix, Delimiter="/"))
+
+    def _find_labels(self, prefix: str) -> ValidationLabels:
+        """Return the first list of labels in the folder ``prefix`` or its parents."""
+        folder, downloaded = prefix.rstrip("/"), (*SYNSETS_BY_ID, GROUND_TRUTH, *LISTS, *DEVKITS)
+        for _ in range(PARENTS_SEARCHED + 1):
+            keys = [entry["Key"] for entry in self._entries("Contents", f"{folder}/" if folder else "", Delimiter="/")]
+            names = {key.rpartition("/")[2]: key for key in keys}
+            if set(names).intersection((GROUND_TRUTH, *LISTS, *DEVKITS)):
+                with tempfile.TemporaryDirectory() as copies:
+                    for name in set(names).intersection(downloaded):
+                        Path(copies, name).write_bytes(self._read_object(names[name]))
+                    found = find_labels(Path(copies))
+                    origin = f"s3://{self._bucket}/{names[Path(found.origin).name]}"
+                    return replace(found, origin=origin)
+            if not folder:
+                break
+            folder = folder.rpartition("/")[0]
+        raise labels_not_found(f"s3://{self._bucket}/{prefix}")
 
     def _list(self, prefix: str) -> Iterator[str]:
         return (entry["Key"] for entry in self._entries("Contents", prefix))

@@ -134,8 +134,8 @@ def _find_image(path: Path, key: str, files: Mapping[str, Member], image_key: st
     extensions = [extension for extension in files if _is_image_extension(extension)]
     if len(extensions) > 1:
         raise RebarError(
-            f"{path}: sample {key} has several images ({', '.join(extensions)}). Choose one, for example: "
-            f"write_dataset.py --image-key {min(extensions, key=len)}",
+            f"{path}: sample {key} has several images ({', '.join(extensions)}). Choose one, for example "
+            f"with --image-key {min(extensions, key=len)}",
             code="webdataset-ambiguous",
         )
     return files[extensions[0]] if extensions else None

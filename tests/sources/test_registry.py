@@ -2,6 +2,7 @@
 
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from rebar.errors import RebarError
 from rebar.sources import Request, open_source
 from rebar.sources.registry import KINDS, detect_kind
-from tests.sources.conftest import error_of, open_location, write_parquet
+from tests.sources.conftest import add_file, error_of, open_location, write_parquet
 
 
 def kind_of(location: object, split: str = "val") -> str:
@@ -94,3 +95,49 @@ def test_open_source_without_the_package_prints_how_to_install_it(
     with pytest.raises(RebarError, match=fix) as raised:
         open_source(Request(location, "val"))
     assert raised.value.code == code
+
+
+def shard_of_labels(folder: Path, labels: Sequence[object]) -> Path:
+    path = folder / "shard-0.tar"
+    with tarfile.open(path, "w") as tar:
+        for number, label in enumerate(labels):
+            add_file(tar, f"{number:03}.jpg", b"image")
+            add_file(tar, f"{number:03}.cls", str(label).encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        ([1, 2, 3, 3], ("from 1 to 3", "without 0.", "4 classes")),
+        ([0, 2, 5], ("from 0 to 5", "without 1 and 2 more numbers", "6 classes")),
+        (["1.0", "2.0"], ("from 1 to 2", "3 classes")),
+        ([7], ("from 7 to 7", "8 classes")),
+    ],
+)
+def test_numeric_labels_with_gaps_give_a_warning(
+    labels: list[object], shown: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = open_location(shard_of_labels(tmp_path, labels), "train")
+    assert [source.label(index) for index in range(len(source))] == [int(float(str(label))) for label in labels]
+    printed = capsys.readouterr().err
+    assert all(text in printed for text in shown)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], ["a", "b"]])
+def test_consecutive_labels_and_names_give_no_warning(
+    labels: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_location(shard_of_labels(tmp_path, labels), "train")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("names", "warns"), [(["1", "2", "10"], True), (["1", "2"], True), (["0", "1", "2"], False)])
+def test_class_folders_named_by_numbers(
+    names: list[str], warns: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes(b"image")
+    assert list(open_location(tmp_path, "train").class_names) == sorted(names)
+    assert ("in alphabetical order" in capsys.readouterr().err) == warns

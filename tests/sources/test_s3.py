@@ -28,8 +28,18 @@ def s3(imagenet: Path) -> Iterator[dict[str, str]]:
             *("both/valid/a/0.jpg", "both/validation/a/0.jpg"),
             *("tiny/train/a/0.jpg", "tiny/val/images/0.jpg"),
             *("empty/a/0.jpg", "empty/b/readme.txt"),
+            *("flat/val/2.jpg", "flat/val/1.jpg", "flat/val/.1.jpg", "deep/a/b/c/d/1.jpg", "far/a/b/c/d/e/1.jpg"),
+            "unlisted/val/1.jpg",
         ):
             server.client.put_object(Bucket=BUCKET, Key=key, Body=b"no image")
+        for key, text in (
+            ("tiny/val/val_annotations.txt", "0.jpg\tn00000001\t0\t0\t9\t9\n"),
+            ("flat/ILSVRC2012_validation_ground_truth.txt", "2\n1\n"),
+            ("flat/synsets.txt", "n00000008\nn00000007\n"),
+            ("deep/val_labels.txt", "1.jpg n00000001\n"),
+            ("far/val_labels.txt", "1.jpg n00000001\n"),
+        ):
+            server.client.put_object(Bucket=BUCKET, Key=key, Body=text.encode())
         yield server.variables
 
 
@@ -84,11 +94,49 @@ def test_s3_folder_follows_the_rules_of_folders(s3: dict[str, str], monkeypatch:
     assert S3Folder("s3://results/cifar", "val").name(0) == "s3://results/cifar/valid/apple/0.jpg"
     for url, code in (
         ("s3://results/both", "source-split-ambiguous"),
-        ("s3://results/tiny", "source-without-classes"),
         ("s3://results/empty", "source-empty-class"),
     ):
         with pytest.raises(RebarError) as raised:
             S3Folder(url, "val")
+        assert raised.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("tiny", {"tiny/val/images/0.jpg": "n00000001"}),
+        ("flat", {"flat/val/1.jpg": "n00000007", "flat/val/2.jpg": "n00000008"}),
+        ("deep/a/b/c/d", {"deep/a/b/c/d/1.jpg": "n00000001"}),
+    ],
+)
+def test_images_with_a_list_of_labels_on_s3(
+    url: str, expected: dict[str, str], s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in s3.items():
+        monkeypatch.setenv(key, str(value))
+    source = S3Folder(f"s3://results/{url}", "val")
+    found = {source.name(index): source.class_names[source.label(index)] for index in range(len(source))}
+    assert found == {f"s3://results/{key}": synset for key, synset in expected.items()}
+    assert source.read(0) == b"no image"
+
+
+def test_images_on_s3_with_a_local_list_of_labels(
+    s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in s3.items():
+        monkeypatch.setenv(key, str(value))
+    labels = tmp_path / "mine.txt"
+    labels.write_text("1.jpg n00000005\n2.jpg n00000006\n")
+    source = S3Folder("s3://results/flat", "val", str(labels))
+    assert source.class_names == ["n00000005", "n00000006"]
+    labels.write_text("1.jpg n00000005\n")
+    for url, given, code in (
+        ("s3://results/flat", str(labels), "labels-incomplete"),
+        ("s3://results/unlisted", "", "labels-not-found"),
+        ("s3://results/far/a/b/c/d/e", "", "labels-not-found"),
+    ):
+        with pytest.raises(RebarError) as raised:
+            S3Folder(url, "val", given)
         assert raised.value.code == code
 
 
