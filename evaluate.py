@@ -21,7 +21,8 @@ from rebar.cli import run_command
 from rebar.config import build_config, option, parse_config, section
 from rebar.errors import RebarError
 from rebar.loading import Loader, Normalizer
-from rebar.loading.imagenet import IMAGE_KEY_HELP, SUBSET_HELP, DataConfig, build_val_loader
+from rebar.loading.imagenet import build_val_loader
+from rebar.loading.options import IMAGE_KEY_HELP, SUBSET_HELP, DataConfig
 from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
 from rebar.models.build import build_model, to_device
 from rebar.optim.averaging import weights_to_evaluate
@@ -35,8 +36,9 @@ from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
 from rebar.training.error_hints import evaluation_error_hints
 from rebar.training.evaluation import evaluate
-from rebar.training.execution import PRECISION_SYNONYMS, Precision, input_dtype, resolve_precision
+from rebar.training.execution import input_dtype, resolve_precision
 from rebar.training.export import check_export_format, export_weights
+from rebar.training.options import PRECISION_SYNONYMS, Precision
 from rebar.training.state import check_same_classes
 from rebar.training.translation import translate
 from rebar.training.weights import read_weights

@@ -40,7 +40,8 @@ from training_loops import NAMES, NUM_CLASSES, Epoch, Job, random_batches
 
 from rebar.models.build import build_model
 from rebar.training.distributed import join_world
-from rebar.training.execution import Precision, resolve_precision
+from rebar.training.execution import resolve_precision
+from rebar.training.options import Precision
 
 BASELINES = {"torchvision": "torchvision_reference", "ffcv_imagenet": "ffcv_imagenet"}
 # TFLOP/s, dense, fp16 or bf16, from the vendor's data sheets; the first name contained in the GPU's name applies.

@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.gpu_proof.job import Job, percentile
 from benchmarks.gpu_proof.training_step import Stepper, build_stepper, synchronize, time_steps
-from rebar.loading.imagenet import DataConfig, build_train_loader
+from rebar.loading.imagenet import build_train_loader
+from rebar.loading.options import DataConfig
 from rebar.training.metrics import TrainMeter
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from rebar.loading import Batch
 from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
 from rebar.models.build import build_model
-from rebar.training.execution import Precision
+from rebar.training.options import Precision
 
 NAMES = ("torchvision_reference", "ffcv_imagenet", "rebar")
 NUM_CLASSES, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING = 1000, 0.01, 0.9, 1e-4, 0.1

@@ -1,10 +1,25 @@
-"""Read betons and deliver batches on the device. FFCV is optional: only FFCV pipelines import it."""
+"""Read betons and deliver batches on the device. FFCV is optional: only FFCV pipelines import it.
 
-from rebar.loading.decode import CorruptSampleError, CorruptSampleWarning
-from rebar.loading.loader import Loader
-from rebar.loading.order import LoaderAttributeError, OrderOption
-from rebar.loading.prefetch import Batch, Normalizer
-from rebar.loading.rng import CenterCrop, RandomResizedCrop
+The names are imported when they are first used: most of them need torch, and :mod:`rebar.loading.options` does not.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rebar.loading.decode import CorruptSampleError, CorruptSampleWarning
+    from rebar.loading.loader import Loader
+    from rebar.loading.order import LoaderAttributeError, OrderOption
+    from rebar.loading.prefetch import Batch, Normalizer
+    from rebar.loading.rng import CenterCrop, RandomResizedCrop
+
+_MODULES = {
+    "decode": ("CorruptSampleError", "CorruptSampleWarning"),
+    "loader": ("Loader",),
+    "order": ("LoaderAttributeError", "OrderOption"),
+    "prefetch": ("Batch", "Normalizer"),
+    "rng": ("CenterCrop", "RandomResizedCrop"),
+}
 
 __all__ = [
     "Batch",
@@ -17,3 +32,10 @@ __all__ = [
     "OrderOption",
     "RandomResizedCrop",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,15 +17,9 @@ from numpy.typing import NDArray
 
 from rebar.beton.reader import BetonFile, BetonPaths, find_betons, open_betons
 from rebar.errors import RebarError
-from rebar.loading.decode import (
-    CorruptSampleError,
-    CorruptSamples,
-    DecoderPool,
-    ImageDecoder,
-    OnError,
-    check_largest_size,
-)
+from rebar.loading.decode import CorruptSampleError, CorruptSamples, DecoderPool, ImageDecoder, check_largest_size
 from rebar.loading.ffcv.pipelines import field_types, image_and_label_fields, recognize
+from rebar.loading.options import OnError
 from rebar.loading.prefetch import Batch, BufferPool, Lazy, StartBatch, Wait, on_device, split_slices
 from rebar.loading.rng import Cropper, Crops, RngKeys
 from rebar.storage.page_cache import MappedFiles, Regions

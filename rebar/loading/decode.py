@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,12 @@ from rebar.beton.format import MODE_JPG, BetonError
 from rebar.beton.images import StoredImages, check_size, decode_image
 from rebar.beton.reader import BetonFile
 from rebar.errors import RebarError
+from rebar.loading.options import OnError
 from rebar.loading.rng import Crops, RngKeys, Stream, random_bits
 
 if TYPE_CHECKING:
     from rebar.jpeg.crop_decoder import CropDecoder
 
-OnError = Literal["raise", "replace"]
 MAX_CROP_DECODER_SIDE = 16_384
 """Pixels. Larger images are decoded in full, so that a wrong size in the table does not determine the memory."""
 SUBSTITUTE_ATTEMPTS = 16

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rebar.beton.reader import BetonFile, BetonPaths
 from rebar.errors import RebarError
 from rebar.loading.backend import BackendOptions, Subset, check_subset, open_backend
-from rebar.loading.decode import OnError
+from rebar.loading.options import OnError
 from rebar.loading.order import (
     ALTERNATIVES,
     SETTINGS,

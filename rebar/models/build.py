@@ -4,48 +4,24 @@ import difflib
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from http.client import HTTPException
 from types import ModuleType
-from typing import Literal
 
 import torch
 from torch import nn
 
 from rebar.cli import warn
-from rebar.config import option
 from rebar.errors import RebarError
 from rebar.models import resnets
 from rebar.models.modifications import apply_blurpool, apply_gradient_checkpointing, apply_stochastic_depth
+from rebar.models.options import Initialization
 from rebar.models.resnets import SMALL_RESNETS, SmallResNet
 from rebar.models.torchvision_compat import import_torchvision
-
-Initialization = Literal["torchvision", "composer"]
 
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {  # called with the number of classes
     **{name: functools.partial(SmallResNet, shape) for name, shape in SMALL_RESNETS.items()},
 }
 """Architectures in addition to torchvision's. Register new ones here."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Model."""
-
-    arch: str = option(
-        "resnet18",
-        help="torchvision classifier, e.g. resnet50; for images of about 32 px, e.g. resnet20",
-        synonyms={f"resnet{depth}-pytorch": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
-    )
-    pretrained: bool = option(False, help="start from torchvision's pretrained weights")
-    zero_init_residual: bool = option(
-        False,
-        help="start each residual block as the identity: initialize its last BatchNorm weight to 0",
-    )
-    initialization: Initialization = option(
-        "torchvision", help="weight initialization; composer: MosaicML's, with BatchNorm weights uniform in [0, 1)"
-    )
-    num_classes: int = option(0, help="outputs of the classifier; 0: classes of the dataset", minimum=0)
 
 
 def build_network(

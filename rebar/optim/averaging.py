@@ -16,28 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rebar.config import option
-
-
-@dataclass(frozen=True)
-class AveragingConfig:
-    """Weight averaging."""
-
-    use_ema: bool = option(False, help="evaluate an exponential moving average of the weights")
-    ema_half_life: float = option(100.0, help="EMA: half-life of a step's weights, in steps", minimum=0.001, unit="ba")
-    ema_update_every: int = option(20, help="EMA: steps between updates", minimum=1, unit="ba")
-    use_swa: bool = option(
-        False, help="evaluate the mean of the weights at the ends of the last epochs; until it starts, that of use_ema"
-    )
-    swa_start: float = option(
-        0.75, help="SWA: fraction of the epochs after which it starts", minimum=0, maximum=1, unit="dur"
-    )
-    swa_bn_batches: int = option(50, help="SWA: training batches per rank for BatchNorm statistics", minimum=1)
-
-    def conditions(self) -> Mapping[str, tuple[str, bool]]:
-        """Return, by option, the condition under which it has an effect, and whether that condition is met."""
-        ema, swa = ("use_ema", self.use_ema), ("use_swa", self.use_swa)
-        return {"ema_half_life": ema, "ema_update_every": ema, "swa_start": swa, "swa_bn_batches": swa}
+from rebar.optim.options import AveragingConfig
 
 
 @dataclass(frozen=True)

@@ -1,48 +1,14 @@
 """Optimizers (SGD, SGDW, LAMB, LARS), their parameter groups, gradient clipping and sharpness-aware minimization."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from rebar.config import option
-
-OptimizerName = Literal["sgd", "sgdw", "lamb", "lars"]
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Optimizer options in addition to those under training."""
-
-    nesterov: bool = option(False, help="sgd, sgdw: Nesterov momentum")
-    clip_norm: float = option(0.0, help="clip gradients to this norm over all parameters; 0: off", minimum=0)
-    lamb_beta1: float = option(0.9, help="lamb: decay rate of the mean gradient", minimum=0, maximum=0.9999)
-    lamb_beta2: float = option(0.999, help="lamb: decay rate of the mean squared gradient", minimum=0, maximum=0.99999)
-    lamb_eps: float = option(1e-6, help="lamb: added to the denominator", minimum=0)
-    lars_trust: float = option(0.001, help="lars: trust coefficient", minimum=0)
-
-    sam_rho: float = option(0.0, help="sharpness-aware minimization: size of the perturbation; 0: off", minimum=0)
-    sam_every: int = option(10, help="sharpness-aware minimization: steps between SAM steps", minimum=1)
-
-    def sam_is_due(self, step: int) -> bool:
-        """Return whether a step, counted from 0, is a SAM step."""
-        return self.sam_rho > 0 and (step + 1) % self.sam_every == 0
-
-    def conditions(self, optimizer: OptimizerName) -> Mapping[str, tuple[str, bool]]:
-        """Return, by option, the condition under which it has an effect, and whether that condition is met."""
-        lamb = ("training.optimizer lamb", optimizer == "lamb")
-        return {
-            "nesterov": ("training.optimizer sgd or sgdw", optimizer in ("sgd", "sgdw")),
-            "lamb_beta1": lamb,
-            "lamb_beta2": lamb,
-            "lamb_eps": lamb,
-            "sam_every": ("sam_rho", self.sam_rho > 0),
-            "lars_trust": ("training.optimizer lars", optimizer == "lars"),
-        }
+from rebar.optim.options import OptimizerConfig, OptimizerName
 
 
 def parameter_groups(

@@ -8,17 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from rebar.augment.policy import RegularizationConfig
+from rebar.augment.options import RegularizationConfig
 from rebar.config import ConfigError, Implied, option, section
-from rebar.loading.imagenet import IMAGENET_ON_HUB, DataConfig
-from rebar.models.build import ModelConfig
-from rebar.optim.averaging import AveragingConfig
-from rebar.optim.optimizers import OptimizerConfig, OptimizerName
+from rebar.loading.options import IMAGENET_ON_HUB, DataConfig
+from rebar.models.options import ModelConfig
+from rebar.optim.options import AveragingConfig, OptimizerConfig, OptimizerName
 from rebar.optim.schedules import LearningRateConfig
 from rebar.reporting.log import LoggingConfig
 from rebar.training.aliases import FLAG_HINTS
-from rebar.training.execution import PRECISION_SYNONYMS, ExecutionConfig, Precision
-from rebar.training.losses import LossConfig
+from rebar.training.options import PRECISION_SYNONYMS, ExecutionConfig, LossConfig, Precision
 from rebar.training.resolution import ResolutionConfig
 from rebar.training.translation import translate_key
 

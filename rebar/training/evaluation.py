@@ -14,7 +14,8 @@ from rebar.optim.averaging import update_bn
 from rebar.reporting import console
 from rebar.training.distributed import World, broadcast_buffers, sum_over_world
 from rebar.training.error_hints import evaluation_error_hints
-from rebar.training.execution import Precision, autocast, input_dtype
+from rebar.training.execution import autocast, input_dtype
+from rebar.training.options import Precision
 from rebar.training.run import Run
 
 

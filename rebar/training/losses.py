@@ -3,33 +3,15 @@
 Targets are labels, or class probabilities with MixUp and CutMix.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-from rebar.config import option
+from rebar.training.options import LossConfig
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Maps logits ``[n, classes]`` and targets (int64 ``[n]`` or probabilities ``[n, classes]``) to the mean loss."""
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Loss."""
-
-    loss_type: Literal["cross_entropy", "bce"] = option(
-        "cross_entropy", help="bce: binary cross-entropy, summed over classes"
-    )
-    bce_threshold: float | None = option(
-        None, help="bce: set mixed and smoothed targets above this value to 1, others to 0", minimum=0, maximum=1
-    )
-
-    def conditions(self) -> Mapping[str, tuple[str, bool]]:
-        """Return, by option, the condition under which it has an effect, and whether that condition is met."""
-        return {"bce_threshold": ("loss_type bce", self.loss_type == "bce")}
 
 
 def binary_cross_entropy(

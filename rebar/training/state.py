@@ -15,8 +15,9 @@ from rebar.optim.averaging import WeightAverage
 from rebar.optim.schedules import ScheduleSpan
 from rebar.training.checkpoint import CheckpointError, plain_names, read_newest
 from rebar.training.distributed import World, gather_from_all, sum_over_world
-from rebar.training.execution import Precision, rng_states, set_rng_states
+from rebar.training.execution import rng_states, set_rng_states
 from rebar.training.metrics import ADVICE, TrainMeter, has_overflowed
+from rebar.training.options import Precision
 
 # Options that may differ in a resumed run without a warning, since they do not affect the result.
 _MAY_CHANGE = (

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from rebar.augment.mixing import Mixing, cut_box, cutmix, erase, erasing_boxes, mixup, neighbors
-from rebar.augment.policy import RegularizationConfig, mix_weight
+from rebar.augment.options import RegularizationConfig
+from rebar.augment.policy import mix_weight
 from rebar.augment.rng import BatchPosition
 from rebar.models.torchvision_compat import import_torchvision
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from rebar.augment import policy
-from rebar.augment.policy import RegularizationConfig, build_regularizer
+from rebar.augment.options import RegularizationConfig
+from rebar.augment.policy import build_regularizer
 from rebar.training.config import unused_in_section
 
 ALL_TECHNIQUES = RegularizationConfig(

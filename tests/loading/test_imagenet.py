@@ -11,7 +11,8 @@ from rebar.beton import BetonFile, ImagePolicy, write_beton
 from rebar.beton.selection import SUBSETS, Selection
 from rebar.beton.verify import measure_stats
 from rebar.errors import RebarError
-from rebar.loading.imagenet import ChannelStatistics, DataConfig, build_train_loader, build_val_loader, read_statistics
+from rebar.loading.imagenet import ChannelStatistics, build_train_loader, build_val_loader, read_statistics
+from rebar.loading.options import DataConfig
 from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
 from rebar.sources import ImageFolder
 

@@ -8,15 +8,8 @@ import torch
 from torch import nn
 from torch.optim import swa_utils
 
-from rebar.optim.averaging import (
-    AveragePhase,
-    AveragingConfig,
-    WeightAverage,
-    build_average,
-    ema_decay,
-    update_bn,
-    weights_to_evaluate,
-)
+from rebar.optim.averaging import AveragePhase, WeightAverage, build_average, ema_decay, update_bn, weights_to_evaluate
+from rebar.optim.options import AveragingConfig
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
 

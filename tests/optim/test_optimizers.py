@@ -13,14 +13,13 @@ from torch import nn
 from rebar.models.build import build_model
 from rebar.optim.optimizers import (
     SGDW,
-    OptimizerConfig,
-    OptimizerName,
     build_optimizer,
     clip_gradients,
     parameter_groups,
     perturbed_weights,
     set_learning_rate,
 )
+from rebar.optim.options import OptimizerConfig, OptimizerName
 from rebar.training.config import unused_in_section
 
 

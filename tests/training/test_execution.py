@@ -11,8 +11,6 @@ from torch import nn
 
 from rebar.errors import RebarError
 from rebar.training.execution import (
-    ExecutionConfig,
-    Precision,
     allow_tf32,
     autocast,
     compile_model,
@@ -23,7 +21,8 @@ from rebar.training.execution import (
     set_rng_states,
     split_microbatches,
 )
-from rebar.training.losses import LossConfig, build_criterion
+from rebar.training.losses import build_criterion
+from rebar.training.options import ExecutionConfig, LossConfig, Precision
 from rebar.training.resolution import ResolutionConfig
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

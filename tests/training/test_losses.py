@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rebar.training.losses import LossConfig, build_criterion
+from rebar.training.losses import build_criterion
+from rebar.training.options import LossConfig
 
 torch.manual_seed(0)
 LOGITS = torch.randn(4, 5)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from rebar.optim.averaging import AveragePhase, WeightAverage
-from rebar.optim.optimizers import OptimizerConfig, build_optimizer, parameter_groups, set_learning_rate
+from rebar.optim.optimizers import build_optimizer, parameter_groups, set_learning_rate
+from rebar.optim.options import OptimizerConfig
 from rebar.optim.schedules import ScheduleSpan
 from rebar.training.checkpoint import CheckpointError, HostMemory, save_checkpoint
 from rebar.training.distributed import World
