@@ -7,22 +7,25 @@ torchrun --nproc_per_node=4 evaluate.py --checkpoint runs/g5_4gpu/checkpoints/la
 """
 
 import dataclasses
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rebar.cli import run_command, start_script
+
+# importing torch takes seconds
+start_script(__name__, "rebar-evaluate", "rebar.training.evaluate_options:parse_command_line")
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from rebar.cli import run_command
-from rebar.config import build_config, option, parse_config, section
+from rebar.config import build_config
 from rebar.errors import RebarError
 from rebar.loading import Loader, Normalizer
 from rebar.loading.imagenet import build_val_loader
-from rebar.loading.options import IMAGE_KEY_HELP, SUBSET_HELP, DataConfig
+from rebar.loading.options import DataConfig
 from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
 from rebar.models.build import build_model, to_device
 from rebar.optim.averaging import weights_to_evaluate
@@ -30,77 +33,24 @@ from rebar.reporting import console
 from rebar.reporting.plots import plot_confusion
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import check_writable
-from rebar.training.aliases import EVALUATE_ALIASES, format_table
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
 from rebar.training.error_hints import evaluation_error_hints
+from rebar.training.evaluate_options import EvaluateSection, default_data, parse_command_line
 from rebar.training.evaluation import evaluate
 from rebar.training.execution import input_dtype, resolve_precision
 from rebar.training.export import check_export_format, export_weights
-from rebar.training.options import PRECISION_SYNONYMS, Precision
 from rebar.training.state import check_same_classes
-from rebar.training.translation import translate
 from rebar.training.weights import read_weights
-
-
-@dataclass(frozen=True)
-class EvaluateSection:
-    """Evaluation."""
-
-    checkpoint: str = option("", help="checkpoint file or run folder")
-    weights: str = option(
-        "",
-        help="instead of a Rebar checkpoint: .pth of torchvision, timm, ffcv-imagenet or Lightning, .safetensors, or "
-        "'torchvision' (pretrained)",
-    )
-    arch: str = option("resnet50", help="architecture of --weights")
-    use_blurpool: bool = option(False, help="the model of --weights uses BlurPool")
-    data: str = option(
-        "", help=".beton or image source (folder, tar, hf:NAME, ...) to evaluate on; default: $WRITE_DIR/val.beton"
-    )
-    data_subset: str = option("full", help=SUBSET_HELP)
-    image_key: str = option("", help=IMAGE_KEY_HELP)
-    resolution: int = option(0, help="resolution in px; 0: the validation resolution of the training run", minimum=0)
-    both: bool = option(False, help="evaluate at 224 and at 256 px")
-    crop_ratio: float = option(
-        0, help="side of the center crop, relative to the shorter side; 0: as in the training run", minimum=0, maximum=1
-    )
-    batch_size: int = option(0, help="batch size per rank; 0: the validation batch size of the training run", minimum=0)
-    num_workers: int = option(0, help="decoding threads per rank; 0: cores divided by ranks", minimum=0)
-    precision: Precision = option(
-        "auto", help="precision of the forward pass; auto: as in the training run", synonyms=PRECISION_SYNONYMS
-    )
-    per_class: bool = option(False, help="also print the accuracy of each class, lowest first")
-    confusion: str = option("", help="also plot the confusion matrix to this .png")
-    export: str = option("", help="also export the weights to this .pth (torchvision), .safetensors or .onnx")
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """The options of ``evaluate.py``."""
-
-    evaluate: EvaluateSection = section(EvaluateSection)
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse the command line and evaluate."""
-    config = parse_config(
-        EvaluateConfig,
-        translate(argv, EVALUATE_ALIASES),
-        description="Compute the exact top-1 and top-5 accuracy of a checkpoint on a dataset.",
-        example="python evaluate.py --checkpoint runs/g5_1gpu --data val.beton",
-        aliases=format_table(EVALUATE_ALIASES, same_name=()),
-    )
-    options = dataclasses.replace(config.evaluate, data=config.evaluate.data or _default_data())
+    options = parse_command_line(argv)
+    options = dataclasses.replace(options, data=options.data or default_data())
     with join_world() as world:
         evaluate_checkpoint(options, world)
-
-
-def _default_data() -> str:
-    if not (folder := os.environ.get("WRITE_DIR")):
-        raise RebarError("--data: required. Give a .beton or an image source, or set WRITE_DIR.", code="data-not-given")
-    return str(Path(folder) / "val.beton")
 
 
 def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:

@@ -4,7 +4,7 @@
     python train_imagenet.py --config-file rn50_configs/g5_1gpu.yaml
     torchrun --nproc_per_node=4 train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml
 
-The same command resumes an interrupted run. `--help` lists all options, and `--print-config` prints the resolved
+The same command resumes an interrupted run. `--help-all` lists all options, and `--print-config` prints the resolved
 configuration. The default recipe is ffcv-imagenet's: SGD with momentum, a learning rate that rises and decays linearly,
 label smoothing, BlurPool, progressive resizing. docs/training.md describes the other techniques.
 
@@ -13,10 +13,13 @@ label smoothing, BlurPool, progressive resizing. docs/training.md describes the 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from rebar.cli import run_command, start_script
+
+start_script(__name__, "rebar-train", "rebar.training.command_line:parse_command_line")  # importing torch takes seconds
+
 import torch
 
 from rebar.augment.policy import build_regularizer
-from rebar.cli import run_command
 from rebar.loading import Batch
 from rebar.optim.optimizers import clip_gradients, perturbed_weights, set_learning_rate
 from rebar.optim.schedules import build_schedule

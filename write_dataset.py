@@ -44,10 +44,18 @@ class WriterSection:
         "auto", "imagenet", "hf", "s3", "beton", "tar", "webdataset", "parquet", "arrow", "folder", "flat"
     ] = option("auto", help="kind of source; auto and imagenet detect it")
     split: Literal["train", "val"] = option(required=True, help="train is shuffled, val keeps the order of the source")
-    data_dir: str = option("", help="folder, tar, shards, .beton, hf:NAME or s3://...; default: $IMAGENET_DIR")
-    labels: str = option("", help="list of labels for images without class folders; default: search near the images")
-    image_key: str = option("", help="extension of the image in WebDataset samples with several, such as jpg or png")
-    write_path: str = option("", help="file to write, or a folder for <split>.beton; default: $WRITE_DIR")
+    data_dir: str = option(
+        "", help="folder, tar, shards, .beton, hf:NAME or s3://...; default: $IMAGENET_DIR", metavar="PATH"
+    )
+    labels: str = option(
+        "", help="list of labels for images without class folders; default: search near the images", metavar="FILE"
+    )
+    image_key: str = option(
+        "", help="extension of the image in WebDataset samples with several, such as jpg or png", metavar="EXT"
+    )
+    write_path: str = option(
+        "", help="file to write, or a folder for <split>.beton; default: $WRITE_DIR", metavar="PATH"
+    )
     write_mode: Literal["jpg", "raw", "proportion"] = option(
         "jpg", help="proportion: JPEG with probability compress_probability, otherwise raw"
     )
@@ -67,10 +75,11 @@ class WriterSection:
         "full",
         help="number of images, balanced across classes: tiny (1k), small (10k), medium (100k), "
         "large (500k), full, or a number",
+        metavar="SIZE",
     )
     max_classes: int = option(0, help="number of classes, drawn at random; 0: all", minimum=0)
     max_samples_per_class: int = option(0, help="maximum number of images per class; 0: all", minimum=0)
-    shard: str = option("", help="I/N: write only shard I of N, with I from 0, to a separate file")
+    shard: str = option("", help="I/N: write only shard I of N, with I from 0, to a separate file", metavar="I/N")
     on_bad_image: Literal["fail", "skip", "repair"] = option(
         "fail", help="how to handle undecodable images: stop, skip them, or store the part that can be decoded"
     )
@@ -97,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
         WriteConfig,
         argv,
         description=f"{__doc__.splitlines()[0]} To inspect one: {', '.join(COMMANDS)} FILE.",
-        example="python write_dataset.py --split train",
+        examples=["python write_dataset.py --split train"],
     ).cfg
     location = require_path("--data-dir", config.data_dir, "IMAGENET_DIR", code="data-not-given")
     folder = require_path("--write-path", config.write_path, "WRITE_DIR", code="write-path-missing")

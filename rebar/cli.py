@@ -1,6 +1,7 @@
 """Entry point of all commands: exit status, error messages, warnings, and progress of scans."""
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
 _TORCHRUN_SECONDS = 1.0
+_QUESTIONS = {"--help", "-h", "--help-all", "--print-config"}
 
 
 def _rank() -> int:
@@ -124,7 +126,28 @@ def _wait_for_torchrun() -> None:
         time.sleep(_TORCHRUN_SECONDS)
 
 
-def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+def start_script(name: str, command: str, parse: str) -> None:
+    """Prepare a script before imports that take seconds. ``name`` is its ``__name__``, ``command`` its console command.
+
+    Ctrl-C ends the process with one line instead of a traceback, and ``--help`` and ``--print-config`` are answered by
+    the function ``parse``, such as ``package.module:function``. Does nothing if the script is imported by another.
+    """
+    if name != "__main__" and Path(sys.argv[0]).stem != command:
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit_interrupted)
+    if _QUESTIONS & set(sys.argv[1:]):
+        module, _, function = parse.partition(":")
+        run_command(getattr(importlib.import_module(module), function))
+
+
+def _exit_interrupted(number: int, frame: object) -> NoReturn:
+    if _rank() == 0:
+        print("interrupted", file=sys.stderr, flush=True)
+    os._exit(EXIT_INTERRUPTED)  # an import may catch exceptions
+
+
+def run_command(main: Callable[[Sequence[str]], object], argv: Sequence[str] | None = None) -> None:
     """Run ``main(argv)`` and exit with status 0, 1 after a :class:`RebarError`, or 130 after Ctrl-C.
 
     After :class:`Terminated`, the status is 128 plus the number of the signal.
@@ -133,6 +156,8 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if signal.getsignal(signal.SIGINT) is _exit_interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main([argument for argument in arguments if argument != "--debug"])
     except RebarError as error:

@@ -1,6 +1,6 @@
 """Configuration: frozen dataclasses, filled in from YAML files and the command line.
 
-An option is declared once, next to the code that uses it::
+An option is declared once, in ``options.py`` of the package that uses it::
 
     @dataclass(frozen=True)
     class LearningRateConfig:

@@ -1,6 +1,7 @@
 """Options on the command line: flags, ``--help``, ``--config-file`` and ``--print-config``."""
 
 import argparse
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 
 import fastargs
 
+from rebar.config.help import Help, format_help
 from rebar.config.options import ConfigError, Option, closest, options_of, short_names, with_implied
 from rebar.config.yaml_files import COMMAND_LINE, build_config, load_config_files, to_yaml
 
@@ -33,41 +35,30 @@ def _declare(schema: type, options: Sequence[Option]) -> fastargs.Config:
     return declared
 
 
-def _make_parser(schema: type, options: Sequence[Option], description: str, example: str) -> argparse.ArgumentParser:
+def _make_parser(options: Sequence[Option]) -> argparse.ArgumentParser:
     # fastargs' own argparse integration reads sys.argv and lets environment variables override options, so only its
     # declarations are used.
-    parser = _Parser(
-        description=f"{description}\n\n  {example}" if example else description,
-        epilog="The command line overrides --config-file, which overrides the defaults.",
-        usage="%(prog)s [--config-file YAML] [--section.name=value] [--name value]",
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
-    )
-    parser.add_argument(
-        "--config-file",
-        "-C",
-        action="append",
-        default=[],
-        metavar="YAML",
-        help="YAML file of options; may be repeated, later files override earlier ones",
-    )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
-    declared, short = _declare(schema, options), short_names(options)
-    for section_path, entries in declared.sections_to_entries.items():
-        group = parser.add_argument_group(declared.sections[section_path].desc)
-        for entry in entries:
-            param = declared.entries[entry]
-            item: Option = param.checker
-            full = [f"--{item.path}", f"--{item.path.replace('_', '-')}"]
-            names = [item.flag, f"--{item.name}"] if item.name in short else []
-            const: dict[str, Any] = {} if item.const is None else {"nargs": "?", "const": item.const}
-            shown, *hidden = dict.fromkeys(names + full)
-            text = item.describe().replace("%", "%%")
-            group.add_argument(shown, dest=item.path, default=argparse.SUPPRESS, help=text, metavar="X", **const)
-            for name in hidden:  # other spellings are accepted, but not listed
-                parser.add_argument(name, dest=item.path, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **const)
+    parser = _Parser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--config-file", "-C", action="append", default=[])
+    for flag in ("--print-config", "--debug", "--help-all"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("--help", "-h", action="store_true")
+    short = short_names(options)
+    for item in options:
+        full = [f"--{item.path}", f"--{item.path.replace('_', '-')}"]
+        names = [item.flag, f"--{item.name}"] if item.name in short else []
+        const: dict[str, Any] = {} if item.const is None else {"nargs": "?", "const": item.const}
+        parser.add_argument(*dict.fromkeys(names + full), dest=item.path, default=argparse.SUPPRESS, **const)
     return parser
+
+
+def _groups(schema: type, options: Sequence[Option]) -> dict[str, list[Option]]:
+    """Return the options by the title of their section."""
+    declared = _declare(schema, options)
+    return {
+        declared.sections[path].desc: [declared.entries[entry].checker for entry in entries]
+        for path, entries in declared.sections_to_entries.items()
+    }
 
 
 def _describe_unknown(
@@ -102,25 +93,28 @@ def parse_config(
     argv: Sequence[str],
     *,
     description: str,
-    example: str = "",
+    examples: Sequence[str] = (),
     aliases: str = "",
     resolve: Callable[[Schema], Schema] = lambda config: config,
 ) -> Schema:
     """Return a frozen ``schema`` instance: the command line overrides YAML files, which override the defaults.
 
-    ``--help`` and ``--print-config`` print and exit; ``aliases`` is an additional part of the help. ``resolve`` is
-    applied to the result before it is returned or printed. Raises ConfigError with all unknown options, for missing
-    options, invalid values and unreadable files.
+    ``--help``, ``--help-all`` and ``--print-config`` print and exit; ``aliases`` is an additional part of the help.
+    ``resolve`` is applied to the result before it is returned or printed. Raises ConfigError with all unknown options,
+    for missing options, invalid values and unreadable files.
     """
     options = list(options_of(schema))
-    parser = _make_parser(schema, options, description, example)
-    if aliases:
-        parser.add_argument_group("Flags of other scripts that are accepted", aliases)
+    parser = _make_parser(options)
     ignored = getattr(schema, "ignored_keys", {})
-    hidden = argparse.SUPPRESS
     for path in ignored:  # as in YAML files, with a warning
-        parser.add_argument(f"--{path}", dest=path, nargs="?", const="", default=hidden, help=hidden)
+        parser.add_argument(f"--{path}", dest=path, nargs="?", const="", default=argparse.SUPPRESS)
     namespace, unknown = parser.parse_known_args(list(argv))
+    if namespace.help or namespace.help_all:
+        content = Help(Path(sys.argv[0]).name, description, examples, getattr(schema, "common", ()), aliases)
+        values = load_config_files(namespace.config_file, schema)
+        groups = _groups(schema, options)
+        print(format_help(content, groups, short_names(options), values, everything=namespace.help_all), end="")
+        raise SystemExit(0)
     problems: list[ConfigError] = []
     if unknown:
         problems.append(_describe_unknown(unknown, parser, options, getattr(schema, "flag_hints", {})))

@@ -35,6 +35,7 @@ def option(
     unit: str = "",
     synonyms: Mapping[str, str] | None = None,
     short: bool = True,
+    metavar: str = "",
 ) -> Any:
     """Declare an option as a dataclass field.
 
@@ -43,11 +44,12 @@ def option(
     - unit: a suffix of numbers that is accepted, as in Composer: ep (epochs), ba (steps) or dur (fraction of the run).
     - synonyms: other names of values, in lower case.
     - short: whether the flag may omit the section.
+    - metavar: the name of the value in the help, such as PATH; by default N for an integer, X for a number, else NAME.
     """
     if required == (default is not dataclasses.MISSING):
         raise TypeError("an option has either a default or required=True")
     metadata: dict[str, Any] = {"help": help, "minimum": minimum, "maximum": maximum, "const": const}
-    metadata |= {"unit": unit, "synonyms": synonyms or {}, "short": short}
+    metadata |= {"unit": unit, "synonyms": synonyms or {}, "short": short, "metavar": metavar}
     return dataclasses.field(default=default, kw_only=True, metadata=metadata)
 
 
@@ -71,6 +73,7 @@ class Option(Checker):
     unit: str = ""
     synonyms: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     short: bool = True
+    value_name: str = ""
 
     @property
     def path(self) -> str:
@@ -85,6 +88,14 @@ class Option(Checker):
     def shortest_flag(self, short_names: Container[str]) -> str:
         """Return the flag, with its section unless the name is one of ``short_names``."""
         return self.flag if self.name in short_names else f"--{self.path}"
+
+    @property
+    def metavar(self) -> str:
+        """The name of the value in the help; empty for a flag without value."""
+        if self.value_name or self.type is bool:
+            return self.value_name
+        members = get_args(self.type) or (self.type,)
+        return "N" if int in members else "X" if float in members else "NAME"
 
     @property
     def required(self) -> bool:
@@ -119,16 +130,17 @@ class Option(Checker):
         return words
 
     def describe(self) -> str:
-        """Return the help text of the flag: what it does, then its valid values and default unless they are obvious."""
-        is_obvious = self.type in (str, bool) or (self.type is int and self.minimum in (0, 1) and self.maximum is None)
-        notes = [] if is_obvious else [self.help()]
-        if not (self.required or (self.default in ("", None, False) and not _is_number(self.default))):
-            notes.append(f"default {str(self.default).lower() if self.type is bool else self.default}")
-        return f"{self.description} ({'; '.join(notes)})" if notes else self.description
+        """Return the help text of the flag: what it does, then its valid values unless they are obvious."""
+        has_obvious_range = self.minimum in (0, 1) and self.maximum is None
+        is_obvious = self.type in (str, bool) or has_obvious_range
+        return self.description if is_obvious else f"{self.description} ({self.help()})"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def default_text(value: Any) -> str:
+    """Return a default as the help shows it; empty if there is none, or if a flag is off."""
+    if value is dataclasses.MISSING or value in ("", None) or value is False:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _number(value: float) -> str:
@@ -225,6 +237,7 @@ def options_of(schema: type) -> Iterator[Option]:
                 unit=meta["unit"],
                 synonyms=meta["synonyms"],
                 short=meta["short"],
+                value_name=meta["metavar"],
             )
 
 

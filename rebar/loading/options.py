@@ -20,14 +20,16 @@ class DataConfig:
     """Data."""
 
     train_dataset: str = option(
-        "", help="training .beton, or a source (folder, tar, hf:NAME, s3://...); default $WRITE_DIR/train.beton"
+        "",
+        help="training .beton, or a source (folder, tar, hf:NAME, s3://...); default $WRITE_DIR/train.beton",
+        metavar="PATH",
     )
-    val_dataset: str = option("", help="validation .beton, or a source; default $WRITE_DIR/val.beton")
+    val_dataset: str = option("", help="validation .beton, or a source; default $WRITE_DIR/val.beton", metavar="PATH")
     use_hf: bool = option(False, help="use hf:imagenet-1k if no dataset is given")
-    data_subset: str = option("full", help=SUBSET_HELP)
+    data_subset: str = option("full", help=SUBSET_HELP, metavar="SIZE")
     max_classes: int = option(0, help="of a source: number of classes, drawn at random; 0: all", minimum=0)
     max_samples_per_class: int = option(0, help="of a source: maximum number of images per class; 0: all", minimum=0)
-    image_key: str = option("", help=IMAGE_KEY_HELP)
+    image_key: str = option("", help=IMAGE_KEY_HELP, metavar="EXT")
     num_workers: int = option(0, help="decoding threads per rank; 0: usable cores / ranks on the node", minimum=0)
     in_memory: Literal["auto", "true", "false"] = option(
         "auto",
@@ -38,5 +40,5 @@ class DataConfig:
     min_scale: float = option(
         0.08, help="smallest area of a random crop, as a fraction of the image", minimum=0.001, maximum=1
     )
-    stats_file: str = option("", help="JSON file with mean and std of the channels; default ImageNet's")
+    stats_file: str = option("", help="JSON file with mean and std of the channels; default ImageNet's", metavar="FILE")
     on_error: OnError = option("raise", help="corrupt training image: raise an error, or replace it with another image")

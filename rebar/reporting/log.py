@@ -33,7 +33,9 @@ Record = dict[str, Any]
 class LoggingConfig:
     """Logging."""
 
-    folder: str = option("", help="run folder; default runs/NAME, where NAME is the config file's stem")
+    folder: str = option(
+        "", help="run folder; default runs/NAME, where NAME is the config file's stem", metavar="FOLDER"
+    )
     log_level: int = option(1, help="0: evaluate and report after the last epoch only; 1: after each epoch", minimum=0)
     log_every: int = option(50, help="steps between records of the training loss", minimum=1)
     wandb: bool = option(False, help="also log to Weights & Biases (WANDB_MODE=offline works)")
@@ -41,12 +43,16 @@ class LoggingConfig:
     wandb_name: str = option(
         "", help="Weights & Biases run name; implies wandb; default: WANDB_NAME or the name of the run folder"
     )
-    wandb_tags: str = option("", help="Weights & Biases tags, separated by commas; implies wandb")
+    wandb_tags: str = option("", help="Weights & Biases tags, separated by commas; implies wandb", metavar="A,B")
     upload: str = option(
-        "", help="s3://bucket/prefix: upload checkpoints and log to the run's folder there, and resume from it"
+        "",
+        help="s3://bucket/prefix: upload checkpoints and log to the run's folder there, and resume from it",
+        metavar="URL",
     )
     hf_repo: str = option(
-        "", help="owner/name: publish weights, model card, report and config there at the end; token: HF_TOKEN"
+        "",
+        help="owner/name: publish weights, model card, report and config there at the end; token: HF_TOKEN",
+        metavar="REPO",
     )
     show_progress: bool = option(True, help="progress bars")
 

@@ -165,7 +165,7 @@ NOT_IN_YAML = {"--config", "--config-name", "--experiment-name", "--hf-token"}
 
 
 def format_table(aliases: Sequence[Alias] = ALIASES, same_name: Sequence[str] = SAME_NAME) -> str:
-    """Return the aliases as the table that ``--help`` prints, with the flags that have the same name."""
+    """Return the aliases as the table that ``--help-all`` prints, with the flags that have the same name."""
     lines = []
     for alias in aliases:
         shown = f"{alias.secret}={alias.metavar}" if alias.secret else alias.translation.replace("{}", alias.metavar)

@@ -1,6 +1,6 @@
 """Parse the command line of ``train_imagenet.py``, with the environment variables and defaults that complete it.
 
-Imports neither torch nor numba, so that ``--help``, ``--print-config`` and wrong options are answered at once.
+Imports neither torch nor numba, so that ``--help`` and ``--print-config`` are answered at once.
 """
 
 import dataclasses
@@ -21,6 +21,11 @@ from rebar.training.config import IMAGENET_ON_HUB, TrainConfig
 from rebar.training.translation import translate
 
 DEFAULT_RECIPE = "rn50_configs/rn50_16_epochs.yaml"
+EXAMPLES = (
+    "python train_imagenet.py --config-file rn50_configs/g5_1gpu.yaml",
+    "torchrun --nproc_per_node=4 train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml --epochs 32",
+    "python train_imagenet.py --train-dataset train.beton --val-dataset val.beton --batch-size 256 --dry-run",
+)
 
 
 def parse_command_line(argv: Sequence[str]) -> TrainConfig:
@@ -35,14 +40,14 @@ def parse_command_line(argv: Sequence[str]) -> TrainConfig:
 def _parse(argv: Sequence[str]) -> TrainConfig:
     if config_name(argv) is None:
         argv = ["--config-file", DEFAULT_RECIPE, *argv]
-        if not {"--help", "-h"} & set(argv):
+        if not {"--help", "-h", "--help-all"} & set(argv):
             note(f"the recipe is {DEFAULT_RECIPE}; --config-file selects another")
     argv = [*data_from_environment(argv), *argv]
     config = parse_config(
         TrainConfig,
         argv,
         description="Train an ImageNet classifier from .beton files.",
-        example="torchrun --nproc_per_node=4 train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml",
+        examples=EXAMPLES,
         aliases=aliases.format_table(),
         resolve=resolve,
     )

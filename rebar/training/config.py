@@ -85,7 +85,7 @@ class ValidationConfig:
     batch_size: int = option(512, help="batch size per rank", minimum=1)
     resolution: int = option(224, help="resolution in px", minimum=1, short=False)
     final_resolutions: str = option(
-        "", help="evaluate the finished run at these resolutions in px, separated by commas: 224,256"
+        "", help="evaluate the finished run at these resolutions in px, separated by commas: 224,256", metavar="N,N"
     )
     crop_ratio: float = option(
         0.875, help="side of the center crop, relative to the shorter side of the image", minimum=0.01, maximum=1
@@ -118,6 +118,7 @@ class CheckpointConfig:
         help="auto, last or true: resume from the run folder's checkpoint; none or false: start from scratch; or a "
         "checkpoint file or run folder to start from",
         const="auto",
+        metavar="PATH",
     )
     overwrite: bool = option(
         False, help="with --resume none: delete an earlier run in the folder; with a file: restart from the file"
@@ -169,6 +170,25 @@ class TrainConfig:
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     dist: DistributedConfig = section(DistributedConfig)
 
+    common: ClassVar[tuple[str, ...]] = (
+        "data.train_dataset",
+        "data.val_dataset",
+        "data.data_subset",
+        "data.num_workers",
+        "model.arch",
+        "training.epochs",
+        "training.batch_size",
+        "training.global_batch_size",
+        "lr.lr",
+        "training.precision",
+        "execution.accumulate",
+        "logging.folder",
+        "logging.wandb",
+        "checkpoint.resume",
+        "training.dry_run",
+        "training.find_lr",
+    )
+    """The options that ``--help`` shows."""
     ignored_keys: ClassVar[Mapping[str, str]] = {
         "training.bn_wd": "ffcv-imagenet does not read it either",
         "data.gpu": "ffcv-imagenet does not read it either",

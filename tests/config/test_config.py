@@ -340,12 +340,12 @@ def test_print_config_output_is_equivalent_config_file(tmp_path: Path, capsys: p
 
 
 def test_help_lists_each_option_once_with_default(capsys: pytest.CaptureFixture[str]) -> None:
-    text = printed(["--help"], capsys)
+    text = printed(["--help-all"], capsys)
     words = " ".join(text.split())
     assert text.count("--epochs ") == 1
     assert "--training.batch_size" in text
-    assert "number of epochs (default 30)" in words
-    assert "integer from 0 to 9223372036854775807; default 0" in words
+    assert "--epochs N number of epochs [30]" in words
+    assert "(an integer from 0 to 9223372036854775807) [0]" in words
     assert "e+" not in words
     assert "text:" not in words
 

@@ -239,7 +239,7 @@ def test_translate_keeps_other_flags() -> None:
 
 def test_help_lists_all_aliases(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_config(TrainConfig, ["--help"], description="", aliases=format_table())
+        parse_config(TrainConfig, ["--help-all"], description="", aliases=format_table())
     output = capsys.readouterr().out
     assert "Flags of other scripts" in output
     assert all(name in output for alias in ALIASES for name in alias.names)
