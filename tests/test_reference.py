@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 import train_imagenet
 import write_dataset
 from rebar.config import parse_config
 from rebar.loading import Normalizer
-from rebar.models.torchvision_compat import import_torchvision
 from rebar.training import run as run_module
 from rebar.training.build import open_data
 from rebar.training.checkpoint import read_checkpoint
@@ -73,7 +73,7 @@ def reference_losses(
     """Train with the reference. Returns the loss of every step and the trained model."""
     world = World(rank=0, size=1, device=torch.device("cpu"))
     loader, _ = open_data(config, world)
-    model = import_torchvision().models.resnet18(num_classes=10)
+    model = torchvision.models.resnet18(num_classes=10)
     model.load_state_dict(weights)
     norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
     plain, decayed = [], []
@@ -130,7 +130,7 @@ def test_train_steps_equals_reference_implementation(by_name: bool, data: Data, 
     )[1:]
     config = parse_config(TrainConfig, [str(arg) for arg in args], description="test")
     torch.manual_seed(config.training.seed)
-    weights = import_torchvision().models.resnet18(num_classes=10).state_dict()
+    weights = torchvision.models.resnet18(num_classes=10).state_dict()
     expected, model = reference_losses(config, weights, by_name=by_name)
 
     train_imagenet.main([str(arg) for arg in args])

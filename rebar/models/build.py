@@ -16,7 +16,6 @@ from rebar.models import resnets
 from rebar.models.modifications import apply_blurpool, apply_gradient_checkpointing, apply_stochastic_depth
 from rebar.models.options import Initialization
 from rebar.models.resnets import SMALL_RESNETS, SmallResNet
-from rebar.models.torchvision_compat import import_torchvision
 
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {  # called with the number of classes
     **{name: functools.partial(SmallResNet, shape) for name, shape in SMALL_RESNETS.items()},
@@ -77,7 +76,8 @@ def build_model(
 
     Raises RebarError for an unknown or unsupported architecture, or if pretrained weights are not available.
     """
-    models = import_torchvision().models
+    from torchvision import models
+
     known = [*models.list_models(module=models), *ARCHITECTURES]
     if arch not in known:
         similar = difflib.get_close_matches(arch, known, n=3)

@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rebar.models.torchvision_compat import import_torchvision
-
 
 @dataclass(frozen=True)
 class SmallResNetSpec:
@@ -69,7 +67,9 @@ def _basic_block(channels: int, width: int, stride: int = 1) -> nn.Module:
     shortcut = None
     if stride != 1 or channels != width:
         shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-    block: nn.Module = import_torchvision().models.resnet.BasicBlock(channels, width, stride, shortcut)
+    from torchvision.models.resnet import BasicBlock
+
+    block: nn.Module = BasicBlock(channels, width, stride, shortcut)
     return block
 
 

@@ -4,10 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rebar.models.torchvision_compat import import_torchvision
-
-import_torchvision()
-
 
 @pytest.fixture
 def images() -> torch.Tensor:

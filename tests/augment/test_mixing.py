@@ -4,15 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.transforms import v2
 
 from rebar.augment.mixing import Mixing, cut_box, cutmix, erase, erasing_boxes, mixup, neighbors
 from rebar.augment.options import RegularizationConfig
 from rebar.augment.policy import mix_weight
 from rebar.augment.rng import BatchPosition
-from rebar.models.torchvision_compat import import_torchvision
-
-import_torchvision()
-from torchvision.transforms import v2  # noqa: E402
 
 LABELS = torch.tensor([0, 3, 1, 1, 4, 2])
 TARGETS = F.one_hot(LABELS, 5).float()

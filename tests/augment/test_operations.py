@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from rebar.augment.operations import (
     OPERATIONS,
@@ -18,10 +19,6 @@ from rebar.augment.operations import (
     trivial_augment,
 )
 from rebar.augment.rng import BatchPosition
-from rebar.models.torchvision_compat import import_torchvision
-
-import_torchvision()
-from torchvision.transforms import v2  # noqa: E402
 
 BINS = (0, 1, 9, 16, 30)
 NAMES = list(OPERATIONS)

@@ -3,14 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as F
 
 from rebar.augment.rng import BatchPosition
 from rebar.augment.transforms import adjust_hue, color_jitter
 from rebar.loading.rng import Stream
-from rebar.models.torchvision_compat import import_torchvision
-
-import_torchvision()
-from torchvision.transforms.v2 import functional as F  # noqa: E402
 
 ADJUSTMENTS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 

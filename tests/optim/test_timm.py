@@ -13,7 +13,6 @@ from rebar.augment.mixing import cut_box, cutmix, mixup
 from rebar.augment.operations import draw_magnitudes, operation_mask
 from rebar.augment.rng import BatchPosition
 from rebar.config import build_config, load_config_files
-from rebar.models.torchvision_compat import import_torchvision
 from rebar.optim.optimizers import build_optimizer, clip_gradients, parameter_groups, set_learning_rate
 from rebar.optim.options import OptimizerConfig
 from rebar.optim.schedules import LearningRateConfig, build_base_schedule, peak_lr
@@ -22,7 +21,6 @@ from rebar.training.execution import gradient_scaler
 from rebar.training.losses import build_criterion
 from rebar.training.options import LossConfig
 
-import_torchvision()  # timm imports it
 timm = pytest.importorskip("timm", reason="timm is not installed (scripts/requirements-dev.txt)")
 from timm.data.auto_augment import AugmentOp, rand_augment_transform  # noqa: E402
 from timm.data.mixup import Mixup, mixup_target, rand_bbox  # noqa: E402

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors import safe_open
 
 from rebar.errors import RebarError
 from rebar.models.build import build_model
-from rebar.models.torchvision_compat import import_torchvision
 from rebar.training.export import check_export_format, export_suffixes, export_weights
 from rebar.training.weights import read_weights
 
@@ -20,7 +20,7 @@ METADATA = {"arch": "resnet18", "num_classes": 10, "use_blurpool": True, "mean":
 def test_torchvision_loads_exported_weights(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, model = tmp_path / name, build_model("resnet18", num_classes=10, use_blurpool=True)
     export_weights(path, torch.nn.DataParallel(model).state_dict(), METADATA)
-    plain = import_torchvision().models.resnet18(num_classes=10)
+    plain = torchvision.models.resnet18(num_classes=10)
     read = read_weights(path)
     plain.load_state_dict(read.tensors)
     has_metadata = name == "weights.safetensors"
