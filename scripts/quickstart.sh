@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
 #
-# From a fresh Debian or Ubuntu machine to a trained ResNet-50, with one command:
+# From a fresh Debian or Ubuntu machine to a trained ResNet, with one command:
 #
 #   ./scripts/quickstart.sh
 #   REBAR_QUICKSTART_DIR=/mnt/nvme/quickstart ./scripts/quickstart.sh
 #
 # Sets everything up, builds an ImageNet-shaped folder from Fashion-MNIST (70,000 images), writes train.beton and
-# val.beton, trains rn50_configs/demo.yaml on the GPU, or on the CPU without one, and evaluates. The same commands train on
-# ImageNet: they are printed as they run. Run the script again at any time: complete steps are skipped, and an
-# interrupted training resumes.
+# val.beton, trains rn50_configs/demo.yaml (a small ResNet) on the GPU, or on the CPU without one, evaluates, and tries the
+# ResNet-50 recipe for a few steps. The same commands train on ImageNet: they are printed as they run. After set-up, it
+# takes at most about five minutes: the training is shortened on a slow machine. Run the script again at any time: complete
+# steps are skipped, and an interrupted training resumes.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=${REBAR_QUICKSTART_DIR:-$repo/quickstart_run}
 python=$repo/.venv/bin/python
-steps=6
+steps=7
 step=0
+train_images=25000
+train_epochs=4
+train_seconds=150 # the time for training; fewer epochs, or fewer images, if the machine is too slow for it
 
 if (($#)); then
     echo "usage: [REBAR_QUICKSTART_DIR=FOLDER] ./scripts/quickstart.sh" >&2
@@ -53,13 +57,55 @@ write_beton() {
 
 is_finished() { [[ -s $run/log.jsonl ]] && tail -n 1 "$run/log.jsonl" | grep -q '"event": "end"'; }
 
+# The options of train_imagenet.py that select the data.
+data_options() { printf '%s\n' --data.train_dataset "$work/train.beton" --data.val_dataset "$work/val.beton"; }
+
+# Measure the speed of a few steps, and write the options that keep the training within $train_seconds to $work/options.
+# An interrupted run resumes with the same options.
+choose_length() {
+    local -a data
+    local speed epochs images
+    if [[ -s $work/options ]]; then return; fi
+    mapfile -t data < <(data_options)
+    run_python train_imagenet.py --config-file rn50_configs/demo.yaml "${data[@]}" --logging.folder "$run" --dry-run |
+        tee "$work/dry_run.txt"
+    # "images/s: 1,520 at 20 px, 1,130 at 28 px": the last speed is the lowest.
+    speed=$(grep '^ *images/s: ' "$work/dry_run.txt" | grep -o '[0-9,]* at [0-9]* px' | tail -n 1 | sed 's/ at.*//; s/,//g' || true)
+    if [[ -z $speed ]] || ((speed == 0)); then speed=1; fi
+    epochs=$((speed * train_seconds / train_images))
+    if ((epochs >= train_epochs)); then
+        echo "--epochs $train_epochs" >"$work/options"
+    elif ((epochs > 1)); then
+        echo "   $speed images/s: training is shortened from $train_epochs epochs to $epochs"
+        echo "--epochs $epochs --end-ramp $((epochs - 1))" >"$work/options"
+    else
+        images=$((speed * train_seconds < train_images ? speed * train_seconds : train_images))
+        images=$((images < 2000 ? 2000 : images))
+        echo "   $speed images/s: training is shortened from $train_epochs epochs to one epoch of $images images"
+        echo "--epochs 1 --min-res 28 --end-ramp 0 --data-subset $images" >"$work/options"
+    fi
+}
+
 # A finished run starts again from scratch; an interrupted one resumes.
 train() {
-    local -a restart=()
-    if is_finished; then restart=(--resume none --overwrite); fi
-    run_python train_imagenet.py --config-file rn50_configs/demo.yaml \
-        --data.train_dataset "$work/train.beton" --data.val_dataset "$work/val.beton" \
+    local -a data options restart=()
+    if is_finished; then
+        restart=(--resume none --overwrite)
+        rm -f "$work/options"
+    fi
+    choose_length
+    mapfile -t data < <(data_options)
+    read -ra options <"$work/options"
+    run_python train_imagenet.py --config-file rn50_configs/demo.yaml "${data[@]}" "${options[@]}" \
         --logging.folder "$run" "${restart[@]}"
+}
+
+# The ImageNet recipe at a resolution at which a CPU takes seconds.
+try_resnet50() {
+    local -a data
+    mapfile -t data < <(data_options)
+    run_python train_imagenet.py --config-file rn50_configs/rn50_16_epochs.yaml "${data[@]}" --batch-size 32 \
+        --min-res 64 --max-res 64 --validation.batch_size 32 --validation.resolution 64 --logging.folder "$run" --dry-run
 }
 
 # OpenMP threads wait by spinning. If other processes use the cores, this makes training on the CPU several times slower.
@@ -78,14 +124,17 @@ heading "Set up"
 heading "Build an ImageNet-shaped folder from Fashion-MNIST"
 run_python scripts/build_fashion_mnist_tree.py --out "$tree"
 
-write_beton train --subset 25000 # a subset, so that a CPU needs only minutes
+write_beton train --subset "$train_images" # a subset, so that a CPU needs only minutes
 write_beton val
 
-heading "Train ResNet-50"
+heading "Train a small ResNet"
 train
 
 heading "Evaluate the checkpoint"
 run_python evaluate.py --checkpoint "$run/checkpoints/last.pt" --data "$work/val.beton" | tee "$run/evaluation.txt"
+
+heading "Try the ImageNet recipe: a few steps of ResNet-50"
+try_resnet50
 
 printf '\nDone in %d:%02d min.\n' $((SECONDS / 60)) $((SECONDS % 60))
 printf '   result      %s\n' "$(grep -m 1 'top-1' "$run/evaluation.txt")"

@@ -144,7 +144,7 @@ def test_launch_script_takes_an_image_folder(fake_repository: Path, tmp_path: Pa
 def quickstart(fake_repository: Path, last_event: str | None) -> str:
     """Run the quick start in a repository whose run log ends with this event. Returns the output."""
     work = fake_repository / "work"
-    (work / "run").mkdir(parents=True)
+    (work / "run").mkdir(parents=True, exist_ok=True)
     if last_event:
         (work / "run" / "log.jsonl").write_text(f'{{"event": "{last_event}", "time": 1.0}}\n')
     result = run(fake_repository / "scripts" / "quickstart.sh", REBAR_QUICKSTART_DIR=str(work))
@@ -156,8 +156,8 @@ def test_quickstart_runs_all_steps_and_prints_the_paths(fake_repository: Path) -
     output = quickstart(fake_repository, last_event=None)
     steps = ["build_fashion_mnist_tree.py", "--split train", "--split val", "train_imagenet.py", "evaluate.py"]
     assert [step for step in steps if f"called: {step}" in output or step in output] == steps
-    for number in range(1, 7):
-        assert f"[{number}/6]" in output
+    for number in range(1, 8):
+        assert f"[{number}/7]" in output
     for file in ("log.jsonl", "plot.png", "checkpoints/last.pt"):
         assert f"{fake_repository}/work/run/{file}" in output
 
@@ -178,6 +178,25 @@ def test_quickstart_restarts_a_finished_run_from_scratch(fake_repository: Path) 
     assert "--resume none --overwrite" in quickstart(fake_repository, last_event="end")
 
 
+@pytest.mark.parametrize(
+    ("speeds", "options"),
+    [
+        ("1,520 at 20 px, 1,130 at 28 px", "--epochs 4 --logging.folder"),
+        ("520 at 20 px, 413 at 28 px", "--epochs 2 --end-ramp 1 --logging.folder"),
+        ("200 at 28 px", "--epochs 1 --min-res 28 --end-ramp 0 --data-subset 25000 --logging.folder"),
+        ("40 at 28 px", "--epochs 1 --min-res 28 --end-ramp 0 --data-subset 6000 --logging.folder"),
+    ],
+)
+def test_quickstart_shortens_the_training_on_a_slow_machine(speeds: str, options: str, fake_repository: Path) -> None:
+    report = f'[[ $* != *--dry-run* ]] || echo "    images/s: {speeds}"'
+    executable(fake_repository / ".venv" / "bin" / "python", f'echo "called: $*"\n{report}')
+    output = quickstart(fake_repository, last_event=None)
+    assert options in output
+    assert ("training is shortened" in output) == ("--epochs 4" not in options)
+    # The options are kept for a resume, when the measured speed may differ.
+    assert options in quickstart(fake_repository, last_event="epoch")
+
+
 @pytest.mark.parametrize(("failing", "step"), [("train_imagenet.py", 5), ("evaluate.py", 6)])
 def test_quickstart_stops_at_a_failing_step_with_one_message(failing: str, step: int, fake_repository: Path) -> None:
     executable(fake_repository / ".venv" / "bin" / "python", f'[[ $1 != {failing} ]] || exit 3; echo "called: $*"')
@@ -185,5 +204,5 @@ def test_quickstart_stops_at_a_failing_step_with_one_message(failing: str, step:
     result = run(fake_repository / "scripts" / "quickstart.sh", REBAR_QUICKSTART_DIR=str(fake_repository / "work"))
     assert result.returncode == 3
     (message,) = result.stderr.strip().splitlines()
-    assert message.startswith(f"Stopped in step {step} of 6.")
+    assert message.startswith(f"Stopped in step {step} of 7.")
     assert "Done" not in result.stdout
