@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,16 @@ import pytest
 import evaluate
 import train_imagenet
 import write_dataset
+from rebar.config import options_of
+from rebar.training.aliases import ALIASES
+from rebar.training.config import TrainConfig
 from tests.conftest import REPOSITORY, Data, read_events, run, torchrun
 
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/datasets.md",
+    "docs/index.md",
     "docs/recipes.md",
     "docs/resume.md",
     "docs/training.md",
@@ -64,6 +70,25 @@ def test_files_mentioned_in_pages_exist(page: str) -> None:
     typed = re.findall(r"\b(?:scripts|rn50_configs)/\w+\.\w+", " ".join(" ".join(args) for args in commands(page)))
     assert [name for name in linked if not ((REPOSITORY / page).parent / name).exists()] == []
     assert [name for name in typed if not (REPOSITORY / name).exists()] == []
+
+
+def test_docs_build_as_a_site_without_broken_links(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    pages = {str(path.relative_to(tmp_path).parent) for path in tmp_path.rglob("index.html")}
+    assert pages >= {path.stem for path in (REPOSITORY / "docs").glob("*.md") if path.stem != "index"}
+
+
+def test_every_flag_on_the_page_for_users_of_other_projects_is_accepted() -> None:
+    page = (REPOSITORY / "docs/coming_from.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    accepted = [flag for row in rows for cell in row[1:] for flag in re.findall(r"--[a-z][\w-]+", cell)]
+    accepted += [flag for row in rows if row[1].startswith("the same") for flag in re.findall(r"--[a-z][\w-]+", row[0])]
+    names = {option.path.rpartition(".")[2].replace("_", "-") for option in options_of(TrainConfig)}
+    known = {f"--{name}" for name in names} | {name for alias in ALIASES for name in alias.names}
+    assert len(accepted) > 30
+    assert [flag for flag in accepted if flag not in known | {"--weights", "--data", "--nproc_per_node"}] == []
 
 
 def test_readme_imagenet_commands_run_end_to_end(
