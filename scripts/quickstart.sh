@@ -18,7 +18,7 @@ python=$repo/.venv/bin/python
 steps=7
 step=0
 train_images=25000
-train_epochs=4
+train_epochs=3
 train_seconds=150 # the time for training; fewer epochs, or fewer images, if the machine is too slow for it
 
 if (($#)); then
@@ -69,7 +69,7 @@ choose_length() {
     mapfile -t data < <(data_options)
     run_python train_imagenet.py --config-file rn50_configs/demo.yaml "${data[@]}" --logging.folder "$run" --dry-run |
         tee "$work/dry_run.txt"
-    # "images/s: 1,520 at 20 px, 1,130 at 28 px": the last speed is the lowest.
+    # "images/s: 1,520 at 24 px, 1,130 at 28 px": the last speed is the lowest.
     speed=$(grep '^ *images/s: ' "$work/dry_run.txt" | grep -o '[0-9,]* at [0-9]* px' | tail -n 1 | sed 's/ at.*//; s/,//g' || true)
     if [[ -z $speed ]] || ((speed == 0)); then speed=1; fi
     epochs=$((speed * train_seconds / train_images))

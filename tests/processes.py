@@ -136,11 +136,11 @@ def send(number: signal.Signals) -> Callable[[int], None]:
 
 
 def _serve() -> None:
+    import torchvision  # noqa: F401
+
     import evaluate  # noqa: F401
     import train_imagenet  # noqa: F401
-    from rebar.models.torchvision_compat import import_torchvision
 
-    import_torchvision()
     for line in sys.stdin:
         request = json.loads(line)
         if "poll" in request:

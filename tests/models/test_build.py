@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from rebar.errors import RebarError
 from rebar.models.build import build_model, build_network, count_parameters, init_bce_bias, to_device
-from rebar.models.torchvision_compat import import_torchvision
 
 
 def mock_download(monkeypatch: pytest.MonkeyPatch, outcome: Exception | None = None) -> None:
     """Replace the download of torchvision's weights: every weight is 0.5, or an exception is raised."""
-    models = import_torchvision().models
+    models = torchvision.models
     get_untrained_model = models.get_model
 
     def get_model(arch: str, weights: str) -> nn.Module:

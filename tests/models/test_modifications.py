@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from rebar.models.build import build_model, count_parameters
@@ -17,7 +18,6 @@ from rebar.models.modifications import (
     drop_samples,
 )
 from rebar.models.resnets import last_batchnorms
-from rebar.models.torchvision_compat import import_torchvision
 from rebar.training.execution import seed_step
 
 KERNEL = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
@@ -115,7 +115,7 @@ def test_drop_samples_equals_torchvision_stochastic_depth(rate: float) -> None:
     dropped = (ours.flatten(1) == 0).all(1).float().mean()
     assert dropped == pytest.approx(rate, abs=0.04)
     kept = (ours != 0).flatten(1).any(1)
-    theirs = import_torchvision().ops.stochastic_depth(x[:1], rate, "row", training=True)
+    theirs = torchvision.ops.stochastic_depth(x[:1], rate, "row", training=True)
     scale = (theirs / x[:1]).mean() if theirs.any() else torch.tensor(1 / (1 - rate))
     torch.testing.assert_close(ours[kept], x[kept] * scale)
 

@@ -181,8 +181,8 @@ def test_quickstart_restarts_a_finished_run_from_scratch(fake_repository: Path) 
 @pytest.mark.parametrize(
     ("speeds", "options"),
     [
-        ("1,520 at 20 px, 1,130 at 28 px", "--epochs 4 --logging.folder"),
-        ("520 at 20 px, 413 at 28 px", "--epochs 2 --end-ramp 1 --logging.folder"),
+        ("1,520 at 24 px, 1,130 at 28 px", "--epochs 3 --logging.folder"),
+        ("520 at 24 px, 413 at 28 px", "--epochs 2 --end-ramp 1 --logging.folder"),
         ("200 at 28 px", "--epochs 1 --min-res 28 --end-ramp 0 --data-subset 25000 --logging.folder"),
         ("40 at 28 px", "--epochs 1 --min-res 28 --end-ramp 0 --data-subset 6000 --logging.folder"),
     ],
@@ -192,7 +192,7 @@ def test_quickstart_shortens_the_training_on_a_slow_machine(speeds: str, options
     executable(fake_repository / ".venv" / "bin" / "python", f'echo "called: $*"\n{report}')
     output = quickstart(fake_repository, last_event=None)
     assert options in output
-    assert ("training is shortened" in output) == ("--epochs 4" not in options)
+    assert ("training is shortened" in output) == ("--epochs 3" not in options)
     # The options are kept for a resume, when the measured speed may differ.
     assert options in quickstart(fake_repository, last_event="epoch")
 
