@@ -29,7 +29,7 @@ from rebar.beton.inspect import main as inspect
 from rebar.beton.partial_file import journal_path, partial_path
 from rebar.beton.selection import Selection, select_shard, shard_path
 from rebar.beton.write_report import report_path
-from rebar.cli import Terminated, count, raise_terminated, run_command, warn
+from rebar.cli import Terminated, count, escape_undecodable, raise_terminated, run_command, shown_name, warn
 from rebar.config import option, parse_config, section
 from rebar.errors import RebarError
 from rebar.sources import Request, open_source
@@ -209,10 +209,11 @@ def check_classes(location: str, source: Source, target: Path, split: str) -> No
     """
     other = target.with_name("train.beton" if split == "val" else "val.beton")
     sidecar = read_sidecar(other) if other.exists() else None
-    if sidecar is None or list(sidecar.class_names) == list(source.class_names):
+    class_names = [escape_undecodable(name) for name in source.class_names]
+    if sidecar is None or list(sidecar.class_names) == class_names:
         return
-    differing = sorted(set(sidecar.class_names) ^ set(source.class_names))
-    shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
+    differing = sorted(set(sidecar.class_names) ^ set(class_names))
+    shown = ", ".join(map(shown_name, differing[:5])) + (", ..." if len(differing) > 5 else "")
     message = (
         f"{location}: its {len(source.class_names)} classes differ from the {len(sidecar.class_names)} of {other} "
         f"(differing: {shown}), so their labels are incompatible. Give the matching source, or write elsewhere."

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import json
 import os
 import signal
@@ -31,23 +32,42 @@ def _rank() -> int:
 
 def escape_control_characters(text: str) -> str:
     """Replace control characters, such as those of terminal escape sequences, with Python escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escape_undecodable(text))
 
 
-def _escape_lines(text: str) -> str:
+def escape_undecodable(text: str) -> str:
+    """Replace the bytes of a file name that are not UTF-8 with escapes such as ``\\xe9``, so that it can be encoded."""
+    if text.isascii():
+        return text
+    return "".join(_escape_surrogate(c) if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def _escape_surrogate(letter: str) -> str:
+    byte = ord(letter) - 0xDC00  # Python decodes such a byte to this code point
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else f"\\u{ord(letter):04x}"
+
+
+def shown_name(name: str, limit: int = 60) -> str:
+    """Return a name from a dataset as it is shown: control characters are escaped, and long names are shortened."""
+    text = escape_control_characters(name)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def escape_lines(text: str) -> str:
+    """Escape the control characters of a text except for its line breaks."""
     return "\n".join(escape_control_characters(line) for line in text.split("\n"))
 
 
 def warn(message: str) -> None:
     """Print a warning to stderr, on rank 0 only."""
     if _rank() == 0:
-        print(f"warning: {_escape_lines(message)}", file=sys.stderr, flush=True)
+        print(f"warning: {escape_lines(message)}", file=sys.stderr, flush=True)
 
 
 def note(message: str) -> None:
     """Print a note to stderr, on rank 0 only."""
     if _rank() == 0:
-        print(f"note: {_escape_lines(message)}", file=sys.stderr, flush=True)
+        print(f"note: {escape_lines(message)}", file=sys.stderr, flush=True)
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
@@ -158,6 +178,9 @@ def run_command(main: Callable[[Sequence[str]], object], argv: Sequence[str] | N
     debug = "--debug" in arguments
     if signal.getsignal(signal.SIGINT) is _exit_interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # paths may not be UTF-8, and the terminal may be ASCII
     try:
         main([argument for argument in arguments if argument != "--debug"])
     except RebarError as error:
@@ -169,7 +192,7 @@ def run_command(main: Callable[[Sequence[str]], object], argv: Sequence[str] | N
         if _rank() != 0:
             _wait_for_torchrun()
         prefix = f"[rank {_rank()}] " if "RANK" in os.environ else ""
-        print(f"{prefix}error: {_escape_lines(str(error))} [{error.code}]", file=sys.stderr, flush=True)
+        print(f"{prefix}error: {escape_lines(str(error))} [{error.code}]", file=sys.stderr, flush=True)
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

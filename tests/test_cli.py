@@ -2,14 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from rebar.cli import CommandParser, and_others, count, raise_terminated, run_command, warn
+from rebar.cli import CommandParser, and_others, count, raise_terminated, run_command, shown_name, warn
 from rebar.errors import RebarError
+from tests.conftest import REPOSITORY
 
 
 def fail(argv: Sequence[str]) -> None:
@@ -103,7 +106,7 @@ def test_errors_and_warnings_escape_control_characters(capsys: pytest.CaptureFix
     def fail_with_name(argv: Sequence[str]) -> None:
         raise RebarError("a\x1b[31m\udcff: missing\nsecond line", code="disk-full")
 
-    assert run(fail_with_name, capsys=capsys)[1] == "error: a\\x1b[31m\\udcff: missing\nsecond line [disk-full]\n"
+    assert run(fail_with_name, capsys=capsys)[1] == "error: a\\x1b[31m\\xff: missing\nsecond line [disk-full]\n"
     warn("\rname")
     assert capsys.readouterr().err == "warning: \\rname\n"
 
@@ -147,3 +150,30 @@ def test_counts_agree_with_their_nouns() -> None:
         "a and 1 more image",
         "a and 2 more images",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("n01440764", "n01440764"),
+        ("caf\u00e9", "caf\u00e9"),
+        (os.fsdecode(b"caf\xe9"), "caf\\xe9"),
+        ("\ud800", "\\ud800"),
+        ("\x1b[31m\r\n", "\\x1b[31m\\r\\n"),
+        ("\u202e\u2028\0", "\\u202e\\u2028\\x00"),
+        ("a" * 3000, "a" * 59 + "\u2026"),
+    ],
+)
+def test_shown_name(name: str, shown: str) -> None:
+    assert shown_name(name) == shown
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_path_that_the_terminal_cannot_show_is_printed(encoding: str) -> None:
+    code = (
+        "import os, rebar.cli; rebar.cli.run_command(lambda argv: print(os.fsdecode(b'caf\\xe9 ') + chr(0x72ac)), [])"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"caf\\udce9 ")

@@ -26,6 +26,7 @@ from rebar.beton.partial_file import PartialFile, open_partial
 from rebar.beton.sidecar import Checksums, Sidecar, sidecar_path
 from rebar.beton.worker_pool import map_in_processes
 from rebar.beton.write_report import Estimate, Tally, WriteReport, estimate, report_path
+from rebar.cli import escape_undecodable
 from rebar.errors import RebarError
 from rebar.storage.files import atomic_write, require_space, sync_folder, write_error
 
@@ -198,7 +199,7 @@ def _finish(partial: PartialFile, encoder: Encoder, num_bytes: int, checksums: C
     sidecar = Sidecar(
         num_samples=partial.pages.num_samples,
         bytes=num_bytes,
-        class_names=tuple(encoder.source.class_names),
+        class_names=tuple(map(escape_undecodable, encoder.source.class_names)),
         images={key: value for key, value in asdict(policy).items() if key != "seed"},
         seed=policy.seed,
         checksums=checksums,

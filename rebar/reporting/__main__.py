@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rebar.cli import CommandParser, run_command
+from rebar.cli import CommandParser, escape_control_characters, run_command
 from rebar.errors import RebarError
 from rebar.reporting.report import write_comparison, write_report
 
@@ -27,9 +27,10 @@ def main(argv: Sequence[str]) -> None:
                 "--out: applies to a comparison only. Leave it out: the report of one run is RUN/report.html.",
                 code="config-conflict",
             )
-        print(write_report(options.runs[0]))
+        target = write_report(options.runs[0])
     else:
-        print(write_comparison(options.runs, options.out or Path("comparison.html")))
+        target = write_comparison(options.runs, options.out or Path("comparison.html"))
+    print(escape_control_characters(str(target)))
 
 
 if __name__ == "__main__":

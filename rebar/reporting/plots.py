@@ -5,6 +5,7 @@ python -m rebar.reporting.plots RUN_FOLDER
 
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.cli import escape_control_characters, run_command
+from rebar.cli import escape_control_characters, run_command, shown_name
 from rebar.errors import RebarError
 from rebar.reporting.log import RunData, Series, read_run
 from rebar.reporting.run_folder import RunFolder
@@ -115,7 +116,9 @@ def draw(axes: Any, panel: Panel) -> None:
         color: dict[str, Any] = {"color": "0.78", "linewidth": 1.0, "zorder": 1} if line.faint else {}
         marker = "." if len(line.x) < 40 and not line.faint else None
         style = "steps-pre" if panel.steps else "default"
-        axes.plot(line.x, line.y, label=escape_mathtext(line.label), marker=marker, drawstyle=style, **color)
+        axes.plot(
+            line.x, line.y, label=escape_mathtext(shown_name(line.label)), marker=marker, drawstyle=style, **color
+        )
     axes.set(title=panel.title, xlabel="epoch")
     values = [value for line in panel.shown for value in line.y]
     if panel.log_if_wide and values and min(values) > 0 and max(values) > 10 * min(values):
@@ -167,14 +170,17 @@ def plot_run(folder: Path) -> Path:
         FigureCanvasAgg(figure)
         for axes, panel in zip(figure.subplots(2, 2).flat, run_panels(run), strict=False):
             draw(axes, panel)
-        figure.suptitle(escape_mathtext(run.name))
+        figure.suptitle(escape_mathtext(shown_name(run.name, _MAX_TITLE_LETTERS)))
         image = RunFolder(folder).plot
-        with atomic_write(image) as (file,):
+        with atomic_write(image) as (file,), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")
             figure.savefig(file, format="png", dpi=100)
     return image
 
 
 _MAX_TICK_LABELS = 40
+_MAX_TICK_LETTERS = 30
+_MAX_TITLE_LETTERS = 100
 
 
 def plot_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
@@ -188,15 +194,16 @@ def plot_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Pat
     axes = figure.subplots()
     # a square-root scale makes rare confusions visible next to a diagonal near 1
     image = axes.imshow(np.sqrt(fractions), cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
-    axes.set(xlabel="predicted", ylabel="true", title=escape_mathtext(path.stem))
+    axes.set(xlabel="predicted", ylabel="true", title=escape_mathtext(shown_name(path.stem, _MAX_TITLE_LETTERS)))
     if len(names) <= _MAX_TICK_LABELS:
-        labels = [escape_mathtext(name) for name in names]
+        labels = [escape_mathtext(shown_name(name, _MAX_TICK_LETTERS)) for name in names]
         axes.set_xticks(range(len(names)), labels, rotation=90)
         axes.set_yticks(range(len(names)), labels)
     color_bar = figure.colorbar(image, ax=axes, shrink=0.7)
     ticks = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1]
     color_bar.set_ticks(list(np.sqrt(ticks)), labels=[f"{tick:.0%}" for tick in ticks])
-    with atomic_write(path) as (file,):
+    with atomic_write(path) as (file,), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the font has no glyph for a letter, and a box is drawn
         figure.savefig(file, format="png", dpi=110)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from rebar.cli import escape_lines
 from rebar.reporting.console import final_resolutions, format_duration
 from rebar.reporting.log import Record, RunData, read_run
 from rebar.reporting.plots import Panel, comparison_panels, run_panels, to_svg
@@ -50,12 +51,12 @@ def write_report(folder: Path) -> Path:
     """Write ``report.html`` into a run folder and return its path."""
     run = read_run(folder)
     sections = [
-        f'<p class="state">{html.escape(_state(run))}</p>',
+        f'<p class="state">{_escape(_state(run))}</p>',
         _facts(run),
         _charts(run_panels(run)),
         "<h2>Epochs</h2>" + _epochs_table(run),
         "<h2>Environment</h2>" + _text_table(_environment(run)),
-        f"<h2>Configuration</h2><details><summary>all options</summary><pre>{html.escape(run.config)}</pre></details>",
+        f"<h2>Configuration</h2><details><summary>all options</summary><pre>{_escape(run.config)}</pre></details>",
     ]
     return _write_page(folder / "report.html", run.name, sections)
 
@@ -172,23 +173,28 @@ def _flatten(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _escape(text: str) -> str:
+    """Escape HTML and control characters except for line breaks."""
+    return html.escape(escape_lines(text))
+
+
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], best: int | None = None) -> str:
     """Return a table in which the row with the index ``best`` is highlighted."""
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
+    head = "".join(f"<th>{_escape(text)}</th>" for text in heads)
     body = ""
     for index, row in enumerate(rows):
-        cells = "".join(f"<td>{html.escape(text)}</td>" for text in row)
+        cells = "".join(f"<td>{_escape(text)}</td>" for text in row)
         body += f'<tr class="best">{cells}</tr>' if index == best else f"<tr>{cells}</tr>"
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _text_table(facts: Mapping[str, str]) -> str:
-    body = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
+    body = "".join(f"<tr><td>{_escape(k)}</td><td>{_escape(v)}</td></tr>" for k, v in facts.items())
     return f'<table class="text">{body}</table>'
 
 
 def _write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
-    name = html.escape(title)
+    name = _escape(title)
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
         f"<style>{_CSS}</style></head><body><h1>{name}</h1>{''.join(sections)}</body></html>\n"

@@ -13,7 +13,7 @@ from typing import get_args
 from tqdm import tqdm
 
 from rebar.beton.images import Source, omitted_by
-from rebar.cli import CommandParser, count, run_command
+from rebar.cli import CommandParser, count, run_command, shown_name
 from rebar.errors import RebarError
 from rebar.sources.byte_ranges import PackedNames
 from rebar.sources.layout import Split, is_image
@@ -21,6 +21,7 @@ from rebar.sources.registry import Request, open_source
 from rebar.storage.files import write_error
 
 NUM_THREADS = 8
+_MAX_NAME_BYTES = 255  # of a file name, on common file systems
 
 
 def unpack(source: Source, folder: Path, *, progress: bool = True) -> int:
@@ -31,9 +32,11 @@ def unpack(source: Source, folder: Path, *, progress: bool = True) -> int:
     Raises RebarError.
     """
     for name in source.class_names:
-        if not name or PurePosixPath(name).name != name or name.startswith("."):
+        is_name = name and PurePosixPath(name).name == name and not name.startswith(".") and "\0" not in name
+        if not is_name or len(os.fsencode(name)) > _MAX_NAME_BYTES:
             raise RebarError(
-                f"{folder}: class name {name!r} cannot be used as a folder name. Rename the class in the source.",
+                f"{folder}: class name '{shown_name(name)}' cannot be used as a folder name. Rename the class in the "
+                "source.",
                 code="unpack-class-name-invalid",
             )
     names = _file_names(source)

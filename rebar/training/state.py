@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rebar.cli import warn
+from rebar.cli import shown_name, warn
 from rebar.errors import RebarError
 from rebar.loading import Loader
 from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
@@ -281,7 +281,7 @@ def check_same_classes(saved: list[str], class_names: list[str], path: Path | st
     if saved != class_names:
         first = next(i for i, names in enumerate(zip(saved, class_names, strict=True)) if names[0] != names[1])
         raise CheckpointError(
-            f"class {first} of checkpoint {path} is '{saved[first]}', class {first} of the dataset is "
-            f"'{class_names[first]}'. {advice}",
+            f"class {first} of checkpoint {path} is '{shown_name(saved[first])}', class {first} of the dataset is "
+            f"'{shown_name(class_names[first])}'. {advice}",
             code="checkpoint-mismatch",
         )

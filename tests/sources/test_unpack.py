@@ -54,6 +54,14 @@ def test_usage_error_is_one_line(options: list[str]) -> None:
     assert raised.value.code == "config-invalid-value"
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "../up", ".hidden", "nul\0", "x" * 300])
+def test_class_name_that_is_no_folder_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RebarError) as raised:
+        unpack(Images(["fine", name]), tmp_path, progress=False)
+    assert raised.value.code == "unpack-class-name-invalid"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unpack_keeps_images_with_equal_names(tmp_path: Path) -> None:
     class Shards(Images):
         def name(self, index: int) -> str:
