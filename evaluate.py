@@ -40,9 +40,8 @@ from rebar.training.error_hints import evaluation_error_hints
 from rebar.training.evaluate_options import EvaluateSection, default_data, parse_command_line
 from rebar.training.evaluation import evaluate
 from rebar.training.execution import input_dtype, resolve_precision
-from rebar.training.export import check_export_format, export_weights
 from rebar.training.state import check_same_classes
-from rebar.training.weights import read_weights
+from rebar.training.weights import check_export_format, export_weights, read_weights
 
 
 def main(argv: Sequence[str]) -> None:
@@ -134,14 +133,14 @@ def load_checkpoint(options: EvaluateSection) -> TrainedModel:
     """Load the model, configuration and classes of a checkpoint."""
     if not options.checkpoint:
         raise RebarError(
-            "evaluate: no weights to evaluate. Give --checkpoint, or --weights with --arch.",
+            "evaluate: no weights to evaluate. Pass --checkpoint, or --weights with --arch.",
             code="config-missing-option",
         )
     path = Path(options.checkpoint)
     if path.is_dir():
         path = RunFolder(path).checkpoint_to_resume("auto") or RunFolder(path).last_checkpoint
     checkpoint = read_checkpoint(path)
-    trained = build_config(TrainConfig, checkpoint["config"], where=str(path))
+    trained = build_config(TrainConfig, checkpoint["config"], origin=str(path))
     model = build_model(
         checkpoint["arch"],
         num_classes=checkpoint["num_classes"],
@@ -178,7 +177,7 @@ def _default_config(options: EvaluateSection, *, use_blurpool: bool) -> TrainCon
 
 
 def _mismatch(options: EvaluateSection, reason: str) -> RebarError:
-    message = f"{options.weights}: not weights of a {options.arch}: {reason}. Give their architecture with --arch."
+    message = f"{options.weights}: not weights of a {options.arch}: {reason}. Pass their architecture with --arch."
     return RebarError(message, code="weights-mismatch")
 
 
@@ -189,7 +188,7 @@ def check_classes(options: EvaluateSection, loader: Loader, class_names: Sequenc
     if loader.beton.num_classes > num_classes:
         raise RebarError(
             f"{options.data}: {loader.beton.num_classes} classes, but the model of "
-            f"{options.checkpoint or options.weights} has {num_classes}. Give the dataset that it was trained on.",
+            f"{options.checkpoint or options.weights} has {num_classes}. Pass the dataset that it was trained on.",
             code="data-class-mismatch",
         )
 

@@ -24,13 +24,13 @@ from rebar.loading import Batch
 from rebar.optim.optimizers import clip_gradients, perturbed_weights, set_learning_rate
 from rebar.optim.schedules import build_schedule
 from rebar.training.banner import print_banner, print_epoch
-from rebar.training.dry_run import run_trial
 from rebar.training.evaluation import print_evaluation, validate_epoch
 from rebar.training.execution import autocast, seed_step, split_microbatches
 from rebar.training.launch import launch, run_context
 from rebar.training.losses import build_criterion
 from rebar.training.publish import finish
 from rebar.training.run import Run
+from rebar.training.trial import run_trial
 
 
 def main(argv: Sequence[str]) -> None:

@@ -29,9 +29,9 @@ from rebar.beton.inspect import main as inspect
 from rebar.beton.partial_file import journal_path, partial_path
 from rebar.beton.selection import Selection, select_shard, shard_path
 from rebar.beton.write_report import report_path
-from rebar.cli import Terminated, count, escape_undecodable, raise_terminated, run_command, shown_name, warn
+from rebar.cli import count, escape_undecodable, raise_terminated, run_command, shown_name, warn
 from rebar.config import option, parse_config, section
-from rebar.errors import RebarError
+from rebar.errors import RebarError, Terminated
 from rebar.sources import Request, open_source
 from rebar.storage.files import check_writable
 
@@ -169,7 +169,7 @@ def require_path(flag: str, value: str, variable: str, *, code: str) -> str:
     if chosen := value or os.environ.get(variable, ""):
         return chosen
     raise RebarError(
-        f"{flag} is not given. Give {flag} PATH, or set the environment variable {variable}.",
+        f"{flag} is required. Pass {flag} PATH, or set the environment variable {variable}.",
         code=code,
     )
 
@@ -193,10 +193,10 @@ def find_target(write_path: str, split: str, shard: str = "") -> Path:
 def check_target(target: Path, *, overwrite: bool) -> None:
     """Raise RebarError if the target cannot be written, or exists and may not be replaced."""
     if target.is_dir():
-        raise RebarError(f"{target} is a folder. Give the path of a file.", code="write-target-invalid")
+        raise RebarError(f"{target} is a folder. Pass the path of a file.", code="write-target-invalid")
     if target.exists() and not overwrite:
         raise RebarError(
-            f"{target} already exists. Add --overwrite to replace it, or give another path.",
+            f"{target} already exists. Add --overwrite to replace it, or choose another path.",
             code="write-target-exists",
         )
     check_writable(target)
@@ -216,7 +216,7 @@ def check_classes(location: str, source: Source, target: Path, split: str) -> No
     shown = ", ".join(map(shown_name, differing[:5])) + (", ..." if len(differing) > 5 else "")
     message = (
         f"{location}: its {len(source.class_names)} classes differ from the {len(sidecar.class_names)} of {other} "
-        f"(differing: {shown}), so their labels are incompatible. Give the matching source, or write elsewhere."
+        f"(differing: {shown}), so their labels are incompatible. Pass the matching source, or write elsewhere."
     )
     if split == "val":
         raise RebarError(message, code="beton-classes-differ")
@@ -271,7 +271,7 @@ def print_report(report: WriteReport, config: WriterSection) -> None:
     expected, tally = report.expected, report.tally
     print(f"written   {report.path}: {report.bytes / 1e9:,.3f} GB in {report.seconds:,.1f} s")
     print(f"          {count(report.num_samples, 'image')}, {value_range(report.class_counts)} per class")
-    print(f"          {tally.passed_through:,} losslessly, {tally.encoded:,} re-encoded")
+    print(f"          {tally.transcoded:,} transcoded losslessly, {tally.encoded:,} re-encoded")
     print(f"          {per_image:,.0f} bytes per image, {per_second:,.0f} images/s")
     if expected.marker_overhead:
         sampled = count(expected.num_sampled, "image")

@@ -8,7 +8,7 @@ copy of torch. All processes together read every image once per epoch. The first
 Bytes read are those of /proc/PID/io (reads from the disk), bytes needed the sizes of the images.
 
 Control groups need root. Without them, and with ``--no-limit``, the page cache is emptied before each epoch instead:
-this measures cold starts, but not what happens when cached data are evicted.
+this measures cold starts, but not what happens when cached data is evicted.
 """
 
 import argparse

@@ -44,15 +44,15 @@ def make_data(work: Path) -> None:
         target = work / f"{split}.beton"
         if not target.exists():
             run("scripts/build_fashion_mnist_tree.py", "--out", work / "tree")
-            data = ["--data-dir", work / "tree", "--write-path", target, "--write-mode", "raw"]
+            data: list[str | Path] = ["--data-dir", work / "tree", "--write-path", target, "--write-mode", "raw"]
             run("write_dataset.py", "--split", split, *data)
 
 
 def train(config: Path, work: Path, seed: int, processes: int, more: list[str]) -> Path:
     """Train with one seed, or resume the run. Return the run folder."""
     folder = work / f"seed_{seed}"
-    data = ["--data.train_dataset", work / "train.beton", "--data.val_dataset", work / "val.beton"]
-    own = ["--training.seed", str(seed), "--logging.folder", folder]
+    data: list[str | Path] = ["--data.train_dataset", work / "train.beton", "--data.val_dataset", work / "val.beton"]
+    own: list[str | Path] = ["--training.seed", str(seed), "--logging.folder", folder]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     launcher = torchrun if processes > 1 else []
     run(*launcher, "train_imagenet.py", "--config-file", config, *data, *own, *more)

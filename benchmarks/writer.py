@@ -130,7 +130,7 @@ def run_peer(arguments: argparse.Namespace) -> None:
     # CPU time is only counted for processes that were waited for: FFCV's workers and Rebar's fork server are not.
     for child in multiprocessing.active_children():
         child.join()
-    forkserver._forkserver._stop()
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(json.dumps([seconds, sum(usage.ru_utime + usage.ru_stime for usage in used)]))
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from rebar.errors import RebarError
+from rebar.errors import RebarError, Terminated
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -78,14 +78,6 @@ def count(number: int, noun: str, plural: str = "") -> str:
 def and_others(first: str, others: int, noun: str, plural: str = "") -> str:
     """Return the first of several, with the number of the others: 'a.jpg and 2 more images'."""
     return f"{first} and {count(others, f'more {noun}', plural and f'more {plural}')}" if others else first
-
-
-class Terminated(BaseException):
-    """A signal that asks the process to end; ``signal_number`` is its number."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
 
 
 @contextmanager

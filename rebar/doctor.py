@@ -211,21 +211,11 @@ def check_cores() -> Check:
     return make_check("CPU cores", f"{usable:g} of {present} usable", warning=advice)
 
 
-def cached_in_cgroup() -> int:
-    """Return the bytes of page cache that the cgroup counts as used memory."""
-    with suppress(OSError):
-        lines = (CGROUP / "memory.stat").read_text().splitlines()
-        return sum(int(line.split()[1]) for line in lines if line.startswith("file "))
-    return 0
-
-
 def check_memory() -> Check:
     """Check available memory: the machine's, or the rest of the cgroup's limit."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    if numbers := read_numbers("memory.max", "memory.current"):
-        limit, used = numbers
-        available = min(available, limit - used + cached_in_cgroup())
+    from rebar.storage.page_cache import available_memory
+
+    available = available_memory()
     advice = "less than 2 GiB: use fewer workers and a smaller batch" if available < 2 * GIB else ""
     return make_check("free memory", f"{available / GIB:.1f} GiB", warning=advice)
 

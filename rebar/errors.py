@@ -1,4 +1,4 @@
-"""The base class of errors that are reported to the user."""
+"""Exceptions that end a command: errors that are reported to the user, and signals."""
 
 
 class RebarError(Exception):
@@ -22,3 +22,11 @@ def _rebuild(cls: type[RebarError], args: tuple[object, ...], attributes: dict[s
     error = cls.__new__(cls, *args)
     error.__dict__.update(attributes)
     return error
+
+
+class Terminated(BaseException):
+    """A signal that asks the process to end; ``signal_number`` is its number."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number

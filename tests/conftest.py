@@ -115,9 +115,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
     """Write ``train.beton`` and ``val.beton`` with the command line."""
     folder = tmp_path_factory.mktemp("betons")
-    where = ["--data-dir", images, "--write-path", f"{folder}/"]
-    run("write_dataset.py", "--split", "train", *where)
-    run("write_dataset.py", "--split", "val", "--subset", str(NUM_VAL), *where)
+    paths = ["--data-dir", images, "--write-path", f"{folder}/"]
+    run("write_dataset.py", "--split", "train", *paths)
+    run("write_dataset.py", "--split", "val", "--subset", str(NUM_VAL), *paths)
     return Data(tree=images, folder=folder)
 
 

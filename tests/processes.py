@@ -34,7 +34,7 @@ class _Server:
             command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def ask(self, **request: Any) -> Any:
+    def request(self, **request: Any) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -60,7 +60,7 @@ class Process:
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = _server().ask(poll=self.pid)
+            self.returncode = _server().request(poll=self.pid)
         return self.returncode
 
     def wait(self, timeout: float = 200) -> int:
@@ -84,7 +84,7 @@ def start(command: Args, **environment: str) -> Process:
     descriptor, output = tempfile.mkstemp(dir=_server().outputs.name)
     os.close(descriptor)
     words, variables = [str(word) for word in command], {**os.environ, **environment}
-    pid = _server().ask(command=words, environment=variables, output=output)
+    pid = _server().request(command=words, environment=variables, output=output)
     return Process(pid, Path(output))
 
 

@@ -54,8 +54,8 @@ def test_recipes_of_the_current_folder_and_then_bundled_ones_are_found(installed
 
 @pytest.mark.nightly
 def test_wheel_writes_trains_and_evaluates(installed: Path, tmp_path: Path, data: Data) -> None:
-    where = ["--split", "train", "--data-dir", data.tree, "--write-path", tmp_path / "train.beton"]
-    assert run_installed(installed, tmp_path, "rebar-write", *where).returncode == 0
+    paths = ["--split", "train", "--data-dir", data.tree, "--write-path", tmp_path / "train.beton"]
+    assert run_installed(installed, tmp_path, "rebar-write", *paths).returncode == 0
     command = data.training_command(tmp_path / "run", "--data.train_dataset", str(tmp_path / "train.beton"))[1:]
     done = run_installed(installed, tmp_path, "rebar-train", *command)
     assert done.returncode == 0, done.stderr

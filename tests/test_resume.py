@@ -108,7 +108,7 @@ def test_resume_file_then_sigkill_resumes_the_run_itself(
     assert_same_run(tmp_path / "run", tmp_path / "uninterrupted")
 
 
-def test_every_minutes_saves_by_time(data: Data, tmp_path: Path) -> None:
+def test_checkpoint_every_minutes_saves_by_time(data: Data, tmp_path: Path) -> None:
     train_here(*data.training_command(tmp_path, "--every-minutes", "1e-9", "--max-steps", "3", "--keep-best", "0"))
     assert (tmp_path / "checkpoints/previous.pt").exists()  # saved more than once
 

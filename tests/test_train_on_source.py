@@ -56,8 +56,8 @@ def test_evaluate_reuses_the_cached_beton(
 def test_unusable_source_stops_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     args = ["--config-file", "rn50_configs/tiny.yaml", "--data.train_dataset", tmp_path / "empty"]
-    where = ["--data.val_dataset", tmp_path / "empty", "--logging.folder", tmp_path / "run"]
-    ranks = start_ranks(2, ["train_imagenet.py", *args, *where], REBAR_CACHE=str(tmp_path / "cache"))
+    paths = ["--data.val_dataset", tmp_path / "empty", "--logging.folder", tmp_path / "run"]
+    ranks = start_ranks(2, ["train_imagenet.py", *args, *paths], REBAR_CACHE=str(tmp_path / "cache"))
     assert [rank.wait() for rank in ranks] == [1, 1]
     printed = "".join(rank.output for rank in ranks)
     assert f"{tmp_path}/empty" in printed

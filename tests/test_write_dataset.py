@@ -173,7 +173,7 @@ def test_existing_file_is_replaced_only_with_overwrite(imagenet: Path, tmp_path:
     assert len(BetonFile.open(tmp_path / "val.beton")) == 9
 
 
-def test_missing_paths_name_option_and_variable(imagenet: Path) -> None:
+def test_error_of_a_missing_path_names_option_and_variable(imagenet: Path) -> None:
     for arguments, option, variable, code in (
         (("--split", "val"), "--data-dir", "IMAGENET_DIR", "data-not-given"),
         (("--split", "val", "--data-dir", imagenet), "--write-path", "WRITE_DIR", "write-path-missing"),

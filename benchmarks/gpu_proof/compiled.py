@@ -3,7 +3,7 @@
 import functools
 import gc
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ def measure(job: Job, name: str, settings: dict[str, Any], mode: str | None) -> 
 
     def wrap(model: nn.Module) -> nn.Module:
         if mode:
-            return torch.compile(model, mode=mode, dynamic=False)
+            return cast(nn.Module, torch.compile(model, mode=mode, dynamic=False))
         backend = "aot_eager" if job.rehearse else "inductor"
         return compile_model(model, {sizes["resolution"]}, backend=backend)
 

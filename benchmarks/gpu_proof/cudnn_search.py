@@ -39,9 +39,10 @@ def main(out: str, work: str, limit: int, *, rehearse: bool) -> None:
     sizes = {"resolution": 32, "batch_size": 4} if rehearse else {"resolution": 160, "batch_size": 256}
     if not rehearse:  # load the CUDA and cuDNN libraries, which is not part of the search
         torch.nn.functional.conv2d(torch.ones(1, 8, 8, 8, device="cuda"), torch.ones(8, 8, 3, 3, device="cuda"))
-    result = time_steps(job, build_stepper(job, **sizes), seconds=0.2 if rehearse else 1.0, **sizes)
+    stepper = build_stepper(job, resolution=sizes["resolution"], batch_size=sizes["batch_size"])
+    result = time_steps(job, stepper, seconds=0.2 if rehearse else 1.0, **sizes)
     print(result["images_per_second"], result["first_step_seconds"])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], int(sys.argv[3]), rehearse=sys.argv[4] == "True")
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), rehearse=sys.argv[4] == "True")

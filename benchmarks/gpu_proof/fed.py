@@ -7,11 +7,13 @@ import os
 import time
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.gpu_proof.job import Job, percentile
 from benchmarks.gpu_proof.training_step import Stepper, build_stepper, synchronize, time_steps
+from rebar.loading import Loader
 from rebar.loading.imagenet import build_train_loader
 from rebar.loading.options import DataConfig
 from rebar.training.metrics import TrainMeter
@@ -83,7 +85,7 @@ def measure(
     budget = 0.3 if job.rehearse else 3.0
     meter = TrainMeter(job.device)
     batches = chain.from_iterable(loader.epoch(epoch, resolution) for epoch in count())
-    events = []
+    events: list[Any] = []
     fed = stepper.train_on(meter.timed(batches))
     for _ in range(loader.batches_ahead + 3):  # exclude the batches that are prefetched at the start
         next(fed)
@@ -92,13 +94,12 @@ def measure(
     while time.perf_counter() - began < budget or steps < 3:
         next(fed)
         if on_gpu:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            events.append(torch.cuda.Event(enable_timing=True))
+            events[-1].record()
             if steps > 2:
-                events[-2].synchronize()  # keep the host at most three steps ahead, so that its clock reflects the GPU
+                events[-3].synchronize()  # keep the host at most three steps ahead, so that its clock reflects the GPU
         else:
-            event = time.perf_counter()
-        events.append(event)
+            events.append(time.perf_counter())
         steps += 1
     synchronize(job)
     seconds = time.perf_counter() - began
@@ -126,7 +127,7 @@ def measure(
     )
 
 
-def loader_alone(loader: object, resolution: int, batch_size: int, budget: float) -> float:
+def loader_alone(loader: Loader, resolution: int, batch_size: int, budget: float) -> float:
     """Return the images/s of the loader without a consumer."""
     batches = chain.from_iterable(loader.epoch(100 + epoch, resolution) for epoch in count())
     for _ in range(loader.batches_ahead + 2):

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -83,7 +84,7 @@ def ceilings(job: Job) -> dict[str, float]:
     }
 
 
-def _seconds(work: object, count: int, job: Job) -> float:
+def _seconds(work: Callable[[], object], count: int, job: Job) -> float:
     for _ in range(3):
         work()
     if not job.rehearse:

@@ -62,7 +62,7 @@ def measure(job: Job, name: str, settings: dict[str, Any], options: list[str]) -
     if blur_everywhere:
         for module in stepper.run.state.model.modules():
             if isinstance(module, BlurPoolConv2d):
-                module.forward = functools.partial(blur_then_convolve, module)
+                module.forward = functools.partial(blur_then_convolve, module)  # type: ignore[method-assign]
     result = time_steps(
         job,
         stepper,

@@ -40,7 +40,7 @@ def commit_of(given: str) -> str:
 def summarize(arguments: argparse.Namespace) -> None:
     """Write both summaries."""
     parts = read_parts(arguments.out)
-    machine = next((row for row in parts.get("machine", {}).get("rows", [])), {})
+    machine: dict[str, Any] = next((row for row in parts.get("machine", {}).get("rows", [])), {})
     commit = commit_of(arguments.commit)
     write_json(
         arguments.out / "summary.json",

@@ -14,7 +14,7 @@ from peers.torch_data import read_folder
 # Both are pickled for worker processes, so they are defined at module level.
 
 
-class Images(litdata.StreamingDataset):  # type: ignore[misc]
+class Images(litdata.StreamingDataset):
     """The stored JPEGs, decoded."""
 
     resolution: int

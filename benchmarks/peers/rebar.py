@@ -8,8 +8,8 @@ from peers import Job
 def epochs(job: Job) -> Iterator[Iterable[int]]:
     """Yield an iterable of batch sizes per epoch, without normalization, which runs on the GPU."""
     from rebar.loading import Loader
+    from rebar.loading.crops import RandomResizedCrop
     from rebar.loading.order import OrderOption
-    from rebar.loading.rng import RandomResizedCrop
 
     loader = Loader(
         job.beton,

@@ -17,8 +17,9 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     from rebar.jpeg.kernel_arguments import BITS_MARGIN, new_region_scratch, new_table_store, new_tables
     from rebar.jpeg.kernels.crops import decode_region
     from rebar.jpeg.kernels.markers import parse_header
+    from rebar.loading.crops import RandomResizedCrop
     from rebar.loading.order import OrderOption, epoch_order, shard_batches
-    from rebar.loading.rng import RandomResizedCrop, RngKeys
+    from rebar.loading.rng import RngKeys
 
     if job.cores != 1:
         raise SystemExit("this peer runs on one core only")

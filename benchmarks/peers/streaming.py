@@ -26,13 +26,13 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
             for path, label in read_folder(job.folder):
                 writer.write({"jpeg": Path(path).read_bytes(), "label": label})
 
-    class Images(streaming.StreamingDataset):  # type: ignore[misc]
+    class Images(streaming.StreamingDataset):
         def __getitem__(self, index: Any) -> tuple[Any, int]:
             sample = super().__getitem__(index)
             return torch.from_numpy(random_resized_crop(sample["jpeg"], job.resolution)), sample["label"]
 
     dataset = Images(local=shards, shuffle=True, batch_size=job.batch_size)
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset, batch_size=job.batch_size, num_workers=job.cores, drop_last=True, persistent_workers=True
     )
     for _ in range(job.epochs):

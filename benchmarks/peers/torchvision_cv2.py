@@ -14,7 +14,9 @@ def decode(path: str, resolution: int) -> Any:
     import torch
 
     cv2.setNumThreads(1)
-    image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
+    decoded = cv2.imread(path)
+    assert decoded is not None
+    image = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     top, left, height, width = random_box(*image.shape[:2])
     cropped = image[top : top + height, left : left + width]
     resized = cv2.resize(cropped, (resolution, resolution), interpolation=cv2.INTER_AREA)

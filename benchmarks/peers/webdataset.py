@@ -36,7 +36,9 @@ def epochs(job: Job) -> Iterator[Iterable[int]]:
     def decode(sample: dict[str, Any]) -> Any:
         cv2.setNumThreads(1)
         encoded = np.frombuffer(sample["jpg"], np.uint8)
-        image = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        assert decoded is not None
+        image = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
         top, left, height, width = random_box(*image.shape[:2])
         cropped = image[top : top + height, left : left + width]
         resized = cv2.resize(cropped, (job.resolution, job.resolution), interpolation=cv2.INTER_AREA)

@@ -25,7 +25,7 @@ _HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 @contextmanager
 def epochs(job: Job) -> Iterator[Callable[[], Epoch]]:
     """See :mod:`training_loops`."""
-    model = job.model().to(memory_format=torch.channels_last).to(job.device)  # type: ignore[call-overload]
+    model = job.model().to(memory_format=torch.channels_last).to(job.device)
     criterion = nn.CrossEntropyLoss(label_smoothing=LABEL_SMOOTHING)
     named = list(model.named_parameters())
     groups = [

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -75,7 +76,7 @@ def configuration(job: Job) -> TrainConfig:
 def epochs(job: Job) -> Iterator[Callable[[], Epoch]]:
     """See :mod:`training_loops`. Reads ``train_dataset`` if the job has one."""
     config, world = configuration(job), World(rank=0, size=1, device=job.device)
-    loader = SyntheticLoader(job)
+    loader: Any = SyntheticLoader(job)
     if job.train_dataset:
         loader = build_train_loader(
             config.data,

@@ -8,6 +8,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import timm
 import torch
@@ -25,7 +26,8 @@ LOG_INTERVAL = 50
 def epochs(job: Job) -> Iterator[Callable[[], Epoch]]:
     """See :mod:`training_loops`."""
     torch.manual_seed(0)
-    model = timm.create_model(job.arch, num_classes=NUM_CLASSES).to(job.device, memory_format=torch.channels_last)
+    model: Any = timm.create_model(job.arch, num_classes=NUM_CLASSES)
+    model = model.to(job.device, memory_format=torch.channels_last)
     criterion = LabelSmoothingCrossEntropy(LABEL_SMOOTHING)
     optimizer = create_optimizer_v2(model, "sgd", lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     scaler = gradient_scaler(job.precision, job.device)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from rebar.augment.rng import BatchPosition, take, upload
-from rebar.loading.rng import Stream
+from rebar.augment.transforms import take, upload
+from rebar.loading.rng import BatchPosition, Stream
 
 _ATTEMPTS = 10
 _AREA = (0.02, 0.33)

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from rebar.augment import transforms
-from rebar.augment.rng import BatchPosition, take, to_integers, upload
-from rebar.loading.rng import Stream
+from rebar.augment.transforms import take, upload
+from rebar.loading.rng import BatchPosition, Stream, to_integers
 
 Magnitudes = NDArray[np.float64]
 

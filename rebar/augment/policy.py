@@ -13,8 +13,8 @@ import torch
 from rebar.augment.mixing import Mixing, erase, erasing_boxes
 from rebar.augment.operations import rand_augment, trivial_augment
 from rebar.augment.options import RegularizationConfig
-from rebar.augment.rng import BatchPosition
 from rebar.augment.transforms import color_jitter
+from rebar.loading.rng import BatchPosition
 
 STRONG_ERASING = 0.1
 """The probability of random erasing with ``augmentation: strong``."""

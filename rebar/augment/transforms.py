@@ -9,10 +9,9 @@ torchvision's RandAugment and TrivialAugment.
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from rebar.augment.rng import BatchPosition, per_sample, upload
-from rebar.loading.rng import Stream
+from rebar.loading.rng import BatchPosition, Stream
 
 Factors = NDArray[np.float64]
 
@@ -191,3 +190,19 @@ def transform(images: torch.Tensor, matrices: Matrices) -> torch.Tensor:
     grid = torch.stack([source_x, source_y], dim=3)
     sampled = F.grid_sample(images.to(torch.float32), grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return sampled.to(torch.uint8)
+
+
+def upload(values: ArrayLike, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Copy host values to ``device`` without synchronizing."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def per_sample(values: ArrayLike, images: torch.Tensor) -> torch.Tensor:
+    """Copy one value per image to the images' device, float32 ``[n, 1, 1, 1]``."""
+    return upload(values, images.device).view(-1, 1, 1, 1)
+
+
+def take(images: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Copy ``images[indices]``, ``[n, c, h, w]``, in channels_last layout."""
+    return images.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)

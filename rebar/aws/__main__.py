@@ -14,18 +14,16 @@ from rebar.aws import (  # noqa: F401  (each registers its commands)
     cost,
     create_snapshot,
     download_imagenet,
+    jobs,
     launch,
     mount,
     sagemaker,
     snapshots,
     spot_watch,
     transfer,
-    user_data,
-    validation_run,
     volumes,
 )
-from rebar.aws.arguments import COMMANDS
-from rebar.aws.client import Aws, Mode
+from rebar.aws.commands import COMMANDS, Aws, Mode
 from rebar.cli import run_command
 
 GROUPS = {

@@ -8,19 +8,11 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from rebar.aws.arguments import (
-    argument,
-    command,
-    identity_of,
-    positive,
-    run_prefix,
-)
-from rebar.aws.client import Aws, Step, call, paginate
+from rebar.aws.commands import Aws, Step, argument, call, command, paginate, positive
 from rebar.aws.instances import BY_NAME, PRICE_SOURCE, instance_type
-from rebar.aws.jobs import EXAMPLE, JOB, ROLE, TRAIN_JOB, WRITE_JOB, training_arguments
-from rebar.aws.tags import PREFIX, Identity, as_tag_list, require_project_tags
-from rebar.aws.user_data import require_no_secrets
-from rebar.storage.boto import AwsError
+from rebar.aws.jobs import JOB, JOB_EXAMPLE, ROLE, TRAIN_JOB, WRITE_JOB, require_no_secrets, training_arguments
+from rebar.aws.tags import PREFIX, Identity, as_tag_list, identity_of, require_project_tags, run_prefix
+from rebar.storage.aws import AwsError
 from rebar.storage.s3 import S3Prefix
 
 SECRET_ARN = re.compile(
@@ -135,7 +127,7 @@ def _secret(text: str) -> dict[str, str]:
 
 @command(
     "batch register",
-    f"{EXAMPLE} --attempts 5 --job-role {ROLE} --yes",
+    f"{JOB_EXAMPLE} --attempts 5 --job-role {ROLE} --yes",
     *JOB,
     argument("--job-role", required=True, help="ARN of the container's role (docs/aws.md)"),
     argument("--execution-role", help="ARN of the role with which Batch reads secrets"),

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from rebar.aws.arguments import argument, command, one_of, positive, table
-from rebar.aws.client import Aws, Step, call
+from rebar.aws.commands import Aws, Step, argument, call, command, one_of, positive, table
 from rebar.aws.instances import (
     BY_NAME,
     EBS_GB_MONTH,
@@ -25,7 +24,7 @@ from rebar.aws.instances import (
 from rebar.aws.snapshots import delete_volume, find_snapshots, require_deletable
 from rebar.aws.tags import PROJECT, ROLE, RUN, Resource, expiry_of, now, tags_of
 from rebar.aws.volumes import find_volumes
-from rebar.storage.boto import AwsError
+from rebar.storage.aws import AwsError
 
 TRAIN_IMAGES = 1_281_167
 MINUTES_ON_8_A100 = {16: 14.9, 24: 21.7, 32: 28.8, 40: 35.6, 56: 49.4, 88: 77.2}

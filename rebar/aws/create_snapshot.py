@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rebar.aws.arguments import argument, command
-from rebar.aws.client import Aws, Step, run_program, wait
+from rebar.aws.commands import Aws, Step, argument, command, run_program, wait
 from rebar.aws.devices import device_of, frozen, mount_of, unmount
 from rebar.aws.instances import SNAPSHOT_GB_MONTH
 from rebar.aws.manifest import Manifest, Stamp, manifest_of, read_manifest, stamps_of, write_manifest
@@ -27,7 +26,7 @@ from rebar.aws.tags import (
     tags_of,
 )
 from rebar.aws.volumes import VOLUME, get_volume, require_attached
-from rebar.storage.boto import AwsError
+from rebar.storage.aws import AwsError
 
 COMPLETE_MINUTES = 360.0
 

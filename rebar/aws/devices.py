@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rebar.aws.client import run_program
+from rebar.aws.commands import run_program
 from rebar.cli import warn
-from rebar.storage.boto import AwsError
+from rebar.storage.aws import AwsError
 
 BY_ID = Path("/dev/disk/by-id")
 SYSFS = Path("/sys/class/block")
@@ -73,8 +73,8 @@ def require_blank(device: Path, size: int) -> None:
 
     if size_of(device) != size:
         raise refuse(f"has {size_of(device)} bytes instead of {size}")
-    if places := mounts_of(device):
-        raise refuse(f"is mounted on {places[0].target}")
+    if mounts := mounts_of(device):
+        raise refuse(f"is mounted on {mounts[0].target}")
     folder = SYSFS / device.name
     if users := [*folder.glob("holders/*"), *folder.glob(f"{device.name}*")]:
         raise refuse(f"has partitions or is part of {users[0].name}")
@@ -118,8 +118,8 @@ def mount_of(device: Path) -> Mount | None:
     """Return the mount of a device, or None. Raises AwsError if it is mounted more than once."""
     found = mounts_of(device)
     if len(found) > 1:
-        places = ", ".join(str(mount.target) for mount in found)
-        text = f"{device} is mounted in {len(found)} places ({places}). Unmount all but one."
+        targets = ", ".join(str(mount.target) for mount in found)
+        text = f"{device} is mounted in {len(found)} places ({targets}). Unmount all but one."
         raise AwsError(text, code="mount-conflict")
     return found[0] if found else None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rebar.storage.boto import AwsError
+from rebar.storage.aws import AwsError
 from rebar.storage.files import require_space
 
 INSTALL = {"aria2c": "apt-get install aria2", "kaggle": "pip install kaggle"}
@@ -109,7 +109,7 @@ def download_torrent(source: str, folder: Path) -> None:
         "--follow-torrent=mem",
         f"--bt-stop-timeout={STALLED_SECONDS}",
     ]
-    options += ["--bt-save-metadata=true", "--bt-load-saved-metadata=true"]  # of a magnet link
+    options += ["--bt-save-metadata=true", "--bt-load-saved-metadata=true"]  # keeps the metadata of a magnet link
     if source.startswith("magnet:?") and "xt=urn:btih:" not in source:
         raise AwsError("The magnet link has no xt=urn:btih:... Copy the complete link.", code="download-not-found")
     if "://" in source or source.startswith("magnet:?"):

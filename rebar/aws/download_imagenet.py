@@ -1,7 +1,6 @@
 """``data obtain``: download ImageNet from any of its sources, as input of ``write_dataset.py``."""
 
 import contextlib
-import hashlib
 import re
 import sys
 import urllib.parse
@@ -12,12 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rebar.aws.arguments import argument, command
-from rebar.aws.client import Aws
+from rebar.aws.commands import Aws, argument, command
 from rebar.aws.download import download, download_competition, download_torrent, is_torrent, redacted_url, unzip
-from rebar.storage.boto import AwsError, S3NotFoundError, translate_aws_error
-from rebar.storage.file_lock import file_lock
-from rebar.storage.files import write_error
+from rebar.storage.aws import AwsError, S3NotFoundError, translate_aws_error
+from rebar.storage.files import file_lock, hash_of, write_error
 from rebar.storage.s3 import S3Prefix
 from rebar.storage.s3 import download as download_object
 
@@ -57,10 +54,10 @@ def _obtain(aws: Aws, options: Namespace) -> None:
     sources, folder, devkit = options.sources, options.to, options.devkit
     md5 = _read_checksums(options.md5) if options.md5 else {}
     checksums = {**PUBLISHED_MD5, **md5}
-    if len(sources) == 1 and (place := _data_dir_read_in_place(aws, sources[0])) is not None:
-        if Path(place).is_dir():
-            _verify_archives_and_get_devkit(Path(place), checksums, devkit)
-        print(place)
+    if len(sources) == 1 and (data_dir := _data_dir_read_in_place(aws, sources[0])) is not None:
+        if Path(data_dir).is_dir():
+            _verify_archives_and_get_devkit(Path(data_dir), checksums, devkit)
+        print(data_dir)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,17 +100,14 @@ def _check_md5(path: Path, checksums: Mapping[str, str]) -> None:
     stamp = f"{expected} {status.st_size} {status.st_mtime_ns}"
     if note.is_file() and note.read_text() == stamp:
         return
-    content = hashlib.md5(usedforsecurity=False)
     with (
         path.open("rb", buffering=0) as file,
         tqdm(desc=f"MD5 of {path.name}", total=status.st_size, unit="B", unit_scale=True, delay=1) as bar,
     ):
-        while chunk := file.read(4 * 2**20):
-            content.update(chunk)
-            bar.update(len(chunk))
-    if content.hexdigest() != expected:
+        found = hash_of(file, "md5", on_read=bar.update).hexdigest()
+    if found != expected:
         raise AwsError(
-            f"{path}: its MD5 is {content.hexdigest()}, not {expected}. Delete the file and run the command again. If "
+            f"{path}: its MD5 is {found}, not {expected}. Delete the file and run the command again. If "
             "this is another version of the file, list its MD5 with --md5.",
             code="md5-mismatch",
         )

@@ -10,11 +10,9 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rebar.aws.arguments import argument
-from rebar.aws.client import Aws, call, paginate
+from rebar.aws.commands import Aws, argument, call, paginate
 from rebar.aws.tags import SNAPSHOT_ID, Resource, describe, find, now
-from rebar.storage.boto import AwsError
-from rebar.storage.ec2_metadata import InstanceMetadata
+from rebar.storage.aws import AwsError, InstanceMetadata
 from rebar.storage.s3 import S3Prefix
 
 PRICE_SOURCE = "July 2026, us-east-1, on demand, Linux"
@@ -159,7 +157,7 @@ SYSTEM_GB = 40
 def data_gb(aws: Aws, data: str) -> int | None:
     """Return the size in GB of train.beton and val.beton in ``s3://…``, or the size of a snapshot's volume.
 
-    Returns None if AWS denies access. Raises AwsError if the data do not exist.
+    Returns None if AWS denies access. Raises AwsError if the data does not exist.
     """
     if SNAPSHOT_ID.fullmatch(data):
         snapshot = describe(aws, "snapshot", data)
@@ -179,7 +177,7 @@ def data_gb(aws: Aws, data: str) -> int | None:
 
 
 def require_disk_space(aws: Aws, machine: InstanceType, data: str, gigabytes: int | None, root_gb: int) -> None:
-    """Raise AwsError if the data do not fit on the instance's disks. ``gigabytes`` None: ask AWS for their size."""
+    """Raise AwsError if the data does not fit on the instance's disks. ``gigabytes`` None: query AWS for their size."""
     gigabytes = gigabytes or data_gb(aws, data) or DATA_GB
     if machine.nvme_gb:
         require_nvme(machine, gigabytes)
@@ -192,10 +190,10 @@ def require_disk_space(aws: Aws, machine: InstanceType, data: str, gigabytes: in
 
 
 def require_nvme(machine: InstanceType, gigabytes: int) -> None:
-    """Raise AwsError if the data do not fit in the instance store."""
+    """Raise AwsError if the data does not fit in the instance store."""
     if gigabytes > 0.95 * machine.nvme_gb:
         fitting = [each.name for each in TYPES if each.gpus == machine.gpus and gigabytes <= 0.95 * each.nvme_gb]
-        text = f"{gigabytes} GB of data do not fit on the {machine.nvme_gb} GB of NVMe of {machine.name}"
+        text = f"{gigabytes} GB of data does not fit on the {machine.nvme_gb} GB of NVMe of {machine.name}"
         advice = f"Use {' or '.join(fitting) or 'more GPUs'}."
         raise AwsError(f"{text}. {advice}", code="instance-type-unsuitable")
 

@@ -1,15 +1,19 @@
-"""``launch single|multi``: launch instances that shut themselves down, and schedule their termination."""
+"""``launch single|multi|validate``: launch instances that shut themselves down, and schedule their termination."""
 
 import json
 import math
+import shlex
+import time
 from argparse import Namespace
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-from rebar.aws.arguments import argument, command, identity_of, positive
-from rebar.aws.client import Aws, Step, call
+from rebar.aws import commands
+from rebar.aws.commands import Aws, Step, argument, call, command, paginate, positive
 from rebar.aws.instances import (
+    BY_NAME,
     EBS_GB_MONTH,
     HOURS_PER_MONTH,
     PRICE_SOURCE,
@@ -20,9 +24,21 @@ from rebar.aws.instances import (
     require_quota,
     spot_price,
 )
-from rebar.aws.tags import Identity, at_most_one, create_once, expiry, now, tag_specification
-from rebar.aws.user_data import EXAMPLE, TRAINING, render, training_command
-from rebar.storage.boto import AwsError
+from rebar.aws.jobs import DATA, LAUNCH_EXAMPLE, TRAINING, WORK, render, training_command
+from rebar.aws.tags import (
+    Identity,
+    at_most_one,
+    create_once,
+    expiry,
+    identity_arguments,
+    identity_of,
+    now,
+    run_prefix,
+    tag_specification,
+)
+from rebar.cli import raise_terminated
+from rebar.storage.aws import AwsError
+from rebar.storage.s3 import S3Prefix, download
 
 GPU_AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
 """AWS's Deep Learning Base AMI: Ubuntu 22.04 with NVIDIA's open driver."""
@@ -48,13 +64,13 @@ INSTANCE = [
 ]
 
 
-@command("launch single", EXAMPLE + ROLES, *TRAINING, *INSTANCE)
+@command("launch single", LAUNCH_EXAMPLE + ROLES, *TRAINING, *INSTANCE)
 def _single(aws: Aws, options: Namespace) -> None:
     """Train on an instance with one GPU."""
     _train(aws, options, single=True)
 
 
-@command("launch multi", EXAMPLE.replace("g5.xlarge", "g5.12xlarge") + ROLES, *TRAINING, *INSTANCE)
+@command("launch multi", LAUNCH_EXAMPLE.replace("g5.xlarge", "g5.12xlarge") + ROLES, *TRAINING, *INSTANCE)
 def _multi(aws: Aws, options: Namespace) -> None:
     """Train on all GPUs of an instance with several."""
     _train(aws, options, single=False)
@@ -179,3 +195,100 @@ def _schedule(aws: Aws, options: Namespace, instance_id: str) -> None:
     )
     when = "already scheduled" if answer is None else f"scheduled for {end:%Y-%m-%d %H:%M} UTC"
     print(f"termination of {instance_id} is {when}")
+
+
+STATUS = "exit-status"
+GRACE_SECONDS = 900.0
+
+
+@command(
+    "launch validate",
+    "--run check-1 --source s3://my-bucket/rebar.tar.gz --data s3://my-bucket/betons \\\n"
+    "      --results s3://my-bucket/runs --max-hours 2 --out report" + ROLES,
+    *identity_arguments("validate"),
+    *WORK,
+    argument("--instance-type", default="g4dn.xlarge", metavar="TYPE", help=f"{', '.join(BY_NAME)}; %(default)s"),
+    argument("--data", default="", help=f"{DATA}; or hf:imagenet-1k, with --secret HF_TOKEN=/PARAMETER"),
+    argument("--command", dest="line", help="bash command instead of the validation; writes to $RUN_FOLDER"),
+    argument("--out", type=Path, required=True, help="folder for the report"),
+    *INSTANCE,
+)
+def _validate(aws: Aws, options: Namespace) -> None:
+    """Run the one-hour validation, or another command, on one GPU, and download its report."""
+    machine = instance_type(options.instance_type)
+    if machine.gpus != 1:
+        text = f"{machine.name} has {machine.gpus} GPUs. Use a type with one, such as g5.xlarge."
+        raise AwsError(text, code="instance-type-unsuitable")
+    from_hub = options.data.startswith("hf:")
+    line = options.line
+    if line is None:
+        if not options.data:
+            text = "--data is missing. Use s3://…, snap-… or hf:imagenet-1k, or set --command."
+            raise AwsError(text, code="aws-option-invalid")
+        images = shlex.quote(options.data) if from_hub else '"$DATA_FOLDER"'
+        line = f"exec ./scripts/validation_run.sh {images}"
+    if options.data and not from_hub:
+        require_disk_space(aws, machine, options.data, options.data_gb, options.root_gb)
+    data = "" if from_hub else options.data
+    _run(aws, options, render(options, ("bash", "-c", line), data, aws.ec2.meta.region_name))
+
+
+def _run(aws: Aws, options: Namespace, script: str) -> None:
+    """Launch an instance, wait for its exit status in S3, download the report, terminate.
+
+    A repeated call completes an interrupted one. Raises AwsError if the command failed, or if the instance ended
+    without an exit status; the folder then has the part of the report that exists.
+    """
+    s3, identity, results, folder = aws("s3"), identity_of(options), run_prefix(options), options.out
+    if _status(s3, results) is None:
+        instance_id = launch(aws, options, script)
+        if instance_id is None or not aws.executes:
+            return
+        with raise_terminated():  # so that the instance is terminated
+            try:
+                _wait(aws, options, s3, results)
+            finally:
+                _download(s3, results, folder)
+                terminate(aws, instance_id)
+    else:
+        print(f"{identity.run} has already ended: nothing is launched, --yes downloads its report")
+        if not aws.executes:
+            return
+        _download(s3, results, folder)
+        for instance in find_instances(aws, identity.key):
+            terminate(aws, instance["InstanceId"])
+    if (summary := folder / "run" / "summary.txt").is_file():
+        print(summary.read_text(errors="replace"), end="")
+    status = _status(s3, results)
+    if status != "0":
+        text = f"{identity.run} failed with exit status {status or 'unknown'}. See {folder / 'machine.log'}."
+        raise AwsError(text, code="remote-run-failed")
+    print(f"{identity.run} is done: its report is in {folder}")
+
+
+def _wait(aws: Aws, options: Namespace, s3: Any, results: S3Prefix) -> None:
+    """Wait until the exit status exists, or the instance does not."""
+    identity, deadline = identity_of(options), time.monotonic() + 3600 * options.max_hours + GRACE_SECONDS
+    while _status(s3, results) is None and find_instances(aws, identity.key, ("pending", "running")):
+        if time.monotonic() > deadline:
+            text = f"{identity.run} is still running after --max-hours. Check the AWS console."
+            raise AwsError(text, code="aws-wait-failed")
+        time.sleep(commands.POLL_SECONDS)
+
+
+def _status(s3: Any, results: S3Prefix) -> str | None:
+    """Return the exit status of the command; None if it has not ended."""
+    missing, key = ["NoSuchKey"], results.key(STATUS)
+    answer = call(f"reading {results}/{STATUS}", s3.get_object, none_if=missing, Bucket=results.bucket, Key=key)
+    return None if answer is None else str(answer["Body"].read(64).decode()).strip()
+
+
+def _download(s3: Any, results: S3Prefix, folder: Path) -> None:
+    """Download the results, except the checkpoints."""
+    action, prefix = f"downloading {results}", results.key("")
+    for entry in paginate(action, s3, "list_objects_v2", "Contents", Bucket=results.bucket, Prefix=prefix):
+        name = entry["Key"].removeprefix(prefix)
+        target = folder / name
+        if not name or name.endswith(".pt") or not target.resolve().is_relative_to(folder.resolve()):
+            continue
+        download(s3, results.bucket, entry["Key"], target, unverified=True)

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rebar.storage.boto import AwsError
-from rebar.storage.files import atomic_write
+from rebar.storage.aws import AwsError
+from rebar.storage.files import atomic_write, hash_of
 
 NAME = "rebar.sha256"
 IGNORED = {NAME, "lost+found"}  # in the root folder only
 PARTIAL = f".{NAME}.partial-"  # left by a killed command
-CHUNK = 4 * 2**20
 WORKERS = 16
 """Parallel reads. On a volume restored from a snapshot, the first read of every block fetches it from S3."""
 Stamp = tuple[int, int, int, int]
@@ -46,13 +45,10 @@ class Manifest:
         """Return one line per difference between this manifest and a later one."""
         found = []
         for before, after in ((self.files, other.files), (self.links, other.links)):
-            found += [f"{path} is missing" for path in sorted(before.keys() - after.keys())]
-            found += [f"{path} is new" for path in sorted(after.keys() - before.keys())]
-            found += [
-                f"{path} has different contents"
-                for path in sorted(before.keys() & after.keys())
-                if before[path] != after[path]
-            ]
+            for path in sorted(before.keys() | after.keys()):
+                if before.get(path) != after.get(path):
+                    what = "is missing" if path not in after else "is new" if path not in before else None
+                    found.append(f"{path} {what or 'has different contents'}")
         return found
 
 
@@ -89,16 +85,12 @@ def manifest_of(root: Path) -> Manifest:
     size = sum(entry.stat().st_size for entry in files.values())
 
     def digest(entry: "os.DirEntry[str]") -> str:
-        content = hashlib.sha256()
         try:
             with open(entry.path, "rb", buffering=0) as file:
-                while chunk := file.read(CHUNK):
-                    content.update(chunk)
-                    bar.update(len(chunk))
+                return str(hash_of(file, on_read=bar.update).hexdigest())
         except OSError as error:
             reason = error.strerror or error
             raise AwsError(f"{entry.path} cannot be read: {reason}.", code="file-not-readable") from None
-        return content.hexdigest()
 
     with (
         tqdm(desc="checksums", total=size, unit="B", unit_scale=True, delay=1) as bar,

@@ -10,8 +10,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from rebar.aws.arguments import argument, command
-from rebar.aws.client import Aws, Step, run_program
+from rebar.aws.commands import Aws, Step, argument, command, run_program
 from rebar.aws.devices import (
     device_of,
     link_of,
@@ -26,7 +25,7 @@ from rebar.aws.devices import (
 )
 from rebar.aws.tags import FILESYSTEM, Resource, describe, set_tags, tags_of
 from rebar.aws.volumes import VOLUME, attachment, detach_volume, get_volume, require_attached
-from rebar.storage.boto import AwsError
+from rebar.storage.aws import AwsError
 
 KINDS = ("ext4", "xfs")
 OPTIONS = {"ext4": "noatime", "xfs": "noatime,nouuid"}  # a restored copy has the UUID of its original
@@ -132,28 +131,28 @@ def _unmount(aws: Aws, options: Namespace) -> None:
 def unmount_volume(aws: Aws, volume: Resource) -> None:
     """Unmount a volume from all its mount points on this machine."""
     volume_id = volume["VolumeId"]
-    places = mounts_of(device_of(volume_id, seconds=0)) if link_of(volume_id).exists() else []
-    if not places:
+    mounts = mounts_of(device_of(volume_id, seconds=0)) if link_of(volume_id).exists() else []
+    if not mounts:
         print(f"{volume_id} is not mounted on this machine")
-    elif aws.confirm(f"volume {volume_id}", [Step(f"sync and unmount {place.target}") for place in places]):
-        for place in places:
-            unmount(place.target)
-            print(f"unmounted {place.target}")
+    elif aws.confirm(f"volume {volume_id}", [Step(f"sync and unmount {each.target}") for each in mounts]):
+        for each in mounts:
+            unmount(each.target)
+            print(f"unmounted {each.target}")
 
 
 @command("volume detach", "imagenet/beton --yes", VOLUME)
 def _detach(aws: Aws, options: Namespace) -> None:
     """Detach an unmounted volume, without force."""
     volume = get_volume(aws, options.volume)
-    volume_id, where = volume["VolumeId"], attachment(volume)
-    instance = describe(aws, "instance", where["InstanceId"]) if where else None
+    volume_id, attached = volume["VolumeId"], attachment(volume)
+    instance = describe(aws, "instance", attached["InstanceId"]) if attached else None
     is_down = instance is None or instance["State"]["Name"] in ("stopped", "terminated")
-    if where is not None and not is_down:
+    if attached is not None and not is_down:
         if not link_of(volume_id).exists():  # the mounts of another machine are not visible here
             text = f"{volume_id} is attached to another running instance. Detach it there, or stop that instance."
             raise AwsError(text, code="volume-in-use")
-        if places := mounts_of(device_of(volume_id, seconds=0)):
-            text = f"{volume_id} is mounted on {places[0].target}. Run volume umount {volume_id} first."
+        if mounts := mounts_of(device_of(volume_id, seconds=0)):
+            text = f"{volume_id} is mounted on {mounts[0].target}. Run volume umount {volume_id} first."
             raise AwsError(text, code="volume-in-use")
     detach_volume(aws, volume)
 
@@ -193,9 +192,9 @@ def _mount_disks(aws: Aws, options: Namespace) -> None:
         return
     is_array = _is_rebar_array(disks)
     device = _assembled_array(disks) if is_array else _rebar_disk(disks)
-    if device is not None and (places := mounts_of(device)):
-        if [place.target for place in places] != [folder]:
-            text = f"the instance store is mounted on {places[0].target}. Use that folder, or unmount it first."
+    if device is not None and (mounts := mounts_of(device)):
+        if [each.target for each in mounts] != [folder]:
+            text = f"the instance store is mounted on {mounts[0].target}. Use that folder, or unmount it first."
             raise AwsError(text, code="mount-conflict")
         print(f"{folder} is already on the instance store")
         return

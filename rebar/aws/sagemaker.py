@@ -5,12 +5,11 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from rebar.aws.arguments import argument, command, identity_of, positive, run_prefix
-from rebar.aws.client import Aws, Step, call, paginate
+from rebar.aws.commands import Aws, Step, argument, call, command, paginate, positive
 from rebar.aws.instances import instance_type, require_nvme
-from rebar.aws.jobs import EXAMPLE, JOB, ROLE, TRAIN_JOB, training_arguments
-from rebar.aws.tags import Identity, Resource, as_tag_list, require_project_tags
-from rebar.storage.boto import AwsError
+from rebar.aws.jobs import JOB, JOB_EXAMPLE, ROLE, TRAIN_JOB, training_arguments
+from rebar.aws.tags import Identity, Resource, as_tag_list, identity_of, require_project_tags, run_prefix
+from rebar.storage.aws import AwsError
 from rebar.storage.s3 import S3Prefix
 
 RUN_FOLDER = "/opt/ml/checkpoints"
@@ -67,7 +66,7 @@ def _training_job(options: Namespace, identity: Identity, name: str) -> dict[str
 
 @command(
     "sagemaker submit",
-    f"{EXAMPLE} --spot --role-arn {ROLE} --yes",
+    f"{JOB_EXAMPLE} --spot --role-arn {ROLE} --yes",
     *JOB,
     argument("--role-arn", required=True, help="ARN of the role that SageMaker assumes (docs/aws.md)"),
     argument("--spot", action="store_true", help="managed spot training: cheaper, and restarts automatically"),

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from rebar.aws.arguments import EXPIRES, INSTANCE, argument, command, positive, table
-from rebar.aws.client import Aws, Step
+from rebar.aws.commands import EXPIRES, INSTANCE, Aws, Step, argument, command, positive, table
 from rebar.aws.devices import device_of, link_of, mounts_of, unmount
 from rebar.aws.instances import EBS_GB_MONTH, HOURS_PER_MONTH, SNAPSHOT_GB_MONTH, Machine, get_instance, this_machine
 from rebar.aws.manifest import Manifest, manifest_of, read_manifest
@@ -38,7 +37,7 @@ from rebar.aws.volumes import (
     volume_request,
     wait_for_volume,
 )
-from rebar.storage.boto import AwsError
+from rebar.storage.aws import AwsError
 
 SNAPSHOT = argument("snapshot", help="snap-…, or RUN/ROLE for its newest")
 COPY_ROLE = "verify"

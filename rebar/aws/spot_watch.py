@@ -19,13 +19,11 @@ from typing import Any
 
 import psutil
 
-from rebar.aws.arguments import argument, command, one_of, positive
-from rebar.aws.client import Aws, run_program
+from rebar.aws.commands import Aws, argument, command, one_of, positive, run_program
 from rebar.aws.transfer import FOLDER, URL, upload_run
 from rebar.cli import warn
-from rebar.storage.boto import AwsError
-from rebar.storage.ec2_metadata import SPOT_NOTICE, InstanceMetadata
-from rebar.storage.run_records import RunStatus, read_status
+from rebar.storage.aws import SPOT_NOTICE, AwsError, InstanceMetadata
+from rebar.storage.run_store import RunStatus, read_status
 from rebar.storage.s3 import MIB, S3Prefix
 
 REBALANCE = "events/recommendations/rebalance"
@@ -162,7 +160,7 @@ def _stop(training: Training, folder: Path, deadline: float) -> bool:
 
     def is_saved() -> bool:
         status = _status(training, folder)
-        return status is not None and status.has_ended
+        return status is not None and status.state != "running"
 
     if not is_saved():  # training may have received the notice itself
         training.stop()
@@ -176,7 +174,7 @@ def _wait(condition: Callable[[], bool], deadline: float) -> None:
 
 
 def _exit_status(status: RunStatus | None) -> int:
-    if status is None or not status.has_ended:
+    if status is None or status.state == "running":
         raise AwsError(
             "training was killed: status.json does not contain the end of the run. The same command resumes it.",
             code="training-killed",

@@ -4,14 +4,16 @@ import hashlib
 import json
 import re
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from rebar.aws import client
-from rebar.aws.client import Aws, call, paginate
-from rebar.storage.boto import AwsError
+from rebar.aws import commands
+from rebar.aws.commands import Argument, Aws, argument, call, paginate
+from rebar.storage.aws import AwsError
+from rebar.storage.s3 import S3Prefix
 
 PREFIX = "rebar:"
 PROJECT, RUN, ROLE, OWNER, EXPIRES = (PREFIX + key for key in ("project", "run", "role", "owner", "expires"))
@@ -199,9 +201,34 @@ def create_once(aws: Aws, kind: str, create: Callable[[str], tuple[str, datetime
         created, at = create("rebar-" + hashlib.sha256(content.encode()).hexdigest()[:48])
         visible_at = at + timedelta(seconds=VISIBILITY_SECONDS[kind])
         while (found := describe(aws, kind, created)) is None and now() < visible_at:
-            time.sleep(client.POLL_SECONDS)
+            time.sleep(commands.POLL_SECONDS)
         state = None if found is None else found["State"]
         if (state["Name"] if isinstance(state, dict) else state) not in (None, *DELETED_STATES):
             return created
     text = f"the same resource was created and deleted {MAX_GENERATIONS} times today. Check the AWS console."
     raise AwsError(text, code="aws-wait-failed")
+
+
+RESULTS = argument(
+    "--results", required=True, help="s3://… folder; the checkpoint of an earlier attempt is read from there"
+)
+
+
+def identity_arguments(role: str) -> list[Argument]:
+    """Return the options that :func:`identity_of` reads; ``role`` is the default of ``--role``."""
+    return [
+        argument("--run", dest="run_name", required=True, metavar="NAME", help="name of the run"),
+        argument("--role", default=role, help="purpose of this resource in the run (default: %(default)s)"),
+        argument("--owner", default="", help="person or team, for the tag; tags are not secret"),
+    ]
+
+
+def identity_of(options: Namespace) -> Identity:
+    """Return the identity set by the options of :func:`identity_arguments` and by ``--expires-days``."""
+    expires = expiry(options.expires_days) if options.expires_days else None
+    return Identity(options.project, options.run_name, options.role, options.owner, expires)
+
+
+def run_prefix(options: Namespace) -> S3Prefix:
+    """Return the run's own folder below ``--results``. Raises AwsError ``s3-invalid-url``."""
+    return S3Prefix.parse(options.results, "--results").below(f"{options.project}/{options.run_name}")

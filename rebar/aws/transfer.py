@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rebar.aws.arguments import argument, command, positive
-from rebar.aws.client import Aws
+from rebar.aws.commands import Aws, argument, command, positive
 from rebar.cli import warn
-from rebar.storage.boto import AwsError, S3NotFoundError
+from rebar.storage.aws import AwsError, S3NotFoundError
 from rebar.storage.files import sha256_of
-from rebar.storage.run_records import LAST, ORIGIN, PREVIOUS, RECORDS, Progress, RunManifest, read_origin, read_status
-from rebar.storage.run_store import RunStore
+from rebar.storage.run_store import (
+    LAST,
+    ORIGIN,
+    PREVIOUS,
+    RECORDS,
+    Progress,
+    RunManifest,
+    RunStore,
+    read_origin,
+    read_status,
+)
 from rebar.storage.s3 import DOWNLOAD_PART_BYTES, DOWNLOAD_THREADS, MIB, S3Prefix, download, upload
 
 

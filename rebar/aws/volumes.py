@@ -5,9 +5,8 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from rebar.aws import client
-from rebar.aws.arguments import EXPIRES, INSTANCE, argument, command, identity_arguments, identity_of, positive
-from rebar.aws.client import Aws, Step
+from rebar.aws import commands
+from rebar.aws.commands import EXPIRES, INSTANCE, Aws, Step, argument, command, positive
 from rebar.aws.instances import EBS_GB_MONTH, get_instance, this_machine
 from rebar.aws.tags import (
     DELETED_STATES,
@@ -18,9 +17,11 @@ from rebar.aws.tags import (
     describe,
     find,
     get,
+    identity_arguments,
+    identity_of,
     tag_specification,
 )
-from rebar.storage.boto import AwsError
+from rebar.storage.aws import AwsError
 
 STATE_CHANGE_SECONDS = 300.0
 USABLE = ("available", "in-use")
@@ -131,7 +132,7 @@ def wait_for_volume(aws: Aws, volume_id: str, *states: str) -> Resource:
         if volume["State"] in ("error", "deleted") or time.monotonic() > deadline:
             text = f"{volume_id} is {volume['State']}, not {' or '.join(states)}. Check the AWS console."
             raise AwsError(text, code="aws-wait-failed")
-        time.sleep(client.POLL_SECONDS)
+        time.sleep(commands.POLL_SECONDS)
     return volume
 
 
@@ -146,12 +147,16 @@ def attach_volume(aws: Aws, volume: Resource, instance_id: str) -> None:
 
     Raises AwsError if the volume is attached elsewhere, or the instance is not running or in another zone.
     """
-    volume_id, where = volume["VolumeId"], attachment(volume)
-    if where is not None and where["InstanceId"] == instance_id and where["State"] in ("attached", "attaching"):
+    volume_id, attached = volume["VolumeId"], attachment(volume)
+    if (
+        attached is not None
+        and attached["InstanceId"] == instance_id
+        and attached["State"] in ("attached", "attaching")
+    ):
         print(f"{volume_id} is already attached to {instance_id}")
         return
-    if where is not None:
-        text = f"{volume_id} is {where['State']} ({where['InstanceId']}). Unmount and detach it on that instance first."
+    if attached is not None:
+        text = f"{volume_id} is {attached['State']} ({attached['InstanceId']}). Unmount and detach it there first."
         raise AwsError(text, code="volume-in-use")
     if volume["State"] != "available":
         raise AwsError(f"{volume_id} is {volume['State']}, not available. Try again later.", code="volume-in-use")
@@ -187,14 +192,14 @@ def _free_device_name(instance: Resource) -> str:
 
 def detach_volume(aws: Aws, volume: Resource) -> None:
     """Detach an unmounted volume, never by force, and wait until it is available."""
-    volume_id, where = volume["VolumeId"], attachment(volume)
-    if where is None:
+    volume_id, attached = volume["VolumeId"], attachment(volume)
+    if attached is None:
         print(f"{volume_id} is already detached")
         return
-    request = {"VolumeId": volume_id, "InstanceId": where["InstanceId"]}
-    step = Step(f"detach {volume_id} from {where['InstanceId']}", aws.ec2.detach_volume, request)
+    request = {"VolumeId": volume_id, "InstanceId": attached["InstanceId"]}
+    step = Step(f"detach {volume_id} from {attached['InstanceId']}", aws.ec2.detach_volume, request)
     if aws.confirm(f"volume {volume_id}", [step]):
-        if where["State"] != "detaching":
+        if attached["State"] != "detaching":
             step.execute()
         wait_for_volume(aws, volume_id, "available")
         print(f"{volume_id} is detached")

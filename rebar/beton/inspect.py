@@ -146,7 +146,7 @@ def _find_output(options: argparse.Namespace, path: Path, suffix: str) -> Path:
     out: Path = options.out or path.with_name(path.name + suffix)
     if out.exists() and not options.overwrite:
         raise RebarError(
-            f"{out} already exists. Add --overwrite to replace it, or give another path with --out.",
+            f"{out} already exists. Add --overwrite to replace it, or choose another path with --out.",
             code="write-target-exists",
         )
     check_writable(out)

@@ -14,7 +14,7 @@ _ORIENTATION_TAG = 0x0112
 _ORIENTATION_HINTS = (b"Exif\0\0", b"tiff:Orientation")
 _PNG_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _APP0, _APP1, _APP14, _APP15, _COM, _SOS = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE, 0xDA
-_ADOBE_BYTES = 14  # of the shortest complete APP14 segment, which names the color space
+_ADOBE_BYTES = 14  # the shortest complete APP14 segment, which names the color space
 
 
 def is_upright(content: bytes, metadata_size: int) -> bool:
@@ -54,7 +54,7 @@ def rotate(bgr: np.ndarray, orientation: int) -> np.ndarray:
 def without_metadata(content: bytes) -> bytes:
     """Return a PNG or JPEG without texts, color profiles and the like. Other content is returned unchanged.
 
-    Exif data remain, because they contain the orientation; in a PNG only if their checksum is right.
+    Exif data remains, because it contains the orientation; in a PNG only if its checksum is right.
     """
     if content.startswith(PNG_START):
         return _png_without_metadata(content)

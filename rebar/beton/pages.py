@@ -59,7 +59,7 @@ class PageWriter:
         self.file = file
         self._page = np.zeros(page_size, np.uint8)
         self._used = 0
-        self._first_sample = 0  # of the current page
+        self._first_sample = 0  # on the current page
 
     @property
     def samples(self) -> np.ndarray:

@@ -21,7 +21,7 @@ from rebar.beton.format import ALLOCATION
 from rebar.beton.pages import SAMPLE, Page, PageWriter
 from rebar.beton.sidecar import crc32
 from rebar.errors import RebarError
-from rebar.storage.file_lock import file_lock
+from rebar.storage.files import file_lock
 
 _RECORD_HEADER = struct.Struct("<II")  # length and CRC-32 of the record that follows
 _MAX_RECORD = 1 << 30

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from rebar.beton.format import BetonError
+from rebar.beton.format import BetonError, read_tables
 from rebar.beton.sidecar import Checksums, beton_changed, read_sidecar, sidecar_path
-from rebar.beton.tables import read_tables
 from rebar.storage.page_cache import mapping_of
 
 MAX_CLASSES = 10_000_000
@@ -163,10 +162,10 @@ def _size_of_regular_file(path: Path) -> int:
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     if stat.S_ISDIR(status.st_mode):
-        raise BetonError(f"{path} is a folder. Give the .beton file in it.", code="beton-unreadable")
+        raise BetonError(f"{path} is a folder. Pass the .beton file in it.", code="beton-unreadable")
     if not stat.S_ISREG(status.st_mode):
         raise BetonError(
-            f"{path} is not a regular file, so it cannot be memory-mapped. Give a .beton file.",
+            f"{path} is not a regular file, so it cannot be memory-mapped. Pass a .beton file.",
             code="beton-unreadable",
         )
     if status.st_size == 0:
@@ -203,7 +202,7 @@ def find_betons(paths: BetonPaths) -> list[Path]:
             )
         return [Path(path) for path in found]
     if not paths:
-        raise BetonError("no .beton file was given. Give at least one path.", code="beton-not-found")
+        raise BetonError("no .beton file was given. Pass at least one path.", code="beton-not-found")
     return [Path(path) for path in paths]
 
 
@@ -224,7 +223,7 @@ class ConcatenatedBetons(BetonFile):
         for part in parts:
             if part.class_names != first.class_names:
                 raise BetonError(
-                    f"{part.path}: its class names differ from those of {first.path}. Give parts of one dataset.",
+                    f"{part.path}: its class names differ from those of {first.path}. Pass parts of one dataset.",
                     code="beton-classes-differ",
                 )
         addresses = [part.data.__array_interface__["data"][0] for part in parts]

@@ -75,7 +75,7 @@ class ClassSubset:
         total = len(source.class_names)
         if count > total:
             raise RebarError(
-                f"--max-classes {count}: the source has only {total} classes. Give a smaller number.",
+                f"--max-classes {count}: the source has only {total} classes. Use a smaller number.",
                 code="selection-too-large",
             )
         kept = np.sort(_shuffle(total, seed)[:count])
@@ -113,7 +113,7 @@ def subset_size(subset: str) -> int | None:
     if subset.isdigit() and int(subset) > 0:
         return int(subset)
     raise RebarError(
-        f"--subset {subset} is invalid. Give {', '.join(SUBSETS)}, full, or a number of images.",
+        f"--subset {subset} is invalid. Use {', '.join(SUBSETS)}, full, or a number of images.",
         code="subset-invalid",
     )
 
@@ -135,7 +135,7 @@ def select_shard(order: np.ndarray, shard: str) -> np.ndarray:
     index, count = parse_shard(shard)
     if count > len(order):
         raise RebarError(
-            f"--shard {shard}: there are only {len(order):,} images. Give at most as many shards as images.",
+            f"--shard {shard}: there are only {len(order):,} images. Use at most as many shards as images.",
             code="shard-invalid",
         )
     return order[len(order) * index // count : len(order) * (index + 1) // count]
@@ -147,7 +147,7 @@ def parse_shard(shard: str) -> tuple[int, int]:
     if found and int(found[1]) < int(found[2]):
         return int(found[1]), int(found[2])
     raise RebarError(
-        f"--shard {shard} is not of the form I/N. Give shard I of N, with I from 0 to N-1, such as 0/4 to 3/4.",
+        f"--shard {shard} is not of the form I/N. Pass shard I of N, with I from 0 to N-1, such as 0/4 to 3/4.",
         code="shard-invalid",
     )
 
@@ -181,7 +181,7 @@ def _balanced_mask(labels: np.ndarray, shuffled: np.ndarray, subset: str) -> np.
         return eligible
     if size > available:
         raise RebarError(
-            f"--subset {subset}: the source has only {available:,} images. Give a smaller number, or full.",
+            f"--subset {subset}: the source has only {available:,} images. Use a smaller number, or full.",
             code="selection-too-large",
         )
     ranks = _rank_in_class(labels, shuffled)[shuffled]

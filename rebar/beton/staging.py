@@ -22,8 +22,7 @@ from rebar.beton.sidecar import Checksums, beton_changed, read_sidecar, sidecar_
 from rebar.beton.write_report import report_path
 from rebar.cli import CommandParser, run_command
 from rebar.errors import RebarError
-from rebar.storage.block_copy import copy_blocks, run_in_threads
-from rebar.storage.files import atomic_write, write_error
+from rebar.storage.files import atomic_write, copy_blocks, run_in_threads, write_error
 
 DEFAULT_WORKERS = 16
 """Concurrent reads."""
@@ -201,7 +200,7 @@ def list_copies(source: Path, target: Path) -> list[tuple[Path, Path]]:
         pairs = [(source, target if target.suffix == ".beton" else target / source.name)]
     for path, copy in pairs:
         if copy.exists() and path.exists() and os.path.samefile(path, copy):
-            raise RebarError(f"{path} is both source and target. Give another target folder.", code="staging-same-file")
+            raise RebarError(f"{path} is both source and target. Use another target folder.", code="staging-same-file")
     return pairs
 
 

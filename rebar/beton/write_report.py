@@ -99,9 +99,10 @@ class WriteReport:
 class Tally:
     """Counts of images by outcome; names are in the order of writing."""
 
-    passed_through: int = 0
-    """JPEGs stored with bit-identical pixels."""
+    transcoded: int = 0
+    """JPEGs transcoded losslessly: their pixels are bit-identical."""
     encoded: int = 0
+    """Images re-encoded, or stored as raw pixels."""
     repaired: list[Sequence[str]] = field(default_factory=list)
     """(name, reason)"""
     skipped: list[Sequence[str]] = field(default_factory=list)
@@ -119,7 +120,7 @@ class Tally:
         if outcome.fault:
             self.repaired.append((name, outcome.fault))
         if outcome.image.lossless:
-            self.passed_through += 1
+            self.transcoded += 1
         else:
             self.encoded += 1
         for kind in outcome.image.irregularities:
@@ -129,7 +130,7 @@ class Tally:
 
     def extend(self, later: "Tally") -> None:
         """Add the counts of later images."""
-        self.passed_through += later.passed_through
+        self.transcoded += later.transcoded
         self.encoded += later.encoded
         self.repaired += later.repaired
         self.skipped += later.skipped
@@ -147,7 +148,7 @@ class Tally:
             for key, images in (("repaired", self.repaired), ("skipped", self.skipped))
         }
         content = {
-            "passed_through": self.passed_through,
+            "passed_through": self.transcoded,
             "encoded": self.encoded,
             "num_repaired": len(self.repaired),
             "num_skipped": len(self.skipped),

@@ -138,7 +138,7 @@ def _recovered_tally(partial: PartialFile, on_bad_image: OnBadImage) -> Tally:
         previous = record.note["on_bad_image"]
         if previous not in (on_bad_image, "fail") and (tally.skipped or tally.repaired):
             raise RebarError(
-                f"{partial.path}: the unfinished file contains bad images handled with --on-bad-image {previous}. Give "
+                f"{partial.path}: the unfinished file contains bad images handled with --on-bad-image {previous}. Pass "
                 "the same option to resume it, or add --restart to discard it.",
                 code="write-job-mismatch",
             )

@@ -122,15 +122,15 @@ def parse_config(
     from_files = load_config_files(namespace.config_file, schema)
     files = ", ".join(str(name) for name in namespace.config_file)
     try:
-        if from_files:  # checked separately, so that the message names the right place
+        if from_files:  # checked separately, so that the message names the right file
             required = {item.path: given[item.path] for item in options if item.required and item.path in given}
-            build_config(schema, {**from_files, **required}, where=files)
+            build_config(schema, {**from_files, **required}, origin=files)
     except ConfigError as error:
         problems.append(error)
     if problems:
         raise ConfigError("\n".join(map(str, problems)), code=problems[0].code)
     values = {path: value for path, value in from_files.items() if path not in ignored}
-    config = resolve(build_config(schema, {**values, **given}, where=COMMAND_LINE))
+    config = resolve(build_config(schema, {**values, **given}, origin=COMMAND_LINE))
     if namespace.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)

@@ -197,7 +197,7 @@ def _convert(value: Any, kind: Any) -> Any:
 class Implied:
     """A rule of a schema: to set ``option`` also sets ``target`` to ``value(option's value)``.
 
-    It applies within one place, such as a YAML file or the command line, unless ``target`` is set in the same place.
+    It applies to the options of one YAML file, or of the command line, unless they include ``target``.
     Rules apply in order, so a later one may build on an earlier one. A schema lists its rules in ``implied``.
     """
 
@@ -207,7 +207,7 @@ class Implied:
 
 
 def with_implied(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``{"section.name": value}`` of one place with the values that they imply."""
+    """Return the ``{"section.name": value}`` of one YAML file or the command line, with the values they imply."""
     result, rules = dict(values), getattr(schema, "implied", ())
     options = {item.path: item for item in options_of(schema)} if rules else {}
     for rule in rules:

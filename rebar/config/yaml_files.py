@@ -18,7 +18,7 @@ _BUNDLED = Path(__file__).resolve().parents[2] / "rn50_configs"
 """The recipes that are installed next to this package."""
 
 COMMAND_LINE = "command line"
-"""The place of options that are named as flags in messages."""
+"""The origin of options that are named as flags in messages."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -46,15 +46,15 @@ def _read_yaml(path: Path, extended_by: Path | None = None) -> dict[str, Any]:
         if not names and (_BUNDLED / path.name).is_file():
             names = [f"{_BUNDLED.name}/{path.name}"]
         fix = f"Did you mean {' or '.join(names)}?" if names else "Check the path."
-        place = f", which {extended_by} extends" if extended_by else ""
-        raise ConfigError(f"config file {path}{place}: file not found. {fix}", code="config-file-not-found") from None
+        chain = f", which {extended_by} extends" if extended_by else ""
+        raise ConfigError(f"config file {path}{chain}: file not found. {fix}", code="config-file-not-found") from None
     except (OSError, UnicodeDecodeError) as error:
         raise _invalid(path, f"not readable: {error}.") from None
     try:
         content = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
-        place, problem = _describe_yaml_error(error, text)
-        raise _invalid(f"{path}{place}", f"invalid YAML: {problem}.") from None
+        location, problem = _describe_yaml_error(error, text)
+        raise _invalid(f"{path}{location}", f"invalid YAML: {problem}.") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -64,7 +64,7 @@ def _read_yaml(path: Path, extended_by: Path | None = None) -> dict[str, Any]:
 
 
 def _describe_yaml_error(error: yaml.YAMLError, text: str) -> tuple[str, str]:
-    """Return the place, as ``:LINE:COLUMN`` counted from 1, and the problem, in one line."""
+    """Return the location, as ``:LINE:COLUMN`` counted from 1, and the problem, in one line."""
     if isinstance(error, yaml.reader.ReaderError):
         before = text[: error.position]
         line, column = before.count("\n"), error.position - (before.rfind("\n") + 1)
@@ -75,17 +75,17 @@ def _describe_yaml_error(error: yaml.YAMLError, text: str) -> tuple[str, str]:
     return f":{error.problem_mark.line + 1}:{error.problem_mark.column + 1}", " ".join(problem.split())
 
 
-def _flatten(content: Mapping[str, Any], where: Path | str, prefix: str = "") -> dict[str, Any]:
+def _flatten(content: Mapping[str, Any], origin: Path | str, prefix: str = "") -> dict[str, Any]:
     """Return ``{"section.name": value}`` for nested sections. Raises ConfigError for duplicate options."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
-            found = _flatten(value, where, f"{prefix}{key}.")
+            found = _flatten(value, origin, f"{prefix}{key}.")
         else:  # a section may be empty
             found = {f"{prefix}{key}": value} if value is not None or prefix else {}
         if duplicates := flat.keys() & found.keys():
             raise _invalid(
-                where, f"{min(duplicates)} is set twice: as section.option and inside the section. Remove one."
+                origin, f"{min(duplicates)} is set twice: as section.option and inside the section. Remove one."
             )
         flat |= found
     return flat
@@ -125,7 +125,7 @@ def _load_one(
     bases = content.pop("extends", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise _invalid(path, f"extends is {bases!r}. Give a file or a list of files.")
+        raise _invalid(path, f"extends is {bases!r}. Set it to a file or a list of files.")
     merged: dict[str, Any] = {}
     for base in bases:
         merged.update(_load_one(path.parent / base, (*chain, path.resolve()), schema, extended_by=path))
@@ -145,7 +145,7 @@ def _part(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
     return dict(content[name])
 
 
-def _with_full_names(schema: type, values: Mapping[str, Any], where: Path) -> dict[str, Any]:
+def _with_full_names(schema: type, values: Mapping[str, Any], origin: Path) -> dict[str, Any]:
     """Replace names of options without section, and names of other scripts, with full names."""
     options = list(options_of(schema))
     known = {item.path for item in options} | set(getattr(schema, "ignored_keys", {}))
@@ -161,12 +161,12 @@ def _with_full_names(schema: type, values: Mapping[str, Any], where: Path) -> di
             translated = translate(key.rpartition(".")[2], value) if translate else None
             found = {key: value} if translated is None else translated
         if duplicates := result.keys() & found.keys():
-            raise _invalid(where, f"{min(duplicates)} is set twice, under two names. Remove one.")
+            raise _invalid(origin, f"{min(duplicates)} is set twice, under two names. Remove one.")
         result |= found
     return result
 
 
-def build_config(schema: type[Schema], values: Mapping[str, Any], *, where: str = "configuration") -> Schema:
+def build_config(schema: type[Schema], values: Mapping[str, Any], *, origin: str = "configuration") -> Schema:
     """Return a schema instance with the given ``{"section.name": value}`` and defaults for all other options.
 
     Raises ConfigError with all unknown options, all invalid values, or the first missing option. Prints a warning for
@@ -175,7 +175,7 @@ def build_config(schema: type[Schema], values: Mapping[str, Any], *, where: str 
     options = {item.path: item for item in options_of(schema)}
     ignored: Mapping[str, str] = getattr(schema, "ignored_keys", {})
     sections: dict[str, dict[str, Any]] = {item.section: {} for item in options.values()}
-    short, is_command_line = short_names(list(options.values())), where == COMMAND_LINE
+    short, is_command_line = short_names(list(options.values())), origin == COMMAND_LINE
     unknown: list[str] = []
     invalid: list[str] = []
     for path, value in values.items():
@@ -192,13 +192,13 @@ def build_config(schema: type[Schema], values: Mapping[str, Any], *, where: str 
                 invalid.append(f"{name} = {value!r}, {error}")
     if unknown:
         what = "unknown options" if len(unknown) > 1 else "unknown option"
-        raise ConfigError(f"{where}: {what} {', '.join(unknown)}.", code="config-unknown-option")
+        raise ConfigError(f"{origin}: {what} {', '.join(unknown)}.", code="config-unknown-option")
     if invalid:
-        raise ConfigError(f"{where}: {'; '.join(invalid)}.", code="config-invalid-value")
+        raise ConfigError(f"{origin}: {'; '.join(invalid)}.", code="config-invalid-value")
     for item in options.values():
         if item.required and item.name not in sections[item.section]:
             raise ConfigError(
-                f"{item.shortest_flag(short)}: required. Give {item.help()}: {item.description}.",
+                f"{item.shortest_flag(short)}: required. Pass {item.help()}: {item.description}.",
                 code="config-missing-option",
             )
     hints = typing.get_type_hints(schema)

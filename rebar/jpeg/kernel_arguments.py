@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 COMPONENTS = 3
-SPECIFICATION_BYTES = 16 + 256  # of a Huffman table: the number of codes of each length, then the symbols
+SPECIFICATION_BYTES = 16 + 256  # a Huffman table: the number of codes of each length, then the symbols
 TABLE_SLOTS = 16
 SHORT_BITS = 10  # index bits of a short Huffman table
 LANES = 2  # segments that one thread decodes in parallel
-LANE_FIELDS = 16  # of a lane's state: two cache lines
+LANE_FIELDS = 16  # the state of a lane: two cache lines
 LANE_WORK = 4
 CHUNK_MCUS = 8  # MCUs decoded to coefficients before the inverse DCT: the coefficients stay in the L1 cache
-MAX_BLOCKS = 6  # of an MCU
+MAX_BLOCKS = 6  # in an MCU
 MAX_SYMBOL_BITS = 27  # a Huffman code of 16 and a magnitude of 11
 SCRATCH_PADDING = 64  # zero bytes after a segment's bits
 COLUMN_MARGIN = 8  # columns after a plane's last one that may be read, with weight zero

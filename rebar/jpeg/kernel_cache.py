@@ -49,7 +49,7 @@ def load_kernel(name: str = "decode_crops") -> Kernel:
 
 def object_path() -> Path:
     """Return the path of the kernels' object file, which need not exist yet."""
-    return _cache_folder() / f"kernels-{cache_key()}.o"
+    return kernel_folder() / f"kernels-{cache_key()}.o"
 
 
 def cache_key(package: Path = _PACKAGE) -> str:
@@ -80,7 +80,7 @@ def _cpu_description() -> str:
 
 
 @functools.cache
-def _cache_folder() -> Path:
+def kernel_folder() -> Path:
     """Return the first folder that can be created and that no other user can write to.
 
     Tries ``NUMBA_CACHE_DIR`` if it is set, otherwise the folder of the sources; then the user's cache; then a temporary

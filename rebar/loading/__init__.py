@@ -7,18 +7,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rebar.loading.crops import CenterCrop, RandomResizedCrop
     from rebar.loading.decode import CorruptSampleError, CorruptSampleWarning
     from rebar.loading.loader import Loader
     from rebar.loading.order import LoaderAttributeError, OrderOption
     from rebar.loading.prefetch import Batch, Normalizer
-    from rebar.loading.rng import CenterCrop, RandomResizedCrop
 
 _MODULES = {
+    "crops": ("CenterCrop", "RandomResizedCrop"),
     "decode": ("CorruptSampleError", "CorruptSampleWarning"),
     "loader": ("Loader",),
     "order": ("LoaderAttributeError", "OrderOption"),
     "prefetch": ("Batch", "Normalizer"),
-    "rng": ("CenterCrop", "RandomResizedCrop"),
 }
 
 __all__ = [

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from rebar.beton.reader import BetonFile, BetonPaths, find_betons, open_betons
 from rebar.errors import RebarError
+from rebar.loading.crops import Cropper, Crops
 from rebar.loading.decode import CorruptSampleError, CorruptSamples, DecoderPool, ImageDecoder, check_largest_size
 from rebar.loading.ffcv.pipelines import field_types, image_and_label_fields, recognize
 from rebar.loading.options import OnError
-from rebar.loading.prefetch import Batch, BufferPool, Lazy, StartBatch, Wait, on_device, split_slices
-from rebar.loading.rng import Cropper, Crops, RngKeys
+from rebar.loading.prefetch import Batch, BufferPool, GetResult, Lazy, SubmitBatch, on_device, split_slices
+from rebar.loading.rng import RngKeys
 from rebar.storage.page_cache import MappedFiles, Regions
 
 Subset: TypeAlias = "Sequence[int] | NDArray[np.integer] | None"
@@ -94,7 +95,7 @@ class Backend(MappedFiles, Protocol):
     def corrupt_samples(self) -> dict[int, str]:
         """The corrupt samples replaced so far: index to reason."""
 
-    def begin_epoch(self, resolution: int | None, *, num_workers: int, recompile: bool) -> StartBatch:
+    def begin_epoch(self, resolution: int | None, *, num_workers: int, recompile: bool) -> SubmitBatch:
         """Return the function that starts the batches of the next epoch on ``num_workers`` threads."""
 
     def finish(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -135,7 +136,7 @@ class NativeBackend:
         self._decoders = DecoderPool()
         self._max_size = int(beton.heights.max()), int(beton.widths.max())
 
-    def begin_epoch(self, resolution: int | None, *, num_workers: int, recompile: bool) -> StartBatch:
+    def begin_epoch(self, resolution: int | None, *, num_workers: int, recompile: bool) -> SubmitBatch:
         """Return the function that starts the batches of the next epoch; each is split over ``num_workers`` threads."""
         cropper, size = self.spec.cropper(), self.spec.size(resolution)
         return functools.partial(self._start, cropper=cropper, size=size, parts=num_workers)
@@ -159,7 +160,7 @@ class NativeBackend:
 
     def _start(
         self, threads: ThreadPoolExecutor, keys: RngKeys, *, cropper: Cropper, size: tuple[int, int], parts: int
-    ) -> Wait[Batch]:
+    ) -> GetResult[Batch]:
         """Submit the decoding of a batch at ``size`` (height, width in pixels), in up to ``parts`` parts."""
         # The first thread to run allocates the buffer, so a batch that is still queued uses no memory.
         images = Lazy(functools.partial(self._empty_images, (len(keys), *size, 3)))
@@ -286,10 +287,8 @@ def check_subset(indices: Subset, num_samples: int) -> NDArray[np.int64]:
             "indices: not a non-empty sequence of integers. Pass the indices of the samples to use.",
             code="loader-invalid-argument",
         )
-    if int(subset.min()) < 0 or int(subset.max()) >= num_samples:
-        raise RebarError(
-            f"indices: {int(subset.min())} to {int(subset.max())} exceed the dataset. Pass indices between 0 and "
-            f"{num_samples - 1}.",
-            code="loader-invalid-argument",
-        )
+    first, last = int(subset.min()), int(subset.max())
+    if first < 0 or last >= num_samples:
+        text = f"indices: {first} to {last} exceed the dataset. Pass indices between 0 and {num_samples - 1}."
+        raise RebarError(text, code="loader-invalid-argument")
     return subset.astype(np.int64)

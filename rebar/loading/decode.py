@@ -20,8 +20,9 @@ from rebar.beton.format import MODE_JPG, BetonError
 from rebar.beton.images import StoredImages, check_size, decode_image
 from rebar.beton.reader import BetonFile
 from rebar.errors import RebarError
+from rebar.loading.crops import Crops
 from rebar.loading.options import OnError
-from rebar.loading.rng import Crops, RngKeys, Stream, random_bits
+from rebar.loading.rng import RngKeys, Stream, random_bits
 
 if TYPE_CHECKING:
     from rebar.jpeg.crop_decoder import CropDecoder

@@ -1,6 +1,6 @@
-"""The training and validation loaders of the ImageNet recipe, their configuration, and the channel statistics.
+"""The training and validation loaders of the ImageNet recipe.
 
-Statistics other than ImageNet's come from a JSON file that ``write_dataset.py --stats`` writes.
+Channel statistics other than ImageNet's come from a JSON file that ``write_dataset.py --stats`` writes.
 """
 
 import json
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from rebar.beton.reader import open_betons
 from rebar.beton.selection import balanced_subset
 from rebar.errors import RebarError
+from rebar.loading.crops import CenterCrop, RandomResizedCrop
 from rebar.loading.loader import Loader
 from rebar.loading.options import DataConfig
 from rebar.loading.order import OrderOption
 from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
-from rebar.loading.rng import CenterCrop, RandomResizedCrop
 from rebar.sources.dataset_cache import resolve_beton
 from rebar.sources.layout import Split
 from rebar.storage.files import cache_folder
@@ -96,7 +96,7 @@ def _resolve(dataset: str, split: Split, config: DataConfig) -> tuple[Path, NDAr
     if (classes or per_class) and not path.is_relative_to(cache_folder()):
         raise RebarError(
             f"data.max_classes, data.max_samples_per_class: {path} is a beton, and they select images when one is "
-            "written. Give the images that it was written from, or write another with the same options.",
+            "written. Use the images that it was written from, or write another with the same options.",
             code="config-conflict",
         )
     if subset == "full":

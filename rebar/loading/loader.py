@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rebar.beton.reader import BetonFile, BetonPaths
 from rebar.errors import RebarError
 from rebar.loading.backend import BackendOptions, Subset, check_subset, open_backend
+from rebar.loading.crops import Cropper
 from rebar.loading.options import OnError
 from rebar.loading.order import (
     ALTERNATIVES,
@@ -30,8 +31,8 @@ from rebar.loading.order import (
     to_state,
     with_copies,
 )
-from rebar.loading.prefetch import Start, prefetch, start_with_request
-from rebar.loading.rng import Cropper, RngKeys
+from rebar.loading.prefetch import Submit, prefetch, submit_with_request
+from rebar.loading.rng import RngKeys
 from rebar.storage.page_cache import ReadAhead
 
 
@@ -258,14 +259,13 @@ class Loader:
                 progress.yielded += 1
                 yield batch
 
-    def _tasks(self, batches: list[RngKeys], resolution: int | None) -> Iterator[Start[Any]]:
-        start_batch = self._backend.begin_epoch(resolution, num_workers=self.num_workers, recompile=self.recompile)
-        request = self._read_ahead.begin_epoch(
-            self.indices, [keys.indices for keys in batches], start=self.rank / self.world_size
-        )
+    def _tasks(self, batches: list[RngKeys], resolution: int | None) -> Iterator[Submit[Any]]:
+        submit_batch = self._backend.begin_epoch(resolution, num_workers=self.num_workers, recompile=self.recompile)
+        start = self.rank / self.world_size
+        request = self._read_ahead.begin_epoch(self.indices, [keys.indices for keys in batches], start=start)
         for number, keys in enumerate(batches):
-            start = functools.partial(start_batch, keys=keys)
-            yield functools.partial(start_with_request, start, functools.partial(request, number)) if request else start
+            submit = functools.partial(submit_batch, keys=keys)
+            yield functools.partial(submit_with_request, submit, request, number) if request else submit
 
     def state_dict(self, batches_used: int | None = None) -> dict[str, Any]:
         """Return the position for :meth:`load_state_dict`, the same on every rank.

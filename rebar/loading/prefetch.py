@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 Result = TypeVar("Result")
-Wait = Callable[[], Result]
+GetResult = Callable[[], Result]
 """Waits for a started task and returns its result, or raises its exception."""
-Start = Callable[[ThreadPoolExecutor], Wait[Result]]
+Submit = Callable[[ThreadPoolExecutor], GetResult[Result]]
 """Submits a task to a thread pool."""
-StartBatch = Callable[..., Wait[Any]]
-"""Like :data:`Start`, with the keyword argument ``keys``: the :class:`RngKeys` of the batch's samples."""
+SubmitBatch = Callable[..., GetResult[Any]]
+"""Submits a batch: like :data:`Submit`, with the samples' :class:`RngKeys` as the keyword argument ``keys``."""
 
 
 class Batch(NamedTuple):
@@ -51,17 +51,17 @@ def split_slices(count: int, num_slices: int) -> list[slice]:
     return [slice(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
 
 
-def prefetch(tasks: Iterable[Start[Result]], *, num_threads: int, depth: int) -> Generator[Result, None, None]:
+def prefetch(tasks: Iterable[Submit[Result]], *, num_threads: int, depth: int) -> Generator[Result, None, None]:
     """Yield the results of the tasks in order, with up to ``depth`` further tasks in progress.
 
     The next task starts when a result is yielded, so the number of batches in memory is bounded. A task's exception is
     raised in place of its result. The threads end when the generator ends or is closed.
     """
     with ThreadPoolExecutor(num_threads, thread_name_prefix="rebar-loader") as threads:
-        started: deque[Wait[Result]] = deque()
+        started: deque[GetResult[Result]] = deque()
         try:
-            for start in tasks:
-                started.append(start(threads))
+            for submit in tasks:
+                started.append(submit(threads))
                 if len(started) > depth:
                     yield started.popleft()()
             while started:
@@ -70,13 +70,17 @@ def prefetch(tasks: Iterable[Start[Result]], *, num_threads: int, depth: int) ->
             threads.shutdown(wait=True, cancel_futures=True)
 
 
-def start_with_request(start: Start[Result], request: Callable[[], None], threads: ThreadPoolExecutor) -> Wait[Result]:
-    """Submit a read-ahead request, then start a task. With its first two arguments bound, this is a Start.
+def submit_with_request(
+    submit: Submit[Result], request: Callable[[int], None], number: int, threads: ThreadPoolExecutor
+) -> GetResult[Result]:
+    """Submit the read-ahead request of batch ``number``, then the task that makes the batch.
+
+    With all arguments but the last bound, this is a Submit function.
 
     Exceptions of the request are ignored: it only makes reading faster, and reading reports errors of the disk.
     """
-    threads.submit(request)
-    return start(threads)
+    threads.submit(request, number)
+    return submit(threads)
 
 
 class BufferPool:

@@ -81,7 +81,7 @@ def build_model(
     known = [*models.list_models(module=models), *ARCHITECTURES]
     if arch not in known:
         similar = difflib.get_close_matches(arch, known, n=3)
-        fix = f"Did you mean {' or '.join(similar)}?" if similar else "Give the name of a torchvision classifier."
+        fix = f"Did you mean {' or '.join(similar)}?" if similar else "Use the name of a torchvision classifier."
         raise RebarError(f"model.arch: '{arch}' is unknown. {fix}", code="model-unknown-arch")
     model: nn.Module
     if pretrained:

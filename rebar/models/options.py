@@ -6,6 +6,8 @@ from typing import Literal
 from rebar.config import option
 
 Initialization = Literal["torchvision", "composer"]
+SYNONYMS = {f"resnet{depth}-pytorch": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
+"""Names that other programs use for torchvision's ResNets."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class ModelConfig:
     arch: str = option(
         "resnet18",
         help="torchvision classifier, e.g. resnet50; for images of about 32 px, e.g. resnet20",
-        synonyms={f"resnet{depth}-pytorch": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
+        synonyms=SYNONYMS,
     )
     pretrained: bool = option(False, help="start from torchvision's pretrained weights")
     zero_init_residual: bool = option(

@@ -24,7 +24,7 @@ from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.wandb_log import start_wandb
 from rebar.storage.files import atomic_write
-from rebar.storage.run_records import read_status
+from rebar.storage.run_store import read_status
 
 Record = dict[str, Any]
 
@@ -214,7 +214,7 @@ def read_run(folder: Path) -> RunData:
     files = RunFolder(folder)
     if not files.log.is_file():
         raise RebarError(
-            f"{folder}: not a run folder, because it has no log.jsonl. Give the --logging.folder of a run.",
+            f"{folder}: not a run folder, because it has no log.jsonl. Pass the --logging.folder of a run.",
             code="run-not-found",
         )
     records = read_log(files.log)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rebar.cli import warn
 from rebar.errors import RebarError
-from rebar.storage.file_lock import file_lock
-from rebar.storage.run_records import ORIGIN
+from rebar.storage.files import file_lock
+from rebar.storage.run_store import ORIGIN
 
 LOCK_TIMEOUT_SECONDS = 20.0
 

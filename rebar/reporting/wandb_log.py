@@ -92,7 +92,7 @@ def start_wandb(folder: Path, *, project: str, name: str, tags: str, options: Ma
             run = wandb.init(**settings, mode=attempt)
             run.define_metric("*", step_metric="epoch")  # wandb's step only increases; a resumed run repeats some steps
             return WandbRun(run, folder)
-        except Exception as error:  # of the server, of the account, or of the service process
+        except Exception as error:  # raised by the server, the account, or the service process
             warn(f"logging.wandb: {_first_line(error)}. {_advice(folder)}")
     return None
 
@@ -101,7 +101,7 @@ def is_reachable(url: str, seconds: float = _REACH_SECONDS) -> bool:
     """Return whether an HTTP server answers, with any status, within a time that includes the name lookup."""
     answered: list[bool] = []
 
-    def ask() -> None:
+    def request() -> None:
         try:
             urllib.request.urlopen(url, timeout=seconds).close()
         except (urllib.error.HTTPError, ssl.SSLError):
@@ -113,7 +113,7 @@ def is_reachable(url: str, seconds: float = _REACH_SECONDS) -> bool:
             return
         answered.append(True)
 
-    thread = threading.Thread(target=ask, name="rebar-wandb-check", daemon=True)
+    thread = threading.Thread(target=request, name="rebar-wandb-check", daemon=True)
     thread.start()
     thread.join(seconds)
     return bool(answered)

@@ -21,8 +21,7 @@ from rebar.sources.layout import Split, find_split
 from rebar.sources.registry import Request, is_remote, open_source
 from rebar.sources.tar import COMPRESSED
 from rebar.sources.webdataset import expand_shards
-from rebar.storage.file_lock import file_lock
-from rebar.storage.files import CACHE_VARIABLE, cache_folder
+from rebar.storage.files import CACHE_VARIABLE, cache_folder, file_lock
 
 LAYOUT = 1
 """Part of every cache key. Increment it when the same settings produce different files."""
@@ -83,7 +82,7 @@ def _write(request: Request, selection: Selection, policy: ImagePolicy, target: 
     )
     try:
         write()
-    except JobMismatchError:  # of another software version, or of the source before it changed
+    except JobMismatchError:  # another software version wrote it, or the source has changed
         kept = _set_aside(target)
         print(f"kept      {kept}, an unfinished file of another version or source; it can be deleted", flush=True)
         write()

@@ -11,13 +11,14 @@ from rebar.beton.format import MODE_RAW
 from rebar.beton.reader import BetonFile
 from rebar.cli import scan_bar
 from rebar.errors import RebarError
-from rebar.sources.byte_ranges import PackedNames, index_classes
 from rebar.sources.labels import find_labels
 from rebar.sources.layout import (
     HIDDEN,
     NOT_AN_IMAGE,
     OUTSIDE_CLASS_FOLDERS,
+    PackedNames,
     check_class_folders,
+    index_classes,
     is_hidden,
     is_image,
     without_classes_error,
@@ -102,7 +103,7 @@ def open_flat_folder(folder: Path, labels: str = "") -> LabeledFiles:
     omitted: Counter[str] = Counter()
     names = [image.name for image in _list_folder(folder, omitted)[1]]
     if not names:
-        raise RebarError(f"{folder}: contains no images. Give a folder of images.", code="source-empty")
+        raise RebarError(f"{folder}: contains no images. Pass a folder of images.", code="source-empty")
     found = find_labels(folder, labels)
     pairs = sorted(zip(found.look_up(names, str(folder)), names, strict=True))
     class_names = found.class_names
@@ -143,7 +144,7 @@ def _unreadable(error: OSError, root: Path) -> RebarError:
     if isinstance(error, FileNotFoundError):
         return RebarError(f"{path}: no such folder. Check the path.", code="source-not-found")
     if isinstance(error, NotADirectoryError):
-        return RebarError(f"{path} is not a folder. Give a folder of class folders.", code="source-not-found")
+        return RebarError(f"{path} is not a folder. Pass a folder of class folders.", code="source-not-found")
     return RebarError(
         f"{path} cannot be read: {error.strerror}. Check its permissions and the disk.", code="source-unreadable"
     )

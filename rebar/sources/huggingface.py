@@ -48,7 +48,7 @@ class HubAddress:
         found = _ADDRESS.fullmatch(text)
         if found is None:
             raise RebarError(
-                f"{text} is not a valid Hub address. Give hf:imagenet-1k, or hf:OWNER/NAME[:CONFIG][@REVISION].",
+                f"{text} is not a valid Hub address. Pass hf:imagenet-1k, or hf:OWNER/NAME[:CONFIG][@REVISION].",
                 code="hub-address-invalid",
             )
         name = found["name"]
@@ -92,7 +92,7 @@ def _list_files(address: HubAddress, split: str) -> tuple[list[_File], str | Non
             paths = filter_split(_filter_config(address, sorted(sizes)), split, str(address))
             return [_File(path, sizes[path]) for path in paths], revision
     raise RebarError(
-        f"{address}: the Hub has no Parquet files of this dataset. Download it and give its folder.",
+        f"{address}: the Hub has no Parquet files of this dataset. Download it and pass its folder.",
         code="hub-no-parquet",
     )
 

@@ -99,7 +99,7 @@ class ValidationLabels:
         if missing := [name for name, stem in zip(names, stems, strict=True) if stem not in known]:
             raise RebarError(
                 f"{self.origin} does not contain {and_others(missing[0], len(missing) - 1, 'image')} of {location}. "
-                "Give a complete list with write_dataset.py --labels FILE.",
+                "Pass a complete list with write_dataset.py --labels FILE.",
                 code="labels-incomplete",
             )
         if len(names) < len(known):
@@ -113,7 +113,7 @@ class ValidationLabels:
             return dict(zip(sorted(stems), self.in_order, strict=True))
         raise RebarError(
             f"{self.origin} has {len(self.in_order):,} lines, but {location} has {len(stems):,} images whose names do "
-            "not contain their number (as ILSVRC2012_val_00000001.JPEG does). Give a list of names with "
+            "not contain their number (as ILSVRC2012_val_00000001.JPEG does). Pass a list of names with "
             "write_dataset.py --labels FILE.",
             code="labels-incomplete",
         )
@@ -146,7 +146,7 @@ def labels_not_found(location: str) -> RebarError:
     return RebarError(
         f"{location}: contains images but no class folders, and no list of labels was found in this folder or the "
         f"{PARENTS_SEARCHED} above it ({', '.join((GROUND_TRUTH, *LISTS, *DEVKITS[:1]))}). If it is the folder of one "
-        "class, give the folder that contains all classes. Otherwise download one of these lists, or write a .beton "
+        "class, pass the folder that contains all classes. Otherwise download one of these lists, or write a .beton "
         "with write_dataset.py --labels FILE (formats: docs/datasets.md).",
         code="labels-not-found",
     )

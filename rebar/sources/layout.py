@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -53,7 +53,7 @@ def other_split(split: str) -> str:
     return "val" if split == "train" else "train"
 
 
-class Tree(Protocol):
+class FolderTree(Protocol):
     """Folders on disk, in a tar, or below an S3 prefix. Paths are relative to the root, which is the empty path."""
 
     def folders(self, path: str) -> list[str]:
@@ -94,7 +94,7 @@ def find_split(folder: Path, split: str) -> Path:
     return folder / path if path else folder
 
 
-def find_split_path(tree: Tree, split: str, location: str, name: str) -> str:
+def find_split_path(tree: FolderTree, split: str, location: str, name: str) -> str:
     """Return the path of a split's images: a folder in the tree, or the root, whose own name is ``name``.
 
     If all images of the split are in a folder such as ``images``, that folder is returned. Raises RebarError if the
@@ -108,7 +108,7 @@ def find_split_path(tree: Tree, split: str, location: str, name: str) -> str:
     return path
 
 
-def _find_split_folder(tree: Tree, split: str, location: str, name: str) -> str:
+def _find_split_folder(tree: FolderTree, split: str, location: str, name: str) -> str:
     for parent in SPLIT_PARENTS:
         names = tree.folders(parent)
         found = sorted((n for n in names if n.lower() in SPLIT_WORDS[split]), key=lambda n: (n != split, n))
@@ -117,21 +117,21 @@ def _find_split_folder(tree: Tree, split: str, location: str, name: str) -> str:
             return ""
         if len(found) > 1 and found[0] != split:
             raise RebarError(
-                f"{location}: contains {found[0]}/ and {found[1]}/. Give the folder of the {split} images.",
+                f"{location}: contains {found[0]}/ and {found[1]}/. Pass the folder of the {split} images.",
                 code="source-split-ambiguous",
             )
         if found:
             return join(parent, found[0])
         if other:
             raise RebarError(
-                f"{location}: contains {join(parent, other[0])}/, but no {split}/. Complete the dataset, or give the "
+                f"{location}: contains {join(parent, other[0])}/, but no {split}/. Complete the dataset, or pass the "
                 f"folder of the {split} images.",
                 code="source-split-not-found",
             )
     return ""
 
 
-def _are_classes(tree: Tree, names: Sequence[str], location: str, name: str) -> bool:
+def _are_classes(tree: FolderTree, names: Sequence[str], location: str, name: str) -> bool:
     """Return whether the folders named like splits are classes, such as CIFAR-100's ``train``.
 
     They are if they and other folders contain images, and the folder that contains them is itself named like a split.
@@ -148,7 +148,7 @@ def _are_classes(tree: Tree, names: Sequence[str], location: str, name: str) -> 
     raise RebarError(
         f"{location}: {like_splits[0]}/ is ambiguous: it could be a split or a class, "
         f"because it contains images, and so does {sibling}/. "
-        "Move all class folders into a folder named train/ or val/, or give the folder of the split.",
+        "Move all class folders into a folder named train/ or val/, or pass the folder of the split.",
         code="source-split-ambiguous",
     )
 
@@ -221,7 +221,7 @@ def filter_split(names: Sequence[Name], split: str, location: str) -> list[Name]
     if matching or not any(_mentions(name, (*SPLIT_WORDS[other_split(split)], "test")) for name in names):
         return matching or list(names)
     raise RebarError(
-        f"{location}: contains files of another split, such as {names[0]}, but none of {split}. Give the files of the "
+        f"{location}: contains files of another split, such as {names[0]}, but none of {split}. Pass the files of the "
         f"{split} split.",
         code="source-split-not-found",
     )
@@ -230,3 +230,32 @@ def filter_split(names: Sequence[Name], split: str, location: str) -> list[Name]
 def _mentions(name: str | Path, words: Sequence[str]) -> bool:
     text = name.name if isinstance(name, Path) else name
     return bool(set(re.split(r"[^a-z]+", text.lower())) & set(words))
+
+
+def index_classes(names: Sequence[object], class_names: Sequence[str]) -> np.ndarray:
+    """Return the label of each class name, int32 ``[n]``: its index in ``class_names``."""
+    labels: dict[object, int] = {name: label for label, name in enumerate(class_names)}
+    return np.array([labels[name] for name in names], np.int32)
+
+
+class PackedNames:
+    """A list of names in a single bytes object: compact in memory, and cheap to pickle for worker processes."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self.content = b"".join(encoded)
+        self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    @staticmethod
+    def from_arrays(content: bytes, ends: np.ndarray) -> "PackedNames":
+        """Return the names that end at bytes ``ends`` (int64 ``[n]``) of ``content``."""
+        names = PackedNames(())
+        names.content, names.ends = content, ends
+        return names
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = int(self.ends[index - 1]) if index else 0
+        return os.fsdecode(self.content[start : int(self.ends[index])])

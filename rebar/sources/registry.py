@@ -8,10 +8,9 @@ from rebar.beton.images import Source, labels_of
 from rebar.cli import and_others, warn
 from rebar.errors import RebarError
 from rebar.sources import huggingface, tar, webdataset
-from rebar.sources.arrow import STATE_FILE, ArrowFolder
 from rebar.sources.files import BetonSource, ImageFolder, open_flat_folder
 from rebar.sources.layout import DiskTree, Split, filter_split, find_split, warn_about_classes, warn_about_numbers
-from rebar.sources.parquet import ParquetFiles
+from rebar.sources.parquet import STATE_FILE, ArrowFolder, ParquetFiles
 from rebar.sources.s3 import PREFIX as S3_PREFIX
 from rebar.sources.s3 import S3Folder
 from rebar.sources.tar import COMPRESSED, check_uncompressed
@@ -146,7 +145,7 @@ def detect_kind(request: Request) -> Kind:
     if request.path.is_file():
         check_uncompressed(request.path)
         raise RebarError(
-            f"{request.location} is not a supported kind of file. Give a .tar, .parquet or .beton file, a folder of "
+            f"{request.location} is not a supported kind of file. Pass a .tar, .parquet or .beton file, a folder of "
             "class folders, hf:OWNER/NAME, or s3://BUCKET/PREFIX (all kinds: docs/datasets.md).",
             code="source-unrecognized",
         )

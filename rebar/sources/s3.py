@@ -4,7 +4,6 @@ boto3 reads credentials, region and endpoint from its usual places: AWS_PROFILE,
 """
 
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,6 @@ from typing import Any
 
 from rebar.cli import scan_bar
 from rebar.errors import RebarError
-from rebar.sources.byte_ranges import PackedNames, index_classes
 from rebar.sources.labels import (
     DEVKITS,
     GROUND_TRUTH,
@@ -28,18 +26,18 @@ from rebar.sources.layout import (
     HIDDEN,
     NOT_AN_IMAGE,
     OUTSIDE_CLASS_FOLDERS,
+    PackedNames,
     check_class_folders,
     find_split_path,
     has_hidden_part,
+    index_classes,
     is_hidden,
     is_image,
 )
-from rebar.storage.boto import make_client
+from rebar.storage.aws import make_client
+from rebar.storage.s3 import retry_interrupted
 
 PREFIX = "s3://"
-MAX_ATTEMPTS = 6
-BACKOFF_SECONDS = 0.05
-"""Base of the exponential backoff between attempts."""
 
 
 class S3Folder:
@@ -54,12 +52,12 @@ class S3Folder:
         self._bucket, _, prefix = url.removeprefix(PREFIX).partition("/")
         self._client: Any = None
         if not self._bucket:
-            raise RebarError(f"{url} has no bucket name. Give s3://bucket/prefix.", code="s3-address-invalid")
+            raise RebarError(f"{url} has no bucket name. Pass s3://bucket/prefix.", code="s3-address-invalid")
         self._root = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
         path = find_split_path(self, split, url, prefix.rstrip("/").rpartition("/")[2])
         prefix = self._root + (f"{path}/" if path else "")
         omitted: Counter[str] = Counter()
-        counts: Counter[str] = Counter()  # of the images in each class folder
+        counts: Counter[str] = Counter()  # class folder -> images
         keys: list[str] = []
         outside: list[str] = []
         with scan_bar(f"listing {url}", None, "objects") as bar:
@@ -107,23 +105,20 @@ class S3Folder:
         return int(self._labels[index])
 
     def read(self, index: int) -> bytes:
-        """Return the content of an image. Interrupted downloads are tried up to ``MAX_ATTEMPTS`` times."""
+        """Return the content of an image. Interrupted downloads are retried."""
         return self._read_object(self._keys[index])
 
     def _read_object(self, key: str) -> bytes:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            try:
-                content: bytes = self._connect().get_object(Bucket=self._bucket, Key=key)["Body"].read()
-                return content
-            except ClientError as error:
-                raise OSError(str(error)) from None
-            except BotoCoreError as error:  # boto3 retries requests, but not the reading of their bodies
-                if attempt == MAX_ATTEMPTS:
-                    raise OSError(f"{error} (after {MAX_ATTEMPTS} attempts)") from None
-                time.sleep(BACKOFF_SECONDS * 2**attempt)
-        raise AssertionError
+        def read() -> bytes:
+            content: bytes = self._connect().get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            return content
+
+        try:
+            return retry_interrupted(read)
+        except (BotoCoreError, ClientError) as error:
+            raise OSError(str(error)) from None
 
     def name(self, index: int) -> str:
         """Return the URL of an object."""

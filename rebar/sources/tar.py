@@ -11,7 +11,6 @@ import numpy as np
 
 from rebar.cli import and_others, scan_bar
 from rebar.errors import RebarError
-from rebar.sources.byte_ranges import ByteRanges, index_classes
 from rebar.sources.labels import find_labels
 from rebar.sources.layout import (
     ALL_SPLIT_WORDS,
@@ -21,10 +20,11 @@ from rebar.sources.layout import (
     check_class_folders,
     find_split_path,
     has_hidden_part,
+    index_classes,
     is_image,
     join,
 )
-from rebar.sources.tar_index import cached_index, read_tars
+from rebar.sources.tar_index import ByteRanges, cached_index, read_tars
 from rebar.sources.tar_members import Member, compressed_error, list_members
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -69,16 +69,16 @@ def _read_tar(path: Path, split: str) -> ByteRanges:
         if classes:
             return _sort_by_class(path, classes, omitted)
         return replace(_sort_by_class(path, [("", image) for image in flat], omitted), class_names=[])
-    inner_tars = sorted(
+    class_tars = sorted(
         (other for other in others if other.name.endswith(".tar")), key=lambda tar: (_class_of_tar(tar), tar.name)
     )
-    if not inner_tars:
+    if not class_tars:
         raise RebarError(
-            f"{path}: none of its {len(others):,} files is an image or a tar. Give a tar of images.",
+            f"{path}: none of its {len(others):,} files is an image or a tar. Pass a tar of images.",
             code="source-empty",
         )
-    omitted[NOT_AN_IMAGE] += len(others) - len(inner_tars)
-    index = read_tars([path], inner_tars, functools.partial(_read_inner_tar, path))
+    omitted[NOT_AN_IMAGE] += len(others) - len(class_tars)
+    index = read_tars([path], class_tars, functools.partial(_read_class_tar, path))
     return replace(index, omitted=dict(omitted + Counter(index.omitted)))
 
 
@@ -100,7 +100,7 @@ def _class_of_tar(inner: Member) -> str:
     return PurePosixPath(inner.name).stem
 
 
-def _read_inner_tar(path: Path, inner: Member) -> ByteRanges:
+def _read_class_tar(path: Path, inner: Member) -> ByteRanges:
     """Return the images of a class, sorted by name. Runs in worker processes."""
     omitted: Counter[str] = Counter()
     images = []

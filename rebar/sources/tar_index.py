@@ -1,18 +1,20 @@
-"""Index the images of tars: many tars in parallel processes, with a progress bar, and once per content.
+"""The index of the images in tars, built in parallel processes with a progress bar, and once per content.
 
-Opening ImageNet's shards would otherwise take minutes in every command. The index is kept in the cache folder under
-a name that identifies the path, the size and the modification time of every file.
+An image is a byte range of a tar: about 45 bytes in the index, plus its name. Opening ImageNet's shards would otherwise
+take minutes in every command. The index is kept in the cache folder under a name that identifies the path, the size and
+the modification time of every file.
 """
 
+import errno
 import gc
 import hashlib
 import json
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -21,8 +23,80 @@ import numpy as np
 from rebar.beton.worker_pool import map_in_processes
 from rebar.cli import scan_bar, warn
 from rebar.errors import RebarError
-from rebar.sources.byte_ranges import ByteRanges, PackedNames
+from rebar.sources.layout import PackedNames
+from rebar.sources.tar_members import Member
 from rebar.storage.files import atomic_write, cache_folder
+
+
+@dataclass(frozen=True, eq=False)
+class ByteRanges:
+    """Images at known byte ranges of ``files``. Create one with :meth:`from_members`.
+
+    The file is opened for every read, because there may be more files than the limit of open files per process.
+    """
+
+    class_names: Sequence[str]
+    """Empty if labels are numbers whose names are not known yet."""
+    files: Sequence[Path]
+    names: PackedNames
+    labels: np.ndarray
+    """int32 ``[n]``, as are ``file_numbers``."""
+    file_numbers: np.ndarray
+    offsets: np.ndarray
+    """Bytes, int64 ``[n]``, as are ``sizes``."""
+    sizes: np.ndarray
+    omitted: Mapping[str, int] = field(default_factory=dict)
+    """See :class:`rebar.beton.images.OmittingSource`."""
+
+    @staticmethod
+    def from_members(
+        path: Path,
+        class_names: Sequence[str],
+        members: Sequence[Member],
+        labels: object,
+        omitted: Mapping[str, int],
+        file_number: int = 0,
+    ) -> "ByteRanges":
+        """Return a source of members of one tar, with one label each."""
+        return ByteRanges(
+            class_names=list(class_names),
+            files=[path],
+            names=PackedNames(member.name for member in members),
+            labels=np.asarray(labels, np.int32),
+            file_numbers=np.full(len(members), file_number, np.int32),
+            offsets=np.array([member.offset for member in members], np.int64),
+            sizes=np.array([member.size for member in members], np.int64),
+            omitted=dict(omitted),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, order: np.ndarray) -> "ByteRanges":
+        """Return the images at the indices ``order``, int64 ``[n]``, in this order."""
+        arrays = {name: getattr(self, name)[order] for name in ("labels", "file_numbers", "offsets", "sizes")}
+        return replace(self, names=PackedNames(self.names[index] for index in order.tolist()), **arrays)
+
+    def label(self, index: int) -> int:
+        """Return the label of an image."""
+        return int(self.labels[index])
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of an image. Raises OSError if the file is truncated."""
+        size = int(self.sizes[index])
+        descriptor = os.open(self.files[self.file_numbers[index]], os.O_RDONLY)
+        try:
+            content = os.pread(descriptor, size, int(self.offsets[index]))
+        finally:
+            os.close(descriptor)
+        if len(content) != size:
+            raise OSError(errno.EIO, f"the file is truncated: {size - len(content):,} bytes of the image are missing")
+        return content
+
+    def name(self, index: int) -> str:
+        """Return the path of the file and the name of the image within it."""
+        return f"{self.files[self.file_numbers[index]]}:{self.names[index]}"
+
 
 LAYOUT = 1
 """Part of every name in the cache. Increment it when equal tars give another index."""
@@ -96,7 +170,7 @@ def _join(files: Sequence[Path], parts: Iterable[ByteRanges]) -> ByteRanges:
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("labels", "file_numbers", "offsets", "sizes", "ends")}
     contents: list[bytes] = []
     num_bytes = 0
-    numbers: dict[str, int] = {}  # of each class name, in the order of their first images
+    numbers: dict[str, int] = {}  # class name -> number, in the order of their first images
     omitted: Counter[str] = Counter()
     has_numbers = False
     for part in parts:

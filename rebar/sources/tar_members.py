@@ -57,7 +57,7 @@ def list_members(path: Path, within: Member | None = None, omitted: Counter[str]
         yield from _Headers(descriptor, start, start + size).members(Counter() if omitted is None else omitted)
     except IsADirectoryError:
         raise RebarError(
-            f"{path} is a folder, not a tar. Give a .tar file, or omit --dataset to detect the kind of the folder.",
+            f"{path} is a folder, not a tar. Pass a .tar file, or omit --dataset to detect the kind of the folder.",
             code="source-not-found",
         ) from None
     except (ValueError, OSError) as error:
@@ -74,7 +74,7 @@ def list_members(path: Path, within: Member | None = None, omitted: Counter[str]
 def compressed_error(name: str) -> RebarError:
     """Return the error of a compressed tar, which does not allow random access to its members."""
     return RebarError(
-        f"{name} is compressed, which does not allow random access to its images. Unpack it and give the folder, or "
+        f"{name} is compressed, which does not allow random access to its images. Unpack it and pass the folder, or "
         "decompress it to a .tar (gunzip, unxz, zstd -d).",
         code="tar-compressed",
     )
@@ -97,7 +97,7 @@ class _Headers:
     def members(self, omitted: Counter[str]) -> Iterator[Member]:
         """Yield the regular files. Raises ValueError if the tar is invalid, or OSError."""
         window, begin = b"", 0
-        attributes: dict[bytes, bytes] = {}  # of the next file, from headers that precede its own
+        attributes: dict[bytes, bytes] = {}  # attributes of the next file, from headers before its own
         while True:
             if begin + _BLOCK > len(window):
                 window, begin = self._read(self.position, _WINDOW), 0

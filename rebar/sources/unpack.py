@@ -15,8 +15,7 @@ from tqdm import tqdm
 from rebar.beton.images import Source, omitted_by
 from rebar.cli import CommandParser, count, run_command, shown_name
 from rebar.errors import RebarError
-from rebar.sources.byte_ranges import PackedNames
-from rebar.sources.layout import Split, is_image
+from rebar.sources.layout import PackedNames, Split, is_image
 from rebar.sources.registry import Request, open_source
 from rebar.storage.files import write_error
 

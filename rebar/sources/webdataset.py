@@ -13,11 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from rebar.errors import RebarError
-from rebar.sources.byte_ranges import ByteRanges, index_classes
 from rebar.sources.labels import parse_class
-from rebar.sources.layout import HIDDEN, has_hidden_part, is_image
+from rebar.sources.layout import HIDDEN, has_hidden_part, index_classes, is_image
 from rebar.sources.tar import check_uncompressed
-from rebar.sources.tar_index import cached_index, mixed_classes_error, read_tars
+from rebar.sources.tar_index import ByteRanges, cached_index, mixed_classes_error, read_tars
 from rebar.sources.tar_members import Member, list_members
 
 JSON_KEYS = ("cls", "label", "class", "class_id", "class_name", "synset")
@@ -65,7 +64,7 @@ def open_webdataset(shards: Sequence[Path], image_key: str = "") -> ByteRanges:
     if not len(index):
         found = ", ".join(f"{count:,} x {kind}" for kind, count in index.omitted.items()) or "no samples"
         raise RebarError(
-            f"{shards[0]}: contains no sample with an image and a .cls or .json file ({found}). Give shards of labeled "
+            f"{shards[0]}: contains no sample with an image and a .cls or .json file ({found}). Pass shards of labeled "
             "images.",
             code="source-empty",
         )

@@ -134,8 +134,8 @@ class ReadAhead:
         self._mapped = mapped
         self._os_cache = os_cache
         self._indices: NDArray[np.int64] | None = None
-        self._used = Regions(*np.zeros((3, 0)))  # by the samples of ``_indices``, merged
-        self._steps: Iterator[tuple[int, int, int]] | None = None  # of the warm-up: file, start and end
+        self._used = Regions(*np.zeros((3, 0)))  # the merged regions of the samples ``_indices``
+        self._steps: Iterator[tuple[int, int, int]] | None = None  # warm-up: file, start and end
         self._is_warm = False
         self._descriptors = []
         for path in mapped.files:

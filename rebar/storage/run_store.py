@@ -1,32 +1,176 @@
-"""Store a run at ``s3://bucket/prefix/RUN``, in the same layout for training and ``python -m rebar.aws run``.
+"""The JSON files of a run, and its copy in S3 at ``s3://bucket/prefix/RUN``.
 
-``run.json`` references the checkpoints, ``checkpoints/SHA256.pt``. It is replaced after the upload of a checkpoint, and
-unreferenced checkpoints are deleted afterwards, so readers always find complete checkpoints.
+``status.json`` has the run's state: scripts decide by it whether to restart a run, because torchrun replaces every
+worker's exit status with 1. ``origin.json`` records how the run started.
+
+In S3, ``run.json`` references the checkpoints, ``checkpoints/SHA256.pt``. It is replaced after the upload of a
+checkpoint, and unreferenced checkpoints are deleted afterwards, so readers always find complete checkpoints.
 """
 
 import io
+import json
 import os
-from collections.abc import Collection
+import socket
+import time
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from rebar.cli import warn
-from rebar.storage.boto import AwsError, S3NotFoundError, aws_error_code, translate_aws_error
+from rebar.storage.aws import AwsError, S3NotFoundError, aws_error_code, translate_aws_error
 from rebar.storage.files import atomic_write, link_or_copy, sha256_of, write_error
-from rebar.storage.run_records import (
-    LAST,
-    MANIFEST,
-    ORIGIN,
-    PREVIOUS,
-    RECORDS_TO_RESUME,
-    Progress,
-    RunManifest,
-    StoredCheckpoint,
-    write_origin,
-)
 from rebar.storage.s3 import UPLOAD_THREADS, S3ChecksumError, S3Prefix, download, upload
+
+MANIFEST = "run.json"
+ORIGIN = "origin.json"
+LAST, PREVIOUS = "last.pt", "previous.pt"
+RECORDS = ("config.yaml", "log.jsonl", "status.json", "wandb_id.txt", "plot.png", "report.html", "weights.*", ORIGIN)
+"""The files of a run's folder that are uploaded in addition to its checkpoints, as glob patterns."""
+RECORDS_TO_RESUME = ("log.jsonl", "wandb_id.txt")
+"""The records that another machine needs to resume, in addition to the origin."""
+FORMAT, VERSION = "rebar-run", 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The training progress of a checkpoint."""
+
+    epoch: int
+    """Complete epochs."""
+    step: int
+    """Optimizer steps since the start of the run."""
+    position: float
+    """Epochs, including the completed fraction of the current one."""
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """An uploaded checkpoint: the name of its object below the run's prefix, its SHA-256 and its size in bytes."""
+
+    object: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a run was started with ``--resume none`` or ``--resume FILE``, so that the same command resumes it later."""
+
+    resume: str
+    """The value of --resume: the absolute path of a checkpoint, or 'none'."""
+    sha256: str = ""
+    """SHA-256 of that checkpoint."""
+    agent: str = ""
+    """The torchrun process that started the run."""
+    launch: str = ""
+    """The run id that the torchruns of several nodes share."""
+    replaced: str = ""
+    """SHA-256 of the last checkpoint of the uploaded run that this run replaces."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any] | None) -> "Origin | None":
+        """Return the origin of a JSON object. Raises KeyError or TypeError if it is not valid."""
+        return None if record is None else cls(**{name: str(record[name]) for name in cls.__annotations__})
+
+
+def read_origin(path: Path) -> Origin | None:
+    """Return the contents of ``origin.json``; None if it does not exist or is not valid."""
+    try:
+        return Origin.from_record(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_origin(path: Path, origin: Origin | None) -> None:
+    """Write ``origin.json``, or remove it for None. Raises RebarError if it cannot be written."""
+    if origin is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as (file,):
+        file.write(json.dumps(asdict(origin), indent=2).encode() + b"\n")
+
+
+@dataclass(frozen=True)
+class RunManifest:
+    """The progress of an uploaded run, its checkpoints by file name, and the host that uploaded them."""
+
+    progress: Progress
+    checkpoints: Mapping[str, StoredCheckpoint] = field(default_factory=dict)
+    host: str = ""
+    origin: Origin | None = None
+    """None for a run that was started with ``--resume auto``."""
+
+    @property
+    def last(self) -> StoredCheckpoint:
+        """The newest checkpoint."""
+        return self.checkpoints[LAST]
+
+    def to_json(self) -> bytes:
+        """Return the contents of ``run.json``, with the current time."""
+        header = {"format": FORMAT, "version": VERSION, "time": round(time.time(), 3), "host": self.host}
+        checkpoints = {name: asdict(stored) for name, stored in self.checkpoints.items()}
+        origin = {} if self.origin is None else {"origin": asdict(self.origin)}
+        record = {**header, **asdict(self.progress), "checkpoints": checkpoints, **origin}
+        return json.dumps(record, indent=2).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, content: bytes) -> "RunManifest":
+        """Parse ``run.json``. Raises ValueError if it is damaged, or has another version."""
+        try:
+            record = json.loads(content)
+            if (record["format"], record["version"]) != (FORMAT, VERSION):
+                raise ValueError("version")
+            checkpoints = {name: StoredCheckpoint(**stored) for name, stored in record["checkpoints"].items()}
+            if LAST not in checkpoints or any("/" in name for name in checkpoints):
+                raise ValueError("names")
+            progress = Progress(record["epoch"], record["step"], record["position"])
+            return cls(progress, checkpoints, record["host"], Origin.from_record(record.get("origin")))
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError(f"not a {MANIFEST}") from None
+
+
+State = Literal["running", "finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The state of a run. ``interrupted``: saved, the same command resumes. ``failed``: ``reason`` is the error."""
+
+    state: State
+    reason: str
+    epoch: int
+    """Complete epochs."""
+    step: int
+    """Optimizer steps since the start of the run."""
+    exit_code: int | None
+    """The exit status of the process; None while it runs."""
+    position: float | None = field(default=None, compare=False)
+    """Epochs, including the completed fraction of the current one; None in files of earlier versions."""
+    time: float = field(default=0.0, compare=False)
+    """When the file was written, in seconds since 1970."""
+
+
+def write_status(path: Path, status: RunStatus) -> None:
+    """Replace the file. Raises RebarError if it cannot be written."""
+    process = {"time": round(time.time(), 3), "host": socket.gethostname(), "pid": os.getpid()}
+    with atomic_write(path) as (file,):
+        file.write(json.dumps({**asdict(status), **process}, indent=2).encode() + b"\n")
+
+
+def read_status(path: Path) -> RunStatus | None:
+    """Return the contents of the file; None if it does not exist or is not valid."""
+    try:
+        record = json.loads(path.read_text())
+        return RunStatus(
+            **{name: record[name] for name in ("state", "reason", "epoch", "step", "exit_code")},
+            position=record.get("position"),
+            time=record["time"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
 
 BEST = "best.pt"
 
@@ -45,16 +189,11 @@ class RunStore:
 
     def read_version(self) -> tuple[RunManifest | None, str]:
         """Return the manifest and its ETag; None and an empty string if nothing is uploaded."""
-        with translate_aws_error(f"reading {self.url}/{MANIFEST}"):
-            try:
-                response = self._client.get_object(Bucket=self._prefix.bucket, Key=self._prefix.key(MANIFEST))
-                content = response["Body"].read()
-            except Exception as error:
-                if aws_error_code(error) in ("404", "NoSuchKey"):
-                    return None, ""
-                raise
         try:
-            return RunManifest.from_json(content), str(response["ETag"])
+            content, version = self._read(MANIFEST)
+            return RunManifest.from_json(content), version
+        except S3NotFoundError:
+            return None, ""
         except ValueError:
             raise AwsError(
                 f"{self.url}/{MANIFEST} is damaged, or has another version. Use another prefix, or replace the "
@@ -65,10 +204,10 @@ class RunStore:
     def write_manifest(self, manifest: RunManifest, *, if_version: str | None = None) -> bool:
         """Replace the manifest; return False if its ETag is not ``if_version`` ("": it must not exist)."""
         condition = {} if if_version is None else {"IfMatch": if_version} if if_version else {"IfNoneMatch": "*"}
-        where = {"Bucket": self._prefix.bucket, "Key": self._prefix.key(MANIFEST)}
+        target = {"Bucket": self._prefix.bucket, "Key": self._prefix.key(MANIFEST)}
         with translate_aws_error(f"uploading {self.url}/{MANIFEST}"):
             try:
-                self._client.put_object(**where, Body=manifest.to_json(), ChecksumAlgorithm="SHA256", **condition)
+                self._client.put_object(**target, Body=manifest.to_json(), ChecksumAlgorithm="SHA256", **condition)
             except Exception as error:
                 if condition and aws_error_code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
                     return False
@@ -80,7 +219,7 @@ class RunStore:
         with os.fdopen(os.dup(file.fileno()), "rb") as own:  # boto3 closes the file
             own.seek(0)
             sha256 = sha256_of(own)
-            stored = StoredCheckpoint.of(sha256, os.fstat(own.fileno()).st_size)
+            stored = StoredCheckpoint(f"checkpoints/{sha256[:16]}.pt", sha256, os.fstat(own.fileno()).st_size)
             if stored.object not in present:
                 own.seek(0)
                 self._upload(stored.object, own, sha256)
@@ -125,7 +264,9 @@ class RunStore:
             raise write_error(folder, error) from None
         for name in RECORDS_TO_RESUME:
             with suppress(S3NotFoundError):
-                self._fetch_record(name, folder)
+                content, _ = self._read(name)
+                with atomic_write(folder / name) as (file,):
+                    file.write(content)
         write_origin(folder / ORIGIN, manifest.origin)
         if best is not None and best != last:
             self._download(best, checkpoints / BEST)
@@ -133,12 +274,11 @@ class RunStore:
         if best == last:
             link_or_copy(checkpoints / LAST, checkpoints / BEST)
 
-    def _fetch_record(self, name: str, folder: Path) -> None:
+    def _read(self, name: str) -> tuple[bytes, str]:
+        """Return an object and its ETag."""
         with translate_aws_error(f"reading {self.url}/{name}"):
             response = self._client.get_object(Bucket=self._prefix.bucket, Key=self._prefix.key(name))
-            content = response["Body"].read()
-        with atomic_write(folder / name) as (file,):
-            file.write(content)
+            return response["Body"].read(), str(response["ETag"])
 
     def _download(self, stored: StoredCheckpoint, target: Path) -> None:
         download(self._client, self._prefix.bucket, self._prefix.key(stored.object), target, sha256=stored.sha256)
@@ -155,5 +295,5 @@ class RunStore:
         return replace(manifest, progress=Progress(0, 0, 0.0), checkpoints={**intact, LAST: last})
 
     def _upload(self, name: str, content: IO[bytes], sha256: str = "") -> None:
-        where = (self._prefix.bucket, self._prefix.key(name))
-        upload(self._client, content, *where, sha256=sha256, threads=self._threads)
+        key = self._prefix.key(name)
+        upload(self._client, content, self._prefix.bucket, key, sha256=sha256, threads=self._threads)

@@ -5,22 +5,22 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from rebar.storage.block_copy import copy_blocks
-from rebar.storage.boto import AwsError, aws_error_code, translate_aws_error
-from rebar.storage.files import write_error
+from rebar.storage.aws import AwsError, aws_error_code, translate_aws_error
+from rebar.storage.files import copy_blocks, hash_of, write_error
 
 MIB = 2**20
 UPLOAD_PART_BYTES, UPLOAD_THREADS = 16 * MIB, 8
 DOWNLOAD_PART_BYTES, DOWNLOAD_THREADS = 32 * MIB, 32
-ATTEMPTS = 5
-"""Maximum attempts to download a part. botocore retries a request only until the first byte of its response."""
-RETRY_SECONDS = 0.5
+ATTEMPTS = 6
+RETRY_SECONDS = 0.25
+"""Base of the exponential backoff between attempts to read the content of an object."""
+Result = TypeVar("Result")
 _URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^@\s]*))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r'"([0-9a-f]{32})(?:-(\d+))?"')
@@ -111,7 +111,7 @@ def download(
         expected = _expected_checksum(client, bucket, key, head, sha256)
     if expected is None and not unverified:
         raise AwsError(
-            f"{url}: S3 has no checksum that can be verified. Give --sha256, upload it with the metadata sha256=..., "
+            f"{url}: S3 has no checksum that can be verified. Pass --sha256, upload it with the metadata sha256=..., "
             "or accept it with --unverified.",
             code="s3-no-checksum",
         )
@@ -133,6 +133,23 @@ def download(
     return True
 
 
+def retry_interrupted(read: Callable[[], Result], stop: threading.Event | None = None) -> Result:
+    """Return the result of reading an object, after at most ATTEMPTS attempts.
+
+    botocore retries a request only until the first byte of its response. Raises botocore's exceptions.
+    """
+    from botocore.exceptions import BotoCoreError
+
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return read()
+        except BotoCoreError:
+            if stop is not None and stop.is_set():
+                raise
+            time.sleep(RETRY_SECONDS * 2**attempt)
+    return read()
+
+
 @dataclass(frozen=True)
 class _PartReader:
     """Reads parts of one version of an object with ranged requests."""
@@ -146,33 +163,30 @@ class _PartReader:
 
     def copy(self, file: IO[bytes], part: int, stop: threading.Event) -> None:
         """Write one part to its position in a file."""
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import ClientError
 
         start, end = part * self.part_bytes, min((part + 1) * self.part_bytes, self.size)
+
+        def read() -> None:
+            position = start
+            byte_range = f"bytes={start}-{end - 1}"
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.key, Range=byte_range, IfMatch=self.etag)
+            for chunk in answer["Body"].iter_chunks(MIB):
+                os.pwrite(file.fileno(), chunk, position)
+                position += len(chunk)
+                if stop.is_set():
+                    break
+
         with translate_aws_error(f"reading s3://{self.bucket}/{self.key}"):
-            for attempt in range(1, ATTEMPTS + 1):
-                position = start
-                try:
-                    body = self.client.get_object(
-                        Bucket=self.bucket, Key=self.key, Range=f"bytes={start}-{end - 1}", IfMatch=self.etag
-                    )["Body"]
-                    for chunk in body.iter_chunks(MIB):
-                        os.pwrite(file.fileno(), chunk, position)
-                        position += len(chunk)
-                        if stop.is_set():
-                            break
-                    return
-                except ClientError as error:
-                    if aws_error_code(error) not in ("PreconditionFailed", "412"):
-                        raise
-                    raise AwsError(
-                        f"s3://{self.bucket}/{self.key} was replaced during the download. Run the command again.",
-                        code="s3-object-changed",
-                    ) from None
-                except BotoCoreError:
-                    if attempt == ATTEMPTS or stop.is_set():
-                        raise
-                    time.sleep(RETRY_SECONDS * 2**attempt)
+            try:
+                retry_interrupted(read, stop)
+            except ClientError as error:
+                if aws_error_code(error) not in ("PreconditionFailed", "412"):
+                    raise
+                raise AwsError(
+                    f"s3://{self.bucket}/{self.key} was replaced during the download. Run the command again.",
+                    code="s3-object-changed",
+                ) from None
 
 
 @dataclass(frozen=True)
@@ -187,7 +201,7 @@ class _Checksum:
         """Return whether the file has this checksum."""
         if self.algorithm == "SHA-256" or not self.part_bytes:
             name = "sha256" if self.algorithm == "SHA-256" else "md5"
-            return _digest(path, name, 0, path.stat().st_size).hex() == self.digest
+            return _digest(path, name).hex() == self.digest
         size = path.stat().st_size
         with ThreadPoolExecutor(8) as pool:
             digests = pool.map(
@@ -207,7 +221,7 @@ def _expected_checksum(
     given = (sha256 or head.get("Metadata", {}).get("sha256") or "").lower()
     if given:
         if not _SHA256.fullmatch(given):
-            raise AwsError(f"{given!r} is not a SHA-256. Give its 64 hexadecimal digits.", code="s3-invalid-checksum")
+            raise AwsError(f"{given!r} is not a SHA-256. Pass its 64 hexadecimal digits.", code="s3-invalid-checksum")
         return _Checksum("SHA-256", given)
     tag = _ETAG.fullmatch(head["ETag"])
     if tag is None or "aws:kms" in head.get("ServerSideEncryption", "") or head.get("SSECustomerAlgorithm"):
@@ -220,11 +234,8 @@ def _expected_checksum(
     return _Checksum("MD5 of parts", tag[1], part_bytes)
 
 
-def _digest(path: Path, name: str, start: int, size: int) -> bytes:
-    content = hashlib.new(name, usedforsecurity=False)
+def _digest(path: Path, algorithm: str, start: int = 0, size: int | None = None) -> bytes:
     with path.open("rb", buffering=0) as file:
         file.seek(start)
-        while size > 0 and (chunk := file.read(min(4 * MIB, size))):
-            content.update(chunk)
-            size -= len(chunk)
-    return content.digest()
+        digest: bytes = hash_of(file, algorithm, size=size).digest()
+        return digest

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from rebar.cli import count, warn
+from rebar.loading.options import all_resolutions
 from rebar.models.build import count_parameters
 from rebar.optim.schedules import LearningRateConfig, peak_lr
 from rebar.reporting import console
@@ -13,9 +14,8 @@ from rebar.reporting.console import format_duration
 from rebar.reporting.log import environment
 from rebar.training.config import TrainConfig, unused_options
 from rebar.training.distributed import World
-from rebar.training.resolution import all_resolutions
+from rebar.training.metrics import MIN_STEPS, first_estimate_step, seconds_left
 from rebar.training.run import Run
-from rebar.training.time_estimate import MIN_STEPS, first_estimate_step, seconds_left
 
 
 def print_banner(run: Run) -> None:
@@ -129,7 +129,7 @@ def _warn_about_contradictions(config: TrainConfig, world: World) -> None:
         warn(
             f"dist.world_size is {config.dist.world_size}, but the run has {count(world.size, 'rank')}: the "
             f"learning rate {peak_lr(config.lr, global_batch=0):g} is not scaled to the global batch of "
-            f"{config.training.batch_size * world.size}. To scale it, give the batch that it is for as --base-batch"
+            f"{config.training.batch_size * world.size}. To scale it, set --base-batch to the batch size that it is for"
         )
     if config.lr.lr_schedule_type == "cyclic" and config.lr.lr_peak_epoch >= config.training.epochs:
         warn(

@@ -9,6 +9,7 @@ from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.loading import Loader
 from rebar.loading.imagenet import build_train_loader, build_val_loader, read_statistics
+from rebar.loading.options import all_resolutions
 from rebar.models.build import build_network
 from rebar.optim.averaging import build_average
 from rebar.optim.optimizers import build_optimizer, parameter_groups
@@ -19,13 +20,12 @@ from rebar.storage.huggingface import check_token, prepare_repository
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, wait_for_all, wrap_distributed
 from rebar.training.execution import allow_tf32, compile_model, gradient_scaler, resolve_precision
-from rebar.training.export import check_export_format, export_suffixes
 from rebar.training.metrics import TrainMeter
-from rebar.training.resolution import all_resolutions
 from rebar.training.resume import load_checkpoint, resolve_resume
 from rebar.training.run import Run
 from rebar.training.state import TrainState
 from rebar.training.upload import run_store
+from rebar.training.weights import check_export_format, export_suffixes
 
 
 def build_run(config: TrainConfig, world: World) -> Run:
@@ -49,10 +49,11 @@ def build_run(config: TrainConfig, world: World) -> Run:
 
 def check_data_is_given(config: TrainConfig) -> None:
     """Raise RebarError if a dataset is missing."""
-    for split, path in (("train", config.data.train_dataset), ("val", config.data.val_dataset)):
+    datasets = (("train", "training", config.data.train_dataset), ("val", "validation", config.data.val_dataset))
+    for split, kind, path in datasets:
         if not path:
             raise RebarError(
-                f"data.{split}_dataset: no {split} data is given. Give --data.{split}_dataset FILE.beton, or set "
+                f"data.{split}_dataset: no {kind} data was given. Pass --data.{split}_dataset FILE.beton, or set "
                 f"WRITE_DIR to the folder with {split}.beton (written by python write_dataset.py --split {split}).",
                 code="data-not-given",
             )
@@ -132,7 +133,7 @@ def build_state(config: TrainConfig, train_loader: Loader, world: World) -> Trai
     num_classes = config.model.num_classes or beton.num_classes
     if num_classes < beton.num_classes:
         raise RebarError(
-            f"model.num_classes is {num_classes}, but {beton.path} has {beton.num_classes} classes. Give "
+            f"model.num_classes is {num_classes}, but {beton.path} has {beton.num_classes} classes. Pass "
             f"--num-classes {beton.num_classes}, or 0.",
             code="data-class-mismatch",
         )

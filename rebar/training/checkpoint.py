@@ -12,7 +12,7 @@ import torch
 from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.storage.files import atomic_write, link_or_copy
-from rebar.storage.run_records import PREVIOUS, Progress
+from rebar.storage.run_store import PREVIOUS, Progress
 
 FORMAT = "rebar-checkpoint"
 VERSION = 3
@@ -226,7 +226,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         raise CheckpointError(
-            f"{path} is a folder. Give a checkpoint file, such as {path / 'checkpoints/last.pt'}.",
+            f"{path} is a folder. Pass a checkpoint file, such as {path / 'checkpoints/last.pt'}.",
             code="checkpoint-not-found",
         )
     if not path.is_file():
@@ -238,14 +238,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # intact, but with objects that Rebar does not save
-        raise _not_rebars(path) from None
+        raise _not_a_checkpoint(path) from None
     except Exception as error:  # a damaged file may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _damaged(path, f"it cannot be read: {reason}") from None
     if damaged:
         raise _damaged(path, f"the checksum of its record {damaged} is wrong")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise _not_rebars(path)
+        raise _not_a_checkpoint(path)
     if content.get("version") != VERSION:
         raise CheckpointError(
             f"checkpoint {path} has format version {content.get('version')}, this Rebar reads {VERSION}. Use the "
@@ -263,12 +263,12 @@ def _check_start(path: Path) -> None:
     except OSError as error:
         raise _damaged(path, f"it cannot be read: {error.strerror}") from None
     if start.strip(b"\0") and not _ZIP_START.startswith(start):  # a power failure may leave zeros
-        raise _not_rebars(path)
+        raise _not_a_checkpoint(path)
 
 
-def _not_rebars(path: Path) -> CheckpointError:
+def _not_a_checkpoint(path: Path) -> CheckpointError:
     return CheckpointError(
-        f"{path} is not a Rebar checkpoint. Give a file that train_imagenet.py wrote; evaluate.py --weights reads "
+        f"{path} is not a Rebar checkpoint. Pass a file that train_imagenet.py wrote; evaluate.py --weights reads "
         "weights of other programs.",
         code="checkpoint-invalid",
     )

@@ -96,7 +96,7 @@ def resolve(config: TrainConfig, environment: Mapping[str, str] = os.environ) ->
     ranks = int(words) if (words := environment.get("WORLD_SIZE", "")).isdecimal() and int(words) > 0 else 1
     if training.global_batch_size % ranks:
         raise ConfigError(
-            f"training.global_batch_size = {training.global_batch_size} is not a multiple of the {ranks} ranks. Give a "
+            f"training.global_batch_size = {training.global_batch_size} is not a multiple of the {ranks} ranks. Use a "
             "multiple.",
             code="config-invalid-value",
         )

@@ -10,14 +10,13 @@ from typing import Any, ClassVar, Literal
 
 from rebar.augment.options import RegularizationConfig
 from rebar.config import ConfigError, Implied, option, section
-from rebar.loading.options import IMAGENET_ON_HUB, DataConfig
+from rebar.loading.options import IMAGENET_ON_HUB, DataConfig, ResolutionConfig
 from rebar.models.options import ModelConfig
 from rebar.optim.options import AveragingConfig, OptimizerConfig, OptimizerName
 from rebar.optim.schedules import LearningRateConfig
 from rebar.reporting.log import LoggingConfig
 from rebar.training.aliases import FLAG_HINTS
 from rebar.training.options import PRECISION_SYNONYMS, ExecutionConfig, LossConfig, Precision
-from rebar.training.resolution import ResolutionConfig
 from rebar.training.translation import translate_key
 
 
@@ -96,7 +95,7 @@ class ValidationConfig:
         invalid = [word for word in self._final_words() if not word.isdecimal() or int(word) == 0]
         if invalid:
             raise ConfigError(
-                f"validation.final_resolutions: '{invalid[0]}' is not a resolution. Give numbers such as 224,256.",
+                f"validation.final_resolutions: '{invalid[0]}' is not a resolution. Use numbers such as 224,256.",
                 code="config-invalid-value",
             )
 

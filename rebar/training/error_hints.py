@@ -51,7 +51,7 @@ def evaluation_error_hints(*, batch_size: int, option: str) -> Iterator[None]:
         if not is_gpu_oom(error):
             raise
         raise RebarError(
-            f"evaluation: out of GPU memory with batches of {batch_size}. Give {option} "
+            f"evaluation: out of GPU memory with batches of {batch_size}. Pass {option} "
             f"{max(1, batch_size // 2)}, which has the same result. nvidia-smi shows what else uses this "
             f"GPU. ({_first_line(error)})",
             code="gpu-out-of-memory",

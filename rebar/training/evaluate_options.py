@@ -74,5 +74,5 @@ def parse_command_line(argv: Sequence[str]) -> EvaluateSection:
 def default_data() -> str:
     """Return the validation beton in $WRITE_DIR. Raises RebarError if the variable is not set."""
     if not (folder := os.environ.get("WRITE_DIR")):
-        raise RebarError("--data: required. Give a .beton or an image source, or set WRITE_DIR.", code="data-not-given")
+        raise RebarError("--data: required. Pass a .beton or an image source, or set WRITE_DIR.", code="data-not-given")
     return str(Path(folder) / "val.beton")

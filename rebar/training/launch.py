@@ -9,22 +9,22 @@ from pathlib import Path
 
 from rebar.config import flatten_config, to_yaml
 from rebar.errors import RebarError
+from rebar.loading.options import all_resolutions
 from rebar.reporting.console import warn_above_bar
 from rebar.reporting.log import open_log, truncate_log
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import atomic_write
-from rebar.storage.run_records import read_status, write_status
+from rebar.storage.run_store import read_status, write_status
 from rebar.training.build import build_run
 from rebar.training.command_line import name_options_as_typed, parse_command_line
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import join_world, wait_for_all
 from rebar.training.error_hints import error_hints
+from rebar.training.metrics import TimeEstimate
 from rebar.training.publish import publish_or_warn, write_plot_and_report
-from rebar.training.resolution import all_resolutions
 from rebar.training.resume import record_origin
 from rebar.training.run import Run
 from rebar.training.stopping import EXIT_PREEMPTED, Interrupted, listen_for_stop
-from rebar.training.time_estimate import TimeEstimate
 from rebar.training.upload import Uploader, start_uploads
 
 

@@ -17,7 +17,7 @@ from rebar.loading import Loader
 from rebar.optim.schedules import build_schedule
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import link_or_copy, sha256_of
-from rebar.storage.run_records import PREVIOUS, Origin, read_origin, write_origin
+from rebar.storage.run_store import PREVIOUS, Origin, read_origin, write_origin
 from rebar.training.checkpoint import CheckpointError, set_damaged_aside
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, gather_from_all
@@ -43,7 +43,7 @@ def normalize_resume(resume: str, folder: RunFolder) -> str:
     newest = other.checkpoint_to_resume("auto")
     if newest is None:
         raise CheckpointError(
-            f"checkpoint.resume: {path} has no checkpoint. Give a run folder with one, or a checkpoint file.",
+            f"checkpoint.resume: {path} has no checkpoint. Pass a run folder with one, or a checkpoint file.",
             code="checkpoint-not-found",
         )
     return str(newest)
@@ -92,7 +92,7 @@ def load_checkpoint(
         other = next(rank for rank, step in enumerate(steps) if step != steps[0])
         raise RebarError(
             f"{folder.path}: the nodes have different checkpoints, rank 0 at step {steps[0]:,}, rank {other} at step "
-            f"{steps[other]:,}. Put the folder on a file system that they share, give --upload, or copy the newest "
+            f"{steps[other]:,}. Put the folder on a file system that they share, pass --upload, or copy the newest "
             "checkpoint to all.",
             code="checkpoint-differs-between-nodes",
         )
@@ -117,7 +117,7 @@ def _load_checkpoint(
     if checkpoint is None:
         if config.training.eval_only and not config.model.pretrained:
             raise RebarError(
-                f"training.eval_only: {folder.path} has no checkpoint. Give --resume FILE, or --pretrained for "
+                f"training.eval_only: {folder.path} has no checkpoint. Pass --resume FILE, or --pretrained for "
                 "torchvision's weights.",
                 code="checkpoint-not-found",
             )

@@ -13,15 +13,14 @@ from rebar.loading.prefetch import Augment
 from rebar.reporting import console
 from rebar.reporting.log import RunLog
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.run_records import Progress, RunStatus, State, write_status
+from rebar.storage.run_store import Progress, RunStatus, State, write_status
 from rebar.training.checkpoint import CheckpointWriter
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
 from rebar.training.execution import input_dtype
-from rebar.training.metrics import HealthWatch, check_finite, memory_metrics
+from rebar.training.metrics import HealthWatch, TimeEstimate, check_finite, memory_metrics
 from rebar.training.state import TrainState
 from rebar.training.stopping import Interrupted, RunControl, StopReason
-from rebar.training.time_estimate import TimeEstimate
 
 T = TypeVar("T")
 

@@ -153,9 +153,9 @@ class TrainState:
         if not weights_overflowed and sums.isfinite().all():
             return
         subject = "weights or their momenta" if sums.isfinite().all() else "training loss"
-        where = f"epoch {self.epoch + 1}, by step {self.meter.steps}" if self.meter.steps else f"epoch {self.epoch}"
+        position = f"epoch {self.epoch + 1}, by step {self.meter.steps}" if self.meter.steps else f"epoch {self.epoch}"
         raise CheckpointError(
-            f"training diverged: the {subject} became NaN or infinite in {where}. These weights were not saved; "
+            f"training diverged: the {subject} became NaN or infinite in {position}. These weights were not saved; "
             f"earlier checkpoints are kept. {ADVICE}",
             code="training-diverged",
         )
@@ -172,7 +172,7 @@ class TrainState:
         if content["num_samples"] != self.num_samples:
             raise CheckpointError(
                 f"checkpoint {path} was trained on {content['num_samples']:,} images, the training data has "
-                f"{self.num_samples:,}. Give its training data, or start from scratch with --resume none --overwrite.",
+                f"{self.num_samples:,}. Use its training data, or start from scratch with --resume none --overwrite.",
                 code="checkpoint-mismatch",
             )
         self._warn_about_changes(content, path, options)
@@ -200,7 +200,7 @@ class TrainState:
         except RebarError as error:
             raise CheckpointError(
                 f"the checkpoint is from within epoch {self.epoch + 1}, which only the same data in the same order can "
-                f"complete: {error}. Give the data it was trained on, or start from scratch with --resume none "
+                f"complete: {error}. Use the data it was trained on, or start from scratch with --resume none "
                 "--overwrite.",
                 code="checkpoint-mismatch",
             ) from None
@@ -237,7 +237,7 @@ class TrainState:
             self.optimizer.load_state_dict(saved)
         except ValueError as error:
             raise CheckpointError(
-                f"checkpoint {path} has other parameter groups ({error}). Give the value of "
+                f"checkpoint {path} has other parameter groups ({error}). Use the value of "
                 "--training.decay_downsample_bn that it was trained with.",
                 code="checkpoint-mismatch",
             ) from None
@@ -256,14 +256,14 @@ def check_compatible(
     """Raise CheckpointError if a checkpoint has another architecture or other classes."""
     if content["arch"] != arch:
         raise CheckpointError(
-            f"checkpoint {path} holds a {content['arch']}, not a {arch}. Give --arch {content['arch']}, another "
+            f"checkpoint {path} contains a {content['arch']}, not a {arch}. Pass --arch {content['arch']}, another "
             "--logging.folder, or --resume none --overwrite to start from scratch.",
             code="checkpoint-mismatch",
         )
     if num_classes is not None and content["num_classes"] != num_classes:
         raise CheckpointError(
             f"checkpoint {path} has {content['num_classes']} outputs, the model has {num_classes}. "
-            f"Give --num-classes {content['num_classes']}, or start from scratch with --resume none --overwrite.",
+            f"Pass --num-classes {content['num_classes']}, or start from scratch with --resume none --overwrite.",
             code="checkpoint-mismatch",
         )
     from_scratch = ", or start from scratch with --resume none --overwrite"
@@ -272,7 +272,7 @@ def check_compatible(
 
 def check_same_classes(saved: list[str], class_names: list[str], path: Path | str, *, otherwise: str = "") -> None:
     """Raise CheckpointError if the classes of a checkpoint and a dataset differ. ``otherwise`` extends the advice."""
-    advice = f"Give the dataset it was trained on{otherwise}."
+    advice = f"Use the dataset it was trained on{otherwise}."
     if len(saved) != len(class_names):
         raise CheckpointError(
             f"checkpoint {path} has {len(saved)} classes, the dataset has {len(class_names)}. {advice}",

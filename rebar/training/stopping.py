@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rebar.cli import warn
-from rebar.storage.ec2_metadata import SPOT_NOTICE, TIMEOUT_SECONDS, InstanceMetadata, has_custom_endpoint
+from rebar.storage.aws import SPOT_NOTICE, TIMEOUT_SECONDS, InstanceMetadata, has_custom_endpoint
 from rebar.training.distributed import StopVote, World
 
 EXIT_PREEMPTED = 75

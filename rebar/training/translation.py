@@ -45,7 +45,7 @@ def translate(argv: Sequence[str], aliases: Sequence[Alias] = ALIASES) -> list[s
             value += f",{words.pop(0)}"
         if alias.metavar and not value:
             raise ConfigError(
-                f"{flag}: the value is missing. Give {flag} {alias.metavar}.", code="config-invalid-value"
+                f"{flag}: the value is missing. Pass {flag} {alias.metavar}.", code="config-invalid-value"
             )
         if alias.secret:
             _set_secret(alias.secret, value)
@@ -100,7 +100,7 @@ def _translate_boolean(alias: Alias, flag: str, value: str) -> str:
     on = parse_bool(value)
     if on is None:
         remark = f" ({alias.note})" if alias.note and alias.translation else ""
-        message = f"{flag}: '{value}' is neither true nor false. Give true, false or no value{remark}."
+        message = f"{flag}: '{value}' is neither true nor false. Use true, false or no value{remark}."
         raise ConfigError(message, code="config-invalid-value")
     if not alias.translation:
         warn(f"{flag} has no effect: {alias.note}")
@@ -123,7 +123,7 @@ def _recipe(name: str) -> Path:
     if not folders:
         raise ConfigError(
             f"--config-name {name}: no folder {RECIPES} in {Path.cwd()} or next to the package. Run the command in a "
-            "clone of the repository, or give --config FILE.",
+            "clone of the repository, or pass --config FILE.",
             code="config-file-not-found",
         )
     files = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in folders]

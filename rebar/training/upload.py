@@ -9,20 +9,20 @@ from typing import IO
 from rebar.errors import RebarError
 from rebar.reporting.console import warn_above_bar
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.boto import make_client
+from rebar.storage.aws import make_client
 from rebar.storage.files import sha256_of
-from rebar.storage.run_records import (
+from rebar.storage.run_store import (
     LAST,
     PREVIOUS,
     RECORDS,
     Origin,
     Progress,
     RunManifest,
+    RunStore,
     StoredCheckpoint,
     read_origin,
     write_origin,
 )
-from rebar.storage.run_store import RunStore
 from rebar.storage.s3 import S3Prefix
 from rebar.training.distributed import World, gather_from_all, wait_for_all
 

@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 from rebar.augment.mixing import Mixing, cut_box, cutmix, erase, erasing_boxes, mixup, neighbors
 from rebar.augment.options import RegularizationConfig
 from rebar.augment.policy import mix_weight
-from rebar.augment.rng import BatchPosition
+from rebar.loading.rng import BatchPosition
 
 LABELS = torch.tensor([0, 3, 1, 1, 4, 2])
 TARGETS = F.one_hot(LABELS, 5).float()

@@ -18,7 +18,7 @@ from rebar.augment.operations import (
     randaugment_ranges,
     trivial_augment,
 )
-from rebar.augment.rng import BatchPosition
+from rebar.loading.rng import BatchPosition
 
 BINS = (0, 1, 9, 16, 30)
 NAMES = list(OPERATIONS)

@@ -5,9 +5,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from rebar.augment.rng import BatchPosition
 from rebar.augment.transforms import adjust_hue, color_jitter
-from rebar.loading.rng import Stream
+from rebar.loading.rng import BatchPosition, Stream
 
 ADJUSTMENTS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 

@@ -103,7 +103,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictAws]:
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("rebar.aws.client.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("rebar.aws.commands.POLL_SECONDS", 0.02)
     server.reset()
     yield server
     server.disks = None

@@ -135,7 +135,7 @@ def test_data_stage_resumes_after_a_kill(aws: StrictAws, s3: Any, tmp_path: Path
     aws.requests.clear()
     run_cli(*STAGE, target, "--part-mib", "1")
     assert target.read_bytes() == content
-    assert 4 <= len(ranges(aws)) <= 5  # of eight
+    assert 4 <= len(ranges(aws)) <= 5  # of eight parts
     assert leftovers(tmp_path) == []
 
 

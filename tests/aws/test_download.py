@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from rebar.aws.download_imagenet import DEVKIT, TRAIN, VAL
-from rebar.storage.file_lock import file_lock
+from rebar.storage.files import file_lock
 from tests.aws.archives import (
     Web,
     leftovers,

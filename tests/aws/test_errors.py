@@ -3,7 +3,7 @@
 import pytest
 from botocore.exceptions import ClientError
 
-from rebar.storage.boto import AwsError, redact_secrets, translate_aws_error
+from rebar.storage.aws import AwsError, redact_secrets, translate_aws_error
 
 
 @pytest.mark.parametrize(

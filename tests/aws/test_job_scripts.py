@@ -113,7 +113,7 @@ def test_train_job_exits_with_75_if_interrupted(s3: Any, tree: Path) -> None:
 
 def test_train_job_keeps_the_exit_status_of_a_failure(s3: Any, tree: Path) -> None:
     assert train(tree, RUN_PLACE=PLACE, STATE="failed", STATUS="1").returncode == 1
-    run_folder(tree / "runs/g5-16", step=5, last=b"x", state="interrupted")  # of the previous attempt
+    run_folder(tree / "runs/g5-16", step=5, last=b"x", state="interrupted")  # the previous attempt's
     assert train(tree, RUN_PLACE=PLACE, STATE="", STATUS="3").returncode == 3
 
 

@@ -168,7 +168,7 @@ def test_launch_checks_the_data_first(account: StrictAws, ec2: Any) -> None:
     volume = ec2.create_volume(AvailabilityZone="us-east-1a", Size=400, VolumeType="gp3")["VolumeId"]
     snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
     output = assert_fails("instance-type-unsuitable", *SINGLE, "--data", snapshot, "--yes")
-    assert "430 GB of data do not fit on the 250 GB of NVMe of g5.xlarge" in output
+    assert "430 GB of data does not fit on the 250 GB of NVMe of g5.xlarge" in output
     account.refuse["HEAD /bucket"] = ErrorResponse("403", "Forbidden", 403)
     assert "no permission to check" in run_cli(*SINGLE, "--yes").out
     assert len(account.sent("RunInstances")) == 1
@@ -248,7 +248,7 @@ def test_validate_terminates_the_instance_on_sigterm(account: StrictAws, ec2: An
     wait_for(lambda: len(schedules()) == 1, 30)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, out
+    assert process.returncode == 143, out
     assert active_instances(ec2) == []
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rebar.aws.transfer import upload_run
-from rebar.storage.boto import make_client
+from rebar.storage.aws import make_client
 from rebar.storage.s3 import S3Prefix
 from tests.aws.conftest import run_cli, run_failing
 from tests.aws.strict_aws import ErrorResponse, Request, StrictAws

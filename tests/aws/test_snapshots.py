@@ -92,7 +92,7 @@ def test_verify_again_removes_the_tag_if_it_fails(
 
 
 def test_snapshot_of_a_mounted_file_system_misses_data(disks: Disks, ec2: Any, mounted: str) -> None:
-    """Shows why ``snapshot create`` unmounts or freezes: unwritten data are not in a snapshot."""
+    """Shows why ``snapshot create`` unmounts or freezes: unwritten data is not in a snapshot."""
     hasty = ec2.create_snapshot(VolumeId=mounted)["SnapshotId"]
     written = (Path(mounted_at(disks.loops[mounted])[0]) / "val.beton").read_bytes()
     assert position_in(disks.file(hasty), written[:4096]) is None

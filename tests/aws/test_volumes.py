@@ -194,11 +194,13 @@ def test_delete_without_verified_snapshot_fails(aws: StrictAws, ec2: Any) -> Non
         ([*CREATE[:7], "us-east-1x", *CREATE[8:], "--yes"], "aws-request-refused"),
     ],
 )
-def test_invalid_names_fail(aws: StrictAws, words: list[str], code: str) -> None:
+def test_create_with_invalid_names_fails(aws: StrictAws, words: list[str], code: str) -> None:
     assert_fails(code, *words)
 
 
-def test_missing_credentials_region_and_server_fail(aws: StrictAws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_volume_create_without_credentials_region_or_server_fails(
+    aws: StrictAws, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert_fails("aws-unreachable", *CREATE)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")

@@ -19,7 +19,7 @@ from rebar.loading import CenterCrop, CorruptSampleError, Loader
 from rebar.sources import ImageFolder
 from write_dataset import main
 
-TABLES_START = HEADER.itemsize + 2 * FIELD_DESCRIPTOR.itemsize  # of the samples' records
+TABLES_START = HEADER.itemsize + 2 * FIELD_DESCRIPTOR.itemsize  # where the sample records start
 
 
 def overwrite(path: Path, offset: int, content: bytes) -> None:

@@ -37,17 +37,17 @@ def test_new_journal_has_no_header(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("removed", [1, 5, 12])
-def test_truncated_record_is_discarded(path: Path, removed: int) -> None:
+def test_journal_discards_a_truncated_record(path: Path, removed: int) -> None:
     path.write_bytes(path.read_bytes()[:-removed])
     assert records_of(path) == [b"one", b"two"]
 
 
-def test_damaged_record_discards_the_rest(path: Path) -> None:
+def test_journal_discards_everything_after_a_damaged_record(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"two", b"tw0"))
     assert records_of(path) == [b"one"]
 
 
-def test_resume_appends_after_a_record(path: Path) -> None:
+def test_journal_resume_appends_after_a_record(path: Path) -> None:
     with Journal(path) as journal:
         _, _, records = journal.read()
         _, end = next(records)

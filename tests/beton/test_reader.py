@@ -114,27 +114,27 @@ def open_error(path: Path) -> BetonError:
 
 
 class TestOpenRefuses:
-    def test_missing_file(self, tmp_path: Path) -> None:
+    def test_open_refuses_a_missing_file(self, tmp_path: Path) -> None:
         assert open_error(tmp_path / "absent.beton").code == "beton-not-found"
 
-    def test_folder(self, tmp_path: Path) -> None:
+    def test_open_refuses_a_folder(self, tmp_path: Path) -> None:
         assert open_error(tmp_path).code == "beton-unreadable"
 
-    def test_pipe(self, tmp_path: Path) -> None:
+    def test_open_refuses_a_pipe(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
         assert open_error(tmp_path / "pipe").code == "beton-unreadable"
 
-    def test_empty_file(self, tmp_path: Path) -> None:
+    def test_open_refuses_an_empty_file(self, tmp_path: Path) -> None:
         (tmp_path / "a.beton").touch()
         assert open_error(tmp_path / "a.beton").code == "beton-truncated"
 
-    def test_other_file_format(self, tmp_path: Path) -> None:
+    def test_open_refuses_another_file_format(self, tmp_path: Path) -> None:
         path = tmp_path / "image.png"
         path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
         assert open_error(path).code == "beton-version-unsupported"
 
     @pytest.mark.parametrize("share", [0.0000005, 0.0001, 0.3, 0.9, 0.99999, 0.9999999])
-    def test_truncated_file(self, damaged: Damaged, share: float) -> None:
+    def test_open_refuses_a_truncated_file(self, damaged: Damaged, share: float) -> None:
         size = int(share * len(damaged.content))
         with pytest.raises(BetonError, match=f"has {size:,}" if size else "is empty") as raised:
             damaged.open(size)
@@ -155,7 +155,7 @@ class TestOpenRefuses:
             ("alloc_table_ptr", 2**64 - 1, "beton-truncated"),
         ],
     )
-    def test_header(self, damaged: Damaged, field: str, value: int, code: str) -> None:
+    def test_open_refuses_a_damaged_header(self, damaged: Damaged, field: str, value: int, code: str) -> None:
         damaged.header[field] = value
         with pytest.raises(BetonError) as raised:
             damaged.open()
@@ -170,7 +170,7 @@ class TestOpenRefuses:
             (1, 99, "custom type"),
         ],
     )
-    def test_fields(self, damaged: Damaged, number: int, type_id: int, message: str) -> None:
+    def test_open_refuses_unsupported_fields(self, damaged: Damaged, number: int, type_id: int, message: str) -> None:
         damaged.descriptors["type_id"][number] = type_id
         with pytest.raises(BetonError, match=message) as raised:
             damaged.open()
@@ -179,14 +179,14 @@ class TestOpenRefuses:
     @pytest.mark.parametrize(
         ("entry", "value"), [("data_ptr", 2**64 - 1), ("data_ptr", 8388609), ("mode", 2), ("mode", 1), ("width", 0)]
     )
-    def test_image_entries(self, damaged: Damaged, entry: str, value: int) -> None:
+    def test_open_refuses_damaged_image_entries(self, damaged: Damaged, entry: str, value: int) -> None:
         damaged.samples["f0"][entry][5] = value
         with pytest.raises(BetonError, match="sample 5") as raised:
             damaged.open()
         assert raised.value.code == "beton-damaged"
 
     @pytest.mark.parametrize("size", [2**64 - 1, 2**63, 10**9, 0])
-    def test_image_sizes(self, damaged: Damaged, size: int) -> None:
+    def test_open_refuses_damaged_image_sizes(self, damaged: Damaged, size: int) -> None:
         damaged.allocations["size"][7] = size
         with pytest.raises(BetonError, match="sample 7") as raised:
             damaged.open()

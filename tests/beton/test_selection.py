@@ -79,7 +79,7 @@ class TestOrder:
         halves = LabelSource(np.repeat([0, 1], 4))
         assert order_of(halves, subset="4", shuffle=True, seed=0).tolist() == [0, 2, 5, 4]
 
-    def test_without_shuffle_is_ascending(self) -> None:
+    def test_order_without_shuffle_is_ascending(self) -> None:
         assert np.array_equal(order_of(uneven(5, 5), seed=3), np.arange(10))
 
     def test_blocks_are_read_once_and_mixed_within_windows(self) -> None:
@@ -96,7 +96,7 @@ class TestOrder:
 
 class TestSubset:
     @pytest.mark.parametrize("subset", ["7", "60", "99"])
-    def test_is_balanced_across_classes(self, subset: str) -> None:
+    def test_subset_is_balanced_across_classes(self, subset: str) -> None:
         source = uneven(50, 3, 30, 17)
         selected = order_of(source, subset=subset, seed=2)
         counts = np.bincount(source.labels[selected], minlength=4)
@@ -105,7 +105,7 @@ class TestSubset:
         assert np.ptp(counts[~exhausted]) <= 1
         assert np.all(counts[exhausted] <= counts[~exhausted].min())
 
-    def test_is_the_same_with_and_without_shuffle(self) -> None:
+    def test_subset_is_the_same_with_and_without_shuffle(self) -> None:
         source = uneven(500, 500)
         shuffled, in_order = (order_of(source, subset="50", shuffle=shuffle, seed=1) for shuffle in (True, False))
         assert len(set(shuffled)) == 50
@@ -118,18 +118,18 @@ class TestSubset:
         assert len(tiny) == SUBSETS["tiny"]
         assert tiny < larger
 
-    def test_names_are_maxima_and_numbers_exact(self) -> None:
+    def test_subset_names_are_maxima_and_numbers_exact(self) -> None:
         assert len(order_of(uneven(10), subset="small")) == 10
         with pytest.raises(RebarError) as raised:
             order_of(uneven(10), subset="11")
         assert raised.value.code == "selection-too-large"
 
     @pytest.mark.parametrize(("text", "size"), [("tiny", 1000), ("large", 500_000), ("full", None), ("-1", None)])
-    def test_subset_size(self, text: str, size: int | None) -> None:
+    def test_subset_size_of_names_and_numbers(self, text: str, size: int | None) -> None:
         assert subset_size(text) == size
 
     @pytest.mark.parametrize("text", ["0", "-2", "huge", "1e3", ""])
-    def test_subset_size_refuses(self, text: str) -> None:
+    def test_subset_size_refuses_invalid_text(self, text: str) -> None:
         with pytest.raises(RebarError) as raised:
             subset_size(text)
         assert raised.value.code == "subset-invalid"
@@ -183,10 +183,10 @@ class TestShards:
         assert np.ptp([len(shard) for shard in shards]) <= 1
 
     @pytest.mark.parametrize("text", ["4/4", "1", "1/0", "-1/4", "a/b", "1/4/2"])
-    def test_parse_shard_refuses(self, text: str) -> None:
+    def test_parse_shard_refuses_invalid_text(self, text: str) -> None:
         with pytest.raises(RebarError) as raised:
             parse_shard(text)
         assert raised.value.code == "shard-invalid"
 
-    def test_shard_path(self) -> None:
+    def test_shard_path_contains_number_and_count(self) -> None:
         assert shard_path(Path("/a/train.beton"), "2/8") == Path("/a/train-00002-of-00008.beton")

@@ -148,7 +148,7 @@ class TestChecksums:
         if place != "size":
             assert len(BetonFile.open(copied)) == len(beton)
 
-    def test_are_optional(self, copied: Path) -> None:
+    def test_checksums_are_optional(self, copied: Path) -> None:
         content = json.loads(sidecar_path(copied).read_text())
         del content["checksums"]
         sidecar_path(copied).write_text(json.dumps(content))

@@ -69,7 +69,7 @@ def test_script_without_target_prints_usage(source: Path) -> None:
     assert subprocess.run([SCRIPT, source], capture_output=True).returncode == 2
 
 
-def test_damaged_copy_is_replaced(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stage_replaces_a_damaged_copy(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "copy" / "train.beton"
     stage(source / "train.beton", copy.parent)
     flip_bit(copy, int(BetonFile.open(copy).offsets[200]))
@@ -79,7 +79,7 @@ def test_damaged_copy_is_replaced(source: Path, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(("offset", "message"), [(-1, "tables"), (5 << 21, "the page at byte 10,485,760")])
-def test_damaged_source_is_refused(source: Path, tmp_path: Path, offset: int, message: str) -> None:
+def test_stage_refuses_a_damaged_source(source: Path, tmp_path: Path, offset: int, message: str) -> None:
     size = (source / "train.beton").stat().st_size
     flip_bit(source / "train.beton", offset % size)
     error = error_of(source / "train.beton", tmp_path / "copy")
@@ -88,7 +88,7 @@ def test_damaged_source_is_refused(source: Path, tmp_path: Path, offset: int, me
     assert not (tmp_path / "copy" / "train.beton").exists()
 
 
-def test_truncated_source_is_refused(source: Path, tmp_path: Path) -> None:
+def test_stage_refuses_a_truncated_source(source: Path, tmp_path: Path) -> None:
     os.truncate(source / "train.beton", 1 << 22)
     assert error_of(source / "train.beton", tmp_path / "copy").code == "beton-changed"
 
@@ -113,14 +113,14 @@ def interrupted(large: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return source, target.parent
 
 
-def test_killed_copy_resumes(interrupted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_stage_resumes_a_killed_copy(interrupted: tuple[Path, Path], tmp_path: Path) -> None:
     source, folder = interrupted[0], Path(shutil.copytree(interrupted[1], tmp_path / "copy"))
     stage(source, folder)
     assert (folder / source.name).read_bytes() == source.read_bytes()
     assert names(folder) == {source.name}
 
 
-def test_block_lost_by_the_disk_is_detected(interrupted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_stage_detects_a_block_lost_by_the_disk(interrupted: tuple[Path, Path], tmp_path: Path) -> None:
     """As after a power failure: the journal records a block that is not on disk."""
     source, folder = interrupted[0], Path(shutil.copytree(interrupted[1], tmp_path / "copy"))
     flip_bit(folder / ".plain.beton.part", 100)
@@ -131,7 +131,7 @@ def test_block_lost_by_the_disk_is_detected(interrupted: tuple[Path, Path], tmp_
     assert (folder / source.name).read_bytes() == source.read_bytes()
 
 
-def test_too_little_space_is_refused_before_copying(
+def test_stage_refuses_too_little_space_before_copying(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")

@@ -12,8 +12,8 @@ from rebar.beton.decode import ImageError
 from rebar.beton.encode import ImagePolicy, encode_image
 from rebar.beton.format import MODE_JPG, BetonError
 from rebar.beton.images import decode_image
+from rebar.loading.crops import Crops
 from rebar.loading.decode import ImageDecoder
-from rebar.loading.rng import Crops
 from tests.jpeg.images import encode, photograph
 
 HEIGHT, WIDTH = 96, 128

@@ -58,10 +58,10 @@ class TestMapInProcesses:
     def test_results_are_in_task_order(self, num_workers: int) -> None:
         assert list(map_in_processes(square, range(40), num_workers=num_workers)) == [n * n for n in range(40)]
 
-    def test_without_tasks(self) -> None:
+    def test_map_without_tasks_is_empty(self) -> None:
         assert list(map_in_processes(square, [], num_workers=2)) == []
 
-    def test_consumes_a_bounded_number_of_tasks_ahead(self) -> None:
+    def test_map_consumes_a_bounded_number_of_tasks_ahead(self) -> None:
         tasks = iter(range(1000))
         with closing(map_in_processes(own_pid, tasks, num_workers=1)) as results:
             for number in range(20):
@@ -91,7 +91,8 @@ class TestMapInProcesses:
     def test_death_of_a_worker_that_is_sending_is_raised(self) -> None:
         with closing(map_in_processes(die_while_sending, range(100), num_workers=1)) as results:
             next(results)
-            time.sleep(1.5)
+            while multiprocessing.active_children():
+                time.sleep(0.01)
             with pytest.raises(RebarError, match="SIGKILL"):
                 list(results)
 
@@ -102,7 +103,7 @@ class TestMapInProcesses:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
-    def test_refuses_zero_workers(self) -> None:
+    def test_map_refuses_zero_workers(self) -> None:
         with pytest.raises(ValueError, match="at least 1"):
             list(map_in_processes(square, [1], num_workers=0))
 
@@ -140,7 +141,7 @@ class TestSharedBuffers:
             check(buffers.unpack(packed, 0), size)
             check(buffers.unpack(next_buffer, 1), 1000)
 
-    def test_are_shared_with_another_process_and_have_no_name(self) -> None:
+    def test_buffers_are_shared_with_another_process_and_have_no_name(self) -> None:
         parent_end, worker_end = multiprocessing.Pipe()
         before = set(Path("/dev/shm").iterdir()) if os.path.isdir("/dev/shm") else set()
         with shared_buffers(3) as buffers:

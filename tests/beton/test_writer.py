@@ -89,7 +89,7 @@ def test_write_beton_bytes_do_not_depend_on_workers_or_chunks(image_tree: Path, 
     assert len(contents) == 1
 
 
-def test_no_image_crosses_a_page_boundary(tmp_path: Path) -> None:
+def test_write_beton_places_no_image_across_a_page_boundary(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (500, 413, 3), np.uint8)
     content = cv2.imencode(".bmp", noise)[1].tobytes()
     policy = ImagePolicy(write_mode="raw")
@@ -166,42 +166,42 @@ class TestErrorsLeaveNoFiles:
         assert [path.name for path in folder.iterdir()] == ["a.beton"]
         assert (folder / "a.beton").read_bytes() == b"existing"
 
-    def test_corrupt_image(self, image_tree: Path, folder: Path, tmp_path_factory) -> None:
+    def test_corrupt_image_leaves_no_files(self, image_tree: Path, folder: Path, tmp_path_factory) -> None:
         tree = shutil.copytree(image_tree, tmp_path_factory.mktemp("corrupt") / "tree")
         corrupt = tree / "n01" / "image_12.JPEG"
         corrupt.write_bytes(corrupt.read_bytes()[:1500])
         self.check(folder, ImageFolder(tree), "image-undecodable", "n01/image_12.JPEG")
 
-    def test_deleted_image(self, image_tree: Path, folder: Path, tmp_path_factory) -> None:
+    def test_deleted_image_leaves_no_files(self, image_tree: Path, folder: Path, tmp_path_factory) -> None:
         tree = shutil.copytree(image_tree, tmp_path_factory.mktemp("deleted") / "tree")
         source = ImageFolder(tree)
         (tree / "n02" / "image_20.JPEG").unlink()
         self.check(folder, source, "image-unreadable", "image_20.JPEG")
 
-    def test_killed_worker(self, one_image: bytes, folder: Path) -> None:
+    def test_killed_worker_leaves_no_files(self, one_image: bytes, folder: Path) -> None:
         self.check(folder, OneImage(one_image, kill_at=151), "worker-died", "SIGKILL", chunk_size=10)
 
-    def test_image_larger_than_a_page(self, folder: Path) -> None:
+    def test_image_larger_than_a_page_leaves_no_files(self, folder: Path) -> None:
         content = cv2.imencode(".png", np.zeros((1000, 1000, 3), np.uint8))[1].tobytes()
         options = {"policy": ImagePolicy(1000, write_mode="raw"), "page_size": MIN_PAGE_SIZE}
         self.check(folder, OneImage(content, 3), "image-too-large", "image 0: takes 3,000,000 bytes", **options)
 
-    def test_too_little_space(self, one_image, folder, monkeypatch) -> None:
+    def test_too_little_space_leaves_no_files(self, one_image, folder, monkeypatch) -> None:
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
         self.check(folder, OneImage(one_image), "disk-full")
 
-    def test_no_images(self, one_image: bytes, folder: Path) -> None:
+    def test_source_without_images_leaves_no_files(self, one_image: bytes, folder: Path) -> None:
         self.check(folder, OneImage(one_image, 0), "write-no-images")
 
     @pytest.mark.parametrize("options", [{"page_size": 3 << 20}, {"order": np.array([300])}])
-    def test_invalid_arguments(self, one_image: bytes, folder: Path, options: dict) -> None:
+    def test_invalid_arguments_leave_no_files(self, one_image: bytes, folder: Path, options: dict) -> None:
         with pytest.raises(ValueError, match=r"page_size|order"):
             write(OneImage(one_image), folder / "a.beton", **options)
         assert [path.name for path in folder.iterdir()] == ["a.beton"]
 
 
-def test_missing_folder_is_refused(one_image: bytes, tmp_path: Path) -> None:
+def test_write_beton_refuses_a_missing_folder(one_image: bytes, tmp_path: Path) -> None:
     with pytest.raises(RebarError, match="absent") as raised:
         write(OneImage(one_image), tmp_path / "absent" / "a.beton")
     assert raised.value.code == "write-target-invalid"

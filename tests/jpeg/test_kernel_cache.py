@@ -43,10 +43,10 @@ def cache_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     parent = tmp_path / "numba"
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(parent))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    kernel_cache._cache_folder.cache_clear()
+    kernel_cache.kernel_folder.cache_clear()
     yield parent
     monkeypatch.undo()
-    kernel_cache._cache_folder.cache_clear()
+    kernel_cache.kernel_folder.cache_clear()
 
 
 def start_process(file: Path, **environment: str) -> "subprocess.Popen[str]":

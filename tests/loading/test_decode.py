@@ -17,8 +17,8 @@ from rebar.beton.sidecar import sidecar_path
 from rebar.errors import RebarError
 from rebar.loading import CenterCrop, CorruptSampleError, CorruptSampleWarning, Loader
 from rebar.loading import decode as decode_module
+from rebar.loading.crops import Crops
 from rebar.loading.decode import ImageDecoder, decode_full_image, new_crop_decoder
-from rebar.loading.rng import Crops
 from tests.loading.conftest import WriteBeton, label_of, number_of, textured_image
 
 HEIGHT, WIDTH = textured_image(0).shape[:2]

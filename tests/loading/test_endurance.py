@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from rebar.beton import BetonFile
 from rebar.loading import Batch, CenterCrop, Loader, OrderOption, RandomResizedCrop
-from rebar.loading.rng import Crops, RngKeys
+from rebar.loading.crops import Crops
+from rebar.loading.rng import RngKeys
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from rebar.beton import BetonFile
 from rebar.errors import RebarError
+from rebar.loading.crops import CenterCrop, Cropper, RandomResizedCrop
 from rebar.loading.decode import CorruptSampleError, decode_full_image
 from rebar.loading.loader import Loader
 from rebar.loading.order import OrderOption
 from rebar.loading.prefetch import Batch
-from rebar.loading.rng import CenterCrop, Cropper, RandomResizedCrop, RngKeys
+from rebar.loading.rng import RngKeys
 from tests.loading.conftest import WriteBeton, label_of, number_of, textured_image
 
 RESOLUTION = 16

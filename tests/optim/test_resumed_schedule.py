@@ -59,7 +59,7 @@ def test_the_learning_rate_never_rises_in_a_span_that_joins_a_decaying_schedule_
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_without_reset_an_extended_run_follows_the_schedule_of_the_new_length(kind: str) -> None:
+def test_extended_run_without_reset_follows_the_schedule_of_the_new_length(kind: str) -> None:
     span = ScheduleSpan(8).resumed(16, reset=False, step=8 * STEPS, lr=0.0)
     assert rates(CONFIGS[kind], span) == rates(CONFIGS[kind], ScheduleSpan(16))
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from rebar.augment.mixing import cut_box, cutmix, mixup
 from rebar.augment.operations import draw_magnitudes, operation_mask
-from rebar.augment.rng import BatchPosition
 from rebar.config import build_config, load_config_files
+from rebar.loading.rng import BatchPosition
 from rebar.optim.optimizers import build_optimizer, clip_gradients, parameter_groups, set_learning_rate
 from rebar.optim.options import OptimizerConfig
 from rebar.optim.schedules import LearningRateConfig, build_base_schedule, peak_lr

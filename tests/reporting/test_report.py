@@ -10,7 +10,7 @@ import pytest
 from rebar.errors import RebarError
 from rebar.reporting.__main__ import main
 from rebar.reporting.report import write_comparison, write_report
-from rebar.storage.run_records import RunStatus, write_status
+from rebar.storage.run_store import RunStatus, write_status
 
 
 def make_run(folder: Path, epochs: int, lr: float = 0.5) -> Path:

@@ -7,7 +7,7 @@ import pytest
 
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.run_records import read_status
+from rebar.storage.run_store import read_status
 
 ALL = {"config.yaml", "log.jsonl", "status.json", "report.html", "plot.png", "origin.json", "notes.txt"}
 ALL |= {"checkpoints/last.pt", "checkpoints/best.pt", "checkpoints/epoch_010.pt"}
@@ -65,7 +65,7 @@ def test_check_overwrite_accepts_run_without_checkpoint(used: RunFolder) -> None
     used.check_overwrite("none", overwrite=False)
 
 
-def test_without_last_pt_the_newest_checkpoint_is_resumed(used: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_newest_checkpoint_is_resumed_without_last_pt(used: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     folder = used.last_checkpoint.parent
     for age, name in enumerate(("epoch_009.pt", "best.pt", "epoch_010.pt")):
         (folder / name).write_text("a checkpoint")

@@ -38,7 +38,7 @@ def install(*packages: str, folder: Path, **commands: str) -> Result:
     return run(SCRIPTS / "install_system_packages.sh", *packages, folder=folder, **commands)
 
 
-def test_without_root_the_command_to_run_is_printed(tmp_path: Path) -> None:
+def test_setup_without_root_prints_the_command_to_run(tmp_path: Path) -> None:
     missing = {"dpkg_query": "exit 1", "id": "echo 1000", "sudo": "exit 1", "apt_get": "exit 99"}
     result = install("g++", "libturbojpeg0-dev", folder=tmp_path, **missing)
     assert result.returncode == 1
@@ -58,7 +58,7 @@ def test_passwordless_sudo_installs_only_what_is_missing(tmp_path: Path) -> None
     assert result.stdout.splitlines()[-1].endswith("DPkg::Lock::Timeout=300 absent")
 
 
-def test_without_apt_the_missing_packages_are_named(tmp_path: Path) -> None:
+def test_setup_without_apt_names_the_missing_packages(tmp_path: Path) -> None:
     shell = {"PATH": str(tmp_path)}
     for name in ("bash", "env"):
         (tmp_path / name).symlink_to(shutil.which(name) or name)

@@ -99,7 +99,7 @@ class TestOneProcess:
         assert not cache.exists()
 
     @pytest.mark.parametrize("location", ["hf:imagenet-1k", "s3://bucket/a", "a.tar", "shards/*.tar", "b.parquet"])
-    def test_is_source(self, location: str) -> None:
+    def test_is_source_recognizes_sources_and_betons(self, location: str) -> None:
         assert is_source(location)
 
     def test_cache_folder_that_cannot_be_created(self, image_tree: Path, tmp_path: Path, monkeypatch) -> None:

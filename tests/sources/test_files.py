@@ -78,18 +78,20 @@ class TestImageFolder:
             ((), "source-not-found", "images: no such folder"),
         ],
     )
-    def test_refuses(self, tmp_path: Path, names: tuple[str, ...], code: str, message: str) -> None:
+    def test_image_folder_refuses_unusable_folders(
+        self, tmp_path: Path, names: tuple[str, ...], code: str, message: str
+    ) -> None:
         with pytest.raises(RebarError) as raised:
             ImageFolder(make_files(tmp_path / "images", *names))
         assert raised.value.code == code
         assert message in str(raised.value)
 
-    def test_refuses_a_file(self, tmp_path: Path) -> None:
+    def test_image_folder_refuses_a_file(self, tmp_path: Path) -> None:
         with pytest.raises(RebarError) as raised:
             ImageFolder(make_files(tmp_path, "x") / "x")
         assert raised.value.code == "source-not-found"
 
-    def test_refuses_a_cycle_of_links(self, tmp_path: Path) -> None:
+    def test_image_folder_refuses_a_cycle_of_links(self, tmp_path: Path) -> None:
         make_files(tmp_path, "a/x.jpg")
         (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
         with pytest.raises(RebarError) as raised:
@@ -98,28 +100,30 @@ class TestImageFolder:
 
 
 class TestFindSplit:
-    def test_parent_folder_or_the_split_itself(self, imagenet: Path) -> None:
+    def test_find_split_accepts_the_parent_folder_or_the_split(self, imagenet: Path) -> None:
         assert find_split(imagenet, "val") == imagenet / "val"
         assert find_split(imagenet / "val", "val") == imagenet / "val"
 
-    def test_layout_of_the_ilsvrc_archive(self, tmp_path: Path) -> None:
+    def test_find_split_in_the_layout_of_the_ilsvrc_archive(self, tmp_path: Path) -> None:
         (tmp_path / "ILSVRC/Data/CLS-LOC/train").mkdir(parents=True)
         assert find_split(tmp_path, "train") == tmp_path / "ILSVRC/Data/CLS-LOC/train"
 
     @pytest.mark.parametrize("name", ["validation", "valid", "Val", "VALIDATION"])
-    def test_other_names_of_a_split(self, name: str, tmp_path: Path) -> None:
+    def test_find_split_accepts_other_names_of_a_split(self, name: str, tmp_path: Path) -> None:
         make_files(tmp_path, f"{name}/a/1.jpg", "Training/a/1.jpg")
         assert find_split(tmp_path, "val") == tmp_path / name
         assert find_split(tmp_path, "train") == tmp_path / "Training"
 
-    def test_refuses_two_folders_of_a_split(self, tmp_path: Path) -> None:
+    def test_find_split_refuses_two_folders_of_a_split(self, tmp_path: Path) -> None:
         make_files(tmp_path, "validation/a/1.jpg", "valid/a/1.jpg")
         assert error_of(tmp_path, "val").code == "source-split-ambiguous"
         make_files(tmp_path, "val/a/1.jpg")
         assert find_split(tmp_path, "val") == tmp_path / "val"
 
     @pytest.mark.parametrize("split", ["train", "val"])
-    def test_class_named_like_a_split(self, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_find_split_with_a_class_named_like_a_split(
+        self, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """CIFAR-100 has a class named train."""
         names = [f"{folder}/{name}/0.jpg" for folder in ("train", "val") for name in ("apple", "train", "whale")]
         make_files(tmp_path / "cifar", *names)
@@ -129,7 +133,7 @@ class TestFindSplit:
             assert source.name(1) == str(tmp_path / "cifar" / split / "train" / "0.jpg")
             assert "a class named train" in capsys.readouterr().err
 
-    def test_refuses_ambiguous_split_or_class(self, tmp_path: Path) -> None:
+    def test_find_split_refuses_a_folder_that_may_be_split_or_class(self, tmp_path: Path) -> None:
         make_files(tmp_path / "data", "apple/0.jpg", "train/0.jpg", "whale/0.jpg")
         for split in ("train", "val"):
             assert error_of(tmp_path / "data", split).code == "source-split-ambiguous"
@@ -139,7 +143,7 @@ class TestFindSplit:
         assert find_split(tmp_path, "val") == tmp_path / "val"
         assert find_split(tmp_path, "train") == tmp_path / "train"
 
-    def test_refuses_the_other_split(self, tmp_path: Path) -> None:
+    def test_find_split_refuses_the_other_split(self, tmp_path: Path) -> None:
         (tmp_path / "train").mkdir()
         assert error_of(tmp_path, "val").code == "source-split-not-found"
 
@@ -166,41 +170,41 @@ class TestTinyImageNet:
         (folder / "val" / "val_annotations.txt").rename(folder.with_name("val_annotations.txt"))
         return folder.with_suffix(".tar")
 
-    def test_train(self, location: Path) -> None:
+    def test_train_split_of_tiny_imagenet_has_class_folders(self, location: Path) -> None:
         source = open_location(location, "train")
         assert tuple(source.class_names) == SYNSETS
         assert [source.label(index) for index in range(6)] == [0, 0, 1, 1, 2, 2]
         assert omitted_by(source)["file that is not an image"] >= 3
 
-    def test_val_has_the_labels_of_its_list(self, location: Path) -> None:
+    def test_val_split_of_tiny_imagenet_has_the_labels_of_its_list(self, location: Path) -> None:
         source = open_location(location, "val")
         assert tuple(source.class_names) == SYNSETS
         assert [source.label(index) for index in range(6)] == [0, 0, 1, 1, 2, 2]
         assert source.name(1).endswith("val/images/val_3.JPEG")
 
-    def test_val_without_a_list_is_refused(self, location: Path, tmp_path: Path) -> None:
+    def test_val_split_of_tiny_imagenet_without_a_list_is_refused(self, location: Path, tmp_path: Path) -> None:
         for path in tmp_path.rglob("val_annotations.txt"):
             path.unlink()
         assert error_of(location, "val").code == "labels-not-found"
 
 
-def test_single_class_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_image_folder_with_a_single_class_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(open_location(make_files(tmp_path, "imagenette2/0.jpg", "imagenette2/1.jpg"), "val")) == 2
     assert "only one class, imagenette2" in capsys.readouterr().err
 
 
 class TestFilterSplit:
-    def test_matches_complete_words(self) -> None:
+    def test_filter_split_matches_complete_words(self) -> None:
         names = ["data/train-0.parquet", "data/validation-0.parquet", "data/test-0.parquet"]
         assert filter_split(names, "val", "here") == names[1:2]
         assert filter_split(names, "train", "here") == names[:1]
 
-    def test_returns_all_names_if_none_mentions_a_split(self) -> None:
+    def test_filter_split_returns_all_names_if_none_mentions_a_split(self) -> None:
         names = [Path("/train/0000.tar"), Path("/train/valley_training-wheels2.tar")]
         assert filter_split(names[:1], "val", "here") == names[:1]
         assert filter_split(names, "train", "here") == names[1:]
 
-    def test_refuses_names_of_other_splits_only(self) -> None:
+    def test_filter_split_refuses_names_of_other_splits_only(self) -> None:
         with pytest.raises(RebarError) as raised:
             filter_split(["a-test.tar"], "val", "here")
         assert raised.value.code == "source-split-not-found"

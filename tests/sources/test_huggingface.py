@@ -38,7 +38,7 @@ def variables(hub: Hub, folder: Path, token: str = "") -> dict[str, object]:
     return {**named, "HF_TOKEN": token}
 
 
-def test_gated_dataset_with_a_token(hub: Hub, imagenet: Path, tmp_path: Path, write: Write) -> None:
+def test_gated_dataset_is_written_with_a_token(hub: Hub, imagenet: Path, tmp_path: Path, write: Write) -> None:
     file = write("hf:imagenet-1k", "val", **variables(hub, tmp_path, TOKEN))
     assert file.class_names == SYNSETS
     assert images_of_beton(file) == images_of_folder(imagenet / "val")
@@ -54,7 +54,7 @@ def test_subset_downloads_only_the_files_it_needs(hub: Hub, tmp_path: Path, writ
 
 
 @pytest.mark.parametrize("token", ["", "hf_wrong"])
-def test_without_access_the_error_lists_four_steps(token: str, hub: Hub, tmp_path: Path) -> None:
+def test_hub_without_access_reports_four_steps(token: str, hub: Hub, tmp_path: Path) -> None:
     message = write_error("hf:imagenet-1k", "val", tmp_path / "val.beton", **variables(hub, tmp_path, token))
     assert "[hub-access-denied]" in message
     assert ("the token in HF_TOKEN was rejected" in message) == bool(token)
@@ -72,7 +72,7 @@ def test_converted_parquet_and_configurations(hub: Hub, tmp_path: Path, write: W
         assert "[hub-config-invalid]" in message
 
 
-def test_missing_dataset_or_parquet_files(hub: Hub, tmp_path: Path) -> None:
+def test_hub_reports_a_missing_dataset_or_parquet_files(hub: Hub, tmp_path: Path) -> None:
     named, target = variables(hub, tmp_path), tmp_path / "train.beton"
     assert "[hub-no-parquet]" in write_error("hf:someone/empty", "train", target, **named)
     assert "[hub-not-found]" in write_error("hf:someone/absent", "train", target, **named)

@@ -55,7 +55,7 @@ def test_shards_and_parquet_files_in_folders(imagenet: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("name", "code"), [("notes.txt", "source-unrecognized"), ("absent", "source-not-found")])
-def test_unknown_source_is_one_line(name: str, code: str, tmp_path: Path) -> None:
+def test_unknown_source_is_reported_in_one_line(name: str, code: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     error = error_of(tmp_path / name, "train")
     assert error.code == code

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from rebar.errors import RebarError
-from rebar.sources.byte_ranges import ByteRanges
 from rebar.sources.tar import open_tar
-from rebar.sources.tar_index import MIN_CACHED, MIN_PARALLEL
+from rebar.sources.tar_index import MIN_CACHED, MIN_PARALLEL, ByteRanges
 from rebar.sources.webdataset import open_webdataset
 from tests.sources.conftest import add_file
 

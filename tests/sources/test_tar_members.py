@@ -110,7 +110,7 @@ def damage(content: bytes, kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["no end", "in a header", "checksum", "negative size", "", "no tar at all" * 100])
-def test_damaged_tar_is_refused(kind: str, tmp_path: Path) -> None:
+def test_list_members_refuses_a_damaged_tar(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
         for number in range(2):
@@ -156,7 +156,7 @@ def test_sparse_file_is_refused(tmp_path: Path) -> None:
         assert raised.value.code == "tar-invalid"
 
 
-def test_missing_file_is_refused(tmp_path: Path) -> None:
+def test_list_members_refuses_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(RebarError) as raised:
         list(list_members(tmp_path / "absent.tar"))
     assert raised.value.code == "source-unreadable"

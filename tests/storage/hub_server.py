@@ -31,7 +31,7 @@ class Hub(ThreadingHTTPServer):
         self.messages: list[str] = []
         self.large: dict[str, bytes] = {}
         """Contents by SHA-256, as in Git LFS."""
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.role = "write"
         """The permission of the token."""
 
@@ -49,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if path.startswith(("/api/datasets/", "/datasets/")):
             return self._dataset(path)
-        self.server.asked.append(f"{self.command} {path}")
+        self.server.requests.append(f"{self.command} {path}")
         if path.startswith("/storage/"):  # a signed address: no token
             return self._store(path.removeprefix("/storage/"))
         if path == "/api/validate-yaml":
@@ -104,8 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         etag = hashlib.sha256(content).hexdigest()
         return self._answer(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
 
-    def _create(self, asked: dict[str, Any]) -> None:
-        name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+    def _create(self, request: dict[str, Any]) -> None:
+        name = f"{request['organization']}/{request['name']}" if request.get("organization") else request["name"]
         if not name.startswith("owner/"):
             return self._answer(403, {"error": f"You don't have the rights to create a model under {name}"})
         if name in self.server.repositories:
@@ -121,21 +121,21 @@ class _Handler(BaseHTTPRequestHandler):
         errors = [] if metadata["model-index"][0]["results"][0]["metrics"] else [{"message": "no metrics"}]
         self._answer(400 if errors else 200, {"errors": errors, "warnings": []})
 
-    def _choose(self, asked: dict[str, Any]) -> None:
+    def _choose(self, request: dict[str, Any]) -> None:
         modes = [
             {
                 "path": file["path"],
                 "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
                 "shouldIgnore": False,
             }
-            for file in asked["files"]
+            for file in request["files"]
         ]
         self._answer(200, {"files": modes})
 
-    def _batch(self, asked: dict[str, Any]) -> None:
+    def _batch(self, request: dict[str, Any]) -> None:
         objects = [
             {**entry, "actions": {"upload": {"href": f"{self.server.url}/storage/{entry['oid']}"}}}
-            for entry in asked["objects"]
+            for entry in request["objects"]
         ]
         self._answer(200, {"transfer": "basic", "objects": objects})
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rebar.errors import RebarError
+from rebar.loading.options import ResolutionConfig
 from rebar.training.execution import (
     allow_tf32,
     autocast,
@@ -23,7 +24,6 @@ from rebar.training.execution import (
 )
 from rebar.training.losses import build_criterion
 from rebar.training.options import ExecutionConfig, LossConfig, Precision
-from rebar.training.resolution import ResolutionConfig
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

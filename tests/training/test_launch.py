@@ -9,7 +9,7 @@ import pytest
 import train_imagenet
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.run_records import RunStatus, State, read_status, write_status
+from rebar.storage.run_store import RunStatus, State, read_status, write_status
 from rebar.training.command_line import data_from_environment, parse_command_line
 from rebar.training.config import TrainConfig
 from tests.conftest import Data, read_events
@@ -80,7 +80,7 @@ def test_parse_command_line_names_the_folder_after_the_config_file() -> None:
     assert parse_command_line(["--logging.folder", "mine"]).logging.folder == "mine"
 
 
-def test_without_config_file_the_recipe_is_that_of_16_epochs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_default_recipe_has_16_epochs(capsys: pytest.CaptureFixture[str]) -> None:
     config = parse_command_line(["--batch-size", "256"])
     assert "rn50_configs/rn50_16_epochs.yaml" in capsys.readouterr().err
     assert config == parse_command_line(["--config-file", "rn50_configs/rn50_16_epochs.yaml", "--batch-size", "256"])

@@ -1,24 +1,44 @@
-"""Publishing a run on a local Hugging Face Hub, through the command line."""
+"""Model cards, and publishing a run on a local Hugging Face Hub through the command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
 import train_imagenet
 from rebar.cli import run_command
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.run_records import read_status
+from rebar.storage.run_store import read_status
 from rebar.training.checkpoint import read_checkpoint
-from rebar.training.publish import publish_or_warn
+from rebar.training.publish import ModelFacts, model_card, publish_or_warn
 from rebar.training.weights import read_weights
 from tests.conftest import Data, read_events, run
 from tests.processes import start, start_ranks
 from tests.storage.hub_server import TOKEN, Hub, hub_server
 
 hub_client = pytest.importorskip("huggingface_hub")
+
+
+FACTS = ModelFacts(
+    name="g5_4gpu",
+    arch="resnet50",
+    parameters=25_557_032,
+    num_classes=1000,
+    train_images=1_281_167,
+    resolution=256,
+    metrics={"val/top1": 0.7612, "val/top5": 0.9288, "val/top1_tta": 0.7634, "val/top5_tta": 0.93},
+    epochs=16,
+    recipe="16 epochs, 160 to 192 px, BlurPool",
+    hardware="4 x NVIDIA A10G",
+    train_seconds=12_345.0,
+    environment={"command": "train_imagenet.py --config-file rn50_configs/g5_4gpu.yaml", "code": ""},
+    use_blurpool=True,
+    in_torchvision=True,
+)
 
 
 def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
@@ -130,3 +150,44 @@ def test_publish_or_warn_turns_error_into_warning(
     publish_or_warn(RunFolder(finished_run), "owner/mine")
     warning = capsys.readouterr().err
     assert f"python -m rebar.training.publish {finished_run} owner/mine" in warning
+
+
+def test_model_card_is_parsed_by_huggingface_hub() -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    text = model_card(FACTS, ["model.safetensors", "report.html"])
+    results = {result.metric_name: result for result in hub.ModelCard(text).data.eval_results}
+    assert results["top-1"].metric_value == 76.12
+    assert results["top-1 with flip TTA"].metric_value == 76.34
+    assert results["top-1"].dataset_type == "imagenet-1k"
+    assert results["top-1"].task_type == "image-classification"
+    for part in ("76.12, 92.88", "4 x NVIDIA A10G", "3 h 26 min", "use_blurpool=True", "- `report.html`", "`train_ima"):
+        assert part in text
+    assert "| code |" not in text
+
+
+@pytest.mark.parametrize(
+    ("use_blurpool", "in_torchvision", "words"),
+    [
+        (False, True, "torchvision.models.resnet50(num_classes=1000)"),
+        (True, False, 'build_model("resnet50", num_classes=1000, use_blurpool=True)'),
+        (False, False, 'build_model("resnet50", num_classes=1000)'),
+    ],
+)
+def test_model_card_shows_how_to_build_the_model(use_blurpool: bool, in_torchvision: bool, words: str) -> None:
+    text = model_card(replace(FACTS, use_blurpool=use_blurpool, in_torchvision=in_torchvision), [])
+    assert f"model = {words}\n" in text
+    assert "The model uses BlurPool" not in text
+
+
+def test_model_card_lists_accuracies_at_other_resolutions() -> None:
+    finally_ = {"val/top1_224px": 0.75, "val/top5_224px": 0.92, "val/top1_256px": 0.7612, "val/top5_256px": 0.9288}
+    text = model_card(replace(FACTS, metrics={**FACTS.metrics, **finally_}), [])
+    assert "| at 224 px | 75.00, 92.00 |" in text
+    assert "at 256 px" not in text  # where it is evaluated anyway
+    assert "px with flip TTA" not in text
+
+
+def test_model_card_of_other_data_does_not_name_imagenet() -> None:
+    card = yaml.safe_load(model_card(ModelFacts(**{**FACTS.__dict__, "num_classes": 10}), []).split("---\n")[1])
+    assert "datasets" not in card
+    assert card["model-index"][0]["results"][0]["dataset"]["name"] == "10 classes, 1,281,167 training images"

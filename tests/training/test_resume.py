@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.run_records import Origin, Progress, RunManifest, StoredCheckpoint, read_origin
+from rebar.storage.run_store import Origin, Progress, RunManifest, StoredCheckpoint, read_origin
 from rebar.training.checkpoint import CheckpointError
 from rebar.training.config import CheckpointConfig, TrainConfig
 from rebar.training.distributed import World

@@ -4,18 +4,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
 
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.boto import AwsError
+from rebar.storage.aws import AwsError
 from rebar.storage.files import sha256_of
-from rebar.storage.run_records import Progress
-from rebar.storage.run_store import RunStore
+from rebar.storage.run_store import Progress, RunStore, StoredCheckpoint
 from rebar.training.checkpoint import save_checkpoint
 from rebar.training.distributed import World
 from rebar.training.resume import record_origin
@@ -87,17 +87,17 @@ def test_uploader_uploads_every_checkpoint_and_deletes_older_ones(s3: S3, folder
 
 
 def test_checkpoint_saved_does_not_block(s3: S3, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    continues, upload = threading.Event(), RunStore._upload
+    continues, store = threading.Event(), RunStore.store_checkpoint
 
-    def upload_slowly(self: RunStore, name: str, *rest: object) -> None:
+    def store_slowly(self: RunStore, file: IO[bytes], present: Collection[str]) -> StoredCheckpoint:
         continues.wait(20)
-        upload(self, name, *rest)  # type: ignore[arg-type]
+        return store(self, file, present)
 
-    monkeypatch.setattr(RunStore, "_upload", upload_slowly)
+    monkeypatch.setattr(RunStore, "store_checkpoint", store_slowly)
     uploader = uploader_of(folder)
     for step in range(2, 30):  # during the first upload
         uploader.checkpoint_saved(save(folder, step))
-    assert s3.names(folder.path.name) == []
+    assert not [name for name in s3.names(folder.path.name) if name.endswith(".pt")]
     continues.set()
     uploader.finish()
     manifest = run_store(ADDRESS, folder).read_manifest()
@@ -127,7 +127,7 @@ def test_finish_abandons_an_upload_after_its_timeout(
     s3: S3, folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = threading.Event()
-    monkeypatch.setattr(RunStore, "_upload", lambda *_: over.wait(30))
+    monkeypatch.setattr(RunStore, "store_record", lambda *_: over.wait(30))
     uploader = uploader_of(folder)
     uploader.finish(at_most=0.05)
     uploader.finish()  # returns at once
@@ -167,12 +167,15 @@ def test_run_started_without_overwrite_keeps_the_checkpoints_of_the_uploaded_run
 def test_run_killed_before_its_first_upload_still_replaces_the_earlier_run(
     s3: S3, folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(*_: object) -> None:
+        raise AwsError("the network is down", code="aws-unreachable")
+
     uploader_of(folder, step=30).finish()  # the earlier run, with more progress than the next
     other = RunFolder(tmp_path / "elsewhere" / folder.path.name)
     other.prepare(from_scratch=True)
     record_origin("none", other)
     with monkeypatch.context() as patch:
-        patch.setattr(Uploader, "_upload", lambda *_: None)
+        patch.setattr(RunStore, "store_record", fail)
         start_uploads(ADDRESS, other, Progress(0, 0, 0.0), 10, replaces=True, overwrite=True).finish()
     save(other, 2)
     start_uploads(ADDRESS, other, Progress(0, 2, 0.2), 10, replaces=False, overwrite=True).finish()

@@ -19,7 +19,7 @@ from numba import carray, cfunc, types
 from rebar.jpeg.kernel_arguments import DESCRIPTOR_FIELDS, prototype_arguments
 from rebar.jpeg.kernel_cache import SYMBOL_PREFIX
 from rebar.jpeg.kernels.crops import decode_crops
-from rebar.jpeg.kernels.simd import pointer
+from rebar.jpeg.kernels.jit import pointer
 from rebar.jpeg.kernels.transcode import read_header, transcode
 from rebar.jpeg.transcoder import new_transcode_call
 from rebar.storage.files import atomic_write

@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 from rebar.jpeg.format import ZIGZAG
 from rebar.jpeg.kernel_arguments import SHORT_BITS
 from rebar.jpeg.kernels.huffman import END_OF_BLOCK, LONG, SLOT_SHIFT
-from rebar.jpeg.kernels.jit import compiled
-from rebar.jpeg.kernels.simd import load_big_endian, load_uint8, load_uint16, load_uint32, store_int16, store_uint8
+from rebar.jpeg.kernels.jit import (
+    compiled,
+    load_big_endian,
+    load_uint8,
+    load_uint16,
+    load_uint32,
+    store_int16,
+    store_uint8,
+)
 
 U = np.uint64
 # Fields of a lane's state, uint64. BLOCK is the current block of COUNT, K the index of the next coefficient.

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from rebar.jpeg.format import CORRUPT_HEADER, OK, UNSUPPORTED, Header
 from rebar.jpeg.kernel_arguments import SHORT_BITS, SPECIFICATION_BYTES, TABLE_SLOTS, Tables, TableStore
-from rebar.jpeg.kernels.jit import compiled
-from rebar.jpeg.kernels.simd import load_uint32, load_uint64
+from rebar.jpeg.kernels.jit import compiled, load_uint32, load_uint64
 from rebar.jpeg.transcoder import BLOCK_ENDS, MAX_ENTRY_BITS, MULTI_SYMBOL_BITS, Codes
 
 U = np.uint64
@@ -26,7 +25,7 @@ LONG = 128
 END_OF_BLOCK = 128
 SLOT_SHIFT = SHORT_BITS + 2  # shift from a short table's byte offset to its slot
 DC, AC = 0, 1
-_MAX_DC_BITS, _MAX_AC_BITS = 11, 10  # of a magnitude in 8-bit images (T.81, tables F.1 and F.2)
+_MAX_DC_BITS, _MAX_AC_BITS = 11, 10  # magnitudes in 8-bit images (T.81, tables F.1 and F.2)
 
 
 @compiled

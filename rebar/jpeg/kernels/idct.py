@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.jpeg.kernels.huffman import END_OF_BLOCK
-from rebar.jpeg.kernels.jit import compiled, inlined
-from rebar.jpeg.kernels.simd import (
+from rebar.jpeg.kernels.jit import (
     I8,
     I16,
     I32,
@@ -22,7 +21,9 @@ from rebar.jpeg.kernels.simd import (
     broadcast,
     clamp_to_byte,
     clear_block,
+    compiled,
     constant,
+    inlined,
     load,
     load_int16,
     load_uint8,

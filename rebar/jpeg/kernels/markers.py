@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from rebar.jpeg.format import CORRUPT_DATA, CORRUPT_HEADER, OK, TRUNCATED, UNSUPPORTED, ZIGZAG, Header
 from rebar.jpeg.kernel_arguments import SCRATCH_PADDING, Tables
 from rebar.jpeg.kernels.huffman import find_tables
-from rebar.jpeg.kernels.jit import compiled
-from rebar.jpeg.kernels.simd import (
+from rebar.jpeg.kernels.jit import (
+    compiled,
     copy_32_bytes,
     marker_bytes,
     trailing_zeros,

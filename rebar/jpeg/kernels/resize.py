@@ -22,8 +22,7 @@ from rebar.jpeg.kernel_arguments import (
     ResizeScratch,
     ResizeWeights,
 )
-from rebar.jpeg.kernels.jit import compiled
-from rebar.jpeg.kernels.simd import (
+from rebar.jpeg.kernels.jit import (
     I8,
     I16,
     I32,
@@ -32,6 +31,7 @@ from rebar.jpeg.kernels.simd import (
     Value,
     broadcast,
     clamp_to_byte,
+    compiled,
     constant,
     load,
     load_scalar,

@@ -6,9 +6,8 @@ from numpy.typing import NDArray
 from rebar.jpeg.format import CORRUPT_DATA, OK, TRUNCATED, UNSUPPORTED, Header
 from rebar.jpeg.kernel_arguments import Tables
 from rebar.jpeg.kernels.huffman import END_OF_BLOCK, set_coders
-from rebar.jpeg.kernels.jit import compiled
-from rebar.jpeg.kernels.markers import find_segments, parse_header, remove_stuffing
-from rebar.jpeg.kernels.simd import (
+from rebar.jpeg.kernels.jit import (
+    compiled,
     copy_32_bytes,
     load_uint8,
     load_uint32,
@@ -17,6 +16,7 @@ from rebar.jpeg.kernels.simd import (
     store_uint8,
     trailing_zeros,
 )
+from rebar.jpeg.kernels.markers import find_segments, parse_header, remove_stuffing
 from rebar.jpeg.kernels.transcode_blocks import (
     MAX_BLOCK_BYTES,
     Coder,
@@ -92,7 +92,7 @@ def _write(
     address, pending, count = written, U(0), U(0)
     pointer, buffer, available = read, U(0), U(0)
     mcus_to_marker, markers, segment, mcus_to_segment = interval if interval else mcus, 0, 0, 0
-    length, bits_copied, bits_read = 0, 0, 0  # of the current segment
+    length, bits_copied, bits_read = 0, 0, 0  # for the current segment
     for _ in range(mcus):
         if mcus_to_segment == 0 or mcus_to_marker == 0:
             if address + U((bits_read - bits_copied) >> 3) > limit:

@@ -10,8 +10,15 @@ import numpy as np
 
 from rebar.jpeg.kernel_arguments import SHORT_BITS
 from rebar.jpeg.kernels.huffman import END_OF_BLOCK, LONG, symbol_entry
-from rebar.jpeg.kernels.jit import compiled, inlined
-from rebar.jpeg.kernels.simd import load_big_endian, load_uint16, load_uint32, load_uint64, store_big_endian
+from rebar.jpeg.kernels.jit import (
+    compiled,
+    inlined,
+    load_big_endian,
+    load_uint16,
+    load_uint32,
+    load_uint64,
+    store_big_endian,
+)
 from rebar.jpeg.transcoder import BLOCK_ENDS, MULTI_SYMBOL_BITS, RATIO_BITS, SKIP_ENDS_AT
 
 U = np.uint64

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rebar.beton.format import BetonError
 from rebar.errors import RebarError
 from rebar.loading.backend import BackendOptions
-from rebar.loading.prefetch import BufferPool, StartBatch, Wait, wait_on_current_stream
+from rebar.loading.prefetch import BufferPool, GetResult, SubmitBatch, wait_on_current_stream
 from rebar.loading.rng import RngKeys, Stream, random_bits
 from rebar.storage.page_cache import Regions, mapping_of
 
@@ -173,7 +173,7 @@ class FfcvBackend:
     def __reduce__(self) -> tuple[Any, ...]:
         return FfcvBackend, (self._file, self._pipelines, self.indices, self._options)
 
-    def begin_epoch(self, resolution: int | None, *, num_workers: int, recompile: bool) -> StartBatch:
+    def begin_epoch(self, resolution: int | None, *, num_workers: int, recompile: bool) -> SubmitBatch:
         """Query the operations' memory, since sizes may have changed, and return the function that starts a batch."""
         if resolution is not None:
             raise RebarError(
@@ -199,7 +199,7 @@ class FfcvBackend:
         offsets, sizes = self._file.regions(indices)
         return Regions(np.zeros(len(offsets), np.int64), offsets, sizes)
 
-    def _start(self, threads: ThreadPoolExecutor, keys: RngKeys) -> Wait[tuple[Any, ...]]:
+    def _start(self, threads: ThreadPoolExecutor, keys: RngKeys) -> GetResult[tuple[Any, ...]]:
         return functools.partial(_wait, threads.submit(self._run, keys), keys)
 
     def _run(self, keys: RngKeys) -> tuple[tuple[Any, ...], "torch.cuda.Event | None"]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebar.beton.reader import array_from_pointer
-from rebar.loading import rng
+from rebar.loading import crops
 from rebar.loading.decode import CorruptSampleError, CorruptSampleWarning, DecoderPool
 from rebar.loading.ffcv.graph import ffcv_compiler
 from rebar.loading.prefetch import split_slices
@@ -78,7 +78,7 @@ def _thread_pool(num_threads: int) -> ThreadPoolExecutor:
 
 
 def _decode_on_threads(
-    images: InMemoryImages, chosen: rng.Crops, out: NDArray[np.uint8], num_threads: int
+    images: InMemoryImages, chosen: crops.Crops, out: NDArray[np.uint8], num_threads: int
 ) -> list[tuple[int, CorruptSampleError]]:
     """Decode all images into ``out``; return the rows of corrupt samples with their errors."""
 
@@ -116,7 +116,7 @@ class _CropDecoder(SimpleRGBImageDecoder):  # FFCV requires an image decoder to 
         self._callback = _CALLBACK(self._decode_at)  # called by compiled code, so this reference must stay alive
         self._num_threads = 1
 
-    def cropper(self) -> rng.Cropper:
+    def cropper(self) -> crops.Cropper:
         """Return the cropper with the current settings."""
         raise NotImplementedError
 
@@ -179,7 +179,7 @@ class _CropDecoder(SimpleRGBImageDecoder):  # FFCV requires an image decoder to 
             heights, widths = (sides[rows].astype(np.int64) for sides in (images.heights, images.widths))
             chosen = self.cropper().crops(heights, widths, keys)
             boxes[rows], flips[rows] = chosen.boxes, chosen.flips
-        for row, error in _decode_on_threads(images, rng.Crops(boxes, flips), out, self._num_threads):
+        for row, error in _decode_on_threads(images, crops.Crops(boxes, flips), out, self._num_threads):
             out[row] = 0
             self._record(int(images.samples[row]), error.reason)
 
@@ -209,9 +209,9 @@ class RandomResizedCrop(_CropDecoder):
         self.scale = scale
         self.ratio = ratio
 
-    def cropper(self) -> rng.Cropper:
+    def cropper(self) -> crops.Cropper:
         """Return the cropper with the current settings."""
-        return rng.RandomResizedCrop(self.scale, self.ratio, self.flip_prob)
+        return crops.RandomResizedCrop(self.scale, self.ratio, self.flip_prob)
 
 
 class CenterCrop(_CropDecoder):
@@ -220,13 +220,13 @@ class CenterCrop(_CropDecoder):
     def __init__(
         self,
         output_size: Sequence[int],
-        ratio: float = rng.IMAGENET_CENTER_RATIO,
+        ratio: float = crops.IMAGENET_CENTER_RATIO,
         flip_prob: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(output_size, flip_prob, seed)
         self.ratio = ratio
 
-    def cropper(self) -> rng.Cropper:
+    def cropper(self) -> crops.Cropper:
         """Return the cropper with the current settings."""
-        return rng.CenterCrop(self.ratio, self.flip_prob)
+        return crops.CenterCrop(self.ratio, self.flip_prob)

@@ -14,8 +14,8 @@ import torch
 
 from rebar.beton.format import FIELD_DESCRIPTOR, HEADER, TYPE_IMAGE, TYPE_INT, VERSION, choose_field, field_names
 from rebar.beton.reader import BetonFile
+from rebar.loading.crops import CenterCrop, Cropper, RandomResizedCrop
 from rebar.loading.prefetch import Batch
-from rebar.loading.rng import CenterCrop, Cropper, RandomResizedCrop
 
 TensorOp = Callable[[torch.Tensor], torch.Tensor]
 

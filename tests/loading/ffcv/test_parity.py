@@ -13,8 +13,9 @@ from ffcv.loader import OrderOption as FfcvOrder
 from ffcv.writer import DatasetWriter
 
 from rebar.loading import Loader
+from rebar.loading.crops import IMAGENET_CENTER_RATIO, CenterCrop, RandomResizedCrop
 from rebar.loading.order import OrderOption, order_option
-from rebar.loading.rng import IMAGENET_CENTER_RATIO, CenterCrop, RandomResizedCrop, RngKeys
+from rebar.loading.rng import RngKeys
 from tests.loading.conftest import label_of, number_of, plain_image
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from rebar.storage.ec2_metadata import InstanceMetadata
+from rebar.storage.aws import InstanceMetadata
 from tests.training.metadata_service import NOTICE, MetadataServer
 
 NAME = "spot/instance-action"

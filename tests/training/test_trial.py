@@ -1,7 +1,9 @@
-"""Tests of rebar.training.dry_run: trial steps equal training steps and leave the run unchanged."""
+"""Tests of rebar.training.trial: trial steps equal training steps and leave the run unchanged."""
 
 import copy
 import json
+import math
+import random
 import re
 import shutil
 import sys
@@ -16,12 +18,62 @@ from rebar.errors import RebarError
 from rebar.training.build import build_run
 from rebar.training.command_line import parse_command_line
 from rebar.training.distributed import World
-from rebar.training.dry_run import restore_afterwards, trial_losses
 from rebar.training.evaluation import validate
 from rebar.training.run import Run
+from rebar.training.trial import analyze, exponential_rates, plot_findings, restore_afterwards, smoothed, trial_losses
 from tests.conftest import Data, read_events
 from tests.storage.hub_server import TOKEN, hub_server
 from tests.training.s3_server import BUCKET, s3_server
+
+
+def test_exponential_rates_are_evenly_spaced_on_a_logarithmic_scale() -> None:
+    rates = exponential_rates(7, lowest=1e-5, highest=10)
+    assert rates == pytest.approx([10.0**power for power in range(-5, 2)])
+
+
+def test_smoothed_keeps_a_constant() -> None:
+    assert smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
+
+
+def test_analyze_finds_the_steepest_descent_before_the_minimum(tmp_path: Path) -> None:
+    rates = exponential_rates(200, lowest=1e-5, highest=10)
+    # on the logarithmic scale, the loss falls around 0.01 and rises around 1
+    losses = [5 - 3 / (1 + (0.01 / rate) ** 2) + 8 / (1 + (1 / rate) ** 2) for rate in rates]
+    found = analyze(rates, losses)
+    assert found.steepest is not None
+    assert found.minimum is not None
+    assert 0.005 < found.steepest < 0.05 < found.minimum < 0.6
+    advice = found.advice()
+    for part in (0.1, 0.5, 1.0):
+        assert f"{part * found.steepest:.3g}" in advice
+    assert plot_findings(found, tmp_path / "new").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "new/lr_range_test.json").exists()
+
+
+def test_analyze_ignores_noise_before_the_descent() -> None:
+    draw = random.Random(0)
+    rates = exponential_rates(100, lowest=1e-5, highest=10)
+    for _ in range(20):  # a fall by 0.6 around 0.01, noise of 0.2 in each loss
+        losses = [2.5 - 0.6 / (1 + (0.01 / rate) ** 2) + draw.gauss(0, 0.2) for rate in rates[:80]]
+        found = analyze(rates, losses)
+        assert found.steepest is not None
+        assert 0.005 < found.steepest < 0.06
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        pytest.param([2.3] * 100, id="flat"),
+        pytest.param([2.3 + 0.001 * math.sin(i) for i in range(100)], id="noise"),
+        pytest.param([2.3 + 0.1 * i for i in range(100)], id="rising"),
+        pytest.param([2.3], id="one"),
+    ],
+)
+def test_analyze_gives_no_result_if_the_loss_never_falls(losses: list[float], tmp_path: Path) -> None:
+    found = analyze(exponential_rates(100, lowest=1e-5, highest=10), losses)
+    assert found.steepest is None
+    assert "never fell" in found.advice()
+    plot_findings(found, tmp_path)
 
 
 def train_here(*args: str | Path) -> None:
@@ -63,7 +115,8 @@ def test_dry_run_creates_nothing_at_the_destinations(
         for name, value in (s3.variables | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}).items():
             monkeypatch.setenv(name, value)
         train_here(*data.training_command(tmp_path / "run", *args))
-        assert hub.asked == ["GET /api/whoami-v2"]
+        assert "GET /api/whoami-v2" in hub.requests
+        assert all(request.startswith("GET ") for request in hub.requests)
         assert s3.names() == []
         with pytest.raises(RebarError, match="absent-bucket"):
             train_here(*data.training_command(tmp_path / "run", "--dry-run", "--upload", "s3://absent-bucket"))

@@ -1,14 +1,78 @@
-"""Copies in blocks: resuming after complete blocks, damaged journals, and verification."""
+"""File locks between processes, and copies in blocks that resume, are verified, and survive damaged journals."""
 
+import errno
+import subprocess
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
 from rebar.errors import RebarError
-from rebar.storage.block_copy import copy_blocks
+from rebar.storage.files import copy_blocks, file_lock
+from tests.conftest import REPOSITORY
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from rebar.storage.files import file_lock
+with file_lock(Path(sys.argv[1]), "locked"):
+    print("locked", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@contextmanager
+def locked_by_another_process(path: Path, seconds: float = 60.0) -> "Iterator[subprocess.Popen[str]]":
+    words = [sys.executable, "-c", HOLD, str(path), str(seconds)]
+    process = subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "locked\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_file_lock_refuses_a_second_process_until_the_first_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked_by_another_process(path) as process:
+        with pytest.raises(RebarError, match="wait for it") as refused, file_lock(path, "wait for it"):
+            pass
+        assert refused.value.code == "file-locked"
+        process.kill()
+        process.wait()
+        with file_lock(path, "wait for it"):
+            assert path.exists()
+    assert not path.exists()
+
+
+def test_file_lock_waits_within_its_timeout(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked_by_another_process(path, 0.5), file_lock(path, "not reached", timeout=-1):
+        assert path.exists()
+
+
+def test_file_lock_below_a_file_is_not_writable(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RebarError) as refused, file_lock(tmp_path / "file" / "lock", ""):
+        pass
+    assert refused.value.code == "file-not-writable"
+
+
+def test_file_lock_without_support_is_skipped_unless_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with file_lock(tmp_path / "lock", ""):
+        pass
+    with pytest.raises(RebarError) as refused, file_lock(tmp_path / "lock", "", required=True):
+        pass
+    assert refused.value.code == "file-locks-unsupported"
+
 
 CONTENT = bytes(range(100))
 BLOCK = 30
@@ -61,7 +125,7 @@ def test_another_version_is_copied_from_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"\0\0\0\n", b"[1]\n", b"5\n", b"[[], 1]\n", b'{"a": 1\n'])
-def test_damaged_journal_is_not_used(damage: bytes, tmp_path: Path) -> None:
+def test_copy_blocks_ignores_a_damaged_journal(damage: bytes, tmp_path: Path) -> None:
     Copy(tmp_path / "a", failing=(2,))
     with (tmp_path / ".a.parts").open("ab") as journal:
         journal.write(damage)

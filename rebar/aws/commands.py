@@ -3,17 +3,22 @@
 A command prints its steps. ``--check`` asks AWS for permission (DryRun), ``--yes`` executes them.
 """
 
+import argparse
+import inspect
 import math
+import os
+import re
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import Any
 
-from rebar.storage.boto import AwsError, aws_error_code, make_client, translate_aws_error
+from rebar.storage.aws import AwsError, aws_error_code, make_client, translate_aws_error
 
 
 class Mode(Enum):
@@ -147,3 +152,99 @@ def run_program(*words: str, accept: tuple[int, ...] = (0,)) -> "subprocess.Comp
         reason = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise AwsError(f"{' '.join(words)}: exit status {done.returncode}: {reason}", code="program-failed")
     return done
+
+
+Argument = Callable[[Any], object]
+"""Adds an argument to a parser."""
+Run = Callable[[Aws, Namespace], None]
+
+
+def argument(*names: str, **keywords: Any) -> Argument:
+    """Return a function that calls ``add_argument`` of a parser."""
+    return lambda parser: parser.add_argument(*names, **keywords)
+
+
+def one_of(*arguments: Argument, required: bool = False) -> Argument:
+    """Return a function that adds mutually exclusive arguments to a parser."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        group = parser.add_mutually_exclusive_group(required=required)
+        for each in arguments:
+            each(group)
+
+    return add
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command ``GROUP NAME``. With ``changes`` it prints a plan and gets the flags ``--yes`` and ``--check``."""
+
+    name: str
+    example: str
+    arguments: Sequence[Argument]
+    changes: bool
+    run: Run
+
+    def add_to(self, group: Any) -> None:
+        """Add the command to the subparsers of its group."""
+        text = inspect.getdoc(self.run) or ""
+        summary = text.partition("\n")[0]
+        parser: argparse.ArgumentParser = group.add_parser(
+            self.name.partition(" ")[2],
+            help=summary[:1].lower() + summary[1:].rstrip("."),
+            description=text,
+            epilog=f"example:\n  python -m rebar.aws {self.name} {self.example}".rstrip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.set_defaults(run=self.run, yes=False, check=False, expires_days=None, owner="")
+        for each in [REGION, PROJECT, *([MODE] if self.changes else []), *self.arguments]:
+            each(parser)
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(name: str, example: str, *arguments: Argument, changes: bool = True) -> Callable[[Run], Run]:
+    """Register a function as the command ``GROUP NAME``. Its docstring is the help text."""
+
+    def register(run: Run) -> Run:
+        COMMANDS[name] = Command(name, example, arguments, changes, run)
+        return run
+
+    return register
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Align the columns of a table."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def positive(text: str) -> int:
+    """Parse a positive integer."""
+    if not re.fullmatch(r"[1-9]\d{0,17}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def _instance_id(text: str) -> str:
+    if not re.fullmatch(r"i-[0-9a-f]{8,17}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an instance id such as i-0123456789abcdef0")
+    return text
+
+
+REGION = argument("--region", help="AWS region (default: from the environment or the AWS configuration)")
+PROJECT = argument(
+    "--project",
+    default=os.environ.get("REBAR_PROJECT", "rebar"),
+    help="use and change only resources with this project tag (default: $REBAR_PROJECT or %(default)s)",
+)
+MODE = one_of(
+    argument("--yes", action="store_true", help="execute the plan; without it the plan is only printed"),
+    argument("--check", action="store_true", help="ask AWS whether the plan is allowed (DryRun)"),
+)
+EXPIRES = argument(
+    "--expires-days", type=positive, metavar="DAYS", help="'cost sweep' reports the resource after this time"
+)
+INSTANCE = argument("--instance", type=_instance_id, metavar="i-…", help="default: this machine")
+CONFIG = argument("--config", help="config file (default: the instance type's in rn50_configs/)")
