@@ -145,7 +145,7 @@ def init_bce_bias(model: nn.Module, num_classes: int) -> int:
 def to_device(model: nn.Module, device: torch.device, *, channels_last: bool = True) -> nn.Module:
     """Move a model to ``device``, in channels_last or contiguous memory format."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return model.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]
+    return model.to(device).to(memory_format=memory_format)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -88,7 +88,7 @@ def join_world() -> Iterator[World]:
         timeout=_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
-    world.long_timeout_groups.append(dist.new_group(backend="gloo", timeout=_LONG_TIMEOUT))
+    world.long_timeout_groups.append(_new_gloo_group(_LONG_TIMEOUT))
     # torch.distributed.nn keeps a reference to the default group if it exists when the module is first imported. Its
     # threads would then abort the process at exit. torch may import it at any time, so this module does so first.
     yield world
@@ -225,6 +225,12 @@ def broadcast_buffers(model: nn.Module, world: World) -> None:
             dist.broadcast(buffer, src=0)
 
 
+def _new_gloo_group(timeout: timedelta) -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)  # every rank is in it
+    return group
+
+
 def sum_over_world(values: torch.Tensor, world: World) -> torch.Tensor:
     """All-reduce ``values`` to their sum over all ranks, in place, and return them."""
     if world.distributed:
@@ -249,7 +255,7 @@ class StopVote:
     """
 
     def __init__(self, world: World) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world.distributed else None
+        self._group = _new_gloo_group(_TIMEOUT) if world.distributed else None
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
     def cast(self, vote: int) -> int:
@@ -259,6 +265,7 @@ class StopVote:
         result = self.finish()
         votes = torch.tensor([vote])
         work = dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        assert work is not None  # this rank is in the group
         self._pending = (votes, work)
         return result
 
