@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from rebar.jpeg.crop_decoder import CropDecoder
 from rebar.jpeg.decode import decode_rgb
+from rebar.storage.files import check_writable
 
 QUALITY = 90
 GROUP = 25  # images decoded by one method before the next one takes over
@@ -189,6 +190,8 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.json:
+        check_writable(arguments.json)  # before anything is measured
     cv2.setNumThreads(1)
     results = []
     for interval in arguments.intervals:

@@ -30,6 +30,7 @@ from peers import NAMES, Job
 
 from rebar.beton import BetonFile, ImagePolicy, write_beton
 from rebar.sources import ImageFolder
+from rebar.storage.files import check_writable
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASELINE = "ffcv"
@@ -231,6 +232,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Prepare the data, run the peers interleaved, print and save the results."""
     arguments = parse_arguments()
+    if arguments.json:
+        check_writable(arguments.json)  # before anything is measured
     arguments.work.mkdir(parents=True, exist_ok=True)
     beton, folder = prepare(arguments.data, arguments.work.resolve(), arguments.count)
     named = [name.partition("=") for name in arguments.peers.split(",")]

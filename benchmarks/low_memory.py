@@ -30,6 +30,7 @@ from loader import describe_machine
 
 from rebar.beton import BetonFile, ImagePolicy, write_beton
 from rebar.sources import ImageFolder
+from rebar.storage.files import check_writable
 
 CGROUPS = Path("/sys/fs/cgroup")
 RESOLUTION = 160
@@ -260,6 +261,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run all cases, print and save the results."""
     arguments = parse_arguments()
+    if arguments.json:
+        check_writable(arguments.json)  # before anything is measured
     if arguments.worker:
         work(json.loads(arguments.worker))
         return

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rebar.cli import count
-from rebar.storage.files import CACHE_VARIABLE
+from rebar.storage.files import CACHE_VARIABLE, check_writable
 
 SAMPLES_PER_SHARD = 1000
 _PR_SET_CHILD_SUBREAPER = 36
@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="folder for the shards")
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args()
+    if options.json:
+        check_writable(options.json)  # before anything is measured
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     print(f"{count(len(os.sched_getaffinity(0)), 'core')}, {datetime.date.today()}")
     rows = [row for samples in options.samples for row in run(samples, options.work)]

@@ -25,6 +25,7 @@ from rebar.config import parse_config
 from rebar.loading import Batch, Loader
 from rebar.loading.imagenet import build_train_loader
 from rebar.reporting.run_folder import RunFolder
+from rebar.storage.files import check_writable
 from rebar.training.build import build_state
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
@@ -127,6 +128,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.json:
+        check_writable(arguments.json)  # before anything is measured
     torch.backends.cudnn.benchmark = True
     with join_world() as world:
         rates = measure(arguments, world)

@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_loops import NAMES, NUM_CLASSES, Epoch, Job, random_batches
 
 from rebar.models.build import build_model
+from rebar.storage.files import check_writable
 from rebar.training.distributed import join_world
 from rebar.training.execution import resolve_precision
 from rebar.training.options import Precision
@@ -210,6 +211,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print the result, and write it as JSON."""
     arguments = parse_arguments()
+    if arguments.json:
+        check_writable(arguments.json)  # before anything is measured
     torch.backends.cudnn.benchmark = True
     torch.set_num_threads(arguments.threads)
     rows = []

@@ -37,6 +37,8 @@ import cv2
 import numpy as np
 from loader import describe_machine
 
+from rebar.storage.files import check_writable
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONG_SIDE, QUALITY, FINER_QUALITY, LARGER_SIDE = 500, 90, 96, 800
 CASES = ("passthrough", "optimised", "finer", "larger")
@@ -177,6 +179,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Create the cases, run the writers alternately, print and save the results."""
     arguments = parse_arguments()
+    if arguments.json:
+        check_writable(arguments.json)  # before anything is measured
     if arguments.peer:
         run_peer(arguments)
         return

@@ -3,15 +3,18 @@
 import os
 import resource
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import train_imagenet
 from rebar.errors import RebarError
+from rebar.training import publish
 from rebar.training.checkpoint import read_checkpoint
 from tests.conftest import REPOSITORY, Data, read_events, train_here
 from tests.processes import interrupt
@@ -106,6 +109,67 @@ def test_checkpoint_larger_than_the_free_space(data: Data, good_epoch: Path, tmp
     assert 23 <= max(record["step"] for record in read_events(folder, "step")) < 28  # reported before the next save
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.pt"]
     assert (folder / "checkpoints/last.pt").read_bytes() == (good_epoch / "checkpoints/last.pt").read_bytes()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 12 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", disk], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Write a file that uses all space of a file system."""
+    with suppress(OSError), (disk / "other_data").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 12))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
+def test_full_disk_at_the_last_record_of_the_log(data: Data, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = small_disk / "run"
+    command = data.training_command(folder, "--epochs", "1")
+
+    def finish_on_a_full_disk(run: Any) -> None:
+        log = folder / "log.jsonl"
+        blocks = -(-log.stat().st_size // 4096)
+        log.write_bytes(log.read_bytes()[:-1].ljust(4096 * blocks - 1) + b"\n")  # its last block is full
+        fill(small_disk)
+        publish.finish(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_imagenet, "finish", finish_on_a_full_disk)
+        with pytest.raises(RebarError, match="Training is complete and its checkpoint is saved") as error:
+            train_here(*command)
+    assert error.value.code == "disk-full"
+    state, reason, exit_code = status(folder)
+    assert (state, exit_code) == ("failed", 1)
+    assert "the disk is full" in reason
+    assert read_checkpoint(folder / "checkpoints/last.pt")["epoch"] == 1
+    (small_disk / "other_data").unlink()
+    train_here(*command)
+    assert status(folder) == ("finished", "", 0)
+    assert len(read_events(folder, "end")) == len(read_events(folder, "epoch")) == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
+def test_full_disk_during_training(data: Data, small_disk: Path) -> None:
+    folder = small_disk / "run"
+    train_here(*data.training_command(folder, "--epochs", "1"))
+    fill(small_disk)
+    longer = data.training_command(folder, "--epochs", "2")
+    with pytest.raises(RebarError) as error:
+        train_here(*longer)
+    assert error.value.code == "disk-full"
+    (small_disk / "other_data").unlink()
+    train_here(*longer)
+    assert status(folder) == ("finished", "", 0)
 
 
 # A disk on which the second checkpoint never gets beyond its first half.

@@ -91,6 +91,8 @@ def kernel_folder() -> Path:
         folder = parent / "jpeg-kernels"
         try:
             parent.mkdir(parents=True, exist_ok=True)
+            if _others_can_replace_files(parent):
+                continue
             folder.mkdir(mode=0o700, exist_ok=True)
         except OSError:
             continue
@@ -107,6 +109,12 @@ def _is_trusted(path: Path) -> bool:
         return False
     is_plain = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
     return is_plain and status.st_uid in (os.geteuid(), 0) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _others_can_replace_files(folder: Path) -> bool:
+    """Return whether every user can rename files of others in a folder; not if it has the sticky bit, as ``/tmp``."""
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 def _compile_once(path: Path) -> None:

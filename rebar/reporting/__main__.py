@@ -11,6 +11,7 @@ from pathlib import Path
 from rebar.cli import CommandParser, escape_control_characters, run_command
 from rebar.errors import RebarError
 from rebar.reporting.report import write_comparison, write_report
+from rebar.storage.files import check_writable
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,7 +30,9 @@ def main(argv: Sequence[str]) -> None:
             )
         target = write_report(options.runs[0])
     else:
-        target = write_comparison(options.runs, options.out or Path("comparison.html"))
+        out = options.out or Path("comparison.html")
+        check_writable(out)
+        target = write_comparison(options.runs, out)
     print(escape_control_characters(str(target)))
 
 

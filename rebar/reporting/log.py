@@ -23,7 +23,7 @@ from rebar.config import option
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
 from rebar.reporting.wandb_log import start_wandb
-from rebar.storage.files import atomic_write
+from rebar.storage.files import atomic_write, write_error
 from rebar.storage.run_store import read_status
 
 Record = dict[str, Any]
@@ -77,8 +77,10 @@ class RunLog:
             with self.path.open("a+b") as file:
                 file.write(_end_of_partial_line(file) + json.dumps(record).encode() + b"\n")
         except OSError as error:
+            if (known := write_error(self.path, error)).code == "disk-full":
+                raise known from None
             raise RebarError(
-                f"{self.path}: writing failed: {error.strerror}. Free some disk space, or check the permissions.",
+                f"{self.path}: writing failed: {error.strerror}. Check the permissions and the disk.",
                 code="log-not-writable",
             ) from None
         if self._wandb_run is not None and event in ("step", "epoch"):

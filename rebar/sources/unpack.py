@@ -17,7 +17,7 @@ from rebar.cli import CommandParser, count, run_command, shown_name
 from rebar.errors import RebarError
 from rebar.sources.layout import PackedNames, Split, is_image
 from rebar.sources.registry import Request, open_source
-from rebar.storage.files import write_error
+from rebar.storage.files import check_writable, write_error
 
 NUM_THREADS = 8
 _MAX_NAME_BYTES = 255  # of a file name, on common file systems
@@ -117,6 +117,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--labels", default="", help="list of labels, for images without class folders")
     parser.add_argument("--image-key", default="", help="extension of the image in WebDataset samples with several")
     options = parser.parse_args(argv)
+    try:
+        options.target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(options.target, error) from None
+    check_writable(options.target / ".partial")
     for split in options.split or get_args(Split):
         _, source = open_source(Request(options.source, split, options.labels, options.image_key))
         num_written = unpack(source, options.target / split)

@@ -49,6 +49,22 @@ def atomic_write(*targets: Path) -> Iterator[Sequence[IO[bytes]]]:
             temporary.unlink(missing_ok=True)
 
 
+def write_small_file(target: Path, content: bytes) -> None:
+    """Replace a file of up to a disk block; on a full disk, overwrite it in place. Raises RebarError as above."""
+    try:
+        with atomic_write(target) as (file,):
+            file.write(content)
+    except RebarError as error:
+        if error.code != "disk-full" or not target.is_file():
+            raise
+        try:
+            with target.open("r+b", buffering=0) as existing:  # its block usually has room
+                existing.write(content)
+                existing.truncate()
+        except OSError:
+            raise error from None
+
+
 def write_error(target: Path, error: OSError) -> RebarError:
     """Translate an OSError of writing ``target`` to a RebarError."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

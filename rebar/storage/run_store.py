@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 
 from rebar.cli import warn
 from rebar.storage.aws import AwsError, S3NotFoundError, aws_error_code, translate_aws_error
-from rebar.storage.files import atomic_write, link_or_copy, sha256_of, write_error
+from rebar.storage.files import atomic_write, link_or_copy, sha256_of, write_error, write_small_file
 from rebar.storage.s3 import UPLOAD_THREADS, S3ChecksumError, S3Prefix, download, upload
 
 MANIFEST = "run.json"
@@ -153,10 +153,9 @@ class RunStatus:
 
 
 def write_status(path: Path, status: RunStatus) -> None:
-    """Replace the file. Raises RebarError if it cannot be written."""
+    """Replace the file; on a full disk, overwrite it in place. Raises RebarError if it cannot be written."""
     process = {"time": round(time.time(), 3), "host": socket.gethostname(), "pid": os.getpid()}
-    with atomic_write(path) as (file,):
-        file.write(json.dumps({**asdict(status), **process}, indent=2).encode() + b"\n")
+    write_small_file(path, json.dumps({**asdict(status), **process}, indent=2).encode() + b"\n")
 
 
 def read_status(path: Path) -> RunStatus | None:

@@ -174,7 +174,14 @@ def finish(run: Run) -> None:
         **state.last_metrics,
         "time/train_seconds": state.train_seconds + state.meter.seconds,
     }
-    run.log.write("end", {"epoch": state.epoch, "parameters": parameters, **metrics})
+    try:
+        run.log.write("end", {"epoch": state.epoch, "parameters": parameters, **metrics})
+    except RebarError as error:
+        raise RebarError(
+            f"{error} Training is complete and its checkpoint is saved; only the results are missing. The same command "
+            "adds them.",
+            code=error.code,
+        ) from None
     if run.world.is_main:
         metadata = export_metadata(vars(state), use_blurpool=config.training.use_blurpool)
         for suffix in export_suffixes(config.checkpoint.export):

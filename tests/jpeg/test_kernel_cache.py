@@ -168,6 +168,33 @@ def test_another_process_loads_the_object_file_if_it_was_not_linked(jpeg_file: P
     assert (output.split(), errors) == ([str(expected), "llvmlite"], "")
 
 
+@pytest.mark.parametrize(("mode", "is_used"), [(0o777, False), (0o1777, True), (0o775, True)])
+def test_cache_in_a_folder_whose_files_others_can_replace_is_not_used(
+    mode: int, is_used: bool, cache_parent: Path
+) -> None:
+    cache_parent.mkdir()
+    cache_parent.chmod(mode)
+    assert object_path().is_relative_to(cache_parent) == is_used
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize(
+    ("owner", "mode", "is_loaded"), [(0, 0o755, True), (12345, 0o755, False), (0, 0o757, False), (0, 0o775, False)]
+)
+def test_library_that_another_user_could_have_written_is_not_loaded(
+    owner: int, mode: int, is_loaded: bool, jpeg_file: Path, tmp_path: Path
+) -> None:
+    expected = expected_sum(jpeg_file)
+    folder = tmp_path / "jpeg-kernels"
+    folder.mkdir(mode=0o700)
+    shutil.copy(object_path(), folder)
+    library = Path(shutil.copy(object_path().with_suffix(".so"), folder))
+    os.chown(library, owner, owner)
+    library.chmod(mode)
+    output, errors = start_process(jpeg_file, NUMBA_CACHE_DIR=str(tmp_path)).communicate()
+    assert (output.split(), errors) == ([str(expected), "neither" if is_loaded else "llvmlite"], "")
+
+
 @pytest.mark.nightly
 def test_concurrent_processes_compile_once_without_a_linker(jpeg_file: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()

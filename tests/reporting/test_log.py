@@ -62,6 +62,13 @@ def test_write_after_partial_line_starts_new_line(tmp_path: Path) -> None:
 def test_write_reports_full_disk() -> None:
     with pytest.raises(RebarError, match="/dev/full") as caught:
         RunLog(Path("/dev/full")).write("step", {"step": 1})
+    assert caught.value.code == "disk-full"
+
+
+def test_write_reports_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(RebarError) as caught:
+        RunLog(tmp_path / "log.jsonl").write("step", {"step": 1})
     assert caught.value.code == "log-not-writable"
 
 

@@ -54,6 +54,13 @@ def test_usage_error_is_one_line(options: list[str]) -> None:
     assert raised.value.code == "config-invalid-value"
 
 
+@pytest.mark.parametrize("target", ["/proc/absent/here", "/proc"])
+def test_target_is_checked_before_the_source_is_opened(target: str) -> None:
+    with pytest.raises(RebarError) as raised:
+        main(["/absent", target])
+    assert raised.value.code == "file-not-writable"
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "../up", ".hidden", "nul\0", "x" * 300])
 def test_class_name_that_is_no_folder_name_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(RebarError) as raised:
