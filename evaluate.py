@@ -117,6 +117,10 @@ def check_destinations(options: EvaluateSection) -> None:
         check_export_format(Path(options.export).suffix)
 
 
+DEFAULT_ARCH = "resnet50"
+"""The architecture of weights without metadata."""
+
+
 @dataclass(frozen=True)
 class TrainedModel:
     """A model and its training configuration, or the default one. ``class_names`` is empty if unknown."""
@@ -155,9 +159,11 @@ def load_weights(options: EvaluateSection) -> TrainedModel:
     if options.checkpoint:
         raise RebarError("evaluate: --checkpoint and --weights are both given. Remove one.", code="config-conflict")
     if options.weights == "torchvision":
+        options = dataclasses.replace(options, arch=options.arch or DEFAULT_ARCH)
         trained = _default_config(options, use_blurpool=options.use_blurpool)
         return TrainedModel(build_model(options.arch, num_classes=1000, pretrained=True), trained, 1000)
     imported = read_weights(Path(options.weights))
+    options = dataclasses.replace(options, arch=options.arch or imported.arch or DEFAULT_ARCH)
     use_blurpool = options.use_blurpool or imported.use_blurpool
     heads = [value for name, value in imported.tensors.items() if name.endswith("weight") and value.ndim == 2]
     if not heads:

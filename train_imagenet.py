@@ -61,6 +61,7 @@ def train(run: Run) -> None:
                 break
             state.end_epoch()
             run.save_checkpoint()  # written on another thread while the next epoch runs
+            run.write_status("running")
             print_epoch(run)
             control.check_target(metrics, target_top1=config.training.target_top1)
         run.wait_until_saved()
@@ -80,7 +81,8 @@ def train_one_epoch(run: Run) -> dict[str, float]:
     )
     first_step = run.step
     batches = run.train_batches()
-    for step, loss in enumerate(train_steps(run, batches, learning_rate, first_step), start=first_step):
+    losses = run.announce_first_step(train_steps(run, batches, learning_rate, first_step))
+    for step, loss in enumerate(losses, start=first_step):
         state.meter.end_step()
         if step % config.logging.log_every == 0:
             run.log_step(step, loss.item())  # .item() is the loop's only CPU-GPU sync

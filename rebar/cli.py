@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -112,6 +113,40 @@ def scan_bar(description: str, total: int | None, unit: str) -> "tqdm[None]":
         mininterval=interval,
         dynamic_ncols=True,
     )
+
+
+@contextmanager
+def phase(description: str, show: Callable[[str], None] | None = None, *, after: float = 5.0) -> Iterator[None]:
+    """If the block takes longer than ``after`` seconds, print what is being done, and then how long it already takes.
+
+    On a terminal one line is updated every second. In a file, or with ``show``, which prints a line, the lines are at
+    increasing intervals. Prints on rank 0 only.
+    """
+    if _rank() != 0:
+        yield
+        return
+    is_line, ended = show is None and sys.stderr.isatty(), threading.Event()
+
+    def run() -> None:
+        start, wait = time.monotonic(), after
+        while not ended.wait(wait):
+            seconds = time.monotonic() - start
+            text = f"{description}: {seconds:.0f} s"
+            if is_line:
+                print(f"\r{text}", end="", file=sys.stderr, flush=True)
+            else:
+                (show or (lambda line: print(line, file=sys.stderr, flush=True)))(text)
+            wait = min(after, 1.0) if is_line else seconds
+        if is_line and time.monotonic() - start > after:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -1,16 +1,19 @@
 """``run_command``: exit status and output after success, errors, Ctrl-C and unexpected exceptions."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from rebar.cli import CommandParser, and_others, count, raise_terminated, run_command, shown_name, warn
+from rebar.cli import CommandParser, and_others, count, phase, raise_terminated, run_command, shown_name, warn
 from rebar.errors import RebarError
 from tests.conftest import REPOSITORY
 
@@ -177,3 +180,40 @@ def test_path_that_the_terminal_cannot_show_is_printed(encoding: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"caf\\udce9 ")
+
+
+def test_phase_prints_increasing_durations_of_a_long_block_only() -> None:
+    lines: list[str] = []
+    two = threading.Event()
+
+    def show(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 2:
+            two.set()
+
+    with phase("compiling", show, after=0.01):
+        assert two.wait(timeout=30)
+    assert all(re.fullmatch(r"compiling: \d+ s", line) for line in lines)
+    shown = len(lines)
+    with phase("compiling", show, after=60):
+        pass
+    assert len(lines) == shown
+
+
+def test_phase_updates_one_line_of_a_terminal_and_clears_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    printed = ""
+    with phase("compiling", after=0.01):
+        while printed.count("compiling") < 2:
+            printed += capsys.readouterr().err
+            time.sleep(0.01)
+    printed += capsys.readouterr().err
+    assert "\n" not in printed
+    assert printed.endswith("\r\033[K")
+
+
+def test_phase_passes_exceptions_on() -> None:
+    with pytest.raises(ValueError, match="inside"), phase("compiling", after=60):
+        raise ValueError("inside")

@@ -35,7 +35,7 @@ def test_exported_weights_give_the_same_results(
     args = ["--data", str(data.val), "--resolution", "16", "--per-class", "--confusion", str(image)]
     evaluate.main(["--checkpoint", str(finished_run), *args, "--export", str(weights)])
     first = capsys.readouterr().out
-    evaluate.main(["--weights", str(weights), "--arch", "resnet20", *args])
+    evaluate.main(["--weights", str(weights), *args])  # the architecture is in the file
     assert capsys.readouterr().out == first.replace(f"weights: {weights}\n", "")
     classes = [line for line in first.splitlines() if "%  of " in line]
     assert len(classes) == 10

@@ -15,8 +15,10 @@ from rebar.beton import BetonFile
 from rebar.cli import run_command
 from rebar.config import build_config, load_config_files
 from rebar.errors import RebarError
+from rebar.storage.run_store import read_status
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
+from rebar.training.run import Run
 from tests.conftest import NUM_VAL, REPOSITORY, Data, read_events, train_here
 from tests.processes import start, start_ranks
 
@@ -44,6 +46,21 @@ def test_run_writes_plot_report_and_log(finished_run: Path) -> None:
     assert all(expected <= record.keys() for record in epochs)
     (end,) = read_events(finished_run, "end")
     assert end["parameters"] == 272_474  # ResNet-20 with ten classes
+
+
+def test_status_is_written_after_each_epoch(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    print_epoch = train_imagenet.print_epoch
+
+    def read_then_print(run: Run) -> None:
+        seen.append(read_status(run.folder.status))
+        print_epoch(run)
+
+    monkeypatch.setattr(train_imagenet, "print_epoch", read_then_print)
+    train_here(*data.training_command(tmp_path / "run"))
+    steps = [status.step for status in seen if status]
+    assert [(status.state, status.epoch) for status in seen if status] == [("running", 1), ("running", 2)]
+    assert steps[1] == 2 * steps[0] > 0
 
 
 def test_saved_config_is_a_valid_config_file(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from rebar.beton.decode import MAX_PIXELS, ImageError, Side, SizeLimit, decode, 
 from rebar.beton.format import MODE_JPG, MODE_RAW
 from rebar.beton.images import Source
 from rebar.beton.metadata import JPEG_START, is_upright
+from rebar.cli import phase
 from rebar.errors import RebarError
 from rebar.jpeg.decode import read_size
 from rebar.jpeg.format import OK, UNSUPPORTED, JpegError, quantization_tables
@@ -189,7 +190,8 @@ def restart_interval(width: int, mcu_width: int = 16) -> int:
 @functools.cache
 def _transcoder() -> Transcoder:
     """Return the cached transcoder. The kernels are loaded with the first JPEG, so other formats do not need them."""
-    return Transcoder()
+    with phase("compiling the JPEG kernels"):  # prints nothing if they are cached
+        return Transcoder()
 
 
 @functools.lru_cache(maxsize=64)

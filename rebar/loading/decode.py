@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rebar.beton.format import MODE_JPG, BetonError
 from rebar.beton.images import StoredImages, check_size, decode_image
 from rebar.beton.reader import BetonFile
+from rebar.cli import phase
 from rebar.errors import RebarError
 from rebar.loading.crops import Crops
 from rebar.loading.options import OnError
@@ -154,7 +155,8 @@ def _crop_decoder_available() -> bool:
     try:
         from rebar.jpeg.kernel_cache import load_kernel
 
-        load_kernel()
+        with phase("compiling the JPEG kernels"):  # prints nothing if they are cached
+            load_kernel()
         return True
     except Exception as error:  # numba raises exceptions of many types
         warnings.warn(

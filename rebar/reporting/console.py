@@ -6,17 +6,19 @@ Metrics are passed by their names in the log, such as ``train/loss``. Accuracies
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from rebar.cli import count, escape_control_characters, shown_name, warn
+from rebar.cli import count, escape_control_characters, phase, shown_name, warn
 from rebar.reporting.run_folder import RunFolder
 
 Metrics = Mapping[str, Any]
+Item = TypeVar("Item")
 
 
 def format_duration(seconds: float) -> str:
@@ -53,6 +55,15 @@ def progress(batches: Iterable[Any], title: str, *, total: int, enabled: bool, i
         disable=not enabled,
         mininterval=interval,
     )
+
+
+def announce_first(items: Iterable[Item], description: str) -> Iterator[Item]:
+    """Iterate over ``items``. While the first takes longer than five seconds, print ``description`` and the time."""
+    iterator = iter(items)
+    with phase(description, print_above_bar):
+        first = list(islice(iterator, 1))
+    yield from first
+    yield from iterator
 
 
 def warn_above_bar(message: str) -> None:

@@ -24,7 +24,7 @@ class EvaluateSection:
         "'torchvision' (pretrained)",
         metavar="FILE",
     )
-    arch: str = option("resnet50", help="architecture of --weights")
+    arch: str = option("", help="architecture of --weights; default: that stored in the file, or resnet50")
     use_blurpool: bool = option(False, help="the model of --weights uses BlurPool")
     data: str = option(
         "",

@@ -126,6 +126,11 @@ class Run:
         batches: Iterable[Batch] = self._progress_bar
         return batches
 
+    def announce_first_step(self, losses: Iterable[T]) -> Iterable[T]:
+        """Return ``losses``. Print what the first step of the epoch does while it takes longer than five seconds."""
+        what = "compiling the model" if self.config.execution.compile_model else "reading the first batch"
+        return console.announce_first(losses, f"first step at {self.resolution} px, {what}")
+
     # ------------------------------------------------------------------ log
 
     def log_step(self, step: int, loss: float) -> None:

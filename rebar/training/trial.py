@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from rebar.cli import count, warn
+from rebar.cli import count, phase, warn
 from rebar.loading import Batch
 from rebar.loading.options import all_resolutions
 from rebar.reporting import console
@@ -158,7 +158,9 @@ def run_trial(run: Run, train_steps: TrainSteps) -> None:
     if config.training.dry_run:
         resolutions = all_resolutions(config.training.epochs, config.resolution)
         facts = dry_run(run, train_steps, resolutions, price_per_hour=config.training.price_per_hour)
-        facts["evaluation"] = f"one batch of {validate(run, max_batches=1).num_samples:,} images evaluated"
+        with phase("dry run: evaluation of one batch"):
+            evaluated = validate(run, max_batches=1)
+        facts["evaluation"] = f"one batch of {evaluated.num_samples:,} images evaluated"
         if is_main:
             print(console.table(facts, title="dry run"), flush=True)
 
@@ -171,7 +173,8 @@ def dry_run(run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, pr
     seconds_per_step: dict[int, float] = {}
     with restore_afterwards(run):
         for resolution in sorted(set(resolutions), reverse=True):  # largest first, so that OOM shows early
-            seconds_per_step[resolution] = _seconds_per_step(run, train_steps, resolution)
+            with phase(f"dry run: steps at {resolution} px"):
+                seconds_per_step[resolution] = _seconds_per_step(run, train_steps, resolution)
     hours = run.steps_per_epoch * sum(seconds_per_step[resolution] for resolution in resolutions) / 3600
     speed = ", ".join(
         f"{console.format_rate(run.train_loader.global_batch / seconds)} at {resolution} px"
@@ -210,7 +213,9 @@ def find_lr(run: Run, train_steps: TrainSteps) -> LrFindings:
     training = run.config.training
     rates = exponential_rates(training.find_lr_steps, lowest=training.find_lr_min, highest=training.find_lr_max)
     with restore_afterwards(run):
-        losses = map(torch.Tensor.item, trial_losses(run, train_steps, rates, run.resolution))
+        steps = trial_losses(run, train_steps, rates, run.resolution)
+        bar = console.progress(steps, "learning rate range test", total=len(rates), enabled=run.shows_progress)
+        losses = map(torch.Tensor.item, bar)
         return analyze(rates, until_divergence(losses))
 
 

@@ -36,11 +36,13 @@ _BLUR_FILTER = ".blur_filter"
 class ImportedWeights:
     """A state_dict with torchvision's parameter names, and the settings of its model that the file contains.
 
+    - arch: the name of the architecture; empty if unknown.
     - use_blurpool: whether the model has BlurPool.
     - mean, std: channel statistics for pixel values scaled to [0, 1]; default ImageNet's.
     """
 
     tensors: dict[str, torch.Tensor]
+    arch: str = ""
     use_blurpool: bool = False
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
@@ -105,7 +107,8 @@ def _read_safetensors(path: Path) -> ImportedWeights:
 def _with_metadata(tensors: dict[str, torch.Tensor], metadata: Mapping[str, Any]) -> ImportedWeights:
     """Return weights that Rebar wrote. ``metadata`` is that of :func:`rebar.training.weights.export_metadata`."""
     mean, std = metadata.get("mean", IMAGENET_MEAN), metadata.get("std", IMAGENET_STD)
-    return ImportedWeights(tensors, use_blurpool=bool(metadata.get("use_blurpool")), mean=mean, std=std)
+    arch, use_blurpool = str(metadata.get("arch", "")), bool(metadata.get("use_blurpool"))
+    return ImportedWeights(tensors, arch=arch, use_blurpool=use_blurpool, mean=mean, std=std)
 
 
 def _unpickle(path: Path) -> Any:
