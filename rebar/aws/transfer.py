@@ -173,7 +173,7 @@ def _sha256(file: IO[bytes]) -> str:
     "s3://my-bucket/runs/g5-16 runs/g5-16",
     argument("url", metavar="from", help=URL),
     FOLDER,
-    argument("--replace", action="store_true", help="replace a different checkpoint in the folder"),
+    argument("--replace", action="store_true", help="replace the files of another run in the folder"),
     changes=False,
 )
 def _fetch(aws: Aws, options: Namespace) -> None:
@@ -192,7 +192,7 @@ def _fetch(aws: Aws, options: Namespace) -> None:
                 code="run-exists",
             )
     if not is_complete:  # otherwise the folder's log may have later lines
-        manifest = store.fetch(folder)
+        manifest = store.fetch(folder, overwrite=options.replace)
     if manifest is None:
         print(f"{prefix}: no uploaded run")
     else:

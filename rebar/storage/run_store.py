@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import IO, Any, Literal
 from rebar.cli import warn
 from rebar.storage.aws import AwsError, S3NotFoundError, aws_error_code, translate_aws_error
 from rebar.storage.files import atomic_write, link_or_copy, sha256_of, write_error, write_small_file
-from rebar.storage.s3 import UPLOAD_THREADS, S3ChecksumError, S3Prefix, download, upload
+from rebar.storage.s3 import UPLOAD_THREADS, S3ChecksumError, S3Prefix, download, keep_existing, upload
 
 MANIFEST = "run.json"
 ORIGIN = "origin.json"
@@ -234,16 +234,17 @@ class RunStore:
             with translate_aws_error(f"deleting {self.url}/{name}"):
                 self._client.delete_object(Bucket=self._prefix.bucket, Key=self._prefix.key(name))
 
-    def fetch(self, folder: Path) -> RunManifest | None:
+    def fetch(self, folder: Path, *, overwrite: bool = False) -> RunManifest | None:
         """Download the run into a folder, to resume it there; None if nothing is uploaded.
 
+        Unless ``overwrite``, existing files with other contents are renamed.
         ``last.pt`` is renamed into place after everything else, so its presence means that the download is complete.
         A damaged checkpoint is removed from the manifest, and the previous one is used. Its object is kept.
         """
         manifest, version = self.read_version()
         while manifest is not None:
             try:
-                self._fetch(manifest, folder)
+                self._fetch(manifest, folder, (lambda *_: None) if overwrite else keep_existing)
                 return manifest
             except S3ChecksumError as error:
                 self.write_manifest(self._without_damaged(manifest, error), if_version=version)
@@ -255,7 +256,7 @@ class RunStore:
                 manifest = newer
         return None
 
-    def _fetch(self, manifest: RunManifest, folder: Path) -> None:
+    def _fetch(self, manifest: RunManifest, folder: Path, keep: Callable[[Path, str], None]) -> None:
         checkpoints, last, best = folder / "checkpoints", manifest.last, manifest.checkpoints.get(BEST)
         try:
             checkpoints.mkdir(parents=True, exist_ok=True)
@@ -264,9 +265,12 @@ class RunStore:
         for name in RECORDS_TO_RESUME:
             with suppress(S3NotFoundError):
                 content, _ = self._read(name)
+                keep(folder / name, sha256_of(io.BytesIO(content)))
                 with atomic_write(folder / name) as (file,):
                     file.write(content)
         write_origin(folder / ORIGIN, manifest.origin)
+        for name in {LAST, BEST} & manifest.checkpoints.keys():
+            keep(checkpoints / name, manifest.checkpoints[name].sha256)
         if best is not None and best != last:
             self._download(best, checkpoints / BEST)
         self._download(last, checkpoints / LAST)
@@ -290,9 +294,8 @@ class RunStore:
         if last is None:
             raise error
         warn(f"{self.url}/{damaged} does not match its SHA-256. The previous checkpoint is used.")
-        # The checkpoint itself contains its progress.
         return replace(manifest, progress=Progress(0, 0, 0.0), checkpoints={**intact, LAST: last})
 
     def _upload(self, name: str, content: IO[bytes], sha256: str = "") -> None:
-        key = self._prefix.key(name)
-        upload(self._client, content, self._prefix.bucket, key, sha256=sha256, threads=self._threads)
+        bucket, key = self._prefix.bucket, self._prefix.key(name)
+        upload(self._client, content, bucket, key, sha256=sha256, threads=self._threads)

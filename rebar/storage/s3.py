@@ -1,6 +1,7 @@
 """Upload files to S3 with checksums, and download objects in parallel, resumable and verified."""
 
 import hashlib
+import itertools
 import os
 import re
 import threading
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from rebar.cli import warn
 from rebar.storage.aws import AwsError, aws_error_code, translate_aws_error
-from rebar.storage.files import copy_blocks, hash_of, write_error
+from rebar.storage.files import copy_blocks, hash_of, sha256_of, write_error
 
 MIB = 2**20
 UPLOAD_PART_BYTES, UPLOAD_THREADS = 16 * MIB, 8
@@ -239,3 +241,21 @@ def _digest(path: Path, algorithm: str, start: int = 0, size: int | None = None)
         file.seek(start)
         digest: bytes = hash_of(file, algorithm, size=size).digest()
         return digest
+
+
+def keep_existing(target: Path, sha256: str) -> None:
+    """Rename an existing file to ``NAME.1`` (or 2, 3, ...), with a warning, unless its content has the SHA-256.
+
+    Raises RebarError if it cannot be renamed.
+    """
+    if not target.is_file():
+        return
+    with target.open("rb") as file:
+        if sha256_of(file) == sha256:
+            return
+    kept = next(path for n in itertools.count(1) if not (path := target.with_name(f"{target.name}.{n}")).exists())
+    try:
+        target.rename(kept)
+    except OSError as error:
+        raise write_error(kept, error) from None
+    warn(f"{target} is of another run, and was renamed to {kept.name}")

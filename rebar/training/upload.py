@@ -239,7 +239,7 @@ def fetch_run(address: str, folder: RunFolder, world: World, *, resume: str, ove
                     code="run-exists",
                 )
             if manifest is not None and _checksum(folder) != manifest.last.sha256:
-                fetched = store.fetch(folder.path)
+                fetched = store.fetch(folder.path, overwrite=folder.last_checkpoint.is_file())
                 assert fetched is not None
                 print(f"fetched   {store.url}/{fetched.last.object}, uploaded by {fetched.host}", flush=True)
             if manifest is None and any(present):

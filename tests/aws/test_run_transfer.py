@@ -5,6 +5,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rebar.aws.transfer import upload_run
 from rebar.storage.aws import make_client
 from rebar.storage.s3 import S3Prefix
@@ -132,6 +134,29 @@ def test_concurrent_run_uploads_lose_nothing(aws: StrictAws, s3: Any, tmp_path: 
     assert manifest(s3)["step"] == 3
     run_cli("run", "fetch", PLACE, tmp_path / "there")
     assert (tmp_path / "there/checkpoints/last.pt").read_bytes() == b"three"
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_run_fetch_into_a_folder_without_a_last_checkpoint_keeps_its_files(
+    replace: bool, s3: Any, tmp_path: Path
+) -> None:
+    near, there = (run_folder(tmp_path / name, step=5, last=b"uploaded") for name in ("near", "there"))
+    (near / "checkpoints/best.pt").write_bytes(b"uploaded best")
+    run_cli("run", "upload", near, PLACE)
+    mine = {"log.jsonl": b"mine", "checkpoints/best.pt": b"my best", "checkpoints/epoch_003.pt": b"third"}
+    (there / "checkpoints/last.pt").unlink()
+    for name, content in mine.items():
+        (there / name).write_bytes(content)
+    printed = run_cli("run", "fetch", PLACE, there, *(["--replace"] if replace else [])).err
+    assert (there / "log.jsonl").read_bytes() == (near / "log.jsonl").read_bytes()
+    assert (there / "checkpoints/best.pt").read_bytes() == b"uploaded best"
+    assert (there / "checkpoints/epoch_003.pt").read_bytes() == b"third"
+    assert ("was renamed to best.pt.1" in printed) != replace
+    kept = {name: (there / f"{name}.1").read_bytes() for name in ("log.jsonl", "checkpoints/best.pt") if not replace}
+    assert all(kept[name] == mine[name] for name in kept)
+    assert (there / "log.jsonl.1").exists() != replace
+    run_cli("run", "fetch", PLACE, there)  # everything is equal now
+    assert not (there / "log.jsonl.2").exists()
 
 
 def test_run_fetch_detects_damage(s3: Any, tmp_path: Path) -> None:
