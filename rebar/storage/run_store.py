@@ -195,8 +195,7 @@ class RunStore:
             return None, ""
         except ValueError:
             raise AwsError(
-                f"{self.url}/{MANIFEST} is damaged, or has another version. Use another prefix, or replace the "
-                "uploaded run with --resume none --overwrite.",
+                f"{self.url}/{MANIFEST} is damaged or of another version. Change the prefix, or use --overwrite.",
                 code="s3-run-invalid",
             ) from None
 
