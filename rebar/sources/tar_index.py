@@ -137,7 +137,7 @@ def read_tars(files: Sequence[Path], tasks: Sequence[Task], read: Callable[[Task
 def _read_all(tasks: Sequence[Task], read: Callable[[Task], ByteRanges]) -> Iterator[ByteRanges]:
     num_workers = min(max(len(os.sched_getaffinity(0)), MIN_WORKERS), len(tasks))
     with scan_bar("indexing", len(tasks), "tars") as bar:
-        job = _WithoutCollection(read)
+        job = _WithoutGarbageCollection(read)
         if len(tasks) < MIN_PARALLEL:
             for task in tasks:
                 yield job(task)
@@ -150,7 +150,7 @@ def _read_all(tasks: Sequence[Task], read: Callable[[Task], ByteRanges]) -> Iter
 
 
 @dataclass(frozen=True)
-class _WithoutCollection(Generic[Task]):
+class _WithoutGarbageCollection(Generic[Task]):
     """Calls ``read`` without garbage collection, which would visit every file of a tar repeatedly and free none."""
 
     read: Callable[[Task], ByteRanges]
