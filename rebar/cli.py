@@ -99,18 +99,31 @@ def raise_terminated() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def scan_bar(description: str, total: int | None, unit: str) -> "tqdm[None]":
-    """Return a progress bar of a scan of files. A scan that ends within two seconds shows none."""
+def progress_bar(
+    description: str,
+    total: int | None,
+    unit: str,
+    *,
+    initial: int = 0,
+    enabled: bool = True,
+    delay: float = 2.0,
+    log_interval: float = 5.0,
+) -> "tqdm[None]":
+    """Return a progress bar, which is shown after ``delay`` seconds; ``unit`` "B" is bytes.
+
+    It is drawn twice a second on a terminal. Elsewhere, where every refresh is a line, every ``log_interval`` seconds.
+    """
     from tqdm import tqdm  # not at the top: the doctor reports that it is missing
 
-    interval = 0.5 if sys.stderr.isatty() else 5.0  # seconds; in a log, every refresh is a line
     return tqdm(
-        desc=description,
+        desc=description or None,
         total=total,
+        initial=initial,
+        disable=not enabled,
         unit=unit if unit == "B" else f" {unit}",
         unit_scale=unit == "B",
-        delay=2,
-        mininterval=interval,
+        delay=delay,
+        mininterval=0.5 if sys.stderr.isatty() else log_interval,
         dynamic_ncols=True,
     )
 

@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path
 
-from tqdm import tqdm
-
+from rebar.cli import progress_bar
 from rebar.storage.aws import AwsError
 from rebar.storage.files import require_space
 
@@ -179,8 +178,12 @@ def unzip(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
             require_space(folder / archive.name, sum(member.file_size for member in missing))
             for parent in {(folder / member.filename).parent for member in missing}:
                 parent.mkdir(parents=True, exist_ok=True)  # extract() does it too, but not in several threads
-            with ThreadPoolExecutor(UNZIP_THREADS) as pool:
-                list(tqdm(pool.map(lambda member: opened.extract(member, folder), missing), total=len(missing)))
+            with (
+                ThreadPoolExecutor(UNZIP_THREADS) as pool,
+                progress_bar(f"extracting {archive.name}", len(missing), "files") as bar,
+            ):
+                for _ in pool.map(lambda member: opened.extract(member, folder), missing):
+                    bar.update()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise AwsError(
             f"{archive} is damaged ({error}). Delete it and run the command again.", code="archive-damaged"

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from rebar.aws.commands import Aws, argument, command
 from rebar.aws.download import download, download_competition, download_torrent, is_torrent, redacted_url, unzip
+from rebar.cli import progress_bar
 from rebar.storage.aws import AwsError, S3NotFoundError, translate_aws_error
 from rebar.storage.files import file_lock, hash_of, write_error
 from rebar.storage.s3 import S3Prefix
@@ -102,7 +101,7 @@ def _check_md5(path: Path, checksums: Mapping[str, str]) -> None:
         return
     with (
         path.open("rb", buffering=0) as file,
-        tqdm(desc=f"MD5 of {path.name}", total=status.st_size, unit="B", unit_scale=True, delay=1) as bar,
+        progress_bar(f"MD5 of {path.name}", status.st_size, "B") as bar,
     ):
         found = hash_of(file, "md5", on_read=bar.update).hexdigest()
     if found != expected:

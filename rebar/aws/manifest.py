@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from rebar.cli import progress_bar
 from rebar.storage.aws import AwsError
 from rebar.storage.files import atomic_write, hash_of
 
@@ -93,7 +92,7 @@ def manifest_of(root: Path) -> Manifest:
             raise AwsError(f"{entry.path} cannot be read: {reason}.", code="file-not-readable") from None
 
     with (
-        tqdm(desc="checksums", total=size, unit="B", unit_scale=True, delay=1) as bar,
+        progress_bar("checksums", size, "B") as bar,
         ThreadPoolExecutor(WORKERS) as threads,
     ):
         return Manifest(dict(zip(files, threads.map(digest, files.values()), strict=True)), links)

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from rebar.beton.format import BetonError
 from rebar.beton.images import decode_image
 from rebar.beton.reader import MAX_CLASSES, BetonFile
 from rebar.beton.sidecar import crc32
-from rebar.cli import count
+from rebar.cli import count, progress_bar
 
 Result = TypeVar("Result")
 _IMAGES_PER_TASK = 256
@@ -38,7 +37,7 @@ def map_images(
     parts = [chosen[first : first + _IMAGES_PER_TASK] for first in range(0, len(chosen), _IMAGES_PER_TASK)]
     with (
         ThreadPoolExecutor(num_threads) as threads,
-        tqdm(total=len(chosen), unit=" images", disable=not progress, dynamic_ncols=True) as bar,
+        progress_bar("", len(chosen), "images", enabled=progress) as bar,
     ):
         window = num_threads * 2  # bounds the results in memory
         futures = [threads.submit(job, file, part) for part in parts[:window]]

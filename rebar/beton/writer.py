@@ -5,7 +5,6 @@ interruptions. The file is renamed to its final name once it is complete and on 
 """
 
 import hashlib
-import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -16,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 import PIL
-from tqdm import tqdm
 
 import rebar
 from rebar.beton.encode import Encoder, ImagePolicy, OnBadImage, Outcome
@@ -26,7 +24,7 @@ from rebar.beton.partial_file import PartialFile, open_partial
 from rebar.beton.sidecar import Checksums, Sidecar, sidecar_path
 from rebar.beton.worker_pool import map_in_processes
 from rebar.beton.write_report import Estimate, Tally, WriteReport, estimate, report_path
-from rebar.cli import escape_undecodable
+from rebar.cli import escape_undecodable, progress_bar
 from rebar.errors import RebarError
 from rebar.storage.files import atomic_write, require_space, sync_folder, write_error
 
@@ -160,7 +158,8 @@ def _write_pages(
     chunks = [(first, min(first + chunk_size, len(order))) for first in range(start, len(order), chunk_size)]
     page_tally = Tally()
     begin, bytes_before, position = time.monotonic(), pages.image_bytes, start
-    with closing(_encode(encoder, chunks, num_workers)) as encoded, _bar(start, len(order), enabled=progress) as bar:
+    bar = progress_bar("", len(order), "images", initial=start, enabled=progress, delay=0, log_interval=30)
+    with closing(_encode(encoder, chunks, num_workers)) as encoded, bar:
         for chunk in encoded:
             for outcome in chunk:
                 if outcome.image is not None:
@@ -218,11 +217,4 @@ def _add_resume_hint(error: RebarError, partial: PartialFile) -> RebarError:
     megabytes = num_pages * partial.pages.page_size / 1e6
     return RebarError(
         f"{error} The {megabytes:,.0f} MB written so far are kept: the same command resumes.", code=error.code
-    )
-
-
-def _bar(start: int, total: int, *, enabled: bool) -> "tqdm[None]":
-    interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds; in a log, every refresh is a line
-    return tqdm(
-        total=total, initial=start, disable=not enabled, unit=" images", mininterval=interval, dynamic_ncols=True
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from rebar.beton.format import MODE_RAW
 from rebar.beton.reader import BetonFile
-from rebar.cli import scan_bar
+from rebar.cli import progress_bar
 from rebar.errors import RebarError
 from rebar.sources.labels import find_labels
 from rebar.sources.layout import (
@@ -77,7 +77,7 @@ class ImageFolder(LabeledFiles):
                 raise _no_class_folders(root, outside)
             names: list[str] = []
             counts: list[int] = []
-            with scan_bar(f"scanning {root}", len(folders), "classes") as bar:
+            with progress_bar(f"scanning {root}", len(folders), "classes") as bar:
                 for folder in folders:
                     found = sorted(_walk(folder.path, "", omitted))
                     names += [subfolder + name for subfolder, name in found]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rebar.cli import scan_bar
+from rebar.cli import progress_bar
 from rebar.errors import RebarError
 from rebar.sources.labels import (
     DEVKITS,
@@ -60,7 +60,7 @@ class S3Folder:
         counts: Counter[str] = Counter()  # class folder -> images
         keys: list[str] = []
         outside: list[str] = []
-        with scan_bar(f"listing {url}", None, "objects") as bar:
+        with progress_bar(f"listing {url}", None, "objects") as bar:
             for key in self._list(prefix):
                 bar.update()
                 name = key[len(prefix) :]

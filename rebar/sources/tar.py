@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from rebar.cli import and_others, scan_bar
+from rebar.cli import and_others, progress_bar
 from rebar.errors import RebarError
 from rebar.sources.labels import find_labels
 from rebar.sources.layout import (
@@ -86,7 +86,7 @@ def _list_images(path: Path, omitted: Counter[str]) -> tuple[list[Member], list[
     """Return the images and the other files of a tar. Hidden files are counted in ``omitted``."""
     images: list[Member] = []
     others: list[Member] = []
-    with scan_bar(f"indexing {path.name}", path.stat().st_size, "B") as bar:
+    with progress_bar(f"indexing {path.name}", path.stat().st_size, "B") as bar:
         for member in list_members(path, omitted=omitted):
             if has_hidden_part(member.name):
                 omitted[HIDDEN] += 1

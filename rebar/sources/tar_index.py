@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from rebar.beton.worker_pool import map_in_processes
-from rebar.cli import scan_bar, warn
+from rebar.cli import progress_bar, warn
 from rebar.errors import RebarError
 from rebar.sources.layout import PackedNames
 from rebar.sources.tar_members import Member
@@ -136,7 +136,7 @@ def read_tars(files: Sequence[Path], tasks: Sequence[Task], read: Callable[[Task
 
 def _read_all(tasks: Sequence[Task], read: Callable[[Task], ByteRanges]) -> Iterator[ByteRanges]:
     num_workers = min(max(len(os.sched_getaffinity(0)), MIN_WORKERS), len(tasks))
-    with scan_bar("indexing", len(tasks), "tars") as bar:
+    with progress_bar("indexing", len(tasks), "tars") as bar:
         job = _WithoutGarbageCollection(read)
         if len(tasks) < MIN_PARALLEL:
             for task in tasks:

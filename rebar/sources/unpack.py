@@ -10,10 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
-from tqdm import tqdm
-
 from rebar.beton.images import Source, omitted_by
-from rebar.cli import CommandParser, count, run_command, shown_name
+from rebar.cli import CommandParser, count, progress_bar, run_command, shown_name
 from rebar.errors import RebarError
 from rebar.sources.layout import PackedNames, Split, is_image
 from rebar.sources.registry import Request, open_source
@@ -45,7 +43,7 @@ def unpack(source: Source, folder: Path, *, progress: bool = True) -> int:
         num_written = 0
         with (
             ThreadPoolExecutor(NUM_THREADS) as threads,
-            tqdm(total=len(source), desc=f"unpacking to {folder}", disable=not progress, dynamic_ncols=True) as bar,
+            progress_bar(f"unpacking to {folder}", len(source), "images", enabled=progress) as bar,
         ):
             for written in threads.map(
                 lambda index: _unpack_image(source, index, folder / names[index]), range(len(source))

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
+from rebar.cli import progress_bar
 from rebar.errors import RebarError
 
 CACHE_VARIABLE = "REBAR_CACHE"
@@ -268,7 +268,7 @@ def run_in_threads(
     """
     stop, total = threading.Event(), sum(sizes.values())
     with (
-        tqdm(desc=description, total=total, unit="B", unit_scale=True, delay=1, disable=not progress) as bar,
+        progress_bar(description, total, "B", enabled=progress) as bar,
         ThreadPoolExecutor(threads) as pool,
     ):
         futures = {pool.submit(job, block, stop): block for block in sizes}
