@@ -1,4 +1,4 @@
-"""Each package imports only itself and the packages below it."""
+"""Each package imports only itself and the packages below it, and no module is too long or too short."""
 
 import ast
 import subprocess
@@ -67,6 +67,13 @@ def test_module_imports_only_lower_layers(path: Path) -> None:
     used = {name[1] for name in own if len(name) > 1}
     assert used <= allowed
     assert not {name.split(".")[0] for name in names} & SCRIPTS
+
+
+def test_modules_have_30_to_300_lines() -> None:
+    """A longer module has several purposes, a shorter one belongs to another module."""
+    modules = [path for path in MODULES if path.name not in ("__init__.py", "__main__.py")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules}
+    assert {name: lines for name, lines in lengths.items() if not 30 <= lines <= 300} == {}
 
 
 @pytest.mark.parametrize(
