@@ -2,9 +2,12 @@
 
 import difflib
 import functools
+import importlib
 import math
+import sys
 from collections.abc import Callable
 from http.client import HTTPException
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -79,15 +82,16 @@ def build_model(
     from torchvision import models
 
     known = [*models.list_models(module=models), *ARCHITECTURES]
-    if arch not in known:
+    build_own = _import_builder(arch) if ":" in arch else ARCHITECTURES.get(arch)
+    if arch not in known and build_own is None:
         similar = difflib.get_close_matches(arch, known, n=3)
         fix = f"Did you mean {' or '.join(similar)}?" if similar else "Use the name of a torchvision classifier."
         raise RebarError(f"model.arch: '{arch}' is unknown. {fix}", code="model-unknown-arch")
     model: nn.Module
     if pretrained:
         model = _load_pretrained(models, arch, num_classes)
-    elif arch in ARCHITECTURES:
-        model = ARCHITECTURES[arch](num_classes)
+    elif build_own is not None:
+        model = build_own(num_classes)
     else:
         model = models.get_model(arch, weights=None, num_classes=num_classes)
     if initialization == "composer" and not pretrained:
@@ -104,8 +108,28 @@ def build_model(
     return model
 
 
+def _import_builder(arch: str) -> Callable[[int], nn.Module]:
+    """Return the callable that ``module:callable`` names. The module may be in the working folder."""
+    name, _, attribute = arch.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        builder = getattr(importlib.import_module(name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RebarError(
+            f"model.arch: {arch} cannot be imported: {error}. Give module:callable, of a module in {folder} or on "
+            "PYTHONPATH; it is called with the number of classes.",
+            code="model-unknown-arch",
+        ) from None
+    if not callable(builder):
+        raise RebarError(f"model.arch: {arch} is not callable. Give a function or class.", code="model-unknown-arch")
+    own: Callable[[int], nn.Module] = builder
+    return own
+
+
 def _load_pretrained(models: ModuleType, arch: str, num_classes: int) -> nn.Module:
-    if arch in ARCHITECTURES:
+    if ":" in arch or arch in ARCHITECTURES:
         raise RebarError(
             f"model.pretrained: torchvision has no weights for {arch}. Choose an ImageNet architecture.",
             code="model-no-pretrained-weights",

@@ -16,7 +16,8 @@ class ModelConfig:
 
     arch: str = option(
         "resnet18",
-        help="torchvision classifier, e.g. resnet50; for images of about 32 px, e.g. resnet20",
+        help="torchvision classifier, e.g. resnet50; for images of about 32 px, e.g. resnet20; or your own as "
+        "module:callable, which is called with the number of classes",
         synonyms=SYNONYMS,
     )
     pretrained: bool = option(False, help="start from torchvision's pretrained weights")

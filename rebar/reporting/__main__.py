@@ -1,9 +1,10 @@
 """Write the HTML report of a run, or a comparison of several.
 
 python -m rebar.reporting RUN                          writes RUN/report.html
-python -m rebar.reporting RUN1 RUN2 ... [--out PAGE]   writes comparison.html
+python -m rebar.reporting RUN1 RUN2 ... [--out PAGE]   writes comparison.html next to the runs
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,11 @@ def main(argv: Sequence[str]) -> None:
         prog="python -m rebar.reporting", description="Write the HTML report of a run, or a comparison of several."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--out", type=Path, help="path of the comparison (default comparison.html)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="path of the comparison (default: comparison.html in the folder that contains the runs)",
+    )
     options = parser.parse_args(list(argv))
     if len(options.runs) == 1:
         if options.out is not None:
@@ -30,7 +35,8 @@ def main(argv: Sequence[str]) -> None:
             )
         target = write_report(options.runs[0])
     else:
-        out = options.out or Path("comparison.html")
+        parents = [str(folder.resolve().parent) for folder in options.runs]
+        out = options.out or Path(os.path.commonpath(parents)) / "comparison.html"
         check_writable(out)
         target = write_comparison(options.runs, out)
     print(escape_control_characters(str(target)))

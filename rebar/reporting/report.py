@@ -1,7 +1,7 @@
 """HTML report of a run, or a comparison of several, as one page without external resources."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -69,7 +69,8 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
     heads = ["run", "state", "epochs", *(heading for _, heading, _ in columns)]
     sections = [
         _charts(comparison_panels(runs)),
-        "<h2>Last evaluation</h2>" + _table(heads, rows),
+        "<h2>Last evaluation</h2>"
+        + _table(heads, rows, best_cells=_best_cells([run.last for run in runs], columns, 3)),
         "<h2>Different options</h2>" + _differences(runs),
     ]
     return _write_page(target, " · ".join(run.name for run in runs), sections)
@@ -178,12 +179,29 @@ def _escape(text: str) -> str:
     return html.escape(escape_lines(text))
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], best: int | None = None) -> str:
-    """Return a table in which the row with the index ``best`` is highlighted."""
+def _best_cells(records: Sequence[Record], columns: Sequence[Column], first_column: int) -> set[tuple[int, int]]:
+    """Return row and column of the highest accuracies and the lowest losses, if the records differ."""
+    cells: set[tuple[int, int]] = set()
+    for column, (name, _, _) in enumerate(columns, start=first_column):
+        values = {row: record[name] for row, record in enumerate(records) if record.get(name) is not None}
+        if name.startswith(("val/", "train/top1", "train/loss")) and len(set(values.values())) > 1:
+            best = (min if name.endswith("loss") else max)(values.values())
+            cells |= {(row, column) for row, value in values.items() if value == best}
+    return cells
+
+
+def _table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    best: int | None = None,
+    best_cells: Collection[tuple[int, int]] = (),
+) -> str:
+    """Return a table in which the row with the index ``best`` and some cells, (row, column), are highlighted."""
     head = "".join(f"<th>{_escape(text)}</th>" for text in heads)
     body = ""
     for index, row in enumerate(rows):
-        cells = "".join(f"<td>{_escape(text)}</td>" for text in row)
+        marks = [' class="best"' if (index, column) in best_cells else "" for column in range(len(row))]
+        cells = "".join(f"<td{mark}>{_escape(text)}</td>" for mark, text in zip(marks, row, strict=True))
         body += f'<tr class="best">{cells}</tr>' if index == best else f"<tr>{cells}</tr>"
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 

@@ -269,7 +269,7 @@ def _facts(checkpoint: dict[str, Any], folder: RunFolder) -> ModelFacts:
         train_seconds=checkpoint["train_seconds"] + checkpoint["meter"]["seconds"],
         environment=run.start.get("environment", {}),
         use_blurpool=config.training.use_blurpool,
-        in_torchvision=checkpoint["arch"] not in ARCHITECTURES,
+        in_torchvision=":" not in checkpoint["arch"] and checkpoint["arch"] not in ARCHITECTURES,
     )
 
 

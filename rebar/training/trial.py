@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class LrFindings:
     """Learning rate at which the loss falls fastest, on a logarithmic axis."""
     minimum: float | None
     """Learning rate with the lowest loss, which is too high for training."""
+    raw: list[float] = field(default_factory=list)
+    """The losses of the single steps."""
 
     def advice(self) -> str:
         """Describe the result, with learning rates to try: fractions of the one at the steepest descent."""
@@ -84,7 +86,7 @@ def analyze(rates: Sequence[float], losses: Sequence[float]) -> LrFindings:
     smooth = smoothed(losses)
     lowest = min(range(len(smooth)), key=smooth.__getitem__)
     if lowest < 2 or smooth[0] - smooth[lowest] < _MIN_DESCENT * abs(smooth[0]):
-        return LrFindings(list(rates[: len(smooth)]), smooth, None, None)
+        return LrFindings(list(rates[: len(smooth)]), smooth, None, None, list(losses))
     first = 1 + min(max(_SMOOTHING_WINDOW, len(smooth) // 10), lowest - 2)  # earlier averages are noisy
     window = max(1, len(smooth) // 12)
 
@@ -94,7 +96,7 @@ def analyze(rates: Sequence[float], losses: Sequence[float]) -> LrFindings:
         return statistics.linear_regression([math.log(rates[j]) for j in around], [smooth[j] for j in around]).slope
 
     steepest = min(range(first, max(first + 1, lowest - window + 1)), key=slope)
-    return LrFindings(list(rates[: len(smooth)]), smooth, rates[steepest], rates[lowest])
+    return LrFindings(list(rates[: len(smooth)]), smooth, rates[steepest], rates[lowest], list(losses))
 
 
 def until_divergence(losses: Iterable[float]) -> list[float]:
@@ -119,15 +121,21 @@ def plot_findings(findings: LrFindings, folder: Path) -> Path:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot(findings.rates, findings.losses)
-    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed", title="learning rate range test")
+    # The average of the first steps is noisy, and the last ones diverge.
+    shown = slice(min(_SMOOTHING_WINDOW, len(findings.rates) // 10), max(len(findings.rates) - 2, 2))
+    axes.plot(findings.rates[shown], findings.raw[shown], color="0.78", linewidth=1, label="single steps")
+    axes.plot(findings.rates[shown], findings.losses[shown], label="smoothed")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title="learning rate range test")
+    if findings.steepest is not None:
+        low, high = 0.1 * findings.steepest, findings.steepest
+        axes.axvspan(low, high, color="tab:green", alpha=0.12, label=f"try: {low:.3g} to {high:.3g}")
     for color, label, rate in (
         ("tab:green", "steepest descent", findings.steepest),
         ("tab:red", "lowest loss", findings.minimum),
     ):
         if rate is not None:
             axes.axvline(rate, color=color, linestyle="--", label=f"{label}: {rate:.3g}")
-            axes.legend()
+    axes.legend()
     if findings.minimum is not None:  # show the minimum, not the divergence after it
         lowest = min(findings.losses)
         depth = max(findings.losses[: findings.losses.index(lowest) + 1]) - lowest

@@ -1,6 +1,7 @@
 """``build_model`` and ``build_network``: architectures, initialization, pretrained weights, warnings and errors."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,3 +166,20 @@ def test_init_bce_bias_sets_minus_log_of_the_number_of_classes() -> None:
     assert torch.allclose(model[1].bias, torch.tensor(-math.log(100)))
     assert init_bce_bias(nn.Sequential(nn.Linear(3, 4, bias=False)), 4) == 0
     assert init_bce_bias(nn.Sequential(nn.Linear(3, 4)), 5) == 0
+
+
+def test_build_model_calls_an_own_builder_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_model.py").write_text(
+        "from torch import nn\n\ndef build(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert build_model("own_model:build", num_classes=5)(torch.zeros(2, 3, 2, 2)).shape == (2, 5)
+    for arch in ("own_model:missing", "own_model:__name__", "missing_module:build", ":"):
+        with pytest.raises(RebarError) as caught:
+            build_model(arch, num_classes=5)
+        assert caught.value.code == "model-unknown-arch"
+    with pytest.raises(RebarError) as caught:
+        build_model("own_model:build", num_classes=5, pretrained=True)
+    assert caught.value.code == "model-no-pretrained-weights"

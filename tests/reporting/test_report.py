@@ -170,3 +170,14 @@ def test_main_rejects_out_for_one_run(tmp_path: Path) -> None:
     with pytest.raises(RebarError) as caught:
         main([str(tmp_path), "--out", "page.html"])
     assert caught.value.code == "config-conflict"
+
+
+def test_comparison_is_written_next_to_the_runs_and_highlights_the_best_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").mkdir()
+    runs = [make_run(tmp_path / "runs" / name, epochs=epochs) for name, epochs in (("a", 1), ("b", 3))]
+    main([str(run) for run in runs])
+    page = tmp_path / "runs/comparison.html"
+    assert capsys.readouterr().out == f"{page}\n"
+    assert re.findall(r'<td class="best">([^<]+)</td>', page.read_text()) == ["27.00%"]  # top-1 of b; the rest is equal
