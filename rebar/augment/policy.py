@@ -2,7 +2,8 @@
 
 To add a technique, write it in a module of this package as a function of the images and their BatchPosition, with an
 early return if it is disabled. Declare its options in RegularizationConfig, add one line to IMAGE_OPERATIONS or
-NORMALIZED_OPERATIONS, and add a test to tests/augment. Draw its random numbers from a new rebar.loading.rng.Stream.
+NORMALIZED_OPERATIONS, which also gives its description in the banner, and add a test to tests/augment. Draw its random
+numbers from a new rebar.loading.rng.Stream.
 """
 
 from collections.abc import Callable
@@ -54,16 +55,39 @@ def _random_erasing(images: torch.Tensor, config: RegularizationConfig, position
     return erase(images, erasing_boxes(position, *images.shape[2:], probability=probability))
 
 
-IMAGE_OPERATIONS: dict[str, Operation] = {
-    "RandAugment": _rand_augment,
-    "TrivialAugment": _trivial_augment,
-    "ColorJitter": _color_jitter,
+@dataclass(frozen=True)
+class Technique:
+    """An operation, and its description in the banner, which is empty if the configuration disables it."""
+
+    apply: Operation
+    describe: Callable[[RegularizationConfig], str]
+
+
+def _describe_color_jitter(config: RegularizationConfig) -> str:
+    strength, hue = config.color_jitter, config.color_jitter_hue
+    return ", ".join(
+        text for text, value in ((f"color jitter {strength:g}", strength), (f"hue jitter {hue:g}", hue)) if value > 0
+    )
+
+
+IMAGE_OPERATIONS: dict[str, Technique] = {
+    "RandAugment": Technique(_rand_augment, lambda config: "RandAugment" if config.use_randaugment else ""),
+    "TrivialAugment": Technique(_trivial_augment, lambda config: "TrivialAugment" if config.use_trivialaugment else ""),
+    "ColorJitter": Technique(_color_jitter, _describe_color_jitter),
 }
 """Applied in this order to uint8 ``[n, 3, h, w]`` images before normalization."""
-NORMALIZED_OPERATIONS: dict[str, Operation] = {
-    "RandomErasing": _random_erasing,
+NORMALIZED_OPERATIONS: dict[str, Technique] = {
+    "RandomErasing": Technique(
+        _random_erasing, lambda config: f"random erasing {config.random_erasing:g}" if config.random_erasing else ""
+    ),
 }
 """Applied in this order to float ``[n, 3, h, w]`` images after normalization; MixUp and CutMix follow."""
+
+
+def describe_techniques(config: RegularizationConfig) -> list[str]:
+    """Return the descriptions of all techniques that the configuration enables."""
+    techniques = (*IMAGE_OPERATIONS.values(), *NORMALIZED_OPERATIONS.values())
+    return [text for technique in techniques if (text := technique.describe(config))]
 
 
 @dataclass(frozen=True)
@@ -78,8 +102,8 @@ class Regularizer:
     def augment(self, images: torch.Tensor, step: int) -> torch.Tensor:
         """Augment uint8 ``[n, 3, h, w]`` images before normalization."""
         position = self._position(step, len(images))
-        for operation in IMAGE_OPERATIONS.values():
-            images = operation(images, self.config, position)
+        for technique in IMAGE_OPERATIONS.values():
+            images = technique.apply(images, self.config, position)
         return images
 
     def mix(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,8 +112,8 @@ class Regularizer:
         Targets are the labels, or probabilities ``[n, classes]`` with MixUp or CutMix.
         """
         position = self._position(step, len(images))
-        for operation in NORMALIZED_OPERATIONS.values():
-            images = operation(images, self.config, position)
+        for technique in NORMALIZED_OPERATIONS.values():
+            images = technique.apply(images, self.config, position)
         return self.mixing(images, labels, position)
 
     def _position(self, step: int, count: int) -> BatchPosition:

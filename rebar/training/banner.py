@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from rebar.augment.policy import describe_techniques
 from rebar.cli import count, warn
 from rebar.loading.options import all_resolutions
 from rebar.models.build import count_parameters
@@ -91,11 +92,7 @@ def recipe_summary(config: TrainConfig, *, global_batch: int, precision: str, gp
         f"{regularization.repeated_augmentation} crops per image": regularization.repeated_augmentation > 1,
         "MixUp": regularization.use_mixup,
         "CutMix": regularization.use_cutmix,
-        "RandAugment": regularization.use_randaugment,
-        "TrivialAugment": regularization.use_trivialaugment,
-        f"color jitter {regularization.color_jitter:g}": regularization.color_jitter > 0,
-        f"hue jitter {regularization.color_jitter_hue:g}": regularization.color_jitter_hue > 0,
-        f"random erasing {regularization.random_erasing:g}": regularization.random_erasing > 0,
+        **dict.fromkeys(describe_techniques(regularization), True),
         f"stochastic depth {regularization.stochastic_depth:g}": regularization.stochastic_depth > 0,
         f"SAM {config.optimizer.sam_rho:g}": config.optimizer.sam_rho > 0,
         "EMA": averaging.use_ema and not averaging.use_swa,

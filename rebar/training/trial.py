@@ -138,8 +138,10 @@ def plot_findings(findings: LrFindings, folder: Path) -> Path:
     axes.legend()
     if findings.minimum is not None:  # show the minimum, not the divergence after it
         lowest = min(findings.losses)
-        depth = max(findings.losses[: findings.losses.index(lowest) + 1]) - lowest
-        axes.set_ylim(lowest - 0.1 * depth, lowest + 1.5 * depth)
+        before = slice(0, findings.losses.index(lowest) + 1)
+        bottom = min(findings.raw[before])
+        depth = max(findings.losses[before]) - bottom
+        axes.set_ylim(bottom - 0.1 * depth, bottom + 1.4 * depth)
     axes.grid(alpha=0.3)
     plot_path = folder / "lr_range_test.png"
     with atomic_write(plot_path.with_suffix(".json"), plot_path) as (data, image):

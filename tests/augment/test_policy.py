@@ -6,7 +6,7 @@ import torch
 
 from rebar.augment import policy
 from rebar.augment.options import RegularizationConfig
-from rebar.augment.policy import build_regularizer
+from rebar.augment.policy import Technique, build_regularizer, describe_techniques
 from rebar.training.config import unused_in_section
 
 ALL_TECHNIQUES = RegularizationConfig(
@@ -77,10 +77,13 @@ def test_strong_augmentation_is_trivialaugment_and_random_erasing(images: torch.
 def test_registered_operations_are_applied_to_images_and_to_normalized_images(
     images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(policy.IMAGE_OPERATIONS, "Invert", lambda images, config, position: 255 - images)
-    monkeypatch.setitem(policy.NORMALIZED_OPERATIONS, "Negate", lambda images, config, position: -images)
+    invert = Technique(lambda images, config, position: 255 - images, lambda config: "inverted")
+    negate = Technique(lambda images, config, position: -images, lambda config: "")
+    monkeypatch.setitem(policy.IMAGE_OPERATIONS, "Invert", invert)
+    monkeypatch.setitem(policy.NORMALIZED_OPERATIONS, "Negate", negate)
     changed, _ = augment_and_mix(images, step=0, config=RegularizationConfig())
     np.testing.assert_allclose(changed, images.float() / 255 - 0.5, atol=1e-6)
+    assert describe_techniques(RegularizationConfig(random_erasing=0.1)) == ["inverted", "random erasing 0.1"]
 
 
 def test_options_without_effect_are_reported() -> None:
