@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from rebar.augment.transforms import take, upload
@@ -90,6 +89,12 @@ def cutmix(
     return mixed, targets.lerp(targets[partners], area)
 
 
+def one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return float32 probabilities ``[n, num_classes]`` of int64 labels ``[n]``, without a CPU-GPU sync."""
+    zeros = torch.zeros(len(labels), num_classes, device=labels.device)
+    return zeros.scatter_(1, labels[:, None], 1.0)
+
+
 @dataclass(frozen=True)
 class Mixing:
     """Applies MixUp or CutMix. The random draws are per global batch and the same on every rank.
@@ -119,7 +124,7 @@ class Mixing:
         """Return images and targets: probabilities ``[n, num_classes]`` if mixing is enabled, else the labels."""
         if not self.enabled:
             return images, labels
-        targets = F.one_hot(labels, self.num_classes).to(torch.float32)
+        targets = one_hot(labels, self.num_classes)
         drawn = self.draw(position)
         if drawn is None:
             return images, targets

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from rebar.augment.mixing import one_hot
 from rebar.training.options import LossConfig
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -24,7 +25,7 @@ def binary_cross_entropy(
     """
     classes = logits.shape[1]
     if targets.dtype == torch.int64:
-        targets = F.one_hot(targets, classes)
+        targets = one_hot(targets, classes)
     soft = targets.to(torch.float32) * (1 - label_smoothing) + label_smoothing / classes
     if threshold is not None:
         soft = (soft > threshold).to(torch.float32)
