@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import NUM_VAL, REPOSITORY, Data
+import evaluate
+from tests.conftest import NUM_VAL, REPOSITORY, Data, train_here
 
 SMALL = ["--batch-size", "32", "--resolution", "32", "--num-classes", "10"]
 
@@ -46,6 +47,15 @@ def test_ffcv_loader_delivers_every_image_with_our_decoder(data: Data, capsys: p
     pytest.importorskip("ffcv")
     printed = run_example("ffcv_loader", capsys, data.val, "--batch-size", "32", "--resolution", "32")
     assert f"{NUM_VAL} images of (3, 32, 32)" in printed
+
+
+def test_own_model_is_trained_and_evaluated_by_the_scripts(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_here(*data.training_command(tmp_path / "run", "--arch", "examples.own_model:build", "--epochs", "1"))
+    assert "examples.own_model:build" in capsys.readouterr().out
+    evaluate.main(["--checkpoint", str(tmp_path / "run"), "--data", str(data.val), "--resolution", "32"])
+    assert "top-1" in capsys.readouterr().out
 
 
 def test_every_example_is_described_in_the_readme() -> None:

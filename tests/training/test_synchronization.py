@@ -14,7 +14,7 @@ from rebar.training.run import Run
 from tests.conftest import Data, train_here
 
 SYNCHRONIZING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::unique_dim"}
-"""What ``item()``, ``bool(tensor)`` and ``torch.equal`` call; boolean masks as indices are recognized by their dtype."""
+"""What ``item()``, ``bool(tensor)`` and ``torch.equal`` call; masks are recognized by their dtype."""
 
 
 class SynchronizingCalls(TorchDispatchMode):
