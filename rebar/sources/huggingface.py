@@ -19,7 +19,7 @@ from rebar.cli import count
 from rebar.errors import RebarError
 from rebar.sources.layout import filter_split
 from rebar.sources.parquet import ParquetFiles, count_rows
-from rebar.storage.huggingface import http_status, hub_url
+from rebar.storage.huggingface import http_status, hub_url, steps_to_access
 
 PREFIX = "hf:"
 SHORT_NAMES = {"imagenet-1k": "ILSVRC/imagenet-1k"}
@@ -213,13 +213,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _access_denied(address: HubAddress, status: int | None) -> RebarError:
-    page = f"{hub_url()}/datasets/{address.name}"
     token = "the token in HF_TOKEN was rejected" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
     return RebarError(
-        f"{address}: access denied (HTTP {status or 403}; {token}). To get access:\n"
-        f"  1. Create an account: {hub_url()}/join\n"
-        f"  2. Log in, open {page} and accept the terms.\n"
-        f"  3. Create a token with read permission: {hub_url()}/settings/tokens\n"
-        "  4. export HF_TOKEN=hf_... and run the same command again.",
+        f"{address}: access denied (HTTP {status or 403}; {token}). To get access:\n{steps_to_access(address.name)}",
         code="hub-access-denied",
     )
