@@ -8,6 +8,7 @@ exception or a crash ends the command. The exit status is not 0 if there are fau
 """
 
 import argparse
+import hashlib
 import json
 import random
 import subprocess
@@ -49,6 +50,8 @@ class Setup:
     """The files that the cases start from."""
 
     folder: Path
+    faults: Path
+    """A folder for the cases that show a fault."""
 
     @property
     def tree(self) -> Path:
@@ -59,9 +62,9 @@ class Setup:
         return self.folder / "train.beton"
 
 
-def prepare(folder: Path) -> Setup:
+def prepare(folder: Path, faults: Path) -> Setup:
     """Write class folders of smooth random images, and a beton of them."""
-    setup, rng = Setup(folder), np.random.default_rng(0)
+    setup, rng = Setup(folder, faults), np.random.default_rng(0)
     for number in range(CLASSES * IMAGES_PER_CLASS):
         path = setup.tree / "train" / f"class{number % CLASSES}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,21 +106,27 @@ def fuzz_jpeg(setup: Setup, rng: random.Random) -> Iterator[Outcome]:
         if not content.startswith(b"\xff\xd8\xff"):
             continue  # to Pillow, it may be an image of another format
         data = np.frombuffer(content, np.uint8)
-        verdicts = set()
+        verdicts: dict[str, bool] = {}
         try:
             if max(read_size(data)) > 4096:
                 continue  # the verdict may be that it is too large
-            verdicts.add(decode_rgb(data).size > 0)
+            verdicts["decode_rgb"] = decode_rgb(data).size > 0
         except RebarError as error:
             if error.code == "jpeg-unsupported":
                 continue  # such as CMYK, which only the writer accepts
-            verdicts.add(False)
+            verdicts["decode_rgb"] = False
         for policy in policies:
             try:
-                verdicts.add(encode_image(content, policy, 0).data.size > 0)
+                verdicts[str(policy)] = encode_image(content, policy, 0).data.size > 0
             except ImageError:
-                verdicts.add(False)
-        yield "FAULT: different verdicts" if len(verdicts) > 1 else "accepted" if verdicts == {True} else "refused"
+                verdicts[str(policy)] = False
+        if len(set(verdicts.values())) > 1:
+            setup.faults.mkdir(parents=True, exist_ok=True)
+            path = setup.faults / f"{hashlib.sha256(content).hexdigest()[:12]}.jpg"
+            path.write_bytes(content)
+            yield f"FAULT: {path}: {verdicts}"
+        else:
+            yield "accepted" if all(verdicts.values()) else "refused"
 
 
 def _read_everything(path: Path) -> Outcome:
@@ -202,16 +211,8 @@ def _kill_until_complete(command: list[str], complete_seconds: float, rng: rando
 
 def kill_writer(setup: Setup, rng: random.Random) -> Iterator[Outcome]:
     """Kill write_dataset.py until a file is complete, and compare it with that of an uninterrupted run."""
-    script = [
-        sys.executable,
-        "write_dataset.py",
-        "--split",
-        "train",
-        "--data-dir",
-        str(setup.tree),
-        "--num-workers",
-        "2",
-    ]
+    options = ["--split", "train", "--data-dir", str(setup.tree), "--num-workers", "2"]
+    script = [sys.executable, "write_dataset.py", *options]
 
     def write(name: str) -> tuple[list[str], Path]:
         path = setup.folder / f"{name}.beton"
@@ -267,12 +268,13 @@ def main() -> None:
     parser.add_argument("loops", nargs="+", choices=LOOPS)
     parser.add_argument("--seconds", type=float, default=120, help="of each loop; the case in progress is completed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", type=Path, default=Path("reliability_faults"), help="folder for JPEGs with a fault")
     options = parser.parse_args()
     faults = 0
     for name in options.loops:
         with tempfile.TemporaryDirectory() as folder:
             outcomes: Counter[str] = Counter()
-            cases = LOOPS[name](prepare(Path(folder)), random.Random(options.seed))
+            cases = LOOPS[name](prepare(Path(folder), options.faults), random.Random(options.seed))
             end = time.monotonic() + options.seconds
             for outcome in cases:
                 outcomes[outcome] += 1

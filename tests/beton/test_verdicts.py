@@ -128,6 +128,14 @@ def damaged(jpeg: bytes, kind: str, rng: np.random.Generator) -> bytes:
     return jpeg[:place] + replaced + jpeg[place + skipped :]
 
 
+@pytest.mark.parametrize("kind", JPEGS)
+def test_jpeg_with_a_reserved_marker_after_its_data_is_refused_everywhere(kind: str) -> None:
+    jpeg = JPEGS[kind]
+    verdict = verdicts(jpeg[:-2] + b"\xff\xf0\x00\x04ab" + jpeg[-2:])
+    del verdict["crop of the top"]  # its segments are intact
+    assert set(verdict.values()) == {False}
+
+
 @pytest.mark.parametrize("damage", ["a bit", "removed", "inserted", "zeros"])
 @pytest.mark.parametrize("kind", JPEGS)
 def test_jpeg_with_damaged_data_gets_one_verdict(kind: str, damage: str) -> None:

@@ -172,6 +172,17 @@ def test_decode_rgb_works_after_an_error(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [f"{kept} (120, 160, 3)" for kept in cuts]
 
 
+def test_decode_rgb_does_not_use_the_tables_of_the_previous_image(library: str) -> None:
+    """A JPEG without Huffman tables, such as a frame of Motion JPEG, is decoded with the standard ones."""
+    image = synthetic_image(40, 56)
+    complete = encode(image).tobytes()
+    start = complete.index(b"\xff\xc4")
+    without_tables = np.frombuffer(complete[:start] + complete[complete.index(b"\xff\xda") :], np.uint8)
+    expected = decode_rgb(np.frombuffer(complete, np.uint8))
+    decode_rgb(encode(np.flip(image), optimize=True))
+    np.testing.assert_array_equal(decode_rgb(without_tables), expected)
+
+
 def test_decode_rgb_in_threads_gives_the_same_pixels(library: str) -> None:
     jpegs = [encode(synthetic_image(60 + 8 * number, 80)) for number in range(4)]
     expected = [decode_rgb(jpeg) for jpeg in jpegs]

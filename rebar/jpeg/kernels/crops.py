@@ -31,7 +31,7 @@ from rebar.jpeg.kernels.entropy import (
 from rebar.jpeg.kernels.huffman import SLOT_SHIFT
 from rebar.jpeg.kernels.idct import Target, dequantize_and_idct
 from rebar.jpeg.kernels.jit import compiled
-from rebar.jpeg.kernels.markers import find_segments, has_end, parse_header, remove_stuffing
+from rebar.jpeg.kernels.markers import find_segments, has_end, is_end, parse_header, remove_stuffing
 from rebar.jpeg.kernels.resize import resize
 from rebar.jpeg.kernels.resize_weights import set_axis_weights
 
@@ -109,6 +109,9 @@ def decode_region(
     status = find_segments(data, header.entropy_start, end, last + 1, scratch.starts, scratch.ends)
     if status != OK:
         return status
+    is_last = last + 1 == -(-mcus_per_row * mcu_rows // interval)
+    if is_last and not is_end(data, scratch.ends[last]):
+        return CORRUPT_DATA  # such as a marker in surplus data: libjpeg decides
     _assign_tables(header, tables, scratch)
     region = (left, right, top, bottom)
     status = _decode_segments(data, header, tables, scratch, bits, first, last, interval, region)

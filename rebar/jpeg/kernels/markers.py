@@ -238,6 +238,14 @@ def find_segments(
 
 
 @compiled
+def is_end(data: NDArray[np.uint8], position: int) -> bool:
+    """Return whether the marker at ``data[position]``, which fill bytes may precede, is EOI."""
+    while position + 1 < data.size and data[position + 1] == 0xFF:
+        position += 1
+    return position + 1 < data.size and data[position + 1] == _EOI
+
+
+@compiled
 def has_end(data: NDArray[np.uint8], start: int, end: int) -> bool:
     """Return whether entropy-coded data in ``data[start:end]`` ends with an EOI marker.
 

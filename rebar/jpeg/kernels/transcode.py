@@ -16,7 +16,7 @@ from rebar.jpeg.kernels.jit import (
     store_uint8,
     trailing_zeros,
 )
-from rebar.jpeg.kernels.markers import find_segments, parse_header, remove_stuffing
+from rebar.jpeg.kernels.markers import find_segments, is_end, parse_header, remove_stuffing
 from rebar.jpeg.kernels.transcode_blocks import (
     MAX_BLOCK_BYTES,
     Coder,
@@ -80,7 +80,10 @@ def _write(
     mcus = -(-header.width // (8 * header.h_samp)) * -(-header.height // (8 * header.v_samp))
     read_interval = header.restart_interval if header.restart_interval else mcus
     starts, ends = scratch.segments[0], scratch.segments[1]
-    status = find_segments(data, header.entropy_start, data.size, -(-mcus // read_interval), starts, ends)
+    num_segments = -(-mcus // read_interval)
+    status = find_segments(data, header.entropy_start, data.size, num_segments, starts, ends)
+    if status == OK and not is_end(data, ends[num_segments - 1]):
+        status = CORRUPT_DATA  # such as a marker in the middle of surplus data: libjpeg decides
     if status != OK:
         return status, 0
     set_coders(header, tables, codes, scratch.ratios, scratch.coders)
