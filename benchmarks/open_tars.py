@@ -27,6 +27,7 @@ from rebar.storage.files import CACHE_VARIABLE, check_writable
 
 SAMPLES_PER_SHARD = 1000
 _PR_SET_CHILD_SUBREAPER = 36
+_MEASURE = "--measure"
 _OPEN = """
 import json, resource, sys, time
 from rebar.sources.registry import Request, open_source
@@ -52,19 +53,26 @@ def write_shards(folder: Path, samples: int) -> None:
 
 
 def measure(shards: Path, cache: Path) -> dict[str, float]:
-    """Open the shards in a new process; return samples, seconds, peak_bytes and cpu_seconds."""
-    environment = os.environ | {CACHE_VARIABLE: str(cache), "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    before = sum(os.times()[2:4])
-    process = subprocess.run([sys.executable, "-c", _OPEN, str(shards)], env=environment, capture_output=True)
+    """Open the shards in new processes; return samples, seconds, peak_bytes and cpu_seconds."""
+    command = [sys.executable, str(Path(__file__).resolve()), _MEASURE, str(shards), str(cache)]
+    process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode != 0:
-        raise SystemExit(process.stderr.decode(errors="replace"))
+        raise SystemExit(process.stderr)
+    result: dict[str, float] = json.loads(process.stdout)
+    return result
+
+
+def print_measurement(shards: str, cache: str) -> None:
+    """Print the result of :func:`measure`. This process waits for all processes that open the shards."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    environment = os.environ | {CACHE_VARIABLE: cache, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    process = subprocess.run([sys.executable, "-c", _OPEN, shards], env=environment, stdout=subprocess.PIPE, check=True)
     while True:  # the fork server of the worker processes, which becomes a child of this process
         try:
             os.wait()
         except ChildProcessError:
             break
-    result: dict[str, float] = json.loads(process.stdout)
-    return result | {"cpu_seconds": sum(os.times()[2:4]) - before}
+    print(json.dumps(json.loads(process.stdout) | {"cpu_seconds": sum(os.times()[2:4])}))
 
 
 def run(samples: int, work: Path) -> list[dict[str, object]]:
@@ -97,7 +105,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.json:
         check_writable(options.json)  # before anything is measured
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     print(f"{count(len(os.sched_getaffinity(0)), 'core')}, {datetime.date.today()}")
     rows = [row for samples in options.samples for row in run(samples, options.work)]
     if options.json:
@@ -105,4 +112,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == [_MEASURE]:
+        print_measurement(*sys.argv[2:])
+    else:
+        main()

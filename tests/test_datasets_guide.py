@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from evaluate import EvaluateConfig
 from rebar.beton.inspect import is_inspect_command, parse_arguments
 from rebar.beton.selection import SUBSETS
 from rebar.config import parse_config
 from rebar.sources.registry import KINDS
 from rebar.training.config import TrainConfig
+from rebar.training.evaluate_options import EvaluateConfig
 from write_dataset import WriteConfig
 
 ROOT = Path(__file__).parent.parent

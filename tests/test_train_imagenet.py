@@ -329,8 +329,11 @@ def test_corrupt_image_ends_the_run_or_is_replaced_and_counted(
     shutil.copy(data.train, damaged)
     beton = BetonFile.open(data.train)
     with damaged.open("r+b") as file:
-        file.seek(int(beton.offsets[7]) + 200)
-        file.write(bytes(60))
+        file.seek(int(beton.offsets[7]))
+        jpeg = file.read(int(beton.sizes[7]))
+        scan = jpeg.index(b"\xff\xda") + 14
+        file.seek(int(beton.offsets[7]) + scan)
+        file.write(b"\xff\xd7" * ((len(jpeg) - scan - 2) // 2))  # restart markers instead of the data
     few_steps = ["--epochs", "1", "--training.batch_size", "64"]
     args = data.training_command(tmp_path / "run", "--train-dataset", str(damaged), *few_steps)
     with pytest.raises(RebarError, match="sample 7"):

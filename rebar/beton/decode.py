@@ -118,11 +118,24 @@ def _decode_without_metadata_errors(content: bytes, limit: SizeLimit, *, repair:
         raise
     except Exception:
         pixels = without_metadata(content)
-        if pixels == content:
+        try:
+            with Image.open(io.BytesIO(pixels)) as image:
+                decoded = _decode_opened(pixels, image, limit, repair=repair)
+        except ImageError:
             raise
-        with Image.open(io.BytesIO(pixels)) as image:
-            decoded = _decode_opened(pixels, image, limit, repair=repair)
+        except Exception:
+            if repair or not content.startswith(JPEG_START):
+                raise
+            decoded = _decode_without_pillow(content)
         return replace(decoded, irregularities=(*decoded.irregularities, "damaged metadata"))
+
+
+def _decode_without_pillow(content: bytes) -> Decoded:
+    """Decode a JPEG whose header Pillow does not recognize, but libjpeg does."""
+    jpeg = np.frombuffer(content, np.uint8)
+    height, width = read_size(jpeg)
+    _check_memory((width, height), 8, progressive=True)
+    return Decoded(decode_bgr(jpeg), (width, height), ())
 
 
 def decode_downscaled(content: bytes, size: tuple[int, int], final_size: tuple[int, int]) -> np.ndarray | None:

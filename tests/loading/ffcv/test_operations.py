@@ -12,7 +12,7 @@ from ffcv.loader import OrderOption
 from ffcv.transforms import Cutout, Squeeze, ToTensor
 
 from rebar.beton import BetonFile
-from rebar.loading import CorruptSampleWarning, Loader, rng
+from rebar.loading import CorruptSampleWarning, Loader, crops
 from rebar.loading.ffcv.operations import CenterCrop, RandomResizedCrop
 from tests.loading.conftest import WriteBeton
 from tests.loading.ffcv.stock_ffcv import Loader as FfcvLoader
@@ -49,7 +49,7 @@ def test_random_resized_crop_in_ffcvs_loader_equals_rebars_loader_every_epoch(
 
 
 def test_center_crop_in_ffcvs_loader_equals_rebars_loader(textures: BetonFile) -> None:
-    ours = Loader(textures.path, 5, cropper=rng.CenterCrop(0.75), resolution=24, drop_last=False)
+    ours = Loader(textures.path, 5, cropper=crops.CenterCrop(0.75), resolution=24, drop_last=False)
     assert same(sorted_images(stock(textures, CenterCrop((24, 24), 0.75))), sorted_images(ours))
 
 
@@ -85,7 +85,7 @@ def test_corrupt_image_becomes_black_with_a_warning(write_numbers: WriteBeton) -
 def test_decoders_run_in_an_ffcv_graph_with_other_operations(textures: BetonFile) -> None:
     decoder = RandomResizedCrop((24, 24), flip_prob=0.5)
     loader = Loader(textures.path, 5, 2, pipelines={"image": [decoder, Cutout(0), ToTensor()]}, drop_last=False)
-    plain = Loader(textures.path, 5, cropper=rng.RandomResizedCrop(), resolution=24, drop_last=False)
+    plain = Loader(textures.path, 5, cropper=crops.RandomResizedCrop(), resolution=24, drop_last=False)
     for (images, _), expected in zip(loader, plain, strict=True):
         assert torch.equal(images, expected.images)
 
