@@ -82,7 +82,7 @@ choose_length() {
         images=$((speed * train_seconds < train_images ? speed * train_seconds : train_images))
         images=$((images < 2000 ? 2000 : images))
         echo "   $speed images/s: training is shortened from $train_epochs epochs to one epoch of $images images"
-        echo "--epochs 1 --min-res 28 --end-ramp 0 --data-subset $images" >"$work/options"
+        echo "--epochs 1 --min-res 28 --round-to 32 --end-ramp 0 --data-subset $images" >"$work/options"
     fi
 }
 
@@ -105,7 +105,8 @@ try_resnet50() {
     local -a data
     mapfile -t data < <(data_options)
     run_python train_imagenet.py --config-file rn50_configs/rn50_16_epochs.yaml "${data[@]}" --batch-size 32 \
-        --min-res 64 --max-res 64 --validation.batch_size 32 --validation.resolution 64 --logging.folder "$run" --dry-run
+        --min-res 64 --max-res 64 --start-ramp 0 --end-ramp 0 \
+        --validation.batch_size 32 --validation.resolution 64 --logging.folder "$work/resnet50" --dry-run
 }
 
 # OpenMP threads wait by spinning. If other processes use the cores, this makes training on the CPU several times slower.

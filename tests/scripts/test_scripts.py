@@ -183,8 +183,8 @@ def test_quickstart_restarts_a_finished_run_from_scratch(fake_repository: Path) 
     [
         ("1,520 at 24 px, 1,130 at 28 px", "--epochs 3 --logging.folder"),
         ("520 at 24 px, 413 at 28 px", "--epochs 2 --end-ramp 1 --logging.folder"),
-        ("200 at 28 px", "--epochs 1 --min-res 28 --end-ramp 0 --data-subset 25000 --logging.folder"),
-        ("40 at 28 px", "--epochs 1 --min-res 28 --end-ramp 0 --data-subset 6000 --logging.folder"),
+        ("200 at 28 px", "--epochs 1 --min-res 28 --round-to 32 --end-ramp 0 --data-subset 25000 --logging.folder"),
+        ("40 at 28 px", "--epochs 1 --min-res 28 --round-to 32 --end-ramp 0 --data-subset 6000 --logging.folder"),
     ],
 )
 def test_quickstart_shortens_the_training_on_a_slow_machine(speeds: str, options: str, fake_repository: Path) -> None:
