@@ -164,7 +164,22 @@ def fuzz_beton(setup: Setup, rng: random.Random) -> Iterator[Outcome]:
         yield _read_everything(path)
 
 
-_VALUES: tuple[Any, ...] = (None, True, 0, -1, 2**70, 1e308, "", "\ud800", [], {}, [[]], {"a": 1}, "x" * 5000, float("inf"))
+_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    -1,
+    2**70,
+    1e308,
+    "",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    {"a": 1},
+    "x" * 5000,
+    float("inf"),
+)
 
 
 def fuzz_sidecar(setup: Setup, rng: random.Random) -> Iterator[Outcome]:
