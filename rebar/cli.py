@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
 _TORCHRUN_SECONDS = 1.0
-_QUESTIONS = {"--help", "-h", "--help-all", "--print-config"}
+_ANSWERED_WITHOUT_TORCH = {"--help", "-h", "--help-all", "--print-config"}
 
 
 def _rank() -> int:
@@ -196,7 +196,7 @@ def start_script(name: str, command: str, parse: str) -> None:
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _exit_interrupted)
-    if _QUESTIONS & set(sys.argv[1:]):
+    if _ANSWERED_WITHOUT_TORCH & set(sys.argv[1:]):
         module, _, function = parse.partition(":")
         run_command(getattr(importlib.import_module(module), function))
 

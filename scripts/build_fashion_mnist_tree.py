@@ -158,7 +158,7 @@ def download(folder: Path) -> Path:
                 data = response.read()
         except OSError as error:
             raise UserError(
-                f"{URL + name}: download failed: {error}. Run apt-get install dataset-fashion-mnist, or give a folder "
+                f"{URL + name}: download failed: {error}. Run apt-get install dataset-fashion-mnist, or pass a folder "
                 "with the four files as --source."
             ) from None
         if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:

@@ -57,16 +57,11 @@ write_beton() {
 
 is_finished() { [[ -s $run/log.jsonl ]] && tail -n 1 "$run/log.jsonl" | grep -q '"event": "end"'; }
 
-# The options of train_imagenet.py that select the data.
-data_options() { printf '%s\n' --data.train_dataset "$work/train.beton" --data.val_dataset "$work/val.beton"; }
-
 # Measure the speed of a few steps, and write the options that keep the training within $train_seconds to $work/options.
 # An interrupted run resumes with the same options.
 choose_length() {
-    local -a data
     local speed epochs images
     if [[ -s $work/options ]]; then return; fi
-    mapfile -t data < <(data_options)
     run_python train_imagenet.py --config-file rn50_configs/demo.yaml "${data[@]}" --logging.folder "$run" --dry-run |
         tee "$work/dry_run.txt"
     # "images/s: 1,520 at 24 px, 1,130 at 28 px": the last speed is the lowest.
@@ -86,15 +81,17 @@ choose_length() {
     fi
 }
 
-# A finished run starts again from scratch; an interrupted one resumes.
+# An interrupted run resumes. If all steps were completed before, a new run starts from scratch.
 train() {
-    local -a data options restart=()
-    if is_finished; then
+    local -a options restart=()
+    if [[ -e $work/completed ]]; then
         restart=(--resume none --overwrite)
-        rm -f "$work/options"
+        rm -f "$work/options" "$work/completed"
+    elif is_finished; then
+        echo "   already trained: $run"
+        return
     fi
     choose_length
-    mapfile -t data < <(data_options)
     read -ra options <"$work/options"
     run_python train_imagenet.py --config-file rn50_configs/demo.yaml "${data[@]}" "${options[@]}" \
         --logging.folder "$run" "${restart[@]}"
@@ -102,8 +99,6 @@ train() {
 
 # The ImageNet recipe at a resolution at which a CPU takes seconds.
 try_resnet50() {
-    local -a data
-    mapfile -t data < <(data_options)
     run_python train_imagenet.py --config-file rn50_configs/rn50_16_epochs.yaml "${data[@]}" --batch-size 32 \
         --min-res 64 --max-res 64 --start-ramp 0 --end-ramp 0 \
         --validation.batch_size 32 --validation.resolution 64 --logging.folder "$work/resnet50" --dry-run
@@ -117,6 +112,7 @@ mkdir -p "$work"
 work=$(cd "$work" && pwd)
 tree=$work/fashion_mnist
 run=$work/run
+data=(--data.train_dataset "$work/train.beton" --data.val_dataset "$work/val.beton")
 cd "$repo"
 
 heading "Set up"
@@ -136,6 +132,7 @@ run_python evaluate.py --checkpoint "$run/checkpoints/last.pt" --data "$work/val
 
 heading "Try the ImageNet recipe: a few steps of ResNet-50"
 try_resnet50
+touch "$work/completed"
 
 printf '\nDone in %d:%02d min.\n' $((SECONDS / 60)) $((SECONDS % 60))
 printf '   result      %s\n' "$(grep -m 1 'top-1' "$run/evaluation.txt")"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,19 @@ def train_here(*command: str | Path) -> None:
     # FFCV's pipelines change it, and with it the order of sums
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     train_imagenet.main([str(arg) for arg in command[1:]])
+
+
+@contextmanager
+def mounted_tmpfs(folder: Path, *, megabytes: int) -> Iterator[Path]:
+    """Mount a file system of a given size. Skips the test if that is not allowed."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a file system is not allowed")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @dataclass(frozen=True)

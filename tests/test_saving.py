@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ import train_imagenet
 from rebar.errors import RebarError
 from rebar.training import publish
 from rebar.training.checkpoint import read_checkpoint
-from tests.conftest import REPOSITORY, Data, read_events, train_here
+from tests.conftest import REPOSITORY, Data, mounted_tmpfs, read_events, train_here
 from tests.processes import interrupt
 from tests.test_resume import assert_same_run, status
 
@@ -114,14 +113,8 @@ def test_checkpoint_larger_than_the_free_space(data: Data, good_epoch: Path, tmp
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 12 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", disk], capture_output=True).returncode:
-        pytest.skip("mounting is not allowed")
-    try:
+    with mounted_tmpfs(tmp_path / "disk", megabytes=12) as disk:
         yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def fill(disk: Path) -> None:
@@ -131,7 +124,6 @@ def fill(disk: Path) -> None:
             file.write(bytes(1 << 12))
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
 def test_full_disk_at_the_last_record_of_the_log(data: Data, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = small_disk / "run"
     command = data.training_command(folder, "--epochs", "1")
@@ -158,7 +150,6 @@ def test_full_disk_at_the_last_record_of_the_log(data: Data, small_disk: Path, m
     assert len(read_events(folder, "end")) == len(read_events(folder, "epoch")) == 1
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
 def test_full_disk_during_training(data: Data, small_disk: Path) -> None:
     folder = small_disk / "run"
     train_here(*data.training_command(folder, "--epochs", "1"))

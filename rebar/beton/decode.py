@@ -116,23 +116,24 @@ def _decode_without_metadata_errors(content: bytes, limit: SizeLimit, *, repair:
             return _decode_opened(content, image, limit, repair=repair)
     except ImageError:
         raise
-    except Exception:
-        pixels = without_metadata(content)
-        try:
-            with Image.open(io.BytesIO(pixels)) as image:
-                decoded = _decode_opened(pixels, image, limit, repair=repair)
-        except ImageError:
-            raise
-        except Exception:
-            if repair or not content.startswith(JPEG_START):
-                raise
-            decoded = _decode_without_pillow(content)
+    except Exception as error:
+        decoded = _decode_without_metadata(content, limit, repair=repair, error=error)
         return replace(decoded, irregularities=(*decoded.irregularities, "damaged metadata"))
 
 
-def _decode_without_pillow(content: bytes) -> Decoded:
-    """Decode a JPEG whose header Pillow does not recognize, but libjpeg does."""
-    jpeg = np.frombuffer(content, np.uint8)
+def _decode_without_metadata(content: bytes, limit: SizeLimit, *, repair: bool, error: Exception) -> Decoded:
+    """Decode an image whose metadata, or JPEG header, Pillow rejects with ``error``."""
+    if (pixels := without_metadata(content)) != content:
+        try:
+            with Image.open(io.BytesIO(pixels)) as image:
+                return _decode_opened(pixels, image, limit, repair=repair)
+        except ImageError:
+            raise
+        except Exception as second:
+            error = second
+    if repair or not content.startswith(JPEG_START):
+        raise error
+    jpeg = np.frombuffer(content, np.uint8)  # libjpeg may accept the header
     height, width = read_size(jpeg)
     _check_memory((width, height), 8, progressive=True)
     return Decoded(decode_bgr(jpeg), (width, height), ())

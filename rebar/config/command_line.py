@@ -73,7 +73,7 @@ def _describe_unknown(
         hint = hints.get(flag.replace("_", "-")) or (f"did you mean {by_name[similar]}?" if similar else "")
         same_name = [f"--{item.path}" for item in options if item.flag == flag.replace("_", "-")]
         if same_name:
-            hint = f"in several sections: give {' or '.join(same_name)}"
+            hint = f"in several sections: use {' or '.join(same_name)}"
             ambiguous += 1
         described.append(flag + (f" ({hint})" if hint else ""))
     if not described:

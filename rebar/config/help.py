@@ -49,11 +49,11 @@ def format_help(
     everything = everything or not content.common
     general = [*GENERAL, ("--help-all", f"list all {sum(map(len, groups.values()))} options")]
     if everything:
-        general = [*GENERAL, ("--help", "list the options needed first")] if content.common else list(GENERAL)
+        general = [*GENERAL, ("--help", "list the most common options")] if content.common else list(GENERAL)
         shown: Mapping[str, Sequence[Option]] = groups
     else:
         by_path = {item.path: item for items in groups.values() for item in items}
-        shown = {"options needed first": [by_path[path] for path in content.common]}
+        shown = {"common options": [by_path[path] for path in content.common]}
     for title, items in shown.items():
         parts.append("\n".join([f"{title}:", *_lines((_flags(item, short), _text(item, values)) for item in items)]))
     parts.append("\n".join(["general:", *_lines(general)]))

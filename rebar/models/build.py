@@ -118,12 +118,12 @@ def _import_builder(arch: str) -> Callable[[int], nn.Module]:
         builder = getattr(importlib.import_module(name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise RebarError(
-            f"model.arch: {arch} cannot be imported: {error}. Give module:callable, of a module in {folder} or on "
+            f"model.arch: {arch} cannot be imported: {error}. Pass module:callable, of a module in {folder} or on "
             "PYTHONPATH; it is called with the number of classes.",
             code="model-unknown-arch",
         ) from None
     if not callable(builder):
-        raise RebarError(f"model.arch: {arch} is not callable. Give a function or class.", code="model-unknown-arch")
+        raise RebarError(f"model.arch: {arch} is not callable. Pass a function or class.", code="model-unknown-arch")
     own: Callable[[int], nn.Module] = builder
     return own
 

@@ -108,6 +108,8 @@ def _with_metadata(tensors: dict[str, torch.Tensor], metadata: Mapping[str, Any]
     """Return weights that Rebar wrote. ``metadata`` is that of :func:`rebar.training.weights.export_metadata`."""
     mean, std = metadata.get("mean", IMAGENET_MEAN), metadata.get("std", IMAGENET_STD)
     arch, use_blurpool = str(metadata.get("arch", "")), bool(metadata.get("use_blurpool"))
+    if ":" in arch:
+        arch = ""  # a callable to import: a file of weights does not select code, --arch does
     return ImportedWeights(tensors, arch=arch, use_blurpool=use_blurpool, mean=mean, std=std)
 
 

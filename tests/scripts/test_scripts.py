@@ -174,8 +174,16 @@ def test_quickstart_resumes_an_interrupted_run(fake_repository: Path) -> None:
     assert "--resume none" not in quickstart(fake_repository, last_event="epoch")
 
 
-def test_quickstart_restarts_a_finished_run_from_scratch(fake_repository: Path) -> None:
+def test_quickstart_restarts_from_scratch_after_all_steps(fake_repository: Path) -> None:
+    quickstart(fake_repository, last_event=None)
     assert "--resume none --overwrite" in quickstart(fake_repository, last_event="end")
+
+
+def test_quickstart_does_not_repeat_a_finished_training_if_a_later_step_failed(fake_repository: Path) -> None:
+    output = quickstart(fake_repository, last_event="end")
+    assert "already trained" in output
+    assert "demo.yaml" not in output
+    assert "called: evaluate.py" in output
 
 
 @pytest.mark.parametrize(

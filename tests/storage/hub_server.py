@@ -77,20 +77,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _dataset(self, path: str) -> None:
         for name, revisions in self.server.datasets.items():
-            if path in (f"/api/datasets/{name}", *(f"/api/datasets/{name}/revision/{each}" for each in revisions)):
-                return self._answer(200, {"id": name, "sha": COMMIT, "siblings": []})
             for revision, folder in revisions.items():
-                if path == f"/api/datasets/{name}/tree/{revision}":
+                main = [f"/api/datasets/{name}"] if revision == "main" else []
+                if path in (f"/api/datasets/{name}/revision/{revision}", *main):
                     files = sorted(each for each in folder.rglob("*") if each.is_file())
-                    named = {each: str(each.relative_to(folder)) for each in files}
                     listed = [
-                        {"type": "file", "path": named[each], "size": each.stat().st_size, "oid": "0" * 40}
-                        for each in files
+                        {"rfilename": str(each.relative_to(folder)), "size": each.stat().st_size} for each in files
                     ]
-                    return self._answer(200, listed)
+                    return self._answer(200, {"id": name, "sha": COMMIT, "siblings": listed})
                 if path.startswith(prefix := f"/datasets/{name}/resolve/{revision}/"):
                     return self._dataset_file(name, folder, path.removeprefix(prefix))
-            if path.startswith((f"/api/datasets/{name}/tree/", f"/api/datasets/{name}/revision/")):
+            if path.startswith(f"/api/datasets/{name}/revision/"):
                 return self._answer(404, {}, {"X-Error-Code": "RevisionNotFound"})
         return self._answer(404, {}, {"X-Error-Code": "RepoNotFound"})
 

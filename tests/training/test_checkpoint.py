@@ -4,7 +4,6 @@ import argparse
 import errno
 import os
 import pickle
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from rebar.training.checkpoint import (
     save_checkpoint,
     torch_save,
 )
+from tests.conftest import mounted_tmpfs
 
 CONTENT: dict[str, Any] = {
     "epoch": 3,
@@ -160,13 +160,8 @@ def test_plain_names_removes_the_prefixes_of_wrappers() -> None:
     ]
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
 def test_save_checkpoint_deletes_the_previous_one_on_a_full_disk(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "none", disk], capture_output=True).returncode:
-        pytest.skip("mounting is not allowed")
-    try:
+    with mounted_tmpfs(tmp_path / "disk", megabytes=5) as disk:
         last, weights = disk / "last.pt", torch.zeros(500_000)  # 2 MB
         for epoch in range(4):  # three do not fit
             save_checkpoint(last, {"epoch": epoch, "model": weights})
@@ -176,8 +171,6 @@ def test_save_checkpoint_deletes_the_previous_one_on_a_full_disk(tmp_path: Path)
         assert error.value.code == "disk-full"
         assert read_checkpoint(last)["epoch"] == 3
         assert [path.name for path in disk.iterdir()] == ["last.pt"]
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,12 @@ def test_read_weights_runs_no_code_of_the_file(tmp_path: Path) -> None:
     assert not created.exists()
 
 
+def test_architecture_stored_in_the_file_is_used_unless_it_is_code_to_import(tmp_path: Path) -> None:
+    for arch, expected in (("resnet18", "resnet18"), ("os:_exit", "")):
+        export_weights(tmp_path / "w.safetensors", WEIGHTS, {"arch": arch})
+        assert read_weights(tmp_path / "w.safetensors").arch == expected
+
+
 @pytest.mark.parametrize(
     "content",
     [nn.Linear(2, 2), {"model": nn.Linear(2, 2)}, {}, [1], {"a": 1}],
