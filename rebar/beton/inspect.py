@@ -126,7 +126,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--exact", action="store_true", help=f"--stats: measure all images, not {STATS_SAMPLES:,} evenly spaced ones"
     )
     parser.add_argument("--num-workers", type=int, default=0, help="threads; 0: one per core")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.exact and not options.stats:
+        parser.error("--exact is only for --stats")
+    if options.verify and (options.out or options.overwrite):
+        parser.error("--out and --overwrite are only for --info and --stats")
+    return options
 
 
 def main(argv: Sequence[str]) -> None:

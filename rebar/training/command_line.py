@@ -124,6 +124,8 @@ def name_options_as_typed(argv: Sequence[str]) -> Iterator[None]:
         for path, flag in typed_flags(argv).items():
             short = path.rpartition(".")[2].replace("_", "-")
             text = re.sub(rf"(?<![\w./-])((--)?{re.escape(path)}|--{short})(?![\w/-])(?!\.\w)", flag, text)
+        # A flag that sets several options is reported once.
+        text = re.sub(r"(?<=: )(.+?)(; \1)+(?=[;.])", r"\1", text)
         error.args = (text, *error.args[1:])
         raise
 

@@ -206,3 +206,10 @@ def test_random_damage_is_named_by_verify_and_loader(copied: Path, beton: BetonF
             found = str(error) if str(copied) in str(error) else "unnamed"
         assert found != "unnamed"
     assert named == 60 if with_sidecar else named > 30
+
+
+@pytest.mark.parametrize("options", [["--info", "a.beton", "--exact"], ["--verify", "a.beton", "--out", "b.png"]])
+def test_options_of_another_command_are_refused(options: list[str]) -> None:
+    with pytest.raises(RebarError) as error:
+        main(options)
+    assert error.value.code == "config-invalid-value"

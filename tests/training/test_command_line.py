@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rebar.config import options_of
+from rebar.config import ConfigError, options_of
 from rebar.config.options import short_names
 from rebar.training.command_line import parse_command_line
 from rebar.training.config import TrainConfig
@@ -78,3 +78,10 @@ def test_help_shows_common_options_and_help_all_shows_every_option(
 def test_help_shows_the_values_of_the_recipe_as_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert "number of epochs [16]" in printed(capsys, "--help")
     assert "number of epochs [88]" in printed(capsys, "--help", "--config-file", "rn50_configs/rn50_88_epochs.yaml")
+
+
+def test_wrong_value_of_a_flag_that_sets_several_options_is_reported_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_command_line(["--resolution", "abc", "--epochs", "x"])
+    assert str(error.value).count("--resolution = 'abc'") == 1
+    assert str(error.value).count("--epochs = 'x'") == 1
