@@ -19,7 +19,7 @@ steps=7
 step=0
 train_images=25000
 train_epochs=3
-train_seconds=150 # the time for training; fewer epochs, or fewer images, if the machine is too slow for it
+train_seconds=120 # the time for training; fewer epochs, or fewer images, if the machine is too slow for it
 
 if (($#)); then
     echo "usage: [REBAR_QUICKSTART_DIR=FOLDER] ./scripts/quickstart.sh" >&2
@@ -62,7 +62,8 @@ is_finished() { [[ -s $run/log.jsonl ]] && tail -n 1 "$run/log.jsonl" | grep -q 
 choose_length() {
     local speed epochs images
     if [[ -s $work/options ]]; then return; fi
-    run_python train_imagenet.py --config-file rn50_configs/demo.yaml "${data[@]}" --logging.folder "$run" --dry-run |
+    # Its own folder: the run's folder may hold checkpoints of a run with other options.
+    run_python train_imagenet.py --config-file rn50_configs/demo.yaml "${data[@]}" --logging.folder "$work/dry_run" --dry-run |
         tee "$work/dry_run.txt"
     # "images/s: 1,520 at 24 px, 1,130 at 28 px": the last speed is the lowest.
     speed=$(grep '^ *images/s: ' "$work/dry_run.txt" | grep -o '[0-9,]* at [0-9]* px' | tail -n 1 | sed 's/ at.*//; s/,//g' || true)
