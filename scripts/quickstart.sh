@@ -19,7 +19,7 @@ steps=7
 step=0
 train_images=25000
 train_epochs=3
-train_seconds=120 # the time for training; fewer epochs, or fewer images, if the machine is too slow for it
+train_seconds=135 # the time for training; fewer epochs, or fewer images, if the machine is too slow for it
 
 if (($#)); then
     echo "usage: [REBAR_QUICKSTART_DIR=FOLDER] ./scripts/quickstart.sh" >&2

@@ -196,9 +196,9 @@ def test_quickstart_does_not_repeat_a_finished_training_if_a_later_step_failed(f
     ("speeds", "options"),
     [
         ("1,520 at 24 px, 1,130 at 28 px", "--epochs 3 --logging.folder"),
-        ("550 at 24 px, 430 at 28 px", "--epochs 2 --end-ramp 1 --logging.folder"),
-        ("210 at 28 px", "--epochs 1 --min-res 28 --round-to 32 --end-ramp 0 --data-subset 25000 --logging.folder"),
-        ("40 at 28 px", "--epochs 1 --min-res 28 --round-to 32 --end-ramp 0 --data-subset 4800 --logging.folder"),
+        ("550 at 24 px, 380 at 28 px", "--epochs 2 --end-ramp 1 --logging.folder"),
+        ("190 at 28 px", "--epochs 1 --min-res 28 --round-to 32 --end-ramp 0 --data-subset 25000 --logging.folder"),
+        ("40 at 28 px", "--epochs 1 --min-res 28 --round-to 32 --end-ramp 0 --data-subset 5400 --logging.folder"),
     ],
 )
 def test_quickstart_shortens_the_training_on_a_slow_machine(speeds: str, options: str, fake_repository: Path) -> None:
