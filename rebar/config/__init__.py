@@ -13,7 +13,7 @@ YAML files given by ``--config-file``, then the command line, and returns one fr
 variables have no effect.
 """
 
-from rebar.config.command_line import config_name, given_value, parse_config
+from rebar.config.command_line import changed_options, config_name, given_value, parse_config
 from rebar.config.options import ConfigError, Implied, Option, option, options_of, parse_bool, section
 from rebar.config.yaml_files import build_config, flatten_config, load_config_files, to_yaml
 
@@ -22,6 +22,7 @@ __all__ = [
     "Implied",
     "Option",
     "build_config",
+    "changed_options",
     "config_name",
     "flatten_config",
     "given_value",

@@ -146,6 +146,21 @@ def config_name(argv: Sequence[str]) -> str | None:
     return part or Path(file).stem
 
 
+def changed_options(config: Any, argv: Sequence[str]) -> dict[str, Any]:
+    """Return the options, as ``{"section.name": value}``, in which ``config`` differs from its YAML files.
+
+    ``argv`` is the command line that ``config`` comes from. An option that no file sets has its default there.
+    """
+    files = load_config_files(_values_of(("--config-file", "-C"), argv), type(config))
+    changed: dict[str, Any] = {}
+    for item in options_of(type(config)):
+        before = item.check(files[item.path]) if item.path in files else item.default
+        value = getattr(getattr(config, item.section), item.name)
+        if value != before:
+            changed[item.path] = value
+    return changed
+
+
 def given_value(path: str, argv: Sequence[str]) -> Any:
     """Return the unchecked value of the option ``section.name`` on the command line or in its YAML files, else None.
 

@@ -56,7 +56,7 @@ def write_report(folder: Path) -> Path:
         _charts(run_panels(run)),
         "<h2>Epochs</h2>" + _epochs_table(run),
         "<h2>Environment</h2>" + _text_table(_environment(run)),
-        f"<h2>Configuration</h2><details><summary>all options</summary><pre>{_escape(run.config)}</pre></details>",
+        "<h2>Configuration</h2>" + _configuration(run),
     ]
     return _write_page(folder / "report.html", run.name, sections)
 
@@ -155,6 +155,13 @@ def _epochs_table(run: RunData) -> str:
 def _environment(run: RunData) -> dict[str, str]:
     shown = {name: str(run.start[name]) for name in ("device", "world_size", "parameters") if name in run.start}
     return shown | {name: str(value) for name, value in run.start.get("environment", {}).items() if value}
+
+
+def _configuration(run: RunData) -> str:
+    """Return the options that differ from the recipe's, and all options, folded."""
+    changed = {name: str(value) for name, value in run.start.get("changed", {}).items()}
+    table = f"<p>Options that differ from the recipe:</p>{_text_table(changed)}" if changed else ""
+    return f"{table}<details><summary>all options</summary><pre>{_escape(run.config)}</pre></details>"
 
 
 def _differences(runs: Sequence[RunData]) -> str:

@@ -42,7 +42,7 @@ def print_banner(run: Run) -> None:
         print(console.table(facts), flush=True)
     start = {"epoch": state.epoch, "parameters": parameters, "world_size": world.size}
     device = {"device": _device_name(world), "precision": precision}
-    run.log.write("start", {**start, **device, "environment": environment()})
+    run.log.write("start", {**start, **device, "changed": run.changed_options, "environment": environment()})
 
 
 def print_epoch(run: Run) -> None:

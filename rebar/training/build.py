@@ -1,6 +1,8 @@
 """Build a run from its configuration: data, model, optimizer, and the checkpoint to resume from."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +30,7 @@ from rebar.training.upload import run_store
 from rebar.training.weights import check_export_format, export_suffixes
 
 
-def build_run(config: TrainConfig, world: World) -> Run:
+def build_run(config: TrainConfig, world: World, changed_options: Mapping[str, Any] | None = None) -> Run:
     """Open the data, build the model and optimizer, and load the checkpoint to resume from. Every rank must call it.
 
     Raises RebarError if the data, the checkpoint or a destination of the results cannot be used.
@@ -44,7 +46,8 @@ def build_run(config: TrainConfig, world: World) -> Run:
     config = resolve_resume(config, folder, world)
     is_resumed = load_checkpoint(config, state, train_loader, folder, world)
     model = wrap_model(state.model, config, world)
-    return Run(config, world, folder, state, model, train_loader, val_loader, is_resumed)
+    data = (train_loader, val_loader)
+    return Run(config, world, folder, state, model, *data, is_resumed, changed_options or {})
 
 
 def check_data_is_given(config: TrainConfig) -> None:

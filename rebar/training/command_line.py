@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rebar.cli import note, warn
-from rebar.config import ConfigError, config_name, given_value, options_of, parse_bool, parse_config
+from rebar.config import ConfigError, changed_options, config_name, given_value, options_of, parse_bool, parse_config
 from rebar.config.options import short_names
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
@@ -33,11 +34,16 @@ def parse_command_line(argv: Sequence[str]) -> TrainConfig:
 
     The run folder defaults to ``runs/NAME``, where NAME is the stem of the config file.
     """
+    return parse_with_changes(argv)[0]
+
+
+def parse_with_changes(argv: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
+    """Return the configuration of :func:`parse_command_line`, and the options that differ from the recipe's."""
     with name_options_as_typed(argv):
         return _parse([*flags_from_environment(), *translate(argv)])  # the command line overrides variables
 
 
-def _parse(argv: Sequence[str]) -> TrainConfig:
+def _parse(argv: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
     if config_name(argv) is None:
         argv = ["--config-file", DEFAULT_RECIPE, *argv]
         if not {"--help", "-h", "--help-all"} & set(argv):
@@ -54,13 +60,14 @@ def _parse(argv: Sequence[str]) -> TrainConfig:
     from rebar.training.resume import normalize_resume  # imports torch
 
     folder = config.logging.folder or str(Path("runs") / str(config_name(argv)))
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         logging=dataclasses.replace(config.logging, folder=folder),
         checkpoint=dataclasses.replace(
             config.checkpoint, resume=normalize_resume(config.checkpoint.resume, RunFolder(Path(folder)))
         ),
     )
+    return config, changed_options(config, argv)
 
 
 def flags_from_environment(environment: Mapping[str, str] = os.environ) -> list[str]:

@@ -16,7 +16,7 @@ from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import atomic_write
 from rebar.storage.run_store import read_status, write_status
 from rebar.training.build import build_run
-from rebar.training.command_line import name_options_as_typed, parse_command_line
+from rebar.training.command_line import name_options_as_typed, parse_with_changes
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import join_world, wait_for_all
 from rebar.training.error_hints import error_hints
@@ -33,7 +33,7 @@ def launch(argv: Sequence[str], train: Callable[[Run], None]) -> None:
 
     Raises RebarError in place of the errors that :mod:`rebar.training.error_hints` recognizes.
     """
-    config = parse_command_line(argv)
+    config, changed = parse_with_changes(argv)
     interrupted = False
     with (
         record_early_failure(config),
@@ -46,7 +46,7 @@ def launch(argv: Sequence[str], train: Callable[[Run], None]) -> None:
         join_world() as world,
     ):
         try:
-            train(build_run(config, world))
+            train(build_run(config, world, changed))
         except Interrupted as stop:
             if world.is_main:
                 print(f"interrupted by {stop.reason}: the checkpoint is saved, the same command resumes", flush=True)

@@ -1,6 +1,6 @@
 """The Run object, which the training loop shares with the modules that set it up, validate and finish it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -43,6 +43,8 @@ class Run:
     val_loader: Loader
     is_resumed: bool = False
     """Whether a checkpoint was loaded."""
+    changed_options: Mapping[str, Any] = field(default_factory=dict)
+    """The options that differ from the recipe's, as ``{"section.name": value}``."""
     log: RunLog = field(default_factory=lambda: RunLog(None))
     """Discards its records until :func:`run_context` opens it."""
     control: RunControl = field(init=False)

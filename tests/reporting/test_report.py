@@ -15,7 +15,9 @@ from rebar.storage.run_store import RunStatus, write_status
 
 def make_run(folder: Path, epochs: int, lr: float = 0.5) -> Path:
     folder.mkdir()
-    records = [{"event": "start", "device": "CPU", "environment": {"command": "train_imagenet.py --x <b>"}}]
+    changed = {"lr.lr": lr, "training.epochs": epochs}
+    environment = {"command": "train_imagenet.py --x <b>"}
+    records = [{"event": "start", "device": "CPU", "changed": changed, "environment": environment}]
     for epoch in range(epochs):
         records += [
             {
@@ -98,6 +100,12 @@ def test_report_has_all_sections_and_escapes_html(tmp_path: Path) -> None:
     assert "27.00%" in page
     assert "--x &lt;b&gt;" in page
     assert "arch: resnet50" in page
+
+
+def test_report_shows_the_options_that_differ_from_the_recipe_before_all_options(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path / "mine", epochs=3, lr=0.25)).read_text()
+    changed = page.index("<td>lr.lr</td><td>0.25</td></tr><tr><td>training.epochs</td><td>3</td>")
+    assert changed < page.index("<summary>all options</summary>")
 
 
 def test_report_shows_when_the_run_took_place_and_its_best_epoch(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import train_imagenet
 from rebar.errors import RebarError
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.run_store import RunStatus, State, read_status, write_status
-from rebar.training.command_line import data_from_environment, parse_command_line
+from rebar.training.command_line import data_from_environment, parse_command_line, parse_with_changes
 from rebar.training.config import TrainConfig
 from tests.conftest import Data, read_events
 
@@ -78,6 +78,16 @@ def test_early_failure_is_written_by_the_first_rank_only(
 def test_parse_command_line_names_the_folder_after_the_config_file() -> None:
     assert parse_command_line(["--config-file", "rn50_configs/tiny.yaml"]).logging.folder == "runs/tiny"
     assert parse_command_line(["--logging.folder", "mine"]).logging.folder == "mine"
+
+
+def test_changed_options_are_those_that_differ_from_the_recipe() -> None:
+    recipe = "rn50_configs/tiny.yaml"
+    same = str(parse_command_line(["--config-file", recipe]).training.epochs)
+    config, changed = parse_with_changes(
+        ["--config-file", recipe, "--epochs", same, "--smoothing", "0.3", "--logging.folder", "mine"]
+    )
+    assert changed == {"training.label_smoothing": 0.3, "logging.folder": "mine"}
+    assert config.training.label_smoothing == 0.3
 
 
 def test_default_recipe_has_16_epochs(capsys: pytest.CaptureFixture[str]) -> None:
