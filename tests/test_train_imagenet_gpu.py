@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,3 +72,10 @@ def test_evaluate_and_exported_weights_give_the_logged_accuracy(data: Data, tmp_
         top1.append(done.stdout)
     log = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
     assert "NVIDIA" in log["device"]
+
+
+def test_dry_run_measures_every_stage(data: Data, tmp_path: Path) -> None:
+    shown = run(*data.training_command(tmp_path / "run", *SMALL, "--dry-run")).stdout.split("what limits the speed")[1]
+    for stage in ("disk", "decoding", "copy", "step", "together"):
+        assert re.search(rf"^ *{stage}: [\d,.]+ images/s|^ *disk: not measured", shown, flags=re.MULTILINE), shown
+    assert "--execution.compile_model 1" in shown or "limited by: the training step" not in shown

@@ -61,6 +61,11 @@ def _cgroup_memory_left(folder: Path) -> int:
     return max(0, limit - int(usage) + cached)
 
 
+def fits_in_page_cache(nbytes: int, available: int) -> bool:
+    """Return whether a dataset is kept in the page cache with this much available memory, both in bytes."""
+    return nbytes <= _MEMORY_FRACTION * available
+
+
 class Regions(NamedTuple):
     """Byte ranges in files: file number (int64), offset and size in bytes (uint64), each ``[n]``."""
 
@@ -110,10 +115,10 @@ def mapping_of(array: NDArray[Any]) -> mmap.mmap:
 
 READ_AHEAD_BATCHES = 8
 """Number of batches by which read-ahead precedes decoding, if memory suffices."""
-_REQUEST = 128 << 10
+REQUEST_BYTES = 128 << 10
 """The largest request, in bytes. The kernel ignores the rest of a request that is larger than the read-ahead of the
 device and than the largest transfer of the device."""
-_BATCH_GAP, _WARM_UP_GAP = 16 << 10, 1 << 20
+BATCH_GAP, _WARM_UP_GAP = 16 << 10, 1 << 20
 _WARM_UP_STEP = 4 << 20
 _WARM_UP_PACE = 3
 """While the page cache is filled, each batch also requests this multiple of its own bytes, in file order."""
@@ -157,11 +162,11 @@ class ReadAhead:
         if indices is not self._indices:
             self._indices, self._used = indices, merge_regions(self._mapped.regions(indices), _WARM_UP_GAP)
             self._steps, self._is_warm = None, False
-        fits = int(self._used.sizes.sum()) <= _MEMORY_FRACTION * available
+        fits = fits_in_page_cache(int(self._used.sizes.sum()), available)
         if not (fits if self._os_cache is None else self._os_cache):
             self._steps, self._is_warm = None, False
         elif self._steps is None:
-            steps = list(_split(self._used, _WARM_UP_STEP))
+            steps = list(split_regions(self._used, _WARM_UP_STEP))
             first = int(start * len(steps))
             self._steps = iter(steps[first:] + steps[:first])
         self._advise(mmap.MADV_NORMAL if self._is_warm and fits else mmap.MADV_RANDOM)
@@ -180,7 +185,7 @@ class ReadAhead:
         # At the start of an epoch two batches at a time, so that the first batch does not wait for all requests.
         before, last = (min(2 * n + 1, n + ahead) for n in (number - 1, number))
         for batch in batches[before + 1 : last + 1]:
-            self._read(merge_regions(self._mapped.regions(batch), _BATCH_GAP))
+            self._read(merge_regions(self._mapped.regions(batch), BATCH_GAP))
         if self._steps is not None and not self._is_warm:
             self._warm_up(self._steps, _WARM_UP_PACE * bytes_per_batch, fits)
 
@@ -196,7 +201,7 @@ class ReadAhead:
             self._advise(mmap.MADV_NORMAL)
 
     def _read(self, regions: Regions) -> None:
-        for file, start, end in _split(regions, _REQUEST):
+        for file, start, end in split_regions(regions, REQUEST_BYTES):
             os.posix_fadvise(self._descriptors[file], start, end - start, os.POSIX_FADV_WILLNEED)
 
     def _advise(self, advice: int) -> None:
@@ -204,7 +209,7 @@ class ReadAhead:
             mapping.madvise(advice)
 
 
-def _split(regions: Regions, size: int) -> Iterator[tuple[int, int, int]]:
+def split_regions(regions: Regions, size: int) -> Iterator[tuple[int, int, int]]:
     """Yield the parts of up to ``size`` bytes of the regions: file, start and end."""
     for file, offset, length in zip(*(values.tolist() for values in regions), strict=True):
         for start in range(offset, offset + length, size):

@@ -1,9 +1,10 @@
 """The Run object, which the training loop shares with the modules that set it up, validate and finish it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from rebar.augment.policy import mix_weight
@@ -222,3 +223,7 @@ class Run:
         if decision.is_interruption:
             self.wait_until_saved()
             raise Interrupted(decision)
+
+
+TrainSteps = Callable[[Run, Iterable[Batch], Callable[[int], float]], Iterator[torch.Tensor]]
+"""The type of ``train_imagenet.train_steps``, which yields the mean loss of each batch."""

@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,16 +20,16 @@ from typing import Any
 import torch
 
 from rebar.cli import count, phase, warn
-from rebar.loading import Batch
 from rebar.loading.options import all_resolutions
 from rebar.reporting import console
 from rebar.reporting.console import format_duration, format_gb
 from rebar.storage.files import atomic_write
+from rebar.training.bottleneck import main_resolution, measure, report
 from rebar.training.distributed import sum_over_world
 from rebar.training.evaluation import validate
 from rebar.training.execution import rng_states, set_rng_states
 from rebar.training.metrics import TrainMeter, peak_host_gb
-from rebar.training.run import Run
+from rebar.training.run import Run, TrainSteps
 
 _SMOOTHING = 0.9
 _SMOOTHING_WINDOW = 10  # approximate number of losses in the moving average
@@ -152,9 +152,6 @@ def plot_findings(findings: LrFindings, folder: Path) -> Path:
 
 _WARM_UP_STEPS, _TIMED_STEPS = 2, 5
 
-TrainSteps = Callable[[Run, Iterable[Batch], Callable[[int], float]], Iterator[torch.Tensor]]
-"""The type of ``train_imagenet.train_steps``, which yields the mean loss of each batch."""
-
 
 def run_trial(run: Run, train_steps: TrainSteps) -> None:
     """Run the learning rate range test, the dry run, or both, as configured. Every rank must call it."""
@@ -167,17 +164,24 @@ def run_trial(run: Run, train_steps: TrainSteps) -> None:
             print(f"plot: {plot_findings(findings, run.folder.path)}", flush=True)
     if config.training.dry_run:
         resolutions = all_resolutions(config.training.epochs, config.resolution)
-        facts = dry_run(run, train_steps, resolutions, price_per_hour=config.training.price_per_hour)
+        facts, bottleneck = dry_run(run, train_steps, resolutions, price_per_hour=config.training.price_per_hour)
         with phase("dry run: evaluation of one batch"):
             evaluated = validate(run, max_batches=1)
         facts["evaluation"] = f"one batch of {evaluated.num_samples:,} images evaluated"
         if is_main:
-            print(console.table(facts, title="dry run"), flush=True)
+            print(console.table(facts, title="dry run"))
+            print(
+                console.table(bottleneck, title=f"what limits the speed, at {main_resolution(resolutions)} px"),
+                flush=True,
+            )
 
 
-def dry_run(run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, price_per_hour: float) -> dict[str, str]:
-    """Train a few steps at each resolution. Return the estimated speed, time, memory and cost as text, by name.
+def dry_run(
+    run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, price_per_hour: float
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Train a few steps at each resolution, and measure what limits their speed.
 
+    Returns two tables, as text by name: the estimated speed, time, memory and cost, and the bottleneck report.
     ``resolutions`` are in pixels, one per epoch. ``price_per_hour`` is in dollars; 0 omits the cost.
     """
     seconds_per_step: dict[int, float] = {}
@@ -185,6 +189,10 @@ def dry_run(run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, pr
         for resolution in sorted(set(resolutions), reverse=True):  # largest first, so that OOM shows early
             with phase(f"dry run: steps at {resolution} px"):
                 seconds_per_step[resolution] = _seconds_per_step(run, train_steps, resolution)
+        memory = f"{format_gb(peak_host_gb())} on rank 0" + _gpu_memory(run.world.device)
+        common = main_resolution(resolutions)
+        with phase(f"dry run: what limits the speed at {common} px"):
+            bottleneck = report(measure(run, train_steps, common, seconds_per_step[common]), run, common)
     hours = run.steps_per_epoch * sum(seconds_per_step[resolution] for resolution in resolutions) / 3600
     speed = ", ".join(
         f"{console.format_rate(run.train_loader.global_batch / seconds)} at {resolution} px"
@@ -194,11 +202,11 @@ def dry_run(run: Run, train_steps: TrainSteps, resolutions: Sequence[int], *, pr
         "images/s": speed,
         "time": f"about {format_duration(3600 * hours)} for {count(len(resolutions), 'epoch')}, without "
         "evaluation and start-up",
-        "memory": f"{format_gb(peak_host_gb())} on rank 0" + _gpu_memory(run.world.device),
+        "memory": memory,
     }
     if price_per_hour:
         facts["cost"] = f"about ${hours * price_per_hour:,.2f} at {price_per_hour:g} $/h"
-    return facts
+    return facts, bottleneck
 
 
 def _seconds_per_step(run: Run, train_steps: TrainSteps, resolution: int) -> float:
