@@ -32,7 +32,7 @@ from rebar.optim.averaging import weights_to_evaluate
 from rebar.reporting import console
 from rebar.reporting.plots import plot_confusion
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.files import check_writable
+from rebar.storage.files import check_output
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
@@ -112,7 +112,7 @@ def check_destinations(options: EvaluateSection) -> None:
     """Raise RebarError if the requested files could not be written after the evaluation."""
     for path in (options.confusion, options.export):
         if path:
-            check_writable(Path(path))
+            check_output(Path(path), overwrite=options.overwrite)
     if options.export:
         check_export_format(Path(options.export).suffix)
 

@@ -33,7 +33,7 @@ from rebar.cli import count, escape_undecodable, raise_terminated, run_command, 
 from rebar.config import option, parse_config, section
 from rebar.errors import RebarError, Terminated
 from rebar.sources import Request, open_source
-from rebar.storage.files import check_writable
+from rebar.storage.files import check_output
 
 
 @dataclass(frozen=True)
@@ -194,12 +194,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     """Raise RebarError if the target cannot be written, or exists and may not be replaced."""
     if target.is_dir():
         raise RebarError(f"{target} is a folder. Pass the path of a file.", code="write-target-invalid")
-    if target.exists() and not overwrite:
-        raise RebarError(
-            f"{target} already exists. Add --overwrite to replace it, or choose another path.",
-            code="write-target-exists",
-        )
-    check_writable(target)
+    check_output(target, overwrite=overwrite)
 
 
 def check_classes(location: str, source: Source, target: Path, split: str) -> None:

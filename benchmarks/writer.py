@@ -24,10 +24,10 @@ import json
 import multiprocessing
 import os
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from multiprocessing import forkserver
 from pathlib import Path
@@ -170,7 +170,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--work", type=Path, default=Path("benchmark_run/writer"), help="temporary folder")
+    parser.add_argument("--work", type=Path, default=Path("benchmark_run/writer"), help="folder for temporary files")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -187,18 +187,19 @@ def main() -> None:
     sys.path.insert(0, str(REPOSITORY))
     runs: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
     cases = arguments.cases.split(",")
-    shutil.rmtree(arguments.work, ignore_errors=True)
-    for case in cases:
-        make_case(case, arguments.data, arguments.work / case, arguments.count)
-    for case, peer in itertools.product(cases, PEERS):  # fills compilation caches
-        measure(peer, arguments.work / case, arguments.work / f"{peer}.beton", FEW, arguments.workers)
-    for repetition in range(arguments.repetitions):
-        for case, number, peer in itertools.product(cases, (FEW, arguments.count), PEERS):
-            out = arguments.work / f"{peer}.beton"
-            seconds = measure(peer, arguments.work / case, out, number, arguments.workers)
-            runs.setdefault((peer, case, number), []).append(seconds)
-            times = f"{seconds[0]:.2f} s, {seconds[1]:.2f} s CPU time"
-            print(f"{repetition + 1}/{arguments.repetitions}  {case}, {peer}, {number} images: {times}", flush=True)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=arguments.work) as name:
+        work = Path(name)
+        for case in cases:
+            make_case(case, arguments.data, work / case, arguments.count)
+        for case, peer in itertools.product(cases, PEERS):  # fills compilation caches
+            measure(peer, work / case, work / f"{peer}.beton", FEW, arguments.workers)
+        for repetition in range(arguments.repetitions):
+            for case, number, peer in itertools.product(cases, (FEW, arguments.count), PEERS):
+                seconds = measure(peer, work / case, work / f"{peer}.beton", number, arguments.workers)
+                runs.setdefault((peer, case, number), []).append(seconds)
+                times = f"{seconds[0]:.2f} s, {seconds[1]:.2f} s CPU time"
+                print(f"{repetition + 1}/{arguments.repetitions}  {case}, {peer}, {number} images: {times}", flush=True)
     rows = summarize(runs, arguments.count)
     print(f"\n{'case':12} {'peer':6} {'images/s':>10} {'ratio':>6} {'by CPU time':>17} {'ratio':>6}")
     for row in rows:

@@ -35,7 +35,7 @@ def test_exported_weights_give_the_same_results(
     args = ["--data", str(data.val), "--resolution", "16", "--per-class", "--confusion", str(image)]
     evaluate.main(["--checkpoint", str(finished_run), *args, "--export", str(weights)])
     first = capsys.readouterr().out
-    evaluate.main(["--weights", str(weights), *args])  # the architecture is in the file
+    evaluate.main(["--weights", str(weights), *args, "--overwrite"])  # the architecture is in the file
     assert capsys.readouterr().out == first.replace(f"weights: {weights}\n", "")
     classes = [line for line in first.splitlines() if "%  of " in line]
     assert len(classes) == 10
@@ -91,6 +91,8 @@ def test_final_resolutions_equal_evaluate_and_are_not_repeated(
         (["--export", "none/weights.pth"], "[file-not-writable]"),
         (["--export", "weights.h5"], "[export-unknown-format]"),
         (["--confusion", "/proc/confusion.png"], "[file-not-writable]"),
+        (["--confusion", "existing.png"], "[write-target-exists]"),
+        (["--export", "existing.pth"], "[write-target-exists]"),
     ],
 )
 def test_errors_are_one_line(
@@ -103,6 +105,8 @@ def test_errors_are_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for name in ("existing.png", "existing.pth"):
+        Path(name).write_bytes(b"mine")
     if "w.pth" in flags:
         torch.save(build_model("resnet18", num_classes=4).state_dict(), "w.pth")
     command = ["--checkpoint", str(finished_run), "--data", str(data.val), *flags]
@@ -113,6 +117,7 @@ def test_errors_are_one_line(
     assert expected in message
     assert message.count("\n") == 1
     assert ".." not in message
+    assert Path("existing.pth").read_bytes() == Path("existing.png").read_bytes() == b"mine"
 
 
 def test_help_lists_its_aliases(capsys: pytest.CaptureFixture[str]) -> None:

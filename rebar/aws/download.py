@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rebar.cli import progress_bar
 from rebar.storage.aws import AwsError
-from rebar.storage.files import require_space
+from rebar.storage.files import check_output, require_space
 
 INSTALL = {"aria2c": "apt-get install aria2", "kaggle": "pip install kaggle"}
 ACADEMIC_TORRENTS = "https://academictorrents.com/download/"
@@ -169,25 +169,38 @@ def download_competition(competition: str, folder: Path) -> Path:
 def unzip(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
     """Extract the members for which ``wanted(name)`` is true, in parallel. Skips files that have their final size.
 
-    Raises AwsError ``archive-damaged`` if a CRC is wrong, and RebarError ``disk-full``.
+    Files appear once they are complete. Raises AwsError ``archive-damaged`` if a CRC is wrong, ``write-target-exists``
+    if a file of another size exists, and RebarError ``disk-full``.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir() and wanted(member.filename)]
             missing = [member for member in members if not _is_extracted(folder / member.filename, member.file_size)]
+            for member in missing:
+                if ".." in Path(member.filename).parts:
+                    raise zipfile.BadZipFile(f"it contains the path {member.filename}")
+                if (folder / member.filename).exists():
+                    check_output(folder / member.filename, overwrite=False)
             require_space(folder / archive.name, sum(member.file_size for member in missing))
             for parent in {(folder / member.filename).parent for member in missing}:
-                parent.mkdir(parents=True, exist_ok=True)  # extract() does it too, but not in several threads
+                parent.mkdir(parents=True, exist_ok=True)
             with (
                 ThreadPoolExecutor(UNZIP_THREADS) as pool,
                 progress_bar(f"extracting {archive.name}", len(missing), "files") as bar,
             ):
-                for _ in pool.map(lambda member: opened.extract(member, folder), missing):
+                for _ in pool.map(lambda member: _extract(opened, member, folder / member.filename), missing):
                     bar.update()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise AwsError(
             f"{archive} is damaged ({error}). Delete it and run the command again.", code="archive-damaged"
         ) from None
+
+
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    partial = target.with_name(f".{target.name}.partial")
+    with archive.open(member) as content, partial.open("wb") as file:
+        shutil.copyfileobj(content, file)
+    os.replace(partial, target)
 
 
 def _is_extracted(path: Path, size: int) -> bool:

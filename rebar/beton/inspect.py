@@ -14,7 +14,7 @@ from rebar.beton.sidecar import read_sidecar
 from rebar.beton.verify import measure_stats, verify
 from rebar.cli import CommandParser, count, shown_name
 from rebar.errors import RebarError
-from rebar.storage.files import atomic_write, check_writable
+from rebar.storage.files import atomic_write, check_output
 
 COMMANDS = ("--verify", "--info", "--stats")
 TILE = 160
@@ -149,12 +149,7 @@ def main(argv: Sequence[str]) -> None:
 def _find_output(options: argparse.Namespace, path: Path, suffix: str) -> Path:
     """Return the path of the PNG or JSON. Raises RebarError if it exists or cannot be written."""
     out: Path = options.out or path.with_name(path.name + suffix)
-    if out.exists() and not options.overwrite:
-        raise RebarError(
-            f"{out} already exists. Add --overwrite to replace it, or choose another path with --out.",
-            code="write-target-exists",
-        )
-    check_writable(out)
+    check_output(out, overwrite=options.overwrite)
     return out
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rebar.cli import CommandParser, escape_control_characters, run_command
 from rebar.errors import RebarError
-from rebar.reporting.report import write_comparison, write_report
+from rebar.reporting.report import is_page, write_comparison, write_report
 from rebar.storage.files import check_writable
 
 
@@ -37,6 +37,10 @@ def main(argv: Sequence[str]) -> None:
     else:
         parents = [str(folder.resolve().parent) for folder in options.runs]
         out = options.out or Path(os.path.commonpath(parents)) / "comparison.html"
+        if out.is_file() and not is_page(out):
+            raise RebarError(
+                f"{out} exists, and is not an HTML page. Choose another path with --out.", code="write-target-exists"
+            )
         check_writable(out)
         target = write_comparison(options.runs, out)
     print(escape_control_characters(str(target)))

@@ -15,6 +15,7 @@ from rebar.reporting.log import Record, RunData, read_run
 from rebar.reporting.plots import Panel, comparison_panels, run_panels, to_svg
 from rebar.storage.files import atomic_write
 
+_DOCTYPE = "<!doctype html>"
 Column = tuple[str, str, str]
 _CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
@@ -218,10 +219,16 @@ def _text_table(facts: Mapping[str, str]) -> str:
     return f'<table class="text">{body}</table>'
 
 
+def is_page(path: Path) -> bool:
+    """Return whether a file is an HTML page, such as an earlier report, which may be replaced."""
+    with path.open("rb") as file:
+        return file.read(len(_DOCTYPE)) == _DOCTYPE.encode()
+
+
 def _write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
     name = _escape(title)
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        f'{_DOCTYPE}<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
         f"<style>{_CSS}</style></head><body><h1>{name}</h1>{''.join(sections)}</body></html>\n"
     )
     with atomic_write(path) as (file,):

@@ -93,6 +93,16 @@ def check_writable(target: Path) -> None:
     )
 
 
+def check_output(target: Path, *, overwrite: bool) -> None:
+    """Raise RebarError if ``target`` exists and may not be replaced, or could not be written."""
+    if target.exists() and not target.is_dir() and not overwrite:
+        raise RebarError(
+            f"{target} already exists. Add --overwrite to replace it, or choose another path.",
+            code="write-target-exists",
+        )
+    check_writable(target)
+
+
 def _error_of_creating(folder: Path) -> OSError | None:
     """Create and remove a temporary file. ``/proc``, for example, appears to be writable but is not."""
     try:

@@ -267,7 +267,9 @@ class RunStore:
                 keep(folder / name, sha256_of(io.BytesIO(content)))
                 with atomic_write(folder / name) as (file,):
                     file.write(content)
-        write_origin(folder / ORIGIN, manifest.origin)
+        if manifest.origin != read_origin(folder / ORIGIN):
+            keep(folder / ORIGIN, "")
+            write_origin(folder / ORIGIN, manifest.origin)
         for name in {LAST, BEST} & manifest.checkpoints.keys():
             keep(checkpoints / name, manifest.checkpoints[name].sha256)
         if best is not None and best != last:

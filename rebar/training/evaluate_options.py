@@ -48,6 +48,7 @@ class EvaluateSection:
     export: str = option(
         "", help="also export the weights to this .pth (torchvision), .safetensors or .onnx", metavar="FILE"
     )
+    overwrite: bool = option(False, help="replace existing files of --confusion and --export")
 
 
 @dataclass(frozen=True)

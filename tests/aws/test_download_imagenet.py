@@ -105,13 +105,24 @@ def test_obtain_kaggle_finishes_an_interrupted_extraction(kaggle: Path, tmp_path
     run_cli("data", "obtain", "kaggle", "--to", tmp_path / "to")
     images = sorted((tmp_path / "to/ILSVRC").rglob("*.JPEG"))
     content = images[0].read_bytes()
-    images[0].write_bytes(content[:100])
+    images[0].unlink()
+    images[0].with_name(f".{images[0].name}.partial").write_bytes(content[:100])
     images[1].unlink()
     kept = images[2].stat().st_mtime_ns
     run_cli("data", "obtain", "kaggle", "--to", tmp_path / "to")
     assert images[0].read_bytes() == content
     assert images[1].exists()
     assert images[2].stat().st_mtime_ns == kept
+    assert not list((tmp_path / "to").rglob("*.partial"))
+
+
+def test_obtain_kaggle_keeps_an_existing_file_that_differs_from_the_archive(kaggle: Path, tmp_path: Path) -> None:
+    synset, name, _ = train_images()[0]
+    mine = tmp_path / "to/ILSVRC/Data/CLS-LOC/train" / synset / name
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    assert "[write-target-exists]" in run_failing("data", "obtain", "kaggle", "--to", tmp_path / "to")
+    assert mine.read_bytes() == b"mine"
 
 
 def test_obtain_kaggle_detects_a_damaged_zip(kaggle: Path, tmp_path: Path) -> None:

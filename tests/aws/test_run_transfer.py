@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from rebar.aws.transfer import upload_run
 from rebar.storage.aws import make_client
+from rebar.storage.run_store import Origin
 from rebar.storage.s3 import S3Prefix
 from tests.aws.conftest import run_cli, run_failing
 from tests.aws.strict_aws import ErrorResponse, Request, StrictAws
@@ -144,6 +146,7 @@ def test_run_fetch_into_a_folder_without_a_last_checkpoint_keeps_its_files(
     (near / "checkpoints/best.pt").write_bytes(b"uploaded best")
     run_cli("run", "upload", near, PLACE)
     mine = {"log.jsonl": b"mine", "checkpoints/best.pt": b"my best", "checkpoints/epoch_003.pt": b"third"}
+    mine["origin.json"] = json.dumps(asdict(Origin("/mine/last.pt"))).encode()
     (there / "checkpoints/last.pt").unlink()
     for name, content in mine.items():
         (there / name).write_bytes(content)
@@ -152,7 +155,11 @@ def test_run_fetch_into_a_folder_without_a_last_checkpoint_keeps_its_files(
     assert (there / "checkpoints/best.pt").read_bytes() == b"uploaded best"
     assert (there / "checkpoints/epoch_003.pt").read_bytes() == b"third"
     assert ("was renamed to best.pt.1" in printed) != replace
-    kept = {name: (there / f"{name}.1").read_bytes() for name in ("log.jsonl", "checkpoints/best.pt") if not replace}
+    kept = {
+        name: (there / f"{name}.1").read_bytes()
+        for name in ("log.jsonl", "checkpoints/best.pt", "origin.json")
+        if not replace
+    }
     assert all(kept[name] == mine[name] for name in kept)
     assert (there / "log.jsonl.1").exists() != replace
     run_cli("run", "fetch", PLACE, there)  # everything is equal now

@@ -137,6 +137,17 @@ def test_comparison_shows_charts_and_different_options(tmp_path: Path, capsys: p
     assert capsys.readouterr().out.strip().endswith("both.html")
 
 
+def test_comparison_replaces_an_earlier_page_but_no_other_file(tmp_path: Path) -> None:
+    runs = [str(make_run(tmp_path / name, 1)) for name in ("one", "two")]
+    for _ in range(2):
+        main([*runs, "--out", str(tmp_path / "page.html")])
+    (tmp_path / "train.beton").write_bytes(b"mine")
+    with pytest.raises(RebarError) as error:
+        main([*runs, "--out", str(tmp_path / "train.beton")])
+    assert error.value.code == "write-target-exists"
+    assert (tmp_path / "train.beton").read_bytes() == b"mine"
+
+
 def test_comparison_distinguishes_runs_of_one_name_by_path(tmp_path: Path) -> None:
     places = ("first/fast/run", "second/fast/run", "second/other")
     for place in places:
