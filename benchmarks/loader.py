@@ -52,6 +52,12 @@ class Measurement:
     epoch_seconds: list[float]
     images: int
     first_batch_seconds: float
+    batch_seconds_p50: float
+    """Median time until a batch arrives, over the epochs without the first. The first batch of an epoch counts."""
+    batch_seconds_p99: float
+    """99th percentile of the same times."""
+    cpu_seconds_per_1000_images: float
+    """CPU time of the process and its children, user and system, over the same epochs."""
     peak_memory_mb: float
     """The peak memory of the process and its children, without mapped files."""
 
@@ -147,6 +153,9 @@ def summarize(runs: dict[tuple[str, int, int], list[Measurement]]) -> list[dict[
                 "first_batch_seconds_warm": statistics.median(
                     run.first_batch_seconds for run in measured[1:] or measured
                 ),
+                "batch_seconds_p50": statistics.median(run.batch_seconds_p50 for run in measured),
+                "batch_seconds_p99": statistics.median(run.batch_seconds_p99 for run in measured),
+                "cpu_seconds_per_1000_images": statistics.median(run.cpu_seconds_per_1000_images for run in measured),
                 "peak_memory_mb": statistics.median(run.peak_memory_mb for run in measured[1:] or measured),
                 "runs": [asdict(run) for run in measured],
             }
@@ -179,14 +188,17 @@ def describe_machine() -> dict[str, Any]:
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print the rows, fastest first within each resolution and number of cores."""
     print(
-        f"\n{'px':>4} {'cores':>5}  {'peer':24} {'img/s':>8} {'ratio':>6} {'last 2':>6} {'first batch s':>15} {'MB':>6}"
+        f"\n{'px':>4} {'cores':>5}  {'peer':24} {'img/s':>8} {'ratio':>6} {'last 2':>6} {'batch p50 / p99 ms':>18} "
+        f"{'CPU s/1000':>10} {'first batch s':>13} {'MB':>6}"
     )
     for row in sorted(rows, key=lambda row: (row["resolution"], row["cores"], -row["images_per_second"])):
         ratio, last = (f"{row[name]:.2f}" if row[name] else "" for name in ("ratio_to_ffcv", "ratio_to_ffcv_last_two"))
         first = f"{row['first_batch_seconds_cold']:.1f} / {row['first_batch_seconds_warm']:.1f}"
+        latency = f"{1000 * row['batch_seconds_p50']:.1f} / {1000 * row['batch_seconds_p99']:.1f}"
+        cpu = row["cpu_seconds_per_1000_images"]
         print(
             f"{row['resolution']:4} {row['cores']:5}  {row['peer']:24} {row['images_per_second']:8.0f} {ratio:>6} "
-            f"{last:>6} {first:>15} {row['peak_memory_mb']:6.0f}"
+            f"{last:>6} {latency:>18} {cpu:10.2f} {first:>13} {row['peak_memory_mb']:6.0f}"
         )
 
 

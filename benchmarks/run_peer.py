@@ -5,8 +5,11 @@
 ``benchmarks/loader.py`` starts this script.
 """
 
+import contextlib
 import importlib
+import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -15,17 +18,60 @@ from peers import Job, Peer
 
 
 def measure(peer: Peer, job: Job, started: float) -> dict[str, object]:
-    """Return the seconds to the first batch, including imports, the seconds per epoch, and the images per epoch."""
+    """Return the measurements of a run.
+
+    Seconds to the first batch, including imports; seconds per epoch; images per epoch; and, without the first epoch,
+    the median and the 99th percentile of the seconds until a batch arrives, and CPU seconds per 1,000 images.
+    """
     first_batch: float | None = None
-    seconds, images = [], 0
+    seconds: list[float] = []
+    latencies: list[list[float]] = []
+    images, cpu_at_ends = 0, [cpu_seconds()]
     for batches in peer(job):
-        start, images = time.perf_counter(), 0
+        start = requested = time.perf_counter()
+        images, latency = 0, []
         for size in batches:
+            now = time.perf_counter()
             if first_batch is None:
-                first_batch = time.perf_counter() - started
+                first_batch = now - started
+            latency.append(now - requested)
+            requested = now
             images += size
         seconds.append(time.perf_counter() - start)
-    return {"first_batch_seconds": first_batch, "epoch_seconds": seconds, "images": images}
+        latencies.append(latency)
+        cpu_at_ends.append(cpu_seconds())
+    first, *later = latencies
+    ordered = sorted(itertools.chain.from_iterable(later or [first]))
+    cpu = cpu_at_ends[-1] - cpu_at_ends[1 if later else 0]
+    return {
+        "first_batch_seconds": first_batch,
+        "epoch_seconds": seconds,
+        "images": images,
+        "batch_seconds_p50": percentile(ordered, 0.5),
+        "batch_seconds_p99": percentile(ordered, 0.99),
+        "cpu_seconds_per_1000_images": 1000 * cpu / (images * max(len(later), 1)),
+    }
+
+
+def percentile(ordered: list[float], fraction: float) -> float:
+    """Return the smallest of the sorted values that at least ``fraction`` of them do not exceed."""
+    return ordered[math.ceil(fraction * len(ordered)) - 1]
+
+
+def cpu_seconds() -> float:
+    """Return the CPU seconds, user and system, of this process and its descendants so far, ended ones included."""
+    parents, ticks = {}, {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):  # the process has just ended
+                with open(f"/proc/{entry.name}/stat") as file:
+                    fields = file.read().rpartition(")")[2].split()  # from the third field on: see man 5 proc
+                parents[int(entry.name)] = int(fields[1])
+                ticks[int(entry.name)] = sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
+    family = {os.getpid()}
+    while more := {process for process, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(ticks[process] for process in family) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

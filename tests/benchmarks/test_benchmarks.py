@@ -3,8 +3,10 @@
 import json
 import math
 import runpy
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,10 @@ import torch
 from tests.conftest import REPOSITORY, Data, run
 
 Benchmark = Callable[..., None]
-COLUMNS = {"peer", "resolution", "cores", "images_per_second", "ratio_to_ffcv", "first_batch_seconds_warm"}
+COLUMNS = {
+    *("peer", "resolution", "cores", "images_per_second", "ratio_to_ffcv", "first_batch_seconds_warm"),
+    *("batch_seconds_p50", "batch_seconds_p99", "cpu_seconds_per_1000_images"),
+}
 
 
 @pytest.fixture
@@ -43,12 +48,48 @@ def test_loader_benchmark(data: Data, tmp_path: Path, benchmark: Benchmark, caps
     for row in content["rows"]:
         assert row.keys() >= COLUMNS
         assert row["images_per_second"] > 0
+        assert 0 < row["batch_seconds_p50"] <= row["batch_seconds_p99"] <= row["runs"][0]["epoch_seconds"][1]
+        assert row["cpu_seconds_per_1000_images"] > 0
         assert row["runs"][0]["images"] == 64
         assert len(row["runs"][0]["epoch_seconds"]) == 2
     assert list(content["left_out"]) == ["dali"]
     assert "dali is skipped" in capsys.readouterr().out
     assert content["machine"]["versions"]["torch"]
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+BURN = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\ninput()"
+"""Uses 0.2 CPU seconds and then waits."""
+
+
+def test_run_peer_measures_latency_and_cpu_time_without_the_first_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    namespace = runpy.run_path(str(REPOSITORY / "benchmarks" / "run_peer.py"))
+    workers = []
+
+    def batches(epoch: int) -> Iterator[int]:
+        for number in range(20):
+            time.sleep(0.1 if epoch == 0 else 0.01 * (number == 7))
+            yield 5
+        pipe = subprocess.PIPE
+        worker = subprocess.Popen([sys.executable, "-c", BURN], stdin=pipe, stdout=pipe)
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        if epoch % 2:
+            worker.communicate(b"\n")  # has ended when the epoch ends
+        else:
+            workers.append(worker)
+
+    started = time.perf_counter()
+    measured = namespace["measure"](lambda job: map(batches, range(3)), None, started)
+    for worker in workers:
+        worker.communicate(b"\n")
+    assert measured["images"] == 100
+    assert len(measured["epoch_seconds"]) == 3
+    assert measured["first_batch_seconds"] >= 0.1
+    assert measured["batch_seconds_p50"] < measured["batch_seconds_p99"] < measured["epoch_seconds"][0]
+    assert measured["batch_seconds_p99"] >= 0.01
+    assert measured["cpu_seconds_per_1000_images"] >= 1.8  # 0.2 s per 100 images, counted in ticks of 0.01 s
 
 
 def test_open_tars_benchmark(tmp_path: Path, benchmark: Benchmark) -> None:
