@@ -22,7 +22,8 @@ from rebar.beton.sidecar import Checksums, beton_changed, read_sidecar, sidecar_
 from rebar.beton.write_report import report_path
 from rebar.cli import CommandParser, run_command
 from rebar.errors import RebarError
-from rebar.storage.files import atomic_write, copy_blocks, run_in_threads, write_error
+from rebar.storage.block_copies import copy_blocks, run_in_threads
+from rebar.storage.files import atomic_write, write_error
 
 DEFAULT_WORKERS = 16
 """Concurrent reads."""

@@ -279,7 +279,6 @@ class RunStore:
             link_or_copy(checkpoints / LAST, checkpoints / BEST)
 
     def _read(self, name: str) -> tuple[bytes, str]:
-        """Return an object and its ETag."""
         with translate_aws_error(f"reading {self.url}/{name}"):
             response = self._client.get_object(Bucket=self._prefix.bucket, Key=self._prefix.key(name))
             return response["Body"].read(), str(response["ETag"])
@@ -298,5 +297,4 @@ class RunStore:
         return replace(manifest, progress=Progress(0, 0, 0.0), checkpoints={**intact, LAST: last})
 
     def _upload(self, name: str, content: IO[bytes], sha256: str = "") -> None:
-        bucket, key = self._prefix.bucket, self._prefix.key(name)
-        upload(self._client, content, bucket, key, sha256=sha256, threads=self._threads)
+        upload(self._client, content, self._prefix.bucket, self._prefix.key(name), sha256=sha256, threads=self._threads)

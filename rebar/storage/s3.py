@@ -14,7 +14,8 @@ from typing import IO, Any, TypeVar
 
 from rebar.cli import warn
 from rebar.storage.aws import AwsError, aws_error_code, translate_aws_error
-from rebar.storage.files import copy_blocks, hash_of, sha256_of, write_error
+from rebar.storage.block_copies import copy_blocks
+from rebar.storage.files import hash_of, sha256_of, write_error
 
 MIB = 2**20
 UPLOAD_PART_BYTES, UPLOAD_THREADS = 16 * MIB, 8
