@@ -131,6 +131,7 @@ def build_tree(source: Path, out: Path, wanted: dict[str, int | None]) -> int:
     try:
         tasks = [task for split in FILES for task in split_tasks(partial, split, source, wanted[split])]
         total = sum(len(paths) for _, paths in tasks)
+        _refuse_other_files(out, {Path(path).relative_to(partial) for _, paths in tasks for path in paths})
         with (
             ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool,
             tqdm(total=total, unit=" images", disable=None) as bar,
@@ -144,6 +145,14 @@ def build_tree(source: Path, out: Path, wanted: dict[str, int | None]) -> int:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return total
+
+
+def _refuse_other_files(out: Path, images: set[Path]) -> None:
+    """Raise UserError if an incomplete tree, which is rebuilt, has files that are not part of it."""
+    known = images | {Path(MANIFEST)}
+    for path in out.rglob("*"):
+        if not path.is_dir() and path.relative_to(out) not in known:
+            raise UserError(f"{path}: is not part of the dataset. Move it, or choose another --out.")
 
 
 def download(folder: Path) -> Path:

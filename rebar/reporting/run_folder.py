@@ -59,9 +59,9 @@ class RunFolder:
 
     def _run_files(self) -> list[Path]:
         files = [self.config, self.log, self.plot, self.report, self.status, self.wandb_id, self.origin]
-        return [*(file for file in files if file.exists()), *self._checkpoints()]
+        return [*(file for file in files if file.exists()), *self.checkpoints()]
 
-    def _checkpoints(self) -> list[Path]:
+    def checkpoints(self) -> list[Path]:
         """Return the checkpoints in the folder: ``last.pt``, then the others, newest first."""
         found = self.last_checkpoint.parent.glob("*.pt")
         return sorted(found, key=lambda path: (path != self.last_checkpoint, -path.stat().st_mtime, path.name))
@@ -118,14 +118,14 @@ class RunFolder:
             return None
         if resume != "auto":
             return Path(resume)
-        newest = next(iter(self._checkpoints()), None)
+        newest = next(iter(self.checkpoints()), None)
         if newest not in (None, self.last_checkpoint):
             warn(f"{self.last_checkpoint} is missing: resuming from {newest}, the newest checkpoint in the folder")
         return newest
 
     def check_overwrite(self, resume: str, *, overwrite: bool) -> None:
         """Raise RebarError if starting from scratch would delete an earlier run without ``overwrite``."""
-        if resume == "none" and not overwrite and self._checkpoints():
+        if resume == "none" and not overwrite and self.checkpoints():
             raise RebarError(
                 f"{self.path}: the folder contains an earlier run with a checkpoint. Omit --resume none to resume it, "
                 "add --overwrite to delete it, or choose another --logging.folder.",

@@ -113,8 +113,8 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     try:
         try:
             _write(path, content)
-        except (RebarError, RuntimeError):
-            if not (path.is_file() and previous.is_file()):
+        except RebarError as error:
+            if error.code != "disk-full" or not (path.is_file() and previous.is_file()):
                 raise
             previous.unlink()  # make room on a full disk
             _write(path, content)

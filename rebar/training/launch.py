@@ -141,10 +141,10 @@ def _prepare_folder(run: Run, stack: ExitStack) -> None:
     folder, resume = run.folder, run.config.checkpoint.resume
     stack.enter_context(folder.locked())
     folder.prepare(from_scratch=not run.is_resumed)
+    if resume != "auto":
+        record_origin(resume, folder, overwrite=run.config.checkpoint.overwrite)
     with atomic_write(folder.config) as (file,):
         file.write(to_yaml(run.config).encode())
-    if resume != "auto":
-        record_origin(resume, folder)
     truncate_log(folder.log, epoch=run.state.epoch, step=run.step)
 
 

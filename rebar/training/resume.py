@@ -6,7 +6,9 @@ auto``.
 """
 
 import dataclasses
+import itertools
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -145,10 +147,11 @@ def _resume_schedule(config: TrainConfig, state: TrainState, loader: Loader) -> 
             )
 
 
-def record_origin(resume: str, folder: RunFolder) -> None:
+def record_origin(resume: str, folder: RunFolder, *, overwrite: bool = False) -> None:
     """Record how the run started. A file given as --resume becomes the folder's last checkpoint.
 
-    Raises RebarError if it cannot be written.
+    Unless ``overwrite``, log, configuration and checkpoints of an earlier run in the folder are kept as ``NAME.1`` (or
+    2, 3, ...). Raises RebarError if it cannot be written.
     """
     origin = Origin(resume, agent=_agent(), launch=_launch())
     if resume != "none":
@@ -157,6 +160,8 @@ def record_origin(resume: str, folder: RunFolder) -> None:
         try:
             with source.open("rb") as file:
                 origin = dataclasses.replace(origin, resume=str(source), sha256=sha256_of(file))
+            if source != last.resolve() and not overwrite:
+                _keep_earlier_run(folder)
             if last.is_file() and source not in (last.resolve(), previous.resolve()):
                 link_or_copy(last, previous)
             if source != last.resolve():
@@ -167,6 +172,24 @@ def record_origin(resume: str, folder: RunFolder) -> None:
                 code="checkpoint-not-writable",
             ) from None
     write_origin(folder.origin, origin)
+
+
+def _keep_earlier_run(folder: RunFolder) -> None:
+    """Copy or link the files that the next run replaces. Raises OSError."""
+    checkpoints = [path for path in folder.checkpoints() if path.name != PREVIOUS]
+    records = [path for path in (folder.log, folder.config) if path.exists()]
+    if not checkpoints:
+        return
+    number = next(n for n in itertools.count(1) if not any(_kept(path, n).exists() for path in checkpoints + records))
+    for path in checkpoints:
+        link_or_copy(path, _kept(path, number))
+    for path in records:  # the log is not replaced but appended to, so a link would change with it
+        shutil.copyfile(path, _kept(path, number))
+    warn(f"{folder.path}: the earlier run's checkpoints and log are kept as NAME.{number}")
+
+
+def _kept(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}")
 
 
 def _read_origin(address: str, folder: RunFolder, *, is_local: bool) -> Origin | None:

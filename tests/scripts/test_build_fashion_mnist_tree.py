@@ -66,6 +66,21 @@ def test_other_contents_are_not_overwritten(source: Path, tmp_path: Path) -> Non
     assert "contains other files" in build("--out", source, "--source", source).stderr
 
 
+def test_incomplete_tree_with_a_file_of_the_user_is_kept(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tree"
+    build("--out", out, "--source", source)
+    for image in list(out.glob("train/*/*.JPEG"))[:2]:
+        image.unlink()
+    mine = out / "train/0_t-shirt/mine.JPEG"
+    for path in (mine, mine.with_name("mine.txt")):
+        path.write_bytes(b"mine")
+        failed = build("--out", out, "--source", source)
+        assert failed.returncode == 1
+        assert str(path) in failed.stderr
+        assert path.read_bytes() == b"mine"
+        path.unlink()
+
+
 @pytest.mark.parametrize(
     "contents", [b"not gzip", gzip.compress(struct.pack(">4I", 0x803, 9, 28, 28))], ids=["not gzip", "too short"]
 )

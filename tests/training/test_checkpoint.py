@@ -188,13 +188,15 @@ def test_failed_write_leaves_the_earlier_checkpoint(
         file.write(b"the first half")
         raise error
 
+    save_checkpoint(saved, {"epoch": 4})
     monkeypatch.setattr(torch, "save", failing_save)
     with pytest.raises(CheckpointError) as raised:
-        save_checkpoint(saved, {"epoch": 4})
+        save_checkpoint(saved, {"epoch": 5})
     assert raised.value.code == code
     monkeypatch.undo()
-    assert read_checkpoint(saved)["epoch"] == 3
-    assert [path.name for path in saved.parent.iterdir()] == ["last.pt"]
+    assert read_checkpoint(saved)["epoch"] == 4
+    kept = ["last.pt"] if code == "disk-full" else ["last.pt", "previous.pt"]
+    assert sorted(path.name for path in saved.parent.iterdir()) == kept
 
 
 def test_full_disk_is_reported_in_place_of_torchs_assertion(tmp_path: Path) -> None:

@@ -50,6 +50,30 @@ def test_resume_from_a_file_starts_once(
     assert resolved(folder, world, file, overwrite=True) == str(file)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_resume_from_a_file_keeps_an_earlier_run_unless_overwrite_is_given(
+    overwrite: bool, folder: RunFolder, file: Path
+) -> None:
+    earlier = {folder.last_checkpoint: "earlier", folder.log: "log", folder.config: "config"}
+    earlier |= {folder.last_checkpoint.with_name(name): name for name in ("best.pt", "epoch_003.pt")}
+    for number in (1, 2):
+        for path, content in earlier.items():
+            path.unlink(missing_ok=True)
+            path.write_text(content)
+        record_origin(str(file), folder, overwrite=overwrite)
+        with folder.log.open("a") as log:
+            log.write("a record of the new run")
+        for path, content in earlier.items():
+            kept = path.with_name(f"{path.name}.{number}")
+            assert kept.exists() != overwrite
+            assert overwrite or kept.read_text() == content
+
+
+def test_resume_from_the_newest_checkpoint_itself_keeps_no_copies(folder: RunFolder) -> None:
+    record_origin(str(folder.last_checkpoint), folder)
+    assert not list(folder.path.rglob("*.1"))
+
+
 def test_resume_recognizes_a_moved_or_replaced_file(folder: RunFolder, file: Path, world: World) -> None:
     record_origin(str(file), folder)
     moved = file.rename(file.with_name("moved.pt"))
