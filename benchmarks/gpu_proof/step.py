@@ -6,10 +6,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from benchmarks.gpu_proof.job import Job
 from benchmarks.gpu_proof.training_step import build_stepper, synchronize, time_steps
+from benchmarks.gpu_proof.variants import FLIP_TTA, blur_then_convolve, convolve_with_folded_blur
 from rebar.models.modifications import BlurPoolConv2d
+from rebar.training.execution import autocast
+from rebar.training.run import Run
 
 CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("baseline", {}, []),
@@ -23,7 +27,8 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("strong augmentation", {}, ["--regularization.augmentation=strong"]),
     ("MixUp", {}, ["--regularization.use_mixup=1"]),
     ("gradient checkpointing", {}, ["--execution.gradient_checkpointing=1"]),
-    ("every blur at stride 1", {"blur_everywhere": True}, []),
+    ("every blur at stride 1", {"blur": blur_then_convolve}, []),
+    ("every blur folded into its convolution", {"blur": convolve_with_folded_blur}, []),
     ("baseline again", {}, []),
     ("batch 512", {"batch_size": 512}, []),
     ("batch 1024", {"batch_size": 1024}, []),
@@ -37,21 +42,23 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
 
 
 def run(job: Job) -> None:
-    """Measure each case, then the blur alone."""
+    """Measure each case, then evaluation with flip TTA, then the blur alone."""
     torch.backends.cudnn.benchmark = True
     job.note(baseline="ResNet-50, 224 px, batch 256, bf16, BlurPool, channels_last, fused SGD, eager")
-    for name, settings, options in CASES[:3] if job.rehearse else CASES:
+    rehearsed = [*CASES[:2], *(case for case in CASES if "blur" in case[1])]
+    for name, settings, options in rehearsed if job.rehearse else CASES:
         if job.seconds_left < 22:
             job.skip(name)
             continue
         job.attempt(functools.partial(measure, job, name, dict(settings), options), case=name)
+    job.attempt(lambda: flip_tta(job), case="flip TTA")
     job.attempt(lambda: blurs(job), case="blur")
 
 
 def measure(job: Job, name: str, settings: dict[str, Any], options: list[str]) -> None:
     """Add one row."""
     optimizer = settings.pop("optimizer", "")
-    blur_everywhere = settings.pop("blur_everywhere", False)
+    blur = settings.pop("blur", None)
     sizes = {"resolution": 224, "batch_size": 256, **settings}
     if job.rehearse:
         sizes |= {"resolution": 32, "batch_size": 4}
@@ -59,10 +66,10 @@ def measure(job: Job, name: str, settings: dict[str, Any], options: list[str]) -
     if optimizer:
         for group in stepper.run.state.optimizer.param_groups:
             group["fused"], group["foreach"] = False, optimizer == "foreach"
-    if blur_everywhere:
+    if blur:
         for module in stepper.run.state.model.modules():
             if isinstance(module, BlurPoolConv2d):
-                module.forward = functools.partial(blur_then_convolve, module)  # type: ignore[method-assign]
+                module.forward = functools.partial(blur, module)  # type: ignore[method-assign]
     result = time_steps(
         job,
         stepper,
@@ -78,10 +85,37 @@ def measure(job: Job, name: str, settings: dict[str, Any], options: list[str]) -
         torch.cuda.empty_cache()
 
 
-def blur_then_convolve(layer: BlurPoolConv2d, x: torch.Tensor) -> torch.Tensor:
-    """Compute a BlurPoolConv2d without optimization: blur all pixels, then apply the strided convolution."""
-    blurred = F.conv2d(x, layer.blur.to(x.dtype), padding=1, groups=layer.in_channels)
-    return F.conv2d(blurred, layer.weight, layer.bias, layer.stride, layer.padding)
+def flip_tta(job: Job) -> None:
+    """Time the evaluation of a batch and its flip for each variant; the smaller batch leaves the GPU partly idle."""
+    for batch_size in (2,) if job.rehearse else (64, 512):
+        sizes = {"resolution": 32 if job.rehearse else 224, "batch_size": batch_size}
+        stepper = build_stepper(job, resolution=sizes["resolution"], batch_size=batch_size)
+        model = stepper.run.state.model.eval()
+        images, _ = stepper.run.normalizer()(stepper.batch)
+        for name, predict in FLIP_TTA.items():
+            if job.seconds_left < 8:
+                job.skip(f"flip TTA, {name}, batch {batch_size}")
+                continue
+            work = functools.partial(evaluate_once, stepper.run, predict, model, images)
+            job.attempt(functools.partial(one_flip_tta, job, name, work, sizes), case=f"flip TTA, {name}", **sizes)
+
+
+def one_flip_tta(job: Job, name: str, work: Any, sizes: dict[str, int]) -> None:
+    """Add one row."""
+    if not job.rehearse:
+        torch.cuda.reset_peak_memory_stats()
+    per_batch = milliseconds(job, work)
+    row: dict[str, Any] = {"case": f"flip TTA, {name}", **sizes, "ms_per_batch": per_batch}
+    row["images_per_second"] = 1000 * sizes["batch_size"] / per_batch
+    if not job.rehearse:
+        row["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    job.add(**row)
+
+
+@torch.inference_mode()
+def evaluate_once(run: Run, predict: Any, model: nn.Module, images: torch.Tensor) -> None:
+    with autocast(run.state.precision, run.world.device):
+        predict(model, images)
 
 
 # ------------------------------------------------------------------ the blur alone

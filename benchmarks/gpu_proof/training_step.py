@@ -36,6 +36,7 @@ class Stepper:
 
     def __init__(self, run: Run, batch: Batch) -> None:
         self.run = run
+        self.batch = batch
         self._losses = self.train_on(itertools.repeat(batch))
 
     def train_on(self, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
