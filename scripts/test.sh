@@ -24,7 +24,7 @@ check() {
 }
 
 # Two tests run in parallel. A file's tests share fixtures, so they stay in one process.
-parallel=(--numprocesses=auto --maxprocesses=2 --dist=loadfile)
+parallel=(--numprocesses=auto --maxprocesses=2 --dist=loadfile --no-loadscope-reorder)
 case ${1:-} in
     "") set -- "${parallel[@]}" -m "not nightly" ;;
     --all) set -- "${parallel[@]}" ;;

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+import write_dataset
 from tests.processes import REPOSITORY, start_ranks
 from tests.training.metadata_service import MetadataServer, metadata_server
 
@@ -29,6 +30,11 @@ if "CI" in os.environ:
     settings.load_profile("ci")
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files at the top level. They run whole commands, and the slowest file should not start last."""
+    items.sort(key=lambda item: len(item.path.parts))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -129,9 +135,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
     """Write ``train.beton`` and ``val.beton`` with the command line."""
     folder = tmp_path_factory.mktemp("betons")
-    paths = ["--data-dir", images, "--write-path", f"{folder}/"]
-    run("write_dataset.py", "--split", "train", *paths)
-    run("write_dataset.py", "--split", "val", "--subset", str(NUM_VAL), *paths)
+    paths = ["--data-dir", str(images), "--write-path", f"{folder}/"]
+    write_dataset.main(["--split", "train", *paths])
+    write_dataset.main(["--split", "val", "--subset", str(NUM_VAL), *paths])
     return Data(tree=images, folder=folder)
 
 

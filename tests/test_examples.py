@@ -9,6 +9,7 @@ import pytest
 import evaluate
 from tests.conftest import NUM_VAL, REPOSITORY, Data, train_here
 
+SMALLEST = "shufflenet_v2_x0_5"  # of torchvision's models
 SMALL = ["--batch-size", "32", "--resolution", "32", "--num-classes", "10"]
 
 
@@ -19,7 +20,7 @@ def run_example(name: str, capsys: pytest.CaptureFixture[str], *arguments: str |
 
 
 def test_plain_pytorch_loop_evaluates_every_image(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
-    printed = run_example("plain_pytorch", capsys, data.train, data.val, "--arch", "resnet18", "--epochs", "2", *SMALL)
+    printed = run_example("plain_pytorch", capsys, data.train, data.val, "--arch", SMALLEST, "--epochs", "2", *SMALL)
     assert re.findall(r"epoch (\d): top-1 [\d.]+% of (\d+) images", printed) == [
         ("1", str(NUM_VAL)),
         ("2", str(NUM_VAL)),
@@ -38,7 +39,7 @@ def test_timm_components_train_with_the_loader(data: Data, capsys: pytest.Captur
 def test_lightning_trains_with_the_data_module(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pytorch_lightning")
     printed = run_example(
-        "lightning_datamodule", capsys, data.train, data.val, "--arch", "resnet18", "--epochs", "1", *SMALL
+        "lightning_datamodule", capsys, data.train, data.val, "--arch", SMALLEST, "--epochs", "1", *SMALL
     )
     assert 0 <= float(printed.split("val_top1 ")[-1]) <= 1
 

@@ -112,12 +112,6 @@ def test_progressive_resizing_with_a_step_schedule(data: Data, tmp_path: Path) -
     assert [record["train/resolution"] for record in epochs] == [8, 12, 16]
 
 
-def test_wandb_offline_writes_files(data: Data, tmp_path: Path) -> None:
-    process = start(data.training_command(tmp_path, "--wandb", "--max-steps", "2"), WANDB_MODE="offline")
-    assert process.wait() == 0, process.output
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-
-
 # ------------------------------------------------------------------ extended and limited runs
 
 

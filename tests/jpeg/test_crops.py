@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from rebar.jpeg import turbojpeg
 from rebar.jpeg.format import Status
+from rebar.jpeg.transcoder import Transcoder
 from tests.jpeg.images import FACTORS, KINDS, encode, photograph, random_box
 from tests.jpeg.planes import decode_planes
 
@@ -61,3 +62,12 @@ def test_decode_planes_of_constant_image_is_bit_exact() -> None:
     for level in (0, 1, 127, 200, 255):
         jpeg = encode(np.full((40, 56, 3), level, np.uint8), "4:2:0", 2)
         check_regions(jpeg, "4:2:0", 40, 56, rng)
+
+
+def test_decode_planes_reads_regions_of_a_transcoded_jpeg() -> None:
+    transcoder, jpeg = Transcoder(), encode(photograph(96, 128), optimize=True)
+    status, header = transcoder.read_header(jpeg)
+    assert status == Status.OK
+    status, rewritten = transcoder.write(jpeg, header, 4)
+    assert status == Status.OK
+    check_regions(rewritten, "4:2:0", 96, 128, np.random.default_rng(0))

@@ -16,7 +16,6 @@ from rebar.jpeg.format import AC_CODES, JpegError, Status, quantization_tables
 from rebar.jpeg.transcoder import Transcoder
 from rebar.jpeg.turbojpeg import make_sequential
 from tests.conftest import REPOSITORY
-from tests.jpeg import planes
 from tests.jpeg.images import KINDS, encode, photograph
 
 SHAPES = ((96, 128), (97, 131), (1, 1), (8, 8), (17, 250), (250, 17))
@@ -81,13 +80,6 @@ def test_transcoding_keeps_the_samples_of_full_range_noise() -> None:
         status, rewritten = transcode(Transcoder(), jpeg, 2)
         assert status == Status.OK
         check_same_samples(jpeg, rewritten)
-
-
-def test_decode_planes_reads_transcoded_regions() -> None:
-    _, rewritten = transcode(Transcoder(), encode(photograph(96, 128), optimize=True), 4)
-    status, found = planes.decode_planes(rewritten, (40, 30, 20, 50), 96, 128)
-    assert status == Status.OK
-    np.testing.assert_array_equal(found[0], turbojpeg.decode_planes(rewritten)[0][40:60, 30:80])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,8 +10,7 @@ import pytest
 
 from rebar.errors import RebarError
 from rebar.training.distributed import join_world
-from tests.conftest import run, torchrun
-from tests.processes import free_port
+from tests.processes import free_port, start_ranks
 
 
 @pytest.mark.parametrize(
@@ -100,8 +99,9 @@ def test_join_world_ends_all_gloo_threads(tmp_path: Path) -> None:
     """A thread that still runs at exit aborts the process with a failure status."""
     script = tmp_path / "leave_world.py"
     script.write_text(LEAVE_WORLD)
-    output = run(*torchrun(2, script), PYTHONPATH=str(Path(__file__).parents[2])).stdout
-    assert output.count("threads: []") == 2
+    ranks = start_ranks(2, [script])
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].output
+    assert all("threads: []" in rank.output for rank in ranks)
 
 
 WAIT_FOR_ALL = """

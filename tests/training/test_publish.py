@@ -16,8 +16,8 @@ from rebar.storage.run_store import read_status
 from rebar.training.checkpoint import read_checkpoint
 from rebar.training.publish import ModelFacts, model_card, publish_or_warn
 from rebar.training.weights import read_weights
-from tests.conftest import Data, read_events, run
-from tests.processes import start, start_ranks
+from tests.conftest import TWO_RANKS, Data, read_events, run
+from tests.processes import start_ranks
 from tests.storage.hub_server import TOKEN, Hub, hub_server
 
 hub_client = pytest.importorskip("huggingface_hub")
@@ -45,14 +45,15 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": ""}
 
 
-def test_run_publishes_evaluated_weights_without_token(data: Data, tmp_path: Path) -> None:
+def test_two_ranks_publish_evaluated_weights_once_without_token(data: Data, tmp_path: Path) -> None:
     folder = tmp_path / "runs/mine"
     args = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--use-ema", "--ema-update-every", "1", "--max-steps", "4"]
-    command = data.training_command(folder, *args, "--export", "safetensors", "--wandb")
+    command = data.training_command(folder, *args, *TWO_RANKS, "--export", "safetensors", "--wandb")
     with hub_server() as hub:
-        process = start(command, **environment(hub, tmp_path), WANDB_MODE="offline")
-        assert process.wait() == 0, process.output
-        assert f"published {hub.url}/owner/mine" in process.output
+        ranks = start_ranks(2, command, **environment(hub, tmp_path), WANDB_MODE="offline")
+        assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].output
+        output = "".join(rank.output for rank in ranks)
+        assert output.count(f"published {hub.url}/owner/mine") == 1
         published = hub.repositories["owner/mine"]
         variables = environment(hub, tmp_path) | {"HF_TOKEN": TOKEN}
         again = run("-m", "rebar.training.publish", folder, "owner/again", **variables)
@@ -77,7 +78,8 @@ def test_run_publishes_evaluated_weights_without_token(data: Data, tmp_path: Pat
     assert b"<svg" in published["report.html"]
     assert b">finished: training.max_steps 4," in published["report.html"]
     assert published["report.html"] == (folder / "report.html").read_bytes()
-    assert_no_token(tmp_path, *published.values(), process.output.encode())
+    assert_no_token(tmp_path, *published.values(), output.encode())
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
 
 
 def assert_no_token(folder: Path, *outputs: bytes) -> None:
@@ -85,18 +87,6 @@ def assert_no_token(folder: Path, *outputs: bytes) -> None:
     for path in (path for path in folder.rglob("*") if path.is_file()):
         assert TOKEN.encode() not in path.read_bytes(), path
     assert not any(TOKEN.encode() in content for content in outputs)
-
-
-def test_two_ranks_publish_once_without_token(data: Data, tmp_path: Path) -> None:
-    args = ["--hf-repo", "owner/mine", "--hf-token", TOKEN, "--training.batch_size", "8", "--max-steps", "2"]
-    with hub_server() as hub:
-        ranks = start_ranks(2, data.training_command(tmp_path / "run", *args), **environment(hub, tmp_path))
-        assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].output
-        published = hub.repositories["owner/mine"]
-    outputs = [rank.output for rank in ranks]
-    assert "".join(outputs).count(f"published {hub.url}/owner/mine") == 1
-    assert b">finished: training.max_steps 2," in published["report.html"]
-    assert_no_token(tmp_path, *published.values(), *(output.encode() for output in outputs))
 
 
 def test_invalid_token_is_reported_before_training(
