@@ -40,7 +40,9 @@ def rate(text: str) -> float:
 
 def test_dry_run_names_a_slow_step(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train_here(*data.training_command(tmp_path / "run", "--dry-run", "--arch", SLOW))
-    table = table_of(capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"^ *images/s: ", shown, flags=re.MULTILINE)) == 1  # quickstart.sh reads this line
+    table = table_of(shown)
     assert list(table) == ["disk", "decoding", "copy", "step", "together", "limited by", "what helps most"]
     assert table["limited by"].startswith("the training step; decoding is ")
     assert rate(table["together"]) <= 320  # 16 images in 0.05 s
@@ -85,9 +87,12 @@ def slow_disk(path: Path, *, bytes_per_second: int) -> Iterator[Path]:
     """Create a control group that reads this slowly from the disk of ``path``. Skips the test if not allowed."""
     is_version_1 = Path("/sys/fs/cgroup/blkio").exists()
     group = Path("/sys/fs/cgroup") / ("blkio" if is_version_1 else "") / f"rebar_slow_disk_{os.getpid()}"
-    device = os.stat(path).st_dev
-    disk = f"{os.major(device)}:{os.minor(device)}"
+    number = os.stat(path).st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    if (device / "partition").exists():  # only whole disks can be limited
+        device = device.parent
     try:
+        disk = (device / "dev").read_text().strip()
         group.mkdir()
         if is_version_1:
             (group / "blkio.throttle.read_bps_device").write_text(f"{disk} {bytes_per_second}")
