@@ -60,7 +60,9 @@ class TrainingConfig:
         0.0, help="finish when validation top-1 reaches this (0.759 or 75.9); 0: no target", minimum=0, maximum=100
     )
     dry_run: bool = option(
-        False, help="check data, destinations, a few steps and one evaluation batch; estimate time and memory"
+        False,
+        help="check data, destinations, a few steps and one evaluation batch; report time, memory and what limits the "
+        "speed",
     )
     price_per_hour: float = option(0.0, help="price of the hardware for the estimate of --dry-run, $/h", minimum=0)
     find_lr: bool = option(False, help="run a learning rate range test instead of training")
