@@ -7,10 +7,12 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 usage() {
     cat >&2 <<TEXT
-usage: $0 SOURCE TARGET [--num-workers N]
+usage: $0 SOURCE TARGET [--num-workers N] [--overwrite]
 
   SOURCE  a .beton file, or a folder of them; s3://BUCKET/FILE.beton, or s3://BUCKET/PREFIX with train.beton and val.beton
   TARGET  the folder to copy to; created if missing
+
+  --overwrite  replace files with other content
 
 examples: $0 /mnt/ebs/imagenet /mnt/nvme/imagenet
           $0 s3://my-bucket/betons /mnt/nvme/imagenet

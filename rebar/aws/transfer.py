@@ -53,6 +53,7 @@ def _send(aws: Aws, options: Namespace) -> None:
     argument("target", type=Path, help="the local file"),
     argument("--sha256", help="expected SHA-256 (default: the checksum that S3 has)"),
     argument("--unverified", action="store_true", help="accept an object without a checksum in S3"),
+    argument("--overwrite", action="store_true", help="replace an existing file with other content"),
     argument("--workers", type=positive, default=DOWNLOAD_THREADS, help="parallel requests (default: %(default)s)"),
     argument(
         "--part-mib", type=positive, default=DOWNLOAD_PART_BYTES // MIB, help="MiB per request (default: %(default)s)"
@@ -64,7 +65,8 @@ def _stage(aws: Aws, options: Namespace) -> None:
     source, client = S3Prefix.parse(options.source, "SOURCE"), aws("s3")
     if not source.prefix:
         raise AwsError(f"{source}: not an object. Use s3://BUCKET/KEY.", code="s3-invalid-url")
-    how = {"threads": options.workers, "part_bytes": options.part_mib * MIB, "unverified": options.unverified}
+    how = {"threads": options.workers, "part_bytes": options.part_mib * MIB}
+    how |= {"unverified": options.unverified, "overwrite": options.overwrite}
     is_new = download(client, source.bucket, source.prefix, options.target, sha256=options.sha256, **how)
     print(f"{options.target}: {'downloaded from' if is_new else 'unchanged, identical to'} {source}")
     if source.prefix.endswith(".beton"):

@@ -23,7 +23,7 @@ from rebar.beton.write_report import report_path
 from rebar.cli import CommandParser, run_command
 from rebar.errors import RebarError
 from rebar.storage.block_copies import copy_blocks, run_in_threads
-from rebar.storage.files import atomic_write, write_error
+from rebar.storage.files import atomic_write, check_output, write_error
 
 DEFAULT_WORKERS = 16
 """Concurrent reads."""
@@ -79,21 +79,33 @@ def split_blocks(size: int, checksums: Checksums | None) -> list[Block]:
     return [*blocks, Block(len(blocks), blocks[-1].end, size, None)]
 
 
-def stage(source: Path, target: Path, *, num_workers: int = DEFAULT_WORKERS, progress: bool = True) -> str:
+def stage(
+    source: Path,
+    target: Path,
+    *,
+    num_workers: int = DEFAULT_WORKERS,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> str:
     """Copy a .beton file to the path ``target``, with its sidecar and report; return "copied" or "already complete".
 
-    Raises RebarError if the source is missing or does not match its sidecar, if space is insufficient, or if a disk
-    fails. Blocks copied before an error are kept, and the same call resumes.
+    Raises RebarError if the source is missing or does not match its sidecar, if the target is another file and not
+    ``overwrite``, if space is insufficient, or if a disk fails. Blocks copied before an error are kept, and the same
+    call resumes.
     """
     sidecar = read_sidecar(source)
     checksums = sidecar.checksums if sidecar else None
     status = _status(source)
     blocks = split_blocks(status.st_size, checksums)
-    if checksums and target.exists() and _is_complete(target, status.st_size, checksums, blocks, num_workers):
-        _copy_companions(source, target)
+    if target.exists() and _is_complete(source, target, checksums, blocks, num_workers):
+        _copy_companions(source, target, overwrite=False)
         return "already complete"
+    if not _have_same_sidecar(source, target):  # otherwise a damaged or incomplete copy
+        for path in (target, sidecar_path(target)):
+            if path.exists():
+                check_output(path, overwrite=overwrite)
     try:
-        _copy(source, target, status, checksums, blocks, num_workers, progress=progress)
+        _copy(source, target, status, checksums, blocks, num_workers, overwrite=overwrite, progress=progress)
     except OSError as error:
         failure = write_error(target, error)
         raise RebarError(
@@ -110,6 +122,7 @@ def _copy(
     blocks: list[Block],
     num_workers: int,
     *,
+    overwrite: bool,
     progress: bool,
 ) -> None:
     version = {"bytes": status.st_size, "modified": status.st_mtime_ns, "checksums": checksums and checksums.to_json()}
@@ -142,7 +155,7 @@ def _copy(
             raise RebarError(
                 f"{source} was modified during the copy. Run the same command again.", code="staging-source-modified"
             )
-        _copy_companions(source, target)
+        _copy_companions(source, target, overwrite=overwrite)
 
     with source.open("rb", buffering=0) as original:
         copy_blocks(
@@ -166,15 +179,21 @@ def _status(source: Path) -> os.stat_result:
         ) from None
 
 
-def _is_complete(path: Path, size: int, checksums: Checksums, blocks: list[Block], num_workers: int) -> bool:
-    """Return whether a file has this size and these checksums."""
-    if path.stat().st_size != size or not checksums.tables_match(np.memmap(path, np.uint8, mode="r")):
+def _is_complete(
+    source: Path, target: Path, checksums: Checksums | None, blocks: list[Block], num_workers: int
+) -> bool:
+    """Return whether a file has the checksums; without checksums, whether it has the content of the source."""
+    if not target.is_file() or target.stat().st_size != blocks[-1].end:
         return False
-    with path.open("rb", buffering=0) as file:
+    if checksums and not checksums.tables_match(np.memmap(target, np.uint8, mode="r")):
+        return False
+    with source.open("rb", buffering=0) as original, target.open("rb", buffering=0) as file:
 
         def is_intact(number: int, _: object) -> bool:
             block = blocks[number]
-            return block.expected in (None, zlib.crc32(block.read(file, path)))
+            if checksums:
+                return block.expected in (None, zlib.crc32(block.read(file, target)))
+            return block.read(file, target) == block.read(original, source)
 
         compared = run_in_threads(
             is_intact, {block.number: block.size for block in blocks}, num_workers, "", progress=False
@@ -182,12 +201,19 @@ def _is_complete(path: Path, size: int, checksums: Checksums, blocks: list[Block
         return all(intact for _, intact in compared)
 
 
-def _copy_companions(source: Path, target: Path) -> None:
-    """Copy the sidecar and the report, if they exist."""
+def _have_same_sidecar(source: Path, target: Path) -> bool:
+    sidecars = [sidecar_path(path) for path in (source, target)]
+    return all(path.is_file() for path in sidecars) and sidecars[0].read_bytes() == sidecars[1].read_bytes()
+
+
+def _copy_companions(source: Path, target: Path, *, overwrite: bool) -> None:
+    """Copy the sidecar and the report, if they exist; otherwise ``overwrite`` removes those of the target."""
     for companion in (report_path, sidecar_path):
         if companion(source).exists():
             with atomic_write(companion(target)) as (file,):
                 file.write(companion(source).read_bytes())
+        elif overwrite:
+            companion(target).unlink(missing_ok=True)  # of the replaced file
 
 
 def list_copies(source: Path, target: Path) -> list[tuple[Path, Path]]:
@@ -211,13 +237,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("source", type=Path, help="a .beton file, or a folder of them")
     parser.add_argument("target", type=Path, help="target folder; created if missing")
     parser.add_argument("--num-workers", type=int, default=DEFAULT_WORKERS, help="concurrent reads (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files with other content")
     options = parser.parse_args(argv)
     for source, target in list_copies(options.source, options.target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(target, error) from None
-        result = stage(source, target, num_workers=max(1, options.num_workers))
+        result = stage(source, target, num_workers=max(1, options.num_workers), overwrite=options.overwrite)
         print(f"{target}: {result}, {target.stat().st_size / 1e9:,.3f} GB", flush=True)
 
 

@@ -88,8 +88,7 @@ def write_origin(path: Path, origin: Origin | None) -> None:
     if origin is None:
         path.unlink(missing_ok=True)
         return
-    with atomic_write(path) as (file,):
-        file.write(json.dumps(asdict(origin), indent=2).encode() + b"\n")
+    write_small_file(path, json.dumps(asdict(origin), indent=2).encode() + b"\n")
 
 
 @dataclass(frozen=True)
@@ -284,7 +283,8 @@ class RunStore:
             return response["Body"].read(), str(response["ETag"])
 
     def _download(self, stored: StoredCheckpoint, target: Path) -> None:
-        download(self._client, self._prefix.bucket, self._prefix.key(stored.object), target, sha256=stored.sha256)
+        key = self._prefix.key(stored.object)
+        download(self._client, self._prefix.bucket, key, target, sha256=stored.sha256, overwrite=True)
 
     def _without_damaged(self, manifest: RunManifest, error: S3ChecksumError) -> RunManifest:
         """Return the manifest without a damaged checkpoint; ``previous.pt`` replaces ``last.pt``."""

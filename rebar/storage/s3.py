@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 from rebar.cli import warn
 from rebar.storage.aws import AwsError, aws_error_code, translate_aws_error
 from rebar.storage.block_copies import copy_blocks
-from rebar.storage.files import hash_of, sha256_of, write_error
+from rebar.storage.files import check_output, hash_of, sha256_of, write_error
 
 MIB = 2**20
 UPLOAD_PART_BYTES, UPLOAD_THREADS = 16 * MIB, 8
@@ -98,6 +98,7 @@ def download(
     *,
     sha256: str | None = None,
     unverified: bool = False,
+    overwrite: bool = False,
     threads: int = DOWNLOAD_THREADS,
     part_bytes: int = DOWNLOAD_PART_BYTES,
 ) -> bool:
@@ -106,7 +107,7 @@ def download(
     Parts that an interrupted call completed are kept, unless the object has changed. The file is renamed to ``target``
     after its checksum is verified: ``sha256``, else the object's ``sha256`` metadata, else its ETag. Raises AwsError
     (``s3-no-checksum`` unless ``unverified``, ``s3-checksum-mismatch``, ``s3-object-changed``) and RebarError
-    (``disk-full``, ``file-locked``).
+    (``disk-full``, ``file-locked``, ``write-target-exists`` for another file unless ``overwrite``).
     """
     url = f"s3://{bucket}/{key}"
     with translate_aws_error(f"reading {url}"):
@@ -121,6 +122,8 @@ def download(
     size = head["ContentLength"]
     if expected and target.is_file() and target.stat().st_size == size and expected.matches(target):
         return False
+    if target.exists():
+        check_output(target, overwrite=overwrite)
     part = _PartReader(client, bucket, key, head["ETag"], size, part_bytes)
 
     def verify(path: Path, _: object) -> None:

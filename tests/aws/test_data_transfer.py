@@ -57,8 +57,20 @@ def test_data_stage_skips_an_identical_file(aws: StrictAws, s3: Any, tmp_path: P
     assert "unchanged" in run_cli(*STAGE, tmp_path / "train.beton").out
     assert len(ranges(aws)) == before
     (tmp_path / "train.beton").write_bytes(b"CONTENT")
-    assert "downloaded" in run_cli(*STAGE, tmp_path / "train.beton").out
+    assert "downloaded" in run_cli(*STAGE, tmp_path / "train.beton", "--overwrite").out
     assert (tmp_path / "train.beton").read_bytes() == b"content"
+
+
+def test_data_stage_replaces_another_file_only_with_overwrite(s3: Any, tmp_path: Path) -> None:
+    s3.put_object(Bucket=BUCKET, Key="train.beton", Body=b"content")
+    s3.put_object(Bucket=BUCKET, Key="train.beton.json", Body=b"{}")
+    for name in ("train.beton", "train.beton.json"):
+        (tmp_path / name).write_bytes(b"mine")
+        assert "[write-target-exists]" in run_failing(*STAGE, tmp_path / "train.beton")
+        assert (tmp_path / name).read_bytes() == b"mine"
+        run_cli(*STAGE, tmp_path / "train.beton", "--overwrite")
+    assert (tmp_path / "train.beton").read_bytes() == b"content"
+    assert (tmp_path / "train.beton.json").read_bytes() == b"{}"
 
 
 def test_data_stage_of_an_empty_object(s3: Any, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_script_copies_a_folder(source: Path, tmp_path: Path) -> None:
         done = subprocess.run([SCRIPT, source, target], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         assert f"train.beton: {expected}" in done.stdout
-        assert "plain.beton: copied" in done.stdout
+        assert f"plain.beton: {expected}" in done.stdout
     assert names(target) == names(source)
     for name in names(source):
         assert (target / name).read_bytes() == (source / name).read_bytes()
@@ -76,6 +76,34 @@ def test_stage_replaces_a_damaged_copy(source: Path, tmp_path: Path, capsys: pyt
     stage(source / "train.beton", copy.parent)
     assert capsys.readouterr().out.count("train.beton: copied") == 2
     assert copy.read_bytes() == (source / "train.beton").read_bytes()
+
+
+def test_stage_replaces_another_file_only_with_overwrite(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    beton, sidecar = (tmp_path / "copy" / name for name in ("train.beton", "train.beton.json"))
+    for mine in ([beton, sidecar], [beton], [sidecar]):
+        for path in mine:
+            path.write_bytes(b"mine")
+        assert error_of(source / "train.beton", beton.parent).code == "write-target-exists"
+        assert [path for path in (beton, sidecar) if path.exists()] == mine
+        assert {path.read_bytes() for path in mine} == {b"mine"}
+        stage(source / "train.beton", beton.parent, "--overwrite")
+        assert beton.read_bytes() == (source / "train.beton").read_bytes()
+        assert sidecar.read_bytes() == (source / "train.beton.json").read_bytes()
+        beton.unlink()
+        sidecar.unlink()
+
+
+def test_stage_without_sidecar_compares_the_content(source: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy" / "plain.beton"
+    stage(source / "plain.beton", copy)
+    sidecar = copy.with_name("plain.beton.json")
+    sidecar.write_bytes(b"of an earlier file")
+    flip_bit(copy, copy.stat().st_size // 2)
+    assert error_of(source / "plain.beton", copy).code == "write-target-exists"
+    stage(source / "plain.beton", copy, "--overwrite")
+    assert copy.read_bytes() == (source / "plain.beton").read_bytes()
+    assert not sidecar.exists()
 
 
 @pytest.mark.parametrize(("offset", "message"), [(-1, "tables"), (5 << 21, "the page at byte 10,485,760")])
