@@ -20,11 +20,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+from loader import check_report
 from numpy.typing import NDArray
 
+from rebar.cli import run_command
 from rebar.jpeg.crop_decoder import CropDecoder
 from rebar.jpeg.decode import decode_rgb
-from rebar.storage.files import check_writable
 
 QUALITY = 90
 GROUP = 25  # images decoded by one method before the next one takes over
@@ -190,8 +191,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    if arguments.json:
-        check_writable(arguments.json)  # before anything is measured
+    check_report(arguments.json)
     cv2.setNumThreads(1)
     results = []
     for interval in arguments.intervals:
@@ -212,4 +212,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda _: main())

@@ -29,6 +29,8 @@ import psutil
 from peers import NAMES, Job
 
 from rebar.beton import BetonFile, ImagePolicy, write_beton
+from rebar.cli import run_command
+from rebar.errors import RebarError
 from rebar.sources import ImageFolder
 from rebar.storage.files import check_writable
 
@@ -163,6 +165,15 @@ def summarize(runs: dict[tuple[str, int, int], list[Measurement]]) -> list[dict[
     return rows
 
 
+def check_report(path: Path | None) -> None:
+    """Raise RebarError, before anything is measured, if a report could not be written or would replace another file."""
+    if path is None:
+        return
+    check_writable(path)
+    if path.is_file() and path.stat().st_size and path.open("rb").read(1) != b"{":
+        raise RebarError(f"{path} exists and is not a report. Choose another path.", code="write-target-exists")
+
+
 def describe_machine() -> dict[str, Any]:
     """Return the processor, cores, memory, and package versions."""
     versions = {}
@@ -244,8 +255,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Prepare the data, run the peers interleaved, print and save the results."""
     arguments = parse_arguments()
-    if arguments.json:
-        check_writable(arguments.json)  # before anything is measured
+    check_report(arguments.json)
+    if arguments.image:
+        check_writable(arguments.image)
     arguments.work.mkdir(parents=True, exist_ok=True)
     beton, folder = prepare(arguments.data, arguments.work.resolve(), arguments.count)
     named = [name.partition("=") for name in arguments.peers.split(",")]
@@ -295,4 +307,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda _: main())

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loader import describe_machine
+from loader import check_report, describe_machine
 
 from rebar.beton import BetonFile, ImagePolicy, write_beton
+from rebar.cli import run_command
 from rebar.sources import ImageFolder
-from rebar.storage.files import check_writable
 
 CGROUPS = Path("/sys/fs/cgroup")
 RESOLUTION = 160
@@ -261,8 +261,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run all cases, print and save the results."""
     arguments = parse_arguments()
-    if arguments.json:
-        check_writable(arguments.json)  # before anything is measured
+    check_report(arguments.json)
     if arguments.worker:
         work(json.loads(arguments.worker))
         return
@@ -290,4 +289,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda _: main())

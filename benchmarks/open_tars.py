@@ -22,8 +22,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rebar.cli import count
-from rebar.storage.files import CACHE_VARIABLE, check_writable
+from loader import check_report
+
+from rebar.cli import count, run_command
+from rebar.storage.files import CACHE_VARIABLE
 
 SAMPLES_PER_SHARD = 1000
 _PR_SET_CHILD_SUBREAPER = 36
@@ -103,8 +105,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="folder for the shards")
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args()
-    if options.json:
-        check_writable(options.json)  # before anything is measured
+    check_report(options.json)
     print(f"{count(len(os.sched_getaffinity(0)), 'core')}, {datetime.date.today()}")
     rows = [row for samples in options.samples for row in run(samples, options.work)]
     if options.json:
@@ -115,4 +116,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == [_MEASURE]:
         print_measurement(*sys.argv[2:])
     else:
-        main()
+        run_command(lambda _: main())

@@ -12,6 +12,7 @@ the repository.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -22,7 +23,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from loader import describe_machine
+from loader import check_report, describe_machine
+
+from rebar.cli import run_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -133,6 +136,9 @@ def main() -> None:
     """Train with every seed, then print and save the results."""
     arguments, more = parse_arguments()
     os.chdir(REPOSITORY)
+    with contextlib.suppress(OSError):  # reported by check_report
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    check_report(arguments.out / "speedrun.json")
     arguments.work.mkdir(parents=True, exist_ok=True)
     make_data(arguments.work)
     folders = [
@@ -153,7 +159,6 @@ def main() -> None:
         **results,
         "runs": rows,
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
     for seed, folder in enumerate(folders):
         shutil.copyfile(folder / "log.jsonl", arguments.out / f"speedrun_seed_{seed}.jsonl")
     shutil.copyfile(folders[0] / "config.yaml", arguments.out / "speedrun.yaml")
@@ -164,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda _: main())

@@ -20,12 +20,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from loader import check_report
+
 import train_imagenet  # a script in the repository's root
+from rebar.cli import run_command
 from rebar.config import parse_config
 from rebar.loading import Batch, Loader
 from rebar.loading.imagenet import build_train_loader
 from rebar.reporting.run_folder import RunFolder
-from rebar.storage.files import check_writable
 from rebar.training.build import build_state
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, join_world
@@ -128,8 +130,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    if arguments.json:
-        check_writable(arguments.json)  # before anything is measured
+    check_report(arguments.json)
     torch.backends.cudnn.benchmark = True
     with join_world() as world:
         rates = measure(arguments, world)
@@ -150,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda _: main())

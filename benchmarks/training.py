@@ -34,12 +34,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from loader import describe_machine
+from loader import check_report, describe_machine
 from torch.utils.flop_counter import FlopCounterMode
 from training_loops import NAMES, NUM_CLASSES, Epoch, Job, random_batches
 
+from rebar.cli import run_command
 from rebar.models.build import build_model
-from rebar.storage.files import check_writable
 from rebar.training.distributed import join_world
 from rebar.training.execution import resolve_precision
 from rebar.training.options import Precision
@@ -211,8 +211,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print the result, and write it as JSON."""
     arguments = parse_arguments()
-    if arguments.json:
-        check_writable(arguments.json)  # before anything is measured
+    check_report(arguments.json)
     torch.backends.cudnn.benchmark = True
     torch.set_num_threads(arguments.threads)
     rows = []
@@ -249,4 +248,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda _: main())

@@ -35,9 +35,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from loader import describe_machine
+from loader import check_report, describe_machine
 
-from rebar.storage.files import check_writable
+from rebar.cli import run_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONG_SIDE, QUALITY, FINER_QUALITY, LARGER_SIDE = 500, 90, 96, 800
@@ -179,8 +179,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Create the cases, run the writers alternately, print and save the results."""
     arguments = parse_arguments()
-    if arguments.json:
-        check_writable(arguments.json)  # before anything is measured
+    check_report(arguments.json)
     if arguments.peer:
         run_peer(arguments)
         return
@@ -224,4 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda _: main())

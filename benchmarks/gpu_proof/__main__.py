@@ -22,6 +22,8 @@ from pathlib import Path
 
 from benchmarks.gpu_proof.job import REPOSITORY, Job, write_json
 from benchmarks.gpu_proof.summary import read_parts, summarize
+from rebar.cli import run_command
+from rebar.storage.files import check_writable
 
 LIMITS = {
     "machine": 40,
@@ -146,7 +148,9 @@ def main() -> None:
         run_child(arguments)
         return
     began = time.monotonic()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # reported by check_writable
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    check_writable(arguments.out / "summary.md")
     arguments.work.mkdir(parents=True, exist_ok=True)
     preparation = run_part(arguments, "prepare", arguments.budget_seconds) if NEED_DATA & {*arguments.only} else None
     try:
@@ -176,4 +180,4 @@ def record_end(out: Path, name: str, status: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda _: main())

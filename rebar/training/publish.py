@@ -283,8 +283,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("repository", metavar="OWNER/NAME", help="model repository; created if missing")
     options = parser.parse_args(list(argv))
+    folder = RunFolder(options.run)
+    read_checkpoint(folder.last_checkpoint)  # before a repository is created for it
     prepare_repository(options.repository)
-    print(f"published {publish_run(RunFolder(options.run), options.repository)}")
+    print(f"published {publish_run(folder, options.repository)}")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,45 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Benchmark:
 
     def run_script(script: str, *args: str | Path) -> None:
         monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
-        runpy.run_path(str(REPOSITORY / "benchmarks" / script), run_name="__main__")
+        with pytest.raises(SystemExit) as exited:
+            runpy.run_path(str(REPOSITORY / "benchmarks" / script), run_name="__main__")
+        if exited.value.code:
+            raise exited.value
 
     return run_script
+
+
+@pytest.mark.parametrize(
+    ("script", "args"),
+    [
+        ("loader.py", ["--data", "none", "--json"]),
+        ("loader.py", ["--data", "none", "--image"]),
+        ("decode.py", ["none", "--json"]),
+        ("writer.py", ["--data", "none", "--json"]),
+        ("low_memory.py", ["--data", "none", "--json"]),
+        ("open_tars.py", ["--json"]),
+        ("speedrun.py", ["--out"]),
+    ],
+)
+def test_destinations_are_checked_first(
+    script: str, args: list[str], tmp_path: Path, benchmark: Benchmark, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        benchmark(script, *args, tmp_path / "file" / "report.json")
+    printed = capsys.readouterr()
+    assert "[file-not-writable]" in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_a_report_does_not_replace_another_file(
+    tmp_path: Path, benchmark: Benchmark, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.beton").write_bytes(b"mine")
+    with pytest.raises(SystemExit):
+        benchmark("open_tars.py", "--json", tmp_path / "train.beton")
+    assert "[write-target-exists]" in capsys.readouterr().err
+    assert (tmp_path / "train.beton").read_bytes() == b"mine"
 
 
 @pytest.mark.nightly  # every peer compiles in an empty cache

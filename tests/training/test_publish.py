@@ -13,7 +13,8 @@ import train_imagenet
 from rebar.cli import run_command
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.run_store import read_status
-from rebar.training.checkpoint import read_checkpoint
+from rebar.training import publish
+from rebar.training.checkpoint import CheckpointError, read_checkpoint
 from rebar.training.publish import ModelFacts, model_card, publish_or_warn
 from rebar.training.weights import read_weights
 from tests.conftest import TWO_RANKS, Data, read_events, run
@@ -140,6 +141,17 @@ def test_publish_or_warn_turns_error_into_warning(
     publish_or_warn(RunFolder(finished_run), "owner/mine")
     warning = capsys.readouterr().err
     assert f"python -m rebar.training.publish {finished_run} owner/mine" in warning
+
+
+def test_publish_creates_no_repository_for_a_run_without_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created: list[str] = []
+    monkeypatch.setattr("rebar.training.publish.prepare_repository", created.append)
+    with pytest.raises(CheckpointError) as error:
+        publish.main([str(tmp_path), "owner/name"])
+    assert error.value.code == "checkpoint-not-found"
+    assert not created
 
 
 def test_model_card_is_parsed_by_huggingface_hub() -> None:
