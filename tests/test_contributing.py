@@ -19,21 +19,25 @@ def replace_once(text: str, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
-def test_contributing_example_adds_a_decay(tmp_path: Path) -> None:
+def copy_repository(folder: Path) -> None:
+    shutil.copytree(REPOSITORY / "rebar", folder / "rebar", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "rn50_configs", folder / "rn50_configs")
+    shutil.copy(REPOSITORY / "train_imagenet.py", folder)
+
+
+def test_contributing_example_adds_a_schedule(tmp_path: Path) -> None:
     (function,) = re.findall(r"```python\n(def sqrt_lr.*?)```", CONTRIBUTING, re.DOTALL)
-    shutil.copytree(REPOSITORY / "rebar", tmp_path / "rebar", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(REPOSITORY / "rn50_configs", tmp_path / "rn50_configs")
-    shutil.copy(REPOSITORY / "train_imagenet.py", tmp_path)
+    (line,) = re.findall(r"```python\n( *\"sqrt\": Schedule.*?)```", CONTRIBUTING, re.DOTALL)
+    copy_repository(tmp_path)
     file = tmp_path / SCHEDULES
     text = replace_once(file.read_text(), "\ndef linear_lr(", f"\n{function}\n\ndef linear_lr(")
-    text = replace_once(text, '"linear": linear_lr}', '"linear": linear_lr, "sqrt": sqrt_lr}')
-    text = replace_once(text, '"linear", "constant"] = option(', '"linear", "constant", "sqrt"] = option(')
-    file.write_text(text)
+    file.write_text(replace_once(text, '    "constant": Schedule(', f'{line}    "constant": Schedule('))
 
-    command = [sys.executable, "train_imagenet.py", "--lr-schedule-type", "sqrt", "--print-config"]
+    command = [sys.executable, "train_imagenet.py", "--lr-schedule-type", "sqrt", "--min-lr", "0.1", "--print-config"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "lr_schedule_type: sqrt" in done.stdout
+    assert "min_lr" not in done.stderr
     code = (
         "from rebar.optim.schedules import LearningRateConfig, build_base_schedule; "
         "config = LearningRateConfig(lr=2.0, lr_schedule_type='sqrt'); "
@@ -48,5 +52,5 @@ def test_files_and_registries_in_contributing_exist() -> None:
     names = re.findall(r"`((?:rebar|tests|scripts|docs|benchmarks|rn50_configs)/[\w/.]*)`", CONTRIBUTING)
     assert [name for name in names if not (REPOSITORY / name).exists()] == []
     registries = re.findall(r"`([A-Z]+)`(?: and `\w+`)? in (?:`([\w/.]+)`|the same file)", CONTRIBUTING)
-    assert {name for name, _ in registries} == {"OPERATIONS", "DECAYS", "ARCHITECTURES", "KINDS", "GROUPS", "CHECKS"}
+    assert {name for name, _ in registries} == {"OPERATIONS", "SCHEDULES", "ARCHITECTURES", "KINDS", "GROUPS", "CHECKS"}
     assert [name for name, path in registries if path and name not in (REPOSITORY / path).read_text()] == []

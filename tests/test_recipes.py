@@ -1,13 +1,16 @@
 """The files in rn50_configs load, have headers with command and expectation, and have the published values."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from rebar.config import flatten_config, load_config_files, parse_config
-from rebar.optim.schedules import peak_lr
+from rebar.optim.optimizers import build_optimizer, parameter_groups, set_learning_rate
+from rebar.optim.schedules import build_base_schedule, peak_lr
 from rebar.training.config import TrainConfig, unused_options
 
 ROOT = Path(__file__).parent.parent
@@ -142,6 +145,8 @@ PUBLISHED = {
     "rsb_a2": (300, 2048, 5e-3, 0.02, 224, 224, 224),
     "rsb_a3": (100, 2048, 8e-3, 0.02, 160, 160, 224),
     "torchvision_v2": (600, 1024, 0.5, 2e-5, 176, 176, 224),
+    "mlperf_lars": (37, 3200, 11.0, 5e-5, 224, 224, 224),
+    "algoperf_nesterov": (149, 1024, 1.9487942250159782, 4.681534e-4, 224, 224, 224),
 }
 TECHNIQUES = {
     "mosaicml_mild": {"use_ema", "bce", "sgdw", "use_blurpool"},
@@ -150,6 +155,8 @@ TECHNIQUES = {
     "rsb_a2": {"bce", "lamb", "use_mixup", "use_cutmix", "use_randaugment"},
     "rsb_a3": {"bce", "lamb", "use_mixup", "use_cutmix", "use_randaugment"},
     "torchvision_v2": {"use_ema", "sgd", "use_mixup", "use_cutmix", "use_trivialaugment"},
+    "mlperf_lars": {"lars"},
+    "algoperf_nesterov": {"sgdw"},
 }
 
 
@@ -172,9 +179,84 @@ def test_rsb_recipes_have_published_threshold_and_warmup(name, threshold):
     assert config.lr.warmup_factor * config.lr.lr == pytest.approx(1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in RUNNABLE if re.match("rn50_|rsb_|mosaicml_|torchvision_", name)])
+@pytest.mark.parametrize(
+    "name", [f"{name}.yaml" for name in PUBLISHED] + [name for name in RUNNABLE if name.startswith("rn50_")]
+)
 def test_imagenet_recipes_evaluate_at_224_and_256_px(name):
     assert resolve(CONFIGS / name).validation.final == (224, 256)
+
+
+def rate_of(config, steps_per_epoch):
+    """Return the learning rate of a recipe as a function of the step, for its global batch."""
+    peak = peak_lr(config.lr, global_batch=config.training.batch_size * config.dist.world_size)
+    epochs = config.training.epochs
+    return build_base_schedule(config.lr, epochs=epochs, steps_per_epoch=steps_per_epoch, peak=peak)
+
+
+# The constants of MLPerf's log, and the number of steps per epoch of NVIDIA's program: ceil(160145 / 400).
+MLPERF = {"base": 11.0, "end": 0.0001, "power": 2, "warmup": 2 * 401, "steps": 37 * 401}
+
+
+@pytest.mark.parametrize("step", [0, 1, 401, 801, 802, 803, 5000, 10_000, 35 * 401, 37 * 401 - 1])
+def test_mlperf_recipe_has_the_published_learning_rate(step):
+    if step <= MLPERF["warmup"]:
+        expected = MLPERF["base"] * (step / MLPERF["warmup"])
+    else:
+        remaining = 1 - (step - MLPERF["warmup"]) / (MLPERF["steps"] - MLPERF["warmup"])
+        expected = MLPERF["end"] + (MLPERF["base"] - MLPERF["end"]) * remaining ** MLPERF["power"]
+    assert rate_of(resolve(CONFIGS / "mlperf_lars.yaml"), 401)(step) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mlperf_recipe_has_published_lars_and_target():
+    config = resolve(CONFIGS / "mlperf_lars.yaml")
+    assert (config.optimizer.lars_trust, config.training.momentum, config.training.target_top1) == (0.001, 0.9, 75.9)
+    assert (config.training.label_smoothing, config.data.min_scale) == (0.1, 0.05)
+
+
+# Point 1 of the submission's tuning_search_space.json, and the workload's step_hint.
+ALGOPERF = {"learning_rate": 1.9487942250159782, "warmup_steps_fraction": 0.1, "weight_decay": 0.00024022723093685417}
+ALGOPERF_STEPS = 186_666
+
+
+@pytest.mark.parametrize("fraction", [0, 0.05, 0.0999, 0.1001, 0.25, 0.5, 0.75, 0.95, 0.999])
+def test_algoperf_recipe_has_the_published_learning_rate(fraction):
+    config = resolve(CONFIGS / "algoperf_nesterov.yaml")
+    steps_per_epoch = 1_281_167 // 1024
+    steps = config.training.epochs * steps_per_epoch
+    assert abs(steps - ALGOPERF_STEPS) < steps_per_epoch / 2  # the nearest number of complete epochs
+    step, peak = round(fraction * steps), ALGOPERF["learning_rate"]
+    warmup = ALGOPERF["warmup_steps_fraction"] * steps
+    decay = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    expected = peak * (step / warmup if step < warmup else decay)
+    assert rate_of(config, steps_per_epoch)(step) == pytest.approx(expected, rel=1e-6)
+
+
+def test_algoperf_recipe_has_the_published_decay_of_each_step():
+    config = resolve(CONFIGS / "algoperf_nesterov.yaml")
+    published = ALGOPERF["learning_rate"] * ALGOPERF["weight_decay"]  # at the peak
+    assert config.training.weight_decay == pytest.approx(published, rel=1e-6)
+    assert (config.training.momentum, config.training.label_smoothing) == (0.9721703824185486, 0.2)
+    assert config.optimizer.nesterov
+
+
+def test_algoperf_recipe_updates_weights_like_the_source():
+    config = resolve(CONFIGS / "algoperf_nesterov.yaml")
+    rate, momentum = rate_of(config, 1251), config.training.momentum
+    weights = torch.nn.Linear(3, 2, bias=False, dtype=torch.float64)
+    groups = parameter_groups(weights, config.training.weight_decay)
+    name = config.training.optimizer
+    optimizer = build_optimizer(name, groups, config.optimizer, momentum=momentum, peak_lr=config.lr.lr)
+    expected, trace = weights.weight.detach().clone(), torch.zeros(2, 3, dtype=torch.float64)
+    for step in range(18_000, 18_000 + 5):
+        gradient = torch.full((2, 3), 0.1 * (step % 3) - 0.1, dtype=torch.float64)
+        # trace(decay, nesterov), add_decayed_weights, scale by the learning rate: the submission's optax chain
+        trace = gradient + momentum * trace
+        decay = ALGOPERF["weight_decay"] * expected
+        expected = expected - rate(step) * (gradient + momentum * trace + decay)
+        weights.weight.grad = gradient
+        set_learning_rate(optimizer, rate(step))
+        optimizer.step()
+    torch.testing.assert_close(weights.weight.detach(), expected, rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("name", ["mosaicml_mild", "mosaicml_medium"])

@@ -184,6 +184,17 @@ def test_dry_run_estimates_and_writes_nothing(data: Data, tmp_path: Path, capsys
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["mlperf_lars", "algoperf_nesterov"])
+def test_published_settings_pass_a_dry_run(
+    name: str, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--arch", "resnet20", "--min-res", "16", "--max-res", "16", "--validation.resolution", "16"]
+    small += ["--training.batch_size", "8", "--final-resolutions", "", "--precision", "32", "--dry-run"]
+    config_file = ["--config-file", f"rn50_configs/{name}.yaml"]
+    train_here(*data.training_command(tmp_path / "run", *config_file, *small))
+    assert re.search(r"time: about \d+", capsys.readouterr().out)
+
+
 def test_find_lr_on_two_ranks_does_not_change_the_run(data: Data, finished_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished_run, tmp_path / "run")
     args = data.training_command(folder, "--training.batch_size", "8", "--find-lr-steps", "10")[1:]

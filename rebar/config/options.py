@@ -34,6 +34,7 @@ def option(
     const: str | None = None,
     unit: str = "",
     synonyms: Mapping[str, str] | None = None,
+    choices: Iterable[str] = (),
     short: bool = True,
     metavar: str = "",
 ) -> Any:
@@ -43,6 +44,7 @@ def option(
     - const: the value of the flag without an argument.
     - unit: a suffix of numbers that is accepted, as in Composer: ep (epochs), ba (steps) or dur (fraction of the run).
     - synonyms: other names of values, in lower case.
+    - choices: the valid values of a text, such as the names in a registry.
     - short: whether the flag may omit the section.
     - metavar: the name of the value in the help, such as PATH; by default N for an integer, X for a number, else NAME.
     """
@@ -50,6 +52,7 @@ def option(
         raise TypeError("an option has either a default or required=True")
     metadata: dict[str, Any] = {"help": help, "minimum": minimum, "maximum": maximum, "const": const}
     metadata |= {"unit": unit, "synonyms": synonyms or {}, "short": short, "metavar": metavar}
+    metadata["choices"] = tuple(choices)
     return dataclasses.field(default=default, kw_only=True, metadata=metadata)
 
 
@@ -228,7 +231,7 @@ def options_of(schema: type) -> Iterator[Option]:
             yield Option(
                 section=section_name,
                 name=field.name,
-                type=hints[field.name],
+                type=Literal.__getitem__(meta["choices"]) if meta["choices"] else hints[field.name],
                 default=field.default,
                 description=meta["help"],
                 minimum=meta["minimum"],

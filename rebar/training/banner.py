@@ -9,7 +9,7 @@ from rebar.augment.policy import describe_techniques
 from rebar.cli import count, warn
 from rebar.loading.options import all_resolutions
 from rebar.models.build import count_parameters
-from rebar.optim.schedules import LearningRateConfig, peak_lr
+from rebar.optim.schedules import SCHEDULES, LearningRateConfig, peak_lr
 from rebar.reporting import console
 from rebar.reporting.console import format_duration
 from rebar.reporting.log import environment
@@ -73,7 +73,7 @@ def recipe_summary(config: TrainConfig, *, global_batch: int, precision: str, gp
     frozen, peak = config.checkpoint.freeze_lr, peak_lr(config.lr, global_batch=global_batch)
     scaling = _lr_scaling_note(config.lr, global_batch)
     momentum = "Nesterov momentum" if config.optimizer.nesterov and training.optimizer in ("sgd", "sgdw") else ""
-    has_warmup = frozen is None and config.lr.lr_schedule_type not in ("cyclic", "onecycle")
+    has_warmup = frozen is None and SCHEDULES[config.lr.lr_schedule_type].has_warmup
     ramps = resolution.max_res > resolution.min_res
     parts = {
         count(training.epochs, "epoch"): True,

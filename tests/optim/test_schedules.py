@@ -13,11 +13,12 @@ from torch.optim.lr_scheduler import (
     LinearLR,
     LRScheduler,
     OneCycleLR,
+    PolynomialLR,
     SequentialLR,
     StepLR,
 )
 
-from rebar.optim.schedules import LearningRateConfig, build_base_schedule, cyclic_lr, peak_lr, step_lr
+from rebar.optim.schedules import SCHEDULES, LearningRateConfig, build_base_schedule, cyclic_lr, peak_lr, step_lr
 from rebar.training.config import unused_in_section
 
 EPOCHS_OF_RECIPES = [16, 24, 32, 40, 56, 88]  # epochs
@@ -126,6 +127,12 @@ WARMUP = {"warmup_epochs": 1, "warmup_factor": 0.01}
         ({"lr_schedule_type": "linear"}, lambda o: LinearLR(o, 1.0, 0.0, STEPS)),
         ({"lr_schedule_type": "linear", "min_lr": 0.2}, lambda o: LinearLR(o, 1.0, 0.25, STEPS)),
         ({"lr_schedule_type": "linear", **WARMUP}, with_warmup(lambda o: LinearLR(o, 1.0, 0.0, STEPS - 10))),
+        ({"lr_schedule_type": "polynomial"}, lambda o: PolynomialLR(o, STEPS, power=2.0)),
+        ({"lr_schedule_type": "polynomial", "decay_power": 3}, lambda o: PolynomialLR(o, STEPS, power=3.0)),
+        (
+            {"lr_schedule_type": "polynomial", "decay_power": 0.5, **WARMUP},
+            with_warmup(lambda o: PolynomialLR(o, STEPS - 10, power=0.5)),
+        ),
         ({"lr_schedule_type": "constant"}, lambda o: ConstantLR(o, 1.0)),
         ({"lr_schedule_type": "constant", **WARMUP}, with_warmup(lambda o: ConstantLR(o, 1.0))),
         ({"lr_schedule_type": "onecycle"}, lambda o: OneCycleLR(o, 0.8, STEPS)),
@@ -148,9 +155,11 @@ def test_step_schedule_equals_torch_at_epoch_starts() -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-@pytest.mark.parametrize("kind", ["cyclic", "step", "cosine", "onecycle", "linear", "constant"])
+@pytest.mark.parametrize("kind", SCHEDULES)
 def test_lr_at_is_in_range_in_runs_of_one_or_two_steps(kind: Any, epochs: int) -> None:
-    config = LearningRateConfig(lr=1.0, lr_schedule_type=kind, warmup_epochs=1 if kind == "cosine" else 0)
+    config = LearningRateConfig(
+        lr=1.0, lr_schedule_type=kind, warmup_epochs=1 if kind in ("cosine", "polynomial") else 0
+    )
     rates = all_steps(config, epochs, 1)
     assert all(0 <= rate <= 1 for rate in rates)
 
@@ -172,9 +181,16 @@ def test_peak_lr_scales_with_global_batch(settings: dict[str, Any], peak: float)
     assert build_base_schedule(config, epochs=2, steps_per_epoch=4, peak=peak)(3) == peak
 
 
+@pytest.mark.parametrize(("end", "power"), [(0.0, 2.0), (0.1, 2.0), (0.0001, 1.0)])
+def test_polynomial_schedule_equals_its_formula(end: float, power: float) -> None:
+    rates = our_rates(lr_schedule_type="polynomial", min_lr=end, decay_power=power)
+    expected = [end + (0.8 - end) * (1 - step / STEPS) ** power for step in range(STEPS)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
 def test_options_of_other_schedules_are_reported_as_unused() -> None:
-    config = LearningRateConfig(lr_schedule_type="cyclic", warmup_epochs=5, min_lr=0.1, step_length=3)
-    named = [sentence.split(" ")[0] for sentence in unused_in_section("lr", config, config.conditions())]
-    assert named == ["lr.step_length", "lr.warmup_epochs", "lr.min_lr"]
+    config = LearningRateConfig(lr_schedule_type="cyclic", warmup_epochs=5, min_lr=0.1, step_length=3, decay_power=1)
+    named = {sentence.split(" ")[0] for sentence in unused_in_section("lr", config, config.conditions())}
+    assert named == {"lr.step_length", "lr.warmup_epochs", "lr.min_lr", "lr.decay_power"}
     cosine = LearningRateConfig(lr_schedule_type="cosine", warmup_epochs=5, warmup_factor=0.1, min_lr=0.1)
     assert not list(unused_in_section("lr", cosine, cosine.conditions()))
