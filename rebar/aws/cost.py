@@ -9,11 +9,12 @@ from typing import Any
 
 from rebar.aws.commands import Aws, Step, argument, call, command, one_of, positive, table
 from rebar.aws.instances import (
-    BY_NAME,
+    CPU_TYPES,
     EBS_GB_MONTH,
     HOURS_PER_MONTH,
     INSTANCE_TYPE,
     PRICE_SOURCE,
+    PRICES,
     SNAPSHOT_GB_MONTH,
     TYPES,
     InstanceType,
@@ -28,16 +29,21 @@ from rebar.storage.aws import AwsError
 
 TRAIN_IMAGES = 1_281_167
 MINUTES_ON_8_A100 = {16: 14.9, 24: 21.7, 32: 28.8, 40: 35.6, 56: 49.4, 88: 77.2}
-"""By epochs: ffcv-imagenet's own runs on p4d.24xlarge with validation (its assets/agg.csv)."""
+"""By epochs: ffcv-imagenet's own runs on MEASURED_ON with validation (its assets/agg.csv)."""
+MEASURED_ON = "p4d.24xlarge"
 SPEED_IN_A100 = {
-    "T4": 320 / 1555,
-    "A10G": 600 / 1555,
-    "L4": 300 / 1555,
-    "V100": 0.49,
-    "A100": 1.0,
-    "H100": 3350 / 1555,
+    ("T4", 16): 320 / 1555,
+    ("A10G", 24): 600 / 1555,
+    ("L4", 24): 300 / 1555,
+    ("L40S", 48): 864 / 1555,
+    ("V100", 16): 0.49,
+    ("A100", 40): 1.0,
+    ("A100", 80): 2039 / 1555,
+    ("H100", 80): 3350 / 1555,
+    ("H200", 141): 4800 / 1555,
 }
-"""By memory bandwidth (data sheets); the V100 as measured by NVIDIA. See docs/recipes.md."""
+"""By GPU and its memory in GB: the ratio of memory bandwidths (data sheets); the V100 as measured by NVIDIA. See
+docs/recipes.md."""
 SETUP_HOURS = 0.25
 EPOCHS = argument("--epochs", type=positive, default=16, help="default: %(default)s")
 
@@ -60,11 +66,11 @@ def estimate(machine: InstanceType, epochs: int, images_per_second: float | None
         return Estimate(hours, f"from your {images_per_second:.0f} images/s, without validation")
     published = min(MINUTES_ON_8_A100, key=lambda known: abs(known - epochs))
     minutes = MINUTES_ON_8_A100[published] * epochs / published
-    hours = minutes / 60 * 8 / (machine.gpus * SPEED_IN_A100[machine.gpu])
+    hours = minutes / 60 * 8 / (machine.gpus * SPEED_IN_A100[machine.gpu, machine.gpu_memory_gib])
     if published != epochs:
         basis = f"scaled by epochs and GPU speed from ffcv-imagenet's time for {published} epochs on 8 A100"
         return Estimate(hours, f"{basis}; not measured, may be 20 % longer")
-    if machine.gpu == "A100" and machine.gpus == 8:
+    if machine.name == MEASURED_ON:
         return Estimate(hours, "measured by ffcv-imagenet with its own script on this machine, not with Rebar")
     return Estimate(hours, "scaled by GPU speed from ffcv-imagenet's time on 8 A100; not measured, may be 20 % longer")
 
@@ -114,6 +120,9 @@ def _machines(aws: Aws, options: Namespace) -> None:
         row = [each.name, f"{each.gpus} × {each.gpu}", f"{each.gpu_memory_gib} GB", str(each.vcpus)]
         row += [f"{each.memory_gib} GiB", nvme, f"{each.price:.2f}", f"{hours:.2f} h"]
         rows.append([*row, f"${(hours + SETUP_HOURS) * each.price:.2f}"])
+    for cpu in CPU_TYPES:
+        shape = [str(cpu.vcpus), f"{cpu.memory_gib} GiB", "none", f"{cpu.price:.2f}"]
+        rows.append([cpu.name, "none", "", *shape, "writes data", ""])
     for row in rows:  # in Markdown, for docs/aws.md
         print(f"| {' | '.join(row)} |")
 
@@ -153,7 +162,7 @@ class Expense:
 
 def _instance(found: Resource) -> Expense:
     kind, state = found["InstanceType"], found["State"]["Name"]
-    price = 0.0 if state == "stopped" else BY_NAME[kind].price if kind in BY_NAME else None
+    price = 0.0 if state == "stopped" else PRICES.get(kind)
     spot = " spot (at the on-demand price)" if found.get("InstanceLifecycle") == "spot" else ""
     details = f"{kind}{spot} since {found['LaunchTime']:%Y-%m-%d %H:%M}"
     return Expense("instance", found["InstanceId"], state, details, None if price is None else 24 * price, found)

@@ -1,8 +1,9 @@
 """The supported instance types and their prices, instances in EC2, and checks before an instance is launched.
 
 GPUs, memory, vCPUs and NVMe are those of EC2's DescribeInstanceTypes (GPU memory from the data sheets, p3 from its
-product page). Prices are in US dollars, for us-east-1. They are constants, not queried from AWS; docs/aws.md lists
-their sources.
+product page). Prices are in US dollars, for us-east-1. They are constants, not queried from AWS: those of instances are
+as AWS's price list had them on 2026-07-20, in Karpenter's generated table (aws/karpenter-provider-aws,
+pkg/providers/pricing/zz_generated.pricing_aws.go). It has no p5e, which us-east-1 does not offer.
 """
 
 import os
@@ -15,7 +16,7 @@ from rebar.aws.tags import SNAPSHOT_ID, Resource, describe, find, now
 from rebar.storage.aws import AwsError, InstanceMetadata
 from rebar.storage.s3 import S3Prefix
 
-PRICE_SOURCE = "July 2026, us-east-1, on demand, Linux"
+PRICE_SOURCE = "2026-07-20, us-east-1, on demand, Linux"
 HOURS_PER_MONTH = 730
 EBS_GB_MONTH = {"gp3": 0.08, "gp2": 0.10, "st1": 0.045, "sc1": 0.015}
 """$ per GB and month, without provisioned IOPS and throughput; gp3 includes 3,000 IOPS and 125 MiB/s.
@@ -67,14 +68,50 @@ TYPES = (
     InstanceType("g5.24xlarge", 4, "A10G", 24, 96, 384, 1, 3800, 8.144, "g5_4gpu.yaml"),
     InstanceType("g5.48xlarge", 8, "A10G", 24, 192, 768, 2, 7600, 16.288, "g5_8gpu.yaml"),
     InstanceType("g6.xlarge", 1, "L4", 24, 4, 16, 1, 250, 0.8048, "g6_1gpu.yaml"),
+    InstanceType("g6.2xlarge", 1, "L4", 24, 8, 32, 1, 450, 0.9776, "g6_1gpu.yaml"),
+    InstanceType("g6.4xlarge", 1, "L4", 24, 16, 64, 1, 600, 1.3232, "g6_1gpu.yaml"),
+    InstanceType("g6.8xlarge", 1, "L4", 24, 32, 128, 2, 900, 2.0144, "g6_1gpu.yaml"),
+    InstanceType("g6.16xlarge", 1, "L4", 24, 64, 256, 2, 1880, 3.3968, "g6_1gpu.yaml"),
     InstanceType("g6.12xlarge", 4, "L4", 24, 48, 192, 4, 3760, 4.6016, "g6_4gpu.yaml"),
+    InstanceType("g6.24xlarge", 4, "L4", 24, 96, 384, 4, 3760, 6.6752, "g6_4gpu.yaml"),
+    InstanceType("g6.48xlarge", 8, "L4", 24, 192, 768, 8, 7520, 13.3504, "g5_8gpu.yaml"),
+    InstanceType("g6e.xlarge", 1, "L40S", 48, 4, 32, 1, 250, 1.861, "g6_1gpu.yaml"),
+    InstanceType("g6e.2xlarge", 1, "L40S", 48, 8, 64, 1, 450, 2.24208, "g6_1gpu.yaml"),
+    InstanceType("g6e.4xlarge", 1, "L40S", 48, 16, 128, 1, 600, 3.00424, "g6_1gpu.yaml"),
+    InstanceType("g6e.8xlarge", 1, "L40S", 48, 32, 256, 2, 900, 4.52856, "g6_1gpu.yaml"),
+    InstanceType("g6e.16xlarge", 1, "L40S", 48, 64, 512, 2, 1900, 7.57719, "g6_1gpu.yaml"),
+    InstanceType("g6e.12xlarge", 4, "L40S", 48, 48, 384, 2, 3800, 10.49264, "g6_4gpu.yaml"),
+    InstanceType("g6e.24xlarge", 4, "L40S", 48, 96, 768, 2, 3800, 15.06559, "g6_4gpu.yaml"),
+    InstanceType("g6e.48xlarge", 8, "L40S", 48, 192, 1536, 4, 7600, 30.13118, "g5_8gpu.yaml"),
     InstanceType("p3.2xlarge", 1, "V100", 16, 8, 61, 0, 0, 3.06, "p3_1gpu.yaml"),
     InstanceType("p3.8xlarge", 4, "V100", 16, 32, 244, 0, 0, 12.24, "p3_4gpu.yaml"),
     InstanceType("p3.16xlarge", 8, "V100", 16, 64, 488, 0, 0, 24.48, "p3_8gpu.yaml"),
     InstanceType("p4d.24xlarge", 8, "A100", 40, 96, 1152, 8, 8000, 21.957642, "p4d_8gpu.yaml"),
+    InstanceType("p4de.24xlarge", 8, "A100", 80, 96, 1152, 8, 8000, 27.44705, "p4d_8gpu.yaml"),
     InstanceType("p5.48xlarge", 8, "H100", 80, 192, 2048, 8, 30400, 55.04, "p5_8gpu.yaml"),
+    InstanceType("p5en.48xlarge", 8, "H200", 141, 192, 2048, 8, 30400, 63.296, "p5_8gpu.yaml"),
 )
 BY_NAME = {each.name: each for each in TYPES}
+
+
+@dataclass(frozen=True)
+class CpuInstanceType:
+    """An instance type without a GPU, for preparing data; memory in GiB, price in $/h, on demand."""
+
+    name: str
+    vcpus: int
+    memory_gib: int
+    price: float
+
+
+CPU_TYPES = (
+    CpuInstanceType("t3.medium", 2, 4, 0.0416),
+    CpuInstanceType("t3.large", 2, 8, 0.0832),
+    CpuInstanceType("t3.xlarge", 4, 16, 0.1664),
+    CpuInstanceType("t3.2xlarge", 8, 32, 0.3328),
+)
+PRICES = {each.name: each.price for each in (*TYPES, *CPU_TYPES)}
+"""$/h, on demand, by instance type."""
 
 
 def instance_type(name: str | None) -> InstanceType:
@@ -144,9 +181,9 @@ QUOTAS = {
     ("g", True): "L-3819A6DF",  # All G and VT Spot Instance Requests
     ("p", False): "L-417A185B",  # Running On-Demand P instances
     ("p", True): "L-7212CCBC",  # All P4, P3 and P2 Spot Instance Requests
-    ("p5", True): "L-C4BD4855",  # All P5 Spot Instance Requests
+    ("p5", True): "L-C4BD4855",  # All P5 Spot Instance Requests; AWS lists no other quota for p5en
 }
-"""Quota codes of Service Quotas, by (instance family, spot). The quotas are in vCPUs."""
+"""Quota codes of Service Quotas, by (start of the instance family, spot). The quotas are in vCPUs."""
 BETONS = ("train.beton", "val.beton")
 GB, GIB = 10**9, 2**30
 DATA_GB = 70
@@ -217,7 +254,7 @@ def require_offered(aws: Aws, machine: InstanceType, zone: str | None) -> None:
 
 def require_quota(aws: Aws, machine: InstanceType, *, spot: bool) -> None:
     """Raise AwsError if the account's vCPU quota is too small for the type and the instances already running."""
-    code = QUOTAS.get((machine.family, spot)) or QUOTAS[machine.name[0], spot]
+    code = QUOTAS.get((machine.family[:2], spot)) or QUOTAS[machine.family[0], spot]
     get_quota = aws("service-quotas").get_service_quota
     denied = ["AccessDeniedException", "NoSuchResourceException"]
     answer = call("reading the account's quota", get_quota, none_if=denied, ServiceCode="ec2", QuotaCode=code)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import boto3
 import moto
 import pytest
 
-from rebar.aws.instances import TYPES, InstanceType
+from rebar.aws.instances import CPU_TYPES, PRICES, TYPES, CpuInstanceType, InstanceType
 from tests.aws.conftest import ZONE, assert_fails, run_cli
 from tests.aws.strict_aws import ACCOUNT, CustomResponse, StrictAws
 from tests.conftest import REPOSITORY
@@ -38,6 +39,22 @@ def test_instance_types_match_ec2(recorded: Any, machine: InstanceType) -> None:
     assert sum(disk["Count"] for disk in storage["Disks"]) == machine.nvme_disks
 
 
+@pytest.mark.parametrize("machine", CPU_TYPES, ids=lambda machine: machine.name)
+def test_cpu_instance_types_match_ec2(recorded: Any, machine: CpuInstanceType) -> None:
+    output = recorded[machine.name]
+    assert "GpuInfo" not in output
+    assert output["VCpuInfo"]["DefaultVCpus"] == machine.vcpus
+    assert output["MemoryInfo"]["SizeInMiB"] == 1024 * machine.memory_gib
+
+
+def test_every_machine_in_docs_and_recipes_is_in_the_table() -> None:
+    pages = [*REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("*.md"), *REPOSITORY.glob("rn50_configs/*.yaml")]
+    pages += [*REPOSITORY.glob("scripts/*.sh"), *REPOSITORY.glob("notebooks/*.ipynb")]
+    named = {name for page in pages for name in re.findall(r"\b[a-z]\d\w*\.(?:\d*xlarge|metal)\b", page.read_text())}
+    assert len(named) > 20
+    assert named - set(PRICES) == set()
+
+
 @pytest.mark.parametrize("machine", TYPES, ids=lambda machine: machine.name)
 def test_every_instance_type_has_a_config(machine: InstanceType) -> None:
     text = (REPOSITORY / "rn50_configs" / machine.config).read_text()
@@ -55,6 +72,11 @@ def test_estimate_of_other_machines_is_scaled(aws: StrictAws) -> None:
     output = run_cli("cost", "estimate", "--instance-type", "g5.xlarge").out
     assert "5.15 h: scaled by GPU speed" in output
     assert "not measured" in output
+
+
+def test_estimate_for_80_gb_a100s_is_scaled(aws: StrictAws) -> None:
+    output = run_cli("cost", "estimate", "--instance-type", "p4de.24xlarge").out
+    assert "0.19 h: scaled by GPU speed" in output  # 14.9 minutes * 1555 / 2039
 
 
 def test_estimate_of_any_number_of_epochs_uses_the_nearest_published_time(aws: StrictAws) -> None:
