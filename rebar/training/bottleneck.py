@@ -169,6 +169,9 @@ def report(speeds: Speeds, run: Run, resolution: int) -> dict[str, str]:
     """Describe the stages, the one that limits the speed, and what helps most, as text by name."""
     (slowest, limit), (second, next_speed), *_ = speeds.compared(epochs=run.config.training.epochs).items()
     situation = _situation(run, speeds, resolution, faster=next_speed / limit)
+    limited_by = f"{NAMES[slowest]}; {NAMES[second]} is {format_rate(next_speed / limit)} times as fast"
+    if slowest != "disk" and speeds.disk is not None and speeds.disk.samples_per_second < limit:
+        limited_by += "; in the first epoch, the disk limits"
     cores = f"{count(situation.workers, 'thread')} per rank on {count(situation.cores, 'core')}"
     return {
         "disk": _describe_disk(speeds, run),
@@ -176,7 +179,7 @@ def report(speeds: Speeds, run: Run, resolution: int) -> dict[str, str]:
         "copy": "not measured: no GPU" if speeds.copy is None else f"{images_per_second(speeds.copy)} to the GPU",
         "step": f"{images_per_second(speeds.step)} on a batch that stays on the device",
         "together": images_per_second(speeds.together),
-        "limited by": f"{NAMES[slowest]}; {NAMES[second]} is {format_rate(next_speed / limit)} times as fast",
+        "limited by": limited_by,
         "what helps most": advise(slowest, situation),
     }
 
