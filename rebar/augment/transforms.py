@@ -195,7 +195,7 @@ def transform(images: torch.Tensor, matrices: Matrices) -> torch.Tensor:
 def upload(values: ArrayLike, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Copy host values to ``device`` without synchronizing."""
     tensor = torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def per_sample(values: ArrayLike, images: torch.Tensor) -> torch.Tensor:

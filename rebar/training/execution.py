@@ -36,7 +36,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
     """Return the autocast context for a resolved precision."""
     dtype = input_dtype(precision)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 def input_dtype(precision: Precision) -> torch.dtype:

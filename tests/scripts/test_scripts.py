@@ -13,7 +13,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*(REPOSITORY / "scripts").glob("*.s[hb]*"), REPOSITORY / ".ci" / "run"])
-SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+SHELLCHECK, HADOLINT = (
+    shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    for program in ("shellcheck", "hadolint")
+)
 Result = subprocess.CompletedProcess[str]
 
 
@@ -46,6 +49,12 @@ def test_script_parses_and_is_executable(script: Path) -> None:
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
 def test_all_scripts_pass_shellcheck() -> None:
     assert run(str(SHELLCHECK), *SCRIPTS).stdout == ""
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed")
+def test_dockerfile_passes_hadolint() -> None:
+    checked = run(str(HADOLINT), REPOSITORY / "scripts" / "Dockerfile")
+    assert (checked.returncode, checked.stdout) == (0, "")
 
 
 @pytest.mark.parametrize(
