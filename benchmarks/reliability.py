@@ -113,7 +113,7 @@ def fuzz_jpeg(setup: Setup, rng: random.Random) -> Iterator[Outcome]:
             verdicts["decode_rgb"] = decode_rgb(data).size > 0
         except RebarError as error:
             if error.code == "jpeg-unsupported":
-                continue  # such as CMYK, which only the writer accepts
+                continue  # such as CMYK, which Pillow decodes
             verdicts["decode_rgb"] = False
         for policy in policies:
             try:

@@ -3,6 +3,7 @@
 ``verify``, ``inspect`` and the loader's full-image path share :func:`decode_image`.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -103,7 +104,7 @@ class StoredImages(Protocol):
 
 
 def decode_image(stored: StoredImages, index: int) -> NDArray[np.uint8]:
-    """Return a sample's image, RGB uint8 ``[height, width, 3]``.
+    """Return a sample's image, RGB uint8 ``[height, width, 3]``. CMYK is converted as in the writer.
 
     Raises BetonError if it cannot be decoded, or if its size differs from the size in the table; then no memory for its
     pixels is allocated. The message is a predicate such as "cannot be decoded: ..."; the caller prepends the file and
@@ -114,9 +115,25 @@ def decode_image(stored: StoredImages, index: int) -> NDArray[np.uint8]:
         if stored.modes[index] != MODE_JPG:
             return content.reshape((int(stored.heights[index]), int(stored.widths[index]), 3))
         check_size(stored, index)
-        return decode_rgb(content)
+        return _decode_jpeg(content)
     except (JpegError, ValueError) as error:
         raise BetonError(f"cannot be decoded: {error}", code="beton-image-corrupt") from None
+
+
+def _decode_jpeg(content: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Decode with libjpeg-turbo, or CMYK with Pillow. Raises JpegError."""
+    try:
+        return decode_rgb(content)
+    except JpegError as unsupported:
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+                if image.mode == "CMYK":
+                    return np.asarray(image.convert("RGB"))
+        except Exception:  # Pillow raises many exception classes for corrupt files
+            raise unsupported from None
+        raise
 
 
 def check_size(stored: StoredImages, index: int) -> None:

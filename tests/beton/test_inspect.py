@@ -17,6 +17,7 @@ from rebar.beton.verify import measure_stats, verify
 from rebar.errors import RebarError
 from rebar.loading import CenterCrop, CorruptSampleError, Loader
 from rebar.sources import ImageFolder
+from tests.jpeg.images import cmyk
 from write_dataset import main
 
 TABLES_START = HEADER.itemsize + 2 * FIELD_DESCRIPTOR.itemsize  # where the sample records start
@@ -213,3 +214,19 @@ def test_options_of_another_command_are_refused(options: list[str]) -> None:
     with pytest.raises(RebarError) as error:
         main(options)
     assert error.value.code == "config-invalid-value"
+
+
+def test_cmyk_image_of_other_software_is_shown_and_measured(tmp_path: Path) -> None:
+    """Other software may store a CMYK JPEG as it is, and Rebar's reader converts it."""
+    light = np.full((40, 60, 3), 200, np.uint8)
+    (tmp_path / "tree" / "a").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "tree" / "a" / "0.jpg"), np.random.default_rng(0).integers(0, 256, light.shape))
+    path = tmp_path / "train.beton"
+    write_beton(ImageFolder(tmp_path / "tree"), path, policy=ImagePolicy(), order=np.arange(1), progress=False)
+    sidecar_path(path).unlink()
+    file, content = BetonFile.open(path), cmyk(light)
+    assert len(content) < int(file.sizes[0])
+    overwrite(path, int(file.offsets[0]), content + bytes(int(file.sizes[0]) - len(content)))
+    assert contact_sheet(path)[80, 80].tolist() == pytest.approx([200] * 3, abs=3)
+    assert measure_stats(path).mean == pytest.approx([200 / 255] * 3, abs=0.02)
+    assert verify(path).problems == []

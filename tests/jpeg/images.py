@@ -1,8 +1,11 @@
 """Synthetic photographs, JPEGs of every supported kind, and reference crops from full-image decoding."""
 
+import io
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from rebar.jpeg.crop_decoder import CropDecoder, Status
 from rebar.jpeg.decode import decode_rgb
@@ -48,6 +51,13 @@ def encode(
     else:
         settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[kind]]
     return cv2.imencode(".jpg", image, settings)[1].ravel()
+
+
+def cmyk(image: NDArray[np.uint8]) -> bytes:
+    """Encode an RGB image as a CMYK JPEG."""
+    file = io.BytesIO()
+    Image.fromarray(image).convert("CMYK").save(file, "JPEG")
+    return file.getvalue()
 
 
 def random_box(rng: np.random.Generator, height: int, width: int) -> Box:
