@@ -13,7 +13,7 @@ LOOPS = ["jpeg", "beton", "sidecar", "kill-writer", "kill-training"]
 
 def run_loop(loop: str, faults: Path, *, seconds: float, seed: int) -> str:
     """Run a loop, which exits with status 1 if there are faults. Return what it prints."""
-    settings = ["--seconds", str(seconds), "--seed", str(seed), "--faults", faults]
+    settings: list[str | Path] = ["--seconds", str(seconds), "--seed", str(seed), "--faults", faults]
     return run("benchmarks/reliability.py", loop, *settings).stdout
 
 
