@@ -5,6 +5,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -121,18 +122,20 @@ def decode_image(stored: StoredImages, index: int) -> NDArray[np.uint8]:
 
 
 def _decode_jpeg(content: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Decode with libjpeg-turbo, or CMYK with Pillow. Raises JpegError."""
+    """Decode with libjpeg-turbo, or CMYK with Pillow, without its metadata if they are damaged. Raises JpegError."""
     try:
         return decode_rgb(content)
-    except JpegError as unsupported:
+    except JpegError:
         from PIL import Image
 
-        try:
-            with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+        from rebar.beton.metadata import without_metadata
+
+        jpeg = content.tobytes()
+        for candidate in (jpeg, without_metadata(jpeg)):
+            # Pillow raises many exception classes for corrupt files
+            with suppress(Exception), Image.open(io.BytesIO(candidate), formats=["JPEG"]) as image:
                 if image.mode == "CMYK":
                     return np.asarray(image.convert("RGB"))
-        except Exception:  # Pillow raises many exception classes for corrupt files
-            raise unsupported from None
         raise
 
 
