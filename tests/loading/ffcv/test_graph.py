@@ -48,10 +48,12 @@ def make_loader(beton: BetonFile, pipelines: dict[str, Any], **changes: Any) -> 
 
 
 def test_ffcv_batches_do_not_depend_on_threads_and_are_not_overwritten(textures: BetonFile) -> None:
-    one, three = (make_loader(textures, random_pipelines(), num_workers=workers) for workers in (1, 3))
-    for _ in range(2):
-        held = list(one)
-        copies = [(images.clone(), labels.clone()) for images, labels in three]
+    loader = make_loader(textures, random_pipelines(), num_workers=1)
+    for epoch in range(2):
+        loader.num_workers, loader.next_epoch = 1, epoch
+        held = list(loader)
+        loader.num_workers, loader.next_epoch = 3, epoch
+        copies = [(images.clone(), labels.clone()) for images, labels in loader]
         assert [len(labels) for _, labels in held] == [5, 5, 2]
         for (a, b), (c, d) in zip(held, copies, strict=True):
             assert torch.equal(a, c)
