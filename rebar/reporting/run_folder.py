@@ -10,6 +10,7 @@ from rebar.cli import warn
 from rebar.errors import RebarError
 from rebar.storage.files import file_lock
 from rebar.storage.run_store import ORIGIN
+from rebar.storage.s3 import keep_existing
 
 LOCK_TIMEOUT_SECONDS = 20.0
 
@@ -133,10 +134,15 @@ class RunFolder:
             )
 
     def prepare(self, *, from_scratch: bool) -> None:
-        """Create the folder. ``from_scratch`` deletes the files of an earlier run, but no other files."""
+        """Create the folder. ``from_scratch`` deletes the files of an earlier run, but no other files.
+
+        The log of a run without checkpoints, which needs no ``--overwrite``, is renamed if it has an epoch.
+        """
         self._create()
         try:
             if from_scratch:
+                if not self.checkpoints() and self.log.is_file() and b'"event": "epoch"' in self.log.read_bytes():
+                    keep_existing(self.log, "")
                 for file in self._run_files():
                     file.unlink()
             for leftover in self.last_checkpoint.parent.glob(".*.partial-*"):  # from a run killed while saving

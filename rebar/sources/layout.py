@@ -22,6 +22,7 @@ SPLIT_WORDS: dict[str, tuple[str, ...]] = {
 """Words in the names of files and folders that identify a split."""
 ALL_SPLIT_WORDS = {*SPLIT_WORDS["train"], *SPLIT_WORDS["val"], "test", "testing"}
 HIDDEN = "hidden file or folder"
+_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # of macOS's archives and of Synology's file servers
 NOT_AN_IMAGE = "file that is not an image"
 OUTSIDE_CLASS_FOLDERS = "image outside the class folders"
 """Kinds of files that sources omit and count."""
@@ -40,12 +41,13 @@ def is_image(name: str) -> bool:
 
 def has_hidden_part(name: str) -> bool:
     """Return whether a relative path, or a folder in it, is hidden."""
-    return (name.startswith(".") or "/." in name) and any(is_hidden(part) for part in name.split("/"))
+    may_be_hidden = name.startswith(".") or "/." in name or any(folder in name for folder in _SYSTEM_FOLDERS)
+    return may_be_hidden and any(is_hidden(part) for part in name.split("/"))
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is hidden, such as ``.ipynb_checkpoints`` and macOS's ``._name``."""
-    return name.startswith(".") and name not in (".", "..")
+    """Return whether a file or folder is hidden, such as ``.ipynb_checkpoints``, macOS's ``._name`` and ``@eaDir``."""
+    return (name.startswith(".") and name not in (".", "..")) or name in _SYSTEM_FOLDERS
 
 
 def other_split(split: str) -> str:

@@ -1,5 +1,6 @@
 """The run folder: resuming, overwriting, locking, and ``status.json``."""
 
+import json
 import os
 from pathlib import Path
 
@@ -57,6 +58,16 @@ def test_check_overwrite_refuses_to_delete_a_checkpoint(used: RunFolder) -> None
 def test_prepare_from_scratch_deletes_only_files_of_the_run(used: RunFolder) -> None:
     used.prepare(from_scratch=True)
     assert files_in(used) == {"notes.txt"}
+
+
+def test_prepare_from_scratch_keeps_the_log_of_epochs_whose_checkpoints_are_missing(used: RunFolder) -> None:
+    for checkpoint in used.checkpoints():
+        checkpoint.unlink()
+    for number in (1, 2):
+        used.log.write_text(json.dumps({"event": "epoch", "epoch": number}))
+        used.prepare(from_scratch=True)
+        assert json.loads(used.log.with_name(f"log.jsonl.{number}").read_text())["epoch"] == number
+        assert not used.log.exists()
 
 
 def test_check_overwrite_accepts_run_without_checkpoint(used: RunFolder) -> None:

@@ -44,6 +44,12 @@ class TestImageFolder:
         ]
         assert [(source.name(i), source.label(i)) for i in range(len(source))] == expected
 
+    @pytest.mark.parametrize("folder", ["__MACOSX", "@eaDir"])
+    def test_folders_of_operating_systems_are_no_classes(self, folder: str, tmp_path: Path) -> None:
+        files = (f"{folder}/0.jpg", f"a/{folder}/1.jpg", f"a/x{folder}.jpg")
+        source = ImageFolder(make_files(tmp_path, "a/0.jpg", "b/0.jpg", *files))
+        assert (list(source.class_names), len(source)) == (["a", "b"], 3)
+
     def test_hidden_files_and_folders_are_ignored(self, tmp_path: Path) -> None:
         hidden = (".ipynb_checkpoints/0.jpg", "a/.ipynb_checkpoints/0.jpg", "a/._0.jpg", "a/Thumbs.db", "a/.DS_Store")
         source = ImageFolder(make_files(tmp_path, "a/0.jpg", "b/0.jpg", "c.jpg", *hidden))
