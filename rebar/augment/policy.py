@@ -1,9 +1,7 @@
 """The augmentation policy of a run: its options, and the order in which the techniques are applied.
 
-To add a technique, write it in a module of this package as a function of the images and their BatchPosition, with an
-early return if it is disabled. Declare its options in RegularizationConfig, add one line to IMAGE_OPERATIONS or
-NORMALIZED_OPERATIONS, which also gives its description in the banner, and add a test to tests/augment. Draw its random
-numbers from a new rebar.loading.rng.Stream.
+CONTRIBUTING.md shows how to add a technique: a module of this package, and one line in IMAGE_OPERATIONS or
+NORMALIZED_OPERATIONS. Its options are in RegularizationConfig, which imports no torch.
 """
 
 from collections.abc import Callable
@@ -63,6 +61,16 @@ class Technique:
     describe: Callable[[RegularizationConfig], str]
 
 
+def option_and_value(name: str) -> Callable[[RegularizationConfig], str]:
+    """Return the description of a technique by the option that enables it, such as 'random erasing 0.1'."""
+
+    def describe(config: RegularizationConfig) -> str:
+        value = getattr(config, name)
+        return f"{name.replace('_', ' ')} {value:g}" if value else ""
+
+    return describe
+
+
 def _describe_color_jitter(config: RegularizationConfig) -> str:
     strength, hue = config.color_jitter, config.color_jitter_hue
     return ", ".join(
@@ -77,9 +85,7 @@ IMAGE_OPERATIONS: dict[str, Technique] = {
 }
 """Applied in this order to uint8 ``[n, 3, h, w]`` images before normalization."""
 NORMALIZED_OPERATIONS: dict[str, Technique] = {
-    "RandomErasing": Technique(
-        _random_erasing, lambda config: f"random erasing {config.random_erasing:g}" if config.random_erasing else ""
-    ),
+    "RandomErasing": Technique(_random_erasing, option_and_value("random_erasing")),
 }
 """Applied in this order to float ``[n, 3, h, w]`` images after normalization; MixUp and CutMix follow."""
 

@@ -5,6 +5,7 @@ one, and a global batch does not depend on the number of ranks. The mixing funct
 Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
 
+import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -17,7 +18,10 @@ _SAMPLE_BITS = np.uint64(48)
 
 
 class Stream(IntEnum):
-    """The purpose of a random number. Streams are independent. Changing a value changes every run's random numbers."""
+    """The purpose of a random number. Streams are independent. Changing a value changes every run's random numbers.
+
+    An augmentation technique may use its name as its stream instead.
+    """
 
     ORDER = 0
     CROP = 1
@@ -36,6 +40,11 @@ class Stream(IntEnum):
     """Seeds for torch's generators in a training step."""
     MAGNITUDE = 11
     OPERATION_MASK = 12
+
+
+def _stream_key(stream: Stream | str) -> int:
+    """Return the key of a stream. The keys of names are above those of :class:`Stream`."""
+    return (1 << 32) + zlib.crc32(stream.encode()) if isinstance(stream, str) else int(stream)
 
 
 @dataclass(frozen=True)
@@ -63,10 +72,10 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def random_bits(keys: RngKeys, stream: Stream, draws: int = 1) -> NDArray[np.uint64]:
+def random_bits(keys: RngKeys, stream: Stream | str, draws: int = 1) -> NDArray[np.uint64]:
     """Return 64 random bits per sample and draw, uint64 ``[len(keys), draws]``."""
     key = np.zeros(1, np.uint64)
-    for part in (keys.seed, keys.epoch, int(stream)):
+    for part in (keys.seed, keys.epoch, _stream_key(stream)):
         key = _mix(key + np.uint64(part & _MASK) + _GOLDEN)
     counters = keys.indices.astype(np.uint64) + np.uint64(1)
     if keys.copies is not None:
@@ -76,7 +85,7 @@ def random_bits(keys: RngKeys, stream: Stream, draws: int = 1) -> NDArray[np.uin
     return _mix(states[:, None] + steps[None, :])
 
 
-def uniforms(keys: RngKeys, stream: Stream, draws: int = 1) -> NDArray[np.float64]:
+def uniforms(keys: RngKeys, stream: Stream | str, draws: int = 1) -> NDArray[np.float64]:
     """Return random numbers uniform in [0, 1), float64 ``[len(keys), draws]``."""
     return (random_bits(keys, stream, draws) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -93,12 +102,12 @@ class BatchPosition:
     count: int
     """The number of samples in the rank's batch."""
 
-    def uniforms(self, stream: Stream, draws: int) -> NDArray[np.float64]:
+    def uniforms(self, stream: Stream | str, draws: int) -> NDArray[np.float64]:
         """Return random numbers uniform in [0, 1) per sample, float64 ``[count, draws]``."""
         indices = np.arange(self.first, self.first + self.count)
         return uniforms(RngKeys(self.seed, self.step, indices), stream, draws)
 
-    def generator(self, stream: Stream) -> np.random.Generator:
+    def generator(self, stream: Stream | str) -> np.random.Generator:
         """Return a generator for draws per global batch; it is the same on every rank."""
         key = random_bits(RngKeys(self.seed, self.step, np.zeros(1, np.int64)), stream, 2)[0]
         return np.random.Generator(np.random.Philox(key=key))

@@ -32,6 +32,8 @@ def test_uniforms_are_uncorrelated_between_seeds_epochs_and_streams() -> None:
         (2, 1, Stream.CROP),
         (1, 3, Stream.CROP),
         (1, 2, Stream.FLIP),
+        (1, 2, "flip"),
+        (1, 2, "inversion"),
         (-1, 2, Stream.CROP),
     ]
     drawn = [uniforms(RngKeys(seed, epoch, MANY), stream)[:, 0] for seed, epoch, stream in arguments]
