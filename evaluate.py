@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rebar.cli import run_command, start_script
+from rebar.cli import count, run_command, start_script
 
 # importing torch takes seconds
 start_script(__name__, "rebar-evaluate", "rebar.training.evaluate_options:parse_command_line")
@@ -90,7 +90,7 @@ def evaluate_checkpoint(options: EvaluateSection, world: World) -> None:
                 confusion_classes=num_classes if needs_confusion else 0,
             )
         if world.is_main:
-            print(f"{result.num_samples:,} images at {resolution} px: {console.accuracy_line(result.metrics())}")
+            print(f"{count(result.num_samples, 'image')} at {resolution} px: {console.accuracy_line(result.metrics())}")
     if world.is_main:
         if result.confusion is not None:
             names = list(loader.beton.class_names or map(str, range(num_classes)))
@@ -193,7 +193,7 @@ def check_classes(options: EvaluateSection, loader: Loader, class_names: Sequenc
         check_same_classes(list(class_names), list(loader.beton.class_names), options.checkpoint)
     if loader.beton.num_classes > num_classes:
         raise RebarError(
-            f"{options.data}: {loader.beton.num_classes} classes, but the model of "
+            f"{options.data}: {count(loader.beton.num_classes, 'class', 'classes')}, but the model of "
             f"{options.checkpoint or options.weights} has {num_classes}. Pass the dataset that it was trained on.",
             code="data-class-mismatch",
         )

@@ -267,7 +267,7 @@ def print_report(report: WriteReport, config: WriterSection) -> None:
     print(f"written   {report.path}: {report.bytes / 1e9:,.3f} GB in {report.seconds:,.1f} s")
     print(f"          {count(report.num_samples, 'image')}, {value_range(report.class_counts)} per class")
     print(f"          {tally.transcoded:,} transcoded losslessly, {tally.encoded:,} re-encoded")
-    print(f"          {per_image:,.0f} bytes per image, {per_second:,.0f} images/s")
+    print(f"          {per_image:,.0f} bytes per image, {count(round(per_second), 'image')}/s")
     if expected.marker_overhead:
         sampled = count(expected.num_sampled, "image")
         print(f"          restart markers add {expected.marker_overhead:.1%}, estimated from {sampled}")

@@ -25,7 +25,7 @@ from typing import Any
 
 from loader import check_report, describe_machine
 
-from rebar.cli import run_command
+from rebar.cli import count, run_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -93,9 +93,12 @@ def format_markdown(report: dict[str, Any]) -> str:
     rows, target = report["runs"], report["target_top1"]
     machine, reached = report["machine"], sum(row["top1"] >= target for row in rows)
     hardware = f"{report['device']} ({machine['processor']}, {machine['cores']} cores)"
+    title = f"{target:.0%}" if reached == len(rows) else f"{report['top1_mean']:.1%}"
+    minutes = count(round(report["train_seconds_mean"] / 60), "minute")
+    place = "a GPU" if report["device"] != "CPU" else count(machine["cores"], "CPU core")
     seconds = f"{report['train_seconds_mean']:,.1f} ± {report['train_seconds_deviation']:,.1f} s"
     lines = [
-        "# Fashion-MNIST speedrun",
+        f"# {title} of Fashion-MNIST in {minutes} on {place}",
         "",
         f"`{report['command']}`, {report['date']}, {hardware}, PyTorch {machine['versions']['torch']}.",
         "",

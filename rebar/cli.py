@@ -71,9 +71,10 @@ def note(message: str) -> None:
         print(f"note: {escape_lines(message)}", file=sys.stderr, flush=True)
 
 
-def count(number: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun, such as '1 epoch', '3 epochs' or '2,000 classes'; ``plural`` if irregular."""
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+def count(number: float, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, such as '1 epoch', '1.5 epochs' or '2,000 classes'; ``plural`` if irregular."""
+    digits = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{digits} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def and_others(first: str, others: int, noun: str, plural: str = "") -> str:

@@ -147,6 +147,7 @@ def test_warn_prints_on_rank_0_only(capsys: pytest.CaptureFixture[str], monkeypa
 
 def test_counts_agree_with_their_nouns() -> None:
     assert [count(number, "epoch") for number in (0, 1, 2_000)] == ["0 epochs", "1 epoch", "2,000 epochs"]
+    assert [count(number, "epoch") for number in (1.0, 1.5, 14.9)] == ["1 epoch", "1.5 epochs", "14.9 epochs"]
     assert [count(number, "class", "classes") for number in (1, 2)] == ["1 class", "2 classes"]
     assert [and_others("a", number, "image") for number in range(3)] == [
         "a",

@@ -27,10 +27,11 @@ def print_banner(run: Run) -> None:
         warn(warning)
     parameters, precision = count_parameters(state.model), state.precision
     gpus = world.size if world.device.type == "cuda" else 0
+    validation = count(run.val_loader.num_samples, "validation image")
     facts = {
         "model": f"{state.arch}, {parameters:,} parameters",
-        "data": f"{run.train_loader.num_samples:,} training and {run.val_loader.num_samples:,} validation images, "
-        f"{len(state.class_names):,} classes",
+        "data": f"{run.train_loader.num_samples:,} training and {validation}, "
+        f"{count(len(state.class_names), 'class', 'classes')}",
         "world": f"{world.size} x {_device_name(world)}, batch {config.training.batch_size} per rank, "
         f"global batch {config.training.batch_size * world.size}",
         "recipe": recipe_summary(config, global_batch=state.global_batch, precision=precision, gpus=gpus),
@@ -81,7 +82,7 @@ def recipe_summary(config: TrainConfig, *, global_batch: int, precision: str, gp
         f"{resolution.min_res} px": not ramps,
         f"{training.optimizer}, {config.lr.lr_schedule_type} lr {peak:g}{scaling}": frozen is None,
         f"constant lr {frozen or 'of the last step'}": frozen is not None,
-        f"warm-up {config.lr.warmup_epochs:g} epochs": has_warmup and config.lr.warmup_epochs > 0,
+        f"warm-up {count(config.lr.warmup_epochs, 'epoch')}": has_warmup and config.lr.warmup_epochs > 0,
         momentum: momentum and training.momentum > 0,
         f"weight decay {training.weight_decay:g}": training.weight_decay > 0,
         f"label smoothing {training.label_smoothing:g}": training.label_smoothing > 0,
@@ -106,8 +107,8 @@ def recipe_summary(config: TrainConfig, *, global_batch: int, precision: str, gp
         f"channel statistics of {Path(config.data.stats_file).name}": config.data.stats_file != "",
         "pretrained weights": config.model.pretrained,
         "zero-init residual": config.model.zero_init_residual and not config.model.pretrained,
-        f"at most {training.max_steps} steps": training.max_steps > 0,
-        f"at most {training.budget_hours:g} hours": training.budget_hours > 0,
+        f"at most {count(training.max_steps, 'step')}": training.max_steps > 0,
+        f"at most {count(training.budget_hours, 'hour')}": training.budget_hours > 0,
         f"until top-1 {training.target_top1:g}": training.target_top1 > 0,
     }
     return ", ".join(part for part, is_on in parts.items() if is_on)
@@ -144,7 +145,7 @@ def _progress_note(run: Run) -> str:
         return ", complete; more --epochs extend it, --resume none --overwrite restarts it from scratch"
     if state.meter.steps == 0:
         return f", resuming after epoch {state.epoch}"
-    return f", resuming after {state.meter.steps} of {run.steps_per_epoch} steps of epoch {state.epoch + 1}"
+    return f", resuming after {state.meter.steps} of {count(run.steps_per_epoch, 'step')} of epoch {state.epoch + 1}"
 
 
 def _time_note(run: Run) -> str:
@@ -162,7 +163,7 @@ def _time_note(run: Run) -> str:
         step = first_estimate_step(run.steps_per_epoch, log_every=config.logging.log_every)
         if step == 0:
             return "estimated after the first epoch" if training.epochs > 1 else ""
-        return f"estimated after {step} steps; --dry-run estimates it without training"
+        return f"estimated after {count(step, 'step')}; --dry-run estimates it without training"
     left = seconds_left(
         run.step,
         state.global_batch / speed,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rebar.cli import warn
+from rebar.cli import count, warn
 from rebar.errors import RebarError
 from rebar.loading import Loader
 from rebar.loading.imagenet import build_train_loader, build_val_loader, read_statistics
@@ -120,8 +120,8 @@ def open_data(config: TrainConfig, world: World) -> tuple[Loader, Loader]:
         )
     if val_loader.beton.num_classes > train_loader.beton.num_classes:
         raise RebarError(
-            f"{config.data.val_dataset}: it has {val_loader.beton.num_classes} classes, {config.data.train_dataset} "
-            f"has only {train_loader.beton.num_classes}. Write both from the same dataset.",
+            f"{config.data.val_dataset}: it has {count(val_loader.beton.num_classes, 'class', 'classes')}, "
+            f"{config.data.train_dataset} has only {train_loader.beton.num_classes}. Write both from the same dataset.",
             code="data-class-mismatch",
         )
     return train_loader, val_loader
@@ -136,8 +136,8 @@ def build_state(config: TrainConfig, train_loader: Loader, world: World) -> Trai
     num_classes = config.model.num_classes or beton.num_classes
     if num_classes < beton.num_classes:
         raise RebarError(
-            f"model.num_classes is {num_classes}, but {beton.path} has {beton.num_classes} classes. Pass "
-            f"--num-classes {beton.num_classes}, or 0.",
+            f"model.num_classes is {num_classes}, but {beton.path} has "
+            f"{count(beton.num_classes, 'class', 'classes')}. Pass --num-classes {beton.num_classes}, or 0.",
             code="data-class-mismatch",
         )
     model = _build_model(config, num_classes, world)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # must be imported before a group exists: see join_world
 from torch import nn
 
-from rebar.cli import warn
+from rebar.cli import count, warn
 from rebar.errors import RebarError
 
 _TIMEOUT = timedelta(minutes=10)
@@ -193,7 +193,7 @@ def _local_device(local_rank: int, local_size: int) -> torch.device:
         return torch.device("cpu")
     if local_size > torch.cuda.device_count():
         raise RebarError(
-            f"torchrun: {local_size} ranks, but {torch.cuda.device_count()} GPUs on this node. "
+            f"torchrun: {local_size} ranks, but {count(torch.cuda.device_count(), 'GPU')} on this node. "
             f"Start it with --nproc_per_node={torch.cuda.device_count()}.",
             code="distributed-too-few-gpus",
         )

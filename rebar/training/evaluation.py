@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from rebar.cli import count
 from rebar.optim.averaging import update_bn
 from rebar.reporting import console
 from rebar.training.distributed import World, broadcast_buffers, sum_over_world
@@ -158,4 +159,4 @@ def print_evaluation(run: Run) -> None:
     """Evaluate the run's checkpoint or pretrained model, and print the accuracy. Every rank must call it."""
     result = validate(run)
     if run.world.is_main:
-        print(f"{result.num_samples:,} images: {console.accuracy_line(result.metrics())}")
+        print(f"{count(result.num_samples, 'image')}: {console.accuracy_line(result.metrics())}")

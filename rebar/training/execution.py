@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,18 @@ from rebar.training.options import Precision
 
 MAX_STATIC_RESOLUTIONS = 4
 """With more resolutions than this, torch.compile uses one graph with dynamic shapes instead of one per resolution."""
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""The flags of x86 and ARM CPUs that compute in bf16."""
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def cpu_lacks_bf16() -> bool:
+    """Return whether the flags of this machine's CPU are known and include no bf16 instructions."""
+    try:
+        words = set(CPU_INFO.read_text().split())
+    except OSError:
+        return False
+    return not BF16_FLAGS & words
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
@@ -28,6 +41,8 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     if device.type == "cpu" and precision == "fp16":
         warn("precision fp16 needs a GPU; 32 bit is used instead")
         return "32"
+    if device.type == "cpu" and precision == "bf16" and cpu_lacks_bf16():
+        warn("training.precision bf16 is slow on this CPU, which has no bf16 instructions. Use --training.precision 32")
     if device.type == "cuda" and precision == "bf16" and torch.cuda.get_device_capability(device) < (8, 0):
         warn(f"precision bf16 is slow on {torch.cuda.get_device_name(device)}; fp16 is faster")
     return precision

@@ -271,5 +271,5 @@ class TimeEstimate:
         self._show(
             f"time left: about {format_duration(left)} for {count(epochs, 'epoch')}, "
             f"without evaluation, at {images_per_second(self._global_batch / seconds_per_step)} and "
-            f"{self._resolutions[epoch]} px (measured over {steps} steps)"
+            f"{self._resolutions[epoch]} px (measured over {count(steps, 'step')})"
         )

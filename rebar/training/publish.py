@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from rebar.cli import CommandParser, escape_control_characters, run_command, warn
+from rebar.cli import CommandParser, count, escape_control_characters, run_command, warn
 from rebar.config import build_config
 from rebar.errors import RebarError
 from rebar.models.build import ARCHITECTURES, count_parameters
@@ -75,7 +75,8 @@ class ModelFacts:
     def dataset(self) -> str:
         """The name of the dataset: ImageNet if the numbers of images and classes match."""
         imagenet = (self.train_images, self.num_classes) == (IMAGENET_IMAGES, IMAGENET_CLASSES)
-        return "imagenet-1k" if imagenet else f"{self.num_classes} classes, {self.train_images:,} training images"
+        classes, images = count(self.num_classes, "class", "classes"), count(self.train_images, "training image")
+        return "imagenet-1k" if imagenet else f"{classes}, {images}"
 
 
 def model_card(facts: ModelFacts, files: Sequence[str]) -> str:
@@ -88,7 +89,7 @@ def model_card(facts: ModelFacts, files: Sequence[str]) -> str:
         *_other_resolutions(facts),
         ("data", facts.dataset),
         ("recipe", facts.recipe),
-        ("trained", f"{facts.epochs} epochs in {format_duration(facts.train_seconds)} (without validation)"),
+        ("trained", f"{count(facts.epochs, 'epoch')} in {format_duration(facts.train_seconds)} (without validation)"),
         ("hardware", facts.hardware),
         *((name, f"`{value}`") for name, value in facts.environment.items() if value),
     ]
@@ -96,8 +97,9 @@ def model_card(facts: ModelFacts, files: Sequence[str]) -> str:
     file_list = "\n".join(f"- `{name}`" for name in files)
     return (
         f"---\n{metadata}---\n\n# {facts.name}\n\n"
-        f"A {facts.arch} with {facts.parameters:,} parameters for {facts.num_classes:,} classes, trained with Rebar "
-        f"from FFCV's .beton files.\n\n| | |\n| --- | --- |\n{table}\n\n{_usage(facts)}\n## Files\n\n{file_list}\n"
+        f"A {facts.arch} with {facts.parameters:,} parameters for {count(facts.num_classes, 'class', 'classes')}, "
+        f"trained with Rebar from FFCV's .beton files.\n\n| | |\n| --- | --- |\n{table}\n\n{_usage(facts)}\n"
+        f"## Files\n\n{file_list}\n"
     )
 
 
@@ -230,7 +232,7 @@ def publish_run(folder: RunFolder, repository: str) -> str:
         export_weights(weights, weights_to_evaluate(checkpoint), metadata)
         files["README.md"] = model_card(facts, sorted(files)).encode()
         accuracy = f"top-1 {facts.metrics['val/top1']:.2%}" if "val/top1" in facts.metrics else "not evaluated"
-        return upload_files(repository, files, f"{facts.arch}, {facts.epochs} epochs, {accuracy}")
+        return upload_files(repository, files, f"{facts.arch}, {count(facts.epochs, 'epoch')}, {accuracy}")
 
 
 def publish_or_warn(folder: RunFolder, repository: str) -> None:

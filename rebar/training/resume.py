@@ -12,7 +12,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from rebar.cli import warn
+from rebar.cli import count, warn
 from rebar.config import flatten_config, parse_bool
 from rebar.errors import RebarError
 from rebar.loading import Loader
@@ -141,7 +141,7 @@ def _resume_schedule(config: TrainConfig, state: TrainState, loader: Loader) -> 
         )
         if learning_rate(step) > 1.5 * state.lr:
             warn(
-                f"with {epochs} epochs instead of {before}, the learning rate jumps from {state.lr:.4g} to "
+                f"with {count(epochs, 'epoch')} instead of {before}, the learning rate jumps from {state.lr:.4g} to "
                 f"{learning_rate(step):.4g}. --reset-schedule avoids the jump, --freeze-lr VALUE keeps a constant "
                 "rate"
             )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rebar.cli import shown_name, warn
+from rebar.cli import count, shown_name, warn
 from rebar.errors import RebarError
 from rebar.loading import Loader
 from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
@@ -171,7 +171,7 @@ class TrainState:
         check_compatible(content, path, arch=self.arch, class_names=self.class_names, num_classes=self.num_classes)
         if content["num_samples"] != self.num_samples:
             raise CheckpointError(
-                f"checkpoint {path} was trained on {content['num_samples']:,} images, the training data has "
+                f"checkpoint {path} was trained on {count(content['num_samples'], 'image')}, the training data has "
                 f"{self.num_samples:,}. Use its training data, or start from scratch with --resume none --overwrite.",
                 code="checkpoint-mismatch",
             )
@@ -275,7 +275,8 @@ def check_same_classes(saved: list[str], class_names: list[str], path: Path | st
     advice = f"Use the dataset it was trained on{otherwise}."
     if len(saved) != len(class_names):
         raise CheckpointError(
-            f"checkpoint {path} has {len(saved)} classes, the dataset has {len(class_names)}. {advice}",
+            f"checkpoint {path} has {count(len(saved), 'class', 'classes')}, the dataset has {len(class_names)}. "
+            f"{advice}",
             code="checkpoint-mismatch",
         )
     if saved != class_names:

@@ -167,7 +167,7 @@ def run_trial(run: Run, train_steps: TrainSteps) -> None:
         facts, bottleneck = dry_run(run, train_steps, resolutions, price_per_hour=config.training.price_per_hour)
         with phase("dry run: evaluation of one batch"):
             evaluated = validate(run, max_batches=1)
-        facts["evaluation"] = f"one batch of {evaluated.num_samples:,} images evaluated"
+        facts["evaluation"] = f"one batch of {count(evaluated.num_samples, 'image')} evaluated"
         if is_main:
             print(console.table(facts, title="dry run"))
             print(

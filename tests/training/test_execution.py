@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from rebar.errors import RebarError
 from rebar.loading.options import ResolutionConfig
+from rebar.training import execution
 from rebar.training.execution import (
     allow_tf32,
     autocast,
@@ -115,7 +117,6 @@ def test_allow_tf32_sets_matmul_and_cudnn(allowed: bool) -> None:
     [
         ("auto", CPU, "32"),
         ("32", CPU, "32"),
-        ("bf16", CPU, "bf16"),
         ("auto", GPU, "fp16"),
         ("32", GPU, "32"),
         ("fp16", GPU, "fp16"),
@@ -131,6 +132,31 @@ def test_resolve_precision(
 def test_resolve_precision_replaces_fp16_on_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert resolve_precision("fp16", CPU) == "32"
     assert "fp16 needs a GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_warned"),
+    [
+        ("flags\t: fpu avx2 avx512f", True),
+        ("flags\t: fpu avx512f avx512_bf16", False),
+        ("flags\t: fpu amx_bf16 amx_tile", False),
+        ("Features\t: fp asimd bf16 i8mm", False),
+        ("Features\t: fp asimd", True),
+        (None, False),
+    ],
+)
+def test_resolve_precision_warns_about_bf16_on_cpus_without_it(
+    flags: str | None,
+    is_warned: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(execution, "CPU_INFO", tmp_path / "cpuinfo")
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"model name\t: CPU\n{flags}\n")
+    assert resolve_precision("bf16", CPU) == "bf16"
+    assert ("--training.precision 32" in capsys.readouterr().err) == is_warned
 
 
 @pytest.mark.parametrize(("capability", "is_warned"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])
