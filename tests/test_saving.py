@@ -5,7 +5,7 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import train_imagenet
 from rebar.errors import RebarError
 from rebar.training import publish
 from rebar.training.checkpoint import read_checkpoint
-from tests.conftest import REPOSITORY, Data, mounted_tmpfs, read_events, train_here
+from tests.conftest import REPOSITORY, Data, fill, mounted_tmpfs, read_events, train_here
 from tests.processes import interrupt
 from tests.test_resume import assert_same_run, status
 
@@ -115,13 +115,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 12 MB."""
     with mounted_tmpfs(tmp_path / "disk", megabytes=12) as disk:
         yield disk
-
-
-def fill(disk: Path) -> None:
-    """Write a file that uses all space of a file system."""
-    with suppress(OSError), (disk / "other_data").open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(1 << 12))
 
 
 def test_full_disk_at_the_last_record_of_the_log(data: Data, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from rebar.beton.format import (
     sample_dtype,
 )
 from rebar.beton.sidecar import Checksums
+from rebar.storage.files import write_at
 
 FIELDS = (("image", TYPE_IMAGE), ("label", TYPE_INT))
 SAMPLE = sample_dtype([type_id for _, type_id in FIELDS])
@@ -88,9 +89,7 @@ class PageWriter:
     def write_page(self) -> Page:
         """Write the current page to the file and start the next one."""
         self._page[self._used :] = 0  # FFCV reads complete pages, including the last one
-        self.file.seek(self.page_start)
-        self.file.write(self._page.data)
-        self.file.flush()
+        write_at(self.file, self._page.data, self.page_start)
         rows = slice(self._first_sample, self.num_samples)
         page = Page(zlib.crc32(self._page.data), self._samples[rows], self._allocations[rows])
         self._start_page(page.checksum)
@@ -117,13 +116,9 @@ class PageWriter:
         descriptors = [field_descriptor(name, type_id).tobytes() for name, type_id in FIELDS]
         front = b"".join([header.tobytes(), *descriptors, self.samples.tobytes()])
         front += bytes(self.first_page * self.page_size - len(front))
-        self.file.seek(end)
-        self.file.write(allocations.data)
-        self.file.seek(HEADER.itemsize)
-        self.file.write(front[HEADER.itemsize :])
-        self.file.seek(0)
-        self.file.write(front[: HEADER.itemsize])
-        self.file.flush()
+        write_at(self.file, allocations.tobytes(), end)
+        write_at(self.file, front[HEADER.itemsize :], HEADER.itemsize)
+        write_at(self.file, front[: HEADER.itemsize], 0)
         tables = zlib.crc32(allocations.data, zlib.crc32(front))
         checksums = Checksums(self.page_size, self.first_page, tables, tuple(self.page_checksums))
         return end + allocations.nbytes, checksums

@@ -21,7 +21,7 @@ from rebar.beton.format import ALLOCATION
 from rebar.beton.pages import SAMPLE, Page, PageWriter
 from rebar.beton.sidecar import crc32
 from rebar.errors import RebarError
-from rebar.storage.files import file_lock
+from rebar.storage.files import file_lock, write_at
 
 _RECORD_HEADER = struct.Struct("<II")  # length and CRC-32 of the record that follows
 _MAX_RECORD = 1 << 30
@@ -58,7 +58,8 @@ class Journal:
 
     def append(self, record: bytes) -> None:
         """Append a record. On return, the record is in the page cache, not necessarily on disk."""
-        self._file.write(_RECORD_HEADER.pack(len(record), zlib.crc32(record)) + record)
+        content = _RECORD_HEADER.pack(len(record), zlib.crc32(record)) + record
+        write_at(self._file, content, self._file.seek(0, os.SEEK_END))
 
     def __enter__(self) -> "Journal":
         return self

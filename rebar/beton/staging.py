@@ -23,7 +23,7 @@ from rebar.beton.write_report import report_path
 from rebar.cli import CommandParser, run_command
 from rebar.errors import RebarError
 from rebar.storage.block_copies import copy_blocks, run_in_threads
-from rebar.storage.files import atomic_write, check_output, write_error
+from rebar.storage.files import atomic_write, check_output, write_at, write_error
 
 DEFAULT_WORKERS = 16
 """Concurrent reads."""
@@ -58,13 +58,6 @@ class Block:
             parts.append(part)
             position += len(part)
         return b"".join(parts)
-
-    def write(self, file: IO[bytes], content: bytes) -> None:
-        """Write the block's content at its position."""
-        view, position = memoryview(content), self.start
-        while view:
-            written = os.pwrite(file.fileno(), view, position)
-            view, position = view[written:], position + written
 
 
 def split_blocks(size: int, checksums: Checksums | None) -> list[Block]:
@@ -134,7 +127,7 @@ def _copy(
         checksum = zlib.crc32(content)
         if block.expected not in (None, checksum):
             raise beton_changed(source, f"the page at byte {block.start:,} does not have its checksum")
-        block.write(file, content)
+        write_at(file, content, block.start)
         return checksum
 
     def verify(partial: Path, copied: Mapping[int, int]) -> None:

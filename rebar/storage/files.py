@@ -44,6 +44,17 @@ def atomic_write(*targets: Path) -> Iterator[Sequence[IO[bytes]]]:
             temporary.unlink(missing_ok=True)
 
 
+def write_at(file: IO[bytes], content: bytes | memoryview, position: int) -> None:
+    """Write bytes at a position of an open file. Raises OSError unless all are written.
+
+    A single write to a disk with too little room writes the part that fits, without an error.
+    """
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(file.fileno(), view, position)
+        view, position = view[written:], position + written
+
+
 def write_small_file(target: Path, content: bytes) -> None:
     """Replace a file of up to a disk block; on a full disk, overwrite it in place. Raises RebarError as above."""
     try:
@@ -54,8 +65,10 @@ def write_small_file(target: Path, content: bytes) -> None:
             raise
         try:
             with target.open("r+b", buffering=0) as existing:  # its block usually has room
-                existing.write(content)
-                existing.truncate()
+                if len(content) > os.fstat(existing.fileno()).st_blocks * 512:
+                    raise error
+                write_at(existing, content, 0)
+                existing.truncate(len(content))
         except OSError:
             raise error from None
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import os
 import re
 import threading
 import time
@@ -15,7 +14,7 @@ from typing import IO, Any, TypeVar
 from rebar.cli import warn
 from rebar.storage.aws import AwsError, aws_error_code, translate_aws_error
 from rebar.storage.block_copies import copy_blocks
-from rebar.storage.files import check_output, hash_of, sha256_of, write_error
+from rebar.storage.files import check_output, hash_of, sha256_of, write_at, write_error
 
 MIB = 2**20
 UPLOAD_PART_BYTES, UPLOAD_THREADS = 16 * MIB, 8
@@ -178,7 +177,7 @@ class _PartReader:
             byte_range = f"bytes={start}-{end - 1}"
             answer = self.client.get_object(Bucket=self.bucket, Key=self.key, Range=byte_range, IfMatch=self.etag)
             for chunk in answer["Body"].iter_chunks(MIB):
-                os.pwrite(file.fileno(), chunk, position)
+                write_at(file, chunk, position)
                 position += len(chunk)
                 if stop.is_set():
                     break

@@ -18,7 +18,7 @@ from rebar.beton import BetonFile
 from rebar.beton.partial_file import journal_path, partial_path
 from rebar.beton.sidecar import sidecar_path
 from rebar.beton.write_report import report_path
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, fill, mounted_tmpfs
 
 COUNT = 90  # images of 562,500 bytes: 6.4 pages
 PAGE = 8 << 20
@@ -220,25 +220,16 @@ def test_second_writer_of_a_file_is_refused(tree: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 110 MB, if mounting is permitted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=110m", "none", folder], capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    """A file system of 110 MB."""
+    with mounted_tmpfs(tmp_path / "disk", megabytes=110) as disk:
+        yield disk
 
 
 def test_resume_after_the_disk_was_full(tree: Path, small_disk: Path, uninterrupted: list[bytes]) -> None:
-    target, filler = small_disk / "a.beton", small_disk / "filler"
+    target = small_disk / "a.beton"
     process = start(tree, target)
     wait_for_pages(process, target, 2)
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(1 << 20))
+    filler = fill(small_disk)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "the same command resumes. [disk-full]" in stderr

@@ -12,10 +12,11 @@ import pytest
 
 from rebar.beton import BetonFile, ImagePolicy
 from rebar.beton.partial_file import Journal, journal_path, partial_path
+from rebar.beton.verify import verify
 from rebar.errors import RebarError
 from rebar.sources import ImageFolder
 from rebar.sources.dataset_cache import is_source, resolve_beton
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, fill, mounted_tmpfs
 
 CALL = """
 import sys
@@ -56,6 +57,19 @@ class TestOneProcess:
         assert resolve_beton(str(image_tree), "train") == path
         assert capfd.readouterr().out == ""
         assert path.stat().st_mtime_ns == before
+
+    def test_cache_on_a_full_disk(self, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with mounted_tmpfs(tmp_path / "disk", megabytes=40) as disk:
+            monkeypatch.setenv("REBAR_CACHE", str(disk / "cache"))
+            for room in (0, 4096, 1 << 20):
+                filler = fill(disk)
+                os.truncate(filler, filler.stat().st_size - room)
+                with pytest.raises(RebarError) as error:
+                    resolve_beton(str(image_tree), "train")
+                assert error.value.code in ("disk-full", "dataset-cache-not-writable")
+                assert not betons(disk / "cache")
+                filler.unlink()
+            assert verify(resolve_beton(str(image_tree), "train")).problems == []
 
     def test_unfinished_file_of_other_software_is_renamed(self, image_tree: Path, cache: Path) -> None:
         path = resolve_beton(str(image_tree), "train")

@@ -11,6 +11,7 @@ from rebar.errors import RebarError
 from rebar.sources.tar import open_tar
 from rebar.sources.tar_index import MIN_CACHED, MIN_PARALLEL, ByteRanges
 from rebar.sources.webdataset import open_webdataset
+from tests.conftest import fill, mounted_tmpfs
 from tests.sources.conftest import add_file
 
 
@@ -122,6 +123,22 @@ class TestCache:
         monkeypatch.setenv("REBAR_CACHE", str(tmp_path / "file" / "cache"))
         assert len(open_webdataset(shards)) == MIN_CACHED
         assert "the index of the tars could not be cached" in capsys.readouterr().err
+
+    def test_index_on_a_full_disk_warns(
+        self, shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with mounted_tmpfs(tmp_path / "disk", megabytes=1) as disk:
+            monkeypatch.setenv("REBAR_CACHE", str(disk))
+            filler = fill(disk)
+            os.truncate(filler, filler.stat().st_size - 4096)  # room for a part of the index
+            full = open_webdataset(shards)
+            printed = capsys.readouterr().err
+            assert "could not be cached" in printed
+            assert "the disk is full" in printed
+            assert [path.name for path in disk.iterdir()] == [filler.name]
+            filler.unlink()
+            assert columns(open_webdataset(shards)) == columns(full)
+            assert len(list(disk.iterdir())) == 1
 
     def test_small_index_is_not_kept(self, tmp_path: Path, cache: Path) -> None:
         open_webdataset(write_shards(tmp_path / "small", 2, 3))

@@ -1,4 +1,4 @@
-"""File locks between processes."""
+"""Small files and writes on a full disk, and file locks between processes."""
 
 import errno
 import subprocess
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rebar.errors import RebarError
-from rebar.storage.files import file_lock
-from tests.conftest import REPOSITORY
+from rebar.storage.files import file_lock, write_at, write_small_file
+from tests.conftest import REPOSITORY, fill, mounted_tmpfs
 
 HOLD = """
 import sys, time
@@ -32,6 +32,29 @@ def locked_by_another_process(path: Path, seconds: float = 60.0) -> "Iterator[su
     yield process
     process.kill()
     process.communicate()
+
+
+def test_write_at_raises_unless_everything_is_written(tmp_path: Path) -> None:
+    with mounted_tmpfs(tmp_path / "disk", megabytes=1) as disk, (disk / "file").open("wb", buffering=0) as file:
+        assert file.write(bytes(2 << 20)) < 2 << 20  # of the operating system, without an error
+        file.truncate(0)
+        write_at(file, b"at the start", 0)
+        with pytest.raises(OSError, match="No space left"):
+            write_at(file, bytes(2 << 20), 4096)
+        assert (disk / "file").read_bytes().startswith(b"at the start")
+
+
+def test_write_small_file_on_a_full_disk_replaces_all_or_nothing(tmp_path: Path) -> None:
+    with mounted_tmpfs(tmp_path / "disk", megabytes=1) as disk:
+        path = disk / "status.json"
+        write_small_file(path, b"short")
+        fill(disk)
+        write_small_file(path, b"a longer text")
+        assert path.read_bytes() == b"a longer text"
+        with pytest.raises(RebarError) as error:
+            write_small_file(path, bytes(5000))
+        assert error.value.code == "disk-full"
+        assert path.read_bytes() == b"a longer text"
 
 
 def test_file_lock_refuses_a_second_process_until_the_first_is_killed(tmp_path: Path) -> None:
