@@ -25,6 +25,7 @@ from rebar.aws.instances import (
 from rebar.aws.snapshots import delete_volume, find_snapshots, require_deletable
 from rebar.aws.tags import PROJECT, ROLE, RUN, Resource, expiry_of, now, tags_of
 from rebar.aws.volumes import find_volumes
+from rebar.cli import count
 from rebar.storage.aws import AwsError
 
 TRAIN_IMAGES = 1_281_167
@@ -203,7 +204,7 @@ def _sweep(aws: Aws, options: Namespace) -> None:
     total = sum(each.dollars or 0 for each in found)
     if found:
         print(table([each.row() for each in found]))
-    print(f"{len(found)} resources, about ${total:.2f}/day (list prices, us-east-1){more}")
+    print(f"{count(len(found), 'resource')}, about ${total:.2f}/day (list prices, us-east-1){more}")
     if options.end_expired:
         _end_expired(aws, [each for each in found if each.has_expired])
 

@@ -131,7 +131,7 @@ class Loader:
     def _require_a_batch(self) -> None:
         if len(self) == 0:
             raise RebarError(
-                f"{self._describe_files()}: {self.num_samples} samples are fewer than one global batch of "
+                f"{self._describe_files()}: fewer samples ({self.num_samples}) than one global batch of "
                 f"{self.world_size} x {self.batch_size}. Use a smaller batch size.",
                 code="loader-too-few-samples",
             )

@@ -141,13 +141,13 @@ def instance(ec2: Any) -> str:
     return run_instance(ec2)
 
 
-def run_instance(ec2: Any, zone: str = ZONE) -> str:
+def run_instance(ec2: Any, zone: str = ZONE, kind: str = "g5.xlarge") -> str:
     """Start an instance; returns its id."""
     started = ec2.run_instances(
         ImageId="ami-0123456789abcdef0",
         MinCount=1,
         MaxCount=1,
-        InstanceType="g5.xlarge",
+        InstanceType=kind,
         Placement={"AvailabilityZone": zone},
     )
     return str(started["Instances"][0]["InstanceId"])

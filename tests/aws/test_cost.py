@@ -12,7 +12,7 @@ import moto
 import pytest
 
 from rebar.aws.instances import CPU_TYPES, PRICES, TYPES, CpuInstanceType, InstanceType
-from tests.aws.conftest import ZONE, assert_fails, run_cli
+from tests.aws.conftest import ZONE, assert_fails, run_cli, run_instance
 from tests.aws.strict_aws import ACCOUNT, CustomResponse, StrictAws
 from tests.conftest import REPOSITORY
 
@@ -125,6 +125,13 @@ def tag_as_rebar(ec2: Any, resource: str, run: str = "g5-16") -> str:
     named = {"rebar:project": "rebar", "rebar:run": run, "rebar:role": "train"}
     ec2.create_tags(Resources=[resource], Tags=[{"Key": key, "Value": value} for key, value in named.items()])
     return resource
+
+
+def test_sweep_knows_the_price_of_instances_that_write_data(ec2: Any) -> None:
+    tag_as_rebar(ec2, run_instance(ec2, kind="t3.2xlarge"), run="write-1")
+    output = run_cli("cost", "sweep").out
+    assert "1 resource, about $7.99/day" in output  # 24 * 0.3328
+    assert "unknown" not in output
 
 
 def test_sweep_lists_the_projects_resources(ec2: Any, instance: str) -> None:
