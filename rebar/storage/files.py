@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,7 +41,8 @@ def atomic_write(*targets: Path) -> Iterator[Sequence[IO[bytes]]]:
         raise write_error(targets[-1], error) from None
     finally:
         for temporary in partial:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only file system refuses it even for a missing file
+                temporary.unlink(missing_ok=True)
 
 
 def write_at(file: IO[bytes], content: bytes | memoryview, position: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rebar.errors import RebarError
-from rebar.storage.files import file_lock, write_at, write_small_file
+from rebar.storage.files import atomic_write, file_lock, write_at, write_small_file
 from tests.conftest import REPOSITORY, fill, mounted_tmpfs
 
 HOLD = """
@@ -42,6 +42,14 @@ def test_write_at_raises_unless_everything_is_written(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="No space left"):
             write_at(file, bytes(2 << 20), 4096)
         assert (disk / "file").read_bytes().startswith(b"at the start")
+
+
+def test_atomic_write_to_a_read_only_file_system_is_one_error(tmp_path: Path) -> None:
+    with mounted_tmpfs(tmp_path / "disk", megabytes=1) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(RebarError) as error, atomic_write(disk / "report.html") as (file,):
+            file.write(b"content")
+        assert error.value.code == "file-not-writable"
 
 
 def test_write_small_file_on_a_full_disk_replaces_all_or_nothing(tmp_path: Path) -> None:
