@@ -38,6 +38,7 @@ from rebar.aws.tags import (
 )
 from rebar.cli import raise_terminated
 from rebar.storage.aws import AwsError
+from rebar.storage.files import check_writable
 from rebar.storage.s3 import S3Prefix, download
 
 GPU_AMI = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
@@ -240,6 +241,8 @@ def _run(aws: Aws, options: Namespace, script: str) -> None:
     without an exit status; the folder then has the part of the report that exists.
     """
     s3, identity, results, folder = aws("s3"), identity_of(options), run_prefix(options), options.out
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    check_writable(existing / folder.name)  # before an instance starts
     if _status(s3, results) is None:
         instance_id = launch(aws, options, script)
         if instance_id is None or not aws.executes:

@@ -225,6 +225,16 @@ def test_validate_downloads_the_report_and_terminates_the_instance(
     assert "data=s3://bucket/betons" in script
 
 
+@pytest.mark.parametrize("out", ["file", "file/report", "/proc/report"])
+def test_validate_launches_nothing_if_the_report_cannot_be_written(
+    out: str, account: StrictAws, ec2: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    assert_fails("file-not-writable", *validate(tmp_path / out), "--yes")
+    assert active_instances(ec2) == []
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
 def test_validate_with_images_from_the_hub(account: StrictAws, s3: Any, tmp_path: Path) -> None:
     account.watch = lambda request: report(s3, "0") if request.action.startswith("POST /schedules") else None
     plain = [word for word in validate(tmp_path) if word not in ("--data", "s3://bucket/betons")]
