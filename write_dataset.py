@@ -1,6 +1,6 @@
 """Write images of any source to a .beton file for training.
 
-    export IMAGENET_DIR=/data/imagenet WRITE_DIR=/data/betons
+    export IMAGENET_DIR=/data/imagenet WRITE_DIR=/data/betons && mkdir -p $WRITE_DIR
     python write_dataset.py --split train
     python write_dataset.py --split val
     python write_dataset.py --split train --data-dir hf:imagenet-1k --subset small
@@ -29,7 +29,7 @@ from rebar.beton.inspect import main as inspect
 from rebar.beton.partial_file import journal_path, partial_path
 from rebar.beton.selection import Selection, select_shard, shard_path
 from rebar.beton.write_report import report_path
-from rebar.cli import count, escape_undecodable, raise_terminated, run_command, shown_name, warn
+from rebar.cli import count, display_name, escape_undecodable, raise_terminated, run_command, warn
 from rebar.config import option, parse_config, section
 from rebar.errors import RebarError, Terminated
 from rebar.sources import Request, open_source
@@ -208,7 +208,7 @@ def check_classes(location: str, source: Source, target: Path, split: str) -> No
     if sidecar is None or list(sidecar.class_names) == class_names:
         return
     differing = sorted(set(sidecar.class_names) ^ set(class_names))
-    shown = ", ".join(map(shown_name, differing[:5])) + (", ..." if len(differing) > 5 else "")
+    shown = ", ".join(map(display_name, differing[:5])) + (", ..." if len(differing) > 5 else "")
     message = (
         f"{location}: its {len(source.class_names)} classes differ from the {len(sidecar.class_names)} of {other} "
         f"(differing: {shown}), so their labels are incompatible. Pass the matching source, or write elsewhere."

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
 _TORCHRUN_SECONDS = 1.0
-_ANSWERED_WITHOUT_TORCH = {"--help", "-h", "--help-all", "--print-config"}
+_TORCH_FREE_FLAGS = {"--help", "-h", "--help-all", "--print-config"}
 
 
 def _rank() -> int:
@@ -48,7 +48,7 @@ def _escape_surrogate(letter: str) -> str:
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else f"\\u{ord(letter):04x}"
 
 
-def shown_name(name: str, limit: int = 60) -> str:
+def display_name(name: str, limit: int = 60) -> str:
     """Return a name from a dataset as it is shown: control characters are escaped, and long names are shortened."""
     text = escape_control_characters(name)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
@@ -131,7 +131,7 @@ def progress_bar(
 
 @contextmanager
 def phase(description: str, show: Callable[[str], None] | None = None, *, after: float = 5.0) -> Iterator[None]:
-    """If the block takes longer than ``after`` seconds, print what is being done, and then how long it already takes.
+    """If the block takes longer than ``after`` seconds, print what is being done, and then the elapsed time.
 
     On a terminal one line is updated every second. In a file, or with ``show``, which prints a line, the lines are at
     increasing intervals. Prints on rank 0 only.
@@ -197,7 +197,7 @@ def start_script(name: str, command: str, parse: str) -> None:
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _exit_interrupted)
-    if _ANSWERED_WITHOUT_TORCH & set(sys.argv[1:]):
+    if _TORCH_FREE_FLAGS & set(sys.argv[1:]):
         module, _, function = parse.partition(":")
         run_command(getattr(importlib.import_module(module), function))
 

@@ -212,7 +212,7 @@ def check_cores() -> Check:
 
 
 def check_memory() -> Check:
-    """Check available memory: the machine's, or the rest of the cgroup's limit."""
+    """Check available memory: the machine's, or what remains of the cgroup's limit."""
     from rebar.storage.page_cache import available_memory
 
     available = available_memory()

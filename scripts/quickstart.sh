@@ -62,7 +62,7 @@ is_finished() { [[ -s $run/log.jsonl ]] && tail -n 1 "$run/log.jsonl" | grep -q 
 choose_length() {
     local speed epochs images
     if [[ -s $work/options ]]; then return; fi
-    # Its own folder: the run's folder may hold checkpoints of a run with other options.
+    # A separate folder, because the run's folder may contain checkpoints of a run with other options.
     run_python train_imagenet.py --config-file rn50_configs/demo.yaml "${data[@]}" --logging.folder "$work/dry_run" --dry-run |
         tee "$work/dry_run.txt"
     # "images/s: 1,520 at 24 px, 1,130 at 28 px": the last speed is the lowest.

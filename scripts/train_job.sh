@@ -9,7 +9,7 @@
 # Environment:
 #   DATA         s3:// folder with train.beton and val.beton; default: they are in DATA_FOLDER already
 #   DATA_FOLDER  folder on a fast disk (default: data/ in the repository)
-#   RUN_PLACE    s3://bucket/prefix/RUN for checkpoints and log; default: no uploads
+#   RUN_URL    s3://bucket/prefix/RUN for checkpoints and log; default: no uploads
 #   RUN_FOLDER   local run folder, must also end in RUN (default: runs/RUN)
 #   RESET_SCHED, FREEZE_LR, FREEZE_LR_VALUE   see docs/resume.md
 #
@@ -19,12 +19,12 @@ set -euo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$repo"
 data_folder=${DATA_FOLDER:-$repo/data}
-run_folder=${RUN_FOLDER:-$repo/runs/$(basename "${RUN_PLACE:-job}")}
+run_folder=${RUN_FOLDER:-$repo/runs/$(basename "${RUN_URL:-job}")}
 python=$repo/.venv/bin/python
 [[ -x $python ]] || python=python3
 training=''
 upload=()
-if [[ -n ${RUN_PLACE:-} ]]; then upload=(--logging.upload "${RUN_PLACE%/*}"); fi
+if [[ -n ${RUN_URL:-} ]]; then upload=(--logging.upload "${RUN_URL%/*}"); fi
 
 die() {
     echo "error: $1" >&2
@@ -32,8 +32,8 @@ die() {
 }
 
 (($#)) || die "usage: $0 --config-file FILE [flags of train_imagenet.py]"
-if [[ -n ${RUN_PLACE:-} && $(basename "$run_folder") != "$(basename "$RUN_PLACE")" ]]; then
-    die "RUN_FOLDER $run_folder and RUN_PLACE $RUN_PLACE must end in the same name"
+if [[ -n ${RUN_URL:-} && $(basename "$run_folder") != "$(basename "$RUN_URL")" ]]; then
+    die "RUN_FOLDER $run_folder and RUN_URL $RUN_URL must end in the same name"
 fi
 
 stage_data() {
@@ -72,10 +72,10 @@ was_interrupted() {
 
 # Training only warns if an upload fails, but the disk of this node is lost when the job ends.
 upload_run() {
-    [[ -n ${RUN_PLACE:-} && -f $run_folder/checkpoints/last.pt ]] || return 0
+    [[ -n ${RUN_URL:-} && -f $run_folder/checkpoints/last.pt ]] || return 0
     has_status || return 0
     is_first_node || return 0
-    "$python" -m rebar.aws run upload "$run_folder" "$RUN_PLACE"
+    "$python" -m rebar.aws run upload "$run_folder" "$RUN_URL"
 }
 
 stage_data
@@ -84,7 +84,7 @@ status=0
 train "$@" || status=$?
 if ((status)) && was_interrupted; then status=75; fi
 upload_run || { sleep "${RETRY_SECONDS:-5}"; upload_run; } || {
-    echo "error: the run could not be uploaded to $RUN_PLACE" >&2
+    echo "error: the run could not be uploaded to $RUN_URL" >&2
     exit 1
 }
 exit "$status"

@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from rebar.cli import CommandParser, and_others, count, phase, raise_terminated, run_command, shown_name, warn
+from rebar.cli import (
+    CommandParser,
+    and_others,
+    count,
+    display_name,
+    phase,
+    raise_terminated,
+    run_command,
+    warn,
+)
 from rebar.errors import RebarError
 from tests.conftest import REPOSITORY
 
@@ -169,7 +178,7 @@ def test_counts_agree_with_their_nouns() -> None:
     ],
 )
 def test_shown_name(name: str, shown: str) -> None:
-    assert shown_name(name) == shown
+    assert display_name(name) == shown
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

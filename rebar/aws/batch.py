@@ -95,7 +95,7 @@ def _training(options: Namespace) -> Work:
     machine = instance_type(options.instance_type)
     environment = {
         "DATA": str(S3Prefix.parse(options.data, "--data")),
-        "RUN_PLACE": str(run_prefix(options)),
+        "RUN_URL": str(run_prefix(options)),
         "DATA_FOLDER": "/scratch/rebar-data" if options.scratch else "",
     }
     needs = {"VCPU": machine.vcpus, "MEMORY": machine.memory_gib * 1024 * 9 // 10, "GPU": machine.gpus}

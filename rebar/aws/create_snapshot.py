@@ -1,4 +1,4 @@
-"""``snapshot create``: snapshots whose content is known.
+"""``snapshot create``: snapshots with a manifest of their content.
 
 All files are checksummed, then writes are prevented until the snapshot has started.
 """

@@ -62,7 +62,10 @@ def _obtain(aws: Aws, options: Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(folder, error) from None
-    with file_lock(folder / ".download.lock", f"{folder}: another process is downloading ImageNet to it. Wait for it."):
+    with file_lock(
+        folder / ".download.lock",
+        f"{folder}: another process is downloading ImageNet to it. Wait until it has finished.",
+    ):
         for source in sources:
             _download(aws, source, folder, checksums)
         _verify_archives_and_get_devkit(folder, checksums, devkit)

@@ -63,7 +63,7 @@ def _completed_snapshot(aws: Aws, name: str) -> Resource:
 def is_current(snapshot: Resource, volume: Resource) -> bool:
     """Return whether a snapshot has a volume's current content.
 
-    That is the case if the volume was not mounted read-write since the snapshot was created or restored.
+    True if the volume was not mounted read-write since the snapshot was created or restored.
     """
     if snapshot["SnapshotId"] == volume.get("SnapshotId"):
         return LAST_MOUNT not in tags_of(volume)

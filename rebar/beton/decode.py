@@ -92,7 +92,7 @@ def decode(content: bytes, limit: SizeLimit, *, repair: bool = False) -> Decoded
             warnings.simplefilter("ignore")  # about malformed metadata, which does not affect the pixels
             decoded = _decode_without_metadata_errors(content, limit, repair=repair)
         if repair and (decoded.bgr == decoded.bgr[0, 0]).all():
-            raise ImageError("no part of it can be decoded", code="image-undecodable")
+            raise ImageError("nothing of it can be decoded", code="image-undecodable")
         return decoded
     except ImageError:
         raise

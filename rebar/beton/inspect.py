@@ -12,7 +12,7 @@ from rebar.beton.images import decode_image
 from rebar.beton.reader import BetonFile
 from rebar.beton.sidecar import read_sidecar
 from rebar.beton.verify import measure_stats, verify
-from rebar.cli import CommandParser, count, shown_name
+from rebar.cli import CommandParser, count, display_name
 from rebar.errors import RebarError
 from rebar.storage.files import atomic_write, check_output
 
@@ -45,7 +45,7 @@ def describe(path: Path | str) -> list[str]:
         return [*lines, "sidecar   none: no class names, no checksums"]
     policy = ", ".join(f"{key} {value}" for key, value in sidecar.images.items())
     checksums = f"checksums of {count(len(sidecar.checksums.pages), 'page')}" if sidecar.checksums else "no checksums"
-    names = [shown_name(name) for name in sidecar.class_names]
+    names = [display_name(name) for name in sidecar.class_names]
     return [
         *lines,
         f"sidecar   Rebar {sidecar.rebar_version}, seed {sidecar.seed}, {checksums}",
@@ -102,7 +102,7 @@ def _draw_tile(file: BetonFile, index: int) -> np.ndarray:
 def _draw_caption(sheet: np.ndarray, text: str, bottom: int, left: int) -> None:
     """Draw a caption, truncated to the width of a tile."""
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.4
-    shown = "".join(letter if letter.isascii() else "?" for letter in shown_name(text))
+    shown = "".join(letter if letter.isascii() else "?" for letter in display_name(text))
     while cv2.getTextSize(shown, font, size, 1)[0][0] > TILE:
         shown = shown[:-1]
     cv2.putText(sheet, shown, (left, bottom), font, size, (0, 0, 0), 1, cv2.LINE_AA)
@@ -162,7 +162,7 @@ def _verify(path: Path, num_threads: int) -> None:
     counts, names = found.class_counts, found.file.class_names
     print(f"samples   {len(found.file):,} in {_describe_classes(counts)}")
     for label, number in enumerate(counts):
-        print(f"          {number:8,}  {shown_name(names[label]) if names and label < len(names) else label}")
+        print(f"          {number:8,}  {display_name(names[label]) if names and label < len(names) else label}")
     if found.problems:
         raise RebarError(
             f"{path}: {count(len(found.problems), 'problem')} found. Copy it again, or write it again.",

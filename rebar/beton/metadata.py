@@ -52,7 +52,7 @@ def rotate(bgr: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def without_metadata(content: bytes) -> bytes:
-    """Return a PNG or JPEG without texts, color profiles and the like. Other content is returned unchanged.
+    """Return a PNG or JPEG without text, color profiles and other metadata. Other content is returned unchanged.
 
     Exif data remains, because it contains the orientation; in a PNG only if its checksum is right.
     """

@@ -96,7 +96,7 @@ class PageRecord:
     position: int
     """The position in the order at which writing resumes after this page."""
     note: Any
-    """A JSON value of the writer."""
+    """Additional JSON data of the writer."""
 
 
 class PartialFile:

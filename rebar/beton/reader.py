@@ -51,7 +51,7 @@ class BetonFile:
     class_names: tuple[str, ...] | None
     """The name of every label; None without a sidecar."""
     checksums: Checksums | None
-    """Of tables and pages; None if there is no sidecar, or one without checksums."""
+    """Checksums of tables and pages; None if there is no sidecar, or one without checksums."""
 
     @staticmethod
     def open(path: Path | str) -> "BetonFile":

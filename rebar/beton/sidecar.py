@@ -42,9 +42,9 @@ class Checksums:
     first_page: int
     """The page at which the images start, counted from the start of the file."""
     tables: int
-    """Of everything before the first page and after the last one."""
+    """CRC-32 of everything before the first page and after the last one."""
     pages: tuple[int, ...]
-    """Of each page, starting with ``first_page``."""
+    """CRC-32 of each page, starting with ``first_page``."""
 
     def tables_match(self, data: np.ndarray) -> bool:
         """Return whether the tables of a complete file (uint8) have this checksum."""
@@ -162,8 +162,8 @@ def parse_sidecar(content: Any) -> Sidecar:
         "num_samples": ("a number of samples", _is_size),
         "bytes": ("a number of bytes", _is_size),
         "seed": ("an integer", _is_integer),
-        "images": ("an object of texts and numbers", _is_settings),
-        "class_names": ("a list of texts", lambda value: isinstance(value, list) and all(map(_is_text, value))),
+        "images": ("an object of strings and numbers", _is_settings),
+        "class_names": ("a list of strings", lambda value: isinstance(value, list) and all(map(_is_text, value))),
         "rebar_version": ("a text", _is_text),
     }
     for key, (description, is_valid) in valid.items():

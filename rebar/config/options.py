@@ -198,7 +198,7 @@ def _convert(value: Any, kind: Any) -> Any:
 
 @dataclass(frozen=True)
 class Implied:
-    """A rule of a schema: to set ``option`` also sets ``target`` to ``value(option's value)``.
+    """A rule of a schema: setting ``option`` also sets ``target`` to ``value(option's value)``.
 
     It applies to the options of one YAML file, or of the command line, unless they include ``target``.
     Rules apply in order, so a later one may build on an earlier one. A schema lists its rules in ``implied``.

@@ -229,14 +229,14 @@ def open_backend(
     if cropper is not None:
         if pipelines or custom_fields:
             raise RebarError(
-                "cropper and pipelines, or custom_fields: both are given. Pass only one.",
+                "cropper cannot be combined with pipelines or custom_fields. Pass only one of them.",
                 code="loader-invalid-argument",
             )
         return _open_native(files, CropSpec(cropper), indices, options)
     for argument, value in (("pipelines", pipelines), ("custom_fields", custom_fields)):
         if not isinstance(value, Mapping):
             raise RebarError(
-                f"{argument}: {type(value).__name__} is not a dictionary. Pass one, with the fields' names as keys.",
+                f"{argument}: {type(value).__name__} is not a dictionary. Pass one, keyed by the names of fields.",
                 code="loader-invalid-argument",
             )
     paths = find_betons(files)
@@ -289,6 +289,6 @@ def check_subset(indices: Subset, num_samples: int) -> NDArray[np.int64]:
         )
     first, last = int(subset.min()), int(subset.max())
     if first < 0 or last >= num_samples:
-        text = f"indices: {first} to {last} exceed the dataset. Pass indices between 0 and {num_samples - 1}."
+        text = f"indices: {first} to {last} are out of range. Pass indices between 0 and {num_samples - 1}."
         raise RebarError(text, code="loader-invalid-argument")
     return subset.astype(np.int64)

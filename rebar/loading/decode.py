@@ -90,7 +90,7 @@ def decode_full_image(
 
 
 def check_largest_size(file: BetonFile) -> None:
-    """Raise CorruptSampleError if the table has a wrong size for the highest or the widest JPEG.
+    """Raise CorruptSampleError if the table has a wrong size for the tallest or the widest JPEG.
 
     FFCV allocates memory for images of this size.
     """

@@ -109,7 +109,7 @@ def rank_and_world_size(distributed: bool, rank: int | None, world_size: int | N
         rank, world_size = _distributed_rank_and_world_size() if distributed else (0, 1)
     if rank is None or world_size is None or not 0 <= rank < world_size:
         raise RebarError(
-            f"rank {rank}, world_size {world_size}: not a valid pair. Pass both, with 0 <= rank < world_size.",
+            f"rank {rank}, world_size {world_size}: not a valid rank and world size. Pass 0 <= rank < world_size.",
             code="loader-invalid-argument",
         )
     return rank, world_size
@@ -142,7 +142,7 @@ def _integer(minimum: int) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
             raise RebarError(
-                f"{name}: {value!r} is not an integer of at least {minimum}. Pass one.", code="loader-invalid-argument"
+                f"{name}: {value!r} is not an integer of at least {minimum}.", code="loader-invalid-argument"
             )
         return int(value)
 
@@ -247,7 +247,7 @@ def from_state(state: dict[str, Any], expected: OrderIdentity) -> Position:
     names = {"version", *(field.name for kind in (Position, OrderIdentity) for field in fields(kind))}
     if not isinstance(state, dict) or set(state) != names or state["version"] != _STATE_VERSION:
         raise RebarError(
-            "loader state: not a state of this version of Loader.state_dict(). Start from the beginning of an epoch.",
+            "loader state: not saved by this version of Loader. Start from the beginning of an epoch.",
             code="loader-state-invalid",
         )
     for name, value in asdict(expected).items():

@@ -72,7 +72,7 @@ def onecycle_lr(
 
 @dataclass(frozen=True)
 class ScheduleStep:
-    """A step of a run, as the schedules see it."""
+    """The position of a step in a run, from which a schedule computes the learning rate."""
 
     step: int
     epochs: int

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from rebar.cli import count, escape_control_characters, phase, shown_name, warn
+from rebar.cli import count, display_name, escape_control_characters, phase, warn
 from rebar.reporting.run_folder import RunFolder
 
 Metrics = Mapping[str, Any]
@@ -167,7 +167,7 @@ def per_class_accuracy(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def class_lines(confusion: NDArray[np.int64], names: Sequence[str]) -> list[str]:
     """Return a line per class with images, the least accurate first: accuracy, images, most frequent confusion."""
-    names = [shown_name(name) for name in names]
+    names = [display_name(name) for name in names]
     accuracy, errors = per_class_accuracy(confusion), confusion.copy()
     np.fill_diagonal(errors, 0)
     width = max(map(len, names))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.cli import escape_control_characters, run_command, shown_name
+from rebar.cli import display_name, escape_control_characters, run_command
 from rebar.errors import RebarError
 from rebar.reporting.log import RunData, Series, read_run
 from rebar.reporting.run_folder import RunFolder
@@ -117,7 +117,7 @@ def draw(axes: Any, panel: Panel) -> None:
         marker = "." if len(line.x) < 40 and not line.faint else None
         style = "steps-pre" if panel.steps else "default"
         axes.plot(
-            line.x, line.y, label=escape_mathtext(shown_name(line.label)), marker=marker, drawstyle=style, **color
+            line.x, line.y, label=escape_mathtext(display_name(line.label)), marker=marker, drawstyle=style, **color
         )
     axes.set(title=panel.title, xlabel="epoch")
     values = [value for line in panel.shown for value in line.y]
@@ -170,7 +170,7 @@ def plot_run(folder: Path) -> Path:
         FigureCanvasAgg(figure)
         for axes, panel in zip(figure.subplots(2, 2).flat, run_panels(run), strict=False):
             draw(axes, panel)
-        figure.suptitle(escape_mathtext(shown_name(run.name, _MAX_TITLE_LETTERS)))
+        figure.suptitle(escape_mathtext(display_name(run.name, _MAX_TITLE_LETTERS)))
         image = RunFolder(folder).plot
         with atomic_write(image) as (file,), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")
@@ -194,9 +194,9 @@ def plot_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Pat
     axes = figure.subplots()
     # a square-root scale makes rare confusions visible next to a diagonal near 1
     image = axes.imshow(np.sqrt(fractions), cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
-    axes.set(xlabel="predicted", ylabel="true", title=escape_mathtext(shown_name(path.stem, _MAX_TITLE_LETTERS)))
+    axes.set(xlabel="predicted", ylabel="true", title=escape_mathtext(display_name(path.stem, _MAX_TITLE_LETTERS)))
     if len(names) <= _MAX_TICK_LABELS:
-        labels = [escape_mathtext(shown_name(name, _MAX_TICK_LETTERS)) for name in names]
+        labels = [escape_mathtext(display_name(name, _MAX_TICK_LETTERS)) for name in names]
         axes.set_xticks(range(len(names)), labels, rotation=90)
         axes.set_yticks(range(len(names)), labels)
     color_bar = figure.colorbar(image, ax=axes, shrink=0.7)

@@ -103,7 +103,7 @@ class ValidationLabels:
                 code="labels-incomplete",
             )
         if len(names) < len(known):
-            warn(f"{self.origin} has {len(known):,} images, {location} only {len(names):,}; is the copy complete?")
+            warn(f"{self.origin} has {len(known):,} images, {location} only {len(names):,}; the copy may be incomplete")
         return [known[stem] for stem in stems]
 
     def _by_number(self, stems: Sequence[str], location: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rebar.cli import and_others, count, shown_name, warn
+from rebar.cli import and_others, count, display_name, warn
 from rebar.errors import RebarError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -188,7 +188,9 @@ def without_classes_error(location: str, images: Sequence[str]) -> RebarError:
 def warn_about_classes(location: str, class_names: Sequence[str]) -> None:
     """Warn if there is only one class, or if classes are named like splits."""
     if len(class_names) == 1:
-        warn(f"{location} has only one class, {shown_name(class_names[0])}; is this the folder of the class folders?")
+        warn(
+            f"{location} has only one class, {display_name(class_names[0])}; is this the folder with the class folders?"
+        )
     like_splits = [name for name in class_names if name.lower() in ALL_SPLIT_WORDS]
     if like_splits:
         warn(

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import get_args
 
 from rebar.beton.images import Source, omitted_by
-from rebar.cli import CommandParser, count, progress_bar, run_command, shown_name
+from rebar.cli import CommandParser, count, display_name, progress_bar, run_command
 from rebar.errors import RebarError
 from rebar.sources.layout import PackedNames, Split, is_image
 from rebar.sources.registry import Request, open_source
@@ -32,7 +32,7 @@ def unpack(source: Source, folder: Path, *, progress: bool = True) -> int:
         is_name = name and PurePosixPath(name).name == name and not name.startswith(".") and "\0" not in name
         if not is_name or len(os.fsencode(name)) > _MAX_NAME_BYTES:
             raise RebarError(
-                f"{folder}: class name '{shown_name(name)}' cannot be used as a folder name. Rename the class in the "
+                f"{folder}: class name '{display_name(name)}' cannot be used as a folder name. Rename the class in the "
                 "source.",
                 code="unpack-class-name-invalid",
             )

@@ -72,10 +72,19 @@ def make_client(service: str, region: str | None = None) -> Any:
             connect_timeout=CONNECT_SECONDS,
             read_timeout=READ_SECONDS,
             max_pool_connections=CONNECTIONS,
-            retries={"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))},
+            retries={"mode": "standard", "total_max_attempts": _max_attempts()},
             user_agent_extra="rebar",
         )
         return boto3.session.Session(region_name=region).client(service, config=config)
+
+
+def _max_attempts() -> int:
+    text = os.environ.get("AWS_MAX_ATTEMPTS") or str(ATTEMPTS)
+    if not text.isdecimal() or int(text) < 1:
+        raise AwsError(
+            f"AWS_MAX_ATTEMPTS is {text!r}, not a positive integer. Correct or unset it.", code="aws-option-invalid"
+        )
+    return int(text)
 
 
 def redact_secrets(text: str) -> str:

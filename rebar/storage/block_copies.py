@@ -100,7 +100,7 @@ def _line(value: Any) -> bytes:
 def _read_journal(journal: Path, version: Any) -> dict[int, Any]:
     """Return the values of the complete blocks of this version; none if the journal is damaged.
 
-    A kill may leave the last line incomplete, a power failure may leave any content.
+    A kill can truncate the last line; a power failure can leave arbitrary content.
     """
     lines = journal.read_bytes().split(b"\n")[:-1] if journal.is_file() else []
     if not lines or lines[0] + b"\n" != _line(version):

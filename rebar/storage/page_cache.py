@@ -17,7 +17,7 @@ _UNLIMITED = 1 << 62
 def available_memory(root: Path = Path("/")) -> int:
     """Return the bytes that this process and the page cache may use in addition to the memory now in use.
 
-    This is the kernel's MemAvailable, or what is left of the smallest limit of the process's control groups (version 1
+    This is the kernel's MemAvailable, or the remainder of the tightest limit of the process's control groups (version 1
     and 2). Cached files count as available. ``root`` is the folder of /proc and of the control groups.
     """
     fields = (line.split() for line in _read(root / "proc/meminfo").splitlines())

@@ -261,4 +261,4 @@ def keep_existing(target: Path, sha256: str) -> None:
         target.rename(kept)
     except OSError as error:
         raise write_error(kept, error) from None
-    warn(f"{target} is of another run, and was renamed to {kept.name}")
+    warn(f"{target} belongs to another run and was renamed to {kept.name}")

@@ -210,7 +210,7 @@ def read_newest(path: Path) -> tuple[dict[str, Any], Path]:
         return content, previous
 
 
-def set_damaged_aside(last: Path) -> None:
+def keep_damaged_checkpoint(last: Path) -> None:
     """Rename a damaged ``last.pt`` to ``last.pt.damaged``, and make ``previous.pt`` the last checkpoint.
 
     The next save would otherwise keep the damaged file as ``previous.pt``, in place of the only readable checkpoint.

@@ -17,7 +17,7 @@ from rebar.training.translation import translate
 class EvaluateSection:
     """Evaluation."""
 
-    checkpoint: str = option("", help="checkpoint file or run folder", metavar="PATH")
+    checkpoint: str = option("", help="checkpoint file, or run folder: its last checkpoint", metavar="PATH")
     weights: str = option(
         "",
         help="instead of a Rebar checkpoint: .pth of torchvision, timm, ffcv-imagenet or Lightning, .safetensors, or "

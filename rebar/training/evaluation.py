@@ -132,7 +132,7 @@ def update_average_bn(run: Run) -> None:
     state, loader = run.state, run.train_loader
     if state.average is None or not state.average.needs_bn_update or state.average.updates == 0:
         return
-    position = loader.state_dict(state.meter.steps_of_pass)
+    position = loader.state_dict(state.meter.steps_of_attempt)
     update_bn(
         state.average.model,
         run.normalizer().each(loader.epoch(state.epoch + 1, run.resolution)),

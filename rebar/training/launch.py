@@ -68,8 +68,8 @@ def record_early_failure(config: TrainConfig) -> Iterator[None]:
         yield
     except Exception as error:
         status = read_status(folder.status)
-        is_ours = is_attempt and os.environ.get("RANK", "0") == "0" and _content(folder.status) == before
-        if is_ours and status is not None and status.state != "finished" and not folder.is_locked():
+        may_write = is_attempt and os.environ.get("RANK", "0") == "0" and _content(folder.status) == before
+        if may_write and status is not None and status.state != "finished" and not folder.is_locked():
             reason = str(error) or type(error).__name__
             with suppress(RebarError):
                 write_status(folder.status, dataclasses.replace(status, state="failed", reason=reason, exit_code=1))

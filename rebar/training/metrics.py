@@ -73,7 +73,7 @@ class TrainMeter:
         self._seconds, self._running_since = self.seconds, None
 
     @property
-    def steps_of_pass(self) -> int:
+    def steps_of_attempt(self) -> int:
         """Steps since :meth:`timed`, without earlier attempts."""
         return self.steps - self._first_step
 
@@ -110,7 +110,7 @@ class TrainMeter:
         }
 
     def load_state_dict(self, state: dict[str, Any], world: World) -> None:
-        """Restore the state from a checkpoint. Rank 0 takes the sums of all ranks."""
+        """Restore the state from a checkpoint. Rank 0 gets the sums over all ranks."""
         self.steps, self._seconds = state["steps"], state["seconds"]
         self.wait_seconds = state["wait_seconds"]
         self._sums.copy_(state["sums"] if world.is_main else torch.zeros(3))
@@ -121,7 +121,7 @@ _WAIT_FRACTION = 0.2
 
 
 @dataclass
-class HealthWatch:
+class HealthMonitor:
     """Warns about problems that show in the logged metrics, once per kind of problem."""
 
     warn: Callable[[str], None] = warn_above_bar

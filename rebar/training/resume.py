@@ -20,7 +20,7 @@ from rebar.optim.schedules import build_schedule
 from rebar.reporting.run_folder import RunFolder
 from rebar.storage.files import link_or_copy, sha256_of
 from rebar.storage.run_store import PREVIOUS, Origin, read_origin, write_origin
-from rebar.training.checkpoint import CheckpointError, set_damaged_aside
+from rebar.training.checkpoint import CheckpointError, keep_damaged_checkpoint
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World, gather_from_all
 from rebar.training.state import TrainState
@@ -101,7 +101,7 @@ def load_checkpoint(
     trains = not (config.training.eval_only or config.training.dry_run or config.training.find_lr)
     fell_back = loaded == folder.last_checkpoint.with_name(PREVIOUS) and folder.last_checkpoint.exists()
     if trains and world.is_main and fell_back:
-        set_damaged_aside(folder.last_checkpoint)
+        keep_damaged_checkpoint(folder.last_checkpoint)
     return loaded is not None
 
 

@@ -19,7 +19,7 @@ from rebar.training.checkpoint import CheckpointWriter
 from rebar.training.config import TrainConfig
 from rebar.training.distributed import World
 from rebar.training.execution import input_dtype
-from rebar.training.metrics import HealthWatch, TimeEstimate, check_finite, memory_metrics
+from rebar.training.metrics import HealthMonitor, TimeEstimate, check_finite, memory_metrics
 from rebar.training.state import TrainState
 from rebar.training.stopping import Interrupted, RunControl, StopReason
 
@@ -50,7 +50,7 @@ class Run:
     """Discards its records until :func:`run_context` opens it."""
     control: RunControl = field(init=False)
     writer: CheckpointWriter = field(init=False)
-    health: HealthWatch = field(default_factory=HealthWatch)
+    health: HealthMonitor = field(default_factory=HealthMonitor)
     has_heading: bool = False
     """Whether the heading of the epochs' lines is printed."""
     estimate: TimeEstimate | None = None
@@ -207,7 +207,7 @@ class Run:
         """
         state, loader = self.state, self.train_loader
         self.writer.wait()  # it reuses the host memory
-        state.loader = loader.state_dict(state.meter.steps_of_pass) if state.meter.steps else None
+        state.loader = loader.state_dict(state.meter.steps_of_attempt) if state.meter.steps else None
         state.collect_corrupt_samples(loader, self.world)
         state.run_seconds = self.control.run_seconds
         content = state.checkpoint_content(flatten_config(self.config), self.world)

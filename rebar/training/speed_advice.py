@@ -10,7 +10,7 @@ from rebar.training.options import Precision
 
 Stage = Literal["disk", "decoding", "copy", "step"]
 
-_BALANCED = 1.1  # relative to the next stage, the speed from which one stage alone limits
+_BALANCED = 1.1  # relative to the next stage, the speed above which one stage alone is the bottleneck
 _SMALLER = 0.9  # images must become smaller by this factor for the option to be worth writing the dataset again
 _ASPECT_RATIO = 4 / 3
 _FASTER_IN_FILE_ORDER = 1.5
@@ -53,7 +53,7 @@ def advise(stage: Stage, situation: Situation) -> str:
     """Return the option and value that help most, or why there is none. Never names an option that is set already."""
     rules = {"disk": _for_disk, "decoding": _for_decoding, "copy": _for_copy, "step": _for_step}
     if situation.faster < _BALANCED:
-        return "little: the two slowest stages are about equally fast, so both would have to become faster"
+        return "no single option: the two slowest stages are about equally fast"
     return next(rules[stage](situation))
 
 
@@ -86,8 +86,8 @@ def _smaller_images(situation: Situation) -> Iterator[str]:
     side = math.ceil(side / _SIDE_MULTIPLE) * _SIDE_MULTIPLE
     if side <= _SMALLER * situation.long_side:
         yield (
-            f"smaller images: write the data again with write_dataset.py --max-resolution {side} (their long side now "
-            f"has {situation.long_side:.0f} px on average)"
+            f"smaller images: write the data again with write_dataset.py --max-resolution {side} (the mean "
+            f"long side is now {situation.long_side:.0f} px)"
         )
 
 

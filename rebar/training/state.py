@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rebar.cli import count, shown_name, warn
+from rebar.cli import count, display_name, warn
 from rebar.errors import RebarError
 from rebar.loading import Loader
 from rebar.loading.prefetch import IMAGENET_MEAN, IMAGENET_STD
@@ -198,9 +198,10 @@ class TrainState:
         try:
             loader.load_state_dict(self.loader)
         except RebarError as error:
+            reason = str(error).partition(". ")[0]
             raise CheckpointError(
                 f"the checkpoint is from within epoch {self.epoch + 1}, which only the same data in the same order can "
-                f"complete: {error}. Use the data it was trained on, or start from scratch with --resume none "
+                f"complete ({reason}). Use the data it was trained on, or start from scratch with --resume none "
                 "--overwrite.",
                 code="checkpoint-mismatch",
             ) from None
@@ -282,7 +283,7 @@ def check_same_classes(saved: list[str], class_names: list[str], path: Path | st
     if saved != class_names:
         first = next(i for i, names in enumerate(zip(saved, class_names, strict=True)) if names[0] != names[1])
         raise CheckpointError(
-            f"class {first} of checkpoint {path} is '{shown_name(saved[first])}', class {first} of the dataset is "
-            f"'{shown_name(class_names[first])}'. {advice}",
+            f"class {first} of checkpoint {path} is '{display_name(saved[first])}', class {first} of the dataset is "
+            f"'{display_name(class_names[first])}'. {advice}",
             code="checkpoint-mismatch",
         )

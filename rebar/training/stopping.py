@@ -2,7 +2,7 @@
 
 The first stop request saves a checkpoint and stops the run after the current step. A second signal exits immediately.
 A thread reads the signals, because Python runs no signal handlers while the main thread blocks in a collective. All
-ranks decide the same at the same step.
+ranks reach the same decision at the same step.
 """
 
 import enum
@@ -26,7 +26,7 @@ _DUPLICATE_SECONDS = 1.0  # the terminal and the launcher may both forward the s
 
 
 class StopReason(enum.IntEnum):
-    """Reason of a rank to save or stop after a step. The maximum over all ranks wins."""
+    """Why a rank wants to save or stop after a step. The maximum over all ranks wins."""
 
     NONE = 0
     SAVE = 1
@@ -201,7 +201,7 @@ class RunControl:
         """Return the joint decision of all ranks after ``step`` steps of the run. Every rank must call it."""
         if self._max_steps and step >= self._max_steps:
             self.limit = f"training.max_steps {self._max_steps}"
-        decision = self._decide(self._own_reason())
+        decision = self._decide(self._local_reason())
         if decision is StopReason.BUDGET:
             self.limit = decision.description
         is_due = self._every_steps > 0 and step % self._every_steps == 0
@@ -230,7 +230,7 @@ class RunControl:
     def _decide(self, reason: StopReason) -> StopReason:
         return StopReason(self._vote.cast(reason)) if self._vote is not None else StopReason.NONE
 
-    def _own_reason(self) -> StopReason:
+    def _local_reason(self) -> StopReason:
         if self.request.reason is not StopReason.NONE or not self._world.is_main:
             return self.request.reason
         if self._budget_seconds and self.run_seconds >= self._budget_seconds:

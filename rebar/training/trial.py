@@ -33,12 +33,12 @@ from rebar.training.run import Run, TrainSteps
 
 _SMOOTHING = 0.9
 _SMOOTHING_WINDOW = 10  # approximate number of losses in the moving average
-_BLOW_UP_RATIO = 4.0  # smoothed loss relative to its minimum at which the test stops
+_DIVERGENCE_RATIO = 4.0  # smoothed loss relative to its minimum at which the test stops
 _MIN_DESCENT = 0.02  # minimum decrease, as a fraction of the first loss, for a result
 
 
 @dataclass(frozen=True)
-class LrFindings:
+class LrRangeResult:
     """Learning rates and smoothed losses. ``steepest`` and ``minimum`` are None if the loss never fell."""
 
     rates: list[float]
@@ -81,12 +81,12 @@ def smoothed(losses: Sequence[float], weight: float = _SMOOTHING) -> list[float]
     return result
 
 
-def analyze(rates: Sequence[float], losses: Sequence[float]) -> LrFindings:
+def analyze(rates: Sequence[float], losses: Sequence[float]) -> LrRangeResult:
     """Smooth the losses and find the steepest descent and the minimum. ``losses`` may be shorter than ``rates``."""
     smooth = smoothed(losses)
     lowest = min(range(len(smooth)), key=smooth.__getitem__)
     if lowest < 2 or smooth[0] - smooth[lowest] < _MIN_DESCENT * abs(smooth[0]):
-        return LrFindings(list(rates[: len(smooth)]), smooth, None, None, list(losses))
+        return LrRangeResult(list(rates[: len(smooth)]), smooth, None, None, list(losses))
     first = 1 + min(max(_SMOOTHING_WINDOW, len(smooth) // 10), lowest - 2)  # earlier averages are noisy
     window = max(1, len(smooth) // 12)
 
@@ -96,7 +96,7 @@ def analyze(rates: Sequence[float], losses: Sequence[float]) -> LrFindings:
         return statistics.linear_regression([math.log(rates[j]) for j in around], [smooth[j] for j in around]).slope
 
     steepest = min(range(first, max(first + 1, lowest - window + 1)), key=slope)
-    return LrFindings(list(rates[: len(smooth)]), smooth, rates[steepest], rates[lowest], list(losses))
+    return LrRangeResult(list(rates[: len(smooth)]), smooth, rates[steepest], rates[lowest], list(losses))
 
 
 def until_divergence(losses: Iterable[float]) -> list[float]:
@@ -107,12 +107,12 @@ def until_divergence(losses: Iterable[float]) -> list[float]:
             break
         recorded.append(loss)
         smooth = smoothed(recorded)
-        if len(recorded) > 10 and smooth[-1] > _BLOW_UP_RATIO * min(smooth):
+        if len(recorded) > 10 and smooth[-1] > _DIVERGENCE_RATIO * min(smooth):
             break
     return recorded
 
 
-def plot_findings(findings: LrFindings, folder: Path) -> Path:
+def plot_findings(findings: LrRangeResult, folder: Path) -> Path:
     """Write ``lr_range_test.png`` and ``.json`` into a folder. Returns the path of the plot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -186,7 +186,7 @@ def dry_run(
     """
     seconds_per_step: dict[int, float] = {}
     with restore_afterwards(run):
-        for resolution in sorted(set(resolutions), reverse=True):  # largest first, so that OOM shows early
+        for resolution in sorted(set(resolutions), reverse=True):  # largest first, so that OOM occurs early
             with phase(f"dry run: steps at {resolution} px"):
                 seconds_per_step[resolution] = _seconds_per_step(run, train_steps, resolution)
         memory = f"{format_gb(peak_host_gb())} on rank 0" + _gpu_memory(run.world.device)
@@ -226,7 +226,7 @@ def _gpu_memory(device: torch.device) -> str:
     return f", GPU {format_gb(peak / 1e9)} of {format_gb(total / 1e9)}"
 
 
-def find_lr(run: Run, train_steps: TrainSteps) -> LrFindings:
+def find_lr(run: Run, train_steps: TrainSteps) -> LrRangeResult:
     """Run the learning rate range test on training batches, then restore the run. Every rank must call it."""
     training = run.config.training
     rates = exponential_rates(training.find_lr_steps, lowest=training.find_lr_min, highest=training.find_lr_max)

@@ -107,7 +107,7 @@ class Uploader:
             try:
                 self._upload(saved)
             except Exception as error:  # training continues after any error
-                retry = "everything is in the run's folder" if ending else "it is tried again with the next checkpoint"
+                retry = "everything is in the run's folder" if ending else "the next checkpoint retries it"
                 warn_above_bar(f"not uploaded: {error} ({retry})")
                 with self._changed:
                     if saved is not None and self._saved is None:
@@ -211,7 +211,7 @@ def start_uploads(
 def run_store(address: str, folder: RunFolder) -> RunStore:
     """Return the store of this folder's run below ``address``. Raises AwsError if that is not an S3 URL."""
     prefix = S3Prefix.parse(address, "logging.upload").below(folder.path.resolve().name)
-    return RunStore(make_client("s3"), prefix, threads=0)  # the upload thread is a daemon: it starts no others
+    return RunStore(make_client("s3"), prefix, threads=0)  # the upload thread is a daemon, which cannot start others
 
 
 def fetch_run(address: str, folder: RunFolder, world: World, *, resume: str, overwrite: bool) -> None:
@@ -229,8 +229,8 @@ def fetch_run(address: str, folder: RunFolder, world: World, *, resume: str, ove
     if len(present) == 1 and all(present) and resume == "auto":
         return
     store = run_store(address, folder)
-    for is_turn in (world.is_main, world.is_local_main and not world.is_main):  # the nodes may share the folder
-        if is_turn:
+    for downloads_now in (world.is_main, world.is_local_main and not world.is_main):  # the nodes may share the folder
+        if downloads_now:
             manifest = store.read_manifest()
             if manifest is not None and resume == "none":
                 raise RebarError(

@@ -102,7 +102,7 @@ def test_register_single_node(account: StrictAws) -> None:
     needs = {each["type"]: int(each["value"]) for each in container["resourceRequirements"]}
     assert needs == {"GPU": 4, "VCPU": 48, "MEMORY": 192 * 1024 * 9 // 10}
     environment = {each["name"]: each["value"] for each in container["environment"]}
-    assert environment["RUN_PLACE"] == "s3://bucket/runs/rebar/g5-16"
+    assert environment["RUN_URL"] == "s3://bucket/runs/rebar/g5-16"
     assert environment["DATA"] == "s3://bucket/betons"
     assert environment["DATA_FOLDER"] == "/scratch/rebar-data"
     assert container["secrets"] == [{"name": "WANDB_API_KEY", "valueFrom": SECRET_ARN}]

@@ -96,7 +96,7 @@ def put_data(s3: Any) -> None:
 
 def test_train_job_stages_trains_and_uploads(s3: Any, tree: Path) -> None:
     put_data(s3)
-    done = train(tree, DATA="s3://bucket/betons/", RUN_PLACE=PLACE, RUN_FOLDER="")
+    done = train(tree, DATA="s3://bucket/betons/", RUN_URL=PLACE, RUN_FOLDER="")
     assert done.returncode == 0, done.stderr
     assert (tree / "data/val.beton").read_text() == "val images"
     called = (tree / "calls").read_text()
@@ -107,14 +107,14 @@ def test_train_job_stages_trains_and_uploads(s3: Any, tree: Path) -> None:
 
 
 def test_train_job_exits_with_75_if_interrupted(s3: Any, tree: Path) -> None:
-    assert train(tree, RUN_PLACE=PLACE, STATE="interrupted", STATUS="1").returncode == 75
-    assert "must end in the same name" in train(tree, RUN_PLACE=PLACE, RUN_FOLDER=str(tree / "other")).stderr
+    assert train(tree, RUN_URL=PLACE, STATE="interrupted", STATUS="1").returncode == 75
+    assert "must end in the same name" in train(tree, RUN_URL=PLACE, RUN_FOLDER=str(tree / "other")).stderr
 
 
 def test_train_job_keeps_the_exit_status_of_a_failure(s3: Any, tree: Path) -> None:
-    assert train(tree, RUN_PLACE=PLACE, STATE="failed", STATUS="1").returncode == 1
+    assert train(tree, RUN_URL=PLACE, STATE="failed", STATUS="1").returncode == 1
     run_folder(tree / "runs/g5-16", step=5, last=b"x", state="interrupted")  # the previous attempt's
-    assert train(tree, RUN_PLACE=PLACE, STATE="", STATUS="3").returncode == 3
+    assert train(tree, RUN_URL=PLACE, STATE="", STATUS="3").returncode == 3
 
 
 @pytest.mark.parametrize("status", [0, 4])
@@ -139,10 +139,10 @@ def test_train_job_without_run_place_uses_no_s3(aws: StrictAws, tree: Path) -> N
 
 def test_train_job_uploads_from_the_first_node_only(aws: StrictAws, s3: Any, tree: Path) -> None:
     node = {"AWS_BATCH_JOB_NUM_NODES": "2", "AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": "10.0.0.1"}
-    assert train(tree, RUN_PLACE=PLACE, AWS_BATCH_JOB_NODE_INDEX="1", **node).returncode == 0
+    assert train(tree, RUN_URL=PLACE, AWS_BATCH_JOB_NODE_INDEX="1", **node).returncode == 0
     assert "--node_rank=1" in (tree / "calls").read_text()
     assert [each for each in aws.requests if each.action.startswith("PUT /bucket/runs")] == []
-    assert train(tree, RUN_PLACE=PLACE, AWS_BATCH_JOB_NODE_INDEX="0", **node).returncode == 0
+    assert train(tree, RUN_URL=PLACE, AWS_BATCH_JOB_NODE_INDEX="0", **node).returncode == 0
     assert manifest(s3)["step"] == 5
 
 
@@ -150,7 +150,7 @@ def test_train_job_fails_if_the_upload_fails(aws: StrictAws, s3: Any, tree: Path
     from tests.aws.strict_aws import ErrorResponse
 
     aws.refuse["PUT /bucket/runs"] = ErrorResponse("AccessDenied", "no", 403)
-    done = train(tree, RUN_PLACE=PLACE)
+    done = train(tree, RUN_URL=PLACE)
     assert done.returncode == 1
     assert "could not be uploaded" in done.stderr
 
@@ -164,7 +164,7 @@ def test_train_job_stops_and_uploads_on_sigterm(s3: Any, data: Data, tmp_path: P
     clean = {name: value for name, value in os.environ.items() if not name.startswith(SCHEDULERS)}
     training = subprocess.Popen(
         [REPOSITORY / "scripts/train_job.sh", *words],
-        env={**clean, **folders, "DATA": "s3://bucket/betons", "RUN_PLACE": PLACE},
+        env={**clean, **folders, "DATA": "s3://bucket/betons", "RUN_URL": PLACE},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

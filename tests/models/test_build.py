@@ -168,9 +168,7 @@ def test_init_bce_bias_sets_minus_log_of_the_number_of_classes() -> None:
     assert init_bce_bias(nn.Sequential(nn.Linear(3, 4)), 5) == 0
 
 
-def test_build_model_calls_an_own_builder_in_the_working_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_build_model_calls_a_builder_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_model.py").write_text(
         "from torch import nn\n\ndef build(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, classes))\n"
     )

@@ -12,7 +12,7 @@ from rebar.errors import RebarError
 from rebar.training.distributed import World
 from rebar.training.metrics import (
     MIN_STEPS,
-    HealthWatch,
+    HealthMonitor,
     TimeEstimate,
     TrainMeter,
     check_finite,
@@ -59,10 +59,10 @@ def test_load_state_dict_resumes_the_epoch(world: World) -> None:
     resumed = TrainMeter(world.device)
     resumed.load_state_dict(meter.state_dict(world), world)
     assert list(resumed.timed("ab")) == ["a", "b"]
-    assert (resumed.steps, resumed.steps_of_pass) == (3, 0)
+    assert (resumed.steps, resumed.steps_of_attempt) == (3, 0)
     resumed.add(torch.tensor(5.0), one_hot([3]), torch.tensor([0]))
     resumed.end_step()
-    assert (resumed.steps, resumed.steps_of_pass) == (4, 1)
+    assert (resumed.steps, resumed.steps_of_attempt) == (4, 1)
     assert resumed.averages(world) == (1.4, 0.6)
     assert resumed.seconds > meter.wait_seconds
 
@@ -170,7 +170,7 @@ def test_memory_metrics_of_a_cpu() -> None:
 
 def test_on_loss_warns_about_divergence_once() -> None:
     warnings: list[str] = []
-    watch = HealthWatch(warnings.append)
+    watch = HealthMonitor(warnings.append)
     for step, loss in enumerate([2.3, 4.0, 2.0, 4.7, 9.0]):
         watch.on_loss(loss, step, lr=0.5)
     (warning,) = warnings
@@ -181,7 +181,7 @@ def test_on_loss_warns_about_divergence_once() -> None:
 @pytest.mark.parametrize(("workers", "advice"), [(2, "--num-workers, now 2"), (8, "--max-resolution")])
 def test_on_epoch_warns_about_waiting_for_data_once(workers: int, advice: str) -> None:
     warnings: list[str] = []
-    watch = HealthWatch(warnings.append)
+    watch = HealthMonitor(warnings.append)
     watch.on_epoch(1, 0.9, workers, cores=8)  # cold caches
     watch.on_epoch(2, 0.1, workers, cores=8)
     assert warnings == []
@@ -193,7 +193,7 @@ def test_on_epoch_warns_about_waiting_for_data_once(workers: int, advice: str) -
 
 def test_on_validation_warns_about_nan_once() -> None:
     warnings: list[str] = []
-    watch = HealthWatch(warnings.append)
+    watch = HealthMonitor(warnings.append)
     for epoch, loss in enumerate([2.0, float("nan"), float("inf")], start=1):
         watch.on_validation(loss, epoch)
     assert len(warnings) == 1
