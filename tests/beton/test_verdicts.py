@@ -169,7 +169,7 @@ def test_jpeg_with_damaged_data_gets_one_verdict(kind: str, damage: str) -> None
     )  # some bit errors only change the pixels; Pillow decodes CMYK without warnings
 
 
-@pytest.mark.parametrize("kind", JPEGS.keys() - {"CMYK"})
+@pytest.mark.parametrize("kind", [kind for kind in JPEGS if kind != "CMYK"])
 def test_jpeg_with_damaged_data_is_repaired(kind: str) -> None:
     content = JPEGS[kind][: len(JPEGS[kind]) // 2] + JPEGS[kind][-2:]
     for policy in POLICIES.values():
