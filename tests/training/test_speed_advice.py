@@ -44,8 +44,8 @@ CPU: dict[str, Any] = {"gpu_memory": None, "precision": "32"}
             "smaller images: write the data again with write_dataset.py --max-resolution 880 ",
         ),
         ("decoding", [], {"faster": 1.2}, "no option"),  # images of 464 px would not help enough
-        ("decoding", [], {"faster": 1.05, "workers": 3}, "little"),
-        ("step", [], {"faster": 1.05}, "little"),
+        ("decoding", [], {"faster": 1.05, "workers": 3}, "no single option"),
+        ("step", [], {"faster": 1.05}, "no single option"),
         ("decoding", [], {"long_side": 380}, "no option"),  # a crop of 224 px needs these pixels
         ("disk", [], {"fits": False, "memory_needed": 0.9}, "--data.in_memory 1"),
         ("disk", [], {"fits": False, "memory_needed": 1.1, "in_file_order": 3.0}, "--data.in_memory 0"),
