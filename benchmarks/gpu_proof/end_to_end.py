@@ -11,6 +11,8 @@ from typing import Any
 
 from benchmarks.gpu_proof.job import REPOSITORY, Job
 
+RAMP = ("--resolution.start_ramp", "0", "--resolution.end_ramp", "1")
+
 
 def run(job: Job) -> None:
     """Add a row for each stage."""
@@ -23,11 +25,11 @@ def run(job: Job) -> None:
         ["write_dataset.py", "--split", "val", "--data-dir", tree, "--write-path", job.work / "w"],
     )
     recipe = ["--arch", "resnet50", "--training.batch_size", "256", "--training.precision", "bf16"]
-    sizes = ["--min-res", "128", "--max-res", "160", "--resolution.end_ramp", "1", "--validation.resolution", "160"]
+    sizes = ["--min-res", "128", "--max-res", "160", *RAMP, "--validation.resolution", "160"]
     often, stop_at = "10", 70
     if job.rehearse:
         recipe = ["--arch", "resnet20", "--training.batch_size", "8", "--training.precision", "32"]
-        sizes = ["--min-res", "24", "--max-res", "32", "--resolution.end_ramp", "1", "--validation.resolution", "32"]
+        sizes = ["--min-res", "24", "--max-res", "32", *RAMP, "--validation.resolution", "32"]
         often, stop_at = "2", 8
     command: list[Any] = ["train_imagenet.py", "--data.train_dataset", train, "--data.val_dataset", val]
     command += [*recipe, *sizes, "--training.epochs", "2", "--training.use_blurpool", "1", "--lr.lr", "0.1"]
