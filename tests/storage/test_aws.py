@@ -1,8 +1,10 @@
-"""InstanceMetadata against a metadata service over HTTP."""
+"""boto3 clients, and InstanceMetadata against a metadata service over HTTP."""
 
 import json
 
-from rebar.storage.aws import InstanceMetadata
+import pytest
+
+from rebar.storage.aws import AwsError, InstanceMetadata, make_client
 from tests.training.metadata_service import NOTICE, MetadataServer
 
 NAME = "spot/instance-action"
@@ -24,3 +26,21 @@ def test_get_renews_an_expired_token(ec2_metadata: MetadataServer) -> None:
     ec2_metadata.tokens = 7  # the old token is invalid now
     assert service.get(NAME)
     assert ec2_metadata.tokens == 8
+
+
+@pytest.mark.parametrize(("value", "attempts"), [("9", 9), ("", 6)])
+def test_number_of_attempts_comes_from_the_environment(
+    value: str, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("boto3")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", value)
+    assert make_client("s3", "us-east-1").meta.config.retries["total_max_attempts"] == attempts
+
+
+@pytest.mark.parametrize("value", ["many", "0", "-1", "2.5"])
+def test_invalid_number_of_attempts_is_reported(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("boto3")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", value)
+    with pytest.raises(AwsError) as error:
+        make_client("s3", "us-east-1")
+    assert error.value.code == "aws-option-invalid"
