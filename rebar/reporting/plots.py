@@ -125,6 +125,9 @@ def draw(axes: Any, panel: Panel) -> None:
         axes.set_yscale("log")
     elif panel.from_zero and values and max(values) > 0:
         axes.set_ylim(0, 1.1 * max(values))
+    epochs = {epoch for line in panel.shown for epoch in line.x}
+    if len(epochs) == 1:  # matplotlib's range around a single point contains no other integer
+        axes.set_xlim(min(epochs) - 1, max(epochs) + 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(panel.shown) > 1:
         axes.legend()

@@ -29,7 +29,7 @@ h1 { margin-bottom: 0 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; 
 table { border-collapse: collapse; font-variant-numeric: tabular-nums } .wide { overflow-x: auto }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee } th { color: #555 }
 th:first-child, td:first-child { text-align: left }
-.text td { text-align: left } .best { font-weight: 600; background: #eef6ee }
+.text td { text-align: left } details { margin-top: .8rem } .best { font-weight: 600; background: #eef6ee }
 pre { background: #f4f5f7; padding: 1rem; border-radius: 8px; overflow-x: auto; font-size: 13px }
 """
 _COLUMNS = (  # name in the log, heading, format
@@ -125,7 +125,7 @@ def _facts(run: RunData) -> str:
         with_tta = run.end.get(f"val/top1_tta_{pixels}px")
         if with_tta is not None:
             facts[f"top-1 at {pixels} px with flip TTA"] = format(with_tta, ".2%")
-    facts["epochs"] = str(len(run.epochs))
+    facts["epoch" if len(run.epochs) == 1 else "epochs"] = str(len(run.epochs))
     cells = (f"<div><b>{value}</b><span>{label}</span></div>" for label, value in facts.items())
     return f'<div class="facts">{"".join(cells)}</div>'
 

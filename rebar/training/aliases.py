@@ -62,7 +62,7 @@ ALIASES = (
     Alias("--workers -j", "--data.num_workers={}", "N"),
     Alias("--scheduler --sched --lr-scheduler", "--lr.lr_schedule_type={}", "NAME"),
     Alias("--lr-warmup-epochs", "--lr.warmup_epochs={}", "N"),
-    Alias("--lr-warmup-method", metavar="NAME", note="warm-up is linear"),
+    Alias("--lr-warmup-method", metavar="NAME", note="warmup is linear"),
     Alias("--lr-warmup-decay", "--lr.warmup_factor={}", "F"),
     Alias("--lr-min", "--lr.min_lr={}", "LR"),
     Alias("--lr-step-size", "--lr.step_length={}", "N"),

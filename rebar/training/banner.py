@@ -82,7 +82,7 @@ def recipe_summary(config: TrainConfig, *, global_batch: int, precision: str, gp
         f"{resolution.min_res} px": not ramps,
         f"{training.optimizer}, {config.lr.lr_schedule_type} lr {peak:g}{scaling}": frozen is None,
         f"constant lr {frozen or 'of the last step'}": frozen is not None,
-        f"warm-up {count(config.lr.warmup_epochs, 'epoch')}": has_warmup and config.lr.warmup_epochs > 0,
+        f"warmup {count(config.lr.warmup_epochs, 'epoch')}": has_warmup and config.lr.warmup_epochs > 0,
         momentum: momentum and training.momentum > 0,
         f"weight decay {training.weight_decay:g}": training.weight_decay > 0,
         f"label smoothing {training.label_smoothing:g}": training.label_smoothing > 0,

@@ -136,7 +136,7 @@ class HealthMonitor:
             self._warn_once(
                 "divergence",
                 f"the training loss rose from {self._first_loss:.3g} to {loss:.3g} at step {step}: training may be "
-                f"diverging. Lower the learning rate (now {lr:.3g}), or use a longer warm-up",
+                f"diverging. Lower the learning rate (now {lr:.3g}), or use a longer warmup",
             )
 
     def on_validation(self, loss: float, epoch: int) -> None:

@@ -63,7 +63,7 @@ class LrRangeResult:
         )
         return (
             f"steepest descent at {self.steepest:.3g}, lowest loss at {self.minimum:.3g}\n"
-            f"try --lr: {rates} (for this global batch, with warm-up)"
+            f"try --lr: {rates} (for this global batch, with warmup)"
         )
 
 

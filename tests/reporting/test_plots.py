@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from rebar.errors import RebarError
 from rebar.reporting.console import class_lines, per_class_accuracy
-from rebar.reporting.log import latest_records
-from rebar.reporting.plots import main, plot_confusion, plot_run
+from rebar.reporting.log import Series, latest_records
+from rebar.reporting.plots import Panel, draw, main, plot_confusion, plot_run
 
 
 def step(number: int, loss: float) -> dict[str, Any]:
@@ -143,3 +143,13 @@ def test_class_lines_escape_control_characters() -> None:
 def test_plot_confusion_writes_png_for_any_class_names(tmp_path: Path) -> None:
     plot_confusion(CONFUSION, ["$hen$", r"$\bad$", "_robin"], tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("epochs", [[1], [1, 2], list(range(1, 91))])
+def test_ticks_of_epochs_are_integers(epochs: list[float]) -> None:
+    axes = Figure().subplots()
+    draw(axes, Panel("accuracy", [Series("top-1", epochs, [0.5] * len(epochs))]))
+    left, right = axes.get_xlim()
+    shown = [tick for tick in axes.get_xticks() if left <= tick <= right]
+    assert shown
+    assert all(tick == int(tick) for tick in shown)

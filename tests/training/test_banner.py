@@ -99,7 +99,7 @@ def test_recipe_summary_shows_the_scaled_learning_rate(given: list[str], lr: str
         (["--color-jitter-hue", "0.1"], "hue jitter 0.1"),
         (["--sync-bn"], "SyncBatchNorm"),
         (["--gradient-checkpointing"], "gradient checkpointing"),
-        (["--lr-schedule-type", "cosine", "--warmup-epochs", "5"], "warm-up 5 epochs"),
+        (["--lr-schedule-type", "cosine", "--warmup-epochs", "5"], "warmup 5 epochs"),
         (["--nesterov"], "Nesterov momentum"),
         (["--stats-file", "folder/mine.json"], "channel statistics of mine.json"),
         (["--freeze-lr", "0.01"], "constant lr 0.01"),
@@ -114,7 +114,7 @@ def test_recipe_summary_shows_enabled_options(given: list[str], shown: str) -> N
     ("given", "absent"),
     [
         (["--sync-bn"], "SyncBatchNorm"),  # on a CPU
-        (["--warmup-epochs", "5"], "warm-up 5 epochs"),  # the cyclic schedule has no warm-up
+        (["--warmup-epochs", "5"], "warmup 5 epochs"),  # the cyclic schedule has no warm-up
         (["--nesterov", "--optimizer", "lamb"], "Nesterov momentum"),
         (["--zero-init-residual", "--pretrained"], "zero-init residual"),
     ],
